@@ -1,0 +1,31 @@
+"""Boxes, instances and image batches: what data, models and evaluation hand to each other."""
+
+from .boxes import (
+    BoxMode,
+    box_area,
+    cxcywh_to_xyxy,
+    generalized_iou,
+    pairwise_generalized_iou,
+    pairwise_iou,
+    xywh_to_xyxy,
+    xyxy_to_cxcywh,
+    xyxy_to_xywh,
+)
+from .images import pad_images, padding_mask
+from .instances import Boxes, Instances
+
+__all__ = [
+    "BoxMode",
+    "Boxes",
+    "Instances",
+    "box_area",
+    "cxcywh_to_xyxy",
+    "generalized_iou",
+    "pad_images",
+    "padding_mask",
+    "pairwise_generalized_iou",
+    "pairwise_iou",
+    "xywh_to_xyxy",
+    "xyxy_to_cxcywh",
+    "xyxy_to_xywh",
+]
