@@ -1,0 +1,112 @@
+"""Rank, world size and the few collectives that the rest of the package uses.
+
+Everything here works without `torch.distributed` being initialized: the answers are then those of
+one process. Nothing here starts processes; see `sparsedet.engine.launch`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+__all__ = [
+    "all_gather",
+    "all_reduce_mean",
+    "any_process",
+    "get_local_rank",
+    "get_rank",
+    "get_world_size",
+    "is_main_process",
+    "synchronize",
+]
+
+
+def get_rank() -> int:
+    """Index of this process among all processes of the run (0 when there is one)."""
+    return dist.get_rank() if _is_initialized() else 0
+
+
+def get_world_size() -> int:
+    """Number of processes of the run."""
+    return dist.get_world_size() if _is_initialized() else 1
+
+
+def get_local_rank() -> int:
+    """Index of this process on its machine, as its launcher says (0 when there is one)."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if _is_initialized() else 0
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files."""
+    return get_rank() == 0
+
+
+def synchronize() -> None:
+    """Wait until every process has come here."""
+    if get_world_size() > 1:
+        dist.barrier(group=_host_group())
+
+
+def all_gather(obj: Any) -> list[Any]:
+    """Collect one picklable object per process, on the host.
+
+    Args:
+        obj: This process's contribution.
+
+    Returns:
+        The objects of all processes, by rank; the same list everywhere.
+    """
+    world_size = get_world_size()
+    if world_size == 1:
+        return [obj]
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, obj, group=_host_group())
+    return gathered
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over the processes.
+
+    Args:
+        tensor: A floating tensor of the same shape everywhere; it is not changed.
+
+    Returns:
+        A new tensor, detached, equal on all processes (the input itself, detached, when there is
+        one process).
+    """
+    tensor = tensor.detach()
+    world_size = get_world_size()
+    if world_size == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / world_size
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on at least one process; the same answer everywhere."""
+    if get_world_size() == 1:
+        return flag
+    votes = torch.tensor([int(flag)], dtype=torch.int32)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_host_group())
+    return bool(votes.item())
+
+
+def _is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _host_group() -> dist.ProcessGroup | None:
+    """A group whose collectives take host tensors: the default one where it can."""
+    if dist.get_backend() == "gloo":
+        return None
+    return _gloo_group(dist.group.WORLD)
+
+
+@functools.cache
+def _gloo_group(_world: dist.ProcessGroup) -> dist.ProcessGroup | None:
+    return dist.new_group(backend="gloo")
