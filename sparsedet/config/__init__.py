@@ -1,0 +1,23 @@
+"""Lazy configuration: Python files that describe calls; loaded, overridden, saved, carried out.
+
+A config file imports classes and wraps them in :class:`LazyCall`; what it exports is a tree of
+nodes with a ``_target_`` and keyword arguments. The format is detectron2's, so that both loaders
+read the files and both instantiators accept the trees. This is the only room that knows omegaconf:
+:func:`instantiate` hands plain lists, dicts and values to what it calls.
+"""
+
+from sparsedet.config.calls import LazyCall, check_keys, instantiate
+from sparsedet.config.lazy import LazyConfig, get_config
+from sparsedet.config.naming import ConfigError
+from sparsedet.config.overrides import ComponentSwap, swap_component
+
+__all__ = [
+    "ComponentSwap",
+    "ConfigError",
+    "LazyCall",
+    "LazyConfig",
+    "check_keys",
+    "get_config",
+    "instantiate",
+    "swap_component",
+]

@@ -1,0 +1,153 @@
+"""Describing calls (LazyCall), making them (instantiate), and checking what no call checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sparsedet.config.naming import (
+    ConfigError,
+    dotted_name,
+    join,
+    keyword_parameters,
+    locate,
+    nearest,
+)
+
+FLAGS = {"allow_objects": True}  # config nodes may hold classes and functions
+
+
+class LazyCall:
+    """Describes a call instead of making it.
+
+    ``LazyCall(torch.nn.Linear)(in_features=2, out_features=3)`` is a config node: edit it, save it,
+    and let :func:`instantiate` make the call. Config files import it as ``L``.
+
+    Args:
+        target: a class, a function, or the dotted path of one.
+    """
+
+    def __init__(self, target: Callable[..., Any] | str) -> None:
+        if not callable(target) and not isinstance(target, str):
+            raise TypeError(
+                f"LazyCall.target must be a callable or a dotted path, got {target!r}. "
+                "Pass the class, not an instance of it."
+            )
+        self._target = target
+
+    def __call__(self, **kwargs: Any) -> DictConfig:
+        """The config node of a call with these keyword arguments."""
+        target = self._target
+        if dataclasses.is_dataclass(target):
+            target = dotted_name(target)  # omegaconf would take the class for a schema
+        return DictConfig({**kwargs, "_target_": target}, flags=FLAGS)
+
+
+def instantiate(cfg: Any) -> Any:
+    """Make the calls that a config describes, arguments first.
+
+    Every node with a ``_target_`` becomes what the target returns, lists become lists and other
+    mappings dicts. What is not a config is returned as it is.
+
+    Args:
+        cfg: a config node, or anything that holds some.
+
+    Raises:
+        ConfigError: if a target cannot be found, does not take an argument, needs one that is
+            missing, or refuses a value. The message carries the path of the node in the config.
+    """
+    path = cfg._get_full_key(None) if isinstance(cfg, (DictConfig, ListConfig)) else ""
+    return _instantiate(cfg, str(path or ""))
+
+
+def _instantiate(cfg: Any, path: str) -> Any:
+    if isinstance(cfg, (DictConfig, Mapping)):
+        values = {k: _instantiate(value_at(cfg, k, path), join(path, k)) for k in map(str, cfg)}
+        return _call(values.pop("_target_"), values, path) if "_target_" in values else values
+    if isinstance(cfg, (ListConfig, list)):
+        return [_instantiate(value_at(cfg, i, path), join(path, i)) for i in range(len(cfg))]
+    return cfg
+
+
+def value_at(cfg: Any, key: Any, path: str) -> Any:
+    """The child of a node, its references followed.
+
+    Raises:
+        ConfigError: if it refers to nothing or is still to be set (``???``).
+    """
+    try:
+        return cfg[key]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{join(path, key)} has no value: {reason}.") from error
+
+
+def _call(target: Any, kwargs: dict[str, Any], path: str) -> Any:
+    if isinstance(target, str):
+        try:
+            target = locate(target)
+        except ConfigError as error:
+            raise ConfigError(f"{join(path, '_target_')}: {error}") from error
+    if not callable(target):
+        raise ConfigError(f"{join(path, '_target_')} must be callable, got {target!r}.")
+    _check_arguments(target, kwargs, path)
+    try:
+        return target(**kwargs)
+    except (ValueError, TypeError) as error:
+        if type(error) not in (ValueError, TypeError):
+            raise  # a more telling class, which names its own file or key
+        raise ConfigError(f"{error} (config: {path or 'top level'})") from error
+
+
+def _check_arguments(target: Any, kwargs: Mapping[str, Any], path: str) -> None:
+    parameters = keyword_parameters(target)
+    if parameters is None:
+        return
+    named, takes_any = parameters
+    name = getattr(target, "__qualname__", repr(target))
+    for key in kwargs:
+        if key not in named and not takes_any:
+            hint = nearest(key, named)
+            raise ConfigError(f"{join(path, key)} is not an argument of {name}. {hint}")
+    missing = [k for k, each in named.items() if each.default is each.empty and k not in kwargs]
+    if missing:
+        keys = ", ".join(join(path, key) for key in missing)
+        raise ConfigError(f"{name} needs {', '.join(missing)}. Set {keys}.")
+
+
+def check_keys(cfg: Any, valid: Any, path: str = "") -> None:
+    """Refuse keys of plain settings, which no call checks, that a reference does not have.
+
+    Args:
+        cfg: the settings, for instance ``cfg.train``.
+        valid: a mapping with every valid key, for instance that of ``configs/common/train.py``.
+        path: where ``cfg`` sits in the whole config, for the message.
+
+    Raises:
+        ConfigError: for the first unknown key, with the nearest valid ones.
+    """
+    for key in cfg:
+        if key not in valid:
+            hint = nearest(key, valid, path)
+            raise ConfigError(f"{join(path, key)} is not a known setting. {hint}")
+        inner, reference = raw_value(cfg, key), raw_value(valid, key)
+        if is_plain(inner) and is_plain(reference) and len(reference):
+            check_keys(inner, reference, join(path, key))
+
+
+def raw_value(cfg: Any, key: Any) -> Any:
+    """A child that is neither a reference to another key nor still to be set; else None."""
+    if isinstance(cfg, (DictConfig, ListConfig)) and (
+        OmegaConf.is_interpolation(cfg, key) or OmegaConf.is_missing(cfg, key)
+    ):
+        return None
+    return cfg[key]
+
+
+def is_plain(node: Any) -> bool:
+    """Whether a node is a group of settings rather than a call or a value."""
+    return isinstance(node, (DictConfig, Mapping)) and "_target_" not in node

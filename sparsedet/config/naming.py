@@ -1,0 +1,112 @@
+"""Names of objects and of config keys: finding, writing, and helping after a mistyped one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config file, an override or a component's arguments are wrong; the message says where."""
+
+
+def close_matches(name: str, names: Iterable[str]) -> list[str]:
+    """The few names that a mistyped one may have meant, best first."""
+    by_folded = {each.lower(): each for each in names}
+    return [by_folded[each] for each in difflib.get_close_matches(name.lower(), by_folded)]
+
+
+def nearest(name: str, names: Iterable[str], parent: str = "") -> str:
+    """The sentence that helps after a mistyped name: the closest valid ones, or else all of them.
+
+    Args:
+        name: what was given.
+        names: what would have been valid.
+        parent: path of the config node whose keys the names are, shown before each.
+    """
+    valid = sorted(set(names))
+    if not valid:
+        return "There is nothing to choose from."
+    close = close_matches(name, valid)
+    shown = ", ".join(join(parent, each) for each in close or valid[:12])
+    if close:
+        return f"Nearest: {shown}."
+    return f"Valid: {shown}{', ...' if len(valid) > 12 else ''}."
+
+
+def join(path: str, key: Any) -> str:
+    """The path of a child: ``model`` and ``scorer`` give ``model.scorer``."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def locate(path: str) -> Any:
+    """The object at a dotted path such as ``torch.nn.Linear``.
+
+    Raises:
+        ConfigError: if there is none, or if importing its module fails.
+    """
+    parts = path.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"'{path}' is not a dotted path such as package.module.Name.")
+    for split in range(len(parts) - 1, 0, -1):
+        module = _import(".".join(parts[:split]), path)
+        if module is not None:
+            return _descend(module, parts[:split], parts[split:])
+    raise ConfigError(f"'{path}' cannot be imported: there is no module '{parts[0]}'.")
+
+
+def _import(module: str, path: str) -> Any:
+    """The module, or None if there is none of that name; its own failures are errors."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name
+        if absent and f"{module}.".startswith(f"{error.name}."):
+            return None
+        raise ConfigError(f"'{path}' cannot be imported: {error}.") from error
+
+
+def _descend(found: Any, owner: list[str], names: list[str]) -> Any:
+    for name in names:
+        if not hasattr(found, name):
+            public = [each for each in dir(found) if not each.startswith("_")]
+            raise ConfigError(f"{'.'.join(owner)} has no '{name}'. {nearest(name, public)}")
+        found, owner = getattr(found, name), [*owner, name]
+    return found
+
+
+def dotted_name(target: Any) -> str:
+    """The shortest dotted path under which :func:`locate` finds a class or function.
+
+    Raises:
+        ConfigError: if there is none, as for a lambda or for what a config file defines.
+    """
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if not module or not name or "<" in name:
+        raise ConfigError(f"{target!r} has no importable name. Define it in a module.")
+    parts = module.split(".")
+    for split in range(1, len(parts) + 1):
+        candidate = f"{'.'.join(parts[:split])}.{name}"
+        try:
+            if locate(candidate) == target:
+                return candidate
+        except ConfigError:
+            continue
+    raise ConfigError(f"{module}.{name} is not importable. Define it in a module.")
+
+
+def keyword_parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool] | None:
+    """The parameters of a callable that can be given by name, and whether it takes any others.
+
+    None if the callable does not tell, as some written in C.
+    """
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return None
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {name: each for name, each in parameters.items() if each.kind in by_name}
+    return named, any(each.kind is each.VAR_KEYWORD for each in parameters.values())

@@ -1,0 +1,287 @@
+"""Overrides typed by a person: ``key=value``, ``+key=value``, and swapping components by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig
+
+from sparsedet.config.calls import is_plain, raw_value, value_at
+from sparsedet.config.files import parse_yaml
+from sparsedet.config.naming import (
+    ConfigError,
+    close_matches,
+    dotted_name,
+    join,
+    keyword_parameters,
+    locate,
+    nearest,
+)
+from sparsedet.registry import find_component, list_components
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """One override: a key as its parts, a value, and whether ``+`` stood before it."""
+
+    parts: tuple[str, ...]
+    value: Any
+    adds: bool
+
+    @property
+    def key(self) -> str:
+        """The key as it is written."""
+        return ".".join(self.parts)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether a component is named."""
+        return len(self.parts) > 1 and self.parts[-1] == "_target_" and isinstance(self.value, str)
+
+    @classmethod
+    def parse(cls, text: str) -> Override:
+        """Read ``key=value`` or ``+key=value``; list items are ``key.0`` or ``key[0]``."""
+        key, equals, value = text.partition("=")
+        parts = tuple(re.split(r"\.|\[(\d+)\]\.?", key.removeprefix("+").strip()))
+        parts = tuple(part for part in parts if part)
+        if not equals or not parts:
+            raise ConfigError(f"The override '{text}' must read key=value or +key=value.")
+        try:
+            return cls(parts, _parse_value(value.strip()), key.startswith("+"))
+        except ConfigError as error:
+            raise ConfigError(f"In the override '{text}' {error}") from error
+
+
+def _parse_value(text: str) -> Any:
+    """A YAML scalar or a flow list or mapping; what is neither is taken as it stands."""
+    collection, quoted = text.startswith(("[", "{")), text.startswith(("'", '"'))
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        if not collection and not quoted:
+            return text
+        reason = getattr(error, "problem", None) or error
+        raise ConfigError(f"the value cannot be read: {reason}.") from error
+    if isinstance(value, (list, dict)):
+        return value if collection else text  # such as a path with ': ' in it
+    return text if isinstance(value, str) and not quoted else value
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """See :meth:`sparsedet.config.LazyConfig.apply_overrides`."""
+    parsed = sorted(map(Override.parse, overrides), key=lambda each: not each.swaps)
+    for override in parsed:
+        if override.swaps:
+            logger.info("%s", swap_component(cfg, ".".join(override.parts[:-1]), override.value))
+        else:
+            _apply(cfg, override)
+    return cfg
+
+
+def _apply(cfg: DictConfig, override: Override) -> None:
+    node = _parent(cfg, override)
+    last = override.parts[-1]
+    old = _child(node, last)
+    if not override.adds:
+        if last not in _valid_keys(node):
+            raise _unknown_key(cfg, override, len(override.parts) - 1, node)
+        if isinstance(override.value, dict) and is_plain(old):
+            for key, value in override.value.items():
+                _apply(cfg, Override((*override.parts, str(key)), value, adds=False))
+            return
+        _check_kind(override, old)
+    if isinstance(node, ListConfig):
+        if last not in _valid_keys(node):
+            raise ConfigError(f"{override.key}: the list has {len(node)} items.")
+        node[int(last)] = _with_dotted_targets(override.value, override.key)
+    else:
+        node[last] = _with_dotted_targets(override.value, override.key)
+
+
+def _parent(cfg: DictConfig, override: Override) -> Any:
+    """The node that holds the last part of the key; ``+`` makes the groups on the way."""
+    node: Any = cfg
+    for position, part in enumerate(override.parts[:-1]):
+        child = _child(node, part)
+        if child is None and override.adds and isinstance(node, DictConfig):
+            node[part] = {}
+            child = node[part]
+        if child is None and part not in _valid_keys(node):
+            raise _unknown_key(cfg, override, position, node)
+        if not isinstance(child, (DictConfig, ListConfig)):
+            path = ".".join(override.parts[: position + 1])
+            raise ConfigError(
+                f"Unknown key {override.key}: {path} is {child!r} and holds no keys."
+                + (f" Set {path}._target_ to put a component there." if child is None else "")
+            )
+        node = child
+    return node
+
+
+def _child(node: Any, part: str) -> Any:
+    if isinstance(node, ListConfig):
+        return value_at(node, int(part), "") if part in _valid_keys(node) else None
+    return value_at(node, part, "") if part in node else None
+
+
+def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
+    """What may be set at a node: the keys it has, and the other arguments of its target."""
+    if isinstance(node, ListConfig):
+        return [str(i) for i in range(len(node))]
+    keys = [str(key) for key in node]
+    target = node.get("_target_")
+    parameters = keyword_parameters(locate(target) if isinstance(target, str) else target)
+    return [*keys, *(key for key in (parameters[0] if parameters else ()) if key not in keys)]
+
+
+def _unknown_key(cfg: DictConfig, override: Override, position: int, node: Any) -> ConfigError:
+    parent, part = ".".join(override.parts[:position]), override.parts[position]
+    siblings = _valid_keys(node)
+    elsewhere = [key for key in _all_keys(cfg, "") if key.endswith(f".{override.parts[-1]}")]
+    if elsewhere and not close_matches(part, siblings):
+        hint = f"Nearest: {', '.join(elsewhere[:3])}."
+    else:
+        hint = nearest(part, siblings, parent)
+    return ConfigError(f"Unknown key {override.key}. {hint} Write +{override.key}=... to add it.")
+
+
+def _all_keys(node: Any, path: str) -> list[str]:
+    if isinstance(node, ListConfig):
+        keys: list[Any] = list(range(len(node)))
+    else:
+        keys = list(node) if isinstance(node, DictConfig) else []
+    found = []
+    for key in keys:
+        found += [join(path, key), *_all_keys(raw_value(node, key), join(path, key))]
+    return found
+
+
+def _check_kind(override: Override, old: Any) -> None:
+    """Refuse to put a scalar in the place of a component or group, or text in that of a number."""
+    key, new = override.key, override.value
+    text = isinstance(new, str) and "${" not in new
+    if isinstance(old, DictConfig) and (text or isinstance(new, (int, float))):
+        if is_plain(old):
+            names = ", ".join(join(key, each) for each in old)
+            raise ConfigError(f"{key} is a group of settings, got {new!r}. Set one of {names}.")
+        raise ConfigError(
+            f"{key} is a component, got {new!r}. "
+            f"Use {key}._target_=Name to swap it, or {key}=null to take it away."
+        )
+    if isinstance(old, (bool, int, float)) and text:
+        kind = "true or false" if isinstance(old, bool) else "a number"
+        raise ConfigError(f"{key} must be {kind}, got {new!r}.")
+
+
+# --- components
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentSwap:
+    """What swapping a component changed.
+
+    Attributes:
+        key: where.
+        target: dotted path of the new class.
+        dropped: arguments that the new class does not take.
+        filled: arguments of the new class taken from ``model.*``, which has values of those names.
+        missing: arguments that the new class needs and that are still to be set.
+    """
+
+    key: str
+    target: str
+    dropped: tuple[str, ...]
+    filled: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{self.key} is now {self.target}"]
+        parts += [f"dropped {', '.join(self.dropped)}"] if self.dropped else []
+        parts += [f"from model: {', '.join(self.filled)}"] if self.filled else []
+        parts += [f"still to be set: {', '.join(self.missing)}"] if self.missing else []
+        return "; ".join(parts)
+
+
+def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
+    """Put another class in the place of a component, in place.
+
+    Arguments that the new class does not take are dropped. Those that are not set and for which
+    ``model`` has a value of the same name (``embed_dim``, ``num_levels``) become references to it.
+
+    Args:
+        cfg: the whole config.
+        key: the component, such as ``model.scorer``; it may be null so far.
+        name: a registered name of the component's family, or a dotted path.
+
+    Raises:
+        ConfigError: if there is no such key or component; the message lists the nearest names.
+    """
+    override = Override((*key.split("."), "_target_"), name, adds=False)
+    holder: Any = _parent(cfg, Override(override.parts[:-1], None, adds=False))
+    last = override.parts[-2]
+    if last not in _valid_keys(holder):
+        raise _unknown_key(cfg, override, len(override.parts) - 2, holder)
+    index: Any = int(last) if isinstance(holder, ListConfig) else last
+    node = _child(holder, last)
+    target = _find_class(key, name, node.get("_target_") if isinstance(node, DictConfig) else None)
+    if not isinstance(node, DictConfig):
+        holder[index] = {}
+        node = holder[index]
+    named, takes_any = keyword_parameters(target) or ({}, True)
+    dropped = [k for k in node if k != "_target_" and k not in named and not takes_any]
+    for each in dropped:
+        del node[each]
+    filled = [k for k in named if k not in node and key.startswith("model.") and _shared(cfg, k)]
+    for each in filled:
+        node[each] = f"${{model.{each}}}"
+    node["_target_"] = dotted_name(target)
+    missing = [k for k, p in named.items() if p.default is p.empty and k not in node]
+    return ComponentSwap(
+        key, node["_target_"], tuple(map(str, dropped)), tuple(filled), tuple(missing)
+    )
+
+
+def _shared(cfg: DictConfig, name: str) -> bool:
+    """Whether ``model`` has a plain value of this name that its components can refer to."""
+    model = cfg["model"]
+    return name in model and not isinstance(raw_value(model, name), (DictConfig, ListConfig))
+
+
+def _find_class(key: str, name: str, current: Any) -> Any:
+    if "." in name:
+        try:
+            return locate(name)
+        except ConfigError as error:
+            raise ConfigError(f"{key}._target_: {error}") from error
+    families = list_components()
+    family = key.rsplit(".", 1)[-1]
+    if family not in families:
+        old = current.rsplit(".", 1)[-1] if isinstance(current, str) else None
+        old = old or getattr(current, "__name__", "")
+        family = next((each for each, names in families.items() if old in names), "")
+    names = families.get(family) or [each for names in families.values() for each in names]
+    if name in names:
+        return find_component(name)
+    kind = f" {family}" if family else " component"
+    other = next((each for each, members in families.items() if name in members), "")
+    note = f" ({name} is one of the family '{other}'.)" if other else ""
+    raise ConfigError(f"{key}: there is no{kind} '{name}'. {nearest(name, names)}{note}")
+
+
+def _with_dotted_targets(value: Any, key: str) -> Any:
+    """Write the dotted path for registered names inside a list or mapping that was typed."""
+    if isinstance(value, list):
+        return [_with_dotted_targets(each, join(key, i)) for i, each in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    found = {k: _with_dotted_targets(each, join(key, k)) for k, each in value.items()}
+    if isinstance(found.get("_target_"), str):
+        found["_target_"] = dotted_name(_find_class(key, found["_target_"], None))
+    return found
