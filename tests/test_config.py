@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import math
 import textwrap
 from pathlib import Path
@@ -29,6 +30,12 @@ class Point:
         if isinstance(x, int) and x < 0:
             raise ValueError(f"Point.x must be >= 0, got {x}.")
         self.x, self.y, self.label = x, y, label
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    left: object
+    right: object
 
 
 class Keeps:
@@ -116,6 +123,11 @@ def test_instantiate_leaves_other_objects_alone():
 @pytest.mark.parametrize("target", ["torch.nn.Linear", torch.nn.Linear])
 def test_targets_are_callables_or_dotted_paths(target):
     assert instantiate(L(target)(in_features=2, out_features=3)).weight.shape == (3, 2)
+
+
+def test_dataclasses_and_containers_are_targets_too():
+    assert instantiate(L(Pair)(left=1, right=[2])) == Pair(1, [2])
+    assert instantiate(L(dict)(a=L(Pair)(left=1, right=2))) == {"a": Pair(1, 2)}
 
 
 def test_references_follow_the_tree(cfg):

@@ -42,7 +42,8 @@ class LazyCall:
     def __call__(self, **kwargs: Any) -> DictConfig:
         """The config node of a call with these keyword arguments."""
         target = self._target
-        if dataclasses.is_dataclass(target):
+        container = isinstance(target, type) and issubclass(target, (dict, list, tuple))
+        if container or dataclasses.is_dataclass(target):
             target = dotted_name(target)  # omegaconf would take the class for a schema
         return DictConfig({**kwargs, "_target_": target}, flags=FLAGS)
 
