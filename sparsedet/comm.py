@@ -100,7 +100,7 @@ def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _host_group() -> dist.ProcessGroup | None:
+def _host_group() -> Any:
     """A group whose collectives take host tensors: the default one where it can."""
     if dist.get_backend() == "gloo":
         return None
@@ -108,5 +108,5 @@ def _host_group() -> dist.ProcessGroup | None:
 
 
 @functools.cache
-def _gloo_group(_world: dist.ProcessGroup) -> dist.ProcessGroup | None:
+def _gloo_group(_world: Any) -> Any:
     return dist.new_group(backend="gloo")

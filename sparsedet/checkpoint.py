@@ -1,0 +1,453 @@
+"""Checkpoints: written atomically, read safely, matched strictly.
+
+A checkpoint is a dict with at least `"model"` (a state dict). Full ones, written during training,
+also hold all that a resumed run needs to go on as if it had not stopped. Files are read without
+executing code from them (`weights_only`); every tensor that does not fit is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointStore",
+    "LoadReport",
+    "load_checkpoint",
+    "load_weights",
+    "model_weights",
+    "restore_model",
+    "save_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+_PERIODIC = re.compile(r"checkpoint_(\d+)\.pth")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be read or does not fit the model."""
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint so that the file is either the old one or the whole new one.
+
+    Args:
+        checkpoint: Tensors, numbers, strings, lists and dicts of these; `"model"` is a state dict.
+        path: Where; a name ending in `.safetensors` keeps the weights only.
+    """
+    path = Path(path)
+    with _atomic_file(path) as file:
+        if path.suffix == ".safetensors":
+            file.write(_safetensors().save(_contiguous(checkpoint["model"])))
+        else:
+            torch.save(dict(checkpoint), file)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint onto the host, without running code from it.
+
+    Args:
+        path: A `.pth` or `.safetensors` file. A bare state dict, and one under `"state_dict"`,
+            count as weights.
+
+    Returns:
+        A dict with at least `"model"`.
+
+    Raises:
+        CheckpointError: If the file is missing, cut off, no checkpoint, or holds objects that safe
+            loading refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"checkpoint {path} {what}. Give the path of a .pth or .safetensors file."
+        )
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _with_model(content, path)
+
+
+@contextmanager
+def _atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside `path` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    with suppress(OSError):  # not every file system can do it
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # the released DETR codes store their command line beside the weights: a plain container
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise CheckpointError(
+                f"checkpoint {path} is not a checkpoint or is damaged."
+            ) from error
+        raise CheckpointError(
+            f"checkpoint {path} holds an object of type {refused[1]}, which safe loading refuses. "
+            'Save it again as {"model": state_dict}, or as .safetensors.'
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {path} is not a checkpoint or is cut off ({reason})."
+        ) from error
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise CheckpointError(
+            ".safetensors files need the package safetensors. Run: pip install safetensors"
+        ) from error
+    return safetensors.torch
+
+
+def _read_safetensors(path: Path) -> Any:
+    module = _safetensors()
+    try:
+        return module.load(path.read_bytes())
+    except Exception as error:  # its error type is not exported on all versions
+        raise CheckpointError(f"checkpoint {path} is not a safetensors file ({error}).") from error
+
+
+def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def _with_model(content: Any, path: Path) -> dict[str, Any]:
+    if isinstance(content, Mapping):
+        for key in ("model", "state_dict"):
+            if _is_state_dict(content.get(key)):
+                return {**content, "model": content[key]}
+        if _is_state_dict(content):
+            return {"model": dict(content)}
+    raise CheckpointError(
+        f'checkpoint {path} holds no weights: expected {{"model": state_dict}} or a state dict.'
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    )
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did.
+
+    Attributes:
+        module: The part that was filled, as a path inside the model; empty for the whole model.
+        num_loaded: Number of tensors taken from the file.
+        reinitialized: Tensors left at their initial values since they depend on the classes.
+        unused: Tensors of the file without a place in the part that was filled.
+    """
+
+    module: str
+    num_loaded: int
+    reinitialized: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Differences:
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # (in the file, in the model)
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights that evaluation used: the averaged ones where the run kept an average."""
+    ema = checkpoint.get("ema")
+    return dict(ema["model"] if ema else checkpoint["model"])
+
+
+def load_weights(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    reinit_class_heads: bool = False,
+    num_classes: int | None = None,
+) -> LoadReport:
+    """Initialize a model from a checkpoint; what does not fit is an error.
+
+    The weights are those of the whole model, or of its backbone alone (a torchvision or timm
+    file): then the file has no key of the model and every key of one module of the model.
+
+    Args:
+        model: Filled in place; unchanged when an error is raised.
+        path: A `.pth` or `.safetensors` file.
+        reinit_class_heads: Whether tensors that differ only in the number of classes keep their
+            initial values.
+        num_classes: The model's number of classes; `model.num_classes` by default.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or keys or shapes do not fit.
+    """
+    weights = _drop_counters(model_weights(load_checkpoint(path)), model)
+    if num_classes is None:
+        num_classes = getattr(model, "num_classes", None)
+    own = model.state_dict()
+    if not own.keys() & weights.keys():
+        return _load_part(model, weights, path)
+    differences = _compare(own, weights)
+    classes = _class_change(differences, num_classes)
+    if classes is not None and not reinit_class_heads:
+        raise CheckpointError(
+            f"checkpoint {path} {_class_sentence(differences, classes)} Set "
+            "train.reinit_class_heads=True to start the class heads anew and keep the rest, or "
+            "use a checkpoint of the same classes."
+        )
+    reinitialized = tuple(differences.mismatched) if classes is not None else ()
+    _require_match(differences, path, allowed=reinitialized)
+    kept = {name: tensor for name, tensor in weights.items() if name not in reinitialized}
+    model.load_state_dict(kept, strict=not reinitialized)
+    return LoadReport(module="", num_loaded=len(kept), reinitialized=reinitialized)
+
+
+def restore_model(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Fill a model with the weights of its own earlier run.
+
+    Args:
+        model: Filled in place; unchanged when an error is raised.
+        weights: A state dict of the same keys and shapes.
+        path: Where the weights come from, for the message.
+
+    Raises:
+        CheckpointError: If keys or shapes differ.
+    """
+    differences = _compare(model.state_dict(), weights)
+    classes = _class_change(differences, getattr(model, "num_classes", None))
+    if classes is not None:
+        raise CheckpointError(
+            f"checkpoint {path} {_class_sentence(differences, classes)} A run is resumed with the "
+            "classes it began with: set another train.output_dir, and to fine-tune "
+            f"train.init_checkpoint={path} train.reinit_class_heads=True."
+        )
+    _require_match(differences, path)
+    model.load_state_dict(dict(weights))
+
+
+def _compare(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> _Differences:
+    return _Differences(
+        missing=[name for name in own if name not in given],
+        unexpected=[name for name in given if name not in own],
+        mismatched={
+            name: (tuple(given[name].shape), tuple(own[name].shape))
+            for name in own
+            if name in given and given[name].shape != own[name].shape
+        },
+    )
+
+
+def _class_change(differences: _Differences, num_classes: int | None) -> tuple[int, int] | None:
+    """(classes in the file, classes in the model) if that explains every mismatch.
+
+    A tensor depends on the classes when its first axis has one row per class, or one more (label
+    embeddings), and everything else agrees.
+    """
+    if num_classes is None or not differences.mismatched:
+        return None
+    changes = set()
+    for given, own in differences.mismatched.values():
+        if not own or len(given) != len(own) or given[1:] != own[1:]:
+            return None
+        if own[0] not in (num_classes, num_classes + 1):
+            return None
+        changes.add(given[0] - own[0])
+    if len(changes) != 1:
+        return None
+    return num_classes + changes.pop(), num_classes
+
+
+def _class_sentence(differences: _Differences, classes: tuple[int, int]) -> str:
+    name, (given, own) = next(iter(differences.mismatched.items()))
+    return (
+        f"is for {classes[0]} classes, the model for {classes[1]} "
+        f"({name} is {given} in the file and {own} in the model)."
+    )
+
+
+def _require_match(
+    differences: _Differences, path: str | os.PathLike[str], allowed: tuple[str, ...] = ()
+) -> None:
+    mismatched = [
+        f"{name} {given} instead of {own}"
+        for name, (given, own) in differences.mismatched.items()
+        if name not in allowed
+    ]
+    parts = [
+        f"{len(names)} {what} ({_shorten(names)})"
+        for what, names in (
+            ("missing", differences.missing),
+            ("unexpected", differences.unexpected),
+            ("of another shape", mismatched),
+        )
+        if names
+    ]
+    if parts:
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the model: tensors {', '.join(parts)}. "
+            "Use the config that the checkpoint was made with."
+        )
+
+
+def _shorten(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
+
+
+def _drop_counters(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Without batch norm's step counters, which frozen batch norms do not have."""
+    own = model.state_dict().keys()
+    counter = ".num_batches_tracked"
+    if any(name.endswith(counter) for name in own):
+        return weights
+    return {name: tensor for name, tensor in weights.items() if not name.endswith(counter)}
+
+
+def _load_part(
+    model: nn.Module, weights: dict[str, torch.Tensor], path: str | os.PathLike[str]
+) -> LoadReport:
+    """Fill the one module whose keys the file has, if they are most of the file."""
+    for name, module in model.named_modules():
+        own = module.state_dict()
+        if 2 * len(own) < len(weights) or not own.keys() <= weights.keys():
+            continue
+        kept = {key: weights[key] for key in own}
+        _require_match(_compare(own, kept), path)
+        module.load_state_dict(kept)
+        unused = tuple(key for key in weights if key not in own)
+        return LoadReport(module=name, num_loaded=len(kept), unused=unused)
+    raise CheckpointError(
+        f"checkpoint {path} has none of the model's tensors ({_shorten(list(weights))}), and its "
+        "names are not those of the backbone either. Convert it, or use another file."
+    )
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in its output directory.
+
+    `checkpoint_<iteration>.pth` hold everything; `last_checkpoint` names the newest;
+    `model_<name>.pth` hold weights.
+
+    Args:
+        directory: Created on the first write.
+        max_to_keep: Number of full checkpoints kept; older ones of this run are deleted.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, max_to_keep: int = 2) -> None:
+        if max_to_keep < 1:
+            raise ValueError(
+                f"CheckpointStore.max_to_keep must be at least 1, got {max_to_keep}. "
+                "Set train.checkpointer.max_to_keep."
+            )
+        self.directory = Path(directory)
+        self._max_to_keep = max_to_keep
+
+    def save(self, checkpoint: Mapping[str, Any], iteration: int) -> Path:
+        """Write a full checkpoint, point to it, and delete the oldest beyond `max_to_keep`."""
+        path = self.directory / f"checkpoint_{iteration:07d}.pth"
+        save_checkpoint(checkpoint, path)
+        with _atomic_file(self.directory / "last_checkpoint") as file:
+            file.write(path.name.encode() + b"\n")
+        for old in self.paths()[: -self._max_to_keep]:
+            old.unlink()
+        return path
+
+    def save_weights(self, checkpoint: Mapping[str, Any], name: str) -> Path:
+        """Write `model_<name>.pth`."""
+        path = self.directory / f"model_{name}.pth"
+        save_checkpoint(checkpoint, path)
+        return path
+
+    def paths(self) -> list[Path]:
+        """The full checkpoints there are, oldest first."""
+        found = [path for path in self.directory.glob("checkpoint_*.pth") if _iteration(path) >= 0]
+        return sorted(found, key=_iteration)
+
+    def load_last(self) -> tuple[dict[str, Any], Path] | None:
+        """The newest full checkpoint that can be read, and its path; None when there is none.
+
+        Raises:
+            CheckpointError: If there are some, but none can be read.
+        """
+        failure: CheckpointError | None = None
+        for path in self._newest_first():
+            try:
+                return load_checkpoint(path), path
+            except CheckpointError as error:
+                logger.warning("%s Trying the one before it.", error)
+                failure = error
+        if failure is not None:
+            raise failure
+        return None
+
+    def clean(self) -> None:
+        """Delete what a killed process left half written."""
+        for path in self.directory.glob(".*.pth.*.tmp"):
+            path.unlink()
+
+    def _newest_first(self) -> list[Path]:
+        paths = self.paths()[::-1]
+        pointer = self.directory / "last_checkpoint"
+        if pointer.is_file():
+            named = self.directory / pointer.read_text().strip()
+            paths.sort(key=lambda path: path != named)
+        return paths
+
+
+def _iteration(path: Path) -> int:
+    match = _PERIODIC.fullmatch(path.name)
+    return int(match[1]) if match else -1

@@ -1,0 +1,28 @@
+"""Training: the loop, what hangs on it, optimizers and processes."""
+
+from sparsedet.engine.ema import ModelEma
+from sparsedet.engine.hooks import (
+    CheckpointHook,
+    EvalHook,
+    Hook,
+    LogHook,
+    StopHook,
+)
+from sparsedet.engine.launch import launch
+from sparsedet.engine.optim import WarmupParamScheduler, param_groups, scaled_lr
+from sparsedet.engine.trainer import NonFiniteError, Trainer
+
+__all__ = [
+    "CheckpointHook",
+    "EvalHook",
+    "Hook",
+    "LogHook",
+    "ModelEma",
+    "NonFiniteError",
+    "StopHook",
+    "Trainer",
+    "WarmupParamScheduler",
+    "launch",
+    "param_groups",
+    "scaled_lr",
+]

@@ -1,0 +1,313 @@
+"""What hangs on the training loop: stopping, logs, evaluation, checkpoints.
+
+The order matters and is: `StopHook`, `LogHook`, `EvalHook`, `CheckpointHook`. A checkpoint then
+knows of the evaluation of its iteration, and is the last thing that happens at it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsedet import comm
+from sparsedet.checkpoint import CheckpointStore
+from sparsedet.engine.random_state import isolated_random_state
+from sparsedet.engine.trainer import StopTraining, Trainer
+from sparsedet.events import ConsoleWriter, Writer
+
+__all__ = ["CheckpointHook", "EvalHook", "Hook", "LogHook", "StopHook", "flatten_metrics"]
+
+logger = logging.getLogger(__name__)
+
+
+class Hook:
+    """Called by the trainer; does nothing by itself."""
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Before the first iteration of this process."""
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        """After an iteration; `trainer.iteration` counts it."""
+
+    def after_train(self, trainer: Trainer) -> None:
+        """When the loop has ended, also by an exception."""
+
+
+class StopHook(Hook):
+    """Ends the run after the present iteration on SIGINT or SIGTERM to any of its processes.
+
+    An evaluation is broken off (on one process). The same signal sent again has its usual effect.
+    """
+
+    def __init__(self) -> None:
+        self._previous: dict[int, Any] = {}
+        self._owner = os.getpid()
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Listen, if this is the main thread (others may not)."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            if os.getpid() != self._owner:  # a worker of the data loader: its parent ends it
+                return
+            trainer.stop_signal = number
+            signal.signal(number, self._previous[number])
+            if trainer.interruptible:
+                raise StopTraining
+
+        self._owner = os.getpid()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, handle)
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        """Agree with the other processes."""
+        if comm.any_process(trainer.stop_signal is not None):
+            trainer.stop_requested = True
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Listen no more."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+
+class LogHook(Hook):
+    """Averages over the last iterations, to the writers.
+
+    Rows hold `loss`, its terms as `loss/<term>`, what was logged through `events`, `lr` (of the
+    fastest group), `seconds_per_iteration`, `data_seconds`, `epoch` and, on an accelerator,
+    `memory_mb`.
+
+    Args:
+        period: Iterations per row.
+        writers: Where rows go, on the main process.
+        console: Also told of every single iteration.
+        iterations_per_epoch: For `epoch`.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        writers: Sequence[Writer],
+        *,
+        console: ConsoleWriter | None = None,
+        iterations_per_epoch: float = 1.0,
+    ) -> None:
+        if period < 1:
+            raise ValueError(
+                f"LogHook.period must be at least 1, got {period}. Set train.log_period."
+            )
+        self._period = period
+        self._writers = list(writers) + ([console] if console is not None else [])
+        self._console = console
+        self._iterations_per_epoch = iterations_per_epoch
+        self._last = (0, 0.0)
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Start the clock."""
+        self._last = (trainer.iteration, trainer.train_seconds)
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        """Write a row when it is time, and at the end."""
+        if self._console is not None:
+            self._console.advance(trainer.iteration)
+        if trainer.iteration % self._period and trainer.iteration != trainer.max_iter:
+            return
+        started = time.perf_counter()
+        scalars = _mean_over_processes(trainer.recorder.flush())
+        trainer.train_seconds += time.perf_counter() - started  # the device's share
+        iteration, seconds = self._last
+        elapsed = trainer.train_seconds - seconds
+        scalars["lr"] = max(group["lr"] for group in trainer.optimizer.param_groups)
+        scalars["seconds_per_iteration"] = elapsed / (trainer.iteration - iteration)
+        scalars["epoch"] = trainer.iteration / self._iterations_per_epoch
+        if trainer.device.type != "cpu":
+            scalars["memory_mb"] = torch.accelerator.max_memory_allocated(trainer.device) / 2**20
+        self._last = (trainer.iteration, trainer.train_seconds)
+        for writer in self._writers:
+            writer.write(trainer.iteration, scalars)
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Close the writers."""
+        for writer in self._writers:
+            writer.close()
+
+
+def _mean_over_processes(scalars: dict[str, float]) -> dict[str, float]:
+    rows = comm.all_gather(scalars)
+    names = dict.fromkeys(name for row in rows for name in row)
+    values = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(series) / len(series) for name, series in values.items()}
+
+
+class EvalHook(Hook):
+    """Evaluates now and then and at the end, and keeps the best weights.
+
+    `trainer.hook_state["eval"]` holds the last results and the best value, so that a resumed run
+    neither repeats nor misses an evaluation.
+
+    Args:
+        period: Iterations between evaluations; 0 for one at the end alone.
+        evaluate: Called with the model to evaluate, on every process; returns (nested) metrics on
+            the main one.
+        writers: Take the metrics as `eval/<name>`.
+        store: Takes `model_best.pth`.
+        best_metric: Name of the metric to keep the best weights by, as `"bbox/AP"`.
+        extra: Kept beside the best weights.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[nn.Module], Mapping[str, Any]],
+        *,
+        writers: Sequence[Writer] = (),
+        store: CheckpointStore | None = None,
+        best_metric: str = "bbox/AP",
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        if period < 0:
+            raise ValueError(
+                f"EvalHook.period must be 0 or more, got {period}. Set train.eval_period."
+            )
+        self._period = period
+        self._evaluate = evaluate
+        self._writers = list(writers)
+        self._store = store
+        self._best_metric = best_metric
+        self._extra = dict(extra or {})
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Do what was due where the run stopped."""
+        done = trainer.hook_state.get("eval", {}).get("iteration")
+        if trainer.iteration and done != trainer.iteration:
+            self.after_iteration(trainer)
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        """Evaluate when it is time."""
+        at_end = trainer.iteration == trainer.max_iter
+        due = at_end or (self._period > 0 and trainer.iteration % self._period == 0)
+        if not due or trainer.stop_requested:
+            return
+        trainer.settle()
+        results = self._run(trainer)
+        if results is not None and comm.is_main_process():
+            self._keep(trainer, results)
+
+    def _run(self, trainer: Trainer) -> dict[str, Any] | None:
+        model = trainer.eval_model
+        was_training = model.training
+        trainer.interruptible = comm.get_world_size() == 1
+        try:
+            with isolated_random_state(trainer.device):
+                return _plain(self._evaluate(model.eval()))
+        except (StopTraining, RuntimeError):
+            if trainer.stop_signal is None:
+                raise
+            trainer.stop_requested = True
+            return None
+        finally:
+            trainer.interruptible = False
+            model.train(was_training)
+
+    def _keep(self, trainer: Trainer, results: dict[str, Any]) -> None:
+        metrics = flatten_metrics(results)
+        best = trainer.hook_state.get("eval", {}).get("best")
+        value = metrics.get(self._best_metric)
+        if value is None:
+            logger.warning(
+                "the evaluation gives no %s (it gives %s): no best weights are kept. Set "
+                "train.best_metric.",
+                self._best_metric,
+                ", ".join(metrics) or "nothing",
+            )
+        elif best is None or value > best["value"]:
+            best = {"metric": self._best_metric, "value": value, "iteration": trainer.iteration}
+            self._save_best(trainer, best)
+        trainer.hook_state["eval"] = {
+            "iteration": trainer.iteration,
+            "results": results,
+            "best": best,
+        }
+        for writer in self._writers:
+            writer.write(trainer.iteration, {f"eval/{name}": v for name, v in metrics.items()})
+
+    def _save_best(self, trainer: Trainer, best: dict[str, Any]) -> None:
+        if self._store is not None:
+            weights = {"model": trainer.eval_model.state_dict(), "best": best}
+            self._store.save_weights(weights | self._extra, "best")
+
+
+def flatten_metrics(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of nested dicts, by path: `{"bbox": {"AP": 0.3}}` gives `{"bbox/AP": 0.3}`."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_metrics(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """Metrics as plain Python values, which checkpoints and JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+class CheckpointHook(Hook):
+    """Full checkpoints now and then, at the end and when the run is stopped; the final weights.
+
+    Args:
+        store: Where they go.
+        period: Iterations between checkpoints; 0 for one at the end alone.
+        extra: Kept in every file, such as the config.
+    """
+
+    def __init__(
+        self, store: CheckpointStore, period: int, *, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        if period < 0:
+            raise ValueError(
+                f"CheckpointHook.period must be 0 or more, got {period}. Set "
+                "train.checkpointer.period."
+            )
+        self._store = store
+        self._period = period
+        self._extra = dict(extra or {})
+        self._saved_at = 0
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Remember where the run was resumed."""
+        self._saved_at = trainer.iteration
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        """Save when it is time."""
+        at_end = trainer.iteration == trainer.max_iter
+        if at_end or (self._period > 0 and trainer.iteration % self._period == 0):
+            self._save(trainer)
+        if at_end and comm.is_main_process():
+            weights = {"model": trainer.eval_model.state_dict(), "iteration": trainer.iteration}
+            self._store.save_weights(weights | self._extra, "final")
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Save where a stopped run can be taken up again."""
+        if trainer.stop_requested and self._saved_at != trainer.iteration:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        state = trainer.state_dict() | self._extra
+        if comm.is_main_process():
+            self._store.save(state, trainer.iteration)
+        self._saved_at = trainer.iteration

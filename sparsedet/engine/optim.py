@@ -1,0 +1,146 @@
+"""Parameter groups, learning rates and their schedules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fvcore.common.param_scheduler import ParamScheduler
+from torch import nn
+
+__all__ = ["WarmupParamScheduler", "param_groups", "scaled_lr"]
+
+_RULE_KEYS = {"pattern", "lr_factor", "weight_decay"}
+
+
+def param_groups(
+    model: nn.Module,
+    base_lr: float,
+    *,
+    rules: Sequence[Mapping[str, Any]] = (),
+    weight_decay_norm: float | None = None,
+    weight_decay_bias: float | None = None,
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups of equal learning rate and weight decay.
+
+    Args:
+        model: Its frozen parameters are left out; every other one is in exactly one group.
+        base_lr: Learning rate where no rule says otherwise.
+        rules: Each has a `pattern` (a regular expression, searched in the parameter's name) and
+            one or both of `lr_factor` (times `base_lr`) and `weight_decay`. Where several rules
+            match a parameter, the last one that sets a value wins.
+        weight_decay_norm: Weight decay of normalization layers; None leaves the optimizer's.
+        weight_decay_bias: Weight decay of biases; None leaves the optimizer's.
+
+    Returns:
+        Groups with `params`, `lr` and, where it was set, `weight_decay`.
+
+    Raises:
+        ValueError: If a rule is malformed or matches no parameter, or nothing is trainable.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    compiled = [(_compile(rule, names), rule) for rule in rules]
+    norms = _norm_parameters(model)
+    groups: dict[tuple[float, float | None], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr, weight_decay = base_lr, None
+        if id(parameter) in norms:
+            weight_decay = weight_decay_norm
+        elif name.rsplit(".", 1)[-1] == "bias":
+            weight_decay = weight_decay_bias
+        for pattern, rule in compiled:
+            if pattern.search(name):
+                lr = base_lr * rule["lr_factor"] if "lr_factor" in rule else lr
+                weight_decay = rule.get("weight_decay", weight_decay)
+        groups.setdefault((lr, weight_decay), []).append(parameter)
+    if not groups:
+        raise ValueError("param_groups.model must have trainable parameters, got none.")
+    return [
+        {"params": params, "lr": lr}
+        | ({} if weight_decay is None else {"weight_decay": weight_decay})
+        for (lr, weight_decay), params in groups.items()
+    ]
+
+
+def _compile(rule: Mapping[str, Any], names: list[str]) -> re.Pattern[str]:
+    keys = set(rule)
+    if "pattern" not in keys or len(keys) < 2 or not keys <= _RULE_KEYS:
+        raise ValueError(
+            "param_groups.rules must have a pattern and lr_factor or weight_decay, got "
+            f"{dict(rule)}. Set optimizer.params.rules."
+        )
+    try:
+        pattern = re.compile(rule["pattern"])
+    except re.error as error:
+        raise ValueError(
+            f"param_groups.rules must have regular expressions as patterns, got "
+            f"{rule['pattern']!r} ({error}). Set optimizer.params.rules."
+        ) from error
+    if not any(pattern.search(name) for name in names):
+        raise ValueError(
+            "param_groups.rules must match parameters of the model, got the pattern "
+            f"{rule['pattern']!r}, which matches none of {len(names)}. Change or "
+            "remove it in optimizer.params.rules."
+        )
+    return pattern
+
+
+def _norm_parameters(model: nn.Module) -> set[int]:
+    kinds = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, kinds)
+        for parameter in module.parameters(recurse=False)
+    }
+
+
+def scaled_lr(lr: float, batch_size: int, *, base_batch_size: int = 16) -> float:
+    """A learning rate for another batch size than the recipe's: `lr * sqrt(batch / base)`.
+
+    The rule of the released Sparse DETR code. Nothing applies it unasked; in a config:
+    `optimizer.lr = L(scaled_lr)(lr=2e-4, batch_size="${dataloader.train.total_batch_size}")`.
+
+    Args:
+        lr: The recipe's learning rate.
+        batch_size: Images per optimizer step over all processes.
+        base_batch_size: The recipe's batch size.
+    """
+    if batch_size < 1 or base_batch_size < 1:
+        raise ValueError(
+            "scaled_lr.batch_size and base_batch_size must be at least 1, got "
+            f"{batch_size} and {base_batch_size}."
+        )
+    return lr * (batch_size / base_batch_size) ** 0.5
+
+
+class WarmupParamScheduler(ParamScheduler):
+    """A schedule that rises linearly to where another one is at the end of the warm-up.
+
+    Args:
+        scheduler: What applies after the warm-up.
+        warmup_length: Length of the warm-up as a fraction of the run; 0 for none.
+        warmup_factor: Where it begins, times the value at the end of the warm-up.
+    """
+
+    def __init__(
+        self, scheduler: ParamScheduler, *, warmup_length: float, warmup_factor: float = 0.001
+    ) -> None:
+        if not 0 <= warmup_length < 1:
+            raise ValueError(
+                f"WarmupParamScheduler.warmup_length must be in [0, 1), got {warmup_length}. Set "
+                "lr_multiplier.warmup_length to a fraction of the run."
+            )
+        self._scheduler = scheduler
+        self._length = warmup_length
+        self._start = warmup_factor * scheduler(warmup_length)
+        self._end = scheduler(warmup_length)
+
+    def __call__(self, where: float) -> float:
+        """Multiplier of the learning rates at a point of the run, `where` in [0, 1]."""
+        if where >= self._length:
+            return self._scheduler(where)
+        return self._start + (self._end - self._start) * where / self._length
