@@ -1,0 +1,52 @@
+"""Fully connected blocks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them (the box head of DETR, section A.4).
+
+    Args:
+        in_dim: input channels.
+        out_dim: output channels.
+        hidden_dim: channels of the hidden layers.
+        num_layers: number of linear layers, at least 1.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, hidden_dim: int, num_layers: int) -> None:
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x[... in_dim]`` to ``[... out_dim]``."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward block of a transformer layer, without residual and norm.
+
+    Args:
+        embed_dim: input and output channels.
+        feedforward_dim: hidden channels.
+        dropout: probability after the activation.
+    """
+
+    def __init__(self, embed_dim: int, feedforward_dim: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(embed_dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x[... C]`` to ``[... C]``."""
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))

@@ -1,0 +1,40 @@
+"""The detector and its interchangeable parts."""
+
+from sparsedet.modeling.backbone import TimmBackbone, TorchvisionResNet, TorchvisionSwin
+from sparsedet.modeling.criterion import SetCriterion
+from sparsedet.modeling.decoder import DeformableDecoder
+from sparsedet.modeling.detector import TokenSparseDetector
+from sparsedet.modeling.encoder import DeformableEncoder
+from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.losses import BoxL1Loss, DecoderAttentionLoss, FocalLoss, GIoULoss
+from sparsedet.modeling.matcher import HungarianMatcher
+from sparsedet.modeling.neck import ChannelMapper
+from sparsedet.modeling.queries import EfficientQueries, LearnedQueries, TwoStageQueries
+from sparsedet.modeling.scoring import DAMPredictor, ObjectnessScorer, OracleScorer, RandomScorer
+from sparsedet.modeling.selection import DenseSelector, TopKSelector
+
+__all__ = [
+    "BoxL1Loss",
+    "ChannelMapper",
+    "DAMPredictor",
+    "DecoderAttentionLoss",
+    "DeformableDecoder",
+    "DeformableEncoder",
+    "DenseSelector",
+    "EfficientQueries",
+    "FocalLoss",
+    "GIoULoss",
+    "Heads",
+    "HungarianMatcher",
+    "LearnedQueries",
+    "ObjectnessScorer",
+    "OracleScorer",
+    "RandomScorer",
+    "SetCriterion",
+    "TimmBackbone",
+    "TokenSparseDetector",
+    "TopKSelector",
+    "TorchvisionResNet",
+    "TorchvisionSwin",
+    "TwoStageQueries",
+]

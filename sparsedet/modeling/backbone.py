@@ -1,0 +1,215 @@
+"""Backbones: images to named maps. detectron2's backbones fit in their place as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from sparsedet.registry import BACKBONES
+
+
+_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+@BACKBONES.register()
+class TorchvisionResNet(nn.Module):
+    """A ResNet of torchvision; its maps are "res2" to "res5" (strides 4 to 32).
+
+    Args:
+        name: builder in ``torchvision.models``, such as "resnet50".
+        out_features: maps to return.
+        weights: torchvision weights such as "IMAGENET1K_V1"; None = random.
+        norm: "frozen_bn" = batch norms with fixed statistics and gains, for pretrained weights;
+            "bn" = trained ones.
+        freeze_at: 0 = all trained, 1 = the stem is fixed, 2 = also the first stage, and so on.
+            DETR, Deformable DETR and Sparse DETR fix the stem and the first stage.
+
+    Raises:
+        ValueError: for an unknown name or weights, or when the weights cannot be fetched.
+    """
+
+    size_divisibility = 1
+    _stages = ("layer1", "layer2", "layer3", "layer4")
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        *,
+        out_features: Sequence[str] = ("res3", "res4", "res5"),
+        weights: str | None = None,
+        norm: str = "frozen_bn",
+        freeze_at: int = 2,
+    ) -> None:
+        super().__init__()
+        norms = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d}
+        if norm not in norms:
+            raise ValueError(
+                f"TorchvisionResNet.norm must be one of {sorted(norms)}, got {norm!r}. Set "
+                "model.backbone.norm."
+            )
+        self.body = _torchvision_model(name, weights, norm_layer=norms[norm])
+        if not isinstance(self.body, torchvision.models.ResNet):
+            raise ValueError(
+                f"TorchvisionResNet.name must name a ResNet, got {name!r}. Set model.backbone.name."
+            )
+        del self.body.fc, self.body.avgpool
+        self.out_features = tuple(out_features)
+        if freeze_at > 0:
+            _freeze([self.body.conv1, self.body.bn1])
+            _freeze([getattr(self.body, stage) for stage in self._stages[: freeze_at - 1]])
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map normalized ``[B 3 H W]`` to the named ``[B c h w]``."""
+        x = self.body.maxpool(self.body.relu(self.body.bn1(self.body.conv1(images))))
+        maps = {}
+        for index, stage in enumerate(self._stages):
+            x = getattr(self.body, stage)(x)
+            maps[f"res{index + 2}"] = x
+        return {name: maps[name] for name in self.out_features}
+
+
+@BACKBONES.register()
+class TorchvisionSwin(nn.Module):
+    """A Swin transformer of torchvision; its maps are "res2" to "res5" (strides 4 to 32).
+
+    Each map has a LayerNorm of its own, as in Swin's detection models.
+
+    Args:
+        name: builder in ``torchvision.models``, such as "swin_t".
+        out_features: maps to return.
+        weights: torchvision weights such as "IMAGENET1K_V1"; None = random.
+        freeze_at: 0 = all trained, 1 = the patch embedding is fixed, 2 = also the first stage, ...
+        stochastic_depth: drop rate of the last block's residual branch, rising linearly from 0.
+
+    Raises:
+        ValueError: for an unknown name or weights, or when the weights cannot be fetched.
+    """
+
+    size_divisibility = 32
+
+    def __init__(
+        self,
+        name: str = "swin_t",
+        *,
+        out_features: Sequence[str] = ("res3", "res4", "res5"),
+        weights: str | None = None,
+        freeze_at: int = 0,
+        stochastic_depth: float = 0.2,
+    ) -> None:
+        super().__init__()
+        model = _torchvision_model(name, weights, stochastic_depth_prob=stochastic_depth)
+        if not isinstance(model, torchvision.models.SwinTransformer):
+            raise ValueError(
+                f"TorchvisionSwin.name must name a Swin, got {name!r}. Set model.backbone.name."
+            )
+        self.body = model.features
+        self.out_features = tuple(out_features)
+        width = model.norm.normalized_shape[0] // 8
+        self.norms = nn.ModuleDict(
+            {
+                f"res{i + 2}": nn.LayerNorm(width * 2**i)
+                for i in range(4)
+                if f"res{i + 2}" in self.out_features
+            }
+        )
+        if freeze_at > 0:
+            _freeze(list(self.body[: 2 * freeze_at - 1]))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map normalized ``[B 3 H W]``, sides divisible by 32, to the named ``[B c h w]``."""
+        x, maps = images, {}
+        for index, module in enumerate(self.body):
+            x = module(x)
+            name = f"res{index // 2 + 2}"
+            if index % 2 and name in self.norms:
+                maps[name] = self.norms[name](x).permute(0, 3, 1, 2).contiguous()
+        return maps
+
+
+@BACKBONES.register()
+class TimmBackbone(nn.Module):
+    """Any timm model that gives feature maps; its maps are "res2" to "res5" by stride 4 to 32.
+
+    Args:
+        name: timm model name.
+        out_features: maps to return.
+        pretrained: load timm's weights.
+        model_args: further arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
+
+    Raises:
+        ValueError: for an unknown model, maps that it does not have, or weights that cannot be
+            fetched.
+    """
+
+    size_divisibility = 32
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_features: Sequence[str] = ("res3", "res4", "res5"),
+        pretrained: bool = False,
+        model_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
+            raise ValueError(
+                f"TimmBackbone.name must be a timm model, got {name!r} (near: {near}). Set "
+                "model.backbone.name."
+            )
+        try:
+            self.body = timm.create_model(
+                name, features_only=True, pretrained=pretrained, **dict(model_args or {})
+            )
+        except OSError as error:
+            raise ValueError(
+                _unavailable(f"TimmBackbone.pretrained of {name!r}", "pretrained=false", error)
+            ) from error
+        reductions = list(self.body.feature_info.reduction())
+        missing = [f for f in out_features if _STRIDES.get(f) not in reductions]
+        if missing:
+            raise ValueError(
+                f"TimmBackbone.out_features: {name!r} has maps of strides {reductions}, got "
+                f"{missing}. "
+                "Choose from res2 (stride 4) to res5 (stride 32)."
+            )
+        self.indices = {f: reductions.index(_STRIDES[f]) for f in out_features}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map normalized ``[B 3 H W]``, sides divisible by 32, to the named ``[B c h w]``."""
+        maps = self.body(images)
+        return {name: maps[index] for name, index in self.indices.items()}
+
+
+def _torchvision_model(name: str, weights: str | None, **arguments: Any) -> nn.Module:
+    try:
+        return torchvision.models.get_model(name, weights=weights, **arguments)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"torchvision has no model {name!r} with weights {weights!r} ({error}). Set "
+            "model.backbone.name and "
+            "model.backbone.weights."
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            _unavailable(f"weights {weights!r} of {name!r}", "weights=null", error)
+        ) from error
+
+
+def _unavailable(what: str, off: str, error: Exception) -> str:
+    return (
+        f"{what} could not be fetched ({error}). Set model.backbone.{off} to start from random "
+        "weights, or name a "
+        "file in train.init_checkpoint."
+    )
+
+
+def _freeze(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        module.requires_grad_(False)

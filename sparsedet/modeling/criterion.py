@@ -1,0 +1,100 @@
+"""The training objective: one loop over the supervised stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sparsedet import comm
+from sparsedet.modeling.matcher import HungarianMatcher
+from sparsedet.modeling.stages import DetectorOutput, Matching, Prediction, Targets
+
+
+class MatchedTerm(Protocol):
+    """A loss on a prediction whose queries are matched to objects."""
+
+    name: str
+    weight: float
+
+    def __call__(
+        self, prediction: Prediction, matching: Matching, num_boxes: Tensor | float
+    ) -> Tensor:
+        """The unweighted loss."""
+        ...
+
+
+class StageTerm(Protocol):
+    """A loss on anything else that the detector produced."""
+
+    name: str
+    weight: float
+    requires: frozenset[str]
+    trains: str
+
+    def __call__(self, output: DetectorOutput) -> Tensor:
+        """The unweighted loss."""
+        ...
+
+
+class SetCriterion:
+    """Sum of weighted terms over decoder layers, proposals, encoder heads and the scorer.
+
+    Args:
+        matcher: matches predictions and objects, anew for every stage.
+        matched: terms for every supervised prediction.
+        stage: terms that look at the whole output, such as ``DecoderAttentionLoss``.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        matched: Sequence[MatchedTerm],
+        *,
+        stage: Sequence[StageTerm] = (),
+    ) -> None:
+        self.matcher = matcher
+        self.matched = tuple(matched)
+        self.stage = tuple(stage)
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the detector must record for the stage terms."""
+        return frozenset().union(*(term.requires for term in self.stage))
+
+    def __call__(self, output: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+        """Weighted losses; their sum is the objective.
+
+        Keys read ``"<stage>/<term>"``, for instance ``"decoder.5/box_l1"`` or
+        ``"scorer/decoder_attention"``. The box terms are divided by the number of objects, averaged
+        over the processes, at least 1.
+        """
+        num_boxes = _num_boxes(targets, output.decoder[-1].boxes.device)
+        losses: dict[str, Tensor] = {}
+        for stage, prediction in _supervised(output):
+            matching = self.matcher(prediction, targets)
+            for term in self.matched:
+                losses[f"{stage}/{term.name}"] = term.weight * term(prediction, matching, num_boxes)
+        for term in self.stage:
+            losses[f"scorer/{term.name}"] = term.weight * term(output)
+        return losses
+
+
+def _supervised(output: DetectorOutput) -> Iterator[tuple[str, Prediction]]:
+    for layer, prediction in enumerate(output.decoder):
+        yield f"decoder.{layer}", prediction
+    if output.proposals is not None:
+        yield "proposals", output.proposals
+    for layer, prediction in enumerate(output.encoder):
+        yield f"encoder.{layer}", prediction
+    if output.scores is not None and output.scores.prediction is not None:
+        yield "scorer", output.scores.prediction
+
+
+def _num_boxes(targets: Targets, device: torch.device) -> Tensor | float:
+    total = sum(targets.counts)
+    if comm.get_world_size() == 1:
+        return float(max(total, 1))
+    return comm.all_reduce_mean(torch.tensor(float(total), device=device)).clamp(min=1)

@@ -1,0 +1,344 @@
+"""The one detector: every method of this package is a configuration of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparsedet.events import log_scalar
+from sparsedet.layers.positional import SinePositionEmbedding
+from sparsedet.modeling.criterion import SetCriterion
+from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.selection import DenseSelector
+from sparsedet.modeling.stages import (
+    DetectorOutput,
+    MultiScaleFeatures,
+    Prediction,
+    Size,
+    Targets,
+    flatten_maps,
+)
+from sparsedet.structures import Boxes, Instances, cxcywh_to_xyxy, pad_images, xyxy_to_cxcywh
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A preprocessed batch.
+
+    Attributes:
+        images: normalized and zero-padded.
+        image_sizes: (h, w) of each unpadded image.
+        targets: None if a sample has no instances.
+    """
+
+    images: Float[Tensor, "B 3 H W"]
+    image_sizes: tuple[Size, ...]
+    targets: Targets | None
+
+
+class TokenSparseDetector(nn.Module):
+    """Backbone, neck, token scorer, selector, encoder, query initializer, decoder.
+
+    Deformable DETR, Efficient DETR and Sparse DETR are this class with different parts; see
+    ``projects/``.
+
+    Args:
+        backbone: images to named maps.
+        neck: named maps to one map per level; gives ``strides``.
+        encoder: updates the selected tokens.
+        query_initializer: makes the decoder's queries from the encoded map.
+        decoder: makes the predictions.
+        criterion: the training objective.
+        embed_dim: channels of all parts.
+        num_levels: feature levels of all parts.
+        num_classes: classes.
+        scorer: scores the tokens for the selector; None for a dense encoder.
+        selector: chooses the tokens; None = all of them.
+        position_embedding: embedding of the cells; None = the paper's.
+        shared_heads: one head for all decoder layers (Deformable DETR without refinement).
+        encoder_aux_loss: supervise every encoder layer but the last with a head of its own
+            (Sparse DETR, section 3.4).
+        unmasked_border: see ``Heads``; published weights need it.
+        pixel_mean: mean of the RGB channels, images being in 0..255.
+        pixel_std: their standard deviation.
+        max_detections: detections per image, the best of all queries and classes.
+
+    Raises:
+        ValueError: if the parts do not go together; the message says what to change.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        *,
+        encoder: nn.Module,
+        query_initializer: nn.Module,
+        decoder: nn.Module,
+        criterion: SetCriterion,
+        embed_dim: int,
+        num_levels: int,
+        num_classes: int,
+        scorer: nn.Module | None = None,
+        selector: nn.Module | None = None,
+        position_embedding: SinePositionEmbedding | None = None,
+        shared_heads: bool = False,
+        encoder_aux_loss: bool = False,
+        unmasked_border: bool = False,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        max_detections: int = 100,
+    ) -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(
+                f"TokenSparseDetector.num_classes must be a positive integer, got {num_classes}. "
+                "Set "
+                "dataset.num_classes (it is read from dataset.train_json when that is given)."
+            )
+        self.backbone, self.neck = backbone, neck
+        self.scorer, self.selector = scorer, selector or DenseSelector()
+        self.encoder, self.query_initializer, self.decoder = encoder, query_initializer, decoder
+        self.criterion = criterion
+        self.num_classes, self.max_detections = num_classes, max_detections
+        self.position_embedding = position_embedding or SinePositionEmbedding(embed_dim)
+        self._check_parts(embed_dim, num_levels)
+        self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
+        nn.init.normal_(self.level_embed)
+        point_layers = (
+            (1 if decoder.refine else decoder.num_layers)
+            if query_initializer.reference_dim == 2
+            else 0
+        )
+        num_heads = 1 if shared_heads else decoder.num_layers
+        self.heads = Heads(
+            embed_dim,
+            num_classes,
+            size_biases=[-2.0 if layer < point_layers else 0.0 for layer in range(num_heads)],
+            proposal=query_initializer.needs_proposals,
+            num_encoder=encoder.num_layers - 1 if encoder_aux_loss else 0,
+            scorer=scorer is not None and scorer.needs_head,
+            token_embedding=query_initializer.needs_proposals
+            or (scorer is not None and scorer.needs_token_embedding),
+            unmasked_border=unmasked_border,
+        )
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+
+    def _check_parts(self, embed_dim: int, num_levels: int) -> None:
+        for name in ("neck", "encoder", "decoder", "position_embedding"):
+            got = getattr(self, name).embed_dim
+            if got != embed_dim:
+                raise ValueError(
+                    f"TokenSparseDetector.{name}: embed_dim must be {embed_dim} as in the "
+                    f"detector, got {got}. "
+                    f"Set model.{name}.embed_dim to '${{..embed_dim}}'."
+                )
+        levels = {"neck": len(self.neck.strides), "encoder": self.encoder.num_levels}
+        for name, got in {**levels, "decoder": self.decoder.num_levels}.items():
+            if got != num_levels:
+                raise ValueError(
+                    f"TokenSparseDetector.{name}: num_levels must be {num_levels} as in the "
+                    f"detector, got {got}. Set model.{name}.num_levels to '${{..num_levels}}'."
+                )
+        if self.selector.needs_scorer and self.scorer is None:
+            raise ValueError(
+                f"TokenSparseDetector.scorer must be given for {type(self.selector).__name__}, "
+                "got None. Set "
+                "model.scorer (see list_components()['scorer']) or "
+                "model.selector._target_=DenseSelector."
+            )
+        if self.scorer is not None and not self.selector.needs_scorer:
+            raise ValueError(
+                "TokenSparseDetector.selector must use the scores of "
+                f"{type(self.scorer).__name__}, got "
+                f"{type(self.selector).__name__}. Set model.scorer=null or "
+                "model.selector._target_=TopKSelector."
+            )
+        schedule = getattr(self.selector, "schedule", None)
+        if schedule is not None and len(schedule) != self.encoder.num_layers:
+            raise ValueError(
+                f"TokenSparseDetector.selector: schedule must have one factor for each of the "
+                f"{self.encoder.num_layers} encoder layers, got {len(schedule)}. Set "
+                "model.selector.schedule."
+            )
+        self._check_supervision()
+
+    def _check_supervision(self) -> None:
+        needed = None if self.scorer is None else self.scorer.trained_by
+        terms = {type(term).__name__ for term in self.criterion.stage}
+        if needed is not None and needed not in terms:
+            raise ValueError(
+                f"TokenSparseDetector.criterion: {type(self.scorer).__name__} is trained by "
+                f"{needed}, got stage terms "
+                f"{sorted(terms)}. Add {needed} to model.criterion.stage."
+            )
+        for term in self.criterion.stage:
+            if term.trains != (self.scorer and type(self.scorer).__name__):
+                raise ValueError(
+                    f"TokenSparseDetector.criterion: {type(term).__name__} trains a "
+                    f"{term.trains}, the scorer is "
+                    f"{type(self.scorer).__name__}. Set model.criterion.stage=[] or "
+                    f"model.scorer._target_={term.trains}."
+                )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Train or predict.
+
+        Args:
+            batched_inputs: samples as detectron2 has them: ``image`` (3, h, w) in 0..255 RGB, and
+                for training ``instances`` with ``gt_boxes`` and ``gt_classes``; ``height`` and
+                ``width`` are the size in which detections are given (default: that of the image).
+
+        Returns:
+            Training: a dict of weighted losses whose sum is the objective. Evaluation: for each
+                sample
+            ``{"instances": Instances, "keep_ratio": kept/valid tokens, mean over encoder layers}``.
+
+        Raises:
+            ValueError: for samples without instances in training, or labels out of range.
+        """
+        batch = self.preprocess(batched_inputs)
+        if not self.training:
+            output = self.detect(batch.images, batch.image_sizes, batch.targets)
+            return self.postprocess(output, batched_inputs)
+        if batch.targets is None:
+            raise ValueError(
+                "TokenSparseDetector: samples must have 'instances' in training, got none."
+            )
+        output = self.detect(
+            batch.images, batch.image_sizes, batch.targets, record=self.criterion.requires
+        )
+        log_scalar("keep_ratio", sum(output.keep_ratios) / len(output.keep_ratios))
+        return self.criterion(output, batch.targets)
+
+    def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Batch:
+        """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image."""
+        images = [
+            (sample["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+            for sample in batched_inputs
+        ]
+        padded, sizes = pad_images(images, getattr(self.backbone, "size_divisibility", 0) or 1)
+        if not all("instances" in sample for sample in batched_inputs):
+            return Batch(padded, sizes, None)
+        boxes, labels = [], []
+        for sample, (h, w) in zip(batched_inputs, sizes, strict=True):
+            instances = sample["instances"]
+            classes = instances.gt_classes
+            if (
+                len(classes)
+                and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes
+            ):
+                raise ValueError(
+                    f"TokenSparseDetector: gt_classes must be in [0, {self.num_classes}), got "
+                    f"{sorted(set(classes.tolist()))} in image {sample.get('image_id')}. Set "
+                    "dataset.num_classes."
+                )
+            xyxy = instances.gt_boxes.tensor.to(self.device, torch.float32)
+            boxes.append(xyxy_to_cxcywh(xyxy) / xyxy.new_tensor((w, h, w, h)))
+            labels.append(classes.to(self.device, torch.long))
+        return Batch(padded, sizes, Targets(tuple(boxes), tuple(labels)))
+
+    def embed(self, maps: Sequence[Tensor], image_sizes: Sequence[Size]) -> MultiScaleFeatures:
+        """Flatten the neck's maps and add their position and level embeddings."""
+        pos = []
+        for level, (x, stride) in enumerate(zip(maps, self.neck.strides, strict=True)):
+            valid = [(-(-h // stride), -(-w // stride)) for h, w in image_sizes]
+            size = (int(x.shape[-2]), int(x.shape[-1]))
+            pos.append(self.position_embedding(valid, size, x.device) + self.level_embed[level])
+        return flatten_maps(maps, pos, strides=self.neck.strides, image_sizes=image_sizes)
+
+    def detect(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        image_sizes: Sequence[Size],
+        targets: Targets | None = None,
+        *,
+        record: Collection[str] = (),
+    ) -> DetectorOutput:
+        """Tensors in, ``DetectorOutput`` out; no host synchronization.
+
+        Args:
+            images: normalized and zero-padded.
+            image_sizes: (h, w) of each unpadded image, host integers.
+            targets: for training, and for scorers that look at them.
+            record: what to record for the criterion, see ``SetCriterion.requires``.
+        """
+        features = self.embed(self.neck(self.backbone(images)), image_sizes)
+        return self.detect_features(features, targets, record=record)
+
+    def detect_features(
+        self,
+        features: MultiScaleFeatures,
+        targets: Targets | None = None,
+        *,
+        record: Collection[str] = (),
+    ) -> DetectorOutput:
+        """``detect`` from the embedded features on."""
+        scores = None if self.scorer is None else self.scorer(features, self.heads, targets)
+        selections = self.selector(scores, features, self.encoder.num_layers)
+        encoded = self.encoder(features, selections, scores, self.heads, aux=self.training)
+        queries, proposals = self.query_initializer(encoded.memory, self.heads)
+        decoded = self.decoder(queries, encoded.memory, self.heads, record=record)
+        return DetectorOutput(
+            decoder=decoded.predictions,
+            features=features,
+            memory=encoded.memory,
+            selections=selections,
+            proposals=proposals,
+            encoder=encoded.aux,
+            scores=scores,
+            token_mass=decoded.token_mass,
+        )
+
+    def postprocess(
+        self, output: DetectorOutput, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The best ``max_detections`` of all queries and classes, in the original image."""
+        scores, labels, boxes = top_detections(output.decoder[-1], self.max_detections)
+        results = []
+        for index, sample in enumerate(batched_inputs):
+            height = sample.get("height", output.features.image_sizes[index][0])
+            width = sample.get("width", output.features.image_sizes[index][1])
+            kept = scores[index] >= 0  # fillers are marked by a score of -1
+            xyxy = cxcywh_to_xyxy(boxes[index][kept]) * boxes.new_tensor(
+                (width, height, width, height)
+            )
+            found = Boxes(xyxy)
+            found.clip((height, width))
+            instances = Instances(
+                (height, width),
+                pred_boxes=found,
+                scores=scores[index][kept],
+                pred_classes=labels[index][kept],
+            )
+            results.append({"instances": instances, "keep_ratio": output.keep_ratios[index]})
+        return results
+
+
+def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Best ``count`` of all queries and classes: scores, labels ``[B n]``, boxes ``[B n 4]``.
+
+    Fillers have the score -1.
+    """
+    scores = prediction.logits.float().sigmoid()
+    if prediction.valid is not None:
+        scores = scores.masked_fill(~prediction.valid[..., None], -1.0)
+    num_classes = scores.shape[-1]
+    best = scores.flatten(1).topk(min(count, scores.shape[1] * num_classes), dim=1)
+    query = best.indices // num_classes
+    boxes = prediction.boxes.float().gather(1, query[..., None].expand(-1, -1, 4))
+    return best.values, best.indices % num_classes, boxes

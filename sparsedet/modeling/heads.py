@@ -1,0 +1,180 @@
+"""Prediction heads and the token embedding, owned by the detector and handed to the stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sparsedet.layers.mlp import MLP
+from sparsedet.modeling.stages import MultiScaleFeatures, Prediction
+
+# A first-stage box of the released codes on a token whose proposal leaves the image: sigmoid gives
+# 1 whatever the head adds, and the number stays finite.
+_OUTSIDE_LOGIT = 1e4
+
+
+class Head(nn.Module):
+    """Class logits and boxes of queries or tokens (Deformable DETR, section A.3).
+
+    Args:
+        embed_dim: channels of the input.
+        num_classes: class logits.
+        size_bias: initial bias of the two size logits. The paper starts boxes that are not relative
+            to a box with -2, others with 0.
+    """
+
+    def __init__(self, embed_dim: int, num_classes: int, *, size_bias: float = 0.0) -> None:
+        super().__init__()
+        self.class_embed = nn.Linear(embed_dim, num_classes)
+        self.box_embed = MLP(embed_dim, 4, hidden_dim=embed_dim, num_layers=3)
+        nn.init.constant_(self.class_embed.bias, -math.log(99.0))
+        last = self.box_embed.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        nn.init.constant_(last.bias[2:], size_bias)
+
+    def logits(self, x: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q classes"]:
+        """Class logits in fp32, also under autocast (ties of a short format change a top-k)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.class_embed(x.float())
+
+    def box_logits(
+        self, x: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q D"]
+    ) -> Float[Tensor, "B Q 4"]:
+        """Box logits: what the head says of ``x``, added to the logits of a point or a box."""
+        delta = self.box_embed(x).float()
+        if reference.shape[-1] == 4:
+            return delta + reference
+        return torch.cat((delta[..., :2] + reference, delta[..., 2:]), dim=-1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B Q C"],
+        reference: Float[Tensor, "B Q D"],
+        valid: Bool[Tensor, "B Q"] | None = None,
+        *,
+        class_agnostic: bool = False,
+    ) -> Prediction:
+        """Predict.
+
+        Args:
+            x: queries or tokens.
+            reference: **logits** of the points (x, y) or boxes that the boxes are relative to.
+            valid: handed on to the prediction.
+            class_agnostic: handed on to the prediction.
+        """
+        boxes = self.box_logits(x, reference).sigmoid()
+        return Prediction(self.logits(x), boxes, valid, class_agnostic)
+
+
+class TokenEmbedding(nn.Module):
+    """Linear + LayerNorm on masked tokens: the input of proposals and of token scorers.
+
+    Sparse DETR and Focus-DETR use the same instance for both.
+
+    Args:
+        embed_dim: input and output channels.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embed_dim, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(
+        self, tokens: Float[Tensor, "B N C"], masked: Bool[Tensor, "B N"]
+    ) -> Float[Tensor, "B N C"]:
+        """Embed ``tokens``; those that are ``masked`` enter as zero."""
+        return self.norm(self.linear(tokens.masked_fill(masked[..., None], 0.0)))
+
+
+class Heads(nn.Module):
+    """All heads of a detector. The detector creates those that its parts ask for.
+
+    Args:
+        embed_dim: channels.
+        num_classes: class logits of every head.
+        size_biases: ``Head.size_bias`` of each decoder head; a single one is shared by all layers.
+        proposal: create the first-stage head.
+        num_encoder: encoder layers with an auxiliary head, counted from the first.
+        scorer: create a head for a scorer that is supervised as a detector.
+        token_embedding: create the token embedding.
+        unmasked_border: how the released codes treat tokens whose proposal leaves the image: their
+            features enter the token embedding as zero, their box is (1, 1, 1, 1) and they may be
+            selected as proposals. By default they are scored by what they show and never proposed.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_classes: int,
+        *,
+        size_biases: Sequence[float],
+        proposal: bool = False,
+        num_encoder: int = 0,
+        scorer: bool = False,
+        token_embedding: bool = False,
+        unmasked_border: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unmasked_border = unmasked_border
+        self.decoder_heads = nn.ModuleList(
+            Head(embed_dim, num_classes, size_bias=bias) for bias in size_biases
+        )
+        self.encoder_heads = nn.ModuleList(Head(embed_dim, num_classes) for _ in range(num_encoder))
+        self.proposal_head = Head(embed_dim, num_classes) if proposal else None
+        self.scorer_head = Head(embed_dim, num_classes) if scorer else None
+        self.embedding = TokenEmbedding(embed_dim) if token_embedding else None
+
+    def decoder(self, layer: int) -> Head:
+        """Head of a decoder layer; the same one for all layers when shared."""
+        return self.decoder_heads[layer % len(self.decoder_heads)]
+
+    def encoder(self, layer: int) -> Head:
+        """Auxiliary head of an encoder layer."""
+        return self.encoder_heads[layer]
+
+    @property
+    def num_encoder(self) -> int:
+        """Encoder layers that have an auxiliary head."""
+        return len(self.encoder_heads)
+
+    @property
+    def proposal(self) -> Head:
+        """First-stage head."""
+        assert self.proposal_head is not None
+        return self.proposal_head
+
+    @property
+    def scorer(self) -> Head:
+        """Head of a scorer that is supervised as a detector."""
+        assert self.scorer_head is not None
+        return self.scorer_head
+
+    def proposals(self, features: MultiScaleFeatures) -> tuple[Tensor, Tensor]:
+        """Box logits ``[B N 4]`` of the tokens and which of them ``[B N]`` may be proposed."""
+        boxes, valid = features.proposals()
+        if not self.unmasked_border:
+            return boxes, valid
+        outside = ~valid & ~features.padding_mask
+        return boxes.masked_fill(outside[..., None], _OUTSIDE_LOGIT), ~features.padding_mask
+
+    def token_embedding(
+        self, features: MultiScaleFeatures, *, with_pos: bool
+    ) -> Float[Tensor, "B N C"]:
+        """Embedded tokens.
+
+        Args:
+            features: the map.
+            with_pos: add the position embedding first (scorers do, proposals do not).
+        """
+        assert self.embedding is not None
+        tokens = features.tokens + features.pos if with_pos else features.tokens
+        masked = ~features.proposals()[1] if self.unmasked_border else features.padding_mask
+        return self.embedding(tokens, masked)

@@ -1,0 +1,87 @@
+"""Necks: backbone maps to maps of one width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from sparsedet.registry import NECKS
+
+
+@NECKS.register()
+class ChannelMapper(nn.Module):
+    """A 1x1 convolution + GroupNorm per backbone map, and strided 3x3 ones for coarser levels.
+
+    Deformable DETR, section 4.1: the extra level is made from the coarsest backbone map itself.
+
+    Args:
+        in_channels: channels of each backbone map by name, fine to coarse.
+        strides: pixels per cell of these maps.
+        embed_dim: channels of the result, divisible by 32.
+        num_levels: levels of the result; those beyond the backbone maps are made by convolutions.
+
+    Raises:
+        ValueError: if the numbers of names, strides and levels do not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: Mapping[str, int],
+        strides: Sequence[int],
+        *,
+        embed_dim: int = 256,
+        num_levels: int = 4,
+    ) -> None:
+        super().__init__()
+        if len(strides) != len(in_channels) or num_levels < len(in_channels):
+            raise ValueError(
+                f"ChannelMapper: {len(in_channels)} maps in in_channels need as many strides and "
+                "at least as many "
+                f"levels, got {len(strides)} strides and num_levels={num_levels}. Set "
+                "model.neck.strides and "
+                "model.num_levels."
+            )
+        if embed_dim % 32:
+            raise ValueError(
+                "ChannelMapper.embed_dim must be divisible by 32 (groups of the norm), got "
+                f"{embed_dim}. "
+                "Set model.embed_dim."
+            )
+        self.in_features = tuple(in_channels)
+        self.embed_dim = embed_dim
+        extra = num_levels - len(in_channels)
+        self.strides = (*strides, *(strides[-1] * 2 ** (i + 1) for i in range(extra)))
+        self.convs = nn.ModuleList(_block(c, embed_dim, kernel=1) for c in in_channels.values())
+        last = list(in_channels.values())[-1]
+        self.extra_convs = nn.ModuleList(
+            _block(last if i == 0 else embed_dim, embed_dim, kernel=3) for i in range(extra)
+        )
+
+    def forward(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Map the named ``[B c h w]`` to one ``[B embed_dim h w]`` per level, fine to coarse.
+
+        Raises:
+            ValueError: if the backbone does not give a map of that name.
+        """
+        missing = [name for name in self.in_features if name not in maps]
+        if missing:
+            raise ValueError(
+                f"ChannelMapper.in_channels names {missing}, the backbone gives {sorted(maps)}. "
+                "Set model.neck.in_channels to maps of model.backbone."
+            )
+        levels = [conv(maps[name]) for name, conv in zip(self.in_features, self.convs, strict=True)]
+        x = maps[self.in_features[-1]]
+        for conv in self.extra_convs:
+            x = conv(x)
+            levels.append(x)
+        return tuple(levels)
+
+
+def _block(in_channels: int, out_channels: int, *, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2
+    )
+    nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(conv, nn.GroupNorm(32, out_channels))

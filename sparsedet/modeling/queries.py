@@ -1,0 +1,140 @@
+"""Query initializers: where the decoder starts."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sparsedet.layers.positional import sine_embedding
+from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries
+from sparsedet.registry import QUERY_INITIALIZERS
+
+
+@QUERY_INITIALIZERS.register()
+class LearnedQueries(nn.Module):
+    """Learned content and position; the reference point is predicted from the position.
+
+    Deformable DETR, section 4.1 (one-stage).
+
+    Args:
+        embed_dim: channels.
+        num_queries: queries.
+    """
+
+    needs_proposals = False
+    reference_dim = 2
+
+    def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, 2 * embed_dim)
+        self.reference_points = nn.Linear(embed_dim, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, None]:
+        """The same queries for every image; there is no first-stage prediction."""
+        batch = len(memory.image_sizes)
+        pos, content = self.embedding.weight.chunk(2, dim=-1)
+        with torch.autocast(pos.device.type, enabled=False):
+            reference = self.reference_points(pos).sigmoid()
+        queries = Queries(
+            content=content.expand(batch, -1, -1),
+            reference=reference.expand(batch, -1, -1),
+            pos=pos.expand(batch, -1, -1),
+        )
+        return queries, None
+
+
+class _ProposalQueries(nn.Module):
+    """Queries from the best-scored first-stage proposals."""
+
+    needs_proposals = True
+    reference_dim = 4
+
+    def __init__(
+        self, num_queries: int, *, embed_dim: int, pos_dim: int, class_agnostic: bool
+    ) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.class_agnostic = class_agnostic
+        self.pos_features = embed_dim // 2
+        self.pos_linear = nn.Linear(4 * self.pos_features, pos_dim)
+        self.pos_norm = nn.LayerNorm(pos_dim)
+        nn.init.xavier_uniform_(self.pos_linear.weight)
+        nn.init.zeros_(self.pos_linear.bias)
+
+    def _propose(self, memory: MultiScaleFeatures, heads: Heads) -> Prediction:
+        boxes, valid = heads.proposals(memory)
+        tokens = heads.token_embedding(memory, with_pos=False)
+        return heads.proposal(tokens, boxes, valid, class_agnostic=self.class_agnostic)
+
+    def _select(
+        self, proposals: Prediction
+    ) -> tuple[Int[Tensor, "B Q"], Float[Tensor, "B Q 4"], Bool[Tensor, "B Q"] | None]:
+        """Best proposals: token indices, boxes without gradient, False at fillers."""
+        logits = proposals.logits.detach()
+        scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
+        assert proposals.valid is not None
+        scores = scores.masked_fill(~proposals.valid, float("-inf"))
+        best = scores.topk(min(self.num_queries, scores.shape[1]), dim=1)
+        boxes = proposals.boxes.detach().gather(1, best.indices[..., None].expand(-1, -1, 4))
+        return best.indices, boxes, proposals.valid.gather(1, best.indices)
+
+    def _position(self, boxes: Float[Tensor, "B Q 4"]) -> Tensor:
+        return self.pos_norm(
+            self.pos_linear(
+                sine_embedding(boxes, self.pos_features).to(self.pos_linear.weight.dtype)
+            )
+        )
+
+
+@QUERY_INITIALIZERS.register()
+class TwoStageQueries(_ProposalQueries):
+    """Content and position are both made from the boxes of the best proposals.
+
+    Deformable DETR, appendix A.4 (two-stage). The first stage tells object from background only:
+    its score is the logit of class 0 and its loss sees every label as 0.
+
+    Args:
+        embed_dim: channels.
+        num_queries: queries; fewer where the map has fewer tokens.
+    """
+
+    def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
+        super().__init__(
+            num_queries, embed_dim=embed_dim, pos_dim=2 * embed_dim, class_agnostic=True
+        )
+
+    def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
+        """Queries, and the first-stage prediction on all tokens."""
+        proposals = self._propose(memory, heads)
+        _, boxes, valid = self._select(proposals)
+        pos, content = self._position(boxes).chunk(2, dim=-1)
+        return Queries(content, boxes, pos, valid), proposals
+
+
+@QUERY_INITIALIZERS.register()
+class EfficientQueries(_ProposalQueries):
+    """Content is the encoded token itself, position is made from the proposal's box.
+
+    Efficient DETR, section 3; the "top-k" initialization of Sparse DETR, section 3.4. The content keeps
+    its gradient.
+
+    Args:
+        embed_dim: channels.
+        num_queries: queries; fewer where the map has fewer tokens.
+    """
+
+    def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
+        super().__init__(num_queries, embed_dim=embed_dim, pos_dim=embed_dim, class_agnostic=False)
+
+    def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
+        """Queries, and the first-stage prediction on all tokens."""
+        proposals = self._propose(memory, heads)
+        indices, boxes, valid = self._select(proposals)
+        content = memory.tokens.gather(
+            1, indices[..., None].expand(-1, -1, memory.tokens.shape[-1])
+        )
+        return Queries(content, boxes, self._position(boxes), valid), proposals

@@ -1,0 +1,105 @@
+"""Scorers to compare with: objectness (the paper's ablation), oracle, random (diagnostics)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
+from sparsedet.registry import SCORERS
+
+
+@SCORERS.register()
+class ObjectnessScorer(nn.Module):
+    """Highest class logit of a detection head on the encoder's input (Sparse DETR, section 3.2).
+
+    The head is trained as a detector by the terms of ``criterion.matched``.
+    """
+
+    needs_token_embedding = True
+    needs_head = True
+    trained_by = None
+
+    def forward(
+        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+    ) -> TokenScores:
+        """Score every token; ``targets`` are not used."""
+        tokens = heads.token_embedding(features, with_pos=True)
+        boxes, valid = heads.proposals(features)
+        prediction = heads.scorer(tokens, boxes, valid)
+        return TokenScores(prediction.logits.detach().amax(-1), prediction)
+
+
+@SCORERS.register()
+class OracleScorer(nn.Module):
+    """Scores by the ground truth: minus the distance to the nearest object in its half sizes.
+
+    Tokens inside a box score above -1. A bound for what any scorer can reach, not a method: it
+    needs targets at evaluation too.
+    """
+
+    needs_token_embedding = False
+    needs_head = False
+    trained_by = None
+
+    def forward(
+        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+    ) -> TokenScores:
+        """Score every token.
+
+        Raises:
+            ValueError: without targets.
+        """
+        if targets is None:
+            raise ValueError(
+                "OracleScorer needs targets, got None. Give samples with instances (gt_boxes, "
+                "gt_classes) "
+                "or choose another model.scorer."
+            )
+        points = features.reference_points()
+        return TokenScores(
+            torch.stack([self._score(p, b) for p, b in zip(points, targets.boxes, strict=True)])
+        )
+
+    @staticmethod
+    def _score(points: Float[Tensor, "N 2"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "N"]:
+        if not len(boxes):
+            return points.new_zeros(len(points))
+        half = boxes[:, 2:].clamp(min=1e-6) / 2
+        distance = ((points[:, None] - boxes[:, :2]).abs() / half).amax(-1)
+        return -distance.amin(-1)
+
+
+@SCORERS.register()
+class RandomScorer(nn.Module):
+    """A fixed pseudo-random score for every cell, the same whatever the padding or the batch.
+
+    Args:
+        seed: changes the pattern.
+    """
+
+    needs_token_embedding = False
+    needs_head = False
+    trained_by = None
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def forward(
+        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+    ) -> TokenScores:
+        """Score every token by a hash of (level, row, column); ``targets`` are not used."""
+        device = features.tokens.device
+        per_level = []
+        for level, (h, w) in enumerate(features.spatial_shapes):
+            row = torch.arange(h, device=device)[:, None]
+            column = torch.arange(w, device=device)
+            key = (row * 73856093) ^ (column * 19349663) ^ (level * 83492791 + self.seed * 15485863)
+            for shift in (13, 7, 17):  # a few rounds of mixing, all within 48 bits
+                key = ((key ^ (key >> shift)) * 0x5BD1E995) & 0xFFFFFFFF
+            per_level.append(key.flatten())
+        scores = torch.cat(per_level).to(torch.float64) / 2**32
+        return TokenScores(scores.float().expand(len(features.image_sizes), -1))

@@ -1,0 +1,43 @@
+"""The score network that Sparse DETR and Focus-DETR share."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class MaskPredictor(nn.Module):
+    """One score per token from its own features and the mean over the unpadded tokens.
+
+    Sparse DETR, section 3.3 (the form is that of DynamicViT): LayerNorm, linear, GELU; the second
+    half of the channels is replaced by its mean over the tokens; three more linear layers. The
+    released code counts padding in the mean, here it is left out.
+
+    Args:
+        embed_dim: channels of the tokens, divisible by 4.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        half = embed_dim // 2
+        self.input = nn.Sequential(
+            nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU()
+        )
+        self.output = nn.Sequential(
+            nn.Linear(embed_dim, half),
+            nn.GELU(),
+            nn.Linear(half, half // 2),
+            nn.GELU(),
+            nn.Linear(half // 2, 1),
+        )
+
+    def forward(
+        self, tokens: Float[Tensor, "B N C"], padding_mask: Bool[Tensor, "B N"]
+    ) -> Float[Tensor, "B N"]:
+        """Score logits in fp32, also under autocast."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            local, context = self.input(tokens.float()).chunk(2, dim=-1)
+            weight = (~padding_mask).to(context.dtype)[..., None]
+            mean = (context * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+            return self.output(torch.cat((local, mean.expand_as(context)), dim=-1)).squeeze(-1)

@@ -1,0 +1,361 @@
+"""The nouns that the stages of a detector hand to each other. All level arithmetic lives here.
+
+Axes: ``B`` images, ``L`` levels, ``N`` tokens over all levels (fine to coarse, row by row), ``K``
+    kept
+tokens, ``Q`` queries, ``C`` channels, ``M`` heads, ``P`` points. Boxes are cxcywh in [0, 1] of the
+unpadded image unless a name says otherwise. Masks are named for what True means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MultiScaleFeatures:
+    """Feature maps of a padded batch, flattened to tokens.
+
+    Attributes:
+        tokens: the features.
+        pos: position plus level embedding of every token.
+        padding_mask: True = padding.
+        valid_ratios: valid share (w, h) of each level's map.
+        spatial_shapes: (H, W) of each level's padded map, fine to coarse.
+        strides: pixels per cell of each level.
+        image_sizes: (h, w) of each unpadded image in pixels.
+        level_sizes: valid (rows, columns) per image and level, the size the map would have for that
+            image alone.
+    """
+
+    tokens: Float[Tensor, "B N C"]
+    pos: Float[Tensor, "B N C"]
+    padding_mask: Bool[Tensor, "B N"]
+    valid_ratios: Float[Tensor, "B L 2"]
+    spatial_shapes: tuple[Size, ...]
+    strides: tuple[int, ...]
+    image_sizes: tuple[Size, ...]
+    level_sizes: tuple[tuple[Size, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the padded map over all levels."""
+        return sum(h * w for h, w in self.spatial_shapes)
+
+    @property
+    def num_valid(self) -> tuple[int, ...]:
+        """Unpadded tokens of each image."""
+        return tuple(sum(h * w for h, w in sizes) for sizes in self.level_sizes)
+
+    def with_tokens(self, tokens: Float[Tensor, "B N C"]) -> MultiScaleFeatures:
+        """The same geometry with other features."""
+        return replace(self, tokens=tokens)
+
+    def split_levels(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""
+        return x.split([h * w for h, w in self.spatial_shapes], dim=1)
+
+    def reference_points(self) -> Float[Tensor, "B N 2"]:
+        """Centers (x, y) of the cells, in [0, 1] of the valid part of their own level."""
+        per_level = []
+        for level, (h, w) in enumerate(self.spatial_shapes):
+            valid = torch.tensor(
+                [sizes[level] for sizes in self.level_sizes],
+                dtype=torch.float32,
+                device=self.tokens.device,
+            )
+            y = (torch.arange(h, device=valid.device) + 0.5) / valid[:, 0, None]
+            x = (torch.arange(w, device=valid.device) + 0.5) / valid[:, 1, None]
+            grid = torch.stack(
+                (x[:, None].expand(-1, h, -1), y[:, :, None].expand(-1, -1, w)), dim=-1
+            )
+            per_level.append(grid.flatten(1, 2))
+        return torch.cat(per_level, dim=1)
+
+    def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
+        """Points or boxes of the image as points or boxes of every level's padded map."""
+        ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
+        return reference[:, :, None] * ratios[:, None]
+
+    def proposals(self) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
+        """One box per token for two-stage detection (Deformable DETR, appendix A.4).
+
+        The box is centered on the cell, its sides are ``0.05 * 2**level`` of the image.
+
+        Returns:
+            The boxes in logit space, clamped to [0.01, 0.99] (always finite), and which tokens have
+            a box wholly inside of these bounds and are not padding.
+        """
+        centers = self.reference_points()
+        sides = torch.cat(
+            [
+                centers.new_full((h * w,), 0.05 * 2.0**level)
+                for level, (h, w) in enumerate(self.spatial_shapes)
+            ]
+        )
+        boxes = torch.cat((centers, sides[None, :, None].expand(centers.shape)), dim=-1)
+        valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~self.padding_mask
+        return torch.logit(boxes.clamp(0.01, 0.99)), valid
+
+
+def level_size(image_size: Size, stride: int) -> Size:
+    """Rows and columns that an image of ``image_size`` (h, w) has on a map of this stride."""
+    return -(-image_size[0] // stride), -(-image_size[1] // stride)
+
+
+def flatten_maps(
+    maps: Sequence[Float[Tensor, "B C h w"]],
+    pos: Sequence[Float[Tensor, "B hw C"]],
+    *,
+    strides: Sequence[int],
+    image_sizes: Sequence[Size],
+) -> MultiScaleFeatures:
+    """Join feature maps and their position embeddings into ``MultiScaleFeatures``.
+
+    Args:
+        maps: one map per level, fine to coarse.
+        pos: position (plus level) embedding of each map, flattened.
+        strides: pixels per cell of each level.
+        image_sizes: (h, w) of each unpadded image.
+    """
+    shapes = tuple((int(m.shape[-2]), int(m.shape[-1])) for m in maps)
+    sizes = tuple(tuple(level_size(size, stride) for stride in strides) for size in image_sizes)
+    device = maps[0].device
+    masks, ratios = [], []
+    for level, (h, w) in enumerate(shapes):
+        valid = torch.tensor([image[level] for image in sizes], device=device)
+        rows = torch.arange(h, device=device) >= valid[:, 0, None]
+        columns = torch.arange(w, device=device) >= valid[:, 1, None]
+        masks.append((rows[:, :, None] | columns[:, None]).flatten(1))
+        ratios.append(torch.stack((valid[:, 1] / w, valid[:, 0] / h), dim=-1))
+    return MultiScaleFeatures(
+        tokens=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1),
+        pos=torch.cat(list(pos), dim=1).to(maps[0].dtype),
+        padding_mask=torch.cat(masks, dim=1),
+        valid_ratios=torch.stack(ratios, dim=1),
+        spatial_shapes=shapes,
+        strides=tuple(strides),
+        image_sizes=tuple((int(h), int(w)) for h, w in image_sizes),
+        level_sizes=sizes,
+    )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch.
+
+    Attributes:
+        boxes: one ``[n 4]`` tensor per image.
+        labels: one ``[n]`` tensor of contiguous class indices per image.
+    """
+
+    boxes: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Objects of each image."""
+        return tuple(len(labels) for labels in self.labels)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head says about a set of queries or tokens.
+
+    Attributes:
+        logits: class logits.
+        boxes: cxcywh in [0, 1] of the unpadded image.
+        valid: False = a filler that must be neither matched nor scored; None = all valid.
+        class_agnostic: True = trained with every label as class 0 (first-stage proposals of
+            Deformable DETR).
+    """
+
+    logits: Float[Tensor, "B Q classes"]
+    boxes: Float[Tensor, "B Q 4"]
+    valid: Bool[Tensor, "B Q"] | None = None
+    class_agnostic: bool = False
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which query answers for which object, over all images of a batch.
+
+    Attributes:
+        image: image of each pair.
+        query: query of each pair.
+        boxes: box of the object of each pair.
+        labels: its class, 0 for class-agnostic predictions.
+    """
+
+    image: Int[Tensor, " n"]
+    query: Int[Tensor, " n"]
+    boxes: Float[Tensor, "n 4"]
+    labels: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """How good a token is.
+
+    Attributes:
+        logits: score of every token; what padding holds is not defined, selectors mask it.
+        prediction: set where the scorer is supervised as a detector.
+    """
+
+    logits: Float[Tensor, "B N"]
+    prediction: Prediction | None = None
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """Which tokens an encoder layer updates.
+
+    Attributes:
+        counts: kept tokens of each image, host integers.
+        indices: distinct token indices of a row, best first; None = every token.
+        valid: False = filler of an image that keeps fewer tokens than its companions; None = no
+            fillers.
+    """
+
+    counts: tuple[int, ...]
+    indices: Int[Tensor, "B K"] | None = None
+    valid: Bool[Tensor, "B K"] | None = None
+
+    def _rows(self, x: Tensor) -> Tensor:
+        assert self.indices is not None
+        first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+        return (self.indices + first).flatten()
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows ``[B K ...]`` of the kept tokens of ``x[B N ...]``."""
+        if self.indices is None:
+            return x
+        rows = x.flatten(0, 1).index_select(0, self._rows(x))
+        return rows.unflatten(0, self.indices.shape)
+
+    def scatter(
+        self, base: Float[Tensor, "B N C"], update: Float[Tensor, "B K C"]
+    ) -> Float[Tensor, "B N C"]:
+        """A copy of ``base`` in which the kept tokens hold ``update``; fillers change nothing."""
+        if self.indices is None:
+            return update
+        if self.valid is not None:
+            update = torch.where(self.valid[..., None], update, self.gather(base))
+        flat = base.flatten(0, 1).index_copy(
+            0, self._rows(base), update.flatten(0, 1).to(base.dtype)
+        )
+        return flat.unflatten(0, base.shape[:2])
+
+    def prefix(self, counts: Sequence[int]) -> TokenSelection:
+        """The best ``counts[i]`` of the tokens kept of image i (a cascade is nested prefixes)."""
+        assert self.indices is not None
+        counts = tuple(counts)
+        width = max(counts)
+        return TokenSelection(
+            counts, self.indices[:, :width], filler_mask(counts, width, self.indices.device)
+        )
+
+    def mask(self, num_tokens: int) -> Bool[Tensor, "B N"]:
+        """True at the kept tokens. Only for selections with indices."""
+        assert self.indices is not None
+        kept = torch.ones_like(self.indices, dtype=torch.bool) if self.valid is None else self.valid
+        empty = torch.zeros(
+            len(self.counts), num_tokens, dtype=torch.bool, device=self.indices.device
+        )
+        return empty.scatter(1, self.indices, kept)
+
+
+def filler_mask(
+    counts: Sequence[int], width: int, device: torch.device
+) -> Bool[Tensor, "B K"] | None:
+    """True at the first ``counts[i]`` of ``width`` places; None when every place is used."""
+    if all(count == width for count in counts):
+        return None
+    limits = torch.tensor(list(counts), device=device)
+    return torch.arange(width, device=device) < limits[:, None]
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Encoded features and the predictions of the encoder's auxiliary heads."""
+
+    memory: MultiScaleFeatures
+    aux: tuple[Prediction, ...] = ()
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder starts from.
+
+    Attributes:
+        content: the queries.
+        reference: points (x, y) or boxes, in [0, 1] of the unpadded image.
+        pos: position embedding added to the queries in every layer.
+        valid: False = filler of an image with fewer tokens than queries; None = all valid.
+    """
+
+    content: Float[Tensor, "B Q C"]
+    reference: Float[Tensor, "B Q D"]
+    pos: Float[Tensor, "B Q C"]
+    valid: Bool[Tensor, "B Q"] | None = None
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """Predictions of every decoder layer.
+
+    Attributes:
+        predictions: one per layer, the last one is the answer.
+        token_mass: cross-attention mass of the queries on every token, summed over layers and
+            heads, without gradient; None when not recorded.
+    """
+
+    predictions: tuple[Prediction, ...]
+    token_mass: Float[Tensor, "B N"] | None = None
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """Everything one pass of the detector produced.
+
+    Attributes:
+        decoder: predictions of the decoder layers; ``decoder[-1]`` is the answer.
+        features: encoder input.
+        memory: encoder output.
+        selections: tokens that each encoder layer updated.
+        proposals: first-stage prediction on the tokens, where the query initializer makes one.
+        encoder: predictions of the encoder's auxiliary heads (training only).
+        scores: token scores, where there is a scorer.
+        token_mass: see ``DecoderOutput``.
+    """
+
+    decoder: tuple[Prediction, ...]
+    features: MultiScaleFeatures
+    memory: MultiScaleFeatures
+    selections: tuple[TokenSelection, ...]
+    proposals: Prediction | None = None
+    encoder: tuple[Prediction, ...] = ()
+    scores: TokenScores | None = None
+    token_mass: Float[Tensor, "B N"] | None = None
+
+    @property
+    def keep_ratios(self) -> tuple[float, ...]:
+        """Kept / valid tokens of each image, the mean over the encoder layers."""
+        layers = len(self.selections)
+        return tuple(
+            sum(selection.counts[image] for selection in self.selections) / (layers * total)
+            for image, total in enumerate(self.features.num_valid)
+        )
+
+
+for _noun in (
+    MultiScaleFeatures, Targets, Prediction, Matching, TokenScores, TokenSelection, EncoderOutput,
+    Queries, DecoderOutput, DetectorOutput,
+):  # fmt: skip
+    torch.export.register_dataclass(_noun)
