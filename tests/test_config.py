@@ -275,7 +275,7 @@ def test_get_config():
 
 
 def test_save_and_load_give_the_same_config(cfg, tmp_path):
-    cfg.train.odd = ["1e-4", "yes", "1:30", "2024-01-01", "", "null", " x", "a: b", "#c", "é"]
+    cfg.train.odd = ["1e-4", "yes", "1:30", "2024-01-01", "", "null", " x", "a: b", "#c", "\u00e9"]
     cfg.train.numbers = [1e-5, 1e20, -0.0, 3, math.inf, True, None]
     cfg.train.activation = torch.nn.functional.relu
     cfg.train.folder = Path("a/b")
