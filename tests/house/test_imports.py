@@ -1,0 +1,114 @@
+"""Imports go downward only, and each third-party package has its rooms."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.house.source import LIBRARY, ROOT, files, imports, module_of, name
+
+FLOORS = {
+    "config": 0,
+    "registry": 0,
+    "comm": 0,
+    "events": 0,
+    "structures": 1,
+    "layers": 1,
+    "modeling": 2,
+    "data": 2,
+    "checkpoint": 2,
+    "engine": 3,
+    "evaluation": 3,
+    "conversion": 3,
+    "analysis": 4,
+    "visualization": 4,
+    "export": 4,
+    "predictor": 4,
+    "interop": 5,
+}
+SAME_FLOOR = {("config", "registry"), ("events", "comm")}
+STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed what it runs
+
+MODELING_BASE = {"stages", "heads"}  # what every component may know
+MODELING_EXTRA = {"criterion": {"losses", "matcher"}, "losses": {"matcher"}}
+
+EVERYWHERE = None
+THIRD_PARTY = {
+    "torch": EVERYWHERE,
+    "numpy": EVERYWHERE,
+    "jaxtyping": EVERYWHERE,
+    "torchvision": {"modeling", "data", "structures", "layers", "engine"},
+    "timm": {"modeling"},
+    "scipy": {"modeling"},
+    "omegaconf": {"config"},
+    "yaml": {"config"},
+    "fvcore": {"registry", "checkpoint", "engine"},
+    "safetensors": {"checkpoint"},
+    "pycocotools": {"data.coco", "evaluation.coco"},
+    "PIL": {"data", "visualization", "predictor"},
+    "tqdm": {"events", "engine", "evaluation", "data"},
+    "matplotlib": {"visualization"},
+    "tensorboard": {"events"},
+    "wandb": {"events"},
+    "onnx": {"export"},
+    "detectron2": {"interop.detectron2"},
+}
+
+LIBRARY_FILES = [path for path in files("sparsedet") if path != LIBRARY / "__init__.py"]
+
+
+def room_of(path: Path) -> str:
+    return module_of(path)[1]
+
+
+@pytest.mark.parametrize("path", LIBRARY_FILES, ids=name)
+def test_imports_go_downward(path):
+    room = room_of(path)
+    assert room in FLOORS, f"{name(path)} is in no room of the house"
+    for line, target in imports(path):
+        parts = target.split(".")
+        if parts[0] != "sparsedet" or parts[1:2] == [room]:
+            continue
+        assert len(parts) > 1, f"{name(path)}:{line} imports the whole package"
+        if parts[1] == "__version__":
+            continue
+        where = f"{name(path)}:{line}: {room} must not import {target}"
+        assert (room, parts[1]) not in STRANGERS, where
+        assert FLOORS[parts[1]] < FLOORS[room] or (room, parts[1]) in SAME_FLOOR, where
+
+
+@pytest.mark.parametrize("path", files("sparsedet/modeling"), ids=name)
+def test_components_do_not_import_each_other(path):
+    own = module_of(path)[2:3]
+    if not own or own == ["detector"]:
+        return
+    allowed = {*own, *MODELING_BASE, *MODELING_EXTRA.get(own[0], ())}
+    allowed = allowed - {"heads"} if own == ["stages"] else allowed
+    for line, target in imports(path):
+        parts = target.split(".")
+        if parts[:2] == ["sparsedet", "modeling"]:
+            assert parts[2] in allowed, f"{name(path)}:{line}: {own[0]} must not import {target}"
+
+
+@pytest.mark.parametrize("path", LIBRARY_FILES, ids=name)
+def test_third_party_packages_stay_in_their_rooms(path):
+    module = ".".join(module_of(path)[1:])
+    for line, target in imports(path):
+        package = target.split(".")[0]
+        if package == "sparsedet" or package in sys.stdlib_module_names:
+            continue
+        assert package in THIRD_PARTY, f"{name(path)}:{line}: {package} is not a dependency"
+        rooms = THIRD_PARTY[package]
+        allowed = rooms is None or any(f"{module}.".startswith(f"{room}.") for room in rooms)
+        assert allowed, f"{name(path)}:{line}: {package} belongs to {sorted(rooms or ())}"
+
+
+@pytest.mark.parametrize("path", files("sparsedet", "tools", "configs", "projects"), ids=name)
+def test_nobody_imports_tools_projects_tests_or_interop(path):
+    for line, target in imports(path, relative=path.is_relative_to(LIBRARY)):
+        where = f"{name(path)}:{line} imports {target}"
+        assert target.split(".")[0] not in ("tools", "projects", "tests", "configs"), where
+        if not path.is_relative_to(ROOT / "sparsedet" / "interop"):
+            assert not target.startswith("sparsedet.interop"), where

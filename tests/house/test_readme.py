@@ -1,0 +1,90 @@
+"""What the README and the other pages say can be run as it stands.
+
+Python blocks run one after the other in one namespace and an empty folder. In shell blocks, the
+files, flags, make targets and overrides must exist. A block after ``<!-- not run: reason -->`` is
+left out.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sparsedet.config import LazyConfig
+from tests.house.source import ROOT, files, name
+
+README = ROOT / "README.md"
+PAGES = [path for path in [README, ROOT / "CONTRIBUTING.md"] if path.is_file()]
+PAGES += files("projects", suffix="README.md")
+
+BLOCK = re.compile(
+    r"(?P<skip><!-- not run: .+? -->\s*)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S
+)
+ASSIGNMENT = re.compile(r"^\w+=")
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    return [
+        each["text"]
+        for each in BLOCK.finditer(path.read_text(encoding="utf-8"))
+        if each["language"] in languages and not each["skip"]
+    ]
+
+
+@pytest.mark.skipif(not README.is_file(), reason="there is no README.md")
+def test_python_blocks_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "__main__"}
+    found = blocks(README, "python")
+    assert found, "the README shows no Python"
+    for number, text in enumerate(found, 1):
+        exec(compile(text, f"README.md, Python block {number}", "exec"), namespace)
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    lines = []
+    for page in PAGES:
+        for text in blocks(page, "bash", "sh", "shell", "console"):
+            for line in text.replace("\\\n", " ").splitlines():
+                command = line.removeprefix("$ ").split("  #")[0].strip()
+                if command and not command.startswith("#"):
+                    lines.append((name(page), command))
+    return lines
+
+
+@pytest.mark.parametrize(("page", "command"), shell_lines())
+def test_shell_lines_name_what_exists(page, command):
+    words = shlex.split(command, comments=True)
+    while words and ASSIGNMENT.match(words[0]):
+        words.pop(0)
+    if words[:1] == ["make"]:
+        check_make(words[1:])
+    scripts = [i for i, word in enumerate(words) if re.fullmatch(r"(tools|projects)/.+\.py", word)]
+    if scripts and words[0] in ("python", "python3", "torchrun"):
+        check_script(words[scripts[0]], words[scripts[0] + 1 :])
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for word in words:
+        variable, equals, _ = word.partition("=")
+        pattern = rf"^{variable} *[?:]?=" if equals else rf"^{re.escape(word)}:"
+        assert re.search(pattern, makefile, re.M), f"the Makefile does not know {word}"
+
+
+def check_script(script: str, arguments: list[str]) -> None:
+    assert (ROOT / script).is_file(), f"there is no {script}"
+    sources = [ROOT / script, *files("sparsedet/engine")]
+    source = "".join(path.read_text(encoding="utf-8") for path in sources)
+    for word in arguments:
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            assert f'"{flag}"' in source, f"{script} has no {flag}"
+    if "--config-file" in arguments:
+        config = arguments[arguments.index("--config-file") + 1]
+        assert (ROOT / config).is_file(), f"there is no {config}"
+        overrides = [each for each in arguments if re.match(r"\+?[\w.]+=", each)]
+        LazyConfig.apply_overrides(LazyConfig.load(ROOT / config), overrides)

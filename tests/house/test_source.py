@@ -1,0 +1,144 @@
+"""What no source file may say, and what every public thing must."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from tests.house.source import LIBRARY, files, module_of, name, text_files, tree
+
+PYTHON = files("sparsedet", "tools", "configs", "projects")
+NATIVE = [path for suffix in (".h", ".cpp", ".cu", ".cuh") for path in files("csrc", suffix=suffix)]
+
+BANNED = {
+    r"\.cuda\(": "pass a device instead",
+    r"\bsys\.path\b": "install the package instead",
+    r"import \*": "name what is imported",
+    r"\bTODO\b|\bFIXME\b|\bXXX\b": "do it, or open an issue",
+}
+MACHINE = re.compile(r"(?<![\w.:/$}{])/(?:home|root|work|mnt|Users|scratch|usr/local)/\w")
+ENVIRONMENT = {"engine.launch", "comm"}
+FOREIGN_SIGNATURES = {"sparsedet/structures/instances.py"}  # those of torch and detectron2
+DEVICE_NAMES = {"layers"}  # an operator registers its kernels by device
+
+
+@pytest.mark.parametrize("path", [*PYTHON, *NATIVE], ids=name)
+def test_banned_strings(path):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for pattern, mend in BANNED.items():
+            assert not re.search(pattern, line), f"{name(path)}:{number}: {line.strip()} ({mend})"
+
+
+@pytest.mark.parametrize("path", text_files(), ids=name)
+def test_no_path_of_a_machine(path):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        assert not MACHINE.search(line), f"{name(path)}:{number}: {line.strip()}"
+
+
+@pytest.mark.parametrize("path", [*PYTHON, *NATIVE, *files("tests")], ids=name)
+def test_source_is_ascii(path):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        assert line.isascii(), f"{name(path)}:{number}: {line.strip()}"
+
+
+def calls(path, function: str) -> list[int]:
+    return [
+        node.lineno
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == function
+    ]
+
+
+@pytest.mark.parametrize("path", files("sparsedet"), ids=name)
+def test_the_library_does_not_print(path):
+    assert not calls(path, "print"), "report through logging or sparsedet.events"
+
+
+@pytest.mark.parametrize("path", files("sparsedet"), ids=name)
+def test_only_the_rim_reads_the_environment(path):
+    if ".".join(module_of(path)[1:]) in ENVIRONMENT:
+        return
+    for node in ast.walk(tree(path)):
+        reads = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv")
+        assert not reads, f"{name(path)}:{getattr(node, 'lineno', 0)} reads the environment"
+
+
+@pytest.mark.parametrize("path", files("sparsedet"), ids=name)
+def test_the_library_names_no_device(path):
+    if module_of(path)[1:2] and module_of(path)[1] in DEVICE_NAMES:
+        return
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.fullmatch(r"cuda(:\d+)?", node.value)
+            assert not found, f"{name(path)}:{node.lineno}: the device comes from config or tensors"
+
+
+def public_definitions(node: ast.AST, prefix: str = ""):
+    """Public classes, functions and methods of a module, with their qualified names."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if child.name.startswith("_"):
+                continue
+            yield prefix + child.name, child
+            if isinstance(child, ast.ClassDef):
+                yield from public_definitions(child, f"{prefix}{child.name}.")
+
+
+def is_overload(node: ast.AST) -> bool:
+    decorators = getattr(node, "decorator_list", [])
+    return any(
+        "overload" in ast.unparse(each) or ".setter" in ast.unparse(each) for each in decorators
+    )
+
+
+@pytest.mark.parametrize("path", files("sparsedet", "tools"), ids=name)
+def test_public_things_have_docstrings(path):
+    assert ast.get_docstring(tree(path)), f"{name(path)} has no docstring"
+    for qualified, node in public_definitions(tree(path)):
+        if not is_overload(node):
+            assert ast.get_docstring(node), f"{name(path)}:{node.lineno}: {qualified}"
+
+
+@pytest.mark.parametrize("path", files("sparsedet"), ids=name)
+def test_signatures_are_explicit(path):
+    """No ``**kwargs`` in public signatures; constructors name all but their first two arguments."""
+    if name(path) in FOREIGN_SIGNATURES:
+        return
+    definitions = list(public_definitions(tree(path)))
+    constructors = [
+        (f"{qualified}.__init__", child)
+        for qualified, node in definitions
+        if isinstance(node, ast.ClassDef)
+        for child in node.body
+        if isinstance(child, ast.FunctionDef) and child.name == "__init__"
+    ]
+    functions = [each for each in definitions if isinstance(each[1], ast.FunctionDef)]
+    for qualified, node in [*functions, *constructors]:
+        where = f"{name(path)}:{node.lineno}: {qualified}"
+        assert node.args.kwarg is None, f"{where} takes **{node.args.kwarg.arg}"
+    for qualified, node in constructors:
+        count = len(node.args.posonlyargs + node.args.args) - 1
+        assert count <= 2, f"{name(path)}:{node.lineno}: {qualified} takes {count} by position"
+
+
+@pytest.mark.parametrize("path", files("sparsedet", "tools"), ids=name)
+def test_files_and_functions_stay_small(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 600, f"{name(path)} has {lines} lines; make it a folder"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert length <= 50, f"{name(path)}:{node.lineno}: {node.name} has {length} lines"
+
+
+def test_only_the_interop_room_says_detectron2_in_code():
+    for path in files("sparsedet"):
+        if path.is_relative_to(LIBRARY / "interop"):
+            continue
+        names = {node.id for node in ast.walk(tree(path)) if isinstance(node, ast.Name)}
+        assert "detectron2" not in names, name(path)
