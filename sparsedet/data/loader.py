@@ -1,0 +1,341 @@
+"""Batches of samples: endless and reproducible for training, exact for evaluation."""
+
+import itertools
+import logging
+import pickle
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .. import comm
+from .coco import load_coco
+from .errors import DatasetError
+from .mapper import DetectionMapper
+from .validate import warn_once
+
+_logger = logging.getLogger(__name__)
+
+# Aspect ratios count as equal within a quarter of a factor of two.
+_ASPECT_BINS_PER_OCTAVE = 4
+# Batches of one aspect ratio are formed among this many batches at a time.
+_GROUPING_WINDOW = 64
+
+Sample = dict[str, Any]
+Mapper = Callable[[dict[str, Any], random.Random], Sample]
+
+
+class SampleKey(NamedTuple):
+    """What decides a sample: the record, the epoch, and which time it is drawn in the epoch."""
+
+    record: int
+    epoch: int = 0
+    repeat: int = 0
+
+
+class DetectionDataset(Dataset):
+    """Records and a mapper; gives the sample of a `SampleKey`.
+
+    The same key gives the same sample in every process: the random source of its mapper call is
+    made from `seed` and the key. Records are held in packed form, so that worker processes share
+    them instead of copying them one by one.
+
+    Args:
+        records: dicts of `load_coco`.
+        mapper: called as `mapper(record, rng)`.
+        seed: of everything random in the mapper.
+        replace_broken: give the next record's sample, with one warning, where an image cannot be
+            decoded; otherwise the error is raised.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        mapper: Mapper,
+        *,
+        seed: int = 0,
+        replace_broken: bool = False,
+    ) -> None:
+        blobs = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
+        self._data = np.frombuffer(b"".join(blobs), dtype=np.uint8)
+        self._ends = np.cumsum([len(blob) for blob in blobs])
+        self._mapper = mapper
+        self._seed = seed
+        self._replace_broken = replace_broken
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """A copy of one record."""
+        begin = self._ends[index - 1] if index > 0 else 0
+        return pickle.loads(self._data[begin : self._ends[index]].data)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        """Makes a sample.
+
+        Raises:
+            DatasetError: the image cannot be decoded (with `replace_broken`: none can).
+        """
+        key = SampleKey(key) if isinstance(key, int) else SampleKey(*key)
+        rng = random.Random(f"{self._seed}-{key.epoch}-{key.record}-{key.repeat}")
+        tries = len(self) if self._replace_broken else 1
+        for step in range(tries):
+            try:
+                return self._mapper(self.record((key.record + step) % len(self)), rng)
+            except DatasetError as error:
+                if step == tries - 1:
+                    raise
+                warn_once(f"{error} Another image is used in its place.")
+        raise IndexError(f"DetectionDataset is empty, got {key}.")
+
+
+class TrainingBatches:
+    """Which samples make which batch: an endless sequence that can be read at any place.
+
+    Each epoch is a new order of all images, cut into batches of similar aspect ratio, in random
+    order. The few images that do not fill a batch sit out that epoch, others each time. All
+    processes see the same global batches and take their part, so the samples of an iteration do
+    not depend on their number.
+
+    Args:
+        aspect_ratios: width / height of each image.
+        total_batch_size: images of a batch over all processes. Where the set has fewer images
+            they are repeated within the batch, with other augmentation.
+        seed: of the order.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: `total_batch_size` cannot be split evenly.
+    """
+
+    def __init__(
+        self,
+        aspect_ratios: Sequence[float],
+        total_batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise ValueError(
+                "TrainLoader.total_batch_size must be a positive multiple of the number of "
+                f"processes ({world_size}), got {total_batch_size}. "
+                "Set dataloader.train.total_batch_size."
+            )
+        bins = np.log2(np.asarray(aspect_ratios, dtype=np.float64)) * _ASPECT_BINS_PER_OCTAVE
+        self._bins = np.rint(bins).astype(np.int64)
+        self._total_batch_size = total_batch_size
+        self._seed = seed
+        self._part = slice(
+            rank * total_batch_size // world_size, (rank + 1) * total_batch_size // world_size
+        )
+        self._plan: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch, at least 1."""
+        return max(1, len(self._bins) // self._total_batch_size)
+
+    def __getitem__(self, iteration: int) -> list[SampleKey]:
+        """Keys of this process's samples at an iteration, counted over all epochs from 0."""
+        epoch, place = divmod(iteration, len(self))
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, self._make_plan(epoch))
+        indices, repeats = self._plan[1][:, place, self._part].tolist()
+        return [SampleKey(i, epoch, r) for i, r in zip(indices, repeats, strict=True)]
+
+    def _make_plan(self, epoch: int) -> np.ndarray:
+        """Indices and repeats (2, batches, total_batch_size) of an epoch."""
+        generator = np.random.default_rng([self._seed % 2**32, epoch])
+        wanted = len(self) * self._total_batch_size
+        rounds = -(-wanted // len(self._bins))
+        order = np.concatenate([generator.permutation(len(self._bins)) for _ in range(rounds)])
+        repeats = np.repeat(np.arange(rounds), len(self._bins))
+        drawn = np.stack((order, repeats))[:, :wanted]
+        window = _GROUPING_WINDOW * self._total_batch_size
+        windows = np.arange(wanted) // window
+        drawn = drawn[:, np.lexsort((self._bins[drawn[0]], windows))]
+        batches = drawn.reshape(2, len(self), self._total_batch_size)
+        return batches[:, generator.permutation(len(self))]
+
+
+class _Endless:
+    """Batches from a place on, as the batch sampler of a DataLoader."""
+
+    def __init__(self, batches: TrainingBatches, start: int) -> None:
+        self._batches = batches
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return (self._batches[i] for i in itertools.count(self._start))
+
+
+class TrainLoader:
+    """Endless training batches of a COCO-format set, each a list of samples.
+
+    What a batch holds follows from `seed` and its place alone: not from the number of workers,
+    not from where the iteration began. `iter_from(k)` goes on exactly where a run stopped after
+    k batches. Unreadable images are left out with a warning.
+
+    Args:
+        annotations: path of the annotation file.
+        images: folder of the images.
+        mapper: makes a sample of a record.
+        total_batch_size: images of a batch over all processes.
+        num_workers: processes that decode; 0 decodes in this one.
+        seed: of order and augmentation.
+        class_names: classes in their order (`dataset.class_names`); None takes the file's own.
+        rank: this process; None asks `comm`.
+        world_size: number of processes; None asks `comm`.
+
+    Raises:
+        DatasetError: the set cannot be used.
+        ValueError: `total_batch_size` cannot be split evenly among the processes.
+    """
+
+    def __init__(
+        self,
+        annotations: str,
+        images: str,
+        *,
+        mapper: Mapper,
+        total_batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        class_names: Sequence[str] | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        source = load_coco(annotations, images, class_names=class_names, skip_broken_images=True)
+        self.class_names = source.class_names
+        self.total_batch_size = total_batch_size
+        self.dataset = DetectionDataset(source.records, mapper, seed=seed, replace_broken=True)
+        self.batches = TrainingBatches(
+            [record["width"] / record["height"] for record in source.records],
+            total_batch_size,
+            seed=seed,
+            rank=comm.get_rank() if rank is None else rank,
+            world_size=comm.get_world_size() if world_size is None else world_size,
+        )
+        self._num_workers = num_workers
+        self._start = 0
+        if len(self.dataset) < total_batch_size:
+            warn_once(
+                f"{annotations}: {len(self.dataset)} images are fewer than total_batch_size="
+                f"{total_batch_size}; images are repeated within a batch."
+            )
+
+    def __len__(self) -> int:
+        """Batches per epoch, at least 1."""
+        return len(self.batches)
+
+    def set_start(self, iteration: int) -> None:
+        """Sets the batch, counted over all epochs, at which the next iteration begins."""
+        if iteration < 0:
+            raise ValueError(f"TrainLoader.set_start iteration must be >= 0, got {iteration}.")
+        self._start = iteration
+
+    def iter_from(self, iteration: int) -> Iterator[list[Sample]]:
+        """Endless batches from a place on, counted over all epochs."""
+        self.set_start(iteration)
+        return iter(self)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        sampler = _Endless(self.batches, self._start)
+        return iter(_data_loader(self.dataset, sampler, self._num_workers))
+
+
+class TestLoader:
+    """All images of a COCO-format set once, each batch with images of one size only.
+
+    Without padding the result of an image does not depend on its batch. With several processes
+    each takes its part, none twice. Unreadable images are an error: leaving them out would change
+    the metric.
+
+    Args:
+        annotations: path of the annotation file.
+        images: folder of the images.
+        mapper: makes a sample of a record; must be deterministic and tell its `output_size`.
+        batch_size: most images of a batch in this process.
+        num_workers: processes that decode; 0 decodes in this one.
+        class_names: classes in their order (`dataset.class_names`); None takes the file's own.
+        rank: this process; None asks `comm`.
+        world_size: number of processes; None asks `comm`.
+
+    Raises:
+        DatasetError: the set cannot be used.
+        ValueError: `batch_size` is not positive, or the mapper is random.
+    """
+
+    __test__ = False  # not a test case, whatever its name says to a test runner
+
+    def __init__(
+        self,
+        annotations: str,
+        images: str,
+        *,
+        mapper: DetectionMapper,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        class_names: Sequence[str] | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(
+                f"TestLoader.batch_size must be at least 1, got {batch_size}. "
+                "Set dataloader.test.batch_size."
+            )
+        source = load_coco(annotations, images, class_names=class_names)
+        self.class_names = source.class_names
+        self.dataset = DetectionDataset(source.records, mapper)
+        rank = comm.get_rank() if rank is None else rank
+        world_size = comm.get_world_size() if world_size is None else world_size
+        mine = range(rank, len(source.records), world_size)
+        self.batches = _batches_of_one_size(source.records, mine, mapper, batch_size)
+        self._num_workers = num_workers
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return iter(_data_loader(self.dataset, self.batches, self._num_workers))
+
+
+def _batches_of_one_size(
+    records: Sequence[dict], indices: Sequence[int], mapper: DetectionMapper, batch_size: int
+) -> list[list[SampleKey]]:
+    groups: dict[tuple[int, int], list[SampleKey]] = {}
+    for index in indices:
+        size = mapper.output_size(records[index]["height"], records[index]["width"])
+        if size is None:
+            raise ValueError(
+                "TestLoader.mapper must be deterministic and know its output size, got transforms "
+                "that draw. Give ResizeShortSide one short side."
+            )
+        groups.setdefault(size, []).append(SampleKey(index))
+    return [
+        keys[begin : begin + batch_size]
+        for keys in groups.values()
+        for begin in range(0, len(keys), batch_size)
+    ]
+
+
+def _data_loader(dataset: DetectionDataset, batch_sampler: Any, num_workers: int) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        generator=torch.Generator(),  # else the loader draws from the global random state
+    )
+
+
+def _as_list(samples: list[Sample]) -> list[Sample]:
+    return samples

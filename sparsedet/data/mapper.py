@@ -1,0 +1,81 @@
+"""Record in, sample out."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
+
+from ..structures import Boxes, BoxMode, Instances
+from .images import read_image
+from .transforms import Transform
+
+
+class DetectionMapper:
+    """Reads the image of a record and applies transforms to it and its boxes.
+
+    Args:
+        transforms: applied in order, each as `transform(image, boxes, rng)`.
+
+    The sample is detectron2's dict: `image` (uint8 RGB, (3, h, w), after the transforms),
+    `height` and `width` (of the original), `image_id`, `file_name` and `instances`
+    (`gt_boxes` xyxy in pixels of `image`, clipped to it; `gt_classes`). Crowd regions are no
+    training targets and do not appear; neither do boxes of which a crop left nothing.
+    """
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = tuple(transforms)
+
+    def __call__(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+        """Makes the sample of `record`; `rng` decides all that is random.
+
+        Raises:
+            DatasetError: the image cannot be decoded or has another size than the record says.
+        """
+        height, width = record["height"], record["width"]
+        image: Tensor = Image(read_image(record["file_name"], (width, height)))
+        boxes_xyxy, classes = _targets(record["annotations"])
+        boxes: Tensor = BoundingBoxes(  # pyright: ignore[reportCallIssue]
+            boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
+        )
+        for transform in self.transforms:
+            image, boxes = transform(image, boxes, rng)
+        return {
+            "image": image.as_subclass(Tensor).contiguous(),
+            "height": height,
+            "width": width,
+            "image_id": record["image_id"],
+            "file_name": record["file_name"],
+            "instances": _instances(boxes.as_subclass(Tensor), classes, image.shape[-2:]),
+        }
+
+    def output_size(self, height: int, width: int) -> tuple[int, int] | None:
+        """Size of the sample's image where all transforms can tell it beforehand, else None."""
+        size: tuple[int, int] | None = (height, width)
+        for transform in self.transforms:
+            known = getattr(transform, "output_size", None)
+            size = known(*size) if known is not None and size is not None else None
+        return size
+
+
+def _targets(annotations: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    boxes, classes = [], []
+    for entry in annotations:
+        if not entry.get("iscrowd", 0):
+            boxes.append(BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYXY_ABS))
+            classes.append(entry["category_id"])
+    return (
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(classes, dtype=torch.int64),
+    )
+
+
+def _instances(boxes_xyxy: Tensor, classes: Tensor, image_size: Sequence[int]) -> Instances:
+    height, width = image_size
+    boxes = Boxes(boxes_xyxy)
+    boxes.clip((height, width))
+    targets = Instances((height, width), gt_boxes=boxes, gt_classes=classes)
+    kept = boxes.nonempty()
+    return targets if kept.all() else targets[kept]
