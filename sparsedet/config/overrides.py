@@ -79,7 +79,9 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     parsed = sorted(map(Override.parse, overrides), key=lambda each: not each.swaps)
     for override in parsed:
         if override.swaps:
-            logger.info("%s", swap_component(cfg, ".".join(override.parts[:-1]), override.value))
+            swap = swap_component(cfg, ".".join(override.parts[:-1]), override.value)
+            level = logging.WARNING if swap.dropped or swap.missing else logging.INFO
+            logger.log(level, "%s", swap)
         else:
             _apply(cfg, override)
     return cfg

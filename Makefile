@@ -1,0 +1,98 @@
+# Two commands: `make quickstart` trains a small token-sparse detector, `make test` runs the tests.
+# Each makes its virtual environment first and does not install again what is there.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Further pip arguments for installing torch, such as a version or the index of another build.
+TORCH ?=
+# 1 = use the torch that PYTHON has already, instead of installing one.
+SYSTEM_TORCH ?= 0
+# Further arguments of the command that the target runs.
+ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install
+QUICKSTART := output/quickstart
+SHAPES := datasets/shapes
+# The tools of the extra "lint" alone: installing the package again would compile again.
+LINT_TOOLS := import importlib.metadata as m; \
+  print(*(r.split(';')[0] for r in m.requires('sparsedet') if r.endswith(\"extra == 'lint'\")))
+SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+
+.PHONY: help quickstart test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart   install, draw a data set, train on the CPU, evaluate, draw kept tokens"
+	@echo "make test         install, run the tests"
+	@echo "make lint         ruff, pyright and clang-format"
+	@echo "make format       let ruff and clang-format rewrite the source"
+	@echo "make bench        measure speed"
+	@echo "make clean        remove what was built (not the environment, data or output)"
+	@echo
+	@echo "PYTHON=python3.12      the Python to make the environment with (3.10 or later)"
+	@echo "VENV=.venv             where the environment is"
+	@echo "SYSTEM_TORCH=1         use the torch and torchvision that PYTHON has already"
+	@echo "TORCH='--index-url U'  more pip arguments for torch, here the index of its CPU-only build"
+	@echo "                       (pytorch.org names it under Get Started)"
+	@echo "ARGS='...'             more arguments for the command itself:"
+	@echo "                       make test ARGS='-k config', make quickstart ARGS='train.seed=1'"
+
+# --- environment: each step leaves a stamp, so that the next run begins after the last good one
+
+$(VENV)/.made:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { \
+	  echo "error: $(PYTHON) is older than 3.10; choose another with PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(if $(filter 1,$(SYSTEM_TORCH)),--system-site-packages) $(VENV)
+	$(PIP) --quiet "setuptools>=77.0.3" wheel ninja
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.made
+ifeq ($(SYSTEM_TORCH),1)
+	@$(PY) -c "import torch, torchvision" || { \
+	  echo "error: SYSTEM_TORCH=1, but $(PYTHON) cannot import torch and torchvision" >&2; exit 2; }
+else
+	$(PIP) "torch>=2.10" torchvision $(TORCH)
+endif
+	@touch $@
+
+# --no-build-isolation: the extension is compiled against the torch of the environment
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
+	$(PIP) --no-build-isolation -e ".[viz,test]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(PIP) --quiet $$($(PY) -c "$(LINT_TOOLS)")
+	@touch $@
+
+# --- targets
+
+quickstart: $(VENV)/.installed
+	$(PY) -m sparsedet.data.shapes --output $(SHAPES)
+	$(PY) tools/train_net.py --config-file configs/quickstart.py --resume \
+	  train.output_dir=$(QUICKSTART) $(ARGS)
+	$(PY) tools/visualize_tokens.py --config-file $(QUICKSTART)/config.yaml \
+	  --weights $(QUICKSTART)/model_best.pth $(SHAPES)/val/000000.png
+	@echo "results: $(QUICKSTART)/results.json   pictures: $(QUICKSTART)/"
+
+test: $(VENV)/.installed
+	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+
+lint: $(VENV)/.lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(VENV)/.lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(SOURCES)
+
+bench: $(VENV)/.installed
+	$(PY) tools/benchmark.py $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis sparsedet/*.so
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	rm -f $(VENV)/.installed $(VENV)/.lint
