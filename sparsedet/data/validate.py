@@ -373,7 +373,7 @@ def _clip(
     outside = np.any(inner_high <= inner_low, axis=1)
     cleaned: list[list[float] | None] = list(boxes)
     for i in np.flatnonzero(no_size | outside | (over > _ROUNDING)):
-        label = f"{labels[i]} (bbox {boxes[i]})"
+        label = f"{labels[i]} (bbox [{', '.join(f'{v:g}' for v in boxes[i])}])"
         if no_size[i]:
             findings.warn(label, "its box has no width or height; left out.")
             cleaned[i] = None

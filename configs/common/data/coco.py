@@ -1,0 +1,69 @@
+"""COCO 2017 with DETR's augmentation.
+
+Every path, size and batch size is an override: `dataset.train_json=...`, and
+`dataset.test_short_side=480 'dataset.short_sides=[320,400,480]' dataset.max_size=800` for smaller
+images. `num_classes` and `class_names` follow from the annotation file where they are None.
+"""
+
+from sparsedet.config import LazyCall as L
+from sparsedet.data import (
+    DetectionMapper,
+    DETRAugmentation,
+    ResizeShortSide,
+    TestLoader,
+    TrainLoader,
+)
+from sparsedet.evaluation import COCOEvaluator
+
+dataset = dict(
+    train_json="datasets/coco/annotations/instances_train2017.json",
+    train_images="datasets/coco/train2017",
+    val_json="datasets/coco/annotations/instances_val2017.json",
+    val_images="datasets/coco/val2017",
+    num_classes=80,
+    class_names=None,
+    short_sides=[480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+    test_short_side=800,
+    max_size=1333,
+)
+
+dataloader = dict(
+    train=L(TrainLoader)(
+        annotations="${dataset.train_json}",
+        images="${dataset.train_images}",
+        class_names="${dataset.class_names}",
+        mapper=L(DetectionMapper)(
+            transforms=[
+                L(DETRAugmentation)(
+                    short_sides="${dataset.short_sides}",
+                    max_size="${dataset.max_size}",
+                    flip_probability=0.5,
+                    crop_probability=0.5,
+                )
+            ]
+        ),
+        total_batch_size=16,
+        num_workers=4,
+        seed="${train.seed}",
+    ),
+    test=L(TestLoader)(
+        annotations="${dataset.val_json}",
+        images="${dataset.val_images}",
+        class_names="${dataset.class_names}",
+        mapper=L(DetectionMapper)(
+            transforms=[
+                L(ResizeShortSide)(
+                    short_sides="${dataset.test_short_side}", max_size="${dataset.max_size}"
+                )
+            ]
+        ),
+        batch_size=1,
+        num_workers=4,
+    ),
+    evaluator=L(COCOEvaluator)(
+        annotations="${dataset.val_json}",
+        class_names="${dataset.class_names}",
+        output_dir="${train.output_dir}",
+        area_bounds=[1024, 9216],
+    ),
+)

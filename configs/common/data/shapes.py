@@ -1,0 +1,21 @@
+"""The embedded procedural set, made by `python -m sparsedet.data.shapes --output datasets/shapes`.
+
+Its images are small, so "small" and "large" in AP by size mean below 12 and above 32 pixels.
+"""
+
+from .coco import dataloader, dataset
+
+dataset.update(
+    train_json="datasets/shapes/annotations/instances_train.json",
+    train_images="datasets/shapes/train",
+    val_json="datasets/shapes/annotations/instances_val.json",
+    val_images="datasets/shapes/val",
+    num_classes=None,
+    short_sides=[144, 160, 176],
+    test_short_side=160,
+    max_size=320,
+)
+dataloader["train"].num_workers = 2
+dataloader["test"].num_workers = 1
+dataloader["test"].batch_size = 16
+dataloader["evaluator"].area_bounds = [144, 1024]

@@ -1,0 +1,103 @@
+"""Running a model over a test loader."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from .. import comm
+
+_WARMUP_BATCHES = 2
+
+Sample = dict[str, Any]
+
+
+class Evaluator(Protocol):
+    """What `evaluate` feeds; detectron2's evaluators fit."""
+
+    def reset(self) -> None:
+        """Forgets all that was processed."""
+        ...
+
+    def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
+        """Takes the samples of a batch and the model's answers in the same order."""
+        ...
+
+    def evaluate(self) -> dict[str, Any]:
+        """Results over everything processed, on all processes."""
+        ...
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[list[Sample]],
+    evaluator: Evaluator,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Runs a model over a loader without gradients and evaluates the answers.
+
+    Args:
+        model: called with a list of samples in eval mode; gives a list of dicts with `instances`
+            and optionally `keep_ratio` (share of the tokens kept, in [0, 1]). Its mode is put
+            back afterwards.
+        loader: batches of samples.
+        evaluator: fed with samples and answers.
+        progress: called with the number of images after every batch of this process.
+
+    Returns:
+        The evaluator's results and, over all processes: `num_images`; `keep_ratio`, the mean over
+        the images (None where the model does not tell it); `seconds_per_image`, the model's time
+        alone without the first batches (which warm up) unless there are no others.
+    """
+    evaluator.reset()
+    keep_ratios: list[float] = []
+    timings: list[tuple[float, int]] = []
+    with _eval_mode(model), torch.inference_mode():
+        for batch in loader:
+            started = time.perf_counter()
+            outputs = [_to_host(output) for output in model(batch)]
+            timings.append((time.perf_counter() - started, len(batch)))
+            keep_ratios += [float(o["keep_ratio"]) for o in outputs if "keep_ratio" in o]
+            evaluator.process(batch, outputs)
+            if progress is not None:
+                progress(len(batch))
+    return {**evaluator.evaluate(), **_totals(keep_ratios, timings)}
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _to_host(output: dict[str, Any]) -> dict[str, Any]:
+    # The copy waits for the device, so the time around it is that of the computation.
+    return {**output, "instances": output["instances"].to("cpu")}
+
+
+def _totals(keep_ratios: list[float], timings: list[tuple[float, int]]) -> dict[str, Any]:
+    timed = timings[_WARMUP_BATCHES:] or timings
+    row = (
+        sum(keep_ratios),
+        len(keep_ratios),
+        sum(seconds for seconds, _ in timed),
+        sum(count for _, count in timed),
+        sum(count for _, count in timings),
+    )
+    kept, num_kept, seconds, num_timed, images = (
+        sum(column) for column in zip(*comm.all_gather(row), strict=True)
+    )
+    return {
+        "num_images": images,
+        "keep_ratio": kept / num_kept if num_kept else None,
+        "seconds_per_image": seconds / num_timed if num_timed else None,
+    }
