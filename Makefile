@@ -14,6 +14,8 @@ PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install
 QUICKSTART := output/quickstart
 SHAPES := datasets/shapes
+# Where a Python keeps its packages; PYTHON may itself be that of an environment.
+SITE := import sysconfig; print(sysconfig.get_paths()['purelib'])
 # The tools of the extra "lint" alone: installing the package again would compile again.
 LINT_TOOLS := import importlib.metadata as m; \
   print(*(r.split(';')[0] for r in m.requires('sparsedet') if r.endswith(\"extra == 'lint'\")))
@@ -49,6 +51,7 @@ $(VENV)/.made:
 
 $(VENV)/.torch: $(VENV)/.made
 ifeq ($(SYSTEM_TORCH),1)
+	@$(PYTHON) -c "$(SITE)" > "$$($(PY) -c "$(SITE)")/torch_of_python.pth"
 	@$(PY) -c "import torch, torchvision" || { \
 	  echo "error: SYSTEM_TORCH=1, but $(PYTHON) cannot import torch and torchvision" >&2; exit 2; }
 else
