@@ -25,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointStore",
     "LoadReport",
+    "atomic_write",
     "load_checkpoint",
     "load_weights",
     "model_weights",
@@ -35,6 +36,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5
+# a backbone's own file has little beside it (a classifier); one of a whole detector has much
+_PART_SHARE = 0.8
 _PERIODIC = re.compile(r"checkpoint_(\d+)\.pth")
 
 
@@ -53,7 +56,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
         path: Where; a name ending in `.safetensors` keeps the weights only.
     """
     path = Path(path)
-    with _atomic_file(path) as file:
+    with atomic_write(path) as file:
         if path.suffix == ".safetensors":
             file.write(_safetensors().save(_contiguous(checkpoint["model"])))
         else:
@@ -85,8 +88,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place when the block ends well."""
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file beside `path` that takes its place, on disk, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -357,20 +360,31 @@ def _drop_counters(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[s
 def _load_part(
     model: nn.Module, weights: dict[str, torch.Tensor], path: str | os.PathLike[str]
 ) -> LoadReport:
-    """Fill the one module whose keys the file has, if they are most of the file."""
+    """Fill the one module whose keys the file has, if they are nearly all of the file."""
     for name, module in model.named_modules():
         own = module.state_dict()
-        if 2 * len(own) < len(weights) or not own.keys() <= weights.keys():
+        if not name or len(own) < _PART_SHARE * len(weights):
             continue
-        kept = {key: weights[key] for key in own}
-        _require_match(_compare(own, kept), path)
-        module.load_state_dict(kept)
-        unused = tuple(key for key in weights if key not in own)
-        return LoadReport(module=name, num_loaded=len(kept), unused=unused)
+        for prefix in _prefixes(own, weights):
+            kept = {key: weights[prefix + key] for key in own}
+            _require_match(_compare(own, kept), path)
+            module.load_state_dict(kept)
+            unused = tuple(key for key in weights if key.removeprefix(prefix) not in own)
+            return LoadReport(module=name, num_loaded=len(kept), unused=unused)
     raise CheckpointError(
         f"checkpoint {path} has none of the model's tensors ({_shorten(list(weights))}), and its "
         "names are not those of the backbone either. Convert it, or use another file."
     )
+
+
+def _prefixes(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """What the keys of a module may begin with in a file that has all of them."""
+    first = next(iter(own))
+    for key in given:
+        prefix = key.removesuffix(first)
+        whole_names = key.endswith(first) and (not prefix or prefix.endswith("."))
+        if whole_names and all(prefix + name in given for name in own):
+            yield prefix
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -400,7 +414,7 @@ class CheckpointStore:
         """Write a full checkpoint, point to it, and delete the oldest beyond `max_to_keep`."""
         path = self.directory / f"checkpoint_{iteration:07d}.pth"
         save_checkpoint(checkpoint, path)
-        with _atomic_file(self.directory / "last_checkpoint") as file:
+        with atomic_write(self.directory / "last_checkpoint") as file:
             file.write(path.name.encode() + b"\n")
         for old in self.paths()[: -self._max_to_keep]:
             old.unlink()

@@ -1,0 +1,31 @@
+"""Settings of tools/train_net.py. Lengths are in epochs; one in iterations wins where it is set."""
+
+train = dict(
+    output_dir="output",
+    # weights to begin with: a .pth or .safetensors file of the whole model or of its backbone
+    init_checkpoint="",
+    # begin with class heads of their own where the file is for another number of classes
+    reinit_class_heads=False,
+    epochs=50,
+    max_iter=None,
+    # batches per optimizer step; an iteration is an optimizer step
+    accumulation_steps=1,
+    # "auto" is the accelerator if there is one, else the CPU
+    device="auto",
+    # null draws one and logs it
+    seed=0,
+    amp=dict(enabled=False, dtype="float16"),
+    clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2.0)),
+    # averaged weights; evaluation uses them when enabled
+    model_ema=dict(enabled=False, decay=0.9997),
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
+    # evaluation and checkpoints, beside those at the end; 0 for the end alone
+    eval_epochs=1,
+    eval_period=None,
+    best_metric="bbox/AP",
+    checkpointer=dict(epochs=1, period=None, max_to_keep=2),
+    # iterations per line of metrics.json and of the log
+    log_period=20,
+    # write TensorBoard files if the package is installed
+    tensorboard=True,
+)

@@ -1,0 +1,119 @@
+"""Parameter groups and schedules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from fvcore.common.param_scheduler import ConstantParamScheduler, CosineParamScheduler
+from torch import nn
+
+from sparsedet.config import LazyConfig, instantiate
+from sparsedet.engine import WarmupParamScheduler, param_groups, scaled_lr
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.sampling_offsets = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+        self.shared = self.head
+        self.norm = nn.LayerNorm(4)
+
+
+def _by_name(model: nn.Module, groups: list[dict]) -> dict[str, dict]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [(names[id(p)], group) for group in groups for p in group["params"]]
+    assert len(found) == len({name for name, _ in found})  # each once
+    return dict(found)
+
+
+def test_rules() -> None:
+    model = Model()
+    model.backbone[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+    rules = [
+        {"pattern": r"^backbone\.", "lr_factor": 0.1},
+        {"pattern": "sampling_offsets", "lr_factor": 0.5, "weight_decay": 0.2},
+        {"pattern": r"backbone\.1", "weight_decay": 0.3},
+    ]
+    found = _by_name(model, param_groups(model, 2.0, rules=rules))
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert found.keys() == trainable
+    assert found["backbone.0.weight"]["lr"] == pytest.approx(0.2)
+    assert "weight_decay" not in found["backbone.0.weight"]
+    assert found["backbone.1.weight"]["lr"] == pytest.approx(0.2)  # from the first rule
+    assert found["backbone.1.weight"]["weight_decay"] == 0.3  # from the third
+    assert found["sampling_offsets.bias"]["lr"] == 1.0
+    assert found["sampling_offsets.bias"]["weight_decay"] == 0.2
+    assert found["head.weight"]["lr"] == 2.0
+
+
+def test_norms_and_biases() -> None:
+    model = Model()
+    groups = param_groups(model, 1.0, weight_decay_norm=0.0, weight_decay_bias=0.5)
+    found = _by_name(model, groups)
+    assert found["norm.weight"]["weight_decay"] == found["norm.bias"]["weight_decay"] == 0.0
+    assert found["backbone.1.weight"]["weight_decay"] == 0.0
+    assert found["head.bias"]["weight_decay"] == 0.5
+    assert "weight_decay" not in found["head.weight"]
+
+
+def test_a_frozen_part_may_have_a_rule() -> None:
+    model = Model()
+    model.backbone.requires_grad_(False)
+    groups = param_groups(model, 1.0, rules=[{"pattern": "backbone", "lr_factor": 0.1}])
+    assert [group["lr"] for group in groups] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({"pattern": "bakcbone", "lr_factor": 0.1}, "'bakcbone', which matches none"),
+        ({"pattern": "backbone"}, "must have a pattern and"),
+        ({"lr_factor": 0.1}, "must have a pattern and"),
+        ({"pattern": "backbone", "lr": 0.1}, "must have a pattern and"),
+        ({"pattern": "(", "lr_factor": 0.1}, "regular expressions"),
+    ],
+)
+def test_rules_that_do_nothing_are_errors(rule: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        param_groups(Model(), 1.0, rules=[rule])
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(ValueError, match="must have trainable parameters"):
+        param_groups(Model().requires_grad_(False), 1.0)
+
+
+def test_scaled_lr() -> None:
+    assert scaled_lr(2e-4, 16) == 2e-4
+    assert scaled_lr(2e-4, 64) == pytest.approx(4e-4)
+    with pytest.raises(ValueError, match="batch_size"):
+        scaled_lr(2e-4, 0)
+
+
+def test_warmup() -> None:
+    cosine = CosineParamScheduler(1.0, 0.0)
+    schedule = WarmupParamScheduler(cosine, warmup_length=0.2, warmup_factor=0.1)
+    end = cosine(0.2)
+    assert schedule(0.0) == pytest.approx(0.1 * end)
+    assert schedule(0.1) == pytest.approx(0.55 * end)
+    assert [schedule(w) for w in (0.2, 0.7, 1.0)] == [cosine(w) for w in (0.2, 0.7, 1.0)]
+    plain = WarmupParamScheduler(cosine, warmup_length=0.0)
+    assert [plain(w) for w in (0.0, 0.5)] == [cosine(w) for w in (0.0, 0.5)]
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\), got 1\.5"):
+        WarmupParamScheduler(ConstantParamScheduler(1.0), warmup_length=1.5)
+
+
+def test_the_shipped_recipe(root: Path) -> None:
+    cfg = LazyConfig.load(root / "configs/common/optim.py")
+    cfg.optimizer.params.model = Model()
+    optimizer = instantiate(cfg.optimizer)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([2e-5, 2e-4])
+    schedule = instantiate(cfg.lr_multiplier)
+    assert [schedule(epoch / 50) for epoch in (0, 39, 40, 49)] == [1.0, 1.0, 0.1, 0.1]
+    cosine = instantiate(cfg.cosine_lr_multiplier)
+    assert cosine(0.0) < cosine(0.01) < cosine(0.02) > cosine(0.5) > cosine(1.0)

@@ -1,0 +1,263 @@
+"""The loop: what it minimizes, what it refuses, and that a resumed run goes on as if uncut."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fvcore.common.param_scheduler import ConstantParamScheduler, LinearParamScheduler
+from torch import nn
+
+from sparsedet import comm
+from sparsedet.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from sparsedet.engine import Hook, ModelEma, NonFiniteError, Trainer
+from sparsedet.engine.launch import launch
+from sparsedet.engine.random_state import seed_everything
+from tests.engine.fakes import TinyLoader, TinyModel
+
+
+def make_trainer(
+    max_iter: int = 12,
+    *,
+    model: nn.Module | None = None,
+    loader: TinyLoader | None = None,
+    lr: float = 0.05,
+    **options: Any,
+) -> Trainer:
+    model = model if model is not None else TinyModel()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    options = {"lr_multiplier": LinearParamScheduler(1.0, 0.1)} | options
+    return Trainer(
+        model,
+        (loader or TinyLoader()).iter_from,
+        optimizer=optimizer,
+        max_iter=max_iter,
+        **options,
+    )
+
+
+class Losses(Hook):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        self.values.append(trainer.recorder.flush()["loss"])
+
+
+class StopAt(Hook):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        trainer.stop_requested = trainer.iteration == self.iteration
+
+
+def _run(trainer: Trainer, *hooks: Hook) -> list[float]:
+    losses = Losses()
+    trainer.hooks = [losses, *hooks]
+    trainer.train()
+    return losses.values
+
+
+def test_it_learns() -> None:
+    losses = _run(make_trainer(60, model=TinyModel(dropout=0.0)))
+    assert len(losses) == 60
+    assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
+
+
+def test_learning_rates_follow_the_schedule() -> None:
+    trainer = make_trainer(4, lr=1.0, lr_multiplier=LinearParamScheduler(1.0, 0.0))
+    seen: list[float] = []
+
+    class Rates(Hook):
+        def after_iteration(self, trainer: Trainer) -> None:
+            seen.append(trainer.optimizer.param_groups[0]["lr"])
+
+    _run(trainer, Rates())
+    assert seen == [1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
+def test_resumed_equals_uninterrupted(
+    tmp_path: Path, ema: bool, amp_dtype: torch.dtype | None
+) -> None:
+    """Weights, statistics, average and losses, with dropout and a learning rate that moves."""
+
+    def fresh(seed: int) -> Trainer:
+        torch.manual_seed(seed)
+        model = TinyModel()
+        return make_trainer(
+            12,
+            model=model,
+            ema=ModelEma(model, decay=0.9) if ema else None,
+            amp_dtype=amp_dtype,
+            accumulation_steps=2,
+        )
+
+    whole = fresh(0)
+    expected = _run(whole)
+
+    first = fresh(0)
+    begin = _run(first, StopAt(7))
+    save_checkpoint(first.state_dict(), tmp_path / "a.pth")
+    second = fresh(1)  # other weights and random state
+    second.load_state_dict(load_checkpoint(tmp_path / "a.pth"))
+    assert second.iteration == 7
+    assert begin + _run(second) == expected
+    for name, value in whole.state_dict()["model"].items():
+        assert torch.equal(value, second.unwrapped_model.state_dict()[name]), name
+    if ema:
+        for name, value in whole.eval_model.state_dict().items():
+            assert torch.equal(value, second.eval_model.state_dict()[name]), name
+
+
+def test_a_resumed_run_takes_the_options_of_its_config(tmp_path: Path) -> None:
+    first = make_trainer(lr=0.05)
+    _run(first, StopAt(3))
+    second = make_trainer(lr=0.01, lr_multiplier=ConstantParamScheduler(1.0))
+    second.optimizer.param_groups[0]["weight_decay"] = 0.7
+    second.load_state_dict(first.state_dict())
+    second.run_iteration()
+    assert second.optimizer.param_groups[0]["lr"] == 0.01
+    assert second.optimizer.param_groups[0]["weight_decay"] == 0.7
+
+
+def test_what_cannot_be_resumed() -> None:
+    state = make_trainer().state_dict()
+    with pytest.raises(CheckpointError, match=r"holds no iteration, optimizer, random_states"):
+        make_trainer().load_state_dict({"model": state["model"]})
+    with pytest.raises(CheckpointError, match="other parameter groups"):
+        trainer = make_trainer()
+        trainer.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+        trainer.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        model = TinyModel()
+        make_trainer(model=model, ema=ModelEma(model)).load_state_dict(state)
+
+
+def test_accumulation_equals_a_larger_batch() -> None:
+    """Without batch statistics two batches of two are one of four."""
+    results = []
+    for batch_size, steps in ((4, 1), (2, 2)):
+        torch.manual_seed(0)
+        model = TinyModel(dropout=0.0)
+        model.norm = nn.Identity()  # type: ignore[assignment]
+        loader = TinyLoader(batch_size)
+        trainer = make_trainer(3, model=model, loader=loader, accumulation_steps=steps)
+        losses = _run(trainer)
+        results.append((losses, model.head.weight.detach()))
+    assert results[0][0] == pytest.approx(results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_clipping() -> None:
+    """With plain gradient descent the step is as long as the clipped gradient."""
+    model = TinyModel()
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer = make_trainer(
+        model=model, clip_grad={"max_norm": 0.01}, lr_multiplier=ConstantParamScheduler(1.0)
+    )
+    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer._base_lrs = [1.0]
+    trainer.run_iteration()
+    squares = [(p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)]
+    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(0.01, rel=1e-3)
+    assert trainer.recorder.flush()["grad_norm"] > 0.01
+
+
+def test_non_finite_loss_names_terms_and_images() -> None:
+    loader = TinyLoader()
+    loader.poisoned = 9
+    trainer = make_trainer(loader=loader, clip_grad={"max_norm": 0.1})
+    with pytest.raises(NonFiniteError) as caught:
+        _run(trainer)
+    message = str(caught.value)
+    assert "iteration 2: stage.0/square = nan, stage.0/abs = nan" in message
+    assert "images 1008, 1009, 1010, 1011." in message
+    assert trainer.iteration == 2
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_non_finite_gradient() -> None:
+    class Root(TinyModel):
+        def forward(self, samples: list[dict[str, Any]]) -> Any:
+            return {"root": (self.head.weight * 0).sum().sqrt()}
+
+    trainer = make_trainer(model=Root(), clip_grad={"max_norm": 0.1})
+    with pytest.raises(NonFiniteError, match="gradient is not finite at iteration 0"):
+        _run(trainer)
+    assert trainer.unwrapped_model.head.weight.isfinite().all()  # type: ignore[union-attr]
+
+
+def test_average_of_weights() -> None:
+    model = nn.Linear(1, 1)
+    nn.init.zeros_(model.weight)
+    ema = ModelEma(model, decay=0.5)
+    nn.init.ones_(model.weight)
+    ema.update(model)  # decay min(0.5, 1 / 10)
+    assert ema.module.weight.item() == pytest.approx(0.9)  # type: ignore[union-attr]
+    assert not ema.module.weight.requires_grad  # type: ignore[union-attr]
+    for _ in range(20):
+        ema.update(model)
+    assert ema.module.weight.item() == pytest.approx(1.0, abs=1e-4)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"decay must be in \(0, 1\), got 1\.0"):
+        ModelEma(model, decay=1.0)
+
+
+def test_bad_lengths() -> None:
+    with pytest.raises(ValueError, match=r"Trainer\.max_iter must be at least 1, got 0"):
+        make_trainer(0)
+    with pytest.raises(ValueError, match="accumulation_steps must be at least 1"):
+        make_trainer(accumulation_steps=0)
+
+
+def test_workers_that_were_told_to_stop() -> None:
+    """A loader that breaks off after the signal ends the run; without a signal it is an error."""
+
+    def broken(start: int) -> Iterator[Any]:
+        yield from itertools.islice(TinyLoader().iter_from(start), 3)
+        raise RuntimeError("worker was killed")
+
+    trainer = make_trainer()
+    trainer._batches = broken
+    with pytest.raises(RuntimeError, match="worker was killed"):
+        _run(trainer)
+    trainer = make_trainer()
+    trainer._batches = broken
+    trainer.stop_signal = 15
+    _run(trainer)
+    assert trainer.stop_requested
+    assert trainer.iteration == 3
+
+
+def _train_part(device: torch.device, folder: str) -> int:
+    seed_everything(0)
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    model = TinyModel(dropout=0.0)
+    model.norm = nn.Identity()  # type: ignore[assignment]
+    wrapped: nn.Module = model
+    if world_size > 1:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    loader = TinyLoader(4, rank, world_size)
+    trainer = make_trainer(4, model=wrapped, loader=loader, accumulation_steps=2)
+    trainer.train()
+    state = trainer.state_dict()
+    if rank == 0:
+        torch.save((state["model"], len(state["random_states"])), Path(folder) / f"{world_size}.pt")
+    return 0
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    args = (str(tmp_path),)
+    assert launch(_train_part, args, num_processes=1, device_type="cpu") == 0
+    assert launch(_train_part, args, num_processes=2, device_type="cpu") == 0
+    one, _ = torch.load(tmp_path / "1.pt")
+    two, num_states = torch.load(tmp_path / "2.pt")
+    assert num_states == 2
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], msg=name)

@@ -1,0 +1,263 @@
+"""Checkpoints: atomic, safe, strict."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sparsedet.checkpoint import (
+    CheckpointError,
+    CheckpointStore,
+    atomic_write,
+    load_checkpoint,
+    load_weights,
+    model_weights,
+    restore_model,
+    save_checkpoint,
+)
+
+
+class Detector(nn.Module):
+    """A backbone, a trunk, a class head and a label embedding (one row more)."""
+
+    def __init__(self, num_classes: int = 7, width: int = 4) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = nn.ModuleDict(
+            {"body": nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))}
+        )
+        self.trunk = nn.Linear(width, width)
+        self.class_head = nn.Linear(width, num_classes)
+        self.labels = nn.Embedding(num_classes + 1, width)
+
+
+def _same(a: nn.Module, b: nn.Module, skip: tuple[str, ...] = ()) -> bool:
+    others = b.state_dict()
+    return all(
+        torch.equal(value, others[name])
+        for name, value in a.state_dict().items()
+        if name not in skip
+    )
+
+
+def _save(model: nn.Module, path: Path) -> Path:
+    save_checkpoint({"model": model.state_dict()}, path)
+    return path
+
+
+# --- files
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_round_trip(tmp_path: Path, name: str) -> None:
+    model, other = Detector(), Detector()
+    assert not _same(model, other)
+    report = load_weights(other, _save(model, tmp_path / name))
+    assert _same(model, other)
+    assert report.num_loaded == len(model.state_dict())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
+        file.write(b"half of the new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bare_and_foreign_state_dicts(tmp_path: Path) -> None:
+    state = Detector().state_dict()
+    torch.save(state, tmp_path / "bare.pth")
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=1.0)}, tmp_path / "args.pth")
+    for name in ("bare.pth", "args.pth"):
+        assert load_checkpoint(tmp_path / name)["model"].keys() == state.keys()
+
+
+class _Custom:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "does not exist"),
+        (b"no zip", "not a checkpoint"),
+        (b"", "not a checkpoint"),
+        ({"model": {"a": _Custom()}}, "_Custom, which safe loading refuses"),
+        ({"epoch": 3}, "holds no weights"),
+        ([1, 2], "holds no weights"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, content: object, says: str) -> None:
+    path = tmp_path / "a.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_cut_off_files(tmp_path: Path, name: str) -> None:
+    path = _save(Detector(), tmp_path / name)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match=str(path)):
+        load_checkpoint(path)
+
+
+# --- weights
+
+
+def test_every_key_must_fit(tmp_path: Path) -> None:
+    model = Detector()
+    state = model.state_dict()
+    state["extra"] = state.pop("trunk.bias")
+    state["trunk.weight"] = torch.zeros(5, 4)
+    save_checkpoint({"model": state}, tmp_path / "a.pth")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(model, tmp_path / "a.pth")
+    message = str(caught.value)
+    assert "1 missing (trunk.bias)" in message
+    assert "1 unexpected (extra)" in message
+    assert "trunk.weight (5, 4) instead of (4, 4)" in message
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_other_classes_are_an_error_that_names_the_way_out(tmp_path: Path) -> None:
+    path = _save(Detector(91), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(Detector(3), path)
+    message = str(caught.value)
+    assert "91 classes, the model for 3" in message
+    assert "class_head.weight is (91, 4) in the file and (3, 4) in the model" in message
+    assert "train.reinit_class_heads=True" in message
+
+
+@pytest.mark.parametrize("num_classes", [3, 20])
+def test_class_heads_begin_anew(tmp_path: Path, num_classes: int) -> None:
+    source, model = Detector(7), Detector(num_classes)
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_weights(model, _save(source, tmp_path / "a.pth"), reinit_class_heads=True)
+    heads = ("class_head.weight", "class_head.bias", "labels.weight")
+    assert report.reinitialized == heads
+    assert _same(model, source, skip=heads)
+    assert all(torch.equal(model.state_dict()[name], initial[name]) for name in heads)
+
+
+def test_same_classes_are_kept_when_asked_to_begin_anew(tmp_path: Path) -> None:
+    source, model = Detector(), Detector()
+    report = load_weights(model, _save(source, tmp_path / "a.pth"), reinit_class_heads=True)
+    assert report.reinitialized == ()
+    assert _same(model, source)
+
+
+def test_other_mismatches_are_not_taken_for_classes(tmp_path: Path) -> None:
+    path = _save(Detector(7, width=8), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="of another shape"):
+        load_weights(Detector(3), path, reinit_class_heads=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "features."])
+def test_backbone_files(tmp_path: Path, prefix: str) -> None:
+    source, model = Detector(), Detector()
+    body = source.backbone["body"].state_dict()
+    state = {prefix + name: value for name, value in body.items()}
+    save_checkpoint({"model": state | {"fc.bias": torch.zeros(1000)}}, tmp_path / "a.pth")
+    report = load_weights(model, tmp_path / "a.pth")
+    assert report.module == "backbone.body"
+    assert report.unused == ("fc.bias",)
+    assert _same(source.backbone, model.backbone)
+    assert not _same(source.trunk, model.trunk)
+
+
+def test_files_of_something_else(tmp_path: Path) -> None:
+    """Also a whole detector with other names: its backbone alone is not what was meant."""
+    state = Detector().state_dict()
+    body = {f"body.{n}": v for n, v in state.items() if n.startswith("backbone.")}
+    rest = {f"other.{n}": v for n, v in state.items() if not n.startswith("backbone.")}
+    save_checkpoint({"model": body | rest}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="none of the model's tensors"):
+        load_weights(Detector(), tmp_path / "a.pth")
+
+
+def test_averaged_weights_are_preferred() -> None:
+    raw, average = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+    assert model_weights({"model": raw, "ema": {"model": average}}) == average
+    assert model_weights({"model": raw, "ema": None}) == raw
+
+
+def test_a_resumed_run_keeps_its_classes(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"set another train\.output_dir"):
+        restore_model(Detector(3), Detector(7).state_dict(), tmp_path / "a.pth")
+
+
+# --- runs
+
+
+def _checkpoint(value: float) -> dict:
+    return {"model": {"w": torch.tensor([value])}}
+
+
+def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, max_to_keep=2)
+    assert store.load_last() is None
+    for iteration in (5, 10, 15):
+        store.save(_checkpoint(iteration), iteration)
+    store.save_weights(_checkpoint(7.0), "best")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint_0000010.pth",
+        "checkpoint_0000015.pth",
+        "last_checkpoint",
+        "model_best.pth",
+    ]
+    last = store.load_last()
+    assert last is not None
+    assert last[0]["model"]["w"].item() == 15
+    assert last[1].name == (tmp_path / "last_checkpoint").read_text().strip()
+
+
+def test_a_damaged_last_one_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    store = CheckpointStore(tmp_path)
+    store.save(_checkpoint(1.0), 1)
+    broken = store.save(_checkpoint(2.0), 2)
+    broken.write_bytes(broken.read_bytes()[:50])
+    last = store.load_last()
+    assert last is not None and last[1].name == "checkpoint_0000001.pth"
+    assert str(broken) in caplog.text
+    last[1].unlink()
+    with pytest.raises(CheckpointError, match="checkpoint_0000002"):
+        store.load_last()
+
+
+def test_the_pointer_is_not_needed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(_checkpoint(1.0), 9)
+    (tmp_path / "last_checkpoint").unlink()
+    last = store.load_last()
+    assert last is not None and last[1].name == "checkpoint_0000009.pth"
+
+
+def test_half_written_files_are_cleaned_up(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint_0000001.pth.123.tmp").write_bytes(b"half")
+    CheckpointStore(tmp_path).clean()
+    assert not list(tmp_path.iterdir())
+
+
+def test_at_least_one_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_to_keep must be at least 1, got 0"):
+        CheckpointStore(tmp_path, max_to_keep=0)
