@@ -234,6 +234,7 @@ def test_loading_does_not_touch_the_import_system(tmp_path):
         ("from .broken import d\n", ["broken.py, line 3", "ZeroDivisionError"]),
         ("from .circle import d\n", ["circle", "circle.py -> bad.py"]),
         ("x = 1\n", ["bad.py", "no dict"]),
+        ("from .good import d\nd.b.c = 1\n", ["bad.py, line 2", "Missing key b"]),
         ("import math\nd = dict(a=math.sqrt(-1))\n", ["bad.py, line 2", "ValueError"]),
     ],
 )
@@ -245,6 +246,7 @@ def test_load_errors_name_file_and_line(tmp_path, text, words):
         LazyConfig.load(tmp_path / "bad.py")
     for word in words:
         assert word in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +357,7 @@ def test_yaml_cannot_run_code(tmp_path):
         ("+train.epochs=many", "train.epochs", "many"),
         ("train={epochs: 5, note: x}", "train.epochs", 5),
         ("model.scorer=null", "model.scorer", None),
+        ("model.scorer=0.5", "model.scorer", 0.5),  # a call may stand for a number
     ],
 )
 def test_overrides(cfg, text, key, value):

@@ -62,7 +62,8 @@ def run_python(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
         where = f"{error.filename or path}, line {error.lineno}"
         raise ConfigError(f"{where}: syntax error: {error.msg}.") from error
     except Exception as error:
-        raise ConfigError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
+        reason = (str(error).splitlines() or [""])[0]  # omegaconf adds lines of its own state
+        raise ConfigError(f"{_place(error, path)}: {type(error).__name__}: {reason}") from error
     return namespace
 
 

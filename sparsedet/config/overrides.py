@@ -166,13 +166,13 @@ def _all_keys(node: Any, path: str) -> list[str]:
 
 
 def _check_kind(override: Override, old: Any) -> None:
-    """Refuse to put a scalar in the place of a component or group, or text in that of a number."""
+    """Refuse a scalar in the place of a group, and text in that of a component or number."""
     key, new = override.key, override.value
     text = isinstance(new, str) and "${" not in new
-    if isinstance(old, DictConfig) and (text or isinstance(new, (int, float))):
-        if is_plain(old):
-            names = ", ".join(join(key, each) for each in old)
-            raise ConfigError(f"{key} is a group of settings, got {new!r}. Set one of {names}.")
+    if isinstance(old, DictConfig) and is_plain(old) and (text or isinstance(new, (int, float))):
+        names = ", ".join(join(key, each) for each in old)
+        raise ConfigError(f"{key} is a group of settings, got {new!r}. Set one of {names}.")
+    if isinstance(old, DictConfig) and text:
         raise ConfigError(
             f"{key} is a component, got {new!r}. "
             f"Use {key}._target_=Name to swap it, or {key}=null to take it away."
