@@ -18,7 +18,7 @@ SHAPES := datasets/shapes
 SITE := import sysconfig; print(sysconfig.get_paths()['purelib'])
 # The tools of the extra "lint" alone: installing the package again would compile again.
 LINT_TOOLS := import importlib.metadata as m; \
-  print(*(r.split(';')[0] for r in m.requires('sparsedet') if r.endswith(\"extra == 'lint'\")))
+  print(*(r.split(';')[0] for r in m.requires('sparsedet') if 'lint' in r.partition(';')[2]))
 SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: help quickstart test lint format bench clean
@@ -62,6 +62,8 @@ endif
 # --no-build-isolation: the extension is compiled against the torch of the environment
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	$(PIP) --no-build-isolation -e ".[viz,test]"
+	@$(PY) -c "from sparsedet.layers import has_compiled_kernel as has; \
+	  print('installed; deformable attention', 'is compiled' if has() else 'runs in plain PyTorch')"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed
