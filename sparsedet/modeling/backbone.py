@@ -12,7 +12,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from sparsedet.registry import BACKBONES
 
-
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
@@ -84,7 +83,6 @@ class TorchvisionSwin(nn.Module):
         out_features: maps to return.
         weights: torchvision weights such as "IMAGENET1K_V1"; None = random.
         freeze_at: 0 = all trained, 1 = the patch embedding is fixed, 2 = also the first stage, ...
-        stochastic_depth: drop rate of the last block's residual branch, rising linearly from 0.
 
     Raises:
         ValueError: for an unknown name or weights, or when the weights cannot be fetched.
@@ -99,10 +97,9 @@ class TorchvisionSwin(nn.Module):
         out_features: Sequence[str] = ("res3", "res4", "res5"),
         weights: str | None = None,
         freeze_at: int = 0,
-        stochastic_depth: float = 0.2,
     ) -> None:
         super().__init__()
-        model = _torchvision_model(name, weights, stochastic_depth_prob=stochastic_depth)
+        model = _torchvision_model(name, weights)
         if not isinstance(model, torchvision.models.SwinTransformer):
             raise ValueError(
                 f"TorchvisionSwin.name must name a Swin, got {name!r}. Set model.backbone.name."

@@ -88,8 +88,8 @@ class DeformableEncoder(nn.Module):
         feedforward_dim: hidden channels of the feed-forward block.
         dropout: probability.
         num_layers: layers.
-        value_source: "updated" = each layer reads the map as the previous one left it; "input" = each
-            layer reads the encoder's input (as the released Focus-DETR code does).
+        value_source: "updated" = each layer reads the map as the previous one left it; "input" =
+            each layer reads the encoder's input (as the released Focus-DETR code does).
 
     Raises:
         ValueError: for another ``value_source``.

@@ -119,8 +119,8 @@ class TwoStageQueries(_ProposalQueries):
 class EfficientQueries(_ProposalQueries):
     """Content is the encoded token itself, position is made from the proposal's box.
 
-    Efficient DETR, section 3; the "top-k" initialization of Sparse DETR, section 3.4. The content keeps
-    its gradient.
+    Efficient DETR, section 3; the "top-k" initialization of Sparse DETR, section 3.4. The content
+    keeps its gradient.
 
     Args:
         embed_dim: channels.

@@ -1,0 +1,266 @@
+"""Published checkpoints in their own layouts to state dicts of ``TokenSparseDetector``.
+
+A layout says what each module of the source is called here. Every key is consumed or named in an
+error; tensors that the source stores under several keys must agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_NECK_THREE_MAPS = {
+    "input_proj.0": "neck.convs.0",
+    "input_proj.1": "neck.convs.1",
+    "input_proj.2": "neck.convs.2",
+    "input_proj.3": "neck.extra_convs.0",
+}
+_STAGES = {
+    "reference_points": "query_initializer.reference_points",
+    "pos_trans": "query_initializer.pos_linear",
+    "pos_trans_norm": "query_initializer.pos_norm",
+    "enc_output": "heads.embedding.linear",
+    "enc_output_norm": "heads.embedding.norm",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a source keeps its tensors.
+
+    Attributes:
+        root: prefix of the transformer's keys, with its dot.
+        modules: keys or their beginnings, up to a dot, and ours.
+        encoder_layer: the same inside of ``<root>encoder.layers.<i>.``
+        decoder_layer: the same inside of ``<root>decoder.layers.<i>.``
+    """
+
+    root: str
+    modules: Mapping[str, str]
+    encoder_layer: Mapping[str, str]
+    decoder_layer: Mapping[str, str]
+
+
+_ORIGINAL = Layout(
+    root="transformer.",
+    modules={
+        **_NECK_THREE_MAPS,
+        **{f"transformer.{key}": ours for key, ours in _STAGES.items()},
+        "backbone.0.body": "backbone.body",
+        "query_embed": "query_initializer.embedding",
+        "transformer.level_embed": "level_embed",
+        "transformer.enc_mask_predictor.layer1": "scorer.predictor.input",
+        "transformer.enc_mask_predictor.layer2": "scorer.predictor.output",
+    },
+    encoder_layer={
+        "self_attn": "attention",
+        "norm1": "attention_norm",
+        "linear1": "feedforward.linear1",
+        "linear2": "feedforward.linear2",
+        "norm2": "feedforward_norm",
+    },
+    decoder_layer={
+        "self_attn": "self_attention",
+        "norm2": "self_attention_norm",
+        "cross_attn": "cross_attention",
+        "norm1": "cross_attention_norm",
+        "linear1": "feedforward.linear1",
+        "linear2": "feedforward.linear2",
+        "norm3": "feedforward_norm",
+    },
+)
+
+_DETREX = Layout(
+    root="transformer.",
+    modules={
+        **{f"transformer.{key}": ours for key, ours in _STAGES.items()},
+        **{f"neck.convs.{i}.conv": f"neck.convs.{i}.0" for i in range(4)},
+        **{f"neck.convs.{i}.norm": f"neck.convs.{i}.1" for i in range(4)},
+        "neck.extra_convs.0.conv": "neck.extra_convs.0.0",
+        "neck.extra_convs.0.norm": "neck.extra_convs.0.1",
+        "query_embedding": "query_initializer.embedding",
+        "transformer.level_embeds": "level_embed",
+    },
+    encoder_layer={
+        "attentions.0": "attention",
+        "norms.0": "attention_norm",
+        "ffns.0.layers.0.0": "feedforward.linear1",
+        "ffns.0.layers.1": "feedforward.linear2",
+        "norms.1": "feedforward_norm",
+    },
+    decoder_layer={
+        "attentions.0.attn": "self_attention",
+        "norms.0": "self_attention_norm",
+        "attentions.1": "cross_attention",
+        "norms.1": "cross_attention_norm",
+        "ffns.0.layers.0.0": "feedforward.linear1",
+        "ffns.0.layers.1": "feedforward.linear2",
+        "norms.2": "feedforward_norm",
+    },
+)
+
+_FEED_FORWARD_HUGGINGFACE = {
+    "mlp.fc1": "feedforward.linear1",  # since transformers 5
+    "mlp.fc2": "feedforward.linear2",
+    "fc1": "feedforward.linear1",
+    "fc2": "feedforward.linear2",
+    "final_layer_norm": "feedforward_norm",
+}
+_HUGGINGFACE = Layout(
+    root="model.",
+    modules={
+        **{f"model.{key}": ours for key, ours in {**_NECK_THREE_MAPS, **_STAGES}.items()},
+        "model.backbone.model": "backbone.body",
+        "model.backbone.conv_encoder.model": "backbone.body",
+        "model.query_position_embeddings": "query_initializer.embedding",
+        "model.level_embed": "level_embed",
+    },
+    encoder_layer={
+        "self_attn": "attention",
+        "self_attn_layer_norm": "attention_norm",
+        **_FEED_FORWARD_HUGGINGFACE,
+    },
+    decoder_layer={
+        **{f"self_attn.{part}_proj": f"self_attention.in_proj.{part}" for part in "qkv"},
+        "self_attn.o_proj": "self_attention.out_proj",
+        "self_attn.out_proj": "self_attention.out_proj",
+        "self_attn_layer_norm": "self_attention_norm",
+        "encoder_attn": "cross_attention",
+        "encoder_attn_layer_norm": "cross_attention_norm",
+        **_FEED_FORWARD_HUGGINGFACE,
+    },
+)
+
+SOURCES: dict[str, Layout] = {
+    "deformable-detr": _ORIGINAL,
+    "sparse-detr": _ORIGINAL,
+    "detrex": _DETREX,
+    "huggingface": _HUGGINGFACE,
+}
+
+
+def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Rename a published checkpoint to the keys of ``TokenSparseDetector``.
+
+    Args:
+        state_dict: tensors under the keys of the source.
+        source: "deformable-detr" (fundamentalvision), "sparse-detr" (kakaobrain, with its
+            Deformable and Efficient DETR baselines), "detrex" (Deformable DETR) or "huggingface"
+            (transformers' Deformable DETR).
+
+    Returns:
+        The tensors under our keys, shared ones once.
+
+    Raises:
+        ValueError: for an unknown source, for keys that the source should not have, and for copies
+            of a shared tensor that differ.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"convert.source must be one of {sorted(SOURCES)}, got {source!r}.")
+    layout = SOURCES[source]
+    num_decoder = _count_layers(state_dict, f"{layout.root}decoder.layers.")
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for key, tensor in state_dict.items():
+        new = rename(key, layout, num_decoder)
+        if new is None:
+            unknown.append(key)
+        elif new in renamed and not torch.equal(renamed[new], tensor):
+            raise ValueError(
+                f"convert: {key!r} should be a copy of another tensor of {source!r} (ours: "
+                f"{new!r}), but the two differ. The file is damaged or of another source."
+            )
+        else:
+            renamed[new] = tensor
+    if unknown:
+        raise ValueError(
+            f"convert: {len(unknown)} keys are not of source {source!r}: {', '.join(unknown[:8])}"
+            f"{' ...' if len(unknown) > 8 else ''}. Choose another of {sorted(SOURCES)}."
+        )
+    return _share_heads(_join_projections(renamed), num_decoder)
+
+
+def rename(key: str, layout: Layout, num_decoder: int) -> str | None:
+    """Our name of a key, None if the layout does not know it."""
+    layer = re.fullmatch(rf"{re.escape(layout.root)}(en|de)coder\.layers\.(\d+)\.(.+)", key)
+    if layer:
+        parts = layout.encoder_layer if layer[1] == "en" else layout.decoder_layer
+        part = _replace(layer[3], parts)
+        return part and f"{layer[1]}coder.layers.{layer[2]}.{part}"
+    head = re.fullmatch(
+        rf"(?:{re.escape(layout.root)}(en|de)coder\.)?(class|bbox)_embed\.(\d+)\.(.+)", key
+    )
+    if head:
+        # One list counts the heads of the decoder layers, of the first stage and of the encoder
+        # layers; the encoder's own list has the last part alone.
+        index = int(head[3]) + (num_decoder + 1 if head[1] == "en" else 0)
+        name = "class_embed" if head[2] == "class" else "box_embed"
+        return f"heads.{_head_place(index, num_decoder)}.{name}.{head[4]}"
+    return _replace(key, layout.modules) or _replace_detectron2_resnet(key)
+
+
+def _replace(key: str, names: Mapping[str, str]) -> str | None:
+    for theirs, ours in names.items():
+        if key == theirs or key.startswith(f"{theirs}."):
+            return ours + key[len(theirs) :]
+    return None
+
+
+def _head_place(index: int, num_decoder: int) -> str:
+    if index < num_decoder:
+        return f"decoder_heads.{index}"
+    if index == num_decoder:
+        return "proposal_head"
+    return f"encoder_heads.{index - num_decoder - 1}"
+
+
+def _replace_detectron2_resnet(key: str) -> str | None:
+    """detectron2 counts the residual stages from 2, torchvision from 1."""
+    match = re.fullmatch(r"backbone\.(stem|res\d)\.(?:(\d+)\.)?(conv\d|shortcut)\.(.+)", key)
+    if match is None:
+        return None
+    stage, block, conv, rest = match.groups()
+    norm = rest.startswith("norm.")
+    rest = rest.removeprefix("norm.")
+    if conv == "shortcut":
+        conv = f"downsample.{int(norm)}"
+    elif norm:
+        conv = conv.replace("conv", "bn")
+    place = "" if stage == "stem" else f"layer{int(stage[3:]) - 1}.{block}."
+    return f"backbone.body.{place}{conv}.{rest}"
+
+
+def _count_layers(keys: Mapping[str, Tensor], prefix: str) -> int:
+    indices = (key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix))
+    return max((int(index) for index in indices), default=-1) + 1
+
+
+def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value projections that are stored apart become one."""
+    joined: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        match = re.fullmatch(r"(.+\.in_proj)\.[qkv]\.(weight|bias)", key)
+        if match is None:
+            joined[key] = tensor
+            continue
+        parts = [state[f"{match[1]}.{part}.{match[2]}"] for part in "qkv"]
+        joined.setdefault(f"{match[1]}_{match[2]}", torch.cat(parts))
+    return joined
+
+
+def _share_heads(state: dict[str, Tensor], num_decoder: int) -> dict[str, Tensor]:
+    """A model without box refinement stores its head once per decoder layer; keep the first."""
+    first = "heads.decoder_heads.0."
+    copies = {
+        f"heads.decoder_heads.{layer}.{key[len(first) :]}": tensor
+        for layer in range(1, num_decoder)
+        for key, tensor in state.items()
+        if key.startswith(first)
+    }
+    if not all(key in state and torch.equal(state[key], copy) for key, copy in copies.items()):
+        return state
+    return {key: tensor for key, tensor in state.items() if key not in copies}
