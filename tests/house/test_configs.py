@@ -84,7 +84,9 @@ def test_calls_sit_where_both_instantiators_look(path):
 def test_whole_configs_have_the_common_sections(path):
     cfg = LazyConfig.load(path)
     if {"model", "dataloader"} <= set(cfg):
-        assert set(cfg) == SECTIONS
+        assert set(cfg) >= SECTIONS, f"{name(path)} lacks {SECTIONS - set(cfg)}"
+        extra = set(cfg) - SECTIONS
+        assert not extra, f"{name(path)} also exports {extra}: a helper's name begins with _"
         assert {"train", "test", "evaluator"} <= set(cfg.dataloader)
 
 

@@ -18,7 +18,7 @@ BANNED = {
     r"import \*": "name what is imported",
     r"\bTODO\b|\bFIXME\b|\bXXX\b": "do it, or open an issue",
 }
-MACHINE = re.compile(r"(?<![\w.:/$}{])/(?:home|root|work|mnt|Users|scratch|usr/local)/\w")
+MACHINE = re.compile(r"(?<![\w.:/$}{])/(?:home|root|work|mnt|Users|scratch)/\w")
 ENVIRONMENT = {"engine.launch", "comm"}
 FOREIGN_SIGNATURES = {"sparsedet/structures/instances.py"}  # those of torch and detectron2
 DEVICE_NAMES = {"layers"}  # an operator registers its kernels by device
