@@ -392,9 +392,16 @@ def _load_compiled_kernels() -> None:
     """Load the libraries that were built beside the package, if any (see setup.py)."""
     package = Path(__file__).resolve().parents[1]
     names = ["_C_cpu", "_C_cuda"] if torch.version.cuda else ["_C_cpu"]
-    for name in names:
-        for library in sorted(package.glob(f"{name}*.so")):
+    for library in (path for name in names for path in sorted(package.glob(f"{name}*.so"))):
+        try:
             torch.ops.load_library(library)
+        except OSError as error:
+            warnings.warn(
+                f"sparsedet: {library.name} does not fit this torch ({torch.__version__}): "
+                f"{error}. Reinstall sparsedet where this torch is installed.",
+                MissingKernelWarning,
+                stacklevel=2,
+            )
 
 
 _register()
