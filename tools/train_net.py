@@ -20,7 +20,8 @@ import math
 import platform
 import random
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Write
 
 logger = logging.getLogger("sparsedet.tools.train_net")
 
+_SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "keep_ratio")
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -157,7 +159,7 @@ class Job:
         last = self._find_checkpoint()
         if cfg.train.seed is None:
             cfg.train.seed = comm.all_gather(random.randrange(2**31))[0]
-        self._extra = self._save_config()
+        self._extra = self._save_config(resumed=last is not None)
         seed_everything(cfg.train.seed)
         self._model = self._build_model(replaced=last is not None)
         self._test_loader = instantiate(cfg.dataloader.test)
@@ -218,12 +220,14 @@ class Job:
             )
         return None
 
-    def _save_config(self) -> dict[str, str]:
+    def _save_config(self, resumed: bool) -> dict[str, str]:
         """Write `config.yaml`; what checkpoints hold beside the weights."""
         if self._args.eval_only or not comm.is_main_process():
             return {}
         self._store.clean()
         path = self._output_dir / "config.yaml"
+        if resumed and path.is_file():
+            _require_same_run(path, self._cfg)
         LazyConfig.save(self._cfg, path)
         return {"config": path.read_text(encoding="utf-8")}
 
@@ -326,8 +330,12 @@ class Job:
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         results = evaluate(model, self._test_loader, self._evaluator)
         if comm.is_main_process():
-            numbers = flatten_metrics(results).items()
-            logger.info("evaluation: %s", "  ".join(f"{k} {v:.4g}" for k, v in numbers))
+            numbers = [
+                f"{name.removeprefix('bbox/')} {value:.4g}"
+                for name, value in flatten_metrics(results).items()
+                if "per_class" not in name
+            ]
+            logger.info("evaluation: %s", "  ".join(numbers))
         return results
 
     def _write_results(self, name: str, metrics: dict[str, Any], **facts: Any) -> None:
@@ -352,6 +360,53 @@ class Job:
         with atomic_write(path) as file:
             file.write((json.dumps(content, indent=2) + "\n").encode())
         logger.info("results are in %s", path)
+        print(_table(metrics))
+
+
+def _require_same_run(path: Path, cfg: Any) -> None:
+    """Refuse to resume a run whose results would be told as those of other settings."""
+    with tempfile.TemporaryDirectory() as folder:  # as both read when they come from a file
+        LazyConfig.save(cfg, Path(folder) / path.name)
+        new = LazyConfig.load(Path(folder) / path.name)
+    old = LazyConfig.load(path)
+    for key in ("model", "train.seed"):
+        changed = _first_difference(_at(old, key), _at(new, key), key)
+        if changed is not None:
+            key, before, now = changed
+            raise ConfigError(
+                f"{key} is {before} in the run to resume ({path}) and {now} here. Set it as it "
+                "was, or set another train.output_dir."
+            )
+
+
+def _at(cfg: Any, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
+    if old == new:
+        return None
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in dict.fromkeys([*old, *new]):
+            changed = _first_difference(old.get(name), new.get(name), f"{key}.{name}")
+            if changed is not None:
+                return changed
+    return key, old, new
+
+
+def _table(metrics: Mapping[str, Any]) -> str:
+    """The main numbers under their names, in two lines."""
+    named = {**metrics.get("bbox", {}), "keep_ratio": metrics.get("keep_ratio")}
+    shown = [name for name in _SHOWN_METRICS if name in named]
+    cells = ["-" if named[name] is None else f"{named[name]:.3f}" for name in shown]
+    widths = [max(len(name), len(cell)) for name, cell in zip(shown, cells, strict=True)]
+    lines = (
+        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+        for row in (shown, cells)
+    )
+    return "\n".join(lines)
 
 
 def _log_report(report: LoadReport, path: str) -> None:

@@ -157,7 +157,7 @@ class EvalHook(Hook):
     Args:
         period: Iterations between evaluations; 0 for one at the end alone.
         evaluate: Called with the model to evaluate, on every process; returns (nested) metrics on
-            the main one.
+            the main one and leaves the model in the mode it was in.
         writers: Take the metrics as `eval/<name>`.
         store: Takes `model_best.pth`.
         best_metric: Name of the metric to keep the best weights by, as `"bbox/AP"`.
@@ -203,12 +203,10 @@ class EvalHook(Hook):
             self._keep(trainer, results)
 
     def _run(self, trainer: Trainer) -> dict[str, Any] | None:
-        model = trainer.eval_model
-        was_training = model.training
         trainer.interruptible = comm.get_world_size() == 1
         try:
             with isolated_random_state(trainer.device):
-                return _plain(self._evaluate(model.eval()))
+                return _plain(self._evaluate(trainer.eval_model))
         except (StopTraining, RuntimeError):
             if trainer.stop_signal is None:
                 raise
@@ -216,7 +214,6 @@ class EvalHook(Hook):
             return None
         finally:
             trainer.interruptible = False
-            model.train(was_training)
 
     def _keep(self, trainer: Trainer, results: dict[str, Any]) -> None:
         metrics = flatten_metrics(results)

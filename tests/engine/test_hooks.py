@@ -1,0 +1,251 @@
+"""Stopping, logs, evaluation and checkpoints around the loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fvcore.common.param_scheduler import ConstantParamScheduler
+from torch import nn
+
+from sparsedet.checkpoint import CheckpointStore, load_checkpoint
+from sparsedet.engine import CheckpointHook, EvalHook, Hook, LogHook, ModelEma, StopHook, Trainer
+from sparsedet.engine.hooks import flatten_metrics
+from sparsedet.events import ConsoleWriter, JsonWriter, log_scalar
+from tests.engine.fakes import TinyLoader, TinyModel
+
+
+def make_trainer(max_iter: int, ema: bool = False) -> Trainer:
+    model = TinyModel()
+    return Trainer(
+        model,
+        TinyLoader().iter_from,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
+        lr_multiplier=ConstantParamScheduler(1.0),
+        max_iter=max_iter,
+        ema=ModelEma(model) if ema else None,
+    )
+
+
+class Scores:
+    """An evaluation that gives prepared values."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = list(values)
+        self.models: list[nn.Module] = []
+
+    def __call__(self, model: nn.Module) -> dict[str, Any]:
+        torch.rand(3)  # does not disturb the training
+        self.models.append(model)
+        return {"bbox": {"AP": np.float64(self.values.pop(0))}, "note": "text", "none": None}
+
+
+class At(Hook):
+    def __init__(self, iteration: int, action: Callable[[], Any]) -> None:
+        self.iteration, self.action = iteration, action
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        if trainer.iteration == self.iteration:
+            self.action()
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- logs
+
+
+def test_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Logging(TinyModel):
+        def forward(self, samples: list[dict[str, Any]]) -> Any:
+            log_scalar("kept", 0.25)
+            return super().forward(samples)
+
+    trainer = make_trainer(7)
+    trainer.model = Logging()
+    writer, console = JsonWriter(tmp_path / "metrics.json"), ConsoleWriter(7)
+    trainer.hooks = [LogHook(3, [writer], console=console, iterations_per_epoch=2)]
+    trainer.train()
+    rows = _rows(tmp_path / "metrics.json")
+    assert [row["iteration"] for row in rows] == [3, 6, 7]
+    assert [row["epoch"] for row in rows] == [1.5, 3.0, 3.5]
+    terms = [row["loss/stage.0/square"] + row["loss/stage.0/abs"] for row in rows]
+    assert terms == pytest.approx([row["loss"] for row in rows])
+    assert all(row["kept"] == 0.25 and row["lr"] == 0.01 for row in rows)
+    assert all(row["seconds_per_iteration"] > 0 for row in rows)
+    assert len(caplog.messages) == 3
+
+
+def test_bad_periods(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"LogHook\.period must be at least 1, got 0"):
+        LogHook(0, [])
+    with pytest.raises(ValueError, match=r"EvalHook\.period must be 0 or more, got -1"):
+        EvalHook(-1, Scores())
+    with pytest.raises(ValueError, match=r"CheckpointHook\.period must be 0 or more"):
+        CheckpointHook(CheckpointStore(tmp_path), -1)
+
+
+# --- evaluation
+
+
+def test_best_weights_and_rows(tmp_path: Path) -> None:
+    trainer, scores = make_trainer(5, ema=True), Scores(0.2, 0.5, 0.4)
+    writer, store = JsonWriter(tmp_path / "metrics.json"), CheckpointStore(tmp_path)
+    best: dict[str, Any] = {}
+
+    def remember() -> None:
+        best.update({name: v.clone() for name, v in trainer.eval_model.state_dict().items()})
+
+    trainer.hooks = [
+        EvalHook(2, scores, writers=[writer], store=store, extra={"config": "text"}),
+        At(4, remember),
+    ]
+    trainer.train()
+    writer.close()
+    assert scores.models == [trainer.ema.module] * 3  # type: ignore[union-attr]
+    rows = [(row["iteration"], row["eval/bbox/AP"]) for row in _rows(tmp_path / "metrics.json")]
+    assert rows == [(2, 0.2), (4, 0.5), (5, 0.4)]
+    saved = load_checkpoint(tmp_path / "model_best.pth")
+    assert saved["best"] == {"metric": "bbox/AP", "value": 0.5, "iteration": 4}
+    assert saved["config"] == "text"
+    assert all(torch.equal(saved["model"][name], value) for name, value in best.items())
+    state = trainer.hook_state["eval"]
+    assert state["best"]["value"] == 0.5
+    assert state["results"]["bbox"] == {"AP": 0.4}
+
+
+def test_evaluation_does_not_change_the_training() -> None:
+    weights = []
+    for period in (0, 1):
+        torch.manual_seed(0)
+        trainer = make_trainer(4)
+        trainer.hooks = [EvalHook(period, Scores(0, 0, 0, 0))]
+        trainer.train()
+        weights.append(trainer.unwrapped_model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_metric_that_does_not_exist(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(1)
+    trainer.hooks = [EvalHook(0, Scores(0.1), best_metric="segm/AP")]
+    trainer.train()
+    assert "gives no segm/AP (it gives bbox/AP)" in caplog.text
+
+
+def test_flatten_metrics() -> None:
+    nested = {"a": {"b": 1, "c": {"d": 0.5}}, "e": None, "f": "text", "g": [1]}
+    assert flatten_metrics(nested) == {"a/b": 1.0, "a/c/d": 0.5}
+
+
+# --- checkpoints
+
+
+def test_periodic_and_final_files(tmp_path: Path) -> None:
+    trainer = make_trainer(5)
+    trainer.hooks = [CheckpointHook(CheckpointStore(tmp_path), 2, extra={"config": "text"})]
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint_0000004.pth",
+        "checkpoint_0000005.pth",
+        "last_checkpoint",
+        "model_final.pth",
+    ]
+    last = load_checkpoint(tmp_path / "checkpoint_0000005.pth")
+    assert last["iteration"] == 5
+    assert last["config"] == "text"
+    final = load_checkpoint(tmp_path / "model_final.pth")
+    state = trainer.unwrapped_model.state_dict()
+    assert all(torch.equal(final["model"][name], value) for name, value in state.items())
+
+
+def test_a_resumed_run_neither_repeats_nor_misses_an_evaluation(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+
+    def run(scores: Scores, *hooks: Hook) -> Trainer:
+        trainer = make_trainer(6)
+        last = store.load_last()
+        if last is not None:
+            trainer.load_state_dict(*last)
+        trainer.hooks = [*hooks, EvalHook(2, scores), CheckpointHook(store, 2)]
+        trainer.train()
+        return trainer
+
+    def fail() -> None:
+        raise KeyboardInterrupt  # a kill: nothing is saved any more
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Scores(0.1, 0.9), At(5, fail))
+    trainer = run(Scores(0.3))  # at 6 alone: the one at 4 is not repeated
+    assert trainer.hook_state["eval"]["best"]["value"] == 0.9
+    run(Scores())  # a run that is done evaluates no more
+    (tmp_path / "checkpoint_0000006.pth").unlink()
+    (tmp_path / "last_checkpoint").unlink()
+    run(Scores(0.3))
+
+
+# --- stopping
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    yield
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: int) -> None:
+    trainer, store = make_trainer(100), CheckpointStore(tmp_path)
+    kill = At(3, lambda: os.kill(os.getpid(), number))
+    trainer.hooks = [StopHook(), kill, EvalHook(0, Scores()), CheckpointHook(store, 50)]
+    trainer.train()
+    assert trainer.stop_requested and trainer.stop_signal == number
+    last = store.load_last()
+    assert last is not None and last[0]["iteration"] == trainer.iteration == 4
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_signal_breaks_off_an_evaluation(tmp_path: Path) -> None:
+    """It is made up for when the run goes on."""
+    store = CheckpointStore(tmp_path)
+
+    def long_evaluation(model: nn.Module) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+    trainer = make_trainer(4)
+    trainer.hooks = [StopHook(), EvalHook(2, long_evaluation), CheckpointHook(store, 0)]
+    trainer.train()
+    assert trainer.iteration == 2
+    last = store.load_last()
+    assert last is not None
+    resumed, scores = make_trainer(4), Scores(0.1, 0.2)
+    resumed.load_state_dict(*last)
+    resumed.hooks = [EvalHook(2, scores)]
+    resumed.train()
+    assert scores.values == []
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_the_same_signal_again_is_not_held_back() -> None:
+    trainer = make_trainer(5)
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.hooks = [StopHook(), At(2, twice)]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
