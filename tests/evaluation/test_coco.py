@@ -35,7 +35,7 @@ def write(path, boxes=BOXES, crowd=(), categories=((7, "nut"), (1000, "bolt"), (
                 }
             )
     document = {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 120} for i in boxes],
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 160, "height": 160} for i in boxes],
         "annotations": annotations,
         "categories": [{"id": i, "name": n} for i, n in categories],
     }

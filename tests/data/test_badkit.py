@@ -1,0 +1,259 @@
+"""The kit of broken data sets: each case must end as its manifest says, never in a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparsedet.data import (
+    DatasetError,
+    DetectionMapper,
+    DETRAugmentation,
+    ResizeShortSide,
+    TestLoader,
+    TrainLoader,
+    load_coco,
+)
+from sparsedet.evaluation import COCOEvaluator
+from sparsedet.structures import Boxes, Instances
+
+KIT = Path(__file__).resolve().parents[3] / "shared" / "badkit"
+MANIFEST = KIT / "manifest.json"
+CASES = json.loads(MANIFEST.read_text())["cases"] if MANIFEST.is_file() else []
+
+pytestmark = pytest.mark.skipif(not CASES, reason="needs ../shared/badkit, which is not here")
+
+
+@pytest.fixture(scope="session")
+def kit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("badkit") / "kit"
+    command = [sys.executable, "-W", "ignore", str(KIT / "make_badkit.py"), str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def paths(kit, case_id):
+    case = kit / "cases" / case_id
+    return str(case / "instances.json"), str(case / "images")
+
+
+def train_loader(annotations, images):
+    mapper = DetectionMapper([DETRAugmentation([48, 64], 128)])
+    return TrainLoader(annotations, images, mapper=mapper, total_batch_size=2)
+
+
+def plain_loader(annotations, images):
+    mapper = DetectionMapper([ResizeShortSide(64, 128)])
+    return TestLoader(annotations, images, mapper=mapper, batch_size=2)
+
+
+def truth_as_answer(sample):
+    targets = sample["instances"]
+    boxes = Boxes(targets.gt_boxes.tensor.clone())
+    height, width = targets.image_size
+    boxes.scale(sample["width"] / width, sample["height"] / height)
+    return {
+        "instances": Instances(
+            (sample["height"], sample["width"]),
+            pred_boxes=boxes,
+            scores=torch.ones(len(boxes)),
+            pred_classes=targets.gt_classes,
+        )
+    }
+
+
+def check_samples(samples):
+    for sample in samples:
+        height, width = sample["image"].shape[1:]
+        assert sample["image"].shape[0] == 3
+        assert sample["image"].dtype == torch.uint8
+        assert 1 <= min(height, width) <= max(height, width) <= 128
+        boxes = sample["instances"].gt_boxes.tensor
+        assert boxes.isfinite().all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes >= 0).all()
+        assert (boxes <= boxes.new_tensor([width, height, width, height])).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+def test_training_set(kit, case, caplog):
+    annotations, images = paths(kit, case["id"])
+    allowed = {case["expect"], *case["also_ok"]}
+    try:
+        loader = train_loader(annotations, images)
+        batches = [loader.batches[i] for i in range(3 * len(loader))]
+        check_samples(loader.dataset[key] for batch in batches for key in batch)
+    except DatasetError as error:
+        assert "error" in allowed, error
+        message = str(error)
+        assert case["id"] in message
+        for name in case["bad"]:
+            assert name in message or repr(name)[1:-1] in message
+        assert "\n" not in message
+    else:
+        assert allowed & {"accept", "warn_skip"}
+        if case["warn"] and "val_annotations" not in case:
+            assert caplog.messages, "must be said"
+        if case["id"] == "control_good":
+            assert not caplog.messages
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+def test_validation_set_scores_its_own_truth(kit, case):
+    annotations, images = paths(kit, case["id"])
+    try:
+        loader = plain_loader(annotations, images)
+        evaluator = COCOEvaluator(annotations)
+        for batch in loader:
+            evaluator.process(batch, [truth_as_answer(sample) for sample in batch])
+    except DatasetError:
+        assert "error" in {case["expect"], *case["also_ok"]}
+    else:
+        crowded = case["id"] == "objects_500"  # the evaluation looks at 100 per image
+        assert (evaluator.evaluate()["bbox"]["AP"] > 0.99) != crowded
+
+
+def sample_of(kit, case_id, name):
+    annotations, images = paths(kit, case_id)
+    records = load_coco(annotations, images).records
+    (record,) = [r for r in records if r["file_name"].endswith(name)]
+    return DetectionMapper([])(record, None)
+
+
+def colors_inside_boxes_fit(sample):
+    """Class 0 is red and class 1 blue, as the kit paints them."""
+    image = sample["image"].float()
+    targets = sample["instances"]
+    for box, label in zip(targets.gt_boxes.tensor, targets.gt_classes, strict=True):
+        x0, y0, x1, y1 = (box + 0.5).int().tolist()
+        red, _, blue = image[:, y0:y1, x0:x1].mean(dim=(1, 2))
+        assert (red > blue) == (label == 0)
+
+
+@pytest.mark.parametrize(
+    ("case_id", "name", "shape"),
+    [
+        ("png_named_jpg", "really_png.jpg", (64, 96)),
+        ("cmyk_jpeg", "cmyk.jpg", (64, 96)),
+        ("palette_alpha_png", "palette.png", (64, 96)),
+        ("rgba_png", "rgba.png", (64, 96)),
+        ("exif6_json_shown_size", "rot_shown.jpg", (96, 64)),
+        ("exif6_json_stored_size", "rot_stored.jpg", (64, 96)),
+        ("animated_gif", "moving.gif", (64, 96)),
+        ("name_emoji", ".jpg", (64, 96)),
+        ("control_good", "img1.jpg", (64, 96)),
+    ],
+)
+def test_pixels_and_boxes_agree(kit, case_id, name, shape):
+    name = "cat \N{GRINNING FACE}.jpg" if case_id == "name_emoji" else name
+    sample = sample_of(kit, case_id, name)
+    assert tuple(sample["image"].shape[1:]) == shape
+    assert (sample["height"], sample["width"]) == shape
+    colors_inside_boxes_fit(sample)
+
+
+@pytest.mark.parametrize(
+    ("case_id", "name"), [("gray_jpeg", "gray.jpg"), ("gray_16bit_png", "gray16.png")]
+)
+def test_gray_has_three_equal_channels_and_is_not_clipped(kit, case_id, name):
+    image = sample_of(kit, case_id, name)["image"].float()
+    assert torch.equal(image[0], image[1])
+    assert torch.equal(image[0], image[2])
+    assert 100 < image.mean() < 135
+
+
+@pytest.mark.parametrize(
+    ("case_id", "expected"),
+    [
+        ("bbox_negative_origin", [0, 0, 17, 18]),
+        ("bbox_partly_outside", [80, 20, 16, 20]),
+        ("bbox_zero_width", None),
+        ("bbox_fully_outside", None),
+        ("bbox_1e12", None),
+        ("bbox_negative", None),
+    ],
+)
+def test_one_bad_box(kit, case_id, expected):
+    control = load_coco(*paths(kit, "control_good")).records[0]["annotations"]
+    entries = load_coco(*paths(kit, case_id)).records[0]["annotations"]
+    if expected is None:
+        assert entries == [control[0], *control[2:]]
+    else:
+        assert entries[1]["bbox"] == expected
+        assert len(entries) == len(control)
+
+
+def test_rounding_is_clipped_in_the_sample(kit):
+    boxes = sample_of(kit, "bbox_one_px_over", "img1.jpg")["instances"].gt_boxes.tensor
+    np.testing.assert_allclose(boxes[1], [76.4, 20, 96, 40], rtol=1e-6)
+
+
+def test_missing_size_area_and_ids_are_filled(kit):
+    control = load_coco(*paths(kit, "control_good")).records
+    for case_id in ("image_no_size", "ann_no_area_iscrowd", "ann_no_id", "area_wrong"):
+        for record, good in zip(load_coco(*paths(kit, case_id)).records, control, strict=True):
+            assert (record["width"], record["height"]) == (96, 64)
+            assert record["annotations"] == good["annotations"]
+
+
+def test_crowds_are_no_targets_but_stay_in_the_records(kit):
+    records = load_coco(*paths(kit, "iscrowd")).records
+    assert [a["iscrowd"] for a in records[0]["annotations"]] == [0, 0, 0, 1]
+    assert len(DetectionMapper([])(records[0], None)["instances"]) == 3
+    only_crowd = load_coco(*paths(kit, "iscrowd_only_image")).records[1]
+    assert len(DetectionMapper([])(only_crowd, None)["instances"]) == 0
+
+
+def test_ids_come_back_exactly(kit):
+    dataset = load_coco(*paths(kit, "category_ids_gaps"))
+    assert dataset.category_ids == (7, 1000)
+    assert {a["category_id"] for r in dataset.records for a in r["annotations"]} == {0, 1}
+    huge = load_coco(*paths(kit, "image_ids_huge")).records
+    assert [r["image_id"] for r in huge] == [2**60 + i for i in range(1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("case_id", "words"),
+    [
+        ("json_cut", "line 1 column"),
+        ("json_latin1", "not UTF-8"),
+        ("missing_key_images", "'images' is missing"),
+        ("missing_key_annotations", "'annotations' is missing"),
+        ("all_boxes_xyxy", "corners"),
+        ("all_boxes_normalised", "fractions"),
+        ("all_image_files_missing", "none of the 4"),
+        ("name_backslash", "sub/in.jpg"),
+        ("name_nfc_vs_nfd", "Unicode form NFD"),
+        ("path_traversal", "leaves the image folder"),
+        ("path_absolute", "leaves the image folder"),
+        ("size_swapped", "96x64"),
+        ("no_annotations_at_all", "AP is undefined"),
+    ],
+)
+def test_messages_name_the_cause(kit, case_id, words):
+    with pytest.raises(DatasetError) as error:
+        load_coco(*paths(kit, case_id))
+    assert words in str(error.value)
+    assert "instances.json" in str(error.value)
+
+
+def test_categories_under_swapped_ids_are_matched_by_name(kit):
+    case = kit / "cases" / "train_val_categories_differ"
+    names = load_coco(str(case / "instances.json"), None).class_names
+    source = str(case / "instances_val.json")
+    loader = TestLoader(
+        source,
+        str(case / "images"),
+        mapper=DetectionMapper([]),
+        class_names=names,
+    )
+    evaluator = COCOEvaluator(source, class_names=names)
+    for batch in loader:
+        for sample in batch:
+            colors_inside_boxes_fit(sample)
+        evaluator.process(batch, [truth_as_answer(sample) for sample in batch])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(1.0)
