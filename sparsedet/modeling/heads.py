@@ -90,8 +90,12 @@ class TokenEmbedding(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "B N C"], masked: Bool[Tensor, "B N"]
     ) -> Float[Tensor, "B N C"]:
-        """Embed ``tokens``; those that are ``masked`` enter as zero."""
-        return self.norm(self.linear(tokens.masked_fill(masked[..., None], 0.0)))
+        """Embed ``tokens``; those that are ``masked`` enter as zero.
+
+        In fp32, also under autocast: token scores are made from the result.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.norm(self.linear(tokens.float().masked_fill(masked[..., None], 0.0)))
 
 
 class Heads(nn.Module):
