@@ -118,9 +118,11 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _require(condition: bool, argument: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"ms_deform_attn.{argument} must be {expected}, got {got}.")
+def _error(argument: str, expected: str, got: object) -> ValueError:
+    return ValueError(f"ms_deform_attn.{argument} must be {expected}, got {got}.")
+
+
+# Messages are made only when they are raised: printing a size would fix it in an exported graph.
 
 
 def _check_arguments(
@@ -129,64 +131,45 @@ def _check_arguments(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> None:
-    _check_shapes(spatial_shapes)
-    tensors = {
-        "value": value,
-        "sampling_locations": sampling_locations,
-        "attention_weights": attention_weights,
-    }
-    for name, tensor in tensors.items():
-        _require(tensor.dtype in _DTYPES, name, "a floating tensor", tensor.dtype)
-        _require(
-            tensor.device == value.device,
-            name,
-            f"on the device of value ({value.device})",
-            tensor.device,
-        )
-    _require(value.dim() == 4, "value", "of shape (B, N, M, D)", _shape(value))
+    _check_spatial_shapes(spatial_shapes)
+    _check_tensor("value", value, value)
+    _check_tensor("sampling_locations", sampling_locations, value)
+    _check_tensor("attention_weights", attention_weights, value)
+    if value.dim() != 4:
+        raise _error("value", "of shape (B, N, M, D)", _shape(value))
     batch, tokens, heads, _ = value.shape
-    expected = sum(height * width for height, width in spatial_shapes)
-    _require(
-        tokens == expected,
-        "value",
-        f"of shape (B, {expected}, M, D), {expected} tokens for {_pairs(spatial_shapes)}",
-        _shape(value),
-    )
-    levels = len(spatial_shapes)
-    _require(
-        sampling_locations.dim() == 6
-        and sampling_locations.shape[-1] == 2
-        and sampling_locations.shape[0] == batch
-        and sampling_locations.shape[2] == heads
-        and sampling_locations.shape[3] == levels,
-        "sampling_locations",
-        f"of shape ({batch}, Q, {heads}, {levels}, P, 2)",
-        _shape(sampling_locations),
-    )
-    expected_weights = sampling_locations.shape[:-1]
-    _require(
-        attention_weights.shape == expected_weights,
-        "attention_weights",
-        f"of shape {tuple(expected_weights)}",
-        _shape(attention_weights),
-    )
+    if tokens != sum(height * width for height, width in spatial_shapes):
+        form = f"of shape (B, N, M, D) with N the tokens of {_pairs(spatial_shapes)}"
+        raise _error("value", form, _shape(value))
+    levels, sizes = len(spatial_shapes), sampling_locations.shape
+    if len(sizes) != 6 or (sizes[0], sizes[2], sizes[3], sizes[5]) != (batch, heads, levels, 2):
+        form = f"of shape ({batch}, Q, {heads}, {levels}, P, 2)"
+        raise _error("sampling_locations", form, _shape(sampling_locations))
+    if attention_weights.shape != sizes[:-1]:
+        raise _error(
+            "attention_weights", f"of shape {tuple(sizes[:-1])}", _shape(attention_weights)
+        )
 
 
-def _check_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
+def _check_tensor(name: str, tensor: Tensor, value: Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise _error(name, "float64, float32, float16 or bfloat16", tensor.dtype)
+    if tensor.device != value.device:
+        raise _error(name, f"on the device of value ({value.device})", tensor.device)
+
+
+def _check_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
     if isinstance(spatial_shapes, Tensor):
         raise ValueError(
             f"ms_deform_attn.spatial_shapes must be {_SHAPES_FORM}, got a Tensor. "
             "Keep the sizes on the host, or pass spatial_shapes.tolist()."
         )
-    _require(len(spatial_shapes) > 0, "spatial_shapes", _SHAPES_FORM, "no level")
+    fits = len(spatial_shapes) > 0
     for shape in spatial_shapes:
-        fits = len(shape) == 2 and all(isinstance(size, int | torch.SymInt) for size in shape)
-        _require(
-            fits and shape[0] > 0 and shape[1] > 0,
-            "spatial_shapes",
-            _SHAPES_FORM,
-            _pairs(spatial_shapes),
-        )
+        fits = fits and len(shape) == 2
+        fits = fits and all(isinstance(n, int | torch.SymInt) and n > 0 for n in shape)
+    if not fits:
+        raise _error("spatial_shapes", _SHAPES_FORM, _pairs(spatial_shapes))
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
@@ -209,15 +192,13 @@ def _reference_forward(
     weights: Tensor,
 ) -> Tensor:
     batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
-    if batch * queries * heads * channels * locations.shape[4] == 0:
-        return value.new_zeros(batch, queries, heads * channels)
+    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     maps = _split_levels(value.to(locations.dtype), spatial_shapes)
     sampled = [
         F.grid_sample(maps[level], _grid(locations, level), align_corners=False)
-        for level in range(len(spatial_shapes))
+        for level in range(levels)
     ]
-    weights = weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, -1)
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
     output = (torch.cat(sampled, dim=-1) * weights).sum(-1)
     output = output.view(batch, heads * channels, queries).transpose(1, 2)
     return output.to(value.dtype).contiguous()
@@ -232,31 +213,29 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the reference without autograd, for use below the autograd dispatch key."""
     batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
-    grads = torch.zeros_like(value), torch.zeros_like(locations), torch.zeros_like(weights)
-    if batch * queries * heads * channels * locations.shape[4] == 0:
-        return grads
-    grad_value, grad_locations, grad_weights = grads
-    maps = _split_levels(value.to(locations.dtype), spatial_shapes)
-    grad_maps = []
-    grad_output = grad_output.to(locations.dtype).view(batch, queries, heads, channels)
+    queries, points = locations.shape[1], locations.shape[4]
+    samples = batch, heads, queries, points
+    grad_locations = locations.new_empty(locations.shape)
+    grad_weights = weights.new_empty(weights.shape)
+    grad_output = grad_output.to(locations.dtype).reshape(batch, queries, heads, channels)
     grad_output = grad_output.permute(0, 2, 3, 1).reshape(batch * heads, channels, queries, 1)
-    for level, level_map in enumerate(maps):
+    grad_maps = []
+    for level, level_map in enumerate(_split_levels(value.to(locations.dtype), spatial_shapes)):
         grid = _grid(locations, level)
         level_weights = (
-            weights[:, :, :, level].transpose(1, 2).reshape(-1, 1, queries, grid.shape[2])
+            weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
         )
         sampled = F.grid_sample(level_map, grid, align_corners=False)
         grad_map, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
             grad_output * level_weights, level_map, grid, 0, 0, False, [True, True]
         )
         grad_maps.append(grad_map.flatten(2))
-        grad_grid = grad_grid.view(batch, heads, queries, -1, 2).transpose(1, 2)
-        grad_locations[:, :, :, level] = 2 * grad_grid
-        grad_level_weights = (grad_output * sampled).sum(1).view(batch, heads, queries, -1)
-        grad_weights[:, :, :, level] = grad_level_weights.transpose(1, 2)
-    grad_value.copy_(torch.cat(grad_maps, 2).view(batch, heads, channels, -1).permute(0, 3, 1, 2))
-    return grads
+        grad_locations[:, :, :, level] = 2 * grad_grid.view(*samples, 2).transpose(1, 2)
+        grad_weights[:, :, :, level] = (grad_output * sampled).sum(1).view(samples).transpose(1, 2)
+    grad_value = (
+        torch.cat(grad_maps, 2).view(batch, heads, channels, value.shape[1]).permute(0, 3, 1, 2)
+    )
+    return torch.empty_like(value).copy_(grad_value), grad_locations, grad_weights
 
 
 def _split_levels(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -332,8 +311,8 @@ def _fake_forward(value, spatial_shapes, sampling_locations, attention_weights):
 def _fake_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
     return (
         torch.empty_like(value),
-        torch.empty_like(sampling_locations),
-        torch.empty_like(attention_weights),
+        sampling_locations.new_empty(sampling_locations.shape),
+        attention_weights.new_empty(attention_weights.shape),
     )
 
 
@@ -527,8 +506,8 @@ class MultiScaleDeformableAttention(nn.Module):
 
     def _weights(self, query: Tensor) -> Tensor:
         logits = _at_least_float32(self.attention_weights(query))
-        weights = logits.view(*query.shape[:2], self.num_heads, -1).softmax(-1)
-        return weights.view(*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
+        logits = logits.unflatten(-1, (self.num_heads, self.num_levels * self.num_points))
+        return logits.softmax(-1).unflatten(-1, (self.num_levels, self.num_points))
 
     def _check(self, query, reference_points, value, spatial_shapes, padding_mask) -> None:
         name, levels = type(self).__name__, self.num_levels

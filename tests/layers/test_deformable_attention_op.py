@@ -1,0 +1,212 @@
+"""The operator as torch sees it: schema, fake kernel, gradient, compile, export, autocast."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sparsedet.layers import (
+    MultiScaleDeformableAttention,
+    deformable_attention,
+    ms_deform_attn,
+    ms_deform_attn_reference,
+)
+
+from .deformable_inputs import LEVELS, OP, gradients, make_inputs
+
+BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
+
+
+# opcheck itself looks at the gradient of a tensor that is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("queries", [6, 0])
+def test_opcheck(dtype, queries):
+    torch.library.opcheck(OP, make_inputs(queries=queries, dtype=dtype).flat)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_opcheck_of_a_head_major_value():
+    value, *rest = make_inputs(dtype=torch.float32).flat
+    value = value.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    torch.library.opcheck(OP, (value, *rest))
+
+
+def test_opcheck_of_the_backward():
+    flat = [x.detach() if isinstance(x, torch.Tensor) else x for x in make_inputs().flat]
+    flat[0] = flat[0].transpose(1, 2).contiguous().transpose(1, 2)
+    flat[2] = flat[2].transpose(1, 2).contiguous().transpose(1, 2)
+    grad_output = torch.randn(2, 6, 12, dtype=torch.float64)
+    torch.library.opcheck(BACKWARD, (grad_output, *flat))
+
+
+def test_default_kernels_agree_with_autograd_through_the_reference():
+    inputs = make_inputs()
+    shapes = list(inputs.shapes)
+    output = ms_deform_attn_reference(*inputs.arguments)
+    grad_output = torch.randn_like(output)
+    arguments = inputs.value, shapes, inputs.locations, inputs.weights
+    with torch.no_grad():
+        torch.testing.assert_close(deformable_attention._reference_forward(*arguments), output)
+        found = deformable_attention._reference_backward(grad_output, *arguments)
+    wanted = gradients(ms_deform_attn_reference, inputs, grad_output)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_second_derivative_raises():
+    inputs = make_inputs()
+    output = ms_deform_attn(*inputs.arguments)
+    (grad,) = torch.autograd.grad(output.sum(), inputs.value, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+def test_second_definition_raises():
+    spec = importlib.util.spec_from_file_location("again", deformable_attention.__file__)
+    assert spec is not None and spec.loader is not None
+    with pytest.raises(RuntimeError, match="sparsedet"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+class Pyramid(nn.Module):
+    """Attention from every token of two maps to all of them, the sizes taken from the maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = MultiScaleDeformableAttention(32, 4, num_levels=2, num_points=3)
+
+    def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        shapes = [(x.shape[2], x.shape[3]) for x in (fine, coarse)]
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in (fine, coarse)], 1)
+        reference = tokens[..., :2].sigmoid()[:, :, None].expand(-1, -1, 2, -1)
+        return self.attention(tokens, reference, tokens, shapes)
+
+
+def maps(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(batch, 32, height, width), torch.randn(batch, 32, height - 2, width - 3)
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+def test_compiles_without_graph_break():
+    torch._dynamo.reset()
+    model = randomized(Pyramid())
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for sizes in ((2, 8, 9), (3, 5, 11)):
+        inputs = maps(*sizes)
+        found, wanted = compiled(*inputs), model(*inputs)
+        torch.testing.assert_close(found, wanted)
+        weight = model.attention.sampling_offsets.weight
+        for output in (found, wanted):
+            output.square().sum().backward()
+        assert weight.grad is not None
+        doubled, weight.grad = weight.grad, None
+        wanted = model(*inputs)
+        wanted.square().sum().backward()
+        torch.testing.assert_close(doubled, 2 * weight.grad)
+        model.zero_grad()
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor():
+    torch._dynamo.reset()
+    model = randomized(Pyramid())
+    inputs = maps(2, 8, 9)
+    found = torch.compile(model, fullgraph=True)(*inputs)
+    torch.testing.assert_close(found, model(*inputs))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_with_dynamic_shapes(strict):
+    model = randomized(Pyramid()).eval()
+    batch = torch.export.Dim("batch", min=1, max=16)
+    sizes = [torch.export.Dim(name, min=4, max=64) for name in ("h", "w", "coarse_h", "coarse_w")]
+    program = torch.export.export(
+        model,
+        maps(2, 8, 9),
+        dynamic_shapes=(
+            {0: batch, 2: sizes[0], 3: sizes[1]},
+            {0: batch, 2: sizes[2], 3: sizes[3]},
+        ),
+        strict=strict,
+    )
+    assert any(node.target is OP for node in program.graph.nodes)
+    for case in ((1, 8, 9), (3, 12, 7)):
+        inputs = maps(*case)
+        torch.testing.assert_close(program.module()(*inputs), model(*inputs))
+
+
+def test_operator_under_autocast_keeps_locations_in_float32():
+    inputs = make_inputs(dtype=torch.bfloat16)
+    value, flat, locations, weights = inputs.flat
+    with torch.autocast("cpu", torch.bfloat16):
+        output = OP(value, flat, locations.double(), weights.bfloat16())
+        assert ms_deform_attn(*make_inputs(dtype=torch.float32).arguments).dtype == torch.float32
+    expected = OP(value, flat, locations, weights.bfloat16().float())
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, expected)
+
+
+def test_module_under_autocast():
+    model = randomized(Pyramid())
+    inputs = maps(2, 8, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(*inputs)
+        assert output.dtype == torch.bfloat16
+        tokens = torch.randn(2, 5, 32)
+        _, locations, weights = model.attention(
+            tokens,
+            torch.rand(2, 5, 2, 2),
+            torch.randn(2, 47, 32),
+            LEVELS,
+            return_sampling=True,
+        )
+    assert locations.dtype == weights.dtype == torch.float32
+    torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 5, 4))
+    torch.testing.assert_close(output.float(), model(*inputs), rtol=0.05, atol=0.02)
+    output.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_without_libraries_the_reference_serves_and_says_so_once(tmp_path: Path):
+    package = Path(deformable_attention.__file__).parents[1]
+    (tmp_path / "sparsedet").mkdir()
+    shutil.copytree(package / "layers", tmp_path / "sparsedet" / "layers")
+    shutil.copy(package / "__init__.py", tmp_path / "sparsedet")
+    (tmp_path / "sparsedet" / "_C_cpu.abi3.so").write_text("no library")
+    script = """
+import warnings, torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from sparsedet.layers import deformable_attention as d
+    value, weights = torch.randn(1, 6, 1, 2, requires_grad=True), torch.ones(1, 4, 1, 1, 1)
+    arguments = value, [(2, 3)], torch.rand(1, 4, 1, 1, 1, 2), weights
+    for _ in range(2):
+        output = d.ms_deform_attn(*arguments)
+        output.sum().backward()
+    assert torch.equal(output, d.ms_deform_attn_reference(*arguments))
+assert not d.has_compiled_kernel("cpu")
+for one in caught:
+    if issubclass(one.category, d.MissingKernelWarning):
+        print(one.message)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    at_import, at_first_use = result.stdout.strip().splitlines()
+    assert "_C_cpu.abi3.so does not fit this torch" in at_import
+    assert "no compiled deformable attention for cpu" in at_first_use
+    assert "reinstall sparsedet" in at_first_use
