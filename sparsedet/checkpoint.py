@@ -243,9 +243,9 @@ def load_weights(
     classes = _class_change(differences, num_classes)
     if classes is not None and not reinit_class_heads:
         raise CheckpointError(
-            f"checkpoint {path} {_class_sentence(differences, classes)} Set "
-            "train.reinit_class_heads=True to start the class heads anew and keep the rest, or "
-            "use a checkpoint of the same classes."
+            f"checkpoint {path} {_class_sentence(differences, classes)} To fine-tune it with new "
+            "class heads set train.reinit_class_heads=True; else use a checkpoint of the same "
+            "classes."
         )
     reinitialized = tuple(differences.mismatched) if classes is not None else ()
     _require_match(differences, path, allowed=reinitialized)

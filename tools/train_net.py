@@ -21,7 +21,8 @@ import platform
 import random
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ from sparsedet.engine import (
     launch,
 )
 from sparsedet.engine.hooks import flatten_metrics
-from sparsedet.engine.launch import is_first_process, resolve_device
+from sparsedet.engine.launch import check_processes, is_first_process, resolve_device
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
 from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Writer
@@ -68,16 +69,19 @@ _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     try:
         splits = ("val",) if args.eval_only else ("train", "val")
         cfg = load_config(args.config_file, args.overrides, splits)
         device_type = resolve_device(cfg.train.device)
-        return launch(run, (cfg, args), num_processes=args.num_gpus, device_type=device_type)
-    except ValueError as error:
+        check_processes(args.num_gpus, device_type)
+        Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         if is_first_process():
             _print_error(error)
         return 2
+    try:
+        return launch(run, (cfg, args), num_processes=args.num_gpus, device_type=device_type)
     except KeyboardInterrupt:
         return 130
 
@@ -119,24 +123,30 @@ def load_config(path: str, overrides: Sequence[str], splits: Sequence[str]) -> A
 
 def run(device: torch.device, cfg: Any, args: argparse.Namespace) -> int:
     """Train or evaluate, in one of the processes; returns the exit code."""
-    output_dir = Path(cfg.train.output_dir)
-    job: Job | None = None
-    error: Exception | None = None
     try:
-        _set_up_logging(output_dir)
-        job = Job(cfg, args, device)
-    except (ValueError, OSError) as caught:
-        error = caught
-    failures = [failure for failure in comm.all_gather(error and _sentence(error)) if failure]
-    if failures or job is None:
-        if comm.is_main_process():
-            _print_error(failures[0])
-        return 2
-    try:
-        return job.evaluate_only() if args.eval_only else job.train()
-    except NonFiniteError as caught:
-        _print_error(caught)
+        with _logging(Path(cfg.train.output_dir)):
+            job = _build_everywhere(cfg, args, device)
+            if job is None:
+                return 2
+            return job.evaluate_only() if args.eval_only else job.train()
+    except NonFiniteError as error:
+        _print_error(error)
         return 1
+
+
+def _build_everywhere(cfg: Any, args: argparse.Namespace, device: torch.device) -> Job | None:
+    """The job of this process; None, and one message in all, if it fails in any of them."""
+    job, failure = None, None
+    try:
+        job = Job(cfg, args, device)
+    except (ValueError, OSError) as error:
+        failure = _sentence(error)
+    failures = [text for text in comm.all_gather(failure) if text is not None]
+    if not failures:
+        return job
+    if comm.is_main_process():
+        _print_error(failures[0])
+    return None
 
 
 class Job:
@@ -418,19 +428,26 @@ def _log_report(report: LoadReport, path: str) -> None:
         logger.info("left out: %s", ", ".join(report.unused))
 
 
-def _set_up_logging(output_dir: Path) -> None:
+@contextmanager
+def _logging(output_dir: Path) -> Iterator[None]:
     """Log lines to stderr and `log.txt`, of the main process alone."""
     root = logging.getLogger("sparsedet")
-    root.setLevel(logging.INFO if comm.is_main_process() else logging.ERROR)
-    root.propagate = False
-    root.handlers.clear()
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if comm.is_main_process():
-        output_dir.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(output_dir / "log.txt", encoding="utf-8"))
+    before = root.level, root.propagate
+    root.setLevel(logging.INFO if comm.is_main_process() else logging.ERROR)
+    root.propagate = False
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.level, root.propagate = before
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def _sentence(error: Exception) -> str:

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 from sparsedet import comm
 
-__all__ = ["is_first_process", "is_launched", "launch", "resolve_device"]
+__all__ = ["check_processes", "is_first_process", "is_launched", "launch", "resolve_device"]
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -53,6 +53,30 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def check_processes(num_processes: int, device_type: str) -> None:
+    """Check that so many processes can be started.
+
+    Args:
+        num_processes: Processes to start on this machine.
+        device_type: As from `resolve_device`.
+
+    Raises:
+        ValueError: If there are fewer devices than processes, or torchrun started them already.
+    """
+    if num_processes < 1:
+        raise ValueError(f"--num-gpus must be at least 1, got {num_processes}.")
+    if is_launched() and num_processes > 1:
+        raise ValueError(
+            f"--num-gpus must be left out under torchrun, got {num_processes}. Set torchrun's "
+            "--nproc-per-node."
+        )
+    count = torch.accelerator.device_count() if device_type != "cpu" else num_processes
+    if count < num_processes:
+        raise ValueError(
+            f"--num-gpus must be at most {count}, the number of devices here, got {num_processes}."
+        )
+
+
 def launch(
     main: Callable[..., int], args: tuple[Any, ...], *, num_processes: int, device_type: str
 ) -> int:
@@ -70,24 +94,13 @@ def launch(
         The exit code: that of the first process that failed, or 0.
 
     Raises:
-        ValueError: If there are fewer devices than processes, or both ways of starting are used.
+        ValueError: As `check_processes`.
     """
-    if num_processes < 1:
-        raise ValueError(f"--num-gpus must be at least 1, got {num_processes}.")
+    check_processes(num_processes, device_type)
     if is_launched():
-        if num_processes > 1:
-            raise ValueError(
-                f"--num-gpus must be left out under torchrun, got {num_processes}. Set torchrun's "
-                "--nproc-per-node."
-            )
         return _run_launched(main, args, device_type)
     if num_processes == 1:
         return main(_device(device_type, 0), *args)
-    count = torch.accelerator.device_count() if device_type != "cpu" else num_processes
-    if count < num_processes:
-        raise ValueError(
-            f"--num-gpus must be at most {count}, the number of devices here, got {num_processes}."
-        )
     return _spawn(main, args, num_processes, device_type)
 
 

@@ -1,0 +1,393 @@
+"""tools/train_net.py, whole: a tiny set of drawn images, and what it says to bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from sparsedet.checkpoint import load_checkpoint, save_checkpoint
+
+CONFIG = "projects/sparse_detr/configs/sparse_detr_r50_rho30_50ep.py"
+SMALL = (
+    "dataset.short_sides=[48,64]",
+    "dataset.test_short_side=64",
+    "dataset.max_size=96",
+    "dataset.num_classes=null",
+    "model.embed_dim=64",
+    "model.backbone.name=resnet18",
+    "model.backbone.weights=null",
+    "model.neck.in_channels={res3: 128, res4: 256, res5: 512}",
+    "model.encoder.num_layers=2",
+    "model.encoder.feedforward_dim=32",
+    "model.decoder.num_layers=2",
+    "model.decoder.feedforward_dim=32",
+    "model.query_initializer.num_queries=10",
+    "dataloader.train.total_batch_size=2",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "dataloader.test.batch_size=4",
+    "train.device=cpu",
+    "train.tensorboard=false",
+    "train.log_period=1",
+)
+
+
+def draw_set(folder: Path, classes: tuple[str, ...] = ("box", "dot", "bar")) -> Path:
+    """Six images with one or two boxes each, the same for training and validation."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    content: dict[str, list[dict[str, Any]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 3 * i + 1, "name": name} for i, name in enumerate(classes)],
+    }
+    for index in range(6):
+        picture = Image.new("RGB", (64, 48 + 16 * (index % 2)), (40 * index, 90, 120))
+        for place in range(1 + index % 2):
+            x, y, w, h = 5 + 25 * place, 6 + 2 * index, 20, 16
+            ImageDraw.Draw(picture).rectangle((x, y, x + w, y + h), fill=(250, 200, 10 * index))
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": index,
+                    "category_id": content["categories"][index % len(classes)]["id"],
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                }
+            )
+        picture.save(images / f"{index}.png")
+        content["images"].append(
+            {
+                "id": index,
+                "file_name": f"{index}.png",
+                "width": picture.width,
+                "height": picture.height,
+            }
+        )
+    (folder / "instances.json").write_text(json.dumps(content))
+    return folder
+
+
+def set_overrides(folder: Path) -> list[str]:
+    return [
+        f"dataset.train_json={folder}/instances.json",
+        f"dataset.train_images={folder}/images",
+        f"dataset.val_json={folder}/instances.json",
+        f"dataset.val_images={folder}/images",
+    ]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_set(tmp_path_factory.mktemp("set") / "three")
+
+
+@pytest.fixture(scope="module")
+def train_net(root: Path) -> Iterator[Callable[..., int]]:
+    """`main` of the tool, run in this process."""
+    spec = importlib.util.spec_from_file_location("train_net", root / "tools/train_net.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules["train_net"] = tool
+    spec.loader.exec_module(tool)
+
+    def run(*arguments: str, config: str | Path = root / CONFIG) -> int:
+        return tool.main(["--config-file", str(config), *arguments])
+
+    yield run
+    del sys.modules["train_net"]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    train_net: Callable[..., int], drawn: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The output folder of a run of two epochs."""
+    output = tmp_path_factory.mktemp("run")
+    ours = (f"train.output_dir={output}", "train.epochs=2", "train.model_ema.enabled=true")
+    assert train_net(*SMALL, *set_overrides(drawn), *ours) == 0
+    return output
+
+
+def _rows(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_behind(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.json",
+        "results.json",
+        "log.txt",
+        "last_checkpoint",
+        "checkpoint_0000003.pth",
+        "checkpoint_0000006.pth",
+        "model_best.pth",
+        "model_final.pth",
+    }
+    rows = _rows(trained)
+    assert [row["iteration"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["iteration"] for row in rows if "eval/bbox/AP" in row] == [3, 6]
+    results = json.loads((trained / "results.json").read_text())
+    assert results["iterations"] == 6
+    assert results["seconds_training"] > 0
+    assert 0 < results["keep_ratio"] < 0.6
+    assert results["metrics"]["bbox"]["AP50"] >= 0
+    assert results["versions"]["torch"] == torch.__version__
+
+
+def test_it_starts_again_from_its_saved_config(
+    train_net: Callable[..., int], trained: Path, tmp_path: Path
+) -> None:
+    """The same losses, in two pieces, without any other override."""
+    config = trained / "config.yaml"
+    output = (f"train.output_dir={tmp_path}",)
+    assert train_net(*output, "train.max_iter=4", "train.eval_epochs=0", config=config) == 0
+    (tmp_path / "checkpoint_0000004.pth").unlink()  # as if killed after the third
+    assert train_net("--resume", *output, config=config) == 0
+    expected = [row["loss"] for row in _rows(trained) if "loss" in row]
+    losses = [row["loss"] for row in _rows(tmp_path) if "loss" in row]
+    assert losses[:3] == expected[:3]
+    assert losses[3:] == expected[3:]
+
+
+def test_resuming_a_run_that_is_done(train_net: Callable[..., int], trained: Path) -> None:
+    before = (trained / "results.json").read_text()
+    assert train_net("--resume", config=trained / "config.yaml") == 0
+    assert (
+        json.loads((trained / "results.json").read_text())["metrics"]
+        == (json.loads(before)["metrics"])
+    )
+
+
+def test_evaluation_alone(
+    train_net: Callable[..., int], trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = f"train.init_checkpoint={trained}/model_final.pth"
+    assert train_net("--eval-only", weights, config=trained / "config.yaml") == 0
+    found = json.loads((trained / "eval_results.json").read_text())["metrics"]["bbox"]
+    expected = json.loads((trained / "results.json").read_text())["metrics"]["bbox"]
+    assert found == expected
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_fine_tuning_onto_other_classes(
+    train_net: Callable[..., int], trained: Path, tmp_path: Path
+) -> None:
+    two = draw_set(tmp_path / "two", ("hand", "foot"))
+    output = tmp_path / "run"
+    arguments = [
+        *SMALL,
+        *set_overrides(two),
+        f"train.output_dir={output}",
+        f"train.init_checkpoint={trained}/model_final.pth",
+        "train.reinit_class_heads=true",
+        "train.max_iter=1",
+        "optimizer.lr=0.0",
+    ]
+    assert train_net(*arguments) == 0
+    old = load_checkpoint(trained / "model_final.pth")["model"]
+    new = load_checkpoint(output / "model_final.pth")["model"]
+    changed = {name for name in old if old[name].shape != new[name].shape}
+    assert changed and all("class" in name for name in changed)
+    kept = old.keys() - changed
+    assert all(torch.equal(old[name], new[name]) for name in kept)
+    assert "new class heads: " in (output / "log.txt").read_text()
+
+
+# --- bad input
+
+
+def _break_json(folder: Path) -> None:
+    path = folder / "instances.json"
+    path.write_text(path.read_text()[:-50])
+
+
+def _remove_json(folder: Path) -> None:
+    (folder / "instances.json").unlink()
+
+
+def _remove_images(folder: Path) -> None:
+    (folder / "images").rename(folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(_break_json, "instances.json"), (_remove_json, "instances.json"), (_remove_images, "images")],
+)
+def test_spoiled_sets(
+    train_net: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+    says: str,
+) -> None:
+    folder = draw_set(tmp_path / "set")
+    spoil(folder)
+    output = tmp_path / "run"
+    code = train_net(*SMALL, *set_overrides(folder), f"train.output_dir={output}")
+    _assert_one_sentence(code, capsys, output, str(folder), says)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["train.max_itr=5"], "max_iter"),
+        (["+train.max_itr=5"], "max_iter"),
+        (["model.selector.keep_ratio=1.3"], "keep_ratio"),
+        (["model.scorer._target_=DAMPredictr"], "DAMPredictor"),
+        (["model.scorer=null"], "scorer"),
+        (["model.embed_dim=60"], "embed_dim"),
+        (["train.device=tpu"], "train.device"),
+        (["train.amp.dtype=float12"], "train.amp.dtype"),
+        (["optimizer.params.rules.0.pattern=bakcbone"], "bakcbone"),
+        (["dataloader.train.total_batch_size=0"], "total_batch_size"),
+        (["lr_multiplier.warmup_length=2.0"], "warmup_length"),
+        (["train.max_iter=0"], "max_iter"),
+        (["train.init_checkpoint=nowhere.pth"], "nowhere.pth"),
+        (["--num-gpus", "0"], "--num-gpus"),
+        (["--eval-only"], "train.init_checkpoint"),
+    ],
+)
+def test_bad_settings(
+    train_net: Callable[..., int],
+    drawn: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    says: str,
+) -> None:
+    output = tmp_path / "run"
+    arguments = (*SMALL, *set_overrides(drawn), f"train.output_dir={output}", *overrides)
+    _assert_one_sentence(train_net(*arguments), capsys, output, says)
+
+
+def test_a_config_file_that_does_not_exist(
+    train_net: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = train_net(config=tmp_path / "none.py")
+    _assert_one_sentence(code, capsys, tmp_path, "none.py")
+
+
+def test_a_checkpoint_of_other_classes(
+    train_net: Callable[..., int],
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    two = draw_set(tmp_path / "two", ("hand", "foot"))
+    output = tmp_path / "run"
+    arguments = (
+        *SMALL,
+        *set_overrides(two),
+        f"train.output_dir={output}",
+        f"train.init_checkpoint={trained}/model_best.pth",
+    )
+    says = ("3 classes, the model for 2", "train.reinit_class_heads=True")
+    _assert_one_sentence(train_net(*arguments), capsys, output, *says)
+    code = train_net(*arguments, "--eval-only", "train.reinit_class_heads=true")
+    _assert_one_sentence(code, capsys, output, says[0])
+
+
+def test_an_earlier_run_is_neither_overwritten_nor_mixed(
+    train_net: Callable[..., int], trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = (trained / "config.yaml").read_text()
+    config = trained / "config.yaml"
+    for arguments, says in (
+        ([], "--resume"),
+        (["--resume", "model.selector.keep_ratio=0.1"], "model.selector.keep_ratio is 0.3"),
+        (["--resume", "train.seed=7"], "train.seed is 0"),
+    ):
+        assert train_net(*arguments, config=config) == 2
+        assert says in capsys.readouterr().err
+    assert (trained / "config.yaml").read_text() == saved
+
+
+def test_a_file_of_something_else_is_not_resumed(
+    train_net: Callable[..., int], drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint({"model": {"w": torch.zeros(1)}}, tmp_path / "checkpoint_0000001.pth")
+    arguments = (*SMALL, *set_overrides(drawn), f"train.output_dir={tmp_path}", "--resume")
+    assert train_net(*arguments) == 2
+    assert "cannot be resumed" in capsys.readouterr().err
+
+
+def _assert_one_sentence(
+    code: int, capsys: pytest.CaptureFixture[str], output: Path, *says: str
+) -> None:
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
+    assert code == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert all(text in lines[0] for text in says), lines[0]
+    assert not (output / "metrics.json").exists() or not _rows(output)
+
+
+# --- processes
+
+
+def _command(root: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    tool = [sys.executable, "-u", str(root / "tools/train_net.py"), "--config-file"]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return [*tool, str(root / CONFIG), *SMALL, *arguments], environment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_goes_on(
+    root: Path, trained: Path, drawn: Path, tmp_path: Path, number: int
+) -> None:
+    command, environment = _command(
+        root,
+        *set_overrides(drawn),
+        f"train.output_dir={tmp_path}",
+        "train.epochs=2",
+        "train.model_ema.enabled=true",
+        "train.checkpointer.period=1",
+        "--resume",
+    )
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint_0000002.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+    assert "Traceback" not in stderr
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    expected = {row["iteration"]: row["loss"] for row in _rows(trained) if "loss" in row}
+    losses = {row["iteration"]: row["loss"] for row in _rows(tmp_path) if "loss" in row}
+    assert losses == expected
+
+
+@pytest.mark.slow
+def test_two_processes(root: Path, drawn: Path, tmp_path: Path) -> None:
+    arguments = ("--num-gpus", "2", f"train.output_dir={tmp_path}", "train.max_iter=3")
+    command, environment = _command(root, *set_overrides(drawn), *arguments)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["num_processes"] == 2
+    assert results["metrics"]["num_images"] == 6
+    assert len(load_checkpoint(tmp_path / "checkpoint_0000003.pth")["random_states"]) == 2
+    command[-1] = "train.max_iter=3"
+    bad = [*command, "model.selector.keep_ratio=1.3", f"train.output_dir={tmp_path}/other"]
+    done = subprocess.run(bad, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
