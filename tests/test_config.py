@@ -65,6 +65,10 @@ class OtherSelector:
     pass
 
 
+class Bare(torch.nn.Module):
+    """Takes no argument, though the signature of torch's constructor does not say so."""
+
+
 @pytest.fixture
 def scorers(monkeypatch):
     monkeypatch.setitem(SCORERS._obj_map, "OldScorer", OldScorer)
@@ -443,6 +447,12 @@ def test_swap_into_an_empty_place(cfg):
 def test_swap_by_dotted_path_and_in_a_list(cfg):
     LazyConfig.apply_overrides(cfg, [f"model.parts.1._target_={__name__}.Keeps"])
     assert instantiate(cfg.model).kwargs["parts"][1].kwargs == {"x": 2}
+
+
+def test_swap_to_a_module_without_a_constructor_drops_everything(cfg):
+    swap = swap_component(cfg, "model.scorer", f"{__name__}.Bare")
+    assert swap.dropped == ("embed_dim", "num_layers", "temperature") and not swap.filled
+    assert type(instantiate(cfg.model).kwargs["scorer"]) is Bare
 
 
 @pytest.mark.usefixtures("scorers")

@@ -103,6 +103,10 @@ def keyword_parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]
 
     None if the callable does not tell, as some written in C.
     """
+    if isinstance(target, type):
+        constructor = next(each for each in target.__mro__ if "__init__" in vars(each))
+        if (constructor.__module__, constructor.__name__) == ("torch.nn.modules.module", "Module"):
+            return {}, False  # its signature says that it takes anything, but it takes nothing
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):
