@@ -15,7 +15,7 @@ dataset.update(
     test_short_side=160,
     max_size=320,
 )
-dataloader["train"].num_workers = 2
-dataloader["test"].num_workers = 1
+dataloader["train"].num_workers = 1
+dataloader["test"].num_workers = 0
 dataloader["test"].batch_size = 16
 dataloader["evaluator"].area_bounds = [144, 1024]
