@@ -1,0 +1,107 @@
+"""Published checkpoints convert key by key: all of ours are filled, none of theirs is left."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsedet.config import LazyConfig, instantiate
+from sparsedet.conversion import SOURCES, convert
+from tests.parity.released import DEFORMABLE, EFFICIENT, PARITY, ROOT, SPARSE, fill, listing
+
+# listing -> source, configuration that the weights belong to, changes of it
+LISTINGS = {
+    "kakao_plain": ("deformable-detr", DEFORMABLE.format("plain"), {}),
+    "kakao_two_stage": ("deformable-detr", DEFORMABLE.format("two_stage"), {}),
+    "kakao_efficient": ("sparse-detr", EFFICIENT, {}),
+    "kakao_sparse": ("sparse-detr", SPARSE, {}),
+    "detrex_deformable": ("detrex", DEFORMABLE.format("plain"), {"num_classes": 80}),
+    "detrex_deformable_two_stage": ("detrex", DEFORMABLE.format("two_stage_detrex"), {}),
+    "hf_plain": ("huggingface", DEFORMABLE.format("plain"), {}),
+    "hf_two_stage": ("huggingface", DEFORMABLE.format("two_stage"), {}),
+}
+ONE_HEAD = ("kakao_plain", "detrex_deformable", "hf_plain")  # stored once per decoder layer
+ABSENT = not (PARITY / "keys").is_dir()
+pytestmark = pytest.mark.skipif(ABSENT, reason="needs the key listings in ../shared/parity")
+
+
+@pytest.fixture(scope="module", params=LISTINGS)
+def published(request):
+    """Name, source, checkpoint and the model's state dict on the meta device."""
+    source, config, changes = LISTINGS[request.param]
+    cfg = LazyConfig.load(str(ROOT / config)).model
+    for name, value in changes.items():
+        cfg[name] = value
+    with torch.device("meta"):
+        target = instantiate(cfg).state_dict()
+    checkpoint = fill().state_from_listing(PARITY / "keys" / f"{request.param}.txt")
+    return request.param, source, checkpoint, target
+
+
+def test_every_listing_has_a_source_or_a_reason():
+    unsupported = {"detrex_dino", "detrex_dn_deformable", "detrex_focus"}
+    here = {path.stem for path in (PARITY / "keys").glob("*.txt")}
+    assert here <= LISTINGS.keys() | unsupported
+
+
+def test_keys_are_bijective(published):
+    name, source, checkpoint, target = published
+    converted = convert(checkpoint, source)
+    assert converted.keys() == target.keys()
+    for key, tensor in converted.items():
+        assert tensor.shape == target[key].shape, key
+    distinct = {row[3] for row in listing(name)}
+    apart = sum(key.endswith(".in_proj_weight") for key in target) * 4  # q, k, v as one tensor
+    joined = apart if source == "huggingface" else 0
+    assert len(converted) == len(distinct) - joined
+
+
+def test_every_number_arrives_once(published):
+    name, source, checkpoint, _ = published
+    unique = {row[3]: checkpoint[row[0]] for row in listing(name)}
+    assert magnitude(convert(checkpoint, source)) == pytest.approx(magnitude(unique), rel=1e-9)
+
+
+def magnitude(state: dict[str, torch.Tensor]) -> float:
+    return sum(float(tensor.double().abs().sum()) for tensor in state.values())
+
+
+def test_a_copy_that_differs_is_refused(published):
+    name, source, checkpoint, target = published
+    copies = [row[0] for row in listing(name) if row[0] != row[3]]
+    if not copies:
+        pytest.skip("no tensor is stored twice")
+    for key in (copies[0], copies[-1]):
+        changed = {**checkpoint, key: checkpoint[key] + 1}
+        if name in ONE_HEAD:  # a head per layer is a model too, but not that of these weights
+            assert convert(changed, source).keys() > target.keys()
+        else:
+            with pytest.raises(ValueError, match="the two differ"):
+                convert(changed, source)
+
+
+def test_an_unknown_key_is_named(published):
+    _, source, checkpoint, _ = published
+    with pytest.raises(ValueError, match=r"1 keys are not of source .*transformer\.surprise"):
+        convert({**checkpoint, "transformer.surprise": torch.zeros(1)}, source)
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(ValueError, match=r"convert\.source must be one of .*got 'elsewhere'"):
+        convert({}, "elsewhere")
+
+
+def test_a_file_of_another_source_is_refused(published):
+    _, source, checkpoint, _ = published
+    family = {"deformable-detr", "sparse-detr"}
+    for other in SOURCES:
+        if other != source and not {other, source} <= family:
+            with pytest.raises(ValueError, match="are not of source"):
+                convert(checkpoint, other)
+
+
+def test_the_input_is_left_alone(published):
+    _, source, checkpoint, _ = published
+    keys = list(checkpoint)
+    convert(checkpoint, source)
+    assert list(checkpoint) == keys
