@@ -12,6 +12,7 @@ ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install
+# Where the run goes; a run that was stopped goes on from there.
 QUICKSTART := output/quickstart
 SHAPES := datasets/shapes
 # Where a Python keeps its packages; PYTHON may itself be that of an environment.
@@ -38,7 +39,8 @@ help:
 	@echo "TORCH='--index-url U'  more pip arguments for torch, here the index of its CPU-only build"
 	@echo "                       (pytorch.org names it under Get Started)"
 	@echo "ARGS='...'             more arguments for the command itself:"
-	@echo "                       make test ARGS='-k config', make quickstart ARGS='train.seed=1'"
+	@echo "                       make test ARGS='-k config'"
+	@echo "                       make quickstart ARGS='train.seed=1' QUICKSTART=output/seed1"
 
 # --- environment: each step leaves a stamp, so that the next run begins after the last good one
 
