@@ -134,8 +134,9 @@ class TokenSparseDetector(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
     def _check_parts(self, embed_dim: int, num_levels: int) -> None:
-        for name in ("neck", "encoder", "decoder", "position_embedding"):
-            got = getattr(self, name).embed_dim
+        names = ("neck", "encoder", "decoder", "position_embedding", "query_initializer", "scorer")
+        for name in names:
+            got = getattr(getattr(self, name), "embed_dim", embed_dim)  # some fit any width
             if got != embed_dim:
                 raise ValueError(
                     f"TokenSparseDetector.{name}: embed_dim must be {embed_dim} as in the "

@@ -48,7 +48,7 @@ class ChannelMapper(nn.Module):
                 f"{embed_dim}. "
                 "Set model.embed_dim."
             )
-        self.in_features = tuple(in_channels)
+        self.in_features, self.in_channels = tuple(in_channels), dict(in_channels)
         self.embed_dim = embed_dim
         extra = num_levels - len(in_channels)
         self.strides = (*strides, *(strides[-1] * 2 ** (i + 1) for i in range(extra)))
@@ -62,13 +62,19 @@ class ChannelMapper(nn.Module):
         """Map the named ``[B c h w]`` to one ``[B embed_dim h w]`` per level, fine to coarse.
 
         Raises:
-            ValueError: if the backbone does not give a map of that name.
+            ValueError: if the backbone does not give a map of that name and width.
         """
         missing = [name for name in self.in_features if name not in maps]
         if missing:
             raise ValueError(
                 f"ChannelMapper.in_channels names {missing}, the backbone gives {sorted(maps)}. "
                 "Set model.neck.in_channels to maps of model.backbone."
+            )
+        widths = {name: maps[name].shape[1] for name in self.in_features}
+        if widths != self.in_channels:
+            raise ValueError(
+                f"ChannelMapper.in_channels must be the channels of the backbone's maps {widths}, "
+                f"got {self.in_channels}. Set model.neck.in_channels."
             )
         levels = [conv(maps[name]) for name, conv in zip(self.in_features, self.convs, strict=True)]
         x = maps[self.in_features[-1]]

@@ -28,6 +28,7 @@ class LearnedQueries(nn.Module):
 
     def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
         super().__init__()
+        self.embed_dim = embed_dim
         self.embedding = nn.Embedding(num_queries, 2 * embed_dim)
         self.reference_points = nn.Linear(embed_dim, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
@@ -57,7 +58,7 @@ class _ProposalQueries(nn.Module):
         self, num_queries: int, *, embed_dim: int, pos_dim: int, class_agnostic: bool
     ) -> None:
         super().__init__()
-        self.num_queries = num_queries
+        self.embed_dim, self.num_queries = embed_dim, num_queries
         self.class_agnostic = class_agnostic
         self.pos_features = embed_dim // 2
         self.pos_linear = nn.Linear(4 * self.pos_features, pos_dim)

@@ -27,6 +27,7 @@ class DAMPredictor(nn.Module):
 
     def __init__(self, embed_dim: int = 256) -> None:
         super().__init__()
+        self.embed_dim = embed_dim
         self.predictor = MaskPredictor(embed_dim)
 
     def forward(

@@ -1,0 +1,194 @@
+"""Parts that do not go together are refused, with the configuration key that mends it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sparsedet.layers.positional import SinePositionEmbedding
+from sparsedet.modeling import (
+    ChannelMapper,
+    DAMPredictor,
+    DecoderAttentionLoss,
+    DeformableDecoder,
+    DeformableEncoder,
+    DenseSelector,
+    EfficientQueries,
+    LearnedQueries,
+    RandomScorer,
+    SetCriterion,
+    TimmBackbone,
+    TokenSparseDetector,
+    TopKSelector,
+    TorchvisionResNet,
+    TorchvisionSwin,
+)
+from sparsedet.registry import FAMILIES, find_component, list_components
+from tests.modeling import small
+
+SPARSE = small.NAMED["sparse"]
+CHANNELS = dict(res3=4, res4=4, res5=4)
+
+
+def neck(**changes) -> ChannelMapper:
+    return ChannelMapper(CHANNELS, **{"strides": (8, 16, 32), "embed_dim": 32, **changes})
+
+
+def criterion(*stage) -> SetCriterion:
+    return SetCriterion(small.HungarianMatcher(), [small.FocalLoss(weight=1.0)], stage=stage)
+
+
+MISFITS = {
+    "classes": (dict(num_classes=0), r"num_classes must be a positive integer, got 0.*dataset\."),
+    "classes unknown": (dict(num_classes=None), r"got None.*dataset\.num_classes"),
+    "neck width": (
+        dict(neck=neck(embed_dim=64)),
+        r"neck: embed_dim.*32.*64.*model\.neck\.embed_dim",
+    ),
+    "encoder width": (
+        dict(encoder=small.build(DeformableEncoder, embed_dim=64)),
+        r"encoder: embed_dim.*64.*model\.encoder\.embed_dim",
+    ),
+    "decoder width": (
+        dict(decoder=small.build(DeformableDecoder, embed_dim=64)),
+        r"decoder: embed_dim.*64.*model\.decoder\.embed_dim",
+    ),
+    "position width": (
+        dict(position_embedding=SinePositionEmbedding(64)),
+        r"position_embedding: embed_dim.*64.*model\.position_embedding\.embed_dim",
+    ),
+    "scorer width": (
+        dict(scorer=DAMPredictor(64)),
+        r"scorer: embed_dim.*64.*model\.scorer\.embed_dim",
+    ),
+    "learned queries width": (
+        dict(query_initializer=LearnedQueries(64, 5)),
+        r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
+    ),
+    "proposal queries width": (
+        dict(query_initializer=EfficientQueries(64, 5)),
+        r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
+    ),
+    "neck levels": (
+        dict(neck=neck(num_levels=3)),
+        r"neck: num_levels must be 4.*got 3.*model\.neck",
+    ),
+    "encoder levels": (
+        dict(encoder=small.build(DeformableEncoder, num_levels=3)),
+        r"encoder: num_levels must be 4.*got 3.*model\.encoder\.num_levels",
+    ),
+    "decoder levels": (
+        dict(decoder=small.build(DeformableDecoder, num_levels=3)),
+        r"decoder: num_levels must be 4.*got 3.*model\.decoder\.num_levels",
+    ),
+    "no scorer": (dict(scorer=None), r"scorer must be given for TopKSelector.*model\.scorer"),
+    "idle scorer": (
+        dict(selector=DenseSelector()),
+        r"must use the scores of DAMPredictor, got DenseSelector.*model\.selector\._target_",
+    ),
+    "schedule": (
+        dict(selector=TopKSelector(0.3, schedule=(1.0, 0.5, 0.2))),
+        r"schedule must have one factor.*2 encoder layers, got 3.*model\.selector\.schedule",
+    ),
+    "untrained scorer": (
+        dict(criterion=criterion()),
+        r"DAMPredictor is trained by DecoderAttentionLoss, got .*model\.criterion\.stage",
+    ),
+    "loss without scorer": (
+        dict(scorer=None, selector=None),
+        r"DecoderAttentionLoss trains a DAMPredictor.*NoneType.*model\.criterion\.stage=\[\]",
+    ),
+    "loss of another scorer": (
+        dict(scorer=RandomScorer(), criterion=criterion(DecoderAttentionLoss(weight=1.0))),
+        r"trains a DAMPredictor, the scorer is RandomScorer.*model\.scorer\._target_=DAMPredictor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_misfits_are_refused(case):
+    changes, message = MISFITS[case]
+    with pytest.raises(ValueError, match=message):
+        TokenSparseDetector(**{**small.parts(SPARSE), **changes})
+
+
+BAD_ARGUMENTS = {
+    "ratio 0": (lambda: TopKSelector(0.0), r"keep_ratio must be in \(0, 1\], got 0.0"),
+    "ratio above 1": (lambda: TopKSelector(1.3), r"got 1.3\. Set model\.selector\.keep_ratio"),
+    "ratio nan": (lambda: TopKSelector(float("nan")), r"keep_ratio must be in \(0, 1\], got nan"),
+    "factor": (lambda: TopKSelector(0.3, schedule=(1.0, 0.0)), r"schedule must hold numbers in"),
+    "value source": (
+        lambda: small.build(DeformableEncoder, value_source="other"),
+        r"value_source must be 'updated' or 'input', got 'other'.*model\.encoder\.value_source",
+    ),
+    "heads": (lambda: small.build(DeformableEncoder, num_heads=5), "multiple of num_heads"),
+    "position": (lambda: SinePositionEmbedding(30), "divisible by 4, got 30"),
+    "neck groups": (lambda: neck(embed_dim=48), r"divisible by 32.*got 48.*model\.embed_dim"),
+    "neck strides": (lambda: neck(strides=(8, 16)), r"got 2 strides.*model\.neck\.strides"),
+    "neck levels": (lambda: neck(num_levels=2), r"num_levels=2.*model\.num_levels"),
+    "resnet name": (lambda: TorchvisionResNet("resnet51"), r"resnet51.*model\.backbone\.name"),
+    "resnet swin": (lambda: TorchvisionResNet("swin_t"), r"model\.backbone\.name"),
+    "resnet norm": (
+        lambda: TorchvisionResNet("resnet18", norm="other"),
+        r"norm must be one of \['bn', 'frozen_bn'\], got 'other'.*model\.backbone\.norm",
+    ),
+    "resnet weights": (
+        lambda: TorchvisionResNet("resnet18", weights="OTHER"),
+        r"weights 'OTHER'.*model\.backbone\.weights",
+    ),
+    "swin name": (lambda: TorchvisionSwin("resnet18"), r"model\.backbone\.name"),
+    "timm name": (lambda: TimmBackbone("no_such_net"), r"must be a timm model, got 'no_such_net'"),
+    "timm maps": (
+        lambda: TimmBackbone("test_resnet", out_features=("res3", "res6")),
+        r"strides \[2, 4, 8, 16, 32\].*res6",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused(case):
+    construct, message = BAD_ARGUMENTS[case]
+    with pytest.raises(ValueError, match=message):
+        construct()
+
+
+def test_maps_that_the_backbone_does_not_give():
+    arguments = {**small.parts(SPARSE), "backbone": TimmBackbone("test_resnet")}
+    images, sizes = torch.zeros(1, 3, 64, 64), ((64, 64),)
+    with pytest.raises(ValueError, match=r"\{'res3': 48, 'res4': 192, 'res5': 96\}.*in_channels"):
+        TokenSparseDetector(**arguments).detect(images, sizes)
+    arguments["backbone"] = TimmBackbone("test_resnet", out_features=("res3", "res5"))
+    with pytest.raises(ValueError, match=r"names \['res4'\], the backbone gives.*in_channels"):
+        TokenSparseDetector(**arguments).detect(images, sizes)
+
+
+def test_registries_list_what_they_find():
+    listed = list_components()
+    assert listed.keys() == FAMILIES.keys()
+    assert all(listed.values())
+    for family, names in listed.items():
+        for name in names:
+            assert find_component(name) is FAMILIES[family].get(name)
+            assert find_component(name).__doc__
+    with pytest.raises(KeyError, match=r"registered as 'Other'.*TopKSelector"):
+        find_component("Other")
+
+
+def test_all_choices_take_part_in_the_combinations():
+    """What is registered is tested: a new part enters these tests by its registration."""
+    combinations, cover = small.combinations(), small.pairwise_cover()
+    families = dict(
+        scorer="scorer",
+        selector="selector",
+        encoder="encoder",
+        queries="query_initializer",
+        decoder="decoder",
+    )
+    for field, family in families.items():
+        for chosen in (combinations, cover):
+            assert {getattr(each, field) for each in chosen} - {None} == set(
+                list_components()[family]
+            )
+    assert {replace(each, schedule=None) for each in small.NAMED.values()} <= set(combinations)
