@@ -124,11 +124,11 @@ class BuildLibraries(build_ext):
             try:
                 (self.build_cuda if is_cuda else self.build_cpu)(ext, Torch())
                 self.built.append(ext)
-            except (CannotBuild, BaseError, CCompilerError, OSError) as error:
+            except CannotBuild as error:
                 if is_cuda and self.wants_cuda == "1":
                     raise SystemExit(f"sparsedet: SPARSEDET_BUILD_CUDA=1, but {error}") from error
                 kind = "CUDA" if is_cuda else "CPU"
-                say(f"installing WITHOUT compiled {kind} kernels, PyTorch code serves ({error})")
+                say(f"installing WITHOUT compiled {kind} kernels, PyTorch code serves: {error}")
         self.extensions = self.built  # what follows copies the files of these alone
 
     def build_cpu(self, ext: Extension, torch: Torch) -> None:
@@ -137,7 +137,10 @@ class BuildLibraries(build_ext):
         ext.extra_compile_args += [*COMPILE_ARGS, "-fvisibility=hidden"]
         ext.library_dirs.append(str(torch.lib))
         ext.libraries.append("torch_cpu")
-        self.build_extension(ext)
+        try:
+            self.build_extension(ext)
+        except (BaseError, CCompilerError, OSError) as error:
+            raise CannotBuild(f"the C++ compiler failed: {error}"[:100] + " ...") from error
         say(f"built the CPU kernels with torch {torch.version}")
 
     def build_cuda(self, ext: Extension, torch: Torch) -> None:
@@ -156,7 +159,7 @@ class BuildLibraries(build_ext):
         ]
         say(" ".join(command))
         if subprocess.run(command, check=False).returncode != 0:
-            raise CannotBuild("nvcc failed, see above")
+            raise CannotBuild("nvcc failed, as shown above")
         say(f"built the CUDA kernels with torch {torch.version} for {architectures}")
 
 
