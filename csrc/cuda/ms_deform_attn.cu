@@ -71,8 +71,8 @@ __global__ void backward_kernel(const __grid_constant__ Inputs<T, A> in,
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  const auto status = aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream);
+  STD_TORCH_CHECK(status == AOTI_TORCH_SUCCESS, "there is no current CUDA stream");
   return static_cast<cudaStream_t>(stream);
 }
 
