@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -178,18 +179,26 @@ class ConsoleWriter:
         if show_bar:
             from tqdm import tqdm
 
+            # asked here, since tqdm shows nothing on terminals that tell a size of 0
+            columns, rows = shutil.get_terminal_size()
             self._bar = tqdm(
-                total=max_iter, initial=start_iteration, unit="it", dynamic_ncols=True, desc="train"
+                total=max_iter,
+                initial=start_iteration,
+                unit="it",
+                ncols=columns,
+                nrows=rows,
+                desc="train",
             )
 
     def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
         """Show the loss, its terms, the rates and the time left."""
         if self._bar is not None:
-            self._bar.set_postfix_str(_summary(scalars), refresh=False)
+            self._bar.set_postfix_str("  ".join(_losses(scalars)), refresh=False)
             return
         seconds = scalars.get("seconds_per_iteration")
         left = "" if seconds is None else f"  eta {_clock(seconds * (self._max_iter - iteration))}"
-        logger.info("iteration %d/%d%s  %s", iteration, self._max_iter, left, _summary(scalars))
+        shown = "  ".join(_losses(scalars) + _rates(scalars))
+        logger.info("iteration %d/%d%s  %s", iteration, self._max_iter, left, shown)
 
     def advance(self, iteration: int) -> None:
         """Move the bar, if there is one, after an iteration."""
@@ -202,20 +211,22 @@ class ConsoleWriter:
             self._bar.close()
 
 
-def _summary(scalars: Mapping[str, float]) -> str:
-    """Loss, its terms summed by kind over the stages, rates and metrics, on one line."""
+def _losses(scalars: Mapping[str, float]) -> list[str]:
+    """The loss, and its terms summed by kind over the stages."""
     terms: dict[str, float] = {}
     for name, value in scalars.items():
         if name.startswith("loss/"):
             kind = name.rsplit("/", 1)[-1]
             terms[kind] = terms.get(kind, 0.0) + value
     shown = [f"loss {scalars['loss']:.4g}"] if "loss" in scalars else []
-    shown += [f"{kind} {value:.3g}" for kind, value in terms.items()]
-    if "lr" in scalars:
-        shown.append(f"lr {scalars['lr']:.2e}")
+    return shown + [f"{kind} {value:.3g}" for kind, value in terms.items()]
+
+
+def _rates(scalars: Mapping[str, float]) -> list[str]:
+    shown = [f"lr {scalars['lr']:.2e}"] if "lr" in scalars else []
     if "seconds_per_iteration" in scalars:
         shown.append(f"{scalars['seconds_per_iteration']:.3f} s/it")
-    return "  ".join(shown)
+    return shown
 
 
 def _clock(seconds: float) -> str:

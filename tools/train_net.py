@@ -340,12 +340,9 @@ class Job:
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         results = evaluate(model, self._test_loader, self._evaluator)
         if comm.is_main_process():
-            numbers = [
-                f"{name.removeprefix('bbox/')} {value:.4g}"
-                for name, value in flatten_metrics(results).items()
-                if "per_class" not in name
-            ]
-            logger.info("evaluation: %s", "  ".join(numbers))
+            numbers = {**flatten_metrics(results.get("bbox", {})), **flatten_metrics(results)}
+            shown = [f"{name} {numbers[name]:.4g}" for name in _SHOWN_METRICS if name in numbers]
+            logger.info("evaluation: %s", "  ".join(shown))
         return results
 
     def _write_results(self, name: str, metrics: dict[str, Any], **facts: Any) -> None:

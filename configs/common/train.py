@@ -18,7 +18,7 @@ train = dict(
     clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2.0)),
     # averaged weights; evaluation uses them when enabled
     model_ema=dict(enabled=False, decay=0.9997),
-    ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
+    ddp=dict(find_unused_parameters=False),
     # evaluation and checkpoints, beside those at the end; 0 for the end alone
     eval_epochs=1,
     eval_period=None,

@@ -44,7 +44,8 @@ class Hook:
 class StopHook(Hook):
     """Ends the run after the present iteration on SIGINT or SIGTERM to any of its processes.
 
-    An evaluation is broken off (on one process). The same signal sent again has its usual effect.
+    An evaluation is broken off (on one process). A second SIGINT has its usual effect; a second
+    SIGTERM has none, since launchers and schedulers often send it to a process twice.
     """
 
     def __init__(self) -> None:
@@ -59,8 +60,13 @@ class StopHook(Hook):
         def handle(number: int, frame: Any) -> None:
             if os.getpid() != self._owner:  # a worker of the data loader: its parent ends it
                 return
+            if number == signal.SIGINT:
+                signal.signal(number, self._previous[number])
+            if trainer.stop_signal is not None:
+                return
             trainer.stop_signal = number
-            signal.signal(number, self._previous[number])
+            # workers of the data loader that got the signal too must not break the iteration off
+            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _ignore)
             if trainer.interruptible:
                 raise StopTraining
 
@@ -77,6 +83,10 @@ class StopHook(Hook):
         """Listen no more."""
         while self._previous:
             signal.signal(*self._previous.popitem())
+
+
+def _ignore(number: int, frame: Any) -> None:
+    """Unlike SIG_IGN it leaves the exit codes of child processes to be asked for."""
 
 
 class LogHook(Hook):

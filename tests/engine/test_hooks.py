@@ -239,13 +239,40 @@ def test_a_signal_breaks_off_an_evaluation(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_the_same_signal_again_is_not_held_back() -> None:
+def test_a_second_signal(tmp_path: Path) -> None:
+    """Ctrl-C twice is not held back; SIGTERM twice does not spoil the checkpoint."""
+
+    def twice(number: int) -> Callable[[], None]:
+        return lambda: (os.kill(os.getpid(), number), os.kill(os.getpid(), number), None)[2]
+
     trainer = make_trainer(5)
-
-    def twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    trainer.hooks = [StopHook(), At(2, twice)]
+    trainer.hooks = [StopHook(), At(2, twice(signal.SIGINT))]
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
+    trainer, store = make_trainer(5), CheckpointStore(tmp_path)
+    trainer.hooks = [At(2, twice(signal.SIGTERM)), StopHook(), CheckpointHook(store, 0)]
+    trainer.train()
+    last = store.load_last()
+    assert last is not None and last[0]["iteration"] == 2
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_the_end_of_a_worker_does_not_break_the_iteration_off() -> None:
+    """A signal to the whole group ends the data loader's workers as well."""
+
+    def fail(number: int, frame: Any) -> None:
+        raise RuntimeError("worker was killed")
+
+    def kill_group() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGCHLD)
+
+    before = signal.signal(signal.SIGCHLD, fail)
+    try:
+        trainer = make_trainer(5)
+        trainer.hooks = [StopHook(), At(2, kill_group)]
+        trainer.train()
+        assert trainer.stop_requested
+        assert signal.getsignal(signal.SIGCHLD) is fail
+    finally:
+        signal.signal(signal.SIGCHLD, before)

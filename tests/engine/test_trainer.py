@@ -194,6 +194,22 @@ def test_non_finite_gradient() -> None:
     assert trainer.unwrapped_model.head.weight.isfinite().all()  # type: ignore[union-attr]
 
 
+@pytest.mark.gpu
+def test_non_finite_loss_on_an_accelerator() -> None:
+    """Found one iteration later without stalling the device, but before anything is saved."""
+    for settle_at in (None, 2):
+        loader = TinyLoader()
+        loader.poisoned = 9
+        trainer = make_trainer(model=TinyModel().to("cuda"), loader=loader)
+        trainer.model.train()
+        with pytest.raises(NonFiniteError, match="images 1008, 1009, 1010, 1011"):
+            for iteration in range(5):
+                trainer.run_iteration()
+                if iteration == settle_at:
+                    trainer.state_dict()
+        assert trainer.iteration == 3  # the bad one is the third
+
+
 def test_average_of_weights() -> None:
     model = nn.Linear(1, 1)
     nn.init.zeros_(model.weight)
