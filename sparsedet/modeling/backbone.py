@@ -33,6 +33,7 @@ class TorchvisionResNet(nn.Module):
     """
 
     size_divisibility = 1
+    body: torchvision.models.ResNet
     _stages = ("layer1", "layer2", "layer3", "layer4")
 
     def __init__(
@@ -48,26 +49,28 @@ class TorchvisionResNet(nn.Module):
         norms = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d}
         if norm not in norms:
             raise ValueError(
-                f"TorchvisionResNet.norm must be one of {sorted(norms)}, got {norm!r}. Set "
-                "model.backbone.norm."
+                f"TorchvisionResNet.norm must be one of {sorted(norms)}, got {norm!r}. "
+                "Set model.backbone.norm."
             )
-        self.body = _torchvision_model(name, weights, norm_layer=norms[norm])
-        if not isinstance(self.body, torchvision.models.ResNet):
+        body = _torchvision_model(name, weights, norm_layer=norms[norm])
+        if not isinstance(body, torchvision.models.ResNet):
             raise ValueError(
                 f"TorchvisionResNet.name must name a ResNet, got {name!r}. Set model.backbone.name."
             )
-        del self.body.fc, self.body.avgpool
+        del body.fc, body.avgpool
+        self.body = body
         self.out_features = tuple(out_features)
         if freeze_at > 0:
-            _freeze([self.body.conv1, self.body.bn1])
-            _freeze([getattr(self.body, stage) for stage in self._stages[: freeze_at - 1]])
+            _freeze([body.conv1, body.bn1])
+            _freeze([getattr(body, stage) for stage in self._stages[: freeze_at - 1]])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map normalized ``[B 3 H W]`` to the named ``[B c h w]``."""
-        x = self.body.maxpool(self.body.relu(self.body.bn1(self.body.conv1(images))))
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
         maps = {}
         for index, stage in enumerate(self._stages):
-            x = getattr(self.body, stage)(x)
+            x = getattr(body, stage)(x)
             maps[f"res{index + 2}"] = x
         return {name: maps[name] for name in self.out_features}
 
@@ -89,6 +92,7 @@ class TorchvisionSwin(nn.Module):
     """
 
     size_divisibility = 32
+    body: nn.Sequential
 
     def __init__(
         self,
@@ -104,9 +108,11 @@ class TorchvisionSwin(nn.Module):
             raise ValueError(
                 f"TorchvisionSwin.name must name a Swin, got {name!r}. Set model.backbone.name."
             )
+        assert isinstance(model.features, nn.Sequential)
         self.body = model.features
         self.out_features = tuple(out_features)
-        width = model.norm.normalized_shape[0] // 8
+        assert isinstance(model.head, nn.Linear)
+        width = model.head.in_features // 8
         self.norms = nn.ModuleDict(
             {
                 f"res{i + 2}": nn.LayerNorm(width * 2**i)
@@ -115,7 +121,7 @@ class TorchvisionSwin(nn.Module):
             }
         )
         if freeze_at > 0:
-            _freeze(list(self.body[: 2 * freeze_at - 1]))
+            _freeze(list(self.body)[: 2 * freeze_at - 1])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map normalized ``[B 3 H W]``, sides divisible by 32, to the named ``[B c h w]``."""
@@ -144,6 +150,7 @@ class TimmBackbone(nn.Module):
     """
 
     size_divisibility = 32
+    body: Any  # timm's wrapper of a model, with feature_info
 
     def __init__(
         self,
@@ -157,8 +164,8 @@ class TimmBackbone(nn.Module):
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
             raise ValueError(
-                f"TimmBackbone.name must be a timm model, got {name!r} (near: {near}). Set "
-                "model.backbone.name."
+                f"TimmBackbone.name must be a timm model, got {name!r} (near: {near}). "
+                "Set model.backbone.name."
             )
         try:
             self.body = timm.create_model(
@@ -172,9 +179,8 @@ class TimmBackbone(nn.Module):
         missing = [f for f in out_features if _STRIDES.get(f) not in reductions]
         if missing:
             raise ValueError(
-                f"TimmBackbone.out_features: {name!r} has maps of strides {reductions}, got "
-                f"{missing}. "
-                "Choose from res2 (stride 4) to res5 (stride 32)."
+                f"TimmBackbone.out_features: {name!r} has maps of strides {reductions}, "
+                f"got {missing}. Choose from res2 (stride 4) to res5 (stride 32)."
             )
         self.indices = {f: reductions.index(_STRIDES[f]) for f in out_features}
 

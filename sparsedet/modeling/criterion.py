@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from sparsedet.modeling.matcher import HungarianMatcher
 from sparsedet.modeling.stages import DetectorOutput, Matching, Prediction, Targets
 
 
+@runtime_checkable
 class MatchedTerm(Protocol):
     """A loss on a prediction whose queries are matched to objects."""
 
@@ -26,6 +27,7 @@ class MatchedTerm(Protocol):
         ...
 
 
+@runtime_checkable
 class StageTerm(Protocol):
     """A loss on anything else that the detector produced."""
 

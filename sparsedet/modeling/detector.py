@@ -14,6 +14,14 @@ from sparsedet.events import log_scalar
 from sparsedet.layers.positional import SinePositionEmbedding
 from sparsedet.modeling.criterion import SetCriterion
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.parts import (
+    Decoder,
+    Encoder,
+    Neck,
+    QueryInitializer,
+    Scorer,
+    Selector,
+)
 from sparsedet.modeling.selection import DenseSelector
 from sparsedet.modeling.stages import (
     DetectorOutput,
@@ -72,23 +80,29 @@ class TokenSparseDetector(nn.Module):
         ValueError: if the parts do not go together; the message says what to change.
     """
 
+    neck: Neck
+    scorer: Scorer | None
+    selector: Selector
+    encoder: Encoder
+    query_initializer: QueryInitializer
+    decoder: Decoder
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(
         self,
         backbone: nn.Module,
-        neck: nn.Module,
+        neck: Neck,
         *,
-        encoder: nn.Module,
-        query_initializer: nn.Module,
-        decoder: nn.Module,
+        encoder: Encoder,
+        query_initializer: QueryInitializer,
+        decoder: Decoder,
         criterion: SetCriterion,
         embed_dim: int,
         num_levels: int,
         num_classes: int,
-        scorer: nn.Module | None = None,
-        selector: nn.Module | None = None,
+        scorer: Scorer | None = None,
+        selector: Selector | None = None,
         position_embedding: SinePositionEmbedding | None = None,
         shared_heads: bool = False,
         encoder_aux_loss: bool = False,
@@ -101,8 +115,7 @@ class TokenSparseDetector(nn.Module):
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(
                 f"TokenSparseDetector.num_classes must be a positive integer, got {num_classes}. "
-                "Set "
-                "dataset.num_classes (it is read from dataset.train_json when that is given)."
+                "Set dataset.num_classes (it is read from dataset.train_json when that is given)."
             )
         self.backbone, self.neck = backbone, neck
         self.scorer, self.selector = scorer, selector or DenseSelector()
@@ -140,8 +153,7 @@ class TokenSparseDetector(nn.Module):
             if got != embed_dim:
                 raise ValueError(
                     f"TokenSparseDetector.{name}: embed_dim must be {embed_dim} as in the "
-                    f"detector, got {got}. "
-                    f"Set model.{name}.embed_dim to '${{..embed_dim}}'."
+                    f"detector, got {got}. Set model.{name}.embed_dim to '${{..embed_dim}}'."
                 )
         levels = {"neck": len(self.neck.strides), "encoder": self.encoder.num_levels}
         for name, got in {**levels, "decoder": self.decoder.num_levels}.items():
@@ -153,23 +165,21 @@ class TokenSparseDetector(nn.Module):
         if self.selector.needs_scorer and self.scorer is None:
             raise ValueError(
                 f"TokenSparseDetector.scorer must be given for {type(self.selector).__name__}, "
-                "got None. Set "
-                "model.scorer (see list_components()['scorer']) or "
+                "got None. Set model.scorer (see list_components()['scorer']) or "
                 "model.selector._target_=DenseSelector."
             )
         if self.scorer is not None and not self.selector.needs_scorer:
             raise ValueError(
                 "TokenSparseDetector.selector must use the scores of "
-                f"{type(self.scorer).__name__}, got "
-                f"{type(self.selector).__name__}. Set model.scorer=null or "
-                "model.selector._target_=TopKSelector."
+                f"{type(self.scorer).__name__}, got {type(self.selector).__name__}. "
+                "Set model.scorer=null or model.selector._target_=TopKSelector."
             )
         schedule = getattr(self.selector, "schedule", None)
         if schedule is not None and len(schedule) != self.encoder.num_layers:
             raise ValueError(
                 f"TokenSparseDetector.selector: schedule must have one factor for each of the "
-                f"{self.encoder.num_layers} encoder layers, got {len(schedule)}. Set "
-                "model.selector.schedule."
+                f"{self.encoder.num_layers} encoder layers, got {len(schedule)}. "
+                "Set model.selector.schedule."
             )
         self._check_supervision()
 
@@ -179,16 +189,14 @@ class TokenSparseDetector(nn.Module):
         if needed is not None and needed not in terms:
             raise ValueError(
                 f"TokenSparseDetector.criterion: {type(self.scorer).__name__} is trained by "
-                f"{needed}, got stage terms "
-                f"{sorted(terms)}. Add {needed} to model.criterion.stage."
+                f"{needed}, got stage terms {sorted(terms)}. Add {needed} to model.criterion.stage."
             )
         for term in self.criterion.stage:
             if term.trains != (self.scorer and type(self.scorer).__name__):
                 raise ValueError(
                     f"TokenSparseDetector.criterion: {type(term).__name__} trains a "
-                    f"{term.trains}, the scorer is "
-                    f"{type(self.scorer).__name__}. Set model.criterion.stage=[] or "
-                    f"model.scorer._target_={term.trains}."
+                    f"{term.trains}, the scorer is {type(self.scorer).__name__}. "
+                    f"Set model.criterion.stage=[] or model.scorer._target_={term.trains}."
                 )
 
     @property

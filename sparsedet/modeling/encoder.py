@@ -149,7 +149,8 @@ class DeformableEncoder(nn.Module):
         """
         reference_points = features.to_levels(features.reference_points())
         proposals = heads.proposals(features) if aux and heads.num_encoder else None
-        memory, previous, predictions = features.tokens, None, []
+        memory, predictions = features.tokens, []
+        rows = pos = points = previous = None
         for index, (layer, selection) in enumerate(zip(self.layers, selections, strict=True)):
             if selection is not previous:
                 rows, pos = selection.gather(memory), selection.gather(features.pos)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +34,7 @@ class Head(nn.Module):
         self.box_embed = MLP(embed_dim, 4, hidden_dim=embed_dim, num_layers=3)
         nn.init.constant_(self.class_embed.bias, -math.log(99.0))
         last = self.box_embed.layers[-1]
+        assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         nn.init.constant_(last.bias[2:], size_bias)
@@ -138,11 +140,11 @@ class Heads(nn.Module):
 
     def decoder(self, layer: int) -> Head:
         """Head of a decoder layer; the same one for all layers when shared."""
-        return self.decoder_heads[layer % len(self.decoder_heads)]
+        return cast(Head, self.decoder_heads[layer % len(self.decoder_heads)])
 
     def encoder(self, layer: int) -> Head:
         """Auxiliary head of an encoder layer."""
-        return self.encoder_heads[layer]
+        return cast(Head, self.encoder_heads[layer])
 
     @property
     def num_encoder(self) -> int:

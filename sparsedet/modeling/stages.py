@@ -110,8 +110,8 @@ def level_size(image_size: Size, stride: int) -> Size:
 
 
 def flatten_maps(
-    maps: Sequence[Float[Tensor, "B C h w"]],
-    pos: Sequence[Float[Tensor, "B hw C"]],
+    maps: Sequence[Float[Tensor, "B C _ _"]],
+    pos: Sequence[Float[Tensor, "B _ C"]],
     *,
     strides: Sequence[int],
     image_sizes: Sequence[Size],

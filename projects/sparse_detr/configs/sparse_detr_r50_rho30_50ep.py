@@ -5,9 +5,9 @@ from sparsedet.config import get_config
 from sparsedet.engine.optim import scaled_lr
 from sparsedet.modeling import DAMPredictor, DecoderAttentionLoss, TopKSelector
 
-recipe = get_config("common/coco_50ep.py")
-dataset, dataloader, train = recipe.dataset, recipe.dataloader, recipe.train
-optimizer, lr_multiplier = recipe.optimizer, recipe.lr_multiplier
+_recipe = get_config("common/coco_50ep.py")
+dataset, dataloader, train = _recipe.dataset, _recipe.dataloader, _recipe.train
+optimizer, lr_multiplier = _recipe.optimizer, _recipe.lr_multiplier
 
 model = get_config("common/models/efficient_detr.py").model
 model.scorer = L(DAMPredictor)(embed_dim="${..embed_dim}")
