@@ -1,0 +1,129 @@
+"""The attention that the decoder pays to the tokens, and how references move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsedet.layers import ms_deform_attn_reference
+from sparsedet.modeling.decoder import attention_mass
+from sparsedet.modeling.stages import Queries
+from tests.modeling import small
+
+SIZES = ((64, 96), (128, 70))
+
+
+def queries(valid=None, count: int = 7, dim: int = 4) -> Queries:
+    generator = torch.Generator().manual_seed(5)
+    shape = (len(SIZES), count, small.EMBED_DIM)
+    return Queries(
+        torch.randn(shape, generator=generator),
+        0.3 + 0.4 * torch.rand(len(SIZES), count, dim, generator=generator),
+        torch.randn(shape, generator=generator),
+        valid,
+    )
+
+
+def samples(features, spread: float):
+    generator = torch.Generator().manual_seed(7)
+    shape = (len(SIZES), 7, 4, len(small.STRIDES), 2)
+    locations = 0.5 + spread * (torch.rand(*shape, 2, generator=generator) - 0.5)
+    return locations, torch.rand(shape, generator=generator).flatten(3).softmax(-1).view(shape)
+
+
+@pytest.fixture
+def features():
+    return small.features(small.detector(small.PLAIN), SIZES)
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.4], ids=["inside", "partly outside"])
+@pytest.mark.parametrize("fillers", [False, True])
+def test_mass_is_the_gradient_of_the_attention(features, spread, fillers):
+    """What a token gives to the output is what the mass says: the two sample alike."""
+    valid = torch.rand(len(SIZES), 7) > 0.4 if fillers else None
+    locations, weights = samples(features, spread)
+    mass = attention_mass(features, queries(valid), locations, weights)
+    value = torch.ones(len(SIZES), features.num_tokens, 4, 1, requires_grad=True)
+    read = ms_deform_attn_reference(value, features.spatial_shapes, locations, weights)
+    if valid is not None:
+        read = read * valid[..., None]
+    read.sum().backward()
+    torch.testing.assert_close(mass, value.grad.sum((2, 3)), atol=1e-5, rtol=1e-5)
+
+
+def test_mass_at_cell_centers_stays_in_the_cell():
+    model = small.detector(small.PLAIN)
+    features = small.features(model, ((64, 96),))
+    height, width = features.spatial_shapes[0]
+    locations = torch.full((1, 1, 1, 4, 1, 2), -9.0)
+    locations[..., 0, :, :] = torch.tensor([(2 + 0.5) / width, (1 + 0.5) / height])
+    weights = torch.full((1, 1, 1, 4, 1), 0.25)
+    one = Queries(torch.zeros(1, 1, 32), torch.zeros(1, 1, 2), torch.zeros(1, 1, 32))
+    mass = attention_mass(features, one, locations, weights)
+    assert mass[0, width + 2].item() == pytest.approx(0.25, abs=1e-5)
+    assert mass.sum().item() == pytest.approx(0.25, abs=1e-5)
+
+
+def test_recorded_mass_adds_up():
+    """Every query gives each head of each layer a weight of one, if no point leaves the map."""
+    model = small.detector(small.PLAIN)
+    for layer in model.decoder.layers:
+        torch.nn.init.zeros_(layer.cross_attention.sampling_offsets.weight)
+        torch.nn.init.zeros_(layer.cross_attention.sampling_offsets.bias)
+    features = small.features(model, ((256, 256), (200, 256)))
+    start = queries(dim=2)
+    with torch.no_grad():
+        output = model.decoder(start, features, model.heads, record={"token_mass"})
+    full = torch.full((2,), 7.0 * 4 * len(model.decoder.layers))
+    torch.testing.assert_close(output.token_mass.sum(1), full)
+    assert not output.token_mass.requires_grad
+    assert model.decoder(start, features, model.heads).token_mass is None
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_references_move_only_with_refinement(features, refine):
+    model = small.detector(small.Combination(queries="LearnedQueries", refine=refine))
+    decoder, start, seen = model.decoder, queries(dim=2), []
+    for layer in decoder.layers:
+        layer.cross_attention.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    with torch.no_grad():
+        output = decoder(start, features, model.heads)
+    torch.testing.assert_close(seen[0], features.to_levels(start.reference))
+    second = output.predictions[0].boxes if refine else start.reference
+    torch.testing.assert_close(seen[1], features.to_levels(second))
+
+
+def test_refined_boxes_start_from_the_previous_ones(features):
+    """With a head that says nothing, every layer repeats the reference box."""
+    model = small.detector(small.Combination())
+    for head in model.heads.decoder_heads:
+        torch.nn.init.zeros_(head.box_embed.layers[-1].weight)
+        torch.nn.init.zeros_(head.box_embed.layers[-1].bias)
+    start = queries()
+    with torch.no_grad():
+        output = model.decoder(start, features, model.heads)
+    for prediction in output.predictions:
+        torch.testing.assert_close(prediction.boxes, start.reference, atol=1e-5, rtol=1e-5)
+
+
+def test_refined_references_carry_no_gradient(features):
+    model = small.detector(small.Combination())
+    start = queries()
+    output = model.decoder(start, features, model.heads)
+    output.predictions[1].boxes.sum().backward()
+    assert model.heads.decoder_heads[0].box_embed.layers[-1].bias.grad is None
+    assert model.heads.decoder_heads[1].box_embed.layers[-1].bias.grad is not None
+
+
+def test_fillers_change_no_other_query(features):
+    model = small.detector(small.Combination()).eval()
+    valid = torch.ones(2, 7, dtype=torch.bool)
+    valid[0, 4:] = False
+    start = queries(valid)
+    noisy = Queries(start.content.clone(), start.reference, start.pos, valid)
+    noisy.content[0, 4:] += 10
+    with torch.no_grad():
+        one, other = (model.decoder(each, features, model.heads) for each in (start, noisy))
+    for a, b in zip(one.predictions, other.predictions, strict=True):
+        torch.testing.assert_close(a.logits[valid], b.logits[valid])
+        assert not torch.allclose(a.logits[~valid], b.logits[~valid])

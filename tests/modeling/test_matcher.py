@@ -1,0 +1,119 @@
+"""One-to-one matching against trying all assignments."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from sparsedet.modeling import HungarianMatcher
+from sparsedet.modeling.stages import Prediction, Targets
+from sparsedet.structures import cxcywh_to_xyxy, pairwise_generalized_iou
+from tests.modeling import small
+
+
+def predictions(batch: int, queries: int, seed: int = 0, **arguments) -> Prediction:
+    generator = torch.Generator().manual_seed(seed)
+    boxes = 0.1 + 0.5 * torch.rand(batch, queries, 4, generator=generator)
+    logits = 2 * torch.randn(batch, queries, small.NUM_CLASSES, generator=generator)
+    return Prediction(logits, boxes, **arguments)
+
+
+def cost(prediction: Prediction, targets: Targets, image: int, weights=(2.0, 5.0, 2.0)):
+    """Costs ``[Q n]`` of one image, from the formulas of the papers."""
+    boxes, labels = targets.boxes[image], targets.labels[image]
+    p = prediction.logits[image].double().sigmoid()[:, labels]
+    focal = -0.25 * (1 - p) ** 2 * p.log() + 0.75 * p**2 * (1 - p).log()
+    distance = (prediction.boxes[image][:, None] - boxes).abs().sum(-1)
+    giou = pairwise_generalized_iou(cxcywh_to_xyxy(prediction.boxes[image]), cxcywh_to_xyxy(boxes))
+    return weights[0] * focal + weights[1] * distance - weights[2] * giou
+
+
+def pairs(matching, targets: Targets, image: int) -> set[tuple[int, int]]:
+    found = set()
+    for index in (matching.image == image).nonzero().flatten():
+        same = (targets.boxes[image] == matching.boxes[index]).all(-1)
+        found.add((int(matching.query[index]), int(same.nonzero())))
+    return found
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 4), (1, 0)])
+def test_the_cheapest_assignment_is_found(counts):
+    prediction, targets = predictions(2, 5), small.targets(counts)
+    matching = HungarianMatcher()(prediction, targets)
+    for image, count in enumerate(counts):
+        costs = cost(prediction, targets, image)
+        best = min(
+            itertools.permutations(range(5), count),
+            key=lambda queries: sum(costs[q, n].item() for n, q in enumerate(queries)),
+        )
+        assert pairs(matching, targets, image) == {(q, n) for n, q in enumerate(best)}
+    assert torch.equal(matching.labels.sort().values, torch.cat(targets.labels).sort().values)
+
+
+@pytest.mark.parametrize("only", ["class_cost", "box_cost", "giou_cost"])
+def test_each_cost_counts(only):
+    names = ("class_cost", "box_cost", "giou_cost")
+    weights = tuple(float(name == only) for name in names)
+    prediction, targets = predictions(1, 4, seed=3), small.targets((3,))
+    matching = HungarianMatcher(**dict(zip(names, weights, strict=True)))(prediction, targets)
+    costs = cost(prediction, targets, 0, weights)
+    total = sum(costs[pair].item() for pair in pairs(matching, targets, 0))
+    best = min(
+        sum(costs[q, n].item() for n, q in enumerate(queries))
+        for queries in itertools.permutations(range(4), 3)
+    )
+    assert total == pytest.approx(best, abs=1e-5)
+
+
+def test_more_objects_than_queries():
+    prediction, targets = predictions(1, 3), small.targets((5,))
+    matching = HungarianMatcher()(prediction, targets)
+    costs = cost(prediction, targets, 0)
+    best = min(
+        itertools.permutations(range(5), 3),
+        key=lambda objects: sum(costs[q, n].item() for q, n in enumerate(objects)),
+    )
+    assert pairs(matching, targets, 0) == set(enumerate(best))
+
+
+def test_fillers_are_never_matched():
+    valid = torch.tensor([[True, False, True, False], [False, False, False, True]])
+    prediction, targets = predictions(2, 4, valid=valid), small.targets((2, 3))
+    matching = HungarianMatcher()(prediction, targets)
+    assert valid[matching.image, matching.query].all()
+    assert (matching.image == 0).sum() == 2
+    assert (matching.image == 1).sum() == 1
+    costs = cost(prediction, targets, 1)
+    assert pairs(matching, targets, 1) == {(3, int(costs[3].argmin()))}
+
+
+def test_class_agnostic_predictions_see_class_zero():
+    boxes = torch.full((1, 2, 4), 0.3)
+    logits = torch.tensor([[[-4.0, 4.0], [4.0, -4.0]]])
+    targets = Targets((torch.full((1, 4), 0.3),), (torch.tensor([1]),))
+    matcher = HungarianMatcher()
+    aware = matcher(Prediction(logits, boxes), targets)
+    agnostic = matcher(Prediction(logits, boxes, class_agnostic=True), targets)
+    assert (aware.query.item(), aware.labels.item()) == (0, 1)
+    assert (agnostic.query.item(), agnostic.labels.item()) == (1, 0)
+    assert targets.labels[0].item() == 1, "the targets were changed"
+
+
+def test_the_class_cost_has_no_gradient_and_no_infinity():
+    logits = torch.tensor([[[60.0, -60.0], [-60.0, 60.0]]], requires_grad=True)
+    targets = Targets((torch.full((1, 4), 0.3),), (torch.tensor([0]),))
+    matching = HungarianMatcher()(Prediction(logits, torch.full((1, 2, 4), 0.3)), targets)
+    assert matching.query.item() == 0
+    assert not matching.boxes.requires_grad
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_diverged_model_is_named(number):
+    prediction = predictions(2, 3)
+    prediction.logits[1, 1] = math.nan
+    prediction.boxes[1, 2] = number
+    with pytest.raises(ValueError, match=r"cost of image 1 .*not finite.*learning rate"):
+        HungarianMatcher()(prediction, small.targets((1, 2)))

@@ -1,0 +1,156 @@
+"""Level arithmetic and selections on examples small enough to write down."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsedet.layers.positional import SinePositionEmbedding, inverse_sigmoid, sine_embedding
+from sparsedet.modeling.stages import MultiScaleFeatures, TokenSelection, filler_mask, flatten_maps
+
+# Two images, (16, 24) and (9, 8) pixels, on a padded canvas of 16 x 24: maps of 2 x 3 and 1 x 2.
+SIZES = ((16, 24), (9, 8))
+
+
+@pytest.fixture
+def features() -> MultiScaleFeatures:
+    maps = [torch.arange(12.0).view(2, 1, 2, 3), torch.arange(4.0).view(2, 1, 1, 2)]
+    pos = [torch.zeros(2, 6, 1), torch.ones(2, 2, 1)]
+    return flatten_maps(maps, pos, strides=(8, 16), image_sizes=SIZES)
+
+
+def test_geometry(features):
+    assert features.spatial_shapes == ((2, 3), (1, 2))
+    assert features.level_sizes == (((2, 3), (1, 2)), ((2, 1), (1, 1)))
+    assert (features.num_tokens, features.num_valid) == (8, (8, 3))
+    assert features.padding_mask.tolist() == [
+        [False] * 8,
+        [False, True, True, False, True, True, False, True],
+    ]
+    assert features.valid_ratios[0].tolist() == [[1, 1], [1, 1]]
+    torch.testing.assert_close(features.valid_ratios[1], torch.tensor([[1 / 3, 1], [1 / 2, 1]]))
+    assert features.tokens[1, :, 0].tolist() == [6, 7, 8, 9, 10, 11, 2, 3]
+    assert features.pos[0, :, 0].tolist() == [0] * 6 + [1] * 2
+    assert [len(part[0]) for part in features.split_levels(features.tokens)] == [6, 2]
+
+
+def test_reference_points_are_centers_in_the_image(features):
+    points = features.reference_points()
+    first = [[1 / 6, 1 / 4], [3 / 6, 1 / 4], [5 / 6, 1 / 4], [1 / 6, 3 / 4], [3 / 6, 3 / 4]]
+    first += [[5 / 6, 3 / 4], [1 / 4, 1 / 2], [3 / 4, 1 / 2]]
+    torch.testing.assert_close(points[0], torch.tensor(first))
+    shown = points[1][~features.padding_mask[1]]
+    torch.testing.assert_close(
+        shown, torch.tensor([[1 / 2, 1 / 4], [1 / 2, 3 / 4], [1 / 2, 1 / 2]])
+    )
+
+
+def test_points_and_boxes_of_the_padded_map(features):
+    points = torch.tensor([[[0.5, 0.5]]]).expand(2, -1, -1)
+    levels = features.to_levels(points)
+    torch.testing.assert_close(levels[0, 0], torch.tensor([[0.5, 0.5]] * 2))
+    torch.testing.assert_close(levels[1, 0], torch.tensor([[1 / 6, 0.5], [1 / 4, 0.5]]))
+    boxes = features.to_levels(torch.tensor([[[0.5, 0.5, 0.3, 0.4]]]).expand(2, -1, -1))
+    torch.testing.assert_close(
+        boxes[1, 0], torch.tensor([[1 / 6, 0.5, 0.1, 0.4], [1 / 4, 0.5, 0.15, 0.4]])
+    )
+
+
+def test_proposals(features):
+    logits, valid = features.proposals()
+    boxes = logits.sigmoid()
+    torch.testing.assert_close(boxes[0, 1], torch.tensor([0.5, 0.25, 0.05, 0.05]))
+    torch.testing.assert_close(boxes[0, 7], torch.tensor([0.75, 0.5, 0.1, 0.1]))
+    assert torch.equal(valid, ~features.padding_mask)
+    assert logits.isfinite().all()
+
+
+def test_proposals_at_the_border_are_finite_and_not_valid():
+    maps = [torch.zeros(1, 1, 2, 60)]
+    features = flatten_maps(maps, [torch.zeros(1, 120, 1)], strides=(8,), image_sizes=((16, 480),))
+    logits, valid = features.proposals()
+    border = torch.zeros(2, 60, dtype=torch.bool)
+    border[:, [0, -1]] = True  # 0.5 / 60 < 0.01
+    assert torch.equal(valid.view(2, 60), ~border)
+    assert logits.isfinite().all()
+    assert logits.sigmoid().min() > 0.0099
+
+
+def test_selection_gathers_and_scatters():
+    selection = TokenSelection(
+        (3, 2),
+        torch.tensor([[4, 0, 2], [1, 3, 0]]),
+        torch.tensor([[True] * 3, [True, True, False]]),
+    )
+    x = torch.arange(20.0).view(2, 5, 2)
+    rows = selection.gather(x)
+    assert torch.equal(rows[0], x[0, [4, 0, 2]])
+    assert torch.equal(rows[1], x[1, [1, 3, 0]])
+    assert torch.equal(selection.gather(x[..., 0]), rows[..., 0])
+
+    updated = selection.scatter(x, -rows - 1)
+    expected = x.clone()
+    expected[0, [4, 0, 2]] = -x[0, [4, 0, 2]] - 1
+    expected[1, [1, 3]] = -x[1, [1, 3]] - 1
+    assert torch.equal(updated, expected)
+    assert torch.equal(x, torch.arange(20.0).view(2, 5, 2)), "the map itself was changed"
+    assert torch.equal(selection.scatter(x, rows), x)
+    assert selection.mask(5).nonzero().tolist() == [[0, 0], [0, 2], [0, 4], [1, 1], [1, 3]]
+
+
+def test_gradients_of_a_scatter_pass_by_the_kept_tokens():
+    selection = TokenSelection(
+        (1, 2), torch.tensor([[2, 0], [1, 0]]), filler_mask((1, 2), 2, "cpu")
+    )
+    base = torch.zeros(2, 3, 1, requires_grad=True)
+    update = torch.zeros(2, 2, 1, requires_grad=True)
+    selection.scatter(base, update).sum().backward()
+    assert base.grad[..., 0].tolist() == [[1, 1, 0], [0, 0, 1]]
+    assert update.grad[..., 0].tolist() == [[1, 0], [1, 1]]
+
+
+def test_all_tokens():
+    selection = TokenSelection((3, 3))
+    x, update = torch.rand(2, 3, 4), torch.rand(2, 3, 4)
+    assert selection.gather(x) is x
+    assert selection.scatter(x, update) is update
+
+
+def test_prefixes_are_nested_and_per_image():
+    selection = TokenSelection((4, 2), torch.tensor([[3, 1, 0, 2], [2, 0, 1, 3]]))
+    part = selection.prefix([2, 1])
+    assert part.counts == (2, 1)
+    assert part.indices.tolist() == [[3, 1], [2, 0]]
+    assert part.valid.tolist() == [[True, True], [True, False]]
+    assert selection.prefix([2, 2]).valid is None
+    assert part.mask(4).nonzero().tolist() == [[0, 1], [0, 3], [1, 2]]
+
+
+def test_position_embedding_ends_at_the_image():
+    """Two images of one size have the same embedding, whatever the padding of the map."""
+    embedding = SinePositionEmbedding(8)
+    alone = embedding([(2, 3)], (2, 3), torch.device("cpu")).view(2, 3, 8)
+    padded = embedding([(4, 5), (2, 3)], (4, 5), torch.device("cpu")).view(2, 4, 5, 8)[1]
+    torch.testing.assert_close(padded[:2, :3], alone)
+    angle = torch.tensor(2 * torch.pi * 0.5 / 2)  # first row of two: the middle of the cell
+    torch.testing.assert_close(alone[0, 0, :2], torch.stack((angle.sin(), angle.cos())))
+    angle = torch.tensor(2 * torch.pi * 2.5 / 3)  # third column of three
+    torch.testing.assert_close(alone[0, 2, 4:6], torch.stack((angle.sin(), angle.cos())))
+    assert torch.equal(alone[0, 0, :4], alone[0, 2, :4]), "y comes first"
+
+
+def test_sine_embedding_of_a_box():
+    box = torch.tensor([0.25, 0.5, 0.1, 0.2])
+    waves = sine_embedding(box, 4, temperature=100.0).view(4, 4)
+    for coordinate, row in zip(box, waves, strict=True):
+        angle = coordinate * 2 * torch.pi
+        expected = [angle.sin(), angle.cos(), (angle / 10).sin(), (angle / 10).cos()]
+        torch.testing.assert_close(row, torch.stack(expected))
+
+
+def test_inverse_sigmoid_clamps_both_sides():
+    x = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0])
+    y = inverse_sigmoid(x, 1e-3)
+    torch.testing.assert_close(y[1:4].sigmoid(), x[1:4])
+    assert y[0].item() == pytest.approx(torch.log(torch.tensor(1e-3)).item(), abs=1e-5)
+    assert y[4].item() == pytest.approx(-y[0].item(), abs=1e-5)
