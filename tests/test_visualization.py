@@ -1,0 +1,209 @@
+"""Which pixels a token lights, and what a figure says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparsedet import visualization
+from sparsedet.modeling.stages import (
+    DetectorOutput,
+    Prediction,
+    TokenScores,
+    TokenSelection,
+    flatten_maps,
+)
+from sparsedet.structures import Boxes, Instances
+from sparsedet.visualization import (
+    LevelTokens,
+    cells_to_pixels,
+    draw_detections,
+    draw_kept_tokens,
+    draw_scores,
+    token_figure,
+    token_levels,
+)
+
+STRIDES = (8, 16)
+# the second image has 3 x 4 cells of the padded 4 x 6 on level 1, and 2 x 2 of 2 x 3 on level 2
+SIZES = ((32, 48), (20, 27))
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is written on a figure."""
+    written: list[str] = []
+    draw = visualization.ImageDraw.ImageDraw.text
+
+    def note(self, xy, text, *arguments, **options):
+        written.append(text)
+        return draw(self, xy, text, *arguments, **options)
+
+    monkeypatch.setattr(visualization.ImageDraw.ImageDraw, "text", note)
+    return written
+
+
+def make_output(*selections: TokenSelection, scored: bool = True) -> DetectorOutput:
+    maps = [torch.zeros(2, 4, 4, 6), torch.zeros(2, 4, 2, 3)]
+    pos = [each.flatten(2).transpose(1, 2) for each in maps]
+    features = flatten_maps(maps, pos, strides=STRIDES, image_sizes=SIZES)
+    scores = TokenScores(torch.arange(2.0 * 30).view(2, 30)) if scored else None
+    prediction = Prediction(torch.zeros(2, 1, 3), torch.rand(2, 1, 4))
+    return DetectorOutput((prediction,), features, features, selections, scores=scores)
+
+
+def select(first: list[int], second: list[int]) -> TokenSelection:
+    """A selection of tokens 29, 28, ... as fillers where the second image keeps fewer."""
+    fillers = list(range(29, 29 - len(first) + len(second), -1))
+    valid = [[True] * len(first), [True] * len(second) + [False] * len(fillers)]
+    counts = (len(first), len(second))
+    return TokenSelection(counts, torch.tensor([first, second + fillers]), torch.tensor(valid))
+
+
+def detections(*scores: float, size: tuple[int, int] = (40, 54)) -> Instances:
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 36.0]] * len(scores)).view(-1, 4)
+    classes = torch.zeros(len(scores), dtype=torch.long)
+    return Instances(
+        size, pred_boxes=Boxes(boxes), scores=torch.tensor(scores), pred_classes=classes
+    )
+
+
+def test_tokens_are_found_in_their_cells() -> None:
+    """Rows are as wide as the padded map; fillers and padding are not shown."""
+    output = make_output(select([7, 0, 26], [7, 24]))
+    first, second = token_levels(output, 0), token_levels(output, 1)
+    assert [level.kept.shape for level in first] == [(1, 4, 6), (1, 2, 3)]
+    assert [level.kept.shape for level in second] == [(1, 3, 4), (1, 2, 2)]
+    assert np.argwhere(first[0].kept[0]).tolist() == [[0, 0], [1, 1]]
+    assert np.argwhere(first[1].kept[0]).tolist() == [[0, 2]]
+    assert np.argwhere(second[0].kept[0]).tolist() == [[1, 1]]
+    assert np.argwhere(second[1].kept[0]).tolist() == [[0, 0]]
+    assert second[0].scores is not None
+    assert second[0].scores[2].tolist() == [42.0, 43.0, 44.0, 45.0]
+
+
+def test_dense_encoders_keep_every_token_but_padding() -> None:
+    output = make_output(TokenSelection((30, 16)), scored=False)
+    assert all(level.kept.all() and level.scores is None for level in token_levels(output, 1))
+    assert [level.counts for level in token_levels(output, 1)] == [(12,), (4,)]
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_cell_covers_its_stride_also_where_the_image_ends(scale: int) -> None:
+    cells = np.arange(12).reshape(3, 4)
+    size = (20 * scale, 27 * scale)
+    pixels = cells_to_pixels(cells, stride=8, image_size=(20, 27), size=size)
+    for row in range(3):
+        for column in range(4):
+            window = pixels[8 * scale * row : 8 * scale * (row + 1)]
+            window = window[:, 8 * scale * column : 8 * scale * (column + 1)]
+            assert (window == cells[row, column]).all()
+    assert (pixels == 11).sum() == 4 * 3 * scale**2
+
+
+def test_scales_that_fit_no_cell_leave_none_out() -> None:
+    cells = np.arange(24).reshape(4, 6)
+    pixels = cells_to_pixels(cells, stride=8, image_size=(32, 48), size=(17, 23))
+    assert pixels.shape == (17, 23)
+    assert set(pixels.ravel()) == set(cells.ravel())
+    assert (np.diff(pixels) >= 0).all() and (np.diff(pixels, axis=0) >= 0).all()
+
+
+@pytest.mark.parametrize("scale", [1, 2])  # with lines between the cells, and without
+def test_kept_cells_are_lit_and_no_other_pixel(scale: int) -> None:
+    kept = np.zeros((1, 4, 6), dtype=bool)
+    kept[0, 1, 2] = kept[0, 3, 5] = True
+    picture = Image.new("RGB", (24 * scale, 16 * scale), (100, 150, 200))
+    shown = np.asarray(draw_kept_tokens(picture, LevelTokens(8, kept), (32, 48)))
+    lit = np.zeros(shown.shape[:2], dtype=bool)
+    cell = 4 * scale
+    lit[cell : 2 * cell, 2 * cell : 3 * cell] = True
+    lit[3 * cell :, 5 * cell :] = True
+    assert (shown[~lit] == (30, 45, 60)).all()
+    assert (shown[lit].max(-1) > 100).all()
+
+
+def test_the_color_says_how_many_layers_keep_a_cell() -> None:
+    kept = np.zeros((3, 2, 2), dtype=bool)
+    kept[:, 0, 0] = kept[:2, 0, 1] = kept[1:, 1, 0] = True
+    picture = Image.new("RGB", (4, 4), (128, 128, 128))
+    shown = np.asarray(draw_kept_tokens(picture, LevelTokens(16, kept), (32, 32)))
+    colors = {tuple(shown[y, x]) for y, x in ((0, 0), (0, 2), (3, 3))}
+    assert len(colors) == 3
+    assert (shown[0, 2] == shown[2, 0]).all()  # two layers, though not the same two
+
+
+def test_scores_share_one_scale() -> None:
+    picture = Image.new("RGB", (4, 2))
+    low, high = (
+        LevelTokens(16, np.ones((1, 1, 2), dtype=bool), np.array([scores]))
+        for scores in ([0.0, 4.0], [4.0, 8.0])
+    )
+    shown = [np.asarray(draw_scores(picture, each, (16, 32), (0, 8))) for each in (low, high)]
+    assert (shown[0][0, 3] == shown[1][0, 0]).all()
+    assert shown[1][0, 3].sum() > shown[1][0, 0].sum()
+
+
+def test_detections_are_scaled_and_below_the_threshold_left_out() -> None:
+    picture = Image.new("RGB", (108, 80))
+    drawn = np.asarray(draw_detections(picture, detections(0.9), score_threshold=0.5))
+    edge = drawn[72, 20:60]  # the lower side of the box, at twice the size
+    assert (edge == edge[0]).all() and edge[0].any()
+    assert not drawn[74:].any() and not drawn[:, :18].any()
+    none = draw_detections(picture, detections(0.4), score_threshold=0.5)
+    assert not np.asarray(none).any()
+
+
+def test_figures_name_classes_and_count_tokens(words: list[str]) -> None:
+    same = select([7, 0, 26], [7])
+    figure = token_figure(
+        Image.new("RGB", (54, 40)),
+        make_output(same, same),
+        detections(0.9, 0.2),
+        class_names=["cat"],
+        title="a.png",
+    )
+    text = "\n".join(words)
+    assert "cat 0.90" in text and "0.20" not in text
+    assert "a.png   54 x 40 pixels, model input 48 x 32" in text
+    assert "1 detection, score >= 0.3" in text
+    assert "level 1, stride 8" in text and "2 of 24 kept (8.3 %)" in text
+    assert "1 of 6 kept (16.7 %)" in text
+    assert "tokens kept: 10.0 % of 30, the same ones in each of 2 encoder layers" in text
+    assert "kept by" not in text
+    assert np.asarray(figure).std() > 0
+
+
+def test_figures_of_a_cascade_have_a_legend(words: list[str]) -> None:
+    best = select([7, 0, 26], [7])
+    output = make_output(best, best.prefix([1, 1]))
+    token_figure(Image.new("RGB", (48, 32)), output, detections(), show_scores=True)
+    text = "\n".join(words)
+    assert "2 1 of 24 kept, by layer" in text
+    assert "mean of 2 encoder layers;  kept by\n1\n2\nlayers" in text
+    assert "0 detections, score >= 0.3" in text
+    assert "score logits, 0.0 (violet)\nto 29.0 (yellow)" in text
+
+
+def test_figures_of_dense_encoders_say_so(words: list[str]) -> None:
+    output = make_output(*[TokenSelection((30, 16))] * 2, scored=False)
+    arguments = (Image.new("RGB", (27, 20)), output, detections(0.5))
+    plain = token_figure(*arguments, image=1)
+    assert "dense encoder: all 16 tokens in each of 2 layers" in words
+    assert "class 0 0.50" in words
+    assert token_figure(*arguments, image=1, show_scores=True).size == plain.size
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 900), (900, 2)])
+def test_figures_of_extreme_images(size: tuple[int, int]) -> None:
+    cells = (-(-size[0] // 8), -(-size[1] // 8))
+    maps = [torch.zeros(1, 4, *cells)]
+    pos = [maps[0].flatten(2).transpose(1, 2)]
+    features = flatten_maps(maps, pos, strides=(8,), image_sizes=(size,))
+    prediction = Prediction(torch.zeros(1, 1, 1), torch.rand(1, 1, 4))
+    selection = TokenSelection((cells[0] * cells[1],))
+    output = DetectorOutput((prediction,), features, features, (selection,))
+    figure = token_figure(Image.new("RGB", size[::-1]), output, detections(0.9, size=size))
+    assert max(figure.size) < 4000

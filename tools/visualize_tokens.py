@@ -1,0 +1,197 @@
+"""Draw which tokens a detector keeps, beside what it finds: one PNG per image.
+
+    tools/visualize_tokens.py --config-file DIR/config.yaml --weights DIR/model_best.pth a.jpg b.png
+    tools/visualize_tokens.py --config-file F --weights W --scores a.jpg key=value ...
+
+The images pass through the config's test transforms, so their size is that of the evaluation. A
+kept cell shows the image, the others are dim; a color says how many encoder layers keep a cell.
+Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sparsedet.checkpoint import CheckpointError, load_weights
+from sparsedet.config import ConfigError, LazyConfig, instantiate
+from sparsedet.data import DatasetError, read_categories
+from sparsedet.data.images import inspect_image, read_image
+from sparsedet.engine.launch import resolve_device
+from sparsedet.modeling import TokenSparseDetector
+from sparsedet.visualization import token_figure
+
+_OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run."""
+    args = _parser().parse_intermixed_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="F", help=".py or .yaml config")
+    parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: 'tokens' in train.output_dir"
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, metavar="S", help="default: %(default)s"
+    )
+    parser.add_argument("--scores", action="store_true", help="also draw the token scores")
+    parser.add_argument(
+        "words", nargs="+", metavar="image|key=value", help="images, and changes of the config"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw every image.
+
+    Raises:
+        ValueError: something given is wrong; nothing has been written then.
+    """
+    overrides = [word for word in args.words if _is_override(word)]
+    records = [image_record(word) for word in args.words if not _is_override(word)]
+    if not records:
+        raise ConfigError("No image is given. Name one or more image files.")
+    cfg = load_config(args.config_file, overrides)
+    output = args.output or Path(cfg.get("train", {}).get("output_dir", "output")) / "tokens"
+    model = load_model(cfg, args.weights)
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    output.mkdir(parents=True, exist_ok=True)
+    names: set[str] = set()
+    for record in records:
+        figure, summary = draw(record, model, mapper, cfg, args)
+        path = output / f"{_free_name(Path(record['file_name']).stem, names)}.png"
+        figure.save(path)
+        print(f"{record['file_name']}: {summary}: {path}")
+
+
+def _is_override(word: str) -> bool:
+    return _OVERRIDE.match(word) is not None and not Path(word).exists()
+
+
+def _free_name(stem: str, names: set[str]) -> str:
+    """The stem, with a number where another folder's image of that name was drawn before."""
+    number, name = 1, stem
+    while name in names:
+        number += 1
+        name = f"{stem}_{number}"
+    names.add(name)
+    return name
+
+
+def image_record(path: str) -> dict[str, Any]:
+    """The record of an image without annotations; EXIF may turn it.
+
+    Raises:
+        DatasetError: it is not there, or no image.
+    """
+    header = inspect_image(path)
+    if isinstance(header, str):
+        raise DatasetError(f"image file {path!r} cannot be read ({header}).")
+    width, height = header.size
+    if header.needs_turning(height, width):
+        width, height = height, width
+    return dict(file_name=path, width=width, height=height, image_id=0, annotations=[])
+
+
+def load_config(path: str, overrides: Sequence[str]) -> Any:
+    """The config with overrides and the names of its classes.
+
+    Raises:
+        ConfigError: it cannot be read, or lacks what is needed here.
+        DatasetError: the annotation file that has the classes cannot be read.
+    """
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(path), overrides)
+    absent = [name for name in ("model", "dataloader", "dataset") if name not in cfg]
+    if absent:
+        raise ConfigError(f"{path} has no {', '.join(absent)}. Use the config of a training run.")
+    dataset = cfg.dataset
+    if dataset.class_names is None:  # as training resolves them: from the training split
+        files = [dataset[key] for key in ("train_json", "val_json") if dataset[key] is not None]
+        found = [file for file in files if Path(file).is_file()]
+        if found:
+            dataset.class_names = [name for _, name in read_categories(found[0])]
+        elif dataset.num_classes is None:
+            raise ConfigError(
+                f"{path} does not say which classes there are, and {' and '.join(files)} do not "
+                "exist. Use the config.yaml of the training run, or set dataset.val_json."
+            )
+    if dataset.class_names is not None:
+        dataset.num_classes = len(dataset.class_names)
+    return cfg
+
+
+def load_model(cfg: Any, weights: str) -> TokenSparseDetector:
+    """The model with its weights, ready to detect.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit the config.
+        ValueError: the parts of the model do not go together.
+    """
+    device = resolve_device(cfg.get("train", {}).get("device", "auto"))
+    backbone = cfg.model.get("backbone", {})
+    for name, absent in (("weights", None), ("pretrained", False)):
+        if backbone.get(name):
+            backbone[name] = absent  # the checkpoint takes their place
+    model = instantiate(cfg.model)
+    report = load_weights(model, weights)
+    if report.module:
+        raise CheckpointError(
+            f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
+            "whole detector."
+        )
+    return model.to(device).eval()
+
+
+@torch.inference_mode()
+def draw(
+    record: dict[str, Any],
+    model: TokenSparseDetector,
+    mapper: Callable[..., dict[str, Any]],
+    cfg: Any,
+    args: argparse.Namespace,
+) -> tuple[Image.Image, str]:
+    """The figure of one image, and its numbers in words."""
+    sample = mapper(record, random.Random(0))
+    del sample["instances"]  # nothing is known of this image: a scorer that looks must say so
+    batch = model.preprocess([sample])
+    output = model.detect(batch.images, batch.image_sizes)
+    instances = model.postprocess(output, [sample])[0]["instances"]
+    size = record["width"], record["height"]
+    picture = Image.fromarray(read_image(record["file_name"], size).permute(1, 2, 0).numpy())
+    figure = token_figure(
+        picture,
+        output,
+        instances,
+        class_names=cfg.dataset.class_names,
+        score_threshold=args.score_threshold,
+        title=Path(record["file_name"]).name,
+        show_scores=args.scores,
+    )
+    count = int((instances.scores >= args.score_threshold).sum())
+    share, total = output.keep_ratios[0], output.features.num_valid[0]
+    return figure, f"{count} detections, {share:.1%} of {total} tokens kept"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
