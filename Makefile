@@ -75,7 +75,7 @@ $(VENV)/.lint: $(VENV)/.installed
 # --- targets
 
 quickstart: $(VENV)/.installed
-	$(PY) -m sparsedet.data.shapes --output $(SHAPES)
+	$(PY) -m sparsedet.data.shapes --output $(SHAPES) --train 2000
 	$(PY) tools/train_net.py --config-file configs/quickstart.py --resume \
 	  train.output_dir=$(QUICKSTART) $(ARGS)
 	$(PY) tools/visualize_tokens.py --config-file $(QUICKSTART)/config.yaml \
