@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sparsedet.layers import (
-    deformable_attention,
     has_compiled_kernel,
     ms_deform_attn,
     ms_deform_attn_reference,
 )
+from sparsedet.layers.deformable_attention import operator
 
 from .deformable_inputs import LEVELS, OP, Inputs, gradients, make_inputs
 
@@ -47,8 +47,8 @@ def compiled_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def default_kernel(*_args):
         raise AssertionError("the default kernel ran, not the compiled one")
 
-    monkeypatch.setattr(deformable_attention, "_warn_of_missing_kernel", default_kernel)
-    monkeypatch.setattr(deformable_attention, "_reference_backward", default_kernel)
+    monkeypatch.setattr(operator, "_warn_of_missing_kernel", default_kernel)
+    monkeypatch.setattr(operator, "reference_backward", default_kernel)
 
 
 def assert_agrees(inputs: Inputs, dtype: torch.dtype, relative: float, absolute: float) -> None:

@@ -1,0 +1,133 @@
+"""Deformable attention as functions, with checked arguments."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsedet.layers.deformable_attention.operator import FORWARD
+from sparsedet.layers.deformable_attention.reference import accumulation_dtype, reference_forward
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_SHAPES_FORM = "a sequence of (height, width) pairs of positive ints, one per level"
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Sample every level of a feature pyramid bilinearly and sum with attention weights.
+
+    Deformable DETR, equation 3, without the projections. A location ``x`` reads at the
+    continuous column ``x * W - 0.5`` of its level (pixel centres); what lies outside of the
+    level counts as zero, and so does a location that is not finite.
+
+    Args:
+        value: Features (B, N, M, D), levels one after the other, rows first; any strides.
+            float64, float32, float16 or bfloat16.
+        spatial_shapes: (height, width) per level as Python ints; their areas add up to N.
+        sampling_locations: (B, Q, M, L, P, 2): x, y in units of the level, [0, 1] inside.
+        attention_weights: (B, Q, M, L, P). Locations and weights are taken in float32, or in
+            float64 where ``value`` is float64; sums are formed in the same precision.
+
+    Returns:
+        (B, Q, M * D) in the dtype of ``value``.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit; the message names the argument.
+    """
+    _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
+    precise = accumulation_dtype(value.dtype)
+    return FORWARD(
+        value,
+        [size for shape in spatial_shapes for size in shape],
+        sampling_locations.to(precise),
+        attention_weights.to(precise),
+    )
+
+
+def ms_deform_attn_reference(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Compute :func:`ms_deform_attn` by ``grid_sample``: slow, differentiable, easy to read.
+
+    Args:
+        value: See :func:`ms_deform_attn`.
+        spatial_shapes: See :func:`ms_deform_attn`.
+        sampling_locations: See :func:`ms_deform_attn`.
+        attention_weights: See :func:`ms_deform_attn`.
+
+    Returns:
+        (B, Q, M * D) in the dtype of ``value``.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit; the message names the argument.
+    """
+    _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
+    precise = accumulation_dtype(value.dtype)
+    return reference_forward(
+        value, spatial_shapes, sampling_locations.to(precise), attention_weights.to(precise)
+    )
+
+
+def _error(argument: str, expected: str, got: object) -> ValueError:
+    return ValueError(f"ms_deform_attn.{argument} must be {expected}, got {got}.")
+
+
+# Messages are made only when they are raised: printing a size would fix it in an exported graph.
+
+
+def _check_arguments(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> None:
+    _check_spatial_shapes(spatial_shapes)
+    _check_tensor("value", value, value)
+    _check_tensor("sampling_locations", sampling_locations, value)
+    _check_tensor("attention_weights", attention_weights, value)
+    if value.dim() != 4:
+        raise _error("value", "of shape (B, N, M, D)", tuple(value.shape))
+    batch, tokens, heads, _ = value.shape
+    if tokens != sum(height * width for height, width in spatial_shapes):
+        form = f"of shape (B, N, M, D) with N the tokens of {_pairs(spatial_shapes)}"
+        raise _error("value", form, tuple(value.shape))
+    levels, sizes = len(spatial_shapes), sampling_locations.shape
+    if len(sizes) != 6 or (sizes[0], sizes[2], sizes[3], sizes[5]) != (batch, heads, levels, 2):
+        form = f"of shape ({batch}, Q, {heads}, {levels}, P, 2)"
+        raise _error("sampling_locations", form, tuple(sampling_locations.shape))
+    if attention_weights.shape != sizes[:-1]:
+        raise _error(
+            "attention_weights", f"of shape {tuple(sizes[:-1])}", tuple(attention_weights.shape)
+        )
+
+
+def _check_tensor(name: str, tensor: Tensor, value: Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise _error(name, "float64, float32, float16 or bfloat16", tensor.dtype)
+    if tensor.device != value.device:
+        raise _error(name, f"on the device of value ({value.device})", tensor.device)
+
+
+def _check_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
+    if isinstance(spatial_shapes, Tensor):
+        raise ValueError(
+            f"ms_deform_attn.spatial_shapes must be {_SHAPES_FORM}, got a Tensor. "
+            "Keep the sizes on the host, or pass spatial_shapes.tolist()."
+        )
+    fits = len(spatial_shapes) > 0
+    for shape in spatial_shapes:
+        fits = fits and len(shape) == 2
+        fits = fits and all(isinstance(n, int | torch.SymInt) and n > 0 for n in shape)
+    if not fits:
+        raise _error("spatial_shapes", _SHAPES_FORM, _pairs(spatial_shapes))
+
+
+def _pairs(spatial_shapes: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    return [tuple(shape) for shape in spatial_shapes]

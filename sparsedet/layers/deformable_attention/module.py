@@ -1,0 +1,171 @@
+"""The attention module."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparsedet.layers.deformable_attention.functional import ms_deform_attn
+from sparsedet.layers.deformable_attention.reference import accumulation_dtype
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Multi-scale deformable attention (Deformable DETR, section 4.1, equation 3).
+
+    Each query reads ``num_points`` places per level and head, at learned offsets from its
+    reference, and sums them with learned weights that are a softmax over all levels and points.
+
+    Args:
+        embed_dim: Channels of queries, values and output.
+        num_heads: Heads; must divide ``embed_dim``.
+        num_levels: Levels of the feature pyramid.
+        num_points: Points per level and head.
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``embed_dim`` or a number is not positive.
+    """
+
+    def __init__(
+        self, embed_dim: int = 256, num_heads: int = 8, *, num_levels: int = 4, num_points: int = 4
+    ) -> None:
+        super().__init__()
+        numbers = {
+            "embed_dim": embed_dim,
+            "num_heads": num_heads,
+            "num_levels": num_levels,
+            "num_points": num_points,
+        }
+        for name, number in numbers.items():
+            if number < 1:
+                raise ValueError(f"{type(self).__name__}.{name} must be positive, got {number}.")
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"{type(self).__name__}.embed_dim must be a multiple of num_heads ({num_heads}), "
+                f"got {embed_dim}."
+            )
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dim, samples * 2)
+        self.attention_weights = nn.Linear(embed_dim, samples)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialize as the paper: head h looks into compass direction h, point p p+1 cells far."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        distances = torch.arange(1, self.num_points + 1)
+        offsets = directions[:, None, None] * distances[:, None]
+        offsets = offsets.expand(-1, self.num_levels, -1, -1)
+        self.sampling_offsets.bias.copy_(offsets.flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        *,
+        padding_mask: Tensor | None = None,
+        return_sampling: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Attend from the queries to the tokens.
+
+        Args:
+            query: (B, Q, C), the position embedding already added.
+            reference_points: (B, Q, L, 2) points x, y or (B, Q, L, 4) boxes cx, cy, w, h, in
+                units of each level's full padded map. Offsets count cells of the level around
+                a point; around a box, ``num_points`` of them reach half its size.
+            value: (B, N, C), levels one after the other, rows first.
+            spatial_shapes: (height, width) per level as Python ints; their areas add up to N.
+            padding_mask: (B, N), True = padding: such tokens read as zero.
+            return_sampling: Also return where was sampled and how much it counted.
+
+        Returns:
+            (B, Q, C), and with ``return_sampling`` also the locations (B, Q, M, L, P, 2) and
+            the weights (B, Q, M, L, P).
+
+        Raises:
+            ValueError: If a shape does not fit; the message names the argument.
+        """
+        self._check(query, reference_points, value, spatial_shapes, padding_mask)
+        batch, tokens, _ = value.shape
+        projected = self.value_proj(value)
+        if padding_mask is not None:
+            projected = projected.masked_fill(padding_mask[..., None], 0)
+        locations = self._sampling_locations(query, reference_points, spatial_shapes)
+        weights = self._weights(query)
+        heads = projected.view(batch, tokens, self.num_heads, self.embed_dim // self.num_heads)
+        output = self.output_proj(ms_deform_attn(heads, spatial_shapes, locations, weights))
+        return (output, locations, weights) if return_sampling else output
+
+    def _sampling_locations(
+        self, query: Tensor, reference_points: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        grid = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points, 2)
+        offsets = _at_least_float32(self.sampling_offsets(query)).view(grid)
+        reference = reference_points.to(offsets.dtype)[:, :, None, :, None]
+        if reference.shape[-1] == 4:
+            return reference[..., :2] + offsets * reference[..., 2:] * (0.5 / self.num_points)
+        return reference + offsets / _cells(spatial_shapes, offsets)
+
+    def _weights(self, query: Tensor) -> Tensor:
+        logits = _at_least_float32(self.attention_weights(query))
+        logits = logits.unflatten(-1, (self.num_heads, self.num_levels * self.num_points))
+        return logits.softmax(-1).unflatten(-1, (self.num_levels, self.num_points))
+
+    def _check(self, query, reference_points, value, spatial_shapes, padding_mask) -> None:
+        name, levels = type(self).__name__, self.num_levels
+        for argument, tensor in (("query", query), ("value", value)):
+            if tensor.dim() != 3 or tensor.shape[-1] != self.embed_dim:
+                raise ValueError(
+                    f"{name}.{argument} must be of shape (B, tokens, {self.embed_dim}), "
+                    f"got {tuple(tensor.shape)}."
+                )
+        if len(spatial_shapes) != levels:
+            raise ValueError(
+                f"{name}.spatial_shapes must have {levels} levels, got {len(spatial_shapes)}. "
+                "Set num_levels to the levels of the neck."
+            )
+        expected = (*query.shape[:2], levels)
+        if reference_points.shape[:-1] != expected or reference_points.shape[-1] not in (2, 4):
+            raise ValueError(
+                f"{name}.reference_points must be of shape {expected} + (2,) or (4,), "
+                f"got {tuple(reference_points.shape)}."
+            )
+        if padding_mask is not None and (
+            padding_mask.dtype != torch.bool or padding_mask.shape != value.shape[:2]
+        ):
+            raise ValueError(
+                f"{name}.padding_mask must be bool of shape {tuple(value.shape[:2])}, "
+                f"got {padding_mask.dtype} {tuple(padding_mask.shape)}."
+            )
+
+    def extra_repr(self) -> str:
+        """Show the sizes that are not visible in the projections."""
+        return f"heads={self.num_heads}, levels={self.num_levels}, points={self.num_points}"
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(accumulation_dtype(tensor.dtype))
+
+
+def _cells(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(L, 1, 2) widths and heights, filled on the device: a copy from the host would wait."""
+    sizes = [
+        like.new_full((), size) for height, width in spatial_shapes for size in (width, height)
+    ]
+    return torch.stack(sizes).view(-1, 1, 2)

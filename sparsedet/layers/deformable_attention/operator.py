@@ -1,0 +1,162 @@
+"""The operator ``torch.ops.sparsedet.ms_deform_attn`` and its backward.
+
+Defined here: schema, default kernel (the PyTorch reference), fake kernel, gradient and autocast
+rule. The compiled libraries of ``csrc/`` only add CPU and CUDA kernels; whatever they do not cover
+runs the default kernel.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sparsedet.layers.deformable_attention.reference import (
+    accumulation_dtype,
+    reference_backward,
+    reference_forward,
+)
+
+_OP_NAME = "sparsedet::ms_deform_attn"
+
+
+class MissingKernelWarning(UserWarning):
+    """Deformable attention runs in plain PyTorch since no compiled kernel covers the device."""
+
+
+def has_compiled_kernel(device: torch.device | str = "cpu") -> bool:
+    """Tell whether deformable attention has a compiled kernel for a device.
+
+    Args:
+        device: A device or device type such as ``"cpu"`` or ``"cuda"``.
+    """
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(torch.device(device).type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(_OP_NAME, key)
+
+
+_LIBRARY = torch.library.Library("sparsedet", "DEF")
+_LIBRARY.define(
+    "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+    "Tensor attention_weights) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
+    "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+FORWARD = torch.ops.sparsedet.ms_deform_attn.default
+BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
+_warned_devices: set[str] = set()
+
+
+def _warn_of_missing_kernel(device: torch.device) -> None:
+    if device.type in _warned_devices:
+        return
+    _warned_devices.add(device.type)
+    mend = {
+        "cpu": "Install a C++ compiler, then reinstall sparsedet where torch is installed.",
+        "cuda": "Reinstall sparsedet with SPARSEDET_BUILD_CUDA=1 and the CUDA toolkit (nvcc).",
+    }.get(device.type, "Only the CPU and CUDA have compiled kernels.")
+    warnings.warn(
+        f"sparsedet: no compiled deformable attention for {device.type}, plain PyTorch runs "
+        f"instead (slower, more memory). {mend}",
+        MissingKernelWarning,
+        stacklevel=2,
+    )
+
+
+def _to_pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _default_forward(value, spatial_shapes, sampling_locations, attention_weights):
+    _warn_of_missing_kernel(value.device)
+    shapes = _to_pairs(spatial_shapes)
+    return reference_forward(value, shapes, sampling_locations, attention_weights)
+
+
+def _default_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
+    shapes = _to_pairs(spatial_shapes)
+    return reference_backward(grad_output, value, shapes, sampling_locations, attention_weights)
+
+
+def _fake_forward(value, spatial_shapes, sampling_locations, attention_weights):
+    batch, _, heads, channels = value.shape
+    return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
+
+
+def _fake_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
+    return (
+        torch.empty_like(value),
+        sampling_locations.new_empty(sampling_locations.shape),
+        attention_weights.new_empty(attention_weights.shape),
+    )
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    value, ctx.spatial_shapes, sampling_locations, attention_weights = inputs
+    ctx.save_for_backward(value, sampling_locations, attention_weights)
+
+
+def _backward(ctx, grad_output):
+    value, sampling_locations, attention_weights = ctx.saved_tensors
+    grads = BACKWARD(grad_output, value, ctx.spatial_shapes, sampling_locations, attention_weights)
+    return grads[0], None, grads[1], grads[2]
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError(
+        "ms_deform_attn has no second derivative. Use ms_deform_attn_reference where the "
+        "gradient of a gradient is needed."
+    )
+
+
+def _register_autocast(device_type: str) -> None:
+    """Under autocast ``value`` keeps its dtype; locations and weights are lifted to its sums'."""
+    key = "Autocast" + torch._C._dispatch_key_for_device(device_type)
+    key_set = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast_and_call(value, spatial_shapes, sampling_locations, attention_weights):
+        precise = accumulation_dtype(value.dtype)
+        with torch._C._ExcludeDispatchKeyGuard(key_set):
+            return FORWARD(
+                value, spatial_shapes, sampling_locations.to(precise), attention_weights.to(precise)
+            )
+
+    FORWARD.py_impl(getattr(torch._C.DispatchKey, key))(cast_and_call)
+    _LIBRARY.impl("ms_deform_attn", lambda _, *args: cast_and_call(*args), key, with_keyset=True)
+
+
+def _register() -> None:
+    backward_name = _OP_NAME + "_backward"
+    _LIBRARY.impl("ms_deform_attn", _default_forward, "CompositeExplicitAutograd")
+    _LIBRARY.impl("ms_deform_attn_backward", _default_backward, "CompositeExplicitAutograd")
+    torch.library.register_fake(_OP_NAME, _fake_forward, lib=_LIBRARY)
+    torch.library.register_fake(backward_name, _fake_backward, lib=_LIBRARY)
+    torch.library.register_autograd(
+        _OP_NAME, _backward, setup_context=_save_for_backward, lib=_LIBRARY
+    )
+    torch.library.register_autograd(backward_name, _no_double_backward, lib=_LIBRARY)
+    for device_type in ("cpu", "cuda"):
+        _register_autocast(device_type)
+
+
+def _load_compiled_kernels() -> None:
+    """Load the libraries that were built beside the package, if any (see setup.py)."""
+    package = Path(__file__).resolve().parents[2]
+    names = ["_C_cpu", "_C_cuda"] if torch.version.cuda else ["_C_cpu"]
+    for library in (path for name in names for path in sorted(package.glob(f"{name}*.so"))):
+        try:
+            torch.ops.load_library(library)
+        except OSError as error:
+            warnings.warn(
+                f"sparsedet: {library.name} does not fit this torch ({torch.__version__}): "
+                f"{error}. Reinstall sparsedet where this torch is installed.",
+                MissingKernelWarning,
+                stacklevel=2,
+            )
+
+
+_register()
+_load_compiled_kernels()
