@@ -188,9 +188,9 @@ def draw(
         title=Path(record["file_name"]).name,
         show_scores=args.scores,
     )
-    count = int((instances.scores >= args.score_threshold).sum())
+    found = int((instances.scores >= args.score_threshold).sum())
     share, total = output.keep_ratios[0], output.features.num_valid[0]
-    return figure, f"{count} detections, {share:.1%} of {total} tokens kept"
+    return figure, f"detections: {found}, tokens kept: {share:.1%} of {total}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,179 @@
+"""tools/visualize_tokens.py, whole: a small model with random weights, and bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sparsedet.checkpoint import save_checkpoint
+from sparsedet.config import LazyCall, LazyConfig, instantiate
+from sparsedet.modeling import TimmBackbone
+
+NAMELESS = ("dataset.class_names=null", "dataset.num_classes=null")
+
+
+def small(cfg: Any) -> Any:
+    """The quickstart's config with as little of everything as there can be."""
+    model = cfg.model
+    model.embed_dim, model.num_levels = 32, 3
+    model.backbone = LazyCall(TimmBackbone)(name="test_resnet")
+    model.neck.in_channels, model.neck.strides = dict(res3=48, res4=192, res5=96), [8, 16, 32]
+    model.encoder.num_layers, model.decoder.num_layers = 2, 1
+    model.query_initializer.num_queries = 10
+    model.selector.keep_ratio = 0.25
+    cfg.dataset.test_short_side, cfg.dataset.max_size = 64, 128
+    cfg.dataset.class_names, cfg.dataset.num_classes = ["cat", "dog"], 2
+    cfg.train.device = "cpu"
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def tool(root: Path) -> Callable[..., int]:
+    """`main` of the tool, run in this process."""
+    spec = importlib.util.spec_from_file_location("visualize", root / "tools/visualize_tokens.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that a training would leave: config and weights; and two images."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = small(LazyConfig.load(root / "configs/quickstart.py"))
+    cfg.train.output_dir = str(folder)
+    LazyConfig.save(cfg, folder / "config.yaml")
+    (folder / "model.yaml").write_text("model: {}\n")
+    torch.manual_seed(0)
+    model = instantiate(cfg.model)
+    save_checkpoint({"model": model.state_dict()}, folder / "model.pth")
+    save_checkpoint({"model": model.backbone.state_dict()}, folder / "backbone.pth")
+    Image.effect_noise((96, 64), 80).convert("RGB").save(folder / "a.png")
+    (folder / "other").mkdir()
+    Image.new("L", (40, 40), 99).save(folder / "other" / "a.jpg")
+    return folder
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_it_draws_every_image(
+    tool: Callable[..., int], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = (str(run / "a.png"), str(run / "other" / "a.jpg"))
+    weights = ("--weights", str(run / "model.pth"))
+    code = tool(
+        ["--config-file", str(run / "config.yaml"), *weights, *images, "--score-threshold", "0"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    # 96 x 64: 12 x 8 + 6 x 4 + 3 x 2 = 126 tokens; 40 x 40 becomes 64 x 64: 64 + 16 + 4
+    assert [line.partition(": ")[2] for line in lines] == [
+        f"detections: 20, tokens kept: {32 / 126:.1%} of 126: {run}/tokens/a.png",
+        f"detections: 20, tokens kept: {22 / 84:.1%} of 84: {run}/tokens/a_2.png",
+    ]
+    sizes = [size_of(run / "tokens" / name) for name in ("a.png", "a_2.png")]
+    assert all(width > 600 and height > 300 for width, height in sizes)
+
+
+def test_overrides_scores_and_another_folder(
+    tool: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--config-file", str(run / "config.yaml"), "--weights", str(run / "model.pth"))
+    image = str(run / "a.png")
+    plain = [*arguments, "--output", str(tmp_path / "plain"), image]
+    assert tool([*plain, "model.selector.schedule=[1.0,0.5]"]) == 0
+    assert "tokens kept" in capsys.readouterr().out
+    dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
+    dense += ["model.criterion.stage=[]", f"--output={tmp_path}/dense"]
+    assert tool([*arguments, *dense, image]) == 2  # the weights have a scorer
+    assert "does not fit the model" in capsys.readouterr().err
+    assert tool([*arguments, "--scores", "--output", str(tmp_path / "scores"), image]) == 0
+    assert "25.4%" in capsys.readouterr().out
+    drawn = [size_of(tmp_path / name / "a.png") for name in ("plain", "scores")]
+    assert drawn[0] != drawn[1]
+
+
+def test_classes_come_from_the_annotation_file(
+    tool: Callable[..., int], run: Path, tmp_path: Path
+) -> None:
+    categories = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
+    entry = {"id": 1, "file_name": "a.png", "width": 96, "height": 64}
+    content = {"images": [entry], "annotations": [], "categories": categories}
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    overrides = [*NAMELESS, "dataset.train_json=null", f"dataset.val_json={tmp_path}/val.json"]
+    arguments = ["--config-file", str(run / "config.yaml"), "--weights", str(run / "model.pth")]
+    arguments += ["--output", str(tmp_path), str(run / "a.png"), *overrides]
+    assert tool(arguments) == 0
+    assert (tmp_path / "a.png").is_file()
+    categories.append({"id": 8, "name": "cow"})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    assert tool(arguments) == 2
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["{run}/none.png"], ("none.png", "no such file")),
+        (["{run}/config.yaml"], ("config.yaml", "not an image")),
+        (["{run}/a.png", "{run}/other"], ("other", "directory")),
+        (["train.device=cpu"], ("No image",)),
+        (["{run}/a.png", "--weights={run}/none.pth"], ("none.pth", "does not exist")),
+        (["{run}/a.png", "--weights={run}/a.png"], ("a.png", "not a checkpoint")),
+        (["{run}/a.png", "--weights={run}/backbone.pth"], ("backbone.pth", "model.backbone")),
+        (["{run}/a.png", "dataset.class_names=[cat]"], ("2 classes, the model for 1",)),
+        (["{run}/a.png", "model.embed_dim=64"], ("does not fit the model",)),
+        (["{run}/a.png", "model.embed_dm=64"], ("embed_dim",)),
+        (["{run}/a.png", "train.device=tpu"], ("train.device",)),
+        (["{run}/a.png", "--config-file={run}/none.yaml"], ("none.yaml",)),
+        (["{run}/a.png", "--config-file={run}/model.yaml"], ("model.yaml", "dataloader, dataset")),
+        (
+            ["{run}/a.png", *NAMELESS, "dataset.train_json=none.json", "dataset.val_json=null"],
+            ("none.json", "which classes"),
+        ),
+        (["{run}/a.png", "model.scorer._target_=OracleScorer"], ("DecoderAttentionLoss",)),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tool: Callable[..., int],
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: tuple[str, ...],
+) -> None:
+    arguments = ["--config-file", str(run / "config.yaml"), "--weights", str(run / "model.pth")]
+    arguments += ["--output", str(tmp_path / "drawn"), *(word.format(run=run) for word in words)]
+    code = tool(arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
+    assert code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert all(text in lines[0] for text in says), lines[0]
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_scorers_that_look_at_the_truth_say_so(
+    tool: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There are no annotations here; a picture of what an empty image keeps would mislead."""
+    overrides = ["model.scorer._target_=OracleScorer", "model.criterion.stage=[]"]
+    config = LazyConfig.apply_overrides(LazyConfig.load(run / "config.yaml"), overrides)
+    LazyConfig.save(config, tmp_path / "config.yaml")
+    save_checkpoint({"model": instantiate(config.model).state_dict()}, tmp_path / "model.pth")
+    arguments = ["--config-file", str(tmp_path / "config.yaml")]
+    arguments += ["--weights", str(tmp_path / "model.pth"), "--output", str(tmp_path)]
+    assert tool([*arguments, str(run / "a.png")]) == 2
+    assert "OracleScorer needs targets" in capsys.readouterr().err
