@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.detector import top_detections
 from sparsedet.modeling.stages import Prediction
 from sparsedet.structures import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -113,3 +114,25 @@ def test_unknown_pixels_of_padding_do_not_reach_the_position_embedding(model):
     alone = small.features(model, SIZES[:1])
     torch.testing.assert_close(alone.pos[:, :96], expected + model.level_embed[0])
     assert features.pos.shape[:2] == features.tokens.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("combination", "biases"),
+    [
+        (small.PLAIN, [-2.0]),
+        (small.Combination(queries="LearnedQueries", refine=False), [-2.0, -2.0]),
+        (small.Combination(queries="LearnedQueries"), [-2.0, 0.0]),
+        (small.Combination(queries="LearnedQueries", shared=True), [-2.0]),
+        (small.Combination(queries="TwoStageQueries"), [0.0, 0.0]),
+        (small.Combination(), [0.0, 0.0]),
+    ],
+    ids=str,
+)
+def test_boxes_relative_to_points_start_small(combination, biases):
+    model = TokenSparseDetector(**small.parts(combination))
+    heads = list(model.heads.decoder_heads)
+    assert [head.box_embed.layers[-1].bias[2].item() for head in heads] == biases
+    for head in [*heads, *([model.heads.proposal_head] if model.heads.proposal_head else [])]:
+        assert not head.box_embed.layers[-1].weight.any()
+        assert not head.box_embed.layers[-1].bias[:2].any()
+        assert head.class_embed.bias.sigmoid().tolist() == pytest.approx([0.01] * 3)
