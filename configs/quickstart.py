@@ -36,6 +36,6 @@ dataloader.train.total_batch_size = 8
 optimizer.lr = 8e-4
 # a backbone from random weights learns as fast as the rest
 optimizer.params.rules = [dict(pattern="sampling_offsets", lr_factor=0.1)]
-train.epochs = 6
-train.eval_epochs = 2
+train.epochs = 5
+train.eval_epochs = 0
 train.output_dir = "output/quickstart"
