@@ -93,7 +93,7 @@ class Released:
 
     @cached_property
     def checkpoint(self) -> dict[str, Tensor]:
-        return fill().state_from_listing(PARITY / "keys" / f"{self.choice[1][1]}.txt")
+        return checkpoint(self.choice[1][1])
 
     def build(self) -> TokenSparseDetector:
         """Our model with the released weights and without dropout."""
@@ -191,6 +191,19 @@ def listing(name: str) -> list[list[str]]:
 def canonical_keys(name: str) -> dict[str, str]:
     """Key -> the key whose tensor it shares (itself where it shares none)."""
     return {row[0]: row[3] for row in listing(name)}
+
+
+def checkpoint(name: str) -> dict[str, Tensor]:
+    """The whole checkpoint of a listing: floating numbers by the rule, counters zero."""
+    state = {}
+    for key, shape, dtype, canonical, _ in listing(name):
+        size = tuple(int(x) for x in shape.strip("()").split(",") if x.strip())
+        state[key] = (
+            torch.from_numpy(fill().value_for(canonical, size))
+            if dtype.startswith("float")
+            else torch.zeros(size, dtype=getattr(torch, dtype))
+        )
+    return state
 
 
 def fixtures() -> list[Released]:

@@ -7,7 +7,7 @@ import torch
 
 from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import SOURCES, convert
-from tests.parity.released import DEFORMABLE, EFFICIENT, PARITY, ROOT, SPARSE, fill, listing
+from tests.parity.released import DEFORMABLE, EFFICIENT, PARITY, ROOT, SPARSE, checkpoint, listing
 
 # listing -> source, configuration that the weights belong to, changes of it
 LISTINGS = {
@@ -34,8 +34,7 @@ def published(request):
         cfg[name] = value
     with torch.device("meta"):
         target = instantiate(cfg).state_dict()
-    checkpoint = fill().state_from_listing(PARITY / "keys" / f"{request.param}.txt")
-    return request.param, source, checkpoint, target
+    return request.param, source, checkpoint(request.param), target
 
 
 def test_every_listing_has_a_source_or_a_reason():
@@ -45,8 +44,8 @@ def test_every_listing_has_a_source_or_a_reason():
 
 
 def test_keys_are_bijective(published):
-    name, source, checkpoint, target = published
-    converted = convert(checkpoint, source)
+    name, source, state, target = published
+    converted = convert(state, source)
     assert converted.keys() == target.keys()
     for key, tensor in converted.items():
         assert tensor.shape == target[key].shape, key
@@ -57,9 +56,9 @@ def test_keys_are_bijective(published):
 
 
 def test_every_number_arrives_once(published):
-    name, source, checkpoint, _ = published
-    unique = {row[3]: checkpoint[row[0]] for row in listing(name)}
-    assert magnitude(convert(checkpoint, source)) == pytest.approx(magnitude(unique), rel=1e-9)
+    name, source, state, _ = published
+    unique = {row[3]: state[row[0]] for row in listing(name)}
+    assert magnitude(convert(state, source)) == pytest.approx(magnitude(unique), rel=1e-9)
 
 
 def magnitude(state: dict[str, torch.Tensor]) -> float:
@@ -67,12 +66,12 @@ def magnitude(state: dict[str, torch.Tensor]) -> float:
 
 
 def test_a_copy_that_differs_is_refused(published):
-    name, source, checkpoint, target = published
+    name, source, state, target = published
     copies = [row[0] for row in listing(name) if row[0] != row[3]]
     if not copies:
         pytest.skip("no tensor is stored twice")
     for key in (copies[0], copies[-1]):
-        changed = {**checkpoint, key: checkpoint[key] + 1}
+        changed = {**state, key: state[key] + 1}
         if name in ONE_HEAD:  # a head per layer is a model too, but not that of these weights
             assert convert(changed, source).keys() > target.keys()
         else:
@@ -81,9 +80,9 @@ def test_a_copy_that_differs_is_refused(published):
 
 
 def test_an_unknown_key_is_named(published):
-    _, source, checkpoint, _ = published
+    _, source, state, _ = published
     with pytest.raises(ValueError, match=r"1 keys are not of source .*transformer\.surprise"):
-        convert({**checkpoint, "transformer.surprise": torch.zeros(1)}, source)
+        convert({**state, "transformer.surprise": torch.zeros(1)}, source)
 
 
 def test_an_unknown_source_is_refused():
@@ -92,16 +91,16 @@ def test_an_unknown_source_is_refused():
 
 
 def test_a_file_of_another_source_is_refused(published):
-    _, source, checkpoint, _ = published
+    _, source, state, _ = published
     family = {"deformable-detr", "sparse-detr"}
     for other in SOURCES:
         if other != source and not {other, source} <= family:
             with pytest.raises(ValueError, match="are not of source"):
-                convert(checkpoint, other)
+                convert(state, other)
 
 
 def test_the_input_is_left_alone(published):
-    _, source, checkpoint, _ = published
-    keys = list(checkpoint)
-    convert(checkpoint, source)
-    assert list(checkpoint) == keys
+    _, source, state, _ = published
+    keys = list(state)
+    convert(state, source)
+    assert list(state) == keys

@@ -167,13 +167,13 @@ def test_losses_and_gradients(comparison):
     losses = model.criterion(output, targets)
     expected = fixture.losses(case)
     num_decoder = len(output.decoder)
-    named = {fixture.loss_name(key, num_decoder): float(v) for key, v in losses.items()}
+    named = {fixture.loss_name(key, num_decoder): float(v.detach()) for key, v in losses.items()}
     assert named.keys() == expected.keys()
     for name, value in named.items():
         assert value == pytest.approx(expected[name], rel=LOSSES), name
     total = sum(losses.values())
     whole = fixture.facts.get(f"{case}.total_weighted", fixture.facts.get(f"{case}.total_all_keys"))
-    assert float(total) == pytest.approx(whole, rel=LOSSES)
+    assert float(total.detach()) == pytest.approx(whole, rel=LOSSES)
 
     total.backward(retain_graph=True)
     norms, names = fixture.facts[f"{case}.grad_norms"], fixture.parameter_names()
