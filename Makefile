@@ -63,7 +63,7 @@ endif
 
 # --no-build-isolation: the extension is compiled against the torch of the environment
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
-	$(PIP) --no-build-isolation -e ".[viz,test]"
+	$(PIP) --no-build-isolation -e ".[test]"
 	@$(PY) -c "from sparsedet.layers import has_compiled_kernel as has; \
 	  print('installed; deformable attention', 'is compiled' if has() else 'runs in plain PyTorch')"
 	@touch $@
@@ -79,8 +79,9 @@ quickstart: $(VENV)/.installed
 	$(PY) tools/train_net.py --config-file configs/quickstart.py --resume \
 	  train.output_dir=$(QUICKSTART) $(ARGS)
 	$(PY) tools/visualize_tokens.py --config-file $(QUICKSTART)/config.yaml \
-	  --weights $(QUICKSTART)/model_best.pth $(SHAPES)/val/000000.png
-	@echo "results: $(QUICKSTART)/results.json   pictures: $(QUICKSTART)/"
+	  --weights $(QUICKSTART)/model_best.pth $(SHAPES)/val/00000[0-3].png
+	@echo "results: $(QUICKSTART)/results.json   pictures: $(QUICKSTART)/tokens/"
+	@echo "to begin anew: rm -r $(QUICKSTART)"
 
 test: $(VENV)/.installed
 	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)

@@ -181,7 +181,11 @@ class Job:
         self._trainer = self._build_trainer()
         if last is not None:
             self._trainer.load_state_dict(*last)
-            logger.info("resuming at iteration %d from %s", self._trainer.iteration, last[1])
+            done, length = self._trainer.iteration, self._trainer.max_iter
+            if done < length:
+                logger.info("resuming at iteration %d from %s", done, last[1])
+            else:
+                logger.info("the run is finished (%d of %d), only evaluating", done, length)
         self._trainer.hooks = self._build_hooks()
 
     def train(self) -> int:
@@ -250,7 +254,13 @@ class Job:
         if settings.init_checkpoint and not replaced:
             reinit = settings.reinit_class_heads and not self._args.eval_only
             path = settings.init_checkpoint
-            _log_report(load_weights(model, path, reinit_class_heads=reinit), path)
+            report = load_weights(model, path, reinit_class_heads=reinit)
+            if self._args.eval_only and report.module:
+                raise CheckpointError(
+                    f"{path} holds the {report.module} alone, and --eval-only needs a whole model. "
+                    "Train it first, without --eval-only."
+                )
+            _log_report(report, path)
         return model.to(self._device)
 
     def _load_for_evaluation(self, last: tuple[dict[str, Any], Path] | None) -> None:

@@ -49,7 +49,6 @@ THIRD_PARTY = {
     "pycocotools": {"data.coco", "evaluation.coco"},
     "PIL": {"data", "visualization", "predictor"},
     "tqdm": {"events", "engine", "evaluation", "data"},
-    "matplotlib": {"visualization"},
     "tensorboard": {"events"},
     "wandb": {"events"},
     "onnx": {"export"},

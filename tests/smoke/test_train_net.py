@@ -303,6 +303,22 @@ def test_a_checkpoint_of_other_classes(
     _assert_one_sentence(code, capsys, output, says[0])
 
 
+def test_evaluation_of_a_backbone_alone(
+    train_net: Callable[..., int],
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = load_checkpoint(trained / "model_final.pth")["model"]
+    start = "backbone.body."
+    body = {key.removeprefix(start): w for key, w in weights.items() if key.startswith(start)}
+    save_checkpoint({"model": body}, tmp_path / "body.pth")
+    output = tmp_path / "run"
+    arguments = (f"train.init_checkpoint={tmp_path}/body.pth", f"train.output_dir={output}")
+    code = train_net("--eval-only", *arguments, config=trained / "config.yaml")
+    _assert_one_sentence(code, capsys, output, "body.pth", "a whole model")
+
+
 def test_an_earlier_run_is_neither_overwritten_nor_mixed(
     train_net: Callable[..., int], trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
