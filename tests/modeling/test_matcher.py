@@ -82,6 +82,8 @@ def test_more_objects_than_queries():
 def test_fillers_are_never_matched():
     valid = torch.tensor([[True, False, True, False], [False, False, False, True]])
     prediction, targets = predictions(2, 4, valid=valid), small.targets((2, 3))
+    prediction.boxes[0, [1, 3]] = targets.boxes[0]  # the fillers would fit best
+    prediction.boxes[1, :3] = targets.boxes[1]
     matching = HungarianMatcher()(prediction, targets)
     assert valid[matching.image, matching.query].all()
     assert (matching.image == 0).sum() == 2
