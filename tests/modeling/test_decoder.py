@@ -127,3 +127,18 @@ def test_fillers_change_no_other_query(features):
     for a, b in zip(one.predictions, other.predictions, strict=True):
         torch.testing.assert_close(a.logits[valid], b.logits[valid])
         assert not torch.allclose(a.logits[~valid], b.logits[~valid])
+
+
+def test_references_at_the_border_are_clamped(features):
+    """The clamp of the inverse sigmoid is the decoder's; see ``DeformableDecoder.eps``."""
+    model = small.detector(small.Combination(), eps=0.01)
+    for head in model.heads.decoder_heads:
+        torch.nn.init.zeros_(head.box_embed.layers[-1].weight)
+        torch.nn.init.zeros_(head.box_embed.layers[-1].bias)
+    start = queries()
+    start.reference[:, 0] = torch.tensor([0.0, 1.0, 0.001, 0.3])
+    with torch.no_grad():
+        boxes = model.decoder(start, features, model.heads).predictions[0].boxes[:, 0]
+    low = 0.01 / 1.01  # the two sides are clamped one by one
+    expected = torch.tensor([low, 1 - low, 0.01 / (0.01 + 0.999), 0.3]).expand(2, 4)
+    torch.testing.assert_close(boxes, expected)
