@@ -108,12 +108,14 @@ def test_images_smaller_than_the_queries_give_fewer_detections():
     assert len(large_image["instances"]) == 20 * small.NUM_CLASSES
 
 
-def test_unknown_pixels_of_padding_do_not_reach_the_position_embedding(model):
-    features = small.features(model, SIZES)
-    expected = model.position_embedding([(8, 12)], (8, 12), torch.device("cpu"))
+def test_positions_are_those_of_the_image_plus_the_level(model):
     alone = small.features(model, SIZES[:1])
-    torch.testing.assert_close(alone.pos[:, :96], expected + model.level_embed[0])
-    assert features.pos.shape[:2] == features.tokens.shape[:2]
+    levels = alone.split_levels(alone.pos)
+    for level, (pos, size) in enumerate(zip(levels, alone.spatial_shapes, strict=True)):
+        expected = model.position_embedding([size], size, torch.device("cpu"))
+        torch.testing.assert_close(pos, expected + model.level_embed[level])
+    padded = small.features(model, SIZES)
+    torch.testing.assert_close(padded.pos[0, ~padded.padding_mask[0]], alone.pos[0])
 
 
 @pytest.mark.parametrize(
