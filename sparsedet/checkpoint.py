@@ -14,7 +14,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -205,6 +205,10 @@ class _Differences:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # (in the file, in the model)
 
 
+# A model may swap its scorer, or be dense, and begin from the weights of one that had another.
+_SWAPPABLE = "scorer."
+
+
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The weights that evaluation used: the averaged ones where the run kept an average."""
     ema = checkpoint.get("ema")
@@ -219,6 +223,9 @@ def load_weights(
     num_classes: int | None = None,
 ) -> LoadReport:
     """Initialize a model from a checkpoint; what does not fit is an error.
+
+    Surplus tensors of a scorer are left out and reported, so that trained weights serve a dense
+    model or one with a scorer that has no weights.
 
     The weights are those of the whole model, or of its backbone alone (a torchvision or timm
     file): then the file has no key of the model and every key of one module of the model.
@@ -248,10 +255,13 @@ def load_weights(
             "classes."
         )
     reinitialized = tuple(differences.mismatched) if classes is not None else ()
-    _require_match(differences, path, allowed=reinitialized)
-    kept = {name: tensor for name, tensor in weights.items() if name not in reinitialized}
+    unused = tuple(name for name in differences.unexpected if name.startswith(_SWAPPABLE))
+    unexpected = [name for name in differences.unexpected if name not in unused]
+    _require_match(replace(differences, unexpected=unexpected), path, allowed=reinitialized)
+    left_out = {*reinitialized, *unused}
+    kept = {name: tensor for name, tensor in weights.items() if name not in left_out}
     model.load_state_dict(kept, strict=not reinitialized)
-    return LoadReport(module="", num_loaded=len(kept), reinitialized=reinitialized)
+    return LoadReport(module="", num_loaded=len(kept), reinitialized=reinitialized, unused=unused)
 
 
 def restore_model(

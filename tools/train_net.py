@@ -40,6 +40,7 @@ from sparsedet.checkpoint import (
     CheckpointStore,
     LoadReport,
     atomic_write,
+    load_checkpoint,
     load_weights,
 )
 from sparsedet.config import ConfigError, LazyConfig, check_keys, get_config, instantiate
@@ -60,6 +61,7 @@ from sparsedet.engine.launch import check_processes, is_first_process, resolve_d
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
 from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Writer
+from sparsedet.structures import Boxes, Instances
 
 logger = logging.getLogger("sparsedet.tools.train_net")
 
@@ -71,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run."""
     args = _parser().parse_intermixed_args(argv)
     try:
-        splits = ("val",) if args.eval_only else ("train", "val")
-        cfg = load_config(args.config_file, args.overrides, splits)
+        cfg = load_config(args.config_file, args.overrides, evaluates=args.eval_only)
         device_type = resolve_device(cfg.train.device)
         check_processes(args.num_gpus, device_type)
         Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
@@ -106,19 +107,53 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_config(path: str, overrides: Sequence[str], splits: Sequence[str]) -> Any:
+_NEEDED = (
+    "model._target_",
+    "model.backbone",
+    "optimizer._target_",
+    "lr_multiplier._target_",
+    "dataloader.train",
+    "dataloader.test",
+    "dataloader.evaluator",
+    "dataset",
+    "train.output_dir",
+    "train.amp",
+    "train.clip_grad",
+)
+
+
+def load_config(path: str, overrides: Sequence[str], *, evaluates: bool = False) -> Any:
     """The config with overrides and the facts of its data set, checked."""
     cfg = LazyConfig.apply_overrides(LazyConfig.load(path), overrides)
-    absent = {"model", "optimizer", "lr_multiplier", "dataloader", "train"} - set(cfg)
+    absent = [key for key in _NEEDED if not _at(cfg, key)]
     if absent:
-        raise ConfigError(f"{path} has no {', '.join(sorted(absent))}, which training needs.")
+        raise ConfigError(f"{path} does not set {', '.join(absent)}, which a run needs.")
     check_keys(cfg.train, get_config("common/train.py").train, "train")
     if cfg.train.amp.dtype not in _AMP_DTYPES:
         raise ConfigError(
             f"train.amp.dtype must be one of {', '.join(_AMP_DTYPES)}, got {cfg.train.amp.dtype!r}."
         )
-    resolve_dataset(cfg, splits)
+    if evaluates and cfg.dataset.get("class_names") is None:
+        cfg.dataset.class_names = _trained_classes(cfg.train)
+    resolve_dataset(cfg, ("val",) if evaluates else ("train", "val"))
     return cfg
+
+
+def _trained_classes(settings: Any) -> list[str] | None:
+    """Class names in the order of the weights that will be evaluated, where their file tells."""
+    if not settings.init_checkpoint:
+        last = CheckpointStore(settings.output_dir).load_last()
+        checkpoint = last[0] if last else {}
+    elif Path(settings.init_checkpoint).is_file():
+        checkpoint = load_checkpoint(settings.init_checkpoint)
+    else:
+        checkpoint = {}  # said when the weights are loaded
+    if "config" not in checkpoint:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(checkpoint["config"], encoding="utf-8")
+        return _at(LazyConfig.load(path), "dataset.class_names")
 
 
 def run(device: torch.device, cfg: Any, args: argparse.Namespace) -> int:
@@ -251,6 +286,7 @@ class Job:
             logger.info("model.backbone.weights are not fetched: a checkpoint takes their place")
             backbone.weights = None
         model = instantiate(self._cfg.model)
+        _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
             reinit = settings.reinit_class_heads and not self._args.eval_only
             path = settings.init_checkpoint
@@ -380,13 +416,32 @@ class Job:
         print(_table(metrics))
 
 
+def _check_parts_fit(model: nn.Module) -> None:
+    """Evaluate the model on a small empty image: parts that do not fit are found before training.
+
+    Raises:
+        ConfigError: naming what failed.
+    """
+    nothing = Instances((64, 64), gt_boxes=Boxes(torch.zeros(0, 4)))
+    nothing.gt_classes = torch.zeros(0, dtype=torch.long)
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            model.eval()([{"image": image, "instances": nothing}])
+    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ConfigError(f"the parts of model do not fit together: {_sentence(error)}") from error
+    model.train()
+
+
 def _require_same_run(path: Path, cfg: Any) -> None:
     """Refuse to resume a run whose results would be told as those of other settings."""
     with tempfile.TemporaryDirectory() as folder:  # as both read when they come from a file
         LazyConfig.save(cfg, Path(folder) / path.name)
         new = LazyConfig.load(Path(folder) / path.name)
     old = LazyConfig.load(path)
-    for key in ("model", "train.seed"):
+    for key in ("model", "optimizer", "lr_multiplier", "train.seed", "dataset.class_names"):
         changed = _first_difference(_at(old, key), _at(new, key), key)
         if changed is not None:
             key, before, now = changed
@@ -398,6 +453,8 @@ def _require_same_run(path: Path, cfg: Any) -> None:
 
 def _at(cfg: Any, key: str) -> Any:
     for part in key.split("."):
+        if not isinstance(cfg, Mapping) or part not in cfg:
+            return None
         cfg = cfg[part]
     return cfg
 

@@ -85,9 +85,10 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         for name, value in (("max_iter", max_iter), ("accumulation_steps", accumulation_steps)):
-            if value < 1:
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(
-                    f"Trainer.{name} must be at least 1, got {value}. Set train.{name}."
+                    f"Trainer.{name} must be an integer of at least 1, got {value}. "
+                    f"Set train.{name}."
                 )
         self.model = model
         self.optimizer = optimizer

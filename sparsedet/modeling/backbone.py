@@ -52,6 +52,11 @@ class TorchvisionResNet(nn.Module):
                 f"TorchvisionResNet.norm must be one of {sorted(norms)}, got {norm!r}. "
                 "Set model.backbone.norm."
             )
+        if norm == "bn" and freeze_at > 0:
+            raise ValueError(
+                "TorchvisionResNet.norm='bn' needs freeze_at=0 (its statistics would still move), "
+                f"got {freeze_at}. Set model.backbone.freeze_at=0."
+            )
         body = _torchvision_model(name, weights, norm_layer=norms[norm])
         if not isinstance(body, torchvision.models.ResNet):
             raise ValueError(
@@ -208,8 +213,8 @@ def _torchvision_model(name: str, weights: str | None, **arguments: Any) -> nn.M
 def _unavailable(what: str, off: str, error: Exception) -> str:
     return (
         f"{what} could not be fetched ({error}). Set model.backbone.{off} to start from random "
-        "weights, or name a "
-        "file in train.init_checkpoint."
+        "weights (a ResNet also with model.backbone.norm=bn model.backbone.freeze_at=0), or name "
+        "a file in train.init_checkpoint."
     )
 
 

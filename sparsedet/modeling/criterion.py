@@ -60,6 +60,18 @@ class SetCriterion:
         self.matcher = matcher
         self.matched = tuple(matched)
         self.stage = tuple(stage)
+        for family, terms in (("matched", self.matched), ("stage", self.stage)):
+            names = [getattr(term, "name", term) for term in terms]
+            if any(not isinstance(name, str) for name in names) or len(set(names)) < len(names):
+                raise ValueError(
+                    f"SetCriterion.{family} must be terms of different names, got {names}. "
+                    f"Set model.criterion.{family}."
+                )
+        if not self.matched:
+            raise ValueError(
+                "SetCriterion.matched must hold at least one term, got none. "
+                "Set model.criterion.matched."
+            )
 
     @property
     def requires(self) -> frozenset[str]:

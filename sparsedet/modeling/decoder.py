@@ -12,6 +12,7 @@ from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.layers.positional import inverse_sigmoid
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.parts import require_positive
 from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Prediction, Queries
 from sparsedet.registry import DECODERS
 
@@ -110,6 +111,7 @@ class DeformableDecoder(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        require_positive("DeformableDecoder model.decoder", num_layers=num_layers)
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.refine, self.eps = refine, eps
         self.layers = nn.ModuleList(
@@ -192,7 +194,7 @@ def attention_mass(
                 part = (share[..., 0] if dx else 1 - share[..., 0]) * (
                     share[..., 1] if dy else 1 - share[..., 1]
                 )
-                cell = start + y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
+                cell = torch.where(inside, start + y * w + x, start)  # NaN is never inside
                 mass.scatter_add_(1, cell.long(), torch.where(inside, part * point_weight, 0.0))
         start += h * w
     return mass

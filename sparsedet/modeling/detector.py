@@ -30,6 +30,7 @@ from sparsedet.modeling.stages import (
     Size,
     Targets,
     flatten_maps,
+    level_size,
 )
 from sparsedet.structures import Boxes, Instances, cxcywh_to_xyxy, pad_images, xyxy_to_cxcywh
 
@@ -123,6 +124,7 @@ class TokenSparseDetector(nn.Module):
         self.criterion = criterion
         self.num_classes, self.max_detections = num_classes, max_detections
         self.position_embedding = position_embedding or SinePositionEmbedding(embed_dim)
+        self._check_contracts()
         self._check_parts(embed_dim, num_levels)
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embed)
@@ -145,6 +147,30 @@ class TokenSparseDetector(nn.Module):
         )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+
+    def _check_contracts(self) -> None:
+        families = {
+            "neck": Neck,
+            "encoder": Encoder,
+            "query_initializer": QueryInitializer,
+            "decoder": Decoder,
+            "selector": Selector,
+            "criterion": SetCriterion,
+        }
+        if self.scorer is not None:
+            families["scorer"] = Scorer
+        for name, family in families.items():
+            part = getattr(self, name)
+            if not isinstance(part, family):
+                raise ValueError(
+                    f"TokenSparseDetector.{name} must be a {family.__name__} (see "
+                    f"sparsedet.modeling.parts), got {type(part).__name__}. Set model.{name}."
+                )
+        if not callable(self.backbone):
+            raise ValueError(
+                f"TokenSparseDetector.backbone must be a module, got {self.backbone!r}. "
+                "Set model.backbone."
+            )
 
     def _check_parts(self, embed_dim: int, num_levels: int) -> None:
         names = ("neck", "encoder", "decoder", "position_embedding", "query_initializer", "scorer")
@@ -214,8 +240,8 @@ class TokenSparseDetector(nn.Module):
 
         Returns:
             Training: a dict of weighted losses whose sum is the objective. Evaluation: for each
-                sample
-            ``{"instances": Instances, "keep_ratio": kept/valid tokens, mean over encoder layers}``.
+            sample ``{"instances": Instances, "keep_ratio": kept / valid tokens, the mean over the
+            encoder layers}``.
 
         Raises:
             ValueError: for samples without instances in training, or labels out of range.
@@ -265,7 +291,7 @@ class TokenSparseDetector(nn.Module):
         """Flatten the neck's maps and add their position and level embeddings."""
         pos = []
         for level, (x, stride) in enumerate(zip(maps, self.neck.strides, strict=True)):
-            valid = [(-(-h // stride), -(-w // stride)) for h, w in image_sizes]
+            valid = [level_size(size, stride) for size in image_sizes]
             size = (int(x.shape[-2]), int(x.shape[-1]))
             pos.append(self.position_embedding(valid, size, x.device) + self.level_embed[level])
         return flatten_maps(maps, pos, strides=self.neck.strides, image_sizes=image_sizes)
@@ -278,7 +304,7 @@ class TokenSparseDetector(nn.Module):
         *,
         record: Collection[str] = (),
     ) -> DetectorOutput:
-        """Tensors in, ``DetectorOutput`` out; no host synchronization.
+        """Tensors in, ``DetectorOutput`` out. Half precision is by autocast, not by weights.
 
         Args:
             images: normalized and zero-padded.
@@ -286,8 +312,27 @@ class TokenSparseDetector(nn.Module):
             targets: for training, and for scorers that look at them.
             record: what to record for the criterion, see ``SetCriterion.requires``.
         """
-        features = self.embed(self.neck(self.backbone(images)), image_sizes)
+        maps = self.neck(self.backbone(images))
+        self._check_maps(maps, images, image_sizes)
+        features = self.embed(maps, image_sizes)
         return self.detect_features(features, targets, record=record)
+
+    def _check_maps(
+        self, maps: Sequence[Tensor], images: Tensor, image_sizes: Sequence[Size]
+    ) -> None:
+        h, w = images.shape[-2:]
+        if any(height > h or width > w for height, width in image_sizes):
+            raise ValueError(
+                f"TokenSparseDetector.detect: image_sizes must fit into images of {h} x {w}, got "
+                f"{list(image_sizes)}."
+            )
+        expected = [level_size((h, w), stride) for stride in self.neck.strides]
+        got = [(int(x.shape[-2]), int(x.shape[-1])) for x in maps]
+        if got != expected:
+            raise ValueError(
+                f"TokenSparseDetector.neck: strides {list(self.neck.strides)} say maps of "
+                f"{expected} for images of {h} x {w}, got {got}. Set model.neck.strides."
+            )
 
     def detect_features(
         self,

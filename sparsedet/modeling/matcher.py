@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sparsedet.modeling.stages import Matching, Prediction, Targets
 from sparsedet.structures import cxcywh_to_xyxy, generalized_iou
 
-_FORBIDDEN = 1e8  # cost of a filler: finite, since the assignment refuses infinite rows
+_FORBIDDEN = 1e8  # cost of a filler, or of a prediction that is not finite: the losses tell of it
 
 
 class HungarianMatcher:
@@ -30,11 +30,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, prediction: Prediction, targets: Targets) -> Matching:
-        """Match every image. With more objects than queries, the best-fitting objects are matched.
-
-        Raises:
-            ValueError: if a cost is not finite, naming the images.
-        """
+        """Match every image; with more objects than queries, the best-fitting ones are matched."""
         counts = targets.counts
         boxes = pad_sequence(list(targets.boxes), batch_first=True)
         labels = pad_sequence(list(targets.labels), batch_first=True)
@@ -45,7 +41,7 @@ class HungarianMatcher:
             costs = self._cost(prediction, boxes, labels).cpu().numpy()
             valid = None if prediction.valid is None else prediction.valid.cpu().numpy()
             for index, count in enumerate(counts):
-                rows, columns = _assign(costs[index, :, :count], index)
+                rows, columns = linear_sum_assignment(costs[index, :, :count])
                 if valid is not None:
                     used = valid[index, rows]
                     rows, columns = rows[used], columns[used]
@@ -78,16 +74,4 @@ class HungarianMatcher:
         )
         if prediction.valid is not None:
             cost = cost.masked_fill(~prediction.valid[..., None], _FORBIDDEN)
-        return cost
-
-
-def _assign(cost, image: int):
-    try:
-        return linear_sum_assignment(cost)
-    except ValueError as error:
-        raise ValueError(
-            f"HungarianMatcher: the matching cost of image {image} of the batch is not finite "
-            f"({error}). "
-            "The predictions hold NaN or inf: lower the learning rate or train.amp, or check the "
-            "boxes."
-        ) from error
+        return cost.nan_to_num(_FORBIDDEN, _FORBIDDEN, -_FORBIDDEN)

@@ -43,10 +43,20 @@ class TopKSelector(nn.Module):
 
     def __init__(self, keep_ratio: float, *, schedule: Sequence[float] | None = None) -> None:
         super().__init__()
+        if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, int | float):
+            raise ValueError(
+                f"TopKSelector.keep_ratio must be a number, got {keep_ratio!r}. "
+                "Set model.selector.keep_ratio."
+            )
         if not 0 < keep_ratio <= 1:
             raise ValueError(
                 f"TopKSelector.keep_ratio must be in (0, 1], got {keep_ratio}. Set "
                 "model.selector.keep_ratio."
+            )
+        if schedule is not None and not isinstance(schedule, Sequence):
+            raise ValueError(
+                f"TopKSelector.schedule must be a list of numbers or null, got {schedule!r}. "
+                "Set model.selector.schedule."
             )
         if schedule is not None and not all(0 < factor <= 1 for factor in schedule):
             raise ValueError(

@@ -56,10 +56,12 @@ def test_norms_of_pretrained_weights_do_not_move():
     backbone(torch.randn(2, 3, 64, 64))
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
     assert any(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules())
-    moving = TorchvisionResNet("resnet18", norm="bn").train()
+    moving = TorchvisionResNet("resnet18", norm="bn", freeze_at=0).train()
     mean = moving.body.bn1.running_mean.clone()
     moving(torch.randn(2, 3, 64, 64))
     assert not torch.equal(moving.body.bn1.running_mean, mean)
+    with pytest.raises(ValueError, match=r"norm='bn' needs freeze_at=0.*, got 2"):
+        TorchvisionResNet("resnet18", norm="bn")
 
 
 def test_the_coarsest_level_is_made_from_the_coarsest_map():

@@ -64,6 +64,17 @@ def test_mass_at_cell_centers_stays_in_the_cell():
     assert mass.sum().item() == pytest.approx(0.25, abs=1e-5)
 
 
+def test_places_that_are_not_finite_have_no_mass(features):
+    locations, weights = samples(features, 0.1)
+    whole = attention_mass(features, queries(), locations, weights)
+    locations[0, 0] = float("nan")
+    locations[1, 0] = float("inf")
+    mass = attention_mass(features, queries(), locations, weights)
+    locations[:, 0] = -9.0
+    assert torch.equal(mass, attention_mass(features, queries(), locations, weights))
+    assert mass.isfinite().all() and mass.sum() < whole.sum()
+
+
 def test_recorded_mass_adds_up():
     """Every query gives each head of each layer a weight of one, if no point leaves the map."""
     model = small.detector(small.PLAIN)

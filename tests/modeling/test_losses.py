@@ -103,6 +103,13 @@ def test_weights_are_applied_once_and_boxes_counted_over_the_batch(prediction):
         torch.testing.assert_close(losses[f"decoder.0/{term.name}"], expected)
 
 
+def test_terms_need_names_of_their_own():
+    with pytest.raises(ValueError, match=r"SetCriterion.matched must be terms of different names"):
+        SetCriterion(HungarianMatcher(), [FocalLoss(weight=1.0), FocalLoss(weight=5.0)])
+    with pytest.raises(ValueError, match=r"SetCriterion.matched must hold at least one"):
+        SetCriterion(HungarianMatcher(), [])
+
+
 def test_every_stage_is_supervised(prediction):
     targets = Targets((prediction.boxes[0],), (torch.tensor([0, 1]),))
     full = replace(

@@ -252,6 +252,12 @@ def test_spoiled_sets(
         (["model.scorer._target_=DAMPredictr"], "DAMPredictor"),
         (["model.scorer=null"], "scorer"),
         (["model.embed_dim=60"], "embed_dim"),
+        (["model.neck.strides=[4,8,16]"], "Set model.neck.strides"),
+        (["model.neck.in_channels={res3: 64, res4: 256, res5: 512}"], "parts of model do not fit"),
+        (["model.encoder=null"], "model.encoder"),
+        (["model.query_initializer.num_queries=0"], "num_queries"),
+        (["dataloader.evaluator=null"], "dataloader.evaluator"),
+        (["train.max_iter=1.5"], "max_iter"),
         (["train.device=tpu"], "train.device"),
         (["train.amp.dtype=float12"], "train.amp.dtype"),
         (["optimizer.params.rules.0.pattern=bakcbone"], "bakcbone"),
@@ -300,7 +306,34 @@ def test_a_checkpoint_of_other_classes(
     says = ("3 classes, the model for 2", "train.reinit_class_heads=True")
     _assert_one_sentence(train_net(*arguments), capsys, output, *says)
     code = train_net(*arguments, "--eval-only", "train.reinit_class_heads=true")
-    _assert_one_sentence(code, capsys, output, says[0])
+    _assert_one_sentence(code, capsys, output, "'hand' is not one of the 3 classes")
+
+
+def test_evaluation_keeps_the_order_of_the_classes_of_the_weights(
+    train_net: Callable[..., int], trained: Path, drawn: Path, tmp_path: Path
+) -> None:
+    content = json.loads((drawn / "instances.json").read_text())
+    for entry in content["categories"]:
+        entry["id"] = 100 - entry["id"]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 100 - annotation["category_id"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    arguments = (*SMALL, *set_overrides(drawn), f"dataset.val_json={other}", "--eval-only")
+    weights = f"train.init_checkpoint={trained}/model_final.pth"
+    assert train_net(*arguments, weights, f"train.output_dir={tmp_path}/run") == 0
+    found = json.loads((tmp_path / "run/eval_results.json").read_text())["metrics"]["bbox"]
+    expected = json.loads((trained / "results.json").read_text())["metrics"]["bbox"]
+    assert found["per_class"] == expected["per_class"]
+
+
+def test_trained_weights_serve_other_scorers(
+    train_net: Callable[..., int], trained: Path, tmp_path: Path
+) -> None:
+    arguments = ("--eval-only", "model.scorer._target_=OracleScorer", "model.criterion.stage=[]")
+    weights = f"train.init_checkpoint={trained}/model_final.pth"
+    output = f"train.output_dir={tmp_path}/run"
+    assert train_net(*arguments, weights, output, config=trained / "config.yaml") == 0
 
 
 def test_evaluation_of_a_backbone_alone(

@@ -121,6 +121,10 @@ def _check_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
             f"ms_deform_attn.spatial_shapes must be {_SHAPES_FORM}, got a Tensor. "
             "Keep the sizes on the host, or pass spatial_shapes.tolist()."
         )
+    if not isinstance(spatial_shapes, Sequence) or not all(
+        isinstance(shape, Sequence) for shape in spatial_shapes
+    ):
+        raise _error("spatial_shapes", _SHAPES_FORM, spatial_shapes)
     fits = len(spatial_shapes) > 0
     for shape in spatial_shapes:
         fits = fits and len(shape) == 2

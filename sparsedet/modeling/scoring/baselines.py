@@ -99,8 +99,9 @@ class RandomScorer(nn.Module):
             row = torch.arange(h, device=device)[:, None]
             column = torch.arange(w, device=device)
             key = (row * 73856093) ^ (column * 19349663) ^ (level * 83492791 + self.seed * 15485863)
-            for shift in (13, 7, 17):  # a few rounds of mixing, all within 48 bits
-                key = ((key ^ (key >> shift)) * 0x5BD1E995) & 0xFFFFFFFF
+            for shift in (13, 7, 17):  # a few rounds of mixing; the product of 32 bits by 31 fits
+                key = ((key & 0xFFFFFFFF) ^ (key >> shift & 0xFFFFFFFF)) * 0x5BD1E995
+            key = key & 0xFFFFFFFF
             per_level.append(key.flatten())
         scores = torch.cat(per_level).to(torch.float64) / 2**32
         return TokenScores(scores.float().expand(len(features.image_sizes), -1))
