@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.layers.positional import inverse_sigmoid
 from sparsedet.modeling.heads import Heads
-from sparsedet.modeling.parts import require_positive
 from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Prediction, Queries
 from sparsedet.registry import DECODERS
 
@@ -111,7 +111,7 @@ class DeformableDecoder(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        require_positive("DeformableDecoder model.decoder", num_layers=num_layers)
+        require_positive(num_layers, "DeformableDecoder.num_layers", key="model.decoder.num_layers")
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.refine, self.eps = refine, eps
         self.layers = nn.ModuleList(

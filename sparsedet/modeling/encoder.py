@@ -8,10 +8,10 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.modeling.heads import Heads
-from sparsedet.modeling.parts import require_positive
 from sparsedet.modeling.stages import (
     EncoderOutput,
     MultiScaleFeatures,
@@ -109,7 +109,7 @@ class DeformableEncoder(nn.Module):
         value_source: Literal["updated", "input"] = "updated",
     ) -> None:
         super().__init__()
-        require_positive("DeformableEncoder model.encoder", num_layers=num_layers)
+        require_positive(num_layers, "DeformableEncoder.num_layers", key="model.encoder.num_layers")
         if value_source not in ("updated", "input"):
             raise ValueError(
                 "DeformableEncoder.value_source must be 'updated' or 'input', got "

@@ -23,25 +23,6 @@ from sparsedet.modeling.stages import (
 )
 
 
-def require_positive(where: str, **numbers: int) -> None:
-    """Check arguments of a part.
-
-    Args:
-        where: the class and the config node that sets it, as ``"DeformableEncoder model.encoder"``.
-        numbers: arguments that must be integers of at least 1.
-
-    Raises:
-        ValueError: naming the first that is not.
-    """
-    owner, node = where.split()
-    for name, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(
-                f"{owner}.{name} must be an integer of at least 1, got {value!r}. "
-                f"Set {node}.{name}."
-            )
-
-
 @runtime_checkable
 class Neck(Protocol):
     """Named backbone maps to one map per level.

@@ -6,11 +6,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.positional import sine_embedding
 from sparsedet.modeling.heads import Heads
-from sparsedet.modeling.parts import require_positive
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries
 from sparsedet.registry import QUERY_INITIALIZERS
+
+
+def _check_count(module: nn.Module, num_queries: int) -> None:
+    name = f"{type(module).__name__}.num_queries"
+    require_positive(num_queries, name, key="model.query_initializer.num_queries")
 
 
 @QUERY_INITIALIZERS.register()
@@ -29,7 +34,7 @@ class LearnedQueries(nn.Module):
 
     def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
         super().__init__()
-        require_positive("LearnedQueries model.query_initializer", num_queries=num_queries)
+        _check_count(self, num_queries)
         self.embed_dim = embed_dim
         self.embedding = nn.Embedding(num_queries, 2 * embed_dim)
         self.reference_points = nn.Linear(embed_dim, 2)
@@ -60,7 +65,7 @@ class _ProposalQueries(nn.Module):
         self, num_queries: int, *, embed_dim: int, pos_dim: int, class_agnostic: bool
     ) -> None:
         super().__init__()
-        require_positive(f"{type(self).__name__} model.query_initializer", num_queries=num_queries)
+        _check_count(self, num_queries)
         self.embed_dim, self.num_queries = embed_dim, num_queries
         self.class_agnostic = class_agnostic
         self.pos_features = embed_dim // 2

@@ -1,9 +1,8 @@
 """The nouns that the stages of a detector hand to each other. All level arithmetic lives here.
 
 Axes: ``B`` images, ``L`` levels, ``N`` tokens over all levels (fine to coarse, row by row), ``K``
-    kept
-tokens, ``Q`` queries, ``C`` channels, ``M`` heads, ``P`` points. Boxes are cxcywh in [0, 1] of the
-unpadded image unless a name says otherwise. Masks are named for what True means.
+kept tokens, ``Q`` queries, ``C`` channels, ``M`` heads, ``P`` points. Boxes are cxcywh in [0, 1] of
+the unpadded image unless a name says otherwise. Masks are named for what True means.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from sparsedet.structures import padding_mask
 
 Size = tuple[int, int]
 
@@ -130,9 +131,7 @@ def flatten_maps(
     masks, ratios = [], []
     for level, (h, w) in enumerate(shapes):
         valid = torch.tensor([image[level] for image in sizes], device=device)
-        rows = torch.arange(h, device=device) >= valid[:, 0, None]
-        columns = torch.arange(w, device=device) >= valid[:, 1, None]
-        masks.append((rows[:, :, None] | columns[:, None]).flatten(1))
+        masks.append(padding_mask([image[level] for image in sizes], (h, w), device).flatten(1))
         ratios.append(torch.stack((valid[:, 1] / w, valid[:, 0] / h), dim=-1))
     return MultiScaleFeatures(
         tokens=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1),
