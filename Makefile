@@ -48,7 +48,7 @@ $(VENV)/.made:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { \
 	  echo "error: $(PYTHON) is older than 3.10; choose another with PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(if $(filter 1,$(SYSTEM_TORCH)),--system-site-packages) $(VENV)
-	$(PIP) --quiet "setuptools>=77.0.3" wheel ninja
+	$(PIP) --quiet "setuptools>=77.0.3" wheel
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.made
