@@ -1,0 +1,38 @@
+"""Heads decode boxes; blocks compute what their papers say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsedet.layers.mlp import MLP, FeedForward
+from sparsedet.modeling.heads import Head
+from tests.modeling import small
+
+
+def test_boxes_relative_to_a_box_and_to_a_point():
+    head, x = small.randomize(Head(8, 3)), torch.randn(2, 5, 8)
+    delta = head.box_embed(x)
+    box, point = torch.rand(2, 5, 4).logit(), torch.rand(2, 5, 2).logit()
+    torch.testing.assert_close(head(x, box).boxes.logit(), delta + box, atol=1e-4, rtol=1e-4)
+    around = head(x, point).boxes.logit()
+    torch.testing.assert_close(around[..., :2], delta[..., :2] + point, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(around[..., 2:], delta[..., 2:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(head(x, box).logits, head.class_embed(x))
+
+
+def test_feed_forward_is_two_linear_layers_with_relu_between():
+    block, x = small.randomize(FeedForward(4, 6)), torch.randn(3, 4)
+    hidden = (x @ block.linear1.weight.T + block.linear1.bias).clamp(min=0)
+    torch.testing.assert_close(block(x), hidden @ block.linear2.weight.T + block.linear2.bias)
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_mlp_has_no_relu_at_its_end(num_layers):
+    mlp, x = small.randomize(MLP(4, 2, hidden_dim=6, num_layers=num_layers)), torch.randn(50, 4)
+    assert len(mlp.layers) == num_layers
+    expected = x
+    for layer in list(mlp.layers)[:-1]:
+        expected = layer(expected).clamp(min=0)
+    torch.testing.assert_close(mlp(x), mlp.layers[-1](expected))
+    assert (mlp(x) < 0).any()
