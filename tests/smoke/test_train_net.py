@@ -392,7 +392,8 @@ def _assert_one_sentence(
 
 def _command(root: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     tool = [sys.executable, "-u", str(root / "tools/train_net.py"), "--config-file"]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    threads = str(torch.get_num_threads())  # other counts round otherwise
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": threads}
     return [*tool, str(root / CONFIG), *SMALL, *arguments], environment
 
 
