@@ -85,8 +85,7 @@ class TopKSelector(nn.Module):
         if len(self.schedule) != num_layers:
             raise ValueError(
                 f"TopKSelector.schedule must have one factor for each of the {num_layers} encoder "
-                "layers, "
-                f"got {len(self.schedule)}. Set model.selector.schedule."
+                f"layers, got {len(self.schedule)}. Set model.selector.schedule."
             )
         return tuple(
             best.prefix([max(int(factor * n), 1) for n in counts]) for factor in self.schedule
