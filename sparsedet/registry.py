@@ -14,9 +14,11 @@ from fvcore.common.registry import Registry
 BACKBONES = Registry("backbone")
 NECKS = Registry("neck")
 SCORERS = Registry("scorer")
+OBJECT_SCORERS = Registry("object_scorer")
 SELECTORS = Registry("selector")
 ENCODERS = Registry("encoder")
 QUERY_INITIALIZERS = Registry("query_initializer")
+DENOISINGS = Registry("denoising")
 DECODERS = Registry("decoder")
 LOSSES = Registry("loss")
 
@@ -24,9 +26,11 @@ FAMILIES: dict[str, Registry] = {
     "backbone": BACKBONES,
     "neck": NECKS,
     "scorer": SCORERS,
+    "object_scorer": OBJECT_SCORERS,
     "selector": SELECTORS,
     "encoder": ENCODERS,
     "query_initializer": QUERY_INITIALIZERS,
+    "denoising": DENOISINGS,
     "decoder": DECODERS,
     "loss": LOSSES,
 }

@@ -114,6 +114,7 @@ class DeformableDecoder(nn.Module):
         require_positive(num_layers, "DeformableDecoder.num_layers", key="model.decoder.num_layers")
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.refine, self.eps = refine, eps
+        self.makes_pos = False
         self.layers = nn.ModuleList(
             DeformableDecoderLayer(
                 embed_dim,

@@ -158,6 +158,11 @@ class Heads(nn.Module):
         return self.proposal_head
 
     @property
+    def category(self) -> Head:
+        """Head whose class logits say what a token shows: of the first stage, else the last one."""
+        return self.decoder(-1) if self.proposal_head is None else self.proposal
+
+    @property
     def scorer(self) -> Head:
         """Head of a scorer that is supervised as a detector."""
         assert self.scorer_head is not None

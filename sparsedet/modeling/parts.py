@@ -10,11 +10,13 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.heads import Head, Heads
 from sparsedet.modeling.stages import (
     DecoderOutput,
+    DenoisingOutput,
     EncoderOutput,
     MultiScaleFeatures,
+    NoisedTargets,
     Prediction,
     Queries,
     Targets,
@@ -58,6 +60,15 @@ class Scorer(Protocol):
         self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
     ) -> TokenScores:
         """Score every token."""
+        ...
+
+
+@runtime_checkable
+class ObjectScorer(Protocol):
+    """Decides which of the kept tokens attend to each other in the dual-attention encoder."""
+
+    def __call__(self, tokens: Tensor, logits: Tensor | None, category: Head) -> Tensor:
+        """Scores ``[B K]`` of the kept ``tokens[B K C]`` with their token scores (logits)."""
         ...
 
 
@@ -106,10 +117,12 @@ class QueryInitializer(Protocol):
     Attributes:
         needs_proposals: it calls ``heads.proposal``.
         reference_dim: 2 for points, 4 for boxes.
+        provides_pos: its queries have positions; otherwise the decoder must make them.
     """
 
     needs_proposals: bool
     reference_dim: int
+    provides_pos: bool
 
     def __call__(
         self, memory: MultiScaleFeatures, heads: Heads
@@ -119,17 +132,38 @@ class QueryInitializer(Protocol):
 
 
 @runtime_checkable
+class Denoising(Protocol):
+    """Adds queries that start from noised objects, in training."""
+
+    def sample(self, targets: Targets) -> NoisedTargets:
+        """Draw noise."""
+        ...
+
+    def prepend(self, queries: Queries, noised: NoisedTargets) -> Queries:
+        """Put the noised objects before the matching queries."""
+        ...
+
+    def split(
+        self, predictions: Sequence[Prediction], noised: NoisedTargets, targets: Targets
+    ) -> tuple[tuple[Prediction, ...], DenoisingOutput]:
+        """Predictions of the matching queries, and of the noised objects with their matching."""
+        ...
+
+
+@runtime_checkable
 class Decoder(Protocol):
     """Makes the predictions.
 
     Attributes:
         refine: boxes of a layer are references of the next.
+        makes_pos: it makes the positions of the queries from their references.
     """
 
     embed_dim: int
     num_levels: int
     num_layers: int
     refine: bool
+    makes_pos: bool
 
     def __call__(
         self,

@@ -31,6 +31,7 @@ class LearnedQueries(nn.Module):
 
     needs_proposals = False
     reference_dim = 2
+    provides_pos = True
 
     def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
         super().__init__()
@@ -60,6 +61,7 @@ class _ProposalQueries(nn.Module):
 
     needs_proposals = True
     reference_dim = 4
+    provides_pos = True
 
     def __init__(
         self, num_queries: int, *, embed_dim: int, pos_dim: int, class_agnostic: bool

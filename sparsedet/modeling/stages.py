@@ -205,10 +205,13 @@ class TokenScores:
     Attributes:
         logits: score of every token; what padding holds is not defined, selectors mask it.
         prediction: set where the scorer is supervised as a detector.
+        weighs: the kept tokens are to be weighted by their scores, which is how a scorer that no
+            loss supervises gets a gradient.
     """
 
     logits: Float[Tensor, "B N"]
     prediction: Prediction | None = None
+    weighs: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,11 +223,13 @@ class TokenSelection:
         indices: distinct token indices of a row, best first; None = every token.
         valid: False = filler of an image that keeps fewer tokens than its companions; None = no
             fillers.
+        weight: factor of every kept token where it enters the encoder; None = 1.
     """
 
     counts: tuple[int, ...]
     indices: Int[Tensor, "B K"] | None = None
     valid: Bool[Tensor, "B K"] | None = None
+    weight: Float[Tensor, "B K"] | None = None
 
     def _rows(self, x: Tensor) -> Tensor:
         assert self.indices is not None
@@ -257,7 +262,10 @@ class TokenSelection:
         counts = tuple(counts)
         width = max(counts)
         return TokenSelection(
-            counts, self.indices[:, :width], filler_mask(counts, width, self.indices.device)
+            counts,
+            self.indices[:, :width],
+            filler_mask(counts, width, self.indices.device),
+            None if self.weight is None else self.weight[:, :width],
         )
 
     def mask(self, num_tokens: int) -> Bool[Tensor, "B N"]:
@@ -295,14 +303,51 @@ class Queries:
     Attributes:
         content: the queries.
         reference: points (x, y) or boxes, in [0, 1] of the unpadded image.
-        pos: position embedding added to the queries in every layer.
+        pos: position embedding added to the queries in every layer; None = the decoder makes it
+            from the references (conditional query positions).
         valid: False = filler of an image with fewer tokens than queries; None = all valid.
+        attn_mask: True = the row's query does not see the column's query; None = all see all.
+        num_denoising: that many queries come first which stand for noised objects.
     """
 
     content: Float[Tensor, "B Q C"]
     reference: Float[Tensor, "B Q D"]
-    pos: Float[Tensor, "B Q C"]
+    pos: Float[Tensor, "B Q C"] | None
     valid: Bool[Tensor, "B Q"] | None = None
+    attn_mask: Bool[Tensor, "Q Q"] | None = None
+    num_denoising: int = 0
+
+
+@dataclass(frozen=True)
+class NoisedTargets:
+    """Objects with noise, in groups of slots: slot j of a group stands for object j of its image.
+
+    Attributes:
+        labels: noised class indices; what unused slots hold is ignored.
+        boxes: noised cxcywh in [0, 1].
+        valid: False = unused slot of an image with fewer objects than another of the batch.
+        num_groups: groups; each holds as many slots as the image with most objects needs.
+    """
+
+    labels: Int[Tensor, "B D"]
+    boxes: Float[Tensor, "B D 4"]
+    valid: Bool[Tensor, "B D"]
+    num_groups: int
+
+
+@dataclass(frozen=True)
+class DenoisingOutput:
+    """What the decoder made of the noised objects.
+
+    Attributes:
+        predictions: one per decoder layer.
+        matching: which slot stands for which object, over all groups.
+        num_groups: times that every object appears.
+    """
+
+    predictions: tuple[Prediction, ...]
+    matching: Matching
+    num_groups: int
 
 
 @dataclass(frozen=True)
@@ -310,9 +355,9 @@ class DecoderOutput:
     """Predictions of every decoder layer.
 
     Attributes:
-        predictions: one per layer, the last one is the answer.
-        token_mass: cross-attention mass of the queries on every token, summed over layers and
-            heads, without gradient; None when not recorded.
+        predictions: one per layer, for all queries; the last one is the answer.
+        token_mass: cross-attention mass of the matching queries on every token, summed over layers
+            and heads, without gradient; None when not recorded.
     """
 
     predictions: tuple[Prediction, ...]
@@ -330,6 +375,7 @@ class DetectorOutput:
         selections: tokens that each encoder layer updated.
         proposals: first-stage prediction on the tokens, where the query initializer makes one.
         encoder: predictions of the encoder's auxiliary heads (training only).
+        denoising: predictions for noised objects (training only), where there is denoising.
         scores: token scores, where there is a scorer.
         token_mass: see ``DecoderOutput``.
     """
@@ -340,6 +386,7 @@ class DetectorOutput:
     selections: tuple[TokenSelection, ...]
     proposals: Prediction | None = None
     encoder: tuple[Prediction, ...] = ()
+    denoising: DenoisingOutput | None = None
     scores: TokenScores | None = None
     token_mass: Float[Tensor, "B N"] | None = None
 
@@ -355,6 +402,6 @@ class DetectorOutput:
 
 for _noun in (
     MultiScaleFeatures, Targets, Prediction, Matching, TokenScores, TokenSelection, EncoderOutput,
-    Queries, DecoderOutput, DetectorOutput,
+    Queries, NoisedTargets, DenoisingOutput, DecoderOutput, DetectorOutput,
 ):  # fmt: skip
     torch.export.register_dataclass(_noun)

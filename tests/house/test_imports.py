@@ -32,7 +32,11 @@ SAME_FLOOR = {("config", "registry"), ("events", "comm")}
 STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed what it runs
 
 MODELING_BASE = {"stages", "heads"}  # what every component may know
-MODELING_EXTRA = {"criterion": {"losses", "matcher"}, "losses": {"matcher"}}
+MODELING_EXTRA = {
+    "criterion": {"losses", "matcher"},
+    "losses": {"matcher"},
+    "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
+}
 
 EVERYWHERE = None
 THIRD_PARTY = {
