@@ -36,7 +36,7 @@ class StageTerm(Protocol):
     requires: frozenset[str]
     trains: str
 
-    def __call__(self, output: DetectorOutput) -> Tensor:
+    def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
         """The unweighted loss."""
         ...
 
@@ -92,7 +92,7 @@ class SetCriterion:
             for term in self.matched:
                 losses[f"{stage}/{term.name}"] = term.weight * term(prediction, matching, num_boxes)
         for term in self.stage:
-            losses[f"scorer/{term.name}"] = term.weight * term(output)
+            losses[f"scorer/{term.name}"] = term.weight * term(output, targets)
         return losses
 
 

@@ -1,7 +1,8 @@
 """Loss terms. A term owns its weight; the criterion multiplies by it, once.
 
 A *matched term* maps ``(prediction, matching, num_boxes)`` to a scalar, a *stage term* maps a
-``DetectorOutput`` to a scalar and declares in ``requires`` what the detector must record for it.
+``DetectorOutput`` and the targets to a scalar and declares in ``requires`` what the detector must
+record for it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from sparsedet.events import log_scalar
-from sparsedet.modeling.stages import DetectorOutput, Matching, MultiScaleFeatures, Prediction
+from sparsedet.modeling.stages import (
+    DetectorOutput,
+    Matching,
+    MultiScaleFeatures,
+    Prediction,
+    Targets,
+)
 from sparsedet.registry import LOSSES
 from sparsedet.structures import cxcywh_to_xyxy, generalized_iou
 
@@ -111,8 +118,8 @@ class DecoderAttentionLoss:
     def __init__(self, *, weight: float) -> None:
         self.weight = weight
 
-    def __call__(self, output: DetectorOutput) -> Tensor:
-        """The unweighted loss."""
+    def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
+        """The unweighted loss; ``targets`` are not used."""
         assert output.scores is not None and output.token_mass is not None
         kept = output.selections[0]
         target = most_attended(output.token_mass, output.features, kept.counts)

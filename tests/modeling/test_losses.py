@@ -166,7 +166,7 @@ def test_decoder_attention_loss_leaves_padding_out(prediction):
     first = (bce(0.2, True) + bce(-1.0, False) + bce(1.5, True) + bce(0.3, False)) / 4
     second = (bce(0.7, False) + bce(-0.4, True)) / 2
     with events.Recorder() as recorder:
-        loss = DecoderAttentionLoss(weight=3.0)(found)
+        loss = DecoderAttentionLoss(weight=3.0)(found, Targets((), ()))
     logged = recorder.flush()
     assert loss.item() == pytest.approx((first + second) / 2, rel=1e-5)
     # Kept are tokens 2 and 0 of the first image and 0 of the second.
