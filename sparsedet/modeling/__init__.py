@@ -3,23 +3,33 @@
 from sparsedet.modeling.backbone import TimmBackbone, TorchvisionResNet, TorchvisionSwin
 from sparsedet.modeling.criterion import SetCriterion
 from sparsedet.modeling.decoder import DeformableDecoder
+from sparsedet.modeling.denoising import ContrastiveDenoising, Denoising
 from sparsedet.modeling.detector import TokenSparseDetector
 from sparsedet.modeling.encoder import DeformableEncoder
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.losses import BoxL1Loss, DecoderAttentionLoss, FocalLoss, GIoULoss
 from sparsedet.modeling.matcher import HungarianMatcher
 from sparsedet.modeling.neck import ChannelMapper
-from sparsedet.modeling.queries import EfficientQueries, LearnedQueries, TwoStageQueries
+from sparsedet.modeling.queries import (
+    AnchorQueries,
+    EfficientQueries,
+    LearnedQueries,
+    MixedQueries,
+    TwoStageQueries,
+)
 from sparsedet.modeling.scoring import DAMPredictor, ObjectnessScorer, OracleScorer, RandomScorer
 from sparsedet.modeling.selection import DenseSelector, TopKSelector
 
 __all__ = [
+    "AnchorQueries",
     "BoxL1Loss",
     "ChannelMapper",
+    "ContrastiveDenoising",
     "DAMPredictor",
     "DecoderAttentionLoss",
     "DeformableDecoder",
     "DeformableEncoder",
+    "Denoising",
     "DenseSelector",
     "EfficientQueries",
     "FocalLoss",
@@ -27,6 +37,7 @@ __all__ = [
     "Heads",
     "HungarianMatcher",
     "LearnedQueries",
+    "MixedQueries",
     "ObjectnessScorer",
     "OracleScorer",
     "RandomScorer",

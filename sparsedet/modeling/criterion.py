@@ -42,7 +42,7 @@ class StageTerm(Protocol):
 
 
 class SetCriterion:
-    """Sum of weighted terms over decoder layers, proposals, encoder heads and the scorer.
+    """Sum of weighted terms over decoder layers, proposals, encoder heads, denoising and scorer.
 
     Args:
         matcher: matches predictions and objects, anew for every stage.
@@ -83,17 +83,29 @@ class SetCriterion:
 
         Keys read ``"<stage>/<term>"``, for instance ``"decoder.5/box_l1"`` or
         ``"scorer/decoder_attention"``. The box terms are divided by the number of objects, averaged
-        over the processes, at least 1.
+        over the processes, at least 1; those of denoising also by the number of groups.
         """
         num_boxes = _num_boxes(targets, output.decoder[-1].boxes.device)
         losses: dict[str, Tensor] = {}
         for stage, prediction in _supervised(output):
             matching = self.matcher(prediction, targets)
-            for term in self.matched:
-                losses[f"{stage}/{term.name}"] = term.weight * term(prediction, matching, num_boxes)
+            losses.update(self._matched(stage, prediction, matching, num_boxes))
+        if (denoised := output.denoising) is not None:
+            count = num_boxes * denoised.num_groups
+            for layer, prediction in enumerate(denoised.predictions):
+                stage = f"denoising.{layer}"
+                losses.update(self._matched(stage, prediction, denoised.matching, count))
         for term in self.stage:
             losses[f"scorer/{term.name}"] = term.weight * term(output, targets)
         return losses
+
+    def _matched(
+        self, stage: str, prediction: Prediction, matching: Matching, num_boxes: Tensor | float
+    ) -> dict[str, Tensor]:
+        return {
+            f"{stage}/{term.name}": term.weight * term(prediction, matching, num_boxes)
+            for term in self.matched
+        }
 
 
 def _supervised(output: DetectorOutput) -> Iterator[tuple[str, Prediction]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from sparsedet.modeling.criterion import SetCriterion
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.parts import (
     Decoder,
+    Denoising,
     Encoder,
     Neck,
     QueryInitializer,
@@ -24,9 +25,12 @@ from sparsedet.modeling.parts import (
 )
 from sparsedet.modeling.selection import DenseSelector
 from sparsedet.modeling.stages import (
+    DecoderOutput,
+    DenoisingOutput,
     DetectorOutput,
     MultiScaleFeatures,
     Prediction,
+    Queries,
     Size,
     Targets,
     flatten_maps,
@@ -53,8 +57,8 @@ class Batch:
 class TokenSparseDetector(nn.Module):
     """Backbone, neck, token scorer, selector, encoder, query initializer, decoder.
 
-    Deformable DETR, Efficient DETR and Sparse DETR are this class with different parts; see
-    ``projects/``.
+    Deformable DETR, Efficient DETR, DN-Deformable-DETR, DINO, Sparse DETR and Focus-DETR are this
+    class with different parts; see ``projects/``.
 
     Args:
         backbone: images to named maps.
@@ -68,6 +72,7 @@ class TokenSparseDetector(nn.Module):
         num_classes: classes.
         scorer: scores the tokens for the selector; None for a dense encoder.
         selector: chooses the tokens; None = all of them.
+        denoising: adds queries that start from noised objects in training; None = no such queries.
         position_embedding: embedding of the cells; None = the paper's.
         shared_heads: one head for all decoder layers (Deformable DETR without refinement).
         encoder_aux_loss: supervise every encoder layer but the last with a head of its own
@@ -87,6 +92,7 @@ class TokenSparseDetector(nn.Module):
     encoder: Encoder
     query_initializer: QueryInitializer
     decoder: Decoder
+    denoising: Denoising | None
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -104,6 +110,7 @@ class TokenSparseDetector(nn.Module):
         num_classes: int,
         scorer: Scorer | None = None,
         selector: Selector | None = None,
+        denoising: Denoising | None = None,
         position_embedding: SinePositionEmbedding | None = None,
         shared_heads: bool = False,
         encoder_aux_loss: bool = False,
@@ -121,7 +128,7 @@ class TokenSparseDetector(nn.Module):
         self.backbone, self.neck = backbone, neck
         self.scorer, self.selector = scorer, selector or DenseSelector()
         self.encoder, self.query_initializer, self.decoder = encoder, query_initializer, decoder
-        self.criterion = criterion
+        self.denoising, self.criterion = denoising, criterion
         self.num_classes, self.max_detections = num_classes, max_detections
         self.position_embedding = position_embedding or SinePositionEmbedding(embed_dim)
         self._check_contracts()
@@ -159,6 +166,8 @@ class TokenSparseDetector(nn.Module):
         }
         if self.scorer is not None:
             families["scorer"] = Scorer
+        if self.denoising is not None:
+            families["denoising"] = Denoising
         for name, family in families.items():
             part = getattr(self, name)
             if not isinstance(part, family):
@@ -173,8 +182,10 @@ class TokenSparseDetector(nn.Module):
             )
 
     def _check_parts(self, embed_dim: int, num_levels: int) -> None:
-        names = ("neck", "encoder", "decoder", "position_embedding", "query_initializer", "scorer")
-        for name in names:
+        for name in (
+            "neck", "encoder", "decoder", "position_embedding", "query_initializer", "scorer",
+            "denoising",
+        ):  # fmt: skip
             got = getattr(getattr(self, name), "embed_dim", embed_dim)  # some fit any width
             if got != embed_dim:
                 raise ValueError(
@@ -207,7 +218,29 @@ class TokenSparseDetector(nn.Module):
                 f"{self.encoder.num_layers} encoder layers, got {len(schedule)}. "
                 "Set model.selector.schedule."
             )
+        self._check_queries()
         self._check_supervision()
+
+    def _check_queries(self) -> None:
+        initializer = type(self.query_initializer).__name__
+        provides = self.query_initializer.provides_pos
+        if provides == self.decoder.makes_pos:
+            raise ValueError(
+                f"TokenSparseDetector.decoder must {'not ' if provides else ''}make positions for "
+                f"{initializer}, whose queries {'have' if provides else 'lack'} them, got "
+                f"{self.decoder.makes_pos}. Set model.decoder.conditional_pos={not provides}."
+            )
+        if self.decoder.makes_pos and self.query_initializer.reference_dim != 4:
+            raise ValueError(
+                "TokenSparseDetector.decoder makes positions from boxes, the references of "
+                f"{initializer} are points. Set model.query_initializer."
+            )
+        if self.denoising is not None and (provides or self.query_initializer.reference_dim != 4):
+            raise ValueError(
+                f"TokenSparseDetector.denoising must be None for {initializer}, whose queries have "
+                f"positions or start from points, got {type(self.denoising).__name__}. "
+                "Set model.denoising=null or model.query_initializer._target_=MixedQueries."
+            )
 
     def _check_supervision(self) -> None:
         needed = None if self.scorer is None else self.scorer.trained_by
@@ -346,7 +379,7 @@ class TokenSparseDetector(nn.Module):
         selections = self.selector(scores, features, self.encoder.num_layers)
         encoded = self.encoder(features, selections, scores, self.heads, aux=self.training)
         queries, proposals = self.query_initializer(encoded.memory, self.heads)
-        decoded = self.decoder(queries, encoded.memory, self.heads, record=record)
+        decoded, denoised = self._decode(queries, encoded.memory, targets, record)
         return DetectorOutput(
             decoder=decoded.predictions,
             features=features,
@@ -354,9 +387,25 @@ class TokenSparseDetector(nn.Module):
             selections=selections,
             proposals=proposals,
             encoder=encoded.aux,
+            denoising=denoised,
             scores=scores,
             token_mass=decoded.token_mass,
         )
+
+    def _decode(
+        self,
+        queries: Queries,
+        memory: MultiScaleFeatures,
+        targets: Targets | None,
+        record: Collection[str],
+    ) -> tuple[DecoderOutput, DenoisingOutput | None]:
+        if not self.training or self.denoising is None or targets is None:
+            return self.decoder(queries, memory, self.heads, record=record), None
+        noised = self.denoising.sample(targets)
+        queries = self.denoising.prepend(queries, noised)
+        decoded = self.decoder(queries, memory, self.heads, record=record)
+        predictions, denoised = self.denoising.split(decoded.predictions, noised, targets)
+        return replace(decoded, predictions=predictions), denoised
 
     def postprocess(
         self, output: DetectorOutput, batched_inputs: Sequence[Mapping[str, Any]]

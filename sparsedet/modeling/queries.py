@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sparsedet.layers.arguments import require_positive
-from sparsedet.layers.positional import sine_embedding
+from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries
 from sparsedet.registry import QUERY_INITIALIZERS
@@ -56,6 +56,42 @@ class LearnedQueries(nn.Module):
         return queries, None
 
 
+@QUERY_INITIALIZERS.register()
+class AnchorQueries(nn.Module):
+    """Learned content and learned boxes; the decoder makes positions from the boxes.
+
+    DAB-DETR, section 4.2, as DN-DETR uses it: the last channel of the content is 0, that of
+    denoising queries is 1 (the indicator of section 4.3 there).
+
+    Args:
+        embed_dim: channels.
+        num_queries: queries.
+    """
+
+    needs_proposals = False
+    reference_dim = 4
+    provides_pos = False
+
+    def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
+        super().__init__()
+        _check_count(self, num_queries)
+        self.embed_dim = embed_dim
+        self.embedding = nn.Embedding(num_queries, embed_dim - 1)
+        self.anchors = nn.Embedding(num_queries, 4)
+        nn.init.zeros_(self.embedding.weight)
+        with torch.no_grad():
+            self.anchors.weight.uniform_()
+            self.anchors.weight.copy_(inverse_sigmoid(self.anchors.weight).clamp(-3, 3))
+
+    def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, None]:
+        """The same queries for every image; there is no first-stage prediction."""
+        batch = len(memory.image_sizes)
+        content = nn.functional.pad(self.embedding.weight, (0, 1))
+        reference = self.anchors.weight.float().sigmoid()
+        expanded = (x.expand(batch, -1, -1) for x in (content, reference))
+        return Queries(*expanded, pos=None), None
+
+
 class _ProposalQueries(nn.Module):
     """Queries from the best-scored first-stage proposals."""
 
@@ -88,10 +124,9 @@ class _ProposalQueries(nn.Module):
         logits = proposals.logits.detach()
         scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
         assert proposals.valid is not None
-        scores = scores.masked_fill(~proposals.valid, float("-inf"))
-        best = scores.topk(min(self.num_queries, scores.shape[1]), dim=1)
-        boxes = proposals.boxes.detach().gather(1, best.indices[..., None].expand(-1, -1, 4))
-        return best.indices, boxes, proposals.valid.gather(1, best.indices)
+        indices = _best(scores, proposals.valid, self.num_queries)
+        boxes = _rows(proposals.boxes.detach(), indices)
+        return indices, boxes, proposals.valid.gather(1, indices)
 
     def _position(self, boxes: Float[Tensor, "B Q 4"]) -> Tensor:
         return self.pos_norm(
@@ -145,7 +180,52 @@ class EfficientQueries(_ProposalQueries):
         """Queries, and the first-stage prediction on all tokens."""
         proposals = self._propose(memory, heads)
         indices, boxes, valid = self._select(proposals)
-        content = memory.tokens.gather(
-            1, indices[..., None].expand(-1, -1, memory.tokens.shape[-1])
-        )
+        content = _rows(memory.tokens, indices)
         return Queries(content, boxes, self._position(boxes), valid), proposals
+
+
+@QUERY_INITIALIZERS.register()
+class MixedQueries(nn.Module):
+    """Learned content, boxes of the best proposals (DINO, section 3.4: mixed query selection).
+
+    The content belongs to the rank of the proposal. The first-stage prediction holds the selected
+    tokens alone, true classes and all.
+
+    Args:
+        embed_dim: channels.
+        num_queries: queries; fewer where the map has fewer tokens.
+    """
+
+    needs_proposals = True
+    reference_dim = 4
+    provides_pos = False
+
+    def __init__(self, embed_dim: int = 256, num_queries: int = 900) -> None:
+        super().__init__()
+        _check_count(self, num_queries)
+        self.embed_dim, self.num_queries = embed_dim, num_queries
+        self.embedding = nn.Embedding(num_queries, embed_dim)
+
+    def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
+        """Queries, and the first-stage prediction on the selected tokens, best first."""
+        tokens = heads.token_embedding(memory, with_pos=False)
+        boxes, valid = heads.proposals(memory)
+        with torch.no_grad():
+            scores = heads.proposal.logits(tokens).amax(-1)
+        indices = _best(scores, valid, self.num_queries)
+        valid = valid.gather(1, indices)
+        proposals = heads.proposal(_rows(tokens, indices), _rows(boxes, indices), valid)
+        content = self.embedding.weight[: indices.shape[1]].expand(len(indices), -1, -1)
+        return Queries(content, proposals.boxes.detach(), pos=None, valid=valid), proposals
+
+
+def _best(
+    scores: Float[Tensor, "B N"], valid: Bool[Tensor, "B N"], count: int
+) -> Int[Tensor, "B Q"]:
+    """Indices of the best ``count`` tokens, best first; those that are not valid come last."""
+    scores = scores.masked_fill(~valid, float("-inf"))
+    return scores.topk(min(count, scores.shape[1]), dim=1).indices
+
+
+def _rows(x: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q D"]:
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,261 @@
+"""Denoising: decoder queries that start from noised objects and are matched by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.positional import inverse_sigmoid
+from sparsedet.modeling.stages import (
+    DenoisingOutput,
+    Matching,
+    NoisedTargets,
+    Prediction,
+    Queries,
+    Targets,
+)
+from sparsedet.registry import DENOISINGS
+from sparsedet.structures import cxcywh_to_xyxy, xyxy_to_cxcywh
+
+
+class _NoisedQueries(nn.Module):
+    """What both kinds of denoising share: labels become queries, groups do not see each other."""
+
+    def __init__(self, num_labels: int, label_dim: int, *, eps: float, mask_unused: bool) -> None:
+        super().__init__()
+        self.num_labels, self.eps, self.mask_unused = num_labels, eps, mask_unused
+        self.label_embedding = nn.Embedding(num_labels, label_dim)
+
+    def _check_noise(self, label_noise: float, box_noise: float) -> None:
+        name = type(self).__name__
+        if not 0 <= label_noise <= 1:
+            raise ValueError(
+                f"{name}.label_noise must be a probability in [0, 1], got {label_noise}. "
+                "Set model.denoising.label_noise."
+            )
+        if box_noise < 0:
+            raise ValueError(
+                f"{name}.box_noise must not be negative, got {box_noise}. "
+                "Set model.denoising.box_noise."
+            )
+
+    def _content(self, labels: Int[Tensor, "B D"]) -> Float[Tensor, "B D C"]:
+        return self.label_embedding(labels)
+
+    def prepend(self, queries: Queries, noised: NoisedTargets) -> Queries:
+        """Put the noised objects before the matching queries.
+
+        The matching queries do not see them, a group does not see another group (DN-DETR,
+        section 4.3); all see the matching queries.
+        """
+        total = noised.labels.shape[1]
+        used = noised.valid[..., None]
+        content = self._content(noised.labels) * used
+        boxes = torch.where(used, noised.boxes, 0.5)
+        reference = inverse_sigmoid(boxes.float(), self.eps).sigmoid()
+        joined = torch.cat((content.to(queries.content.dtype), queries.content), dim=1)
+        return replace(
+            queries,
+            content=joined,
+            reference=torch.cat((reference.to(queries.reference.dtype), queries.reference), dim=1),
+            valid=self._valid(queries, noised),
+            attn_mask=group_mask(total, noised.num_groups, joined.shape[1], joined.device),
+            num_denoising=total,
+        )
+
+    def _valid(self, queries: Queries, noised: NoisedTargets) -> Bool[Tensor, "B Q"] | None:
+        if not self.mask_unused and queries.valid is None:
+            return None
+        noised_valid = noised.valid if self.mask_unused else torch.ones_like(noised.valid)
+        if queries.valid is not None:
+            matching_valid = queries.valid
+        else:
+            matching_valid = noised.valid.new_ones(queries.content.shape[:2])
+        return torch.cat((noised_valid, matching_valid), dim=1)
+
+    def split(
+        self, predictions: Sequence[Prediction], noised: NoisedTargets, targets: Targets
+    ) -> tuple[tuple[Prediction, ...], DenoisingOutput]:
+        """Predictions of the matching queries, and of the noised objects with their matching."""
+        total = noised.labels.shape[1]
+        matching = tuple(_rows(prediction, slice(total, None)) for prediction in predictions)
+        denoised = tuple(_rows(prediction, slice(0, total)) for prediction in predictions)
+        found = match_slots(targets, total // noised.num_groups, noised.num_groups)
+        return matching, DenoisingOutput(denoised, found, noised.num_groups)
+
+
+def _rows(prediction: Prediction, rows: slice) -> Prediction:
+    return replace(
+        prediction,
+        logits=prediction.logits[:, rows],
+        boxes=prediction.boxes[:, rows],
+        valid=None if prediction.valid is None else prediction.valid[:, rows],
+    )
+
+
+def group_mask(
+    num_denoising: int, num_groups: int, num_queries: int, device: torch.device
+) -> Bool[Tensor, "Q Q"]:
+    """True where a query (row) must not see another (column).
+
+    Args:
+        num_denoising: queries of noised objects; they come first.
+        num_groups: groups of the same size.
+        num_queries: all queries.
+        device: where the mask lives.
+    """
+    index = torch.arange(num_queries, device=device)
+    size = num_denoising // num_groups
+    group = torch.where(index < num_denoising, index // size, -1)
+    return (group >= 0) & (group != group[:, None])
+
+
+def match_slots(targets: Targets, slots: int, num_groups: int) -> Matching:
+    """Slot j of every group of ``slots`` answers for object j of its image."""
+    image, query, boxes, labels = [], [], [], []
+    for index, (box, label) in enumerate(zip(targets.boxes, targets.labels, strict=True)):
+        first = torch.arange(num_groups, device=box.device)[:, None] * slots
+        place = (first + torch.arange(len(label), device=box.device)).flatten()
+        image.append(torch.full_like(place, index))
+        query.append(place)
+        boxes.append(box.repeat(num_groups, 1))
+        labels.append(label.repeat(num_groups))
+    return Matching(torch.cat(image), torch.cat(query), torch.cat(boxes), torch.cat(labels))
+
+
+def _pad(
+    targets: Targets,
+) -> tuple[Int[Tensor, "B n"], Float[Tensor, "B n 4"], Bool[Tensor, "B n"]]:
+    """Labels, boxes and which are used, in as many slots as the fullest image needs, at least 1."""
+    slots = max(1, *targets.counts)
+    labels = torch.stack([nn.functional.pad(x, (0, slots - len(x))) for x in targets.labels])
+    boxes = torch.stack(
+        [nn.functional.pad(x, (0, 0, 0, slots - len(x)), value=0.5) for x in targets.boxes]
+    )
+    counts = torch.tensor(targets.counts, device=labels.device)
+    return labels, boxes, torch.arange(slots, device=labels.device) < counts[:, None]
+
+
+@DENOISINGS.register()
+class Denoising(_NoisedQueries):
+    """Groups of noised copies of all objects (DN-DETR, section 4).
+
+    Centers move by up to ``box_noise`` of half the size, sizes change by up to ``box_noise`` of
+    themselves, all numbers are clamped to [0, 1]. The last channel of a denoising query is 1, that
+    of ``AnchorQueries`` is 0 (the indicator of section 4.3). One label more than there are classes
+    stands for "unknown" and may be drawn as noise.
+
+    Args:
+        embed_dim: channels.
+        num_classes: classes.
+        num_groups: copies of every object.
+        label_noise: probability that a label is replaced by one drawn from all.
+        box_noise: see above.
+        eps: clamp of the inverse sigmoid. Weights trained with detrex need 1e-3.
+        mask_unused: slots that an image with fewer objects than its companions leaves empty are
+            neither seen nor supervised. The released code lets them be both.
+
+    Raises:
+        ValueError: for numbers outside of their ranges.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_classes: int,
+        *,
+        num_groups: int = 5,
+        label_noise: float = 0.2,
+        box_noise: float = 0.4,
+        eps: float = 1e-5,
+        mask_unused: bool = True,
+    ) -> None:
+        super().__init__(num_classes + 1, embed_dim - 1, eps=eps, mask_unused=mask_unused)
+        require_positive(num_groups, "Denoising.num_groups", key="model.denoising.num_groups")
+        self._check_noise(label_noise, box_noise)
+        self.embed_dim, self.num_groups = embed_dim, num_groups
+        self.label_noise, self.box_noise = label_noise, box_noise
+
+    def _content(self, labels: Int[Tensor, "B D"]) -> Float[Tensor, "B D C"]:
+        return nn.functional.pad(self.label_embedding(labels), (0, 1), value=1.0)
+
+    def sample(self, targets: Targets) -> NoisedTargets:
+        """Draw noise for ``num_groups`` copies of the objects."""
+        labels, boxes, used = (
+            x.repeat(1, self.num_groups, *[1] * (x.ndim - 2)) for x in _pad(targets)
+        )
+        replaced = torch.rand(labels.shape, device=labels.device) < self.label_noise
+        drawn = torch.randint_like(labels, self.num_labels)
+        extent = torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), dim=-1)
+        boxes = boxes + (2 * torch.rand_like(boxes) - 1) * extent * self.box_noise
+        return NoisedTargets(
+            torch.where(replaced, drawn, labels), boxes.clamp(0, 1), used, self.num_groups
+        )
+
+
+@DENOISINGS.register()
+class ContrastiveDenoising(_NoisedQueries):
+    """Groups of slightly noised objects and of strongly noised ones to reject (DINO, section 3.3).
+
+    A group holds one positive slot for every object, then one negative. Each corner coordinate
+    moves by r times half the size, times ``box_noise``: r is drawn from (0, 1) for positives, from
+    (1, 2) for negatives, either way along the axis. Corners are clamped to the image.
+
+    Args:
+        embed_dim: channels.
+        num_classes: classes.
+        num_queries: about as many positive slots; there are ``num_queries // n`` groups, at least
+            1, where the fullest image has n objects.
+        label_noise: probability that a label is replaced by one drawn from all (half of the ratio
+            that the paper gives).
+        box_noise: see above.
+        eps: clamp of the inverse sigmoid. Weights trained with detrex need 1e-3.
+        mask_unused: slots that an image with fewer objects than its companions leaves empty are
+            neither seen nor supervised. The released code lets them be both.
+
+    Raises:
+        ValueError: for numbers outside of their ranges.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_classes: int,
+        *,
+        num_queries: int = 100,
+        label_noise: float = 0.25,
+        box_noise: float = 1.0,
+        eps: float = 1e-5,
+        mask_unused: bool = True,
+    ) -> None:
+        super().__init__(num_classes, embed_dim, eps=eps, mask_unused=mask_unused)
+        name = "ContrastiveDenoising.num_queries"
+        require_positive(num_queries, name, key="model.denoising.num_queries")
+        self._check_noise(label_noise, box_noise)
+        self.embed_dim, self.num_queries = embed_dim, num_queries
+        self.label_noise, self.box_noise = label_noise, box_noise
+
+    def sample(self, targets: Targets) -> NoisedTargets:
+        """Draw noise for as many groups as fit."""
+        labels, boxes, used = _pad(targets)
+        num_groups = max(self.num_queries // labels.shape[1], 1)
+        copies = 2 * num_groups
+        labels, used = labels.repeat(1, copies), used.repeat(1, copies)
+        replaced = torch.rand(labels.shape, device=labels.device) < self.label_noise
+        labels = torch.where(replaced, torch.randint_like(labels, self.num_labels), labels)
+        noised = self._move_corners(boxes[:, None].expand(-1, copies, -1, -1))
+        return NoisedTargets(labels, noised.flatten(1, 2), used, num_groups)
+
+    def _move_corners(self, boxes: Float[Tensor, "B G n 4"]) -> Float[Tensor, "B G n 4"]:
+        """Groups at even places are positive, at odd ones negative."""
+        negative = torch.arange(boxes.shape[1], device=boxes.device)[:, None, None] % 2
+        sign = 2.0 * torch.randint_like(boxes, 2) - 1
+        distance = sign * (torch.rand_like(boxes) + negative) * self.box_noise
+        half = boxes[..., 2:].repeat(1, 1, 1, 2) / 2
+        corners = cxcywh_to_xyxy(boxes) + distance * half
+        return xyxy_to_cxcywh(corners.clamp(0, 1))
