@@ -1,0 +1,23 @@
+"""The model of detrex's 12-epoch weights: where its code leaves the paper, see the README."""
+
+from sparsedet.config import LazyCall as L
+from sparsedet.config import get_config
+from sparsedet.modeling import (
+    DualAttentionEncoder,
+    ForegroundLoss,
+    ForegroundTokenSelector,
+    MultiCategoryScorer,
+    TopKSelector,
+)
+
+model = get_config("projects/dino/configs/released/dino_r50_4scale.py").model
+model.scorer = L(ForegroundTokenSelector)(
+    embed_dim="${..embed_dim}", num_levels="${..num_levels}", align_corners=True
+)
+model.selector = L(TopKSelector)(keep_ratio=0.5, schedule=[1.0, 0.8, 0.6, 0.6, 0.4, 0.2])
+model.encoder._target_ = DualAttentionEncoder
+model.encoder.value_source = "input"
+model.encoder.object_scorer = L(MultiCategoryScorer)(product="logit")
+model.criterion.stage = [
+    L(ForegroundLoss)(weight=1.5, size_ranges=[(-1, 64), (64, 128), (128, 256), (256, 999999)])
+]
