@@ -5,9 +5,16 @@ from sparsedet.modeling.criterion import SetCriterion
 from sparsedet.modeling.decoder import DeformableDecoder
 from sparsedet.modeling.denoising import ContrastiveDenoising, Denoising
 from sparsedet.modeling.detector import TokenSparseDetector
-from sparsedet.modeling.encoder import DeformableEncoder
+from sparsedet.modeling.encoder import DeformableEncoder, DualAttentionEncoder
 from sparsedet.modeling.heads import Heads
-from sparsedet.modeling.losses import BoxL1Loss, DecoderAttentionLoss, FocalLoss, GIoULoss
+from sparsedet.modeling.losses import (
+    BoxL1Loss,
+    DecoderAttentionLoss,
+    FocalLoss,
+    ForegroundLoss,
+    GIoULoss,
+    SalienceLoss,
+)
 from sparsedet.modeling.matcher import HungarianMatcher
 from sparsedet.modeling.neck import ChannelMapper
 from sparsedet.modeling.queries import (
@@ -17,7 +24,14 @@ from sparsedet.modeling.queries import (
     MixedQueries,
     TwoStageQueries,
 )
-from sparsedet.modeling.scoring import DAMPredictor, ObjectnessScorer, OracleScorer, RandomScorer
+from sparsedet.modeling.scoring import (
+    DAMPredictor,
+    ForegroundTokenSelector,
+    MultiCategoryScorer,
+    ObjectnessScorer,
+    OracleScorer,
+    RandomScorer,
+)
 from sparsedet.modeling.selection import DenseSelector, TopKSelector
 
 __all__ = [
@@ -31,16 +45,21 @@ __all__ = [
     "DeformableEncoder",
     "Denoising",
     "DenseSelector",
+    "DualAttentionEncoder",
     "EfficientQueries",
     "FocalLoss",
+    "ForegroundLoss",
+    "ForegroundTokenSelector",
     "GIoULoss",
     "Heads",
     "HungarianMatcher",
     "LearnedQueries",
     "MixedQueries",
+    "MultiCategoryScorer",
     "ObjectnessScorer",
     "OracleScorer",
     "RandomScorer",
+    "SalienceLoss",
     "SetCriterion",
     "TimmBackbone",
     "TokenSparseDetector",

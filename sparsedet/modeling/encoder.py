@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from jaxtyping import Bool, Float
@@ -12,6 +12,7 @@ from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.scoring import MultiCategoryScorer
 from sparsedet.modeling.stages import (
     EncoderOutput,
     MultiScaleFeatures,
@@ -19,6 +20,7 @@ from sparsedet.modeling.stages import (
     Size,
     TokenScores,
     TokenSelection,
+    filler_mask,
 )
 from sparsedet.registry import ENCODERS
 
@@ -73,6 +75,39 @@ class DeformableEncoderLayer(nn.Module):
         return self.feedforward_norm(tokens + self.dropout(self.feedforward(tokens)))
 
 
+ValueSource = Literal["updated", "input"]
+
+
+class ObjectAttention(nn.Module):
+    """Self-attention of the object tokens, followed by LayerNorm (Focus-DETR, algorithm 1).
+
+    Args:
+        embed_dim: channels.
+        num_heads: attention heads.
+        dropout: probability, in the residual branch and on the attention weights.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, *, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(
+            embed_dim, num_heads, dropout=dropout, batch_first=True
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B O C"],
+        pos: Float[Tensor, "B O C"],
+        valid: Bool[Tensor, "B O"] | None,
+    ) -> Float[Tensor, "B O C"]:
+        """Update ``tokens``; those that are not ``valid`` are not seen by others."""
+        q = tokens + pos
+        masked = None if valid is None else ~valid
+        attended = self.attention(q, q, tokens, key_padding_mask=masked, need_weights=False)[0]
+        return self.norm(tokens + self.dropout(attended))
+
+
 @ENCODERS.register()
 class DeformableEncoder(nn.Module):
     """Deformable encoder whose layers update the selected tokens of the map.
@@ -80,6 +115,10 @@ class DeformableEncoder(nn.Module):
     Deformable DETR, section 4.1; Sparse DETR, section 3.1 and equation 2: kept tokens are the
     queries, the value is the whole map in its current state, tokens that no layer keeps stay as
     they came in.
+
+    Where a selection has weights, they multiply its tokens when these are gathered from the map,
+    as in the poll sampler of PnP-DETR (section 3.2). A layer that goes on with the rows of the
+    previous one does not multiply them again.
 
     Args:
         embed_dim: channels.
@@ -106,18 +145,12 @@ class DeformableEncoder(nn.Module):
         feedforward_dim: int = 1024,
         dropout: float = 0.1,
         num_layers: int = 6,
-        value_source: Literal["updated", "input"] = "updated",
+        value_source: ValueSource = "updated",
     ) -> None:
         super().__init__()
-        require_positive(num_layers, "DeformableEncoder.num_layers", key="model.encoder.num_layers")
-        if value_source not in ("updated", "input"):
-            raise ValueError(
-                "DeformableEncoder.value_source must be 'updated' or 'input', got "
-                f"{value_source!r}. "
-                "Set model.encoder.value_source."
-            )
+        _check("DeformableEncoder", num_layers, value_source)
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
-        self.value_source = value_source
+        self.value_source: ValueSource = value_source
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(
                 embed_dim,
@@ -149,20 +182,187 @@ class DeformableEncoder(nn.Module):
             heads: auxiliary heads.
             aux: evaluate the auxiliary heads that exist.
         """
-        reference_points = features.to_levels(features.reference_points())
-        proposals = heads.proposals(features) if aux and heads.num_encoder else None
-        memory, predictions = features.tokens, []
-        rows = pos = points = previous = None
-        for index, (layer, selection) in enumerate(zip(self.layers, selections, strict=True)):
-            if selection is not previous:
-                rows, pos = selection.gather(memory), selection.gather(features.pos)
-                points, previous = selection.gather(reference_points), selection
-            value = memory if self.value_source == "updated" else features.tokens
-            rows = layer(rows, pos, points, value, features.spatial_shapes, features.padding_mask)
-            memory = selection.scatter(memory, rows)
-            if proposals is not None and index < heads.num_encoder:
-                predictions.append(_auxiliary(heads, index, rows, selection, proposals))
-        return EncoderOutput(features.with_tokens(memory), tuple(predictions))
+        return _encode(
+            self.layers, features, selections, heads, value_source=self.value_source, aux=aux
+        )
+
+
+@ENCODERS.register()
+class DualAttentionEncoder(nn.Module):
+    """``DeformableEncoder`` in which the most object-like kept tokens first attend to each other.
+
+    Focus-DETR, section 3.3 and algorithm 1. Before each deformable layer the object scorer rates
+    the kept tokens, the best ``num_objects`` of every image (all, if it keeps fewer) attend to each
+    other and are written back among the kept ones. It works with any selection, dense ones too,
+    and with any token scorer or none. The released code takes the value from the encoder's input,
+    multiplies logits instead of probabilities and fails for images that keep fewer tokens than
+    ``num_objects``.
+
+    Args:
+        embed_dim: channels.
+        num_heads: heads of both attentions.
+        num_levels: feature levels.
+        num_points: sampled points per head and level.
+        feedforward_dim: hidden channels of the feed-forward block.
+        dropout: probability.
+        num_layers: layers.
+        value_source: see ``DeformableEncoder``.
+        num_objects: tokens of an image that attend to each other.
+        object_scorer: rates the kept tokens (``sparsedet.modeling.parts.ObjectScorer``); None =
+            ``MultiCategoryScorer()``.
+
+    Raises:
+        ValueError: for another ``value_source``, or numbers that are not positive integers.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        *,
+        num_levels: int = 4,
+        num_points: int = 4,
+        feedforward_dim: int = 1024,
+        dropout: float = 0.1,
+        num_layers: int = 6,
+        value_source: ValueSource = "updated",
+        num_objects: int = 300,
+        object_scorer: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        _check("DualAttentionEncoder", num_layers, value_source)
+        require_positive(
+            num_objects, "DualAttentionEncoder.num_objects", key="model.encoder.num_objects"
+        )
+        self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
+        self.value_source: ValueSource = value_source
+        self.num_objects = num_objects
+        self.object_scorer = object_scorer or MultiCategoryScorer()
+        self.object_layers = nn.ModuleList(
+            ObjectAttention(embed_dim, num_heads, dropout=dropout) for _ in range(num_layers)
+        )
+        self.layers = nn.ModuleList(
+            DeformableEncoderLayer(
+                embed_dim,
+                num_heads,
+                num_levels=num_levels,
+                num_points=num_points,
+                feedforward_dim=feedforward_dim,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+
+    def forward(
+        self,
+        features: MultiScaleFeatures,
+        selections: Sequence[TokenSelection],
+        scores: TokenScores | None,
+        heads: Heads,
+        *,
+        aux: bool = False,
+    ) -> EncoderOutput:
+        """Encode.
+
+        Args:
+            features: the encoder's input.
+            selections: tokens to update, see ``DeformableEncoder.forward``.
+            scores: token scores for the object scorer.
+            heads: auxiliary heads, and the head whose class logits the object scorer reads.
+            aux: evaluate the auxiliary heads that exist.
+        """
+
+        def attend(index: int, rows: Tensor, pos: Tensor, kept: TokenSelection) -> Tensor:
+            logits = None if scores is None else kept.gather(scores.logits)
+            rating = self.object_scorer(rows, logits, heads.category)
+            objects = best_rows(rating, kept, features, self.num_objects)
+            updated = self.object_layers[index](
+                objects.gather(rows), objects.gather(pos), objects.valid
+            )
+            return objects.scatter(rows, updated)
+
+        return _encode(
+            self.layers,
+            features,
+            selections,
+            heads,
+            value_source=self.value_source,
+            aux=aux,
+            before_layer=attend,
+        )
+
+
+def best_rows(
+    rating: Float[Tensor, "B K"], kept: TokenSelection, features: MultiScaleFeatures, count: int
+) -> TokenSelection:
+    """The best-rated ``count`` of the kept tokens, at most those that an image keeps.
+
+    Args:
+        rating: rating of every kept token.
+        kept: the kept tokens.
+        features: the map that they are kept from.
+        count: tokens of every image.
+
+    Returns:
+        A selection whose indices count among the kept tokens.
+    """
+    fillers = features.padding_mask if kept.indices is None else None
+    if kept.valid is not None:
+        fillers = ~kept.valid
+    if fillers is not None:
+        rating = rating.masked_fill(fillers, float("-inf"))
+    width = min(count, rating.shape[1])
+    counts = tuple(min(width, own) for own in kept.counts)
+    indices = rating.topk(width, dim=1).indices
+    return TokenSelection(counts, indices, filler_mask(counts, width, indices.device))
+
+
+def _check(name: str, num_layers: int, value_source: str) -> None:
+    require_positive(num_layers, f"{name}.num_layers", key="model.encoder.num_layers")
+    if value_source not in ("updated", "input"):
+        raise ValueError(
+            f"{name}.value_source must be 'updated' or 'input', got {value_source!r}. "
+            "Set model.encoder.value_source."
+        )
+
+
+def _encode(
+    layers: nn.ModuleList,
+    features: MultiScaleFeatures,
+    selections: Sequence[TokenSelection],
+    heads: Heads,
+    *,
+    value_source: ValueSource,
+    aux: bool,
+    before_layer: Callable[[int, Tensor, Tensor, TokenSelection], Tensor] | None = None,
+) -> EncoderOutput:
+    """The loop of both encoders.
+
+    ``before_layer(layer, rows, pos, selection)`` returns the rows that a layer starts from.
+    """
+    reference_points = features.to_levels(features.reference_points())
+    proposals = heads.proposals(features) if aux and heads.num_encoder else None
+    memory, predictions = features.tokens, []
+    rows, pos, points, previous = memory, features.pos, reference_points, None
+    for index, (layer, selection) in enumerate(zip(layers, selections, strict=True)):
+        if selection is not previous:
+            rows, pos = _weighted_rows(selection, memory), selection.gather(features.pos)
+            points, previous = selection.gather(reference_points), selection
+        if before_layer is not None:
+            rows = before_layer(index, rows, pos, selection)
+        value = memory if value_source == "updated" else features.tokens
+        rows = layer(rows, pos, points, value, features.spatial_shapes, features.padding_mask)
+        memory = selection.scatter(memory, rows)
+        if proposals is not None and index < heads.num_encoder:
+            predictions.append(_auxiliary(heads, index, rows, selection, proposals))
+    return EncoderOutput(features.with_tokens(memory), tuple(predictions))
+
+
+def _weighted_rows(selection: TokenSelection, memory: Tensor) -> Tensor:
+    rows = selection.gather(memory)
+    if selection.weight is None:
+        return rows
+    return rows * selection.weight[..., None].to(rows.dtype)
 
 
 def _auxiliary(

@@ -2,6 +2,16 @@
 
 from sparsedet.modeling.scoring.baselines import ObjectnessScorer, OracleScorer, RandomScorer
 from sparsedet.modeling.scoring.dam import DAMPredictor
+from sparsedet.modeling.scoring.foreground import ForegroundTokenSelector
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
+from sparsedet.modeling.scoring.multi_category import MultiCategoryScorer
 
-__all__ = ["DAMPredictor", "MaskPredictor", "ObjectnessScorer", "OracleScorer", "RandomScorer"]
+__all__ = [
+    "DAMPredictor",
+    "ForegroundTokenSelector",
+    "MaskPredictor",
+    "MultiCategoryScorer",
+    "ObjectnessScorer",
+    "OracleScorer",
+    "RandomScorer",
+]

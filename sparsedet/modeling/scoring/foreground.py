@@ -1,0 +1,160 @@
+"""Scorer of Focus-DETR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparsedet.layers.arguments import require_positive
+from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
+from sparsedet.modeling.stages import MultiScaleFeatures, Size, Targets, TokenScores
+from sparsedet.registry import SCORERS
+
+DIRECTIONS = ("top_down", "bottom_up", "none")
+
+
+@SCORERS.register()
+class ForegroundTokenSelector(nn.Module):
+    """Predicts which tokens lie in objects of the size of their level (Focus-DETR, section 3.2).
+
+    One network scores the levels in turn. The scores of a level, resized to the next one, modulate
+    its tokens before they are scored (equation 2):
+    ``tokens * (1 + resize(alpha * scores))``. The network's mean over the tokens is taken level by
+    level. Scores are resized between the valid parts of the maps, so padding has no say.
+
+    Args:
+        embed_dim: channels of the tokens.
+        num_levels: feature levels.
+        direction: "top_down" = from the coarsest level to the finest (the paper's choice),
+            "bottom_up" = the reverse, "none" = levels do not modulate each other (table 5).
+        align_corners: resize so that the centers of the corner cells meet, as the released code
+            does; otherwise their outer corners meet.
+        supervised: a loss on the boxes trains it (``ForegroundLoss`` or ``SalienceLoss``).
+            Otherwise the kept tokens are weighted by their scores, and training the detector trains
+            it (table 4).
+
+    Raises:
+        ValueError: for another ``direction``, or levels that are not a positive integer.
+    """
+
+    needs_token_embedding = True
+    needs_head = False
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_levels: int = 4,
+        *,
+        direction: Literal["top_down", "bottom_up", "none"] = "top_down",
+        align_corners: bool = False,
+        supervised: bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive(
+            num_levels, "ForegroundTokenSelector.num_levels", key="model.scorer.num_levels"
+        )
+        if direction not in DIRECTIONS:
+            raise ValueError(
+                f"ForegroundTokenSelector.direction must be one of {list(DIRECTIONS)}, got "
+                f"{direction!r}. Set model.scorer.direction."
+            )
+        self.embed_dim, self.num_levels = embed_dim, num_levels
+        self.direction, self.align_corners = direction, align_corners
+        self.supervised = supervised
+        self.trained_by = "ForegroundLoss" if supervised else None
+        self.predictor = MaskPredictor(embed_dim)
+        modulates = direction != "none" and num_levels > 1
+        self.alpha = nn.Parameter(torch.empty(num_levels - 1)) if modulates else None
+        if self.alpha is not None:
+            nn.init.uniform_(self.alpha, -0.3, 0.3)
+
+    def forward(
+        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+    ) -> TokenScores:
+        """Score every token, in fp32 also under autocast; ``targets`` are not used.
+
+        Raises:
+            ValueError: if the features do not have ``num_levels`` levels.
+        """
+        if len(features.spatial_shapes) != self.num_levels:
+            raise ValueError(
+                f"ForegroundTokenSelector.num_levels must be {len(features.spatial_shapes)} as in "
+                f"the features, got {self.num_levels}. Set model.scorer.num_levels to "
+                "'${..num_levels}'."
+            )
+        tokens = heads.token_embedding(features, with_pos=True)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return TokenScores(self._score(features, tokens.float()), weighs=not self.supervised)
+
+    def _score(
+        self, features: MultiScaleFeatures, tokens: Float[Tensor, "B N C"]
+    ) -> Float[Tensor, "B N"]:
+        levels = features.split_levels(tokens)
+        padding = features.split_levels(features.padding_mask)
+        scores: dict[int, Tensor] = {}
+        previous = None
+        for step, level in enumerate(self._order()):
+            x = levels[level]
+            if self.alpha is not None and previous is not None:
+                near = self._resize(scores[previous], features, previous, level)
+                x = x * (1 + self.alpha[step - 1] * near[..., None])
+            scores[level], previous = self.predictor(x, padding[level]), level
+        return torch.cat([scores[level] for level in range(self.num_levels)], dim=1)
+
+    def _order(self) -> list[int]:
+        levels = list(range(self.num_levels))
+        return levels[::-1] if self.direction == "top_down" else levels
+
+    def _resize(
+        self, scores: Float[Tensor, "B n"], features: MultiScaleFeatures, source: int, target: int
+    ) -> Float[Tensor, "B m"]:
+        """Bilinear resize of one level's scores to the map of another, image by image."""
+        rows, columns = (
+            interpolation(
+                [size[source][axis] for size in features.level_sizes],
+                [size[target][axis] for size in features.level_sizes],
+                (features.spatial_shapes[source][axis], features.spatial_shapes[target][axis]),
+                align_corners=self.align_corners,
+                device=scores.device,
+            )
+            for axis in (0, 1)
+        )
+        maps = scores.unflatten(1, features.spatial_shapes[source])
+        return (rows @ maps @ columns.transpose(1, 2)).flatten(1)
+
+
+def interpolation(
+    source: Sequence[int],
+    target: Sequence[int],
+    padded: Size,
+    *,
+    align_corners: bool,
+    device: torch.device,
+) -> Float[Tensor, "B target source"]:
+    """Matrices that resize a row of cells linearly, each image by its own valid part.
+
+    A product with a matrix has a gradient that does not depend on the order of additions, which
+    that of a gather does on a GPU; and these are small.
+
+    Args:
+        source: valid cells of each image's row.
+        target: valid cells that they become.
+        padded: cells of both with padding.
+        align_corners: the centers of the first and last cells meet; otherwise their outer ends.
+        device: where the matrices are made.
+    """
+    cells = torch.tensor([list(source), list(target)], dtype=torch.float32, device=device)
+    old, new = cells[0, :, None], cells[1, :, None]
+    place = torch.arange(padded[1], device=device)
+    if align_corners:
+        position = place * ((old - 1) / (new - 1).clamp(min=1))
+    else:
+        position = (place + 0.5) * (old / new) - 0.5
+    position = torch.minimum(position.clamp(min=0), old - 1)
+    distance = position[..., None] - torch.arange(padded[0], device=device)
+    return (1 - distance.abs()).clamp(min=0)

@@ -1,0 +1,52 @@
+"""Object scorer of Focus-DETR."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparsedet.modeling.heads import Head
+from sparsedet.registry import OBJECT_SCORERS
+
+
+@OBJECT_SCORERS.register()
+class MultiCategoryScorer(nn.Module):
+    """Token score times the best class score of the shared class head (Focus-DETR, equation 3).
+
+    It has no parameters of its own. Without token scores, the class score counts alone.
+
+    Args:
+        product: "probability" = of the two probabilities, as in the paper; "logit" = of the two
+            logits, as in the released code, where two very negative ones make a high score.
+
+    Raises:
+        ValueError: for another ``product``.
+    """
+
+    def __init__(self, *, product: Literal["probability", "logit"] = "probability") -> None:
+        super().__init__()
+        if product not in ("probability", "logit"):
+            raise ValueError(
+                "MultiCategoryScorer.product must be 'probability' or 'logit', got "
+                f"{product!r}. Set model.encoder.object_scorer.product."
+            )
+        self.product = product
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Float[Tensor, "B K C"],
+        logits: Float[Tensor, "B K"] | None,
+        category: Head,
+    ) -> Float[Tensor, "B K"]:
+        """Scores of the kept tokens, in fp32 and without gradient."""
+        scores = category.logits(tokens).amax(-1)
+        if self.product == "probability":
+            scores = scores.sigmoid()
+        if logits is None:
+            return scores
+        own = logits.float()
+        return scores * (own.sigmoid() if self.product == "probability" else own)
