@@ -1,4 +1,4 @@
-"""AdamW and the schedules of the Deformable DETR family."""
+"""AdamW and the schedules of the Deformable DETR family, and those of DINO's."""
 
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch.optim import AdamW
@@ -25,9 +25,42 @@ optimizer = L(AdamW)(
     fused=True,
 )
 
+# DN-Deformable-DETR, DINO and Focus-DETR: half the rate, none of it less but the backbone's, and
+# no decay of the norms
+dino_optimizer = L(AdamW)(
+    params=L(param_groups)(
+        base_lr="${..lr}",
+        rules=[dict(pattern=r"^backbone\.", lr_factor=0.1)],
+        weight_decay_norm=0.0,
+        weight_decay_bias=None,
+    ),
+    lr=1e-4,
+    betas=(0.9, 0.999),
+    weight_decay=1e-4,
+    fused=True,
+)
+
 # 50 epochs with a drop at the 40th; other lengths drop at the same fraction
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[40], num_updates=50),
+    warmup_length=0.0,
+    warmup_factor=0.001,
+)
+
+lr_multiplier_36ep = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[30], num_updates=36),
+    warmup_length=0.0,
+    warmup_factor=0.001,
+)
+
+lr_multiplier_24ep = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[20], num_updates=24),
+    warmup_length=0.0,
+    warmup_factor=0.001,
+)
+
+lr_multiplier_12ep = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[11], num_updates=12),
     warmup_length=0.0,
     warmup_factor=0.001,
 )

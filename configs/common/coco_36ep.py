@@ -1,0 +1,8 @@
+"""COCO, 36 epochs: what the configs of DINO and Focus-DETR share beside the model."""
+
+from .data.coco import dataloader, dataset
+from .optim import dino_optimizer as optimizer
+from .optim import lr_multiplier_36ep as lr_multiplier
+from .train import train
+
+train.epochs = 36
