@@ -244,11 +244,12 @@ class TokenSparseDetector(nn.Module):
 
     def _check_supervision(self) -> None:
         needed = None if self.scorer is None else self.scorer.trained_by
-        terms = {type(term).__name__ for term in self.criterion.stage}
-        if needed is not None and needed not in terms:
+        trained = {term.trains for term in self.criterion.stage}
+        if needed is not None and type(self.scorer).__name__ not in trained:
+            terms = sorted(type(term).__name__ for term in self.criterion.stage)
             raise ValueError(
                 f"TokenSparseDetector.criterion: {type(self.scorer).__name__} is trained by "
-                f"{needed}, got stage terms {sorted(terms)}. Add {needed} to model.criterion.stage."
+                f"{needed}, got stage terms {terms}. Add {needed} to model.criterion.stage."
             )
         for term in self.criterion.stage:
             if term.trains != (self.scorer and type(self.scorer).__name__):

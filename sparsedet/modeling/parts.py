@@ -49,7 +49,8 @@ class Scorer(Protocol):
     Attributes:
         needs_token_embedding: it calls ``heads.token_embedding``.
         needs_head: it calls ``heads.scorer`` and returns the prediction for supervision.
-        trained_by: class name of the stage term that trains it, None if it needs none.
+        trained_by: class name of the stage term that trains it (another one that trains this
+            scorer will do), None if it needs none.
     """
 
     needs_token_embedding: bool
