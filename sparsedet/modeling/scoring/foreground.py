@@ -23,9 +23,13 @@ class ForegroundTokenSelector(nn.Module):
     """Predicts which tokens lie in objects of the size of their level (Focus-DETR, section 3.2).
 
     One network scores the levels in turn. The scores of a level, resized to the next one, modulate
-    its tokens before they are scored (equation 2):
-    ``tokens * (1 + resize(alpha * scores))``. The network's mean over the tokens is taken level by
-    level. Scores are resized between the valid parts of the maps, so padding has no say.
+    its tokens before they are scored (equation 2): ``tokens * (1 + resize(alpha * scores))``. The
+    network's mean over the tokens is taken level by level. Scores are resized between the valid
+    parts of the maps, so padding has no say.
+
+    The network starts with a LayerNorm, which takes a positive factor of its input away again. So
+    the factor is applied to the normalized tokens. The released code applies it before: there only
+    the sign of the factor counts, and alpha gets hardly any gradient.
 
     Args:
         embed_dim: channels of the tokens.
@@ -34,6 +38,8 @@ class ForegroundTokenSelector(nn.Module):
             "bottom_up" = the reverse, "none" = levels do not modulate each other (table 5).
         align_corners: resize so that the centers of the corner cells meet, as the released code
             does; otherwise their outer corners meet.
+        modulate_before_norm: apply the factor to the tokens before they are normalized, as the
+            released code does.
         supervised: a loss on the boxes trains it (``ForegroundLoss`` or ``SalienceLoss``).
             Otherwise the kept tokens are weighted by their scores, and training the detector trains
             it (table 4).
@@ -52,6 +58,7 @@ class ForegroundTokenSelector(nn.Module):
         *,
         direction: Literal["top_down", "bottom_up", "none"] = "top_down",
         align_corners: bool = False,
+        modulate_before_norm: bool = False,
         supervised: bool = True,
     ) -> None:
         super().__init__()
@@ -65,7 +72,7 @@ class ForegroundTokenSelector(nn.Module):
             )
         self.embed_dim, self.num_levels = embed_dim, num_levels
         self.direction, self.align_corners = direction, align_corners
-        self.supervised = supervised
+        self.modulate_before_norm, self.supervised = modulate_before_norm, supervised
         self.trained_by = "ForegroundLoss" if supervised else None
         self.predictor = MaskPredictor(embed_dim)
         modulates = direction != "none" and num_levels > 1
@@ -99,11 +106,13 @@ class ForegroundTokenSelector(nn.Module):
         scores: dict[int, Tensor] = {}
         previous = None
         for step, level in enumerate(self._order()):
-            x = levels[level]
+            x, factor = levels[level], None
             if self.alpha is not None and previous is not None:
                 near = self._resize(scores[previous], features, previous, level)
-                x = x * (1 + self.alpha[step - 1] * near[..., None])
-            scores[level], previous = self.predictor(x, padding[level]), level
+                factor = 1 + self.alpha[step - 1] * near
+                if self.modulate_before_norm:
+                    x, factor = x * factor[..., None], None
+            scores[level], previous = self.predictor(x, padding[level], factor), level
         return torch.cat([scores[level] for level in range(self.num_levels)], dim=1)
 
     def _order(self) -> list[int]:

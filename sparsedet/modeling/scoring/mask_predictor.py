@@ -33,11 +33,23 @@ class MaskPredictor(nn.Module):
         )
 
     def forward(
-        self, tokens: Float[Tensor, "B N C"], padding_mask: Bool[Tensor, "B N"]
+        self,
+        tokens: Float[Tensor, "B N C"],
+        padding_mask: Bool[Tensor, "B N"],
+        factor: Float[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B N"]:
-        """Score logits in fp32, also under autocast."""
+        """Score logits in fp32, also under autocast.
+
+        Args:
+            tokens: the tokens.
+            padding_mask: True = padding.
+            factor: multiplies the normalized tokens.
+        """
+        norm, linear, activation = self.input
         with torch.autocast(tokens.device.type, enabled=False):
-            local, context = self.input(tokens.float()).chunk(2, dim=-1)
+            x = norm(tokens.float())
+            x = x if factor is None else x * factor[..., None]
+            local, context = activation(linear(x)).chunk(2, dim=-1)
             weight = (~padding_mask).to(context.dtype)[..., None]
             mean = (context * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
             return self.output(torch.cat((local, mean.expand_as(context)), dim=-1)).squeeze(-1)

@@ -12,7 +12,10 @@ from sparsedet.modeling import (
 
 model = get_config("projects/dino/configs/released/dino_r50_4scale.py").model
 model.scorer = L(ForegroundTokenSelector)(
-    embed_dim="${..embed_dim}", num_levels="${..num_levels}", align_corners=True
+    embed_dim="${..embed_dim}",
+    num_levels="${..num_levels}",
+    align_corners=True,
+    modulate_before_norm=True,
 )
 model.selector = L(TopKSelector)(keep_ratio=0.5, schedule=[1.0, 0.8, 0.6, 0.6, 0.4, 0.2])
 model.encoder._target_ = DualAttentionEncoder
