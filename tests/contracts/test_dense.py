@@ -7,43 +7,78 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparsedet.modeling.stages import DetectorOutput, Prediction
 from tests.modeling import small
 
 SIZES = ((64, 96), (128, 70), (8, 30))
-SCORERS = sorted({each.scorer for each in small.combinations() if each.scorer})
-DENSE = [each for each in small.combinations() if each.scorer is None]
+DENSE = small.pairwise_cover(dense=True)
 
 
-@pytest.mark.parametrize("scorer", SCORERS)
-@pytest.mark.parametrize("schedule", [None, (1.0, 1.0)], ids=["flat", "schedule"])
-@pytest.mark.parametrize("combination", DENSE, ids=str)
-def test_keep_ratio_one_is_the_dense_model(combination, schedule, scorer):
-    sparse = replace(combination, scorer=scorer, selector="TopKSelector", schedule=schedule)
-    dense_model = small.detector(combination).train()
-    sparse_model = small.detector(sparse, keep_ratio=1.0).train()
+def sparse_choices() -> list[dict]:
+    """Every choice of tokens but the dense one, its schedule a constant one."""
+    fields = ("scorer", "term", "selector", "schedule")
+    found = {tuple(getattr(each, field) for field in fields) for each in small.combinations()}
+    chosen = [dict(zip(fields, each, strict=True)) for each in sorted(found, key=str)]
+    for each in chosen:
+        each["schedule"] = each["schedule"] and (1.0, 1.0)
+    return [each for each in chosen if each["selector"] != "DenseSelector"]
+
+
+def twins() -> list[tuple[small.Combination, small.Combination]]:
+    """Every dense combination with every scorer, and the selectors and schedules in turn."""
+    pairs = []
+    for number, dense in enumerate(DENSE):
+        by_scorer: dict = {}
+        for choice in sparse_choices():
+            by_scorer.setdefault((choice["scorer"], choice["term"]), []).append(choice)
+        for variants in by_scorer.values():
+            sparse = replace(dense, **variants[number % len(variants)])
+            if not small.weighs(sparse):
+                pairs.append((dense, sparse))
+    return pairs
+
+
+@pytest.mark.parametrize(("combination", "sparse"), twins(), ids=str)
+def test_keeping_every_token_is_the_dense_model(combination, sparse):
+    """Object tokens are all tokens: which they are is a matter of the scores."""
+    dense_model = small.detector(combination, num_objects=1000).train()
+    sparse_model = small.detector(sparse, num_objects=1000, **small.KEEP_ALL).train()
     missing, extra = sparse_model.load_state_dict(dense_model.state_dict(), strict=False)
     assert not extra
     assert all(key.startswith(("scorer", "heads.scorer", "heads.embedding")) for key in missing)
 
     features, targets = small.features(dense_model, SIZES), small.targets((3, 2, 1))
     with torch.no_grad():
-        dense = dense_model.detect_features(features, targets)
-        kept = sparse_model.detect_features(features, targets)
+        dense, kept = (
+            small.fix_noise(model).detect_features(features, targets)
+            for model in (dense_model, sparse_model)
+        )
     assert kept.keep_ratios == dense.keep_ratios == (1.0,) * 3
     shown = ~features.padding_mask
     close(kept.memory.tokens[shown], dense.memory.tokens[shown])
-    for ours, theirs in zip(kept.decoder, dense.decoder, strict=True):
+    for ours, theirs in zip(predictions(kept), predictions(dense), strict=True):
         rows = slice(None) if theirs.valid is None else theirs.valid
         close(ours.logits[rows], theirs.logits[rows])
         close(ours.boxes[rows], theirs.boxes[rows])
+    mass = torch.ones_like(features.tokens[..., 0])
     losses = [
         sum(v for k, v in model.criterion(output, targets).items() if "scorer" not in k)
         for model, output in (
             (dense_model, dense),
-            (sparse_model, replace(kept, token_mass=torch.ones_like(features.tokens[..., 0]))),
+            (sparse_model, replace(kept, token_mass=mass)),
         )
     ]
     assert float(losses[1]) == pytest.approx(float(losses[0]), rel=1e-5)
+
+
+def predictions(output: DetectorOutput) -> list[Prediction]:
+    denoised = [] if output.denoising is None else output.denoising.predictions
+    return [*output.decoder, *denoised]
+
+
+def test_every_choice_of_tokens_has_a_dense_twin():
+    compared = {(sparse.scorer, sparse.selector) for _, sparse in twins()}
+    assert compared == {(each["scorer"], each["selector"]) for each in sparse_choices()}
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:

@@ -14,7 +14,11 @@ SIZES = ((96, 128), (128, 70))
 CANCELLED = re.compile(r"neck\.(extra_)?convs\.\d\.0\.bias")
 
 
+COVER = pytest.mark.parametrize("combination", small.pairwise_cover(), ids=str)
+
+
 def train_step(model, batch) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)  # denoising draws
     losses = model.train()(batch)
     for name, loss in losses.items():
         assert loss.ndim == 0 and loss.isfinite(), (name, loss)
@@ -26,8 +30,18 @@ def train_step(model, batch) -> dict[str, torch.Tensor]:
     return losses
 
 
-@pytest.mark.parametrize("combination", small.combinations(), ids=str)
+@COVER
 def test_a_gradient_reaches_every_parameter(combination):
+    check_gradients(combination)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", small.some_combinations(300), ids=str)
+def test_a_gradient_reaches_every_parameter_of_any_combination(combination):
+    check_gradients(combination)
+
+
+def check_gradients(combination: small.Combination) -> None:
     model = small.detector(combination)
     losses = train_step(model, small.samples(SIZES, (4, 3)))
     silent = [
@@ -39,12 +53,14 @@ def test_a_gradient_reaches_every_parameter(combination):
     layers = small.ARGUMENTS["num_layers"]
     stages = {f"decoder.{layer}" for layer in range(layers)}
     stages |= {f"encoder.{layer}" for layer in range(layers - 1) if combination.aux}
-    stages |= {"proposals"} if combination.queries != "LearnedQueries" else set()
-    stages |= {"scorer"} if combination.scorer in ("DAMPredictor", "ObjectnessScorer") else set()
+    stages |= {f"denoising.{layer}" for layer in range(layers) if combination.denoising}
+    stages |= {"proposals"} if model.query_initializer.needs_proposals else set()
+    supervised = combination.term or (model.scorer is not None and model.scorer.needs_head)
+    stages |= {"scorer"} if supervised else set()
     assert {name.split("/")[0] for name in losses} == stages
 
 
-@pytest.mark.parametrize("combination", small.pairwise_cover(), ids=str)
+@COVER
 @pytest.mark.parametrize(
     "counts",
     [
@@ -57,18 +73,30 @@ def test_unusual_numbers_of_objects(combination, counts):
     train_step(small.detector(combination), small.samples(SIZES, counts))
 
 
-@pytest.mark.parametrize("combination", small.pairwise_cover(), ids=str)
+@COVER
 def test_fewer_tokens_than_queries(combination):
     batch = small.samples(((8, 8), (20, 40)), (2, 9))
     train_step(small.detector(combination), batch)
 
 
 @pytest.mark.parametrize("name", small.NAMED)
-def test_boxes_of_no_size(name):
+@pytest.mark.parametrize("box_noise", [0.4, 20.0], ids=["", "corners cross"])
+def test_boxes_of_no_size(name, box_noise):
     batch = small.samples(SIZES, (4, 3))
     boxes = batch[0]["instances"].gt_boxes.tensor
     boxes[:2, 2:] = boxes[:2, :2]
     boxes[2, 2] = boxes[2, 0]
+    train_step(small.detector(small.NAMED[name], box_noise=box_noise), batch)
+
+
+@pytest.mark.parametrize("name", small.NAMED)
+def test_boxes_at_the_border_and_of_the_whole_image(name):
+    batch = small.samples(SIZES, (4, 3))
+    boxes = batch[0]["instances"].gt_boxes.tensor
+    height, width = SIZES[0]
+    boxes[0] = torch.tensor([0.0, 0.0, width, height])
+    boxes[1] = torch.tensor([width, height, width, height])
+    boxes[2] = torch.tensor([0.0, 0.0, 0.0, height])
     train_step(small.detector(small.NAMED[name]), batch)
 
 
@@ -96,7 +124,7 @@ def test_training_needs_objects():
         small.detector(small.PLAIN).train()(batch)
 
 
-@pytest.mark.parametrize("combination", small.pairwise_cover(), ids=str)
+@COVER
 def test_training_is_deterministic(combination):
     batch = small.samples(SIZES, (4, 3))
     first, second = (small.detector(combination) for _ in range(2))
@@ -107,7 +135,7 @@ def test_training_is_deterministic(combination):
         assert torch.equal(a.grad, b.grad), name
 
 
-@pytest.mark.parametrize("combination", small.pairwise_cover(), ids=str)
+@COVER
 def test_state_dict_round_trip(combination):
     batch = small.samples(SIZES, (4, 3))
     model, other = small.detector(combination).eval(), small.detector(combination, seed=1).eval()

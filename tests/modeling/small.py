@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +23,13 @@ from sparsedet.modeling import (
     SetCriterion,
     TokenSparseDetector,
 )
-from sparsedet.modeling.stages import MultiScaleFeatures, Targets
+from sparsedet.modeling.stages import MultiScaleFeatures, NoisedTargets, Targets
 from sparsedet.registry import (
     DECODERS,
+    DENOISINGS,
     ENCODERS,
     LOSSES,
+    OBJECT_SCORERS,
     QUERY_INITIALIZERS,
     SCORERS,
     SELECTORS,
@@ -36,6 +41,7 @@ NUM_CLASSES = 3
 STRIDES = (8, 16, 32, 64)
 ARGUMENTS = dict(
     embed_dim=EMBED_DIM,
+    num_classes=NUM_CLASSES,
     num_heads=4,
     num_levels=len(STRIDES),
     num_points=2,
@@ -43,7 +49,16 @@ ARGUMENTS = dict(
     dropout=0.0,
     num_layers=2,
     num_queries=20,
+    num_objects=10,
     keep_ratio=0.4,
+    train_ratios=(0.2, 0.4),
+    mass=0.5,
+    max_keep_ratio=0.6,
+    levels=((1, 2, 3), (0, 1, 2, 3)),
+)
+# The same parts when they are told to keep every token.
+KEEP_ALL = dict(
+    keep_ratio=1.0, train_ratios=(1.0,), mass=1.0, max_keep_ratio=1.0, levels=((0, 1, 2, 3),) * 2
 )
 
 Size = tuple[int, int]
@@ -51,16 +66,22 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Combination:
-    """One choice for every interchangeable part."""
+    """One choice for every interchangeable part. ``term`` is the loss that trains the scorer."""
 
     scorer: str | None = None
+    term: str | None = None
     selector: str = "DenseSelector"
     schedule: tuple[float, ...] | None = None
     encoder: str = "DeformableEncoder"
+    object_scorer: str | None = None
     value_source: str = "updated"
     queries: str = "EfficientQueries"
+    denoising: str | None = None
     decoder: str = "DeformableDecoder"
+    scale_pos: bool = False
     refine: bool = True
+    look_forward_twice: bool = False
+    output_norm: bool = False
     aux: bool = False
     shared: bool = False
 
@@ -74,61 +95,148 @@ class Combination:
 
 
 PLAIN = Combination(queries="LearnedQueries", refine=False, shared=True)
+DINO = Combination(
+    queries="MixedQueries",
+    denoising="ContrastiveDenoising",
+    look_forward_twice=True,
+    output_norm=True,
+)
+DAM = dict(scorer="DAMPredictor", term="DecoderAttentionLoss", selector="TopKSelector")
+DUAL = dict(encoder="DualAttentionEncoder", object_scorer="MultiCategoryScorer")
+FOREGROUND = dict(
+    scorer="ForegroundTokenSelector",
+    term="ForegroundLoss",
+    selector="TopKSelector",
+    schedule=(1.0, 0.5),
+)
 NAMED = {
     "deformable_plain": PLAIN,
     "deformable_refine": Combination(queries="LearnedQueries"),
     "deformable_two_stage": Combination(queries="TwoStageQueries"),
     "efficient": Combination(),
-    "sparse": Combination("DAMPredictor", "TopKSelector", aux=True),
+    "dn_deformable": Combination(queries="AnchorQueries", denoising="Denoising", scale_pos=True),
+    "dino": DINO,
+    "sparse": Combination(**DAM, aux=True),
+    "sparse_dual": Combination(**DAM, **DUAL, aux=True),
+    "sparse_dino": replace(DINO, **DAM, aux=True),
+    "focus": replace(DINO, **FOREGROUND, **DUAL),
 }
 
 
-def _token_choices() -> Iterator[tuple[str | None, str, tuple[float, ...] | None]]:
+def _scorer_choices() -> Iterator[tuple[str, str | None]]:
+    """Scorers, each with every loss that trains it, and without one where it needs none."""
+    for name, scorer in sorted(SCORERS):
+        if "supervised" in _arguments(scorer) or build(scorer).trained_by is None:
+            yield name, None
+        for term, loss in sorted(LOSSES):
+            if getattr(loss, "trains", None) == name:
+                yield name, term
+
+
+def _token_choices() -> Iterator[tuple]:
     for name, selector in sorted(SELECTORS):
-        scorers = sorted(scorer for scorer, _ in SCORERS) if selector.needs_scorer else [None]
-        takes_schedule = "schedule" in inspect.signature(selector).parameters
-        schedules = [None, (1.0, 0.5)] if takes_schedule else [None]
+        scorers = _scorer_choices() if selector.needs_scorer else [(None, None)]
+        schedules = [None, (1.0, 0.5)] if "schedule" in _arguments(selector) else [None]
         for scorer, schedule in itertools.product(scorers, schedules):
-            yield scorer, name, schedule
+            yield *scorer, name, schedule
 
 
-def combinations() -> list[Combination]:
+def _encoder_choices() -> Iterator[tuple]:
+    for name, encoder in sorted(ENCODERS):
+        rates = "object_scorer" in _arguments(encoder)
+        scorers = sorted(each for each, _ in OBJECT_SCORERS) if rates else [None]
+        for scorer, source in itertools.product(scorers, ("updated", "input")):
+            yield name, scorer, source
+
+
+def _query_choices() -> Iterator[tuple]:
+    for (name, queries), (decoder, decoder_class) in itertools.product(
+        sorted(QUERY_INITIALIZERS), sorted(DECODERS)
+    ):
+        without = queries.provides_pos or queries.reference_dim != 4
+        noises = [None] if without else [None, *sorted(each for each, _ in DENOISINGS)]
+        scales = [False] if without else _switch(decoder_class, "scale_pos")
+        for denoising, scale_pos in itertools.product(noises, scales):
+            for refine, twice, norm in itertools.product(
+                (False, True),
+                _switch(decoder_class, "look_forward_twice"),
+                _switch(decoder_class, "output_norm"),
+            ):
+                if refine or not twice:
+                    yield name, denoising, decoder, scale_pos, refine, twice, norm
+
+
+def _arguments(cls: type) -> set[str]:
+    return set(inspect.signature(cls).parameters)
+
+
+def _switch(cls: type, name: str) -> tuple[bool, ...]:
+    return (False, True) if name in _arguments(cls) else (False,)
+
+
+@functools.cache
+def combinations() -> tuple[Combination, ...]:
     """Every combination that the registered parts declare to be possible."""
-    encoders = [(name, source) for name, _ in sorted(ENCODERS) for source in ("updated", "input")]
-    return [
-        Combination(*tokens, *encoder, queries, decoder, refine, aux, shared)
-        for tokens, encoder, queries, decoder, refine, aux, shared in itertools.product(
-            _token_choices(),
-            encoders,
-            sorted(name for name, _ in QUERY_INITIALIZERS),
-            sorted(name for name, _ in DECODERS),
-            (False, True),
-            (False, True),
-            (False, True),
+    return tuple(
+        Combination(*tokens, *encoder, *queries, aux, shared)
+        for tokens, encoder, queries, aux, shared in itertools.product(
+            _token_choices(), _encoder_choices(), _query_choices(), (False, True), (False, True)
         )
-    ]
+    )
 
 
-def pairwise_cover() -> list[Combination]:
-    """Few combinations in which every two choices that can meet do meet."""
+def weighs(combination: Combination) -> bool:
+    """Whether the kept tokens are multiplied by their scores, because no loss trains the scorer."""
+    if combination.scorer is None or combination.term is not None:
+        return False
+    return "supervised" in _arguments(SCORERS.get(combination.scorer))
 
-    def pairs(combination: Combination) -> set:
-        return set(itertools.combinations(enumerate(astuple(combination)), 2))
 
-    candidates = {combination: pairs(combination) for combination in combinations()}
-    missing = set().union(*candidates.values())
-    chosen = []
-    while missing:
-        best = max(candidates, key=lambda each: len(candidates[each] & missing))
-        chosen.append(best)
-        missing -= candidates[best]
-    return chosen
+def some_combinations(count: int) -> list[Combination]:
+    """So many of all combinations, always the same ones."""
+    return random.Random(0).sample(combinations(), count)
+
+
+@functools.cache
+def pairwise_cover(*, dense: bool = False) -> tuple[Combination, ...]:
+    """The named systems, and few others, so that every two choices that can meet do meet.
+
+    Args:
+        dense: only those that keep every token.
+    """
+    candidates = [each for each in combinations() if not dense or each.selector == "DenseSelector"]
+    position = {candidate: index for index, candidate in enumerate(candidates)}
+    pairs, num_pairs = _pairs(candidates)
+    missing = np.ones(num_pairs, dtype=bool)
+    chosen = [position[each] for each in NAMED.values() if each in position]
+    missing[pairs[chosen]] = False
+    few = np.random.default_rng(0).permutation(len(candidates))[:2000]
+    for considered in (few, np.arange(len(candidates))):
+        while missing[pairs[considered]].any():
+            best = considered[missing[pairs[considered]].sum(1).argmax()]
+            chosen.append(best)
+            missing[pairs[best]] = False
+    return tuple(candidates[index] for index in chosen)
+
+
+def _pairs(candidates: Sequence[Combination]) -> tuple[np.ndarray, int]:
+    """Which pairs of choices ``[candidates, pairs of fields]`` every candidate makes, numbered."""
+    columns = []
+    for values in zip(*(astuple(each) for each in candidates), strict=True):
+        numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+        columns.append(np.array([numbers[value] for value in values]))
+    pairs, total = [], 0
+    for one, other in itertools.combinations(columns, 2):
+        width = other.max() + 1
+        pairs.append(total + one * width + other)
+        total += (one.max() + 1) * width
+    return np.stack(pairs, axis=1), int(total)
 
 
 def build(cls: type, **arguments):
     """Construct a part, giving it those of ``arguments`` and ``ARGUMENTS`` that it takes."""
     given = {**ARGUMENTS, **arguments}
-    taken = inspect.signature(cls).parameters
+    taken = _arguments(cls)
     return cls(**{name: value for name, value in given.items() if name in taken})
 
 
@@ -152,31 +260,39 @@ class Patches(nn.Module):
 
 def parts(combination: Combination, **arguments) -> dict:
     """Constructor arguments of a small detector."""
-    scorer = None
-    stage = []
-    if combination.scorer is not None:
-        scorer = build(SCORERS.get(combination.scorer), **arguments)
-        if scorer.trained_by is not None:
-            stage = [build(LOSSES.get(scorer.trained_by), weight=1.0)]
+
+    def chosen(registry, name: str | None, **options):
+        return None if name is None else build(registry.get(name), **{**options, **arguments})
+
+    supervised = combination.term is not None
+    queries = chosen(QUERY_INITIALIZERS, combination.queries)
+    term = chosen(LOSSES, combination.term, weight=1.0)
     return dict(
         backbone=Patches(),
         neck=ChannelMapper(dict(res3=4, res4=4, res5=4), (8, 16, 32), embed_dim=EMBED_DIM),
-        scorer=scorer,
-        selector=build(
-            SELECTORS.get(combination.selector), **{"schedule": combination.schedule, **arguments}
+        scorer=chosen(SCORERS, combination.scorer, supervised=supervised),
+        selector=chosen(SELECTORS, combination.selector, schedule=combination.schedule),
+        encoder=chosen(
+            ENCODERS,
+            combination.encoder,
+            value_source=combination.value_source,
+            object_scorer=chosen(OBJECT_SCORERS, combination.object_scorer),
         ),
-        encoder=build(
-            ENCODERS.get(combination.encoder),
-            **{"value_source": combination.value_source, **arguments},
-        ),
-        query_initializer=build(QUERY_INITIALIZERS.get(combination.queries), **arguments),
-        decoder=build(
-            DECODERS.get(combination.decoder), **{"refine": combination.refine, **arguments}
+        query_initializer=queries,
+        denoising=chosen(DENOISINGS, combination.denoising),
+        decoder=chosen(
+            DECODERS,
+            combination.decoder,
+            refine=combination.refine,
+            output_norm=combination.output_norm,
+            look_forward_twice=combination.look_forward_twice,
+            conditional_pos=not queries.provides_pos,
+            scale_pos=combination.scale_pos,
         ),
         criterion=SetCriterion(
             HungarianMatcher(),
             [FocalLoss(weight=2.0), BoxL1Loss(weight=5.0), GIoULoss(weight=2.0)],
-            stage=stage,
+            stage=[] if term is None else [term],
         ),
         embed_dim=EMBED_DIM,
         num_levels=len(STRIDES),
@@ -189,6 +305,30 @@ def parts(combination: Combination, **arguments) -> dict:
 def detector(combination: Combination, *, seed: int = 0, **arguments) -> TokenSparseDetector:
     """A small detector with every parameter drawn, so that no zero of an initialization hides."""
     return randomize(TokenSparseDetector(**parts(combination, **arguments)), seed)
+
+
+def fix_noise(model: TokenSparseDetector) -> TokenSparseDetector:
+    """Noise that is a function of the object and of the slot's kind, instead of drawn noise.
+
+    Groups are alike then, so that their number changes no mean.
+    """
+    if model.denoising is None:
+        return model
+    part = model.denoising
+    part.label_noise = part.box_noise = 0.0
+    drawn = type(part).sample
+
+    def sample(targets: Targets) -> NoisedTargets:
+        noised = drawn(part, targets)
+        slots = noised.labels.shape[1] // noised.num_groups
+        kinds = slots // max(1, *targets.counts)
+        kind = torch.arange(noised.labels.shape[1]) % slots * kinds // slots
+        waves = (40 * noised.boxes + kind[:, None]).sin()
+        labels = (noised.labels + (waves[..., 0] > 0)) % NUM_CLASSES
+        return replace(noised, labels=labels, boxes=noised.boxes * (1 + 0.1 * waves))
+
+    part.sample = sample
+    return model
 
 
 @torch.no_grad()
