@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import timm
 import torchvision
+from timm.models import is_model_in_modules
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from sparsedet.registry import BACKBONES
@@ -143,10 +148,18 @@ class TorchvisionSwin(nn.Module):
 class TimmBackbone(nn.Module):
     """Any timm model that gives feature maps; its maps are "res2" to "res5" by stride 4 to 32.
 
+    Swin transformers of timm, such as ``swin_large_patch4_window12_384.ms_in22k``, take images of
+    any size here: ``strict_img_size=False`` and ``always_partition=True`` are set unless
+    ``model_args`` says otherwise, and maps are padded to whole windows before they are shifted, as
+    in Swin's detection models (timm pads after the shift, whereby windows mix opposite borders of
+    the image). Other models that are made for one image size need timm's arguments for others, such
+    as ``model_args=dict(dynamic_img_size=True)``.
+
     Args:
-        name: timm model name.
+        name: timm model name, with or without the tag of its weights.
         out_features: maps to return.
         pretrained: load timm's weights.
+        norm_maps: a LayerNorm of its own for every map, as in Swin's detection models.
         model_args: further arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
 
     Raises:
@@ -163,23 +176,11 @@ class TimmBackbone(nn.Module):
         *,
         out_features: Sequence[str] = ("res3", "res4", "res5"),
         pretrained: bool = False,
+        norm_maps: bool = False,
         model_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
-            raise ValueError(
-                f"TimmBackbone.name must be a timm model, got {name!r} (near: {near}). "
-                "Set model.backbone.name."
-            )
-        try:
-            self.body = timm.create_model(
-                name, features_only=True, pretrained=pretrained, **dict(model_args or {})
-            )
-        except OSError as error:
-            raise ValueError(
-                _unavailable(f"TimmBackbone.pretrained of {name!r}", "pretrained=false", error)
-            ) from error
+        self.body = _timm_model(name, pretrained, dict(model_args or {}))
         reductions = list(self.body.feature_info.reduction())
         missing = [f for f in out_features if _STRIDES.get(f) not in reductions]
         if missing:
@@ -188,11 +189,52 @@ class TimmBackbone(nn.Module):
                 f"got {missing}. Choose from res2 (stride 4) to res5 (stride 32)."
             )
         self.indices = {f: reductions.index(_STRIDES[f]) for f in out_features}
+        self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+        channels = self.body.feature_info.channels()
+        self.norms = nn.ModuleDict(
+            {f: nn.LayerNorm(channels[i]) for f, i in self.indices.items()} if norm_maps else {}
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map normalized ``[B 3 H W]``, sides divisible by 32, to the named ``[B c h w]``."""
         maps = self.body(images)
-        return {name: maps[index] for name, index in self.indices.items()}
+        return {name: self._finish(name, maps[index]) for name, index in self.indices.items()}
+
+    def _finish(self, name: str, x: Tensor) -> Tensor:
+        if not self.channels_last and not self.norms:
+            return x
+        x = x if self.channels_last else x.permute(0, 2, 3, 1)
+        x = self.norms[name](x) if self.norms else x
+        return x.permute(0, 3, 1, 2).contiguous()
+
+
+def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
+        raise ValueError(
+            f"TimmBackbone.name must be a timm model, got {name!r} (near: {near}). "
+            "Set model.backbone.name."
+        )
+    if is_model_in_modules(name, ("swin_transformer", "swin_transformer_v2")):
+        arguments = {"strict_img_size": False, "always_partition": True, **arguments}
+    try:
+        body = timm.create_model(name, features_only=True, pretrained=pretrained, **arguments)
+    except OSError as error:
+        raise ValueError(
+            _unavailable(f"TimmBackbone.pretrained of {name!r}", "pretrained=false", error)
+        ) from error
+    for block in body.modules():
+        if isinstance(block, (SwinTransformerBlock, SwinTransformerV2Block)):
+            block._attn = MethodType(_attend_in_whole_windows, block)  # copied with the block
+    return body
+
+
+def _attend_in_whole_windows(block: Any, x: Tensor) -> Tensor:
+    """The windowed attention of a Swin block on ``[B H W C]`` padded to whole windows."""
+    height, width = x.shape[1:3]
+    rows, columns = block.window_size
+    padded = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+    return type(block)._attn(block, padded)[:, :height, :width]
 
 
 def _torchvision_model(name: str, weights: str | None, **arguments: Any) -> nn.Module:

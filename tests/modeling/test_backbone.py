@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import copy
+import re
+
 import pytest
 import torch
+from torch import nn
+from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FrozenBatchNorm2d
 
+from sparsedet.checkpoint import load_weights
 from sparsedet.modeling import ChannelMapper, TimmBackbone, TorchvisionResNet, TorchvisionSwin
 from sparsedet.modeling.stages import level_size
 from sparsedet.structures import pad_images
+
+ALL = ("res2", "res3", "res4", "res5")
+TINY_SWIN = dict(embed_dim=24, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+
+
+def timm_swin(name: str = "swin_tiny_patch4_window7_224", **arguments) -> TimmBackbone:
+    return TimmBackbone(name, out_features=ALL, model_args=TINY_SWIN, **arguments).eval()
+
 
 BACKBONES = {
     "resnet": (lambda: TorchvisionResNet("resnet18"), dict(res3=128, res4=256, res5=512)),
     "timm": (lambda: TimmBackbone("test_resnet"), dict(res3=48, res4=192, res5=96)),
     "swin": (TorchvisionSwin, dict(res3=192, res4=384, res5=768)),
+    "timm_swin": (
+        lambda: TimmBackbone(
+            "swin_large_patch4_window12_384.ms_in22k", norm_maps=True, model_args=TINY_SWIN
+        ),
+        dict(res3=48, res4=96, res5=192),
+    ),
+    "timm_swin_v2": (
+        lambda: TimmBackbone("swinv2_tiny_window8_256", model_args=TINY_SWIN),
+        dict(res3=48, res4=96, res5=192),
+    ),
 }
 
 
@@ -72,3 +96,101 @@ def test_the_coarsest_level_is_made_from_the_coarsest_map():
         assert torch.equal(levels[2], neck.extra_convs[0](maps["res5"]))
         assert torch.equal(levels[3], neck.extra_convs[1](levels[2]))
     assert neck.strides == (16, 32, 64, 128)
+
+
+def torchvision_key(key: str) -> str:
+    """A key of timm's Swin as torchvision has it."""
+    key = key.replace("patch_embed.proj", "features.0.0").replace(
+        "patch_embed.norm", "features.0.2"
+    )
+    key = key.replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.3")
+    key = re.sub(r"layers_(\d)\.blocks", lambda m: f"features.{2 * int(m[1]) + 1}", key)
+    return re.sub(r"layers_(\d)\.downsample", lambda m: f"features.{2 * int(m[1])}", key)
+
+
+@pytest.mark.parametrize("size", [(256, 352), (480, 320)])  # 8 x 11 and 15 x 10 cells of stride 32
+def test_a_swin_of_timm_has_the_maps_of_torchvision_at_any_size(size):
+    """Windows do not mix opposite borders of the image where they do not divide the map."""
+    reference = SwinTransformer([4, 4], 24, [2, 2, 2, 2], [1, 2, 4, 8], [7, 7]).eval()
+    backbone = timm_swin()
+    weights = {torchvision_key(key): x for key, x in backbone.body.state_dict().items()}
+    missing, unexpected = reference.load_state_dict(weights, strict=False)
+    assert not unexpected
+    rest = {key.split(".")[0] for key in missing if not key.endswith("relative_position_index")}
+    assert rest <= {"norm", "head"}
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        maps = backbone(image)
+        x = image
+        for index, stage in enumerate(reference.features):
+            x = stage(x)
+            if index % 2:
+                expected = x.permute(0, 3, 1, 2)
+                assert torch.allclose(maps[f"res{index // 2 + 2}"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_windows_of_a_swin_do_not_wrap_around(name):
+    """A change at the bottom of the image does not reach its top rows."""
+    backbone = timm_swin(name)
+    image = torch.randn(1, 3, 256, 64)  # 64 rows of stride 4: not whole windows of 7
+    changed = image.clone()
+    changed[..., -8:, :] += 1
+    with torch.no_grad():
+        before, after = backbone(image)["res2"], backbone(changed)["res2"]
+    assert torch.equal(before[..., :32, :], after[..., :32, :])
+    assert not torch.equal(before[..., -2:, :], after[..., -2:, :])
+
+
+def test_a_copy_of_a_swin_computes_with_its_own_weights():
+    backbone = timm_swin()
+    image = torch.randn(1, 3, 64, 96)
+    twin = copy.deepcopy(backbone)
+    with torch.no_grad():
+        before = backbone(image)["res2"]
+        for name, parameter in twin.named_parameters():
+            if ".attn." in name:
+                parameter.zero_()
+        assert torch.equal(backbone(image)["res2"], before)
+        assert not torch.allclose(twin(image)["res2"], before)
+
+
+def test_maps_are_normalized_one_by_one():
+    plain, normed = timm_swin(), timm_swin(norm_maps=True)
+    normed.body.load_state_dict(plain.body.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for key, x in plain(image).items():
+            expected = normed.norms[key](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            assert torch.equal(normed(image)[key], expected)
+    convolutional = TimmBackbone("test_resnet", norm_maps=True).eval()
+    with torch.no_grad():
+        x = convolutional(image)["res4"]
+    assert torch.allclose(x.mean(1), torch.zeros(()), atol=1e-5)
+
+
+def test_arguments_of_timm_reach_the_model():
+    strict = TimmBackbone(
+        "swin_tiny_patch4_window7_224", model_args={**TINY_SWIN, "strict_img_size": True}
+    )
+    with pytest.raises(AssertionError, match="doesn't match model"):
+        strict(torch.zeros(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+def test_a_file_of_a_backbone_alone_starts_a_detector(wrapper, tmp_path):
+    """As SCRL's weights: torchvision's keys, perhaps with its classifier, perhaps wrapped."""
+    published = TorchvisionResNet("resnet18", norm="bn", freeze_at=0).body.state_dict()
+    published = {key: torch.randn_like(x.float()) for key, x in published.items()}
+    published["fc.weight"], published["fc.bias"] = torch.randn(1000, 512), torch.randn(1000)
+    torch.save({wrapper: published} if wrapper else published, tmp_path / "backbone.pth")
+    detector = nn.ModuleDict(
+        {"backbone": TorchvisionResNet("resnet18"), "class_head": nn.Linear(2, 2)}
+    )
+    head = detector["class_head"].weight.clone()
+    report = load_weights(detector, tmp_path / "backbone.pth")
+    assert report.module == "backbone.body"
+    assert report.unused == ("fc.weight", "fc.bias")
+    for key, value in detector["backbone"].body.state_dict().items():
+        assert torch.equal(value, published[key]), key
+    assert torch.equal(detector["class_head"].weight, head)
