@@ -176,7 +176,7 @@ class ForegroundLoss:
                 "ForegroundLoss.size_ranges must be pairs (low, high) with low < high, got "
                 f"{list(size_ranges)}. Set size_ranges of the term in model.criterion.stage."
             )
-        self.size_ranges = tuple((low, high) for low, high in size_ranges)
+        self.size_ranges = tuple((float(low), float(high)) for low, high in size_ranges)
 
     def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
         """The unweighted loss.
