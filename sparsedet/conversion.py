@@ -6,9 +6,10 @@ error; tensors that the source stores under several keys must agree.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ _STAGES = {
     "enc_output": "heads.embedding.linear",
     "enc_output_norm": "heads.embedding.norm",
 }
+_SCORE_NETWORK = {
+    "enc_mask_predictor.layer1": "scorer.predictor.input",
+    "enc_mask_predictor.layer2": "scorer.predictor.output",
+}
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,17 @@ class Layout:
 
     Attributes:
         root: prefix of the transformer's keys, with its dot.
-        modules: keys or their beginnings, up to a dot, and ours.
+        modules: keys or their beginnings, up to a dot, and ours; ``*`` is any number.
         encoder_layer: the same inside of ``<root>encoder.layers.<i>.``
         decoder_layer: the same inside of ``<root>decoder.layers.<i>.``
+        object_layer: what ``<root>encoder.layers.<i>.`` holds of our ``encoder.object_layers.<i>.``
     """
 
     root: str
     modules: Mapping[str, str]
     encoder_layer: Mapping[str, str]
     decoder_layer: Mapping[str, str]
+    object_layer: Mapping[str, str] = field(default_factory=dict)
 
 
 _ORIGINAL = Layout(
@@ -53,8 +60,7 @@ _ORIGINAL = Layout(
         "backbone.0.body": "backbone.body",
         "query_embed": "query_initializer.embedding",
         "transformer.level_embed": "level_embed",
-        "transformer.enc_mask_predictor.layer1": "scorer.predictor.input",
-        "transformer.enc_mask_predictor.layer2": "scorer.predictor.output",
+        **{f"transformer.{key}": ours for key, ours in _SCORE_NETWORK.items()},
     },
     encoder_layer={
         "self_attn": "attention",
@@ -82,8 +88,16 @@ _DETREX = Layout(
         **{f"neck.convs.{i}.norm": f"neck.convs.{i}.1" for i in range(4)},
         "neck.extra_convs.0.conv": "neck.extra_convs.0.0",
         "neck.extra_convs.0.norm": "neck.extra_convs.0.1",
-        "query_embedding": "query_initializer.embedding",
         "transformer.level_embeds": "level_embed",
+        "query_embedding": "query_initializer.embedding",  # Deformable DETR
+        "tgt_embed": "query_initializer.embedding",  # DN-Deformable-DETR
+        "transformer.tgt_embed": "query_initializer.embedding",  # DINO
+        "refpoint_embed": "query_initializer.anchors",
+        "denoising_generator.label_encoder": "denoising.label_embedding",
+        "label_enc": "denoising.label_embedding",
+        "transformer.decoder.ref_point_head": "decoder.pos_mlp",
+        "transformer.decoder.query_scale": "decoder.pos_scale",
+        "transformer.decoder.norm": "decoder.norm",
     },
     encoder_layer={
         "attentions.0": "attention",
@@ -101,6 +115,23 @@ _DETREX = Layout(
         "ffns.0.layers.1": "feedforward.linear2",
         "norms.2": "feedforward_norm",
     },
+)
+
+_FOCUS_DETREX = replace(
+    _DETREX,
+    modules={
+        **_DETREX.modules,
+        **{f"transformer.{key}": ours for key, ours in _SCORE_NETWORK.items()},
+        "transformer.alpha": "scorer.alpha",
+        # the class head of the first stage rates the object tokens of every layer
+        "transformer.encoder.enhance_MCSP.*": "heads.proposal_head.class_embed",
+        "enhance_MCSP_layerlist.*": "heads.proposal_head.class_embed",
+    },
+    encoder_layer={
+        **{key: ours for key, ours in _DETREX.encoder_layer.items() if key != "attentions.0"},
+        "attentions.1": "attention",
+    },
+    object_layer={"attentions.0.attn": "attention", "norm2": "norm"},
 )
 
 _FEED_FORWARD_HUGGINGFACE = {
@@ -139,8 +170,17 @@ SOURCES: dict[str, Layout] = {
     "deformable-detr": _ORIGINAL,
     "sparse-detr": _ORIGINAL,
     "detrex": _DETREX,
+    "focus-detr": _FOCUS_DETREX,
     "huggingface": _HUGGINGFACE,
 }
+
+
+# Published heads with 91 classes count COCO's category ids; these ten belong to nothing.
+_UNUSED_COCO_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+COCO_CATEGORY_IDS = tuple(index for index in range(1, 91) if index not in _UNUSED_COCO_IDS)
+
+_LABEL_EMBEDDING = "denoising.label_embedding.weight"
+_CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
 
 
 def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -149,8 +189,9 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     Args:
         state_dict: tensors under the keys of the source.
         source: "deformable-detr" (fundamentalvision), "sparse-detr" (kakaobrain, with its
-            Deformable and Efficient DETR baselines), "detrex" (Deformable DETR) or "huggingface"
-            (transformers' Deformable DETR).
+            Deformable and Efficient DETR baselines), "detrex" (Deformable DETR, DN-Deformable-DETR
+            and DINO), "focus-detr" (in detrex's layout) or "huggingface" (transformers' Deformable
+            DETR).
 
     Returns:
         The tensors under our keys, shared ones once.
@@ -163,10 +204,11 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         raise ValueError(f"convert.source must be one of {sorted(SOURCES)}, got {source!r}.")
     layout = SOURCES[source]
     num_decoder = _count_layers(state_dict, f"{layout.root}decoder.layers.")
+    shared_heads = _shares_heads(state_dict, layout, num_decoder)
     renamed: dict[str, Tensor] = {}
     unknown = []
     for key, tensor in state_dict.items():
-        new = rename(key, layout, num_decoder)
+        new = rename(key, layout, num_decoder, shared_heads=shared_heads)
         if new is None:
             unknown.append(key)
         elif new in renamed and not torch.equal(renamed[new], tensor):
@@ -181,16 +223,18 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             f"convert: {len(unknown)} keys are not of source {source!r}: {', '.join(unknown[:8])}"
             f"{' ...' if len(unknown) > 8 else ''}. Choose another of {sorted(SOURCES)}."
         )
-    return _share_heads(_join_projections(renamed), num_decoder)
+    return _join_projections(renamed)
 
 
-def rename(key: str, layout: Layout, num_decoder: int) -> str | None:
+def rename(key: str, layout: Layout, num_decoder: int, *, shared_heads: bool) -> str | None:
     """Our name of a key, None if the layout does not know it."""
     layer = re.fullmatch(rf"{re.escape(layout.root)}(en|de)coder\.layers\.(\d+)\.(.+)", key)
     if layer:
-        parts = layout.encoder_layer if layer[1] == "en" else layout.decoder_layer
-        part = _replace(layer[3], parts)
-        return part and f"{layer[1]}coder.layers.{layer[2]}.{part}"
+        names = layout.encoder_layer if layer[1] == "en" else layout.decoder_layer
+        if part := _replace(layer[3], names):
+            return f"{layer[1]}coder.layers.{layer[2]}.{part}"
+        part = _replace(layer[3], layout.object_layer) if layer[1] == "en" else None
+        return part and f"encoder.object_layers.{layer[2]}.{part}"
     head = re.fullmatch(
         rf"(?:{re.escape(layout.root)}(en|de)coder\.)?(class|bbox)_embed\.(\d+)\.(.+)", key
     )
@@ -199,14 +243,17 @@ def rename(key: str, layout: Layout, num_decoder: int) -> str | None:
         # layers; the encoder's own list has the last part alone.
         index = int(head[3]) + (num_decoder + 1 if head[1] == "en" else 0)
         name = "class_embed" if head[2] == "class" else "box_embed"
+        if shared_heads and index < num_decoder:
+            index = 0
         return f"heads.{_head_place(index, num_decoder)}.{name}.{head[4]}"
     return _replace(key, layout.modules) or _replace_detectron2_resnet(key)
 
 
 def _replace(key: str, names: Mapping[str, str]) -> str | None:
     for theirs, ours in names.items():
-        if key == theirs or key.startswith(f"{theirs}."):
-            return ours + key[len(theirs) :]
+        pattern = re.escape(theirs).replace(r"\*", r"\d+")
+        if match := re.match(rf"{pattern}(?=\.|$)", key):
+            return ours + key[match.end() :]
     return None
 
 
@@ -216,6 +263,19 @@ def _head_place(index: int, num_decoder: int) -> str:
     if index == num_decoder:
         return "proposal_head"
     return f"encoder_heads.{index - num_decoder - 1}"
+
+
+def _shares_heads(state: Mapping[str, Tensor], layout: Layout, num_decoder: int) -> bool:
+    """Whether one head serves all decoder layers: a model without box refinement.
+
+    A decoder that refines boxes has the box heads among its own keys. Files in which shared
+    tensors are stored once may lack those; then two layers whose class weights are equal tell.
+    """
+    if any(key.startswith(f"{layout.root}decoder.bbox_embed.") for key in state):
+        return False
+    keys = (f"class_embed.{layer}.weight" for layer in range(num_decoder))
+    weights = [state[key] for key in keys if key in state]
+    return len(weights) == 1 or any(torch.equal(*two) for two in itertools.combinations(weights, 2))
 
 
 def _replace_detectron2_resnet(key: str) -> str | None:
@@ -247,20 +307,48 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if match is None:
             joined[key] = tensor
             continue
-        parts = [state[f"{match[1]}.{part}.{match[2]}"] for part in "qkv"]
-        joined.setdefault(f"{match[1]}_{match[2]}", torch.cat(parts))
+        names = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
+        if absent := [name for name in names if name not in state]:
+            raise ValueError(f"convert: {key!r} is there without {absent}. The file is damaged.")
+        joined.setdefault(f"{match[1]}_{match[2]}", torch.cat([state[name] for name in names]))
     return joined
 
 
-def _share_heads(state: dict[str, Tensor], num_decoder: int) -> dict[str, Tensor]:
-    """A model without box refinement stores its head once per decoder layer; keep the first."""
-    first = "heads.decoder_heads.0."
-    copies = {
-        f"heads.decoder_heads.{layer}.{key[len(first) :]}": tensor
-        for layer in range(1, num_decoder)
-        for key, tensor in state.items()
-        if key.startswith(first)
-    }
-    if not all(key in state and torch.equal(state[key], copy) for key, copy in copies.items()):
-        return state
-    return {key: tensor for key, tensor in state.items() if key not in copies}
+def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the 91 classes of a converted checkpoint, the 80 that COCO has, in the order of their ids.
+
+    Rows of the class heads and of the label embedding are picked (of the latter also the one more
+    that stands for "unknown"); all else stays.
+
+    Raises:
+        ValueError: if the class heads do not have 91 rows.
+    """
+    found = num_classes(state)
+    if found != 91:
+        raise ValueError(
+            f"contiguous_classes: the class heads must have 91 rows (COCO's category ids), got "
+            f"{found}. The classes of this checkpoint are contiguous already."
+        )
+    picked = {}
+    for key, tensor in state.items():
+        rows = list(COCO_CATEGORY_IDS)
+        if key == _LABEL_EMBEDDING:
+            rows += range(91, len(tensor))
+        depends = key == _LABEL_EMBEDDING or _CLASS_HEAD.fullmatch(key)
+        picked[key] = tensor[rows] if depends else tensor
+    return picked
+
+
+def num_classes(state: Mapping[str, Tensor]) -> int:
+    """Rows of the class heads of a converted checkpoint.
+
+    Raises:
+        ValueError: if there are none, or of several numbers.
+    """
+    rows = {len(tensor) for key, tensor in state.items() if _CLASS_HEAD.fullmatch(key)}
+    if len(rows) != 1:
+        raise ValueError(
+            f"num_classes: the class heads must have one number of rows, got {sorted(rows)}. The "
+            "file is damaged or not that of a whole detector."
+        )
+    return rows.pop()

@@ -25,6 +25,9 @@ PARITY = ROOT.parent / "shared" / "parity"
 DEFORMABLE = "projects/deformable_detr/configs/released/deformable_detr_r50_{}.py"
 EFFICIENT = "projects/efficient_detr/configs/released/efficient_detr_r50.py"
 SPARSE = "projects/sparse_detr/configs/released/sparse_detr_r50_rho30.py"
+DINO = "projects/dino/configs/released/dino_r50_4scale.py"
+DN_DEFORMABLE = "projects/dn_deformable_detr/configs/released/dn_deformable_detr_r50.py"
+FOCUS = "projects/focus_detr/configs/released/focus_detr_r50.py"
 
 # name of a fixture -> configuration, listing of the checkpoint's keys, source of the checkpoint
 MODELS = {

@@ -7,7 +7,18 @@ import torch
 
 from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import SOURCES, convert
-from tests.parity.released import DEFORMABLE, EFFICIENT, PARITY, ROOT, SPARSE, checkpoint, listing
+from tests.parity.released import (
+    DEFORMABLE,
+    DINO,
+    DN_DEFORMABLE,
+    EFFICIENT,
+    FOCUS,
+    PARITY,
+    ROOT,
+    SPARSE,
+    checkpoint,
+    listing,
+)
 
 # listing -> source, configuration that the weights belong to, changes of it
 LISTINGS = {
@@ -17,10 +28,12 @@ LISTINGS = {
     "kakao_sparse": ("sparse-detr", SPARSE, {}),
     "detrex_deformable": ("detrex", DEFORMABLE.format("plain"), {"num_classes": 80}),
     "detrex_deformable_two_stage": ("detrex", DEFORMABLE.format("two_stage_detrex"), {}),
+    "detrex_dn_deformable": ("detrex", DN_DEFORMABLE, {}),
+    "detrex_dino": ("detrex", DINO, {}),
+    "detrex_focus": ("focus-detr", FOCUS, {}),
     "hf_plain": ("huggingface", DEFORMABLE.format("plain"), {}),
     "hf_two_stage": ("huggingface", DEFORMABLE.format("two_stage"), {}),
 }
-ONE_HEAD = ("kakao_plain", "detrex_deformable", "hf_plain")  # stored once per decoder layer
 ABSENT = not (PARITY / "keys").is_dir()
 pytestmark = pytest.mark.skipif(ABSENT, reason="needs the key listings in ../shared/parity")
 
@@ -37,10 +50,9 @@ def published(request):
     return request.param, source, checkpoint(request.param), target
 
 
-def test_every_listing_has_a_source_or_a_reason():
-    unsupported = {"detrex_dino", "detrex_dn_deformable", "detrex_focus"}
+def test_every_listing_has_a_source():
     here = {path.stem for path in (PARITY / "keys").glob("*.txt")}
-    assert here <= LISTINGS.keys() | unsupported
+    assert here <= LISTINGS.keys()
 
 
 def test_keys_are_bijective(published):
@@ -66,17 +78,21 @@ def magnitude(state: dict[str, torch.Tensor]) -> float:
 
 
 def test_a_copy_that_differs_is_refused(published):
-    name, source, state, target = published
+    name, source, state, _ = published
     copies = [row[0] for row in listing(name) if row[0] != row[3]]
-    if not copies:
-        pytest.skip("no tensor is stored twice")
-    for key in (copies[0], copies[-1]):
-        changed = {**state, key: state[key] + 1}
-        if name in ONE_HEAD:  # a head per layer is a model too, but not that of these weights
-            assert convert(changed, source).keys() > target.keys()
-        else:
-            with pytest.raises(ValueError, match="the two differ"):
-                convert(changed, source)
+    assert copies, "every published file stores something twice"
+    for key in (copies[0], copies[len(copies) // 2], copies[-1]):
+        with pytest.raises(ValueError, match="the two differ"):
+            convert({**state, key: state[key] + 1}, source)
+
+
+def test_shared_tensors_may_be_stored_once(published):
+    """As safetensors files have them, under the first of their names."""
+    name, source, state, _ = published
+    once = {key: state[key] for key in sorted({row[3] for row in listing(name)})}
+    converted, expected = convert(once, source), convert(state, source)
+    assert converted.keys() == expected.keys()
+    assert all(torch.equal(converted[key], expected[key]) for key in expected)
 
 
 def test_an_unknown_key_is_named(published):
