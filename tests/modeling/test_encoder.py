@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from sparsedet.modeling.stages import TokenSelection, filler_mask
+from sparsedet.modeling import (
+    DeformableEncoder,
+    DualAttentionEncoder,
+    ForegroundTokenSelector,
+    MultiCategoryScorer,
+)
+from sparsedet.modeling.encoder import best_rows
+from sparsedet.modeling.stages import TokenScores, TokenSelection, filler_mask
 from tests.modeling import small
 
 SIZES = ((64, 96), (128, 70))
@@ -68,3 +79,200 @@ def test_other_tokens_in_each_layer(selection):
     )
     touched = selection.mask(features.num_tokens) | other.mask(features.num_tokens)
     assert torch.equal((memory != features.tokens).any(-1), touched)
+
+
+def test_weights_multiply_tokens_where_they_are_gathered(selection):
+    """Once: a layer that goes on with the rows of the previous one does not multiply again."""
+    weight = torch.rand(selection.indices.shape)
+    weighted = replace(selection, weight=weight)
+    features, _, given = encode("updated", (weighted, weighted))
+    shown = selection.valid
+    rows = weight[..., None] * selection.gather(features.tokens)
+    pos = selection.gather(features.pos)
+    torch.testing.assert_close(given[0][0][shown], (rows + pos)[shown])
+    assert torch.equal(given[0][1], features.tokens), "the map itself has no weights"
+    second = selection.gather(given[1][1])
+    torch.testing.assert_close(given[1][0][shown], (second + pos)[shown])
+
+    again = replace(weighted)  # another object: gathered anew
+    _, _, given = encode("updated", (weighted, again))
+    second = weight[..., None] * selection.gather(given[1][1])
+    torch.testing.assert_close(given[1][0][shown], (second + pos)[shown])
+
+
+@pytest.mark.parametrize("name", ["DeformableEncoder", "DualAttentionEncoder"])
+def test_weights_train_a_scorer_without_supervision(name):
+    model = small.detector(small.Combination(encoder=name))
+    features = small.features(model, SIZES)
+    scorer = small.randomize(ForegroundTokenSelector(small.EMBED_DIM, 4, supervised=False))
+    scores = scorer(features, model.heads)
+    kept_tokens = kept(features, (40, 25))
+    weighted = replace(kept_tokens, weight=kept_tokens.gather(scores.logits).sigmoid())
+    memory = model.encoder(features, (weighted, weighted), scores, model.heads).memory
+    memory.tokens[~features.padding_mask].square().sum().backward()
+    for parameter_name, parameter in scorer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), parameter_name
+
+
+def dual_model(num_objects: int, **arguments):
+    combination = small.Combination(encoder="DualAttentionEncoder")
+    return small.detector(combination, num_objects=num_objects, **arguments).eval()
+
+
+def attended_by_hand(layer, tokens: torch.Tensor, pos: torch.Tensor, num_heads: int):
+    """Self-attention of ``tokens[n C]``, head by head, and the norm."""
+    weights = layer.attention.in_proj_weight.chunk(3)
+    biases = layer.attention.in_proj_bias.chunk(3)
+    q, k, v = (
+        F.linear(x, weight, bias)
+        for x, weight, bias in zip(
+            (tokens + pos, tokens + pos, tokens), weights, biases, strict=True
+        )
+    )
+    size = tokens.shape[-1] // num_heads
+    heads = []
+    for start in range(0, tokens.shape[-1], size):
+        part = slice(start, start + size)
+        share = (q[:, part] @ k[:, part].T / size**0.5).softmax(-1)
+        heads.append(share @ v[:, part])
+    return layer.norm(tokens + layer.attention.out_proj(torch.cat(heads, dim=-1)))
+
+
+def dual_encode_by_hand(model, features, selections, scores, num_objects: int):
+    """Memory, and what every deformable layer is asked and reads: algorithm 1 image by image."""
+    encoder, given = model.encoder, []
+    memory = features.tokens.clone()
+    points = features.to_levels(features.reference_points())
+    for index, selection in enumerate(selections):
+        value = memory if encoder.value_source == "updated" else features.tokens
+        after = memory.clone()
+        asked = []
+        for image, count in enumerate(selection.counts):
+            own = ~features.padding_mask[image]
+            if selection.indices is not None:
+                own = selection.indices[image]
+                own = own if selection.valid is None else own[selection.valid[image]]
+            tokens, pos = memory[image, own], features.pos[image, own]
+            assert len(tokens) == count
+            rating = model.heads.category.class_embed(tokens).sigmoid().amax(-1)
+            if scores is not None:
+                rating = rating * scores.logits[image, own].sigmoid()
+            best = rating.sort(descending=True).indices[:num_objects]
+            tokens[best] = attended_by_hand(
+                encoder.object_layers[index], tokens[best], pos[best], small.ARGUMENTS["num_heads"]
+            )
+            asked.append(tokens + pos)
+            after[image, own] = encoder.layers[index](
+                tokens[None],
+                pos[None],
+                points[image, own][None],
+                value[image : image + 1],
+                features.spatial_shapes,
+                features.padding_mask[image : image + 1],
+            )[0]
+        given.append((asked, value))
+        memory = after
+    return memory, given
+
+
+SELECTIONS = {
+    "carried": lambda features: (kept(features, (40, 5)),) * 2,
+    "cascade": lambda features: (kept(features, (40, 12)), kept(features, (20, 6))),
+    "fillers in between": lambda features: (scattered_fillers(features),) * 2,
+    "dense": lambda features: (TokenSelection(features.num_valid),) * 2,
+}
+
+
+def scattered_fillers(features) -> TokenSelection:
+    full = kept(features, (30, 30))
+    valid = torch.arange(30) % 3 != torch.tensor([[0], [1]])
+    return TokenSelection(tuple(valid.sum(1).tolist()), full.indices, valid)
+
+
+@pytest.mark.parametrize("scored", [True, False], ids=["", "no scores"])
+@pytest.mark.parametrize("num_objects", [8, 1000])
+@pytest.mark.parametrize("value_source", ["updated", "input"])
+@pytest.mark.parametrize("case", SELECTIONS)
+@torch.no_grad()
+def test_dual_attention_follows_the_algorithm(case, value_source, num_objects, scored):
+    """With images that keep fewer tokens than ``num_objects``, and with fillers among them."""
+    model = dual_model(num_objects, value_source=value_source)
+    features = small.features(model, SIZES)
+    scores = TokenScores(torch.randn(features.padding_mask.shape)) if scored else None
+    selections = SELECTIONS[case](features)
+    expected, by_hand = dual_encode_by_hand(model, features, selections, scores, num_objects)
+    given = []
+    for layer in model.encoder.layers:
+        layer.attention.register_forward_pre_hook(lambda _, args: given.append((args[0], args[2])))
+    memory = model.encoder(features, selections, scores, model.heads).memory.tokens
+    shown = ~features.padding_mask
+    for (query, value), (asked, read), selection in zip(given, by_hand, selections, strict=True):
+        close(value[shown], read[shown])
+        rows = shown if selection.indices is None else selection.valid
+        for image, wanted in enumerate(asked):
+            close(query[image, rows[image]], wanted)
+    close(memory[shown], expected[shown])
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_any_object_scorer_is_handed_kept_tokens_their_scores_and_the_class_head(selection):
+    given = []
+
+    class First(nn.Module):
+        def forward(self, tokens, logits, category):
+            given.append((tokens, logits, category))
+            return tokens[..., 0]
+
+    model = dual_model(8, object_scorer=First())
+    features = small.features(model, SIZES)
+    scores = TokenScores(torch.randn(features.padding_mask.shape))
+    model.encoder(features, (selection, selection), scores, model.heads)
+    tokens, logits, category = given[0]
+    assert torch.equal(tokens, selection.gather(features.tokens))
+    assert torch.equal(logits, selection.gather(scores.logits))
+    assert category is model.heads.proposal
+    assert len(given) == 2
+    assert isinstance(dual_model(8).encoder.object_scorer, MultiCategoryScorer)
+
+
+def test_fillers_and_padding_are_never_objects(selection):
+    features = small.features(small.detector(small.PLAIN), SIZES)
+    high = torch.where(selection.valid, -1.0, 5.0) - torch.rand(selection.valid.shape)
+    objects = best_rows(high, selection, features, 30)
+    assert objects.counts == (30, 25)
+    assert objects.indices.shape == (2, 30)
+    assert selection.valid[1, objects.indices[1, :25]].all()
+    assert objects.valid[1].tolist() == [True] * 25 + [False] * 5
+    dense = TokenSelection(features.num_valid)
+    high = features.padding_mask.float() + torch.rand(features.padding_mask.shape)
+    objects = best_rows(high, dense, features, 10)
+    assert objects.valid is None, "no image has fewer tokens"
+    assert not features.padding_mask.gather(1, objects.indices).any()
+
+
+def test_both_encoders_are_one_where_objects_do_not_attend(selection):
+    """The norm after the attention set aside, only the order of rows could tell them apart."""
+    dual = dual_model(8)
+    for layer in dual.encoder.object_layers:
+        layer.forward = lambda tokens, pos, valid: tokens
+    plain = small.build(DeformableEncoder)
+    state = {k: v for k, v in dual.encoder.state_dict().items() if k.startswith("layers.")}
+    plain.load_state_dict(state)
+    features = small.features(dual, SIZES)
+    memories = [
+        each(features, (selection, selection), None, dual.heads).memory.tokens
+        for each in (plain, dual.encoder)
+    ]
+    assert torch.equal(*memories)
+
+
+def test_bad_arguments_of_the_dual_attention_encoder():
+    with pytest.raises(ValueError, match=r"num_objects must be an integer of at least 1, got 0"):
+        small.build(DualAttentionEncoder, num_objects=0)
+    with pytest.raises(ValueError, match=r"DualAttentionEncoder\.value_source must be 'updated'"):
+        small.build(DualAttentionEncoder, value_source="other")
+    with pytest.raises(ValueError, match=r"DualAttentionEncoder\.num_layers must be an integer"):
+        small.build(DualAttentionEncoder, num_layers=0)
