@@ -8,7 +8,8 @@ import torch
 from tests.modeling import small
 
 SIZES = ((96, 128), (128, 70))
-SCORERS = sorted({each.scorer for each in small.combinations() if each.scorer})
+# Every scorer, and a loss that trains it where there is one.
+TERMS = {each.scorer: each.term for each in small.combinations() if each.scorer is not None}
 
 
 def autocast():
@@ -29,6 +30,7 @@ def test_predictions_are_fp32_and_finite(combination):
     losses = model.criterion(output, prepared.targets)
     predictions = [*output.decoder, *output.encoder]
     predictions += [output.proposals] if output.proposals is not None else []
+    predictions += output.denoising.predictions if output.denoising is not None else []
     tensors = [t for p in predictions for t in (p.logits, p.boxes)]
     tensors += [output.scores.logits] if output.scores is not None else []
     tensors += [output.token_mass] if output.token_mass is not None else []
@@ -41,10 +43,10 @@ def test_predictions_are_fp32_and_finite(combination):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("scorer", sorted(TERMS))
 def test_the_same_tokens_are_kept(scorer):
     """From the same features, autocast changes neither the scores nor the selection."""
-    model = small.detector(small.Combination(scorer, "TopKSelector"))
+    model = small.detector(small.Combination(scorer, TERMS[scorer], "TopKSelector"))
     features, targets = small.features(model, SIZES), small.targets((4, 3))
     with torch.no_grad():
         expected = model.detect_features(features, targets)

@@ -1,4 +1,4 @@
-"""The shapes in the signatures hold: they are checked at run time for the named systems."""
+"""The shapes in the signatures hold: they are checked at run time for every pair of choices."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ for name, combination in small.NAMED.items():
     sum(losses.values()).backward()
     with torch.no_grad():
         model.eval()(batch)
-for scorer in ("ObjectnessScorer", "OracleScorer", "RandomScorer"):
-    model = small.detector(small.Combination(scorer, "TopKSelector", (1.0, 0.5)))
-    model.train()(small.samples(((64, 96), (8, 8)), (2, 1)))
+for combination in small.pairwise_cover():
+    small.detector(combination).train()(small.samples(((64, 96), (8, 8)), (2, 1)))
 print("checked")
 """
 
