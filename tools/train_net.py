@@ -282,9 +282,8 @@ class Job:
 
     def _build_model(self, replaced: bool) -> nn.Module:
         settings, backbone = self._cfg.train, self._cfg.model.get("backbone")
-        if (replaced or settings.init_checkpoint) and backbone and backbone.get("weights"):
-            logger.info("model.backbone.weights are not fetched: a checkpoint takes their place")
-            backbone.weights = None
+        if (replaced or settings.init_checkpoint) and backbone:
+            _fetch_no_weights(backbone)
         model = instantiate(self._cfg.model)
         _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
@@ -414,6 +413,14 @@ class Job:
             file.write((json.dumps(content, indent=2) + "\n").encode())
         logger.info("results are in %s", path)
         print(_table(metrics))
+
+
+def _fetch_no_weights(backbone: Any) -> None:
+    """A checkpoint takes the place of a backbone's own weights."""
+    for key, off in (("weights", None), ("pretrained", False)):
+        if backbone.get(key):
+            logger.info("model.backbone.%s: not fetched, a checkpoint takes their place", key)
+            backbone[key] = off
 
 
 def _check_parts_fit(model: nn.Module) -> None:
