@@ -38,7 +38,7 @@ class _NoisedQueries(nn.Module):
                 f"{name}.label_noise must be a probability in [0, 1], got {label_noise}. "
                 "Set model.denoising.label_noise."
             )
-        if box_noise < 0:
+        if not box_noise >= 0:  # NaN too
             raise ValueError(
                 f"{name}.box_noise must not be negative, got {box_noise}. "
                 "Set model.denoising.box_noise."
