@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
+from dataclasses import astuple
 
 import pytest
 import torch
 
 from sparsedet.layers.positional import SinePositionEmbedding
 from sparsedet.modeling import (
+    AnchorQueries,
     ChannelMapper,
+    ContrastiveDenoising,
     DAMPredictor,
     DecoderAttentionLoss,
     DeformableDecoder,
     DeformableEncoder,
+    Denoising,
     DenseSelector,
     EfficientQueries,
+    ForegroundLoss,
+    ForegroundTokenSelector,
     LearnedQueries,
+    MixedQueries,
     RandomScorer,
     SetCriterion,
     TimmBackbone,
@@ -38,6 +45,15 @@ def neck(**changes) -> ChannelMapper:
 
 def criterion(*stage) -> SetCriterion:
     return SetCriterion(small.HungarianMatcher(), [small.FocalLoss(weight=1.0)], stage=stage)
+
+
+DAM_LOSS = DecoderAttentionLoss(weight=1.0)
+
+
+def points_without_positions() -> LearnedQueries:
+    part = LearnedQueries(32, 5)
+    part.provides_pos = False
+    return part
 
 
 MISFITS = {
@@ -71,6 +87,49 @@ MISFITS = {
         dict(query_initializer=EfficientQueries(64, 5)),
         r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
     ),
+    "mixed queries width": (
+        dict(query_initializer=MixedQueries(64, 5)),
+        r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
+    ),
+    "anchor queries width": (
+        dict(query_initializer=AnchorQueries(64, 5)),
+        r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
+    ),
+    "denoising width": (
+        dict(denoising=ContrastiveDenoising(64, 3)),
+        r"denoising: embed_dim.*32.*64.*model\.denoising\.embed_dim",
+    ),
+    "foreground scorer width": (
+        dict(scorer=ForegroundTokenSelector(64)),
+        r"scorer: embed_dim.*64.*model\.scorer\.embed_dim",
+    ),
+    "queries without positions": (
+        dict(query_initializer=MixedQueries(32, 5)),
+        r"decoder must make positions for MixedQueries, whose queries lack them, got False.*"
+        r"model\.decoder\.conditional_pos=True",
+    ),
+    "queries with positions": (
+        dict(decoder=small.build(DeformableDecoder, conditional_pos=True)),
+        r"decoder must not make positions for EfficientQueries, whose queries have them, got True.*"
+        r"model\.decoder\.conditional_pos=False",
+    ),
+    "positions from points": (
+        dict(
+            query_initializer=points_without_positions(),
+            decoder=small.build(DeformableDecoder, conditional_pos=True),
+        ),
+        r"makes positions from boxes, the references of LearnedQueries are points.*"
+        r"model\.query_initializer",
+    ),
+    "denoising of queries with positions": (
+        dict(denoising=Denoising(32, 3)),
+        r"denoising must be None for EfficientQueries.*got Denoising.*"
+        r"model\.denoising=null or model\.query_initializer\._target_=MixedQueries",
+    ),
+    "not a denoising": (
+        dict(denoising=RandomScorer()),
+        r"denoising must be a Denoising.*got RandomScorer.*model\.denoising",
+    ),
     "neck levels": (
         dict(neck=neck(num_levels=3)),
         r"neck: num_levels must be 4.*got 3.*model\.neck",
@@ -95,6 +154,14 @@ MISFITS = {
     "untrained scorer": (
         dict(criterion=criterion()),
         r"DAMPredictor is trained by DecoderAttentionLoss, got .*model\.criterion\.stage",
+    ),
+    "untrained foreground scorer": (
+        dict(scorer=ForegroundTokenSelector(32)),
+        r"ForegroundTokenSelector is trained by ForegroundLoss, got .*model\.criterion\.stage",
+    ),
+    "foreground loss of another scorer": (
+        dict(scorer=DAMPredictor(32), criterion=criterion(ForegroundLoss(weight=1.0), DAM_LOSS)),
+        r"ForegroundLoss trains a ForegroundTokenSelector, the scorer is DAMPredictor",
     ),
     "loss without scorer": (
         dict(scorer=None, selector=None),
@@ -122,6 +189,41 @@ BAD_ARGUMENTS = {
     "value source": (
         lambda: small.build(DeformableEncoder, value_source="other"),
         r"value_source must be 'updated' or 'input', got 'other'.*model\.encoder\.value_source",
+    ),
+    "look forward twice": (
+        lambda: small.build(DeformableDecoder, refine=False, look_forward_twice=True),
+        r"look_forward_twice must be False without refine, got True\. "
+        r"Set model\.decoder\.refine=True or model\.decoder\.look_forward_twice=False",
+    ),
+    "scaled positions": (
+        lambda: small.build(DeformableDecoder, scale_pos=True),
+        r"scale_pos must be False without conditional_pos.*model\.decoder\.conditional_pos=True",
+    ),
+    "queries": (
+        lambda: MixedQueries(32, 0),
+        r"MixedQueries\.num_queries must be an integer of at least 1, got 0.*query_initializer\.num_",
+    ),
+    "anchors": (lambda: AnchorQueries(32, -1), r"AnchorQueries\.num_queries must be .*got -1"),
+    "denoising groups": (
+        lambda: Denoising(32, 3, num_groups=0),
+        r"Denoising\.num_groups must be an integer of at least 1, got 0.*model\.denoising\.num_groups",
+    ),
+    "denoising queries": (
+        lambda: ContrastiveDenoising(32, 3, num_queries=0),
+        r"ContrastiveDenoising\.num_queries must be .*got 0.*model\.denoising\.num_queries",
+    ),
+    "label noise": (
+        lambda: ContrastiveDenoising(32, 3, label_noise=1.5),
+        r"ContrastiveDenoising\.label_noise must be a probability in \[0, 1\], got 1\.5.*"
+        r"model\.denoising\.label_noise",
+    ),
+    "box noise": (
+        lambda: Denoising(32, 3, box_noise=-0.1),
+        r"Denoising\.box_noise must not be negative, got -0\.1.*model\.denoising\.box_noise",
+    ),
+    "box noise nan": (
+        lambda: Denoising(32, 3, box_noise=float("nan")),
+        r"Denoising\.box_noise must not be negative, got nan.*model\.denoising\.box_noise",
     ),
     "heads": (lambda: small.build(DeformableEncoder, num_heads=5), "multiple of num_heads"),
     "position": (lambda: SinePositionEmbedding(30), "divisible by 4, got 30"),
@@ -183,7 +285,9 @@ def test_all_choices_take_part_in_the_combinations():
         scorer="scorer",
         selector="selector",
         encoder="encoder",
+        object_scorer="object_scorer",
         queries="query_initializer",
+        denoising="denoising",
         decoder="decoder",
     )
     for field, family in families.items():
@@ -191,4 +295,19 @@ def test_all_choices_take_part_in_the_combinations():
             assert {getattr(each, field) for each in chosen} - {None} == set(
                 list_components()[family]
             )
-    assert {replace(each, schedule=None) for each in small.NAMED.values()} <= set(combinations)
+    stage_terms = {name for name, loss in FAMILIES["loss"] if hasattr(loss, "trains")}
+    for chosen in (combinations, cover):
+        assert {each.term for each in chosen} - {None} == stage_terms
+    assert set(small.NAMED.values()) <= set(combinations)
+    assert set(small.NAMED.values()) <= set(cover)
+
+
+def test_the_cover_has_every_pair_of_choices():
+    def pairs(chosen) -> set:
+        return {
+            pair for each in chosen for pair in itertools.combinations(enumerate(astuple(each)), 2)
+        }
+
+    dense = [each for each in small.combinations() if each.selector == "DenseSelector"]
+    assert pairs(small.pairwise_cover()) == pairs(small.combinations())
+    assert pairs(small.pairwise_cover(dense=True)) == pairs(dense)
