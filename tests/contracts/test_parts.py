@@ -201,12 +201,12 @@ BAD_ARGUMENTS = {
     ),
     "queries": (
         lambda: MixedQueries(32, 0),
-        r"MixedQueries\.num_queries must be an integer of at least 1, got 0.*query_initializer\.num_",
+        r"MixedQueries\.num_queries must be an integer of at least 1, got 0.*num_queries",
     ),
     "anchors": (lambda: AnchorQueries(32, -1), r"AnchorQueries\.num_queries must be .*got -1"),
     "denoising groups": (
         lambda: Denoising(32, 3, num_groups=0),
-        r"Denoising\.num_groups must be an integer of at least 1, got 0.*model\.denoising\.num_groups",
+        r"Denoising\.num_groups must be an integer .*got 0.*model\.denoising\.num_groups",
     ),
     "denoising queries": (
         lambda: ContrastiveDenoising(32, 3, num_queries=0),
