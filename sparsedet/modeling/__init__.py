@@ -32,9 +32,16 @@ from sparsedet.modeling.scoring import (
     OracleScorer,
     RandomScorer,
 )
-from sparsedet.modeling.selection import DenseSelector, TopKSelector
+from sparsedet.modeling.selection import (
+    AdaptiveSelector,
+    DenseSelector,
+    ElasticSelector,
+    LevelScheduleSelector,
+    TopKSelector,
+)
 
 __all__ = [
+    "AdaptiveSelector",
     "AnchorQueries",
     "BoxL1Loss",
     "ChannelMapper",
@@ -47,6 +54,7 @@ __all__ = [
     "DenseSelector",
     "DualAttentionEncoder",
     "EfficientQueries",
+    "ElasticSelector",
     "FocalLoss",
     "ForegroundLoss",
     "ForegroundTokenSelector",
@@ -54,6 +62,7 @@ __all__ = [
     "Heads",
     "HungarianMatcher",
     "LearnedQueries",
+    "LevelScheduleSelector",
     "MixedQueries",
     "MultiCategoryScorer",
     "ObjectnessScorer",

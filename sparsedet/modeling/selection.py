@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
 
-from torch import nn
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection, filler_mask
 from sparsedet.registry import SELECTORS
@@ -30,10 +34,15 @@ class TopKSelector(nn.Module):
     Image i keeps ``int(keep_ratio * valid_i) + 1`` tokens, at most all. Counts are per image: the
     released code takes top-k of the batch maximum and fails for a ratio near 1.
 
+    A layer with a factor in the schedule keeps the best ``int(factor * count_i)`` of these, at
+    least one: the cascade of Focus-DETR. A list of ratios, one per layer, is written as its
+    largest one and the others relative to it: (0.5, 0.4, 0.3, 0.3, 0.2, 0.1) is ``keep_ratio=0.5``
+    with the schedule (1, 0.8, 0.6, 0.6, 0.4, 0.2). The factors need not fall.
+
     Args:
         keep_ratio: share of the tokens, in (0, 1] (rho and alpha in the papers).
-        schedule: one factor in (0, 1] per encoder layer, multiplied with the image's count (the
-            cascade of Focus-DETR); None = all layers update the same tokens.
+        schedule: one factor in (0, 1] per encoder layer, multiplied with the image's count; None =
+            all layers update the same tokens.
 
     Raises:
         ValueError: for numbers outside of these ranges.
@@ -43,28 +52,9 @@ class TopKSelector(nn.Module):
 
     def __init__(self, keep_ratio: float, *, schedule: Sequence[float] | None = None) -> None:
         super().__init__()
-        if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, int | float):
-            raise ValueError(
-                f"TopKSelector.keep_ratio must be a number, got {keep_ratio!r}. "
-                "Set model.selector.keep_ratio."
-            )
-        if not 0 < keep_ratio <= 1:
-            raise ValueError(
-                f"TopKSelector.keep_ratio must be in (0, 1], got {keep_ratio}. Set "
-                "model.selector.keep_ratio."
-            )
-        if schedule is not None and not isinstance(schedule, Sequence):
-            raise ValueError(
-                f"TopKSelector.schedule must be a list of numbers or null, got {schedule!r}. "
-                "Set model.selector.schedule."
-            )
-        if schedule is not None and not all(0 < factor <= 1 for factor in schedule):
-            raise ValueError(
-                f"TopKSelector.schedule must hold numbers in (0, 1], got {list(schedule)}. "
-                "Set model.selector.schedule."
-            )
+        _check_share(keep_ratio, "TopKSelector", "keep_ratio")
         self.keep_ratio = keep_ratio
-        self.schedule = None if schedule is None else tuple(schedule)
+        self.schedule = _checked_schedule(schedule, "TopKSelector")
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -74,19 +64,321 @@ class TopKSelector(nn.Module):
         Raises:
             ValueError: if the schedule does not have ``num_layers`` factors.
         """
-        assert scores is not None
-        counts = tuple(min(int(self.keep_ratio * valid) + 1, valid) for valid in features.num_valid)
-        width = max(counts)
-        masked = scores.logits.masked_fill(features.padding_mask, float("-inf"))
-        indices = masked.topk(width, dim=1).indices
-        best = TokenSelection(counts, indices, filler_mask(counts, width, indices.device))
-        if self.schedule is None:
-            return (best,) * num_layers
-        if len(self.schedule) != num_layers:
-            raise ValueError(
-                f"TopKSelector.schedule must have one factor for each of the {num_layers} encoder "
-                f"layers, got {len(self.schedule)}. Set model.selector.schedule."
+        best = _best_tokens(scores, features, _counts(self.keep_ratio, features))
+        return _cascade(best, self.schedule, num_layers, "TopKSelector")
+
+
+@SELECTORS.register()
+class ElasticSelector(nn.Module):
+    """``TopKSelector`` with another ratio in every training pass: one model for any ratio.
+
+    PnP-DETR (Wang et al., ICCV 2021) trains so that its number of tokens can be chosen afterwards;
+    slimmable networks (Yu et al., ICLR 2019) do it for the width of a network, Length-Adaptive
+    Transformers (Kim and Cho, ACL 2021) for the length of a text. Here the ratio is drawn from a
+    list, with equal chances and torch's random numbers, for a whole batch; each process draws for
+    itself.
+
+    A compiled or exported training pass has shapes that cannot depend on what is drawn. It computes
+    the largest ratio of the list and keeps what was drawn: the same result at the highest cost.
+    Only what counts tokens on the host (the logged keep ratio, the target of
+    ``DecoderAttentionLoss``) is told the largest ratio.
+
+    Args:
+        keep_ratio: share of the tokens in evaluation, in (0, 1].
+        train_ratios: shares to draw from in training.
+        schedule: see ``TopKSelector``.
+
+    Raises:
+        ValueError: for numbers outside of these ranges, or an empty list.
+    """
+
+    needs_scorer = True
+
+    def __init__(
+        self,
+        keep_ratio: float,
+        *,
+        train_ratios: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
+        schedule: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_share(keep_ratio, "ElasticSelector", "keep_ratio")
+        if isinstance(train_ratios, str) or not isinstance(train_ratios, Sequence):
+            raise _error("ElasticSelector", "train_ratios", "a list of numbers", train_ratios)
+        if not train_ratios or not all(_is_share(ratio) for ratio in train_ratios):
+            raise _error(
+                "ElasticSelector", "train_ratios", "numbers in (0, 1], at least one", train_ratios
             )
-        return tuple(
-            best.prefix([max(int(factor * n), 1) for n in counts]) for factor in self.schedule
+        self.keep_ratio, self.train_ratios = keep_ratio, tuple(train_ratios)
+        self.schedule = _checked_schedule(schedule, "ElasticSelector")
+
+    def forward(
+        self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
+    ) -> tuple[TokenSelection, ...]:
+        """One selection for each of ``num_layers`` layers.
+
+        Raises:
+            ValueError: if the schedule does not have ``num_layers`` factors.
+        """
+        ratio, limits = self.keep_ratio, None
+        if self.training and torch.compiler.is_compiling():
+            ratio, limits = max(self.train_ratios), self._drawn_limits(features)
+        elif self.training:
+            drawn = torch.randint(len(self.train_ratios), (1,), device="cpu")
+            ratio = self.train_ratios[int(drawn)]
+        best = _best_tokens(scores, features, _counts(ratio, features))
+        return _cascade(best, self.schedule, num_layers, "ElasticSelector", limits)
+
+    def _drawn_limits(self, features: MultiScaleFeatures) -> Int[Tensor, " B"]:
+        """Kept tokens of each image at a ratio that the host does not learn."""
+        device = features.tokens.device
+        counts = [_counts(ratio, features) for ratio in self.train_ratios]
+        drawn = torch.randint(len(counts), (1,), device=device)
+        return torch.tensor(counts, device=device).index_select(0, drawn)[0]
+
+
+@SELECTORS.register()
+class AdaptiveSelector(nn.Module):
+    """As few tokens as hold a given share of an image's score, so that plain images keep fewer.
+
+    Image i keeps its best tokens until the sum of their scores (the sigmoid of the logits) reaches
+    ``mass`` times the sum over all of its unpadded tokens: at least one token and at most
+    ``TopKSelector`` keeps with ``max_keep_ratio``. Nucleus sampling (Holtzman et al., ICLR 2020)
+    chooses words so. An image's count depends on that image alone.
+
+    The host has to know the largest count of a batch, for which it waits once per batch. A compiled
+    or exported model does not wait: it computes as many tokens as the cap allows and keeps those
+    above, the same result at the cost of the cap. Only what counts tokens on the host
+    (``keep_ratio`` in the answer, the target of ``DecoderAttentionLoss``) is told the cap.
+
+    Args:
+        mass: share of the summed scores, in (0, 1]; 1 = as many tokens as the cap allows.
+        max_keep_ratio: cap on the share of the tokens, in (0, 1].
+        schedule: see ``TopKSelector``.
+
+    Raises:
+        ValueError: for numbers outside of these ranges.
+    """
+
+    needs_scorer = True
+
+    def __init__(
+        self, mass: float, *, max_keep_ratio: float, schedule: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        _check_share(mass, "AdaptiveSelector", "mass")
+        _check_share(max_keep_ratio, "AdaptiveSelector", "max_keep_ratio")
+        self.mass, self.max_keep_ratio = mass, max_keep_ratio
+        self.schedule = _checked_schedule(schedule, "AdaptiveSelector")
+
+    def forward(
+        self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
+    ) -> tuple[TokenSelection, ...]:
+        """One selection for each of ``num_layers`` layers.
+
+        Raises:
+            ValueError: if the schedule does not have ``num_layers`` factors.
+        """
+        best = _best_tokens(scores, features, _counts(self.max_keep_ratio, features))
+        limits = None
+        if self.mass < 1:
+            limits = self._limits(scores, features, best)
+            if not torch.compiler.is_compiling():
+                best, limits = best.prefix(limits.tolist()), None
+        return _cascade(best, self.schedule, num_layers, "AdaptiveSelector", limits)
+
+    def _limits(
+        self, scores: TokenScores | None, features: MultiScaleFeatures, best: TokenSelection
+    ) -> Int[Tensor, " B"]:
+        """Best tokens of each image that hold the mass.
+
+        Integers, since their sums are exact: neither the layout nor the device matters.
+        """
+        assert scores is not None
+        parts = (scores.logits.detach().float().sigmoid() * 2.0**40).masked_fill(
+            features.padding_mask, 0.0
         )
+        parts = parts.long()
+        reached = best.gather(parts).cumsum(1)
+        limits = (reached < self.mass * parts.sum(1, keepdim=True).double()).sum(1) + 1
+        return limits.minimum(torch.tensor(best.counts, device=limits.device))
+
+
+@SELECTORS.register()
+class LevelScheduleSelector(nn.Module):
+    """Each layer updates all tokens of some levels: coarse levels often, the finest one rarely.
+
+    A dense schedule to compare token selection with, in the manner of Lite DETR (Li et al., CVPR
+    2023, sections 3.4 and 3.5). The default is two of its blocks, of two layers for the three
+    coarse levels and one that includes the finest. Of that paper it is the schedule alone: the
+    attention stays the deformable one (no key-aware attention), and the feed-forward block of the
+    finest level is as wide as that of the others. In the last layer of a block the paper updates
+    the finest level, ``(0,)``; its released code updates all levels, which is the default here.
+
+    Args:
+        levels: for every encoder layer the levels that it updates, 0 being the finest.
+
+    Raises:
+        ValueError: unless each entry is a list of different levels.
+    """
+
+    needs_scorer = False
+
+    def __init__(
+        self,
+        levels: Sequence[Sequence[int]] = (
+            (1, 2, 3),
+            (1, 2, 3),
+            (0, 1, 2, 3),
+            (1, 2, 3),
+            (1, 2, 3),
+            (0, 1, 2, 3),
+        ),
+    ) -> None:
+        super().__init__()
+        if not isinstance(levels, Sequence) or not all(_are_levels(entry) for entry in levels):
+            raise _error(
+                "LevelScheduleSelector", "levels", "a list of levels for every layer", levels
+            )
+        self.levels = tuple(tuple(sorted(entry)) for entry in levels)
+
+    def forward(
+        self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
+    ) -> tuple[TokenSelection, ...]:
+        """One selection for each of ``num_layers`` layers; equal ones are the same object.
+
+        Raises:
+            ValueError: if there are not ``num_layers`` entries, or not so many levels.
+        """
+        if len(self.levels) != num_layers:
+            raise ValueError(
+                "LevelScheduleSelector.levels must have one entry for each of the "
+                f"{num_layers} encoder layers, got {len(self.levels)}. Set model.selector.levels."
+            )
+        highest, num_levels = max(entry[-1] for entry in self.levels), len(features.spatial_shapes)
+        if highest >= num_levels:
+            raise ValueError(
+                f"LevelScheduleSelector.levels must be below {num_levels}, the number of levels, "
+                f"got {highest}. Set model.selector.levels."
+            )
+        selections = {entry: _whole_levels(features, entry) for entry in self.levels}
+        return tuple(selections[entry] for entry in self.levels)
+
+
+# --- what the selectors share -------------------------------------------------------------------
+
+
+def _counts(ratio: float, features: MultiScaleFeatures) -> tuple[int, ...]:
+    """Tokens that each image keeps."""
+    return tuple(min(int(ratio * valid) + 1, valid) for valid in features.num_valid)
+
+
+def _best_tokens(
+    scores: TokenScores | None, features: MultiScaleFeatures, counts: tuple[int, ...]
+) -> TokenSelection:
+    """The best ``counts[i]`` unpadded tokens of image i."""
+    assert scores is not None
+    width = max(counts)
+    masked = scores.logits.masked_fill(features.padding_mask, float("-inf"))
+    values, indices = masked.topk(width, dim=1)
+    weight = values.sigmoid() if scores.weighs else None
+    return TokenSelection(counts, indices, filler_mask(counts, width, indices.device), weight)
+
+
+def _cascade(
+    best: TokenSelection,
+    schedule: tuple[float, ...] | None,
+    num_layers: int,
+    name: str,
+    limits: Int[Tensor, " B"] | None = None,
+) -> tuple[TokenSelection, ...]:
+    """Prefixes of the best tokens, one per layer; equal factors share one object.
+
+    Args:
+        best: the tokens that a layer with the factor 1 updates.
+        schedule: factor of each layer; None = 1 everywhere.
+        num_layers: encoder layers.
+        name: class of the selector, for the message.
+        limits: tokens to keep of each image where the host does not know them; at most
+            ``best.counts``, which then say how many rows are computed.
+    """
+    factors = (1.0,) * num_layers if schedule is None else schedule
+    if len(factors) != num_layers:
+        raise ValueError(
+            f"{name}.schedule must have one factor for each of the {num_layers} encoder "
+            f"layers, got {len(factors)}. Set model.selector.schedule."
+        )
+    selections = {1.0: best if limits is None else _limited(best, limits)}
+    for factor in factors:
+        if factor in selections:
+            continue
+        nested = best.prefix([max(int(factor * count), 1) for count in best.counts])
+        if limits is not None:
+            nested = _limited(nested, (factor * limits.double()).long().clamp(min=1))
+        selections[factor] = nested
+    return tuple(selections[factor] for factor in factors)
+
+
+def _limited(selection: TokenSelection, limits: Int[Tensor, " B"]) -> TokenSelection:
+    """The same rows; all but the first ``limits[i]`` of image i are fillers."""
+    assert selection.indices is not None
+    places = torch.arange(selection.indices.shape[1], device=limits.device)
+    return replace(selection, valid=places < limits[:, None])
+
+
+def _whole_levels(features: MultiScaleFeatures, levels: tuple[int, ...]) -> TokenSelection:
+    """All unpadded tokens of some levels, in the order of the map."""
+    if len(levels) == len(features.spatial_shapes):
+        return TokenSelection(features.num_valid)
+    counts = tuple(sum(prod(sizes[level]) for level in levels) for sizes in features.level_sizes)
+    masks = [
+        ~padding if level in levels else torch.zeros_like(padding)
+        for level, padding in enumerate(features.split_levels(features.padding_mask))
+    ]
+    chosen = torch.cat(masks, dim=1).to(torch.uint8)
+    width = max(counts)
+    # chosen tokens come first; those after them are distinct from them, as fillers have to be
+    indices = chosen.sort(dim=1, descending=True, stable=True).indices[:, :width]
+    return TokenSelection(counts, indices, filler_mask(counts, width, indices.device))
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _check_share(value: object, name: str, argument: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _error(name, argument, "a number", value)
+    if not _is_share(value):
+        raise _error(name, argument, "in (0, 1]", value)
+
+
+def _checked_schedule(schedule: Sequence[float] | None, name: str) -> tuple[float, ...] | None:
+    if schedule is None:
+        return None
+    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
+        raise _error(name, "schedule", "a list of numbers or null", schedule)
+    if not all(_is_share(factor) for factor in schedule):
+        raise ValueError(
+            f"{name}.schedule must hold numbers in (0, 1], got {list(schedule)}. "
+            "Set model.selector.schedule."
+        )
+    return tuple(schedule)
+
+
+def _are_levels(entry: object) -> bool:
+    return (
+        isinstance(entry, Sequence)
+        and len(entry) > 0
+        and len(set(entry)) == len(entry)
+        and all(type(level) is int and level >= 0 for level in entry)
+    )
+
+
+def _error(name: str, argument: str, what: str, value: object) -> ValueError:
+    return ValueError(
+        f"{name}.{argument} must be {what}, got {value!r}. Set model.selector.{argument}."
+    )
