@@ -1,0 +1,43 @@
+"""A pass of the detector that is watched: which module belongs to which stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from torch import nn
+
+from sparsedet.modeling import TokenSparseDetector
+
+
+def stage_modules(model: TokenSparseDetector) -> list[tuple[str, nn.Module]]:
+    """Modules in the order in which they run, with the stage that each belongs to."""
+    parts = [
+        ("backbone", model.backbone),
+        ("neck", model.neck),
+        ("scorer", model.scorer),
+        ("scorer", model.selector),
+        ("encoder", model.encoder),
+        ("query_initializer", model.query_initializer),
+        ("decoder", model.decoder),
+        *(("heads", module) for module in model.heads.decoder_heads.modules()),
+    ]
+    return [(name, cast(nn.Module, part)) for name, part in parts if part is not None]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and every module's own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def divisibility(model: TokenSparseDetector) -> int:
+    """What the sides of the backbone's input must be a multiple of."""
+    return getattr(model.backbone, "size_divisibility", 0) or 1

@@ -1,0 +1,156 @@
+"""Which tokens the encoder keeps, and what the decoder looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sparsedet.analysis.passes import evaluating
+from sparsedet.modeling import TokenSparseDetector, TopKSelector
+from sparsedet.modeling.stages import DetectorOutput, TokenScores
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What the encoder keeps and where the decoder looks, each image counting the same.
+
+    Attributes:
+        num_images: images.
+        tokens: unpadded tokens by level, the mean over the images.
+        kept: tokens that an encoder layer updates, by layer and level, the mean over the images.
+        keep_ratio: kept / all tokens, the mean over layers and images.
+        share: the share of ``corr``.
+        corr: share of the decoder's cross-attention mass that falls on this ``share`` of the tokens
+            with the best scores (Focus-DETR, table 3); None without a scorer.
+        corr_kept: share that falls on the tokens which any encoder layer updates.
+    """
+
+    num_images: int
+    tokens: tuple[float, ...]
+    kept: tuple[tuple[float, ...], ...]
+    keep_ratio: float
+    share: float
+    corr: float | None
+    corr_kept: float
+
+
+def kept_tokens(output: DetectorOutput) -> Bool[Tensor, "B N"]:
+    """True at the tokens that any encoder layer updates."""
+    return torch.stack(_layer_masks(output)).any(0)
+
+
+def kept_by_level(output: DetectorOutput) -> Int[Tensor, "B layers L"]:
+    """Tokens that each encoder layer updates on each level."""
+    masks = torch.stack(_layer_masks(output), dim=1)
+    sizes = [h * w for h, w in output.features.spatial_shapes]
+    return torch.stack([level.sum(-1) for level in masks.split(sizes, dim=-1)], dim=-1)
+
+
+def _layer_masks(output: DetectorOutput) -> list[Bool[Tensor, "B N"]]:
+    features = output.features
+    return [
+        ~features.padding_mask if selection.indices is None else selection.mask(features.num_tokens)
+        for selection in output.selections
+    ]
+
+
+def best_tokens(output: DetectorOutput, share: float) -> Bool[Tensor, "B N"]:
+    """True at this share of each image's tokens with the best scores, counted as a selector does.
+
+    Raises:
+        ValueError: if the model has no scorer, or for a share outside of (0, 1].
+    """
+    if output.scores is None:
+        raise ValueError("best_tokens needs token scores, got None. Set model.scorer.")
+    scores = TokenScores(output.scores.logits)
+    return TopKSelector(share)(scores, output.features, 1)[0].mask(output.features.num_tokens)
+
+
+def attention_share(output: DetectorOutput, tokens: Bool[Tensor, "B N"]) -> Float[Tensor, "B"]:
+    """Share of each image's decoder cross-attention mass that falls on some of its tokens.
+
+    The mass is that of the matching queries, summed over layers and heads; padding has no part.
+
+    Args:
+        output: of ``model.detect(..., record={"token_mass"})``.
+        tokens: True at the tokens.
+
+    Raises:
+        ValueError: if the mass was not recorded.
+    """
+    if output.token_mass is None:
+        raise ValueError(
+            "attention_share.output must hold the token mass, got None. Call "
+            "model.detect(..., record={'token_mass'})."
+        )
+    mass = output.token_mass.masked_fill(output.features.padding_mask, 0.0)
+    return (mass * tokens).sum(1) / mass.sum(1).clamp(min=torch.finfo(mass.dtype).tiny)
+
+
+@dataclass
+class _Sums:
+    """Sums over images."""
+
+    images: int = 0
+    tokens: Any = 0.0
+    kept: Any = 0.0
+    keep_ratio: float = 0.0
+    corr: float = 0.0
+    corr_kept: float = 0.0
+    has_scores: bool = True
+
+
+def token_statistics(
+    model: TokenSparseDetector,
+    batches: Iterable[Sequence[Mapping[str, Any]]],
+    *,
+    share: float = 0.1,
+) -> TokenStatistics:
+    """Run the model over batches of samples and look at its tokens.
+
+    Args:
+        model: in any mode; it runs in eval mode.
+        batches: lists of samples as ``model.forward`` takes them, of a test loader for instance.
+        share: of the tokens with the best scores, for ``corr``; the paper compares a tenth.
+
+    Raises:
+        ValueError: without images, or for a share outside of (0, 1].
+    """
+    sums = _Sums()
+    with evaluating(model), torch.inference_mode():
+        for samples in batches:
+            batch = model.preprocess(samples)
+            output = model.detect(
+                batch.images, batch.image_sizes, batch.targets, record={"token_mass"}
+            )
+            _add(sums, output, share)
+    if not sums.images:
+        raise ValueError("token_statistics.batches must hold at least one image, got none.")
+    images = sums.images
+    return TokenStatistics(
+        num_images=images,
+        tokens=tuple((sums.tokens / images).tolist()),
+        kept=tuple(tuple(layer) for layer in (sums.kept / images).tolist()),
+        keep_ratio=sums.keep_ratio / images,
+        share=share,
+        corr=sums.corr / images if sums.has_scores else None,
+        corr_kept=sums.corr_kept / images,
+    )
+
+
+def _add(sums: _Sums, output: DetectorOutput, share: float) -> None:
+    sizes = output.features.level_sizes
+    sums.images += len(sizes)
+    sums.tokens += torch.tensor([[prod(size) for size in image] for image in sizes]).sum(0).double()
+    sums.kept += kept_by_level(output).sum(0).double().cpu()
+    sums.keep_ratio += sum(output.keep_ratios)
+    sums.corr_kept += float(attention_share(output, kept_tokens(output)).sum())
+    sums.has_scores = output.scores is not None
+    if sums.has_scores:
+        sums.corr += float(attention_share(output, best_tokens(output, share)).sum())
