@@ -5,19 +5,28 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import convert
-from sparsedet.modeling import TokenSparseDetector
-from sparsedet.modeling.stages import DetectorOutput, Targets
+from sparsedet.modeling import TokenSparseDetector, encoder, queries
+from sparsedet.modeling.stages import (
+    DetectorOutput,
+    NoisedTargets,
+    Queries,
+    Targets,
+    TokenSelection,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PARITY = ROOT.parent / "shared" / "parity"
@@ -29,17 +38,32 @@ DINO = "projects/dino/configs/released/dino_r50_4scale.py"
 DN_DEFORMABLE = "projects/dn_deformable_detr/configs/released/dn_deformable_detr_r50.py"
 FOCUS = "projects/focus_detr/configs/released/focus_detr_r50.py"
 
-# name of a fixture -> configuration, listing of the checkpoint's keys, source of the checkpoint
+# Name of a fixture -> configuration, listing of the checkpoint's keys, source of the checkpoint.
+# A listing under the fixture's own name goes before the one given here.
 MODELS = {
     r"kakao_plain": (DEFORMABLE.format("plain"), "kakao_plain", "deformable-detr"),
     r"kakao_two_stage": (DEFORMABLE.format("two_stage"), "kakao_two_stage", "deformable-detr"),
     r"kakao_efficient": (EFFICIENT, "kakao_efficient", "sparse-detr"),
     r"kakao_rho(?P<keep_ratio>[\d.]+)": (SPARSE, "kakao_sparse", "sparse-detr"),
+    r"detrex_deformable": (DEFORMABLE.format("plain_detrex"), "detrex_deformable", "detrex"),
     r"detrex_deformable_two_stage": (
         DEFORMABLE.format("two_stage_detrex"),
         "detrex_deformable_two_stage",
         "detrex",
     ),
+    r"detrex_dn_deformable": (DN_DEFORMABLE, "detrex_dn_deformable", "detrex"),
+    r"detrex_dino(_r(?P<depth>\d+))?": (DINO, "detrex_dino", "detrex"),
+    r"detrex_dino(_r(?P<depth>\d+))?_5scale": (
+        DINO.replace("4scale", "5scale"),
+        "detrex_dino",
+        "detrex",
+    ),
+    r"detrex_focus(_r(?P<depth>\d+))?(_rho(?P<keep_ratio>[\d.]+))?": (
+        FOCUS,
+        "detrex_focus",
+        "focus-detr",
+    ),
+    r"hf_plain": (DEFORMABLE.format("plain"), "hf_plain", "huggingface"),
     r"hf_two_stage": (DEFORMABLE.format("two_stage"), "hf_two_stage", "huggingface"),
 }
 
@@ -52,6 +76,24 @@ def fill() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@dataclass
+class Seen:
+    """What went through the model in one pass.
+
+    Attributes:
+        maps: what the neck gave.
+        proposals: scores of all tokens and our choice of them, best first; None for queries that
+            are learned.
+        queries: what the decoder started from.
+        objects: per encoder layer, which of its kept tokens attended to each other.
+    """
+
+    maps: tuple[Tensor, ...] = ()
+    proposals: tuple[Tensor, Tensor] | None = None
+    queries: Queries | None = None
+    objects: list[TokenSelection] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,17 +137,22 @@ class Released:
         return self.choice[1][2]
 
     @cached_property
-    def checkpoint(self) -> dict[str, Tensor]:
-        return checkpoint(self.choice[1][1])
+    def listing(self) -> str:
+        own = (PARITY / "keys" / f"{self.name}.txt").is_file()
+        return self.name if own else self.choice[1][1]
 
     def build(self) -> TokenSparseDetector:
         """Our model with the released weights and without dropout."""
         match, (config, _, _) = self.choice
         cfg = LazyConfig.load(str(ROOT / config)).model
-        if "keep_ratio" in match.groupdict():
-            cfg.selector.keep_ratio = float(match["keep_ratio"])
+        changes = match.groupdict()
+        if changes.get("keep_ratio"):
+            cfg.selector.keep_ratio = float(changes["keep_ratio"])
+        if changes.get("depth"):
+            cfg.backbone.name = f"resnet{changes['depth']}"
         model = instantiate(cfg)
-        model.load_state_dict(convert(self.checkpoint, self.source))
+        assert model.num_classes == self.facts["num_classes"]
+        model.load_state_dict(convert(checkpoint(self.listing), self.source))
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -135,49 +182,134 @@ class Released:
             ),
         )
 
-    def run(self, model: TokenSparseDetector, case: str) -> tuple[DetectorOutput, Targets]:
+    def run(self, model: TokenSparseDetector, case: str) -> tuple[DetectorOutput, Targets, Seen]:
         """One case; with gradients where it is a case of training."""
         images, sizes, targets = self.inputs(case)
         training = "train" in case
         model.train(training)
         model.zero_grad(set_to_none=True)
-        with torch.set_grad_enabled(training):
+        with (
+            torch.set_grad_enabled(training),
+            self._noise(model, case, targets),
+            self._watched(model, case) as seen,
+        ):
             record = model.criterion.requires if training else ()
-            return model.detect(images, sizes, targets, record=record), targets
+            return model.detect(images, sizes, targets, record=record), targets, seen
+
+    @contextmanager
+    def _noise(self, model: TokenSparseDetector, case: str, targets: Targets) -> Iterator[None]:
+        """Denoising as in the case: none, without noise, or with the stored one."""
+        denoising = model.denoising
+        stored = f"{case}.dn_box_logits" in self.tensors
+        with ExitStack() as stack:
+            if case.endswith("_nodn"):
+                stack.enter_context(mock.patch.object(model, "denoising", None))
+            elif denoising is not None and stored:
+                noised = self._noised(case, targets)
+                stack.enter_context(mock.patch.object(denoising, "sample", lambda _: noised))
+            elif denoising is not None:
+                assert case.endswith("_nonoise") or "train" not in case
+                for name in ("label_noise", "box_noise"):
+                    stack.enter_context(mock.patch.object(denoising, name, 0.0))
+            yield
+
+    def _noised(self, case: str, targets: Targets) -> NoisedTargets:
+        """The stored noise. Labels are listed copy by copy, in each all objects of all images."""
+        boxes = self.tensors[f"{case}.dn_box_logits"].sigmoid()
+        counts, slots = targets.counts, max(targets.counts)
+        copies = boxes.shape[1] // slots
+        listed = self.tensors[f"{case}.noised_labels"].long().view(copies, sum(counts))
+        labels = torch.zeros(boxes.shape[:2], dtype=torch.long)
+        valid = torch.zeros(boxes.shape[:2], dtype=torch.bool)
+        for image, of_image in enumerate(listed.split(counts, dim=1)):
+            labels[image].view(copies, slots)[:, : counts[image]] = of_image
+            valid[image].view(copies, slots)[:, : counts[image]] = True
+        meta = self.facts[f"{case}.dn_meta"]
+        groups = meta["groups"] if "groups" in meta else meta["dn_num"]
+        return NoisedTargets(labels, boxes, valid, groups)
+
+    @contextmanager
+    def _watched(self, model: TokenSparseDetector, case: str) -> Iterator[Seen]:
+        """Keep what goes through; proposals are handed on in the released order.
+
+        The order differs where scores are all but equal, and queries may be bound to ranks.
+        """
+        seen, order = Seen(), self._proposal_order(case)
+        best, best_rows = queries._best, encoder.best_rows
+
+        def choose(scores: Tensor, valid: Tensor, count: int) -> Tensor:
+            own = best(scores, valid, count)
+            seen.proposals = scores.masked_fill(~valid, float("-inf")), own
+            return own if order is None else order
+
+        def keep_objects(*arguments: Any) -> TokenSelection:
+            seen.objects.append(best_rows(*arguments))
+            return seen.objects[-1]
+
+        def keep_maps(module: nn.Module, inputs: Any, maps: Any) -> None:
+            seen.maps = tuple(x.detach() for x in maps)
+
+        def keep_queries(module: nn.Module, inputs: Any) -> None:
+            seen.queries = inputs[0]
+
+        with (
+            mock.patch.object(queries, "_best", choose),
+            mock.patch.object(encoder, "best_rows", keep_objects),
+            model.neck.register_forward_hook(keep_maps),
+            model.decoder.register_forward_pre_hook(keep_queries),
+        ):
+            yield seen
+
+    def _proposal_order(self, case: str) -> Tensor | None:
+        """The order of the case, or of another one of the same mode and images; None: unknown."""
+        inputs = (self.facts[f"{case}.sizes"], self.facts.get(f"{case}.image_seeds"))
+        for other in (case, *self.cases):
+            key = f"{other}.proposal_inds_in_score_order"
+            same = inputs == (self.facts[f"{other}.sizes"], self.facts.get(f"{other}.image_seeds"))
+            if key in self.tensors and same and ("train" in case) == ("train" in other):
+                return self.tensors[key].long()
+        return None
 
     def losses(self, case: str) -> dict[str, float]:
-        """Weighted losses under the released names; diagnostics and dead weights left out."""
+        """Weighted losses under the released names; diagnostics and dead weights left out.
+
+        Without denoising the released code has losses of zero for it.
+        """
         weights = self.facts["weight_dict"]
         if f"{case}.losses_weighted" in self.facts:
             found = self.facts[f"{case}.losses_weighted"]
-            return {name: value for name, value in found.items() if name in weights}
-        found = self.facts[f"{case}.losses_unweighted"]
-        return {name: found[name] * weights[name] for name in weights if name in found}
+            found = {name: value for name, value in found.items() if name in weights}
+        else:
+            found = self.facts[f"{case}.losses_unweighted"]
+            found = {name: found[name] * weights[name] for name in weights if name in found}
+        return {name: value for name, value in found.items() if value or "_dn" not in name}
 
     def loss_name(self, key: str, num_decoder: int) -> str:
         """The released name of one of our losses."""
         stage, term = key.split("/")
         term = {
-            "focal": "class" if self.source == "detrex" else "ce",
-            "box_l1": "bbox",
-            "giou": "giou",
-            "decoder_attention": "mask_prediction",
+            "focal": "loss_class" if "detrex" in self.name else "loss_ce",
+            "box_l1": "loss_bbox",
+            "giou": "loss_giou",
+            "decoder_attention": "loss_mask_prediction",
+            "foreground": "select_loss",
         }[term]
         if stage == "proposals":
-            return f"loss_{term}_enc"
+            return f"{term}_enc"
         if stage == "scorer":
-            return f"loss_{term}"
+            return term
         name, layer = stage.split(".")
         if name == "encoder":
-            return f"loss_{term}_enc_{layer}"
-        return f"loss_{term}" if int(layer) == num_decoder - 1 else f"loss_{term}_{layer}"
+            return f"{term}_enc_{layer}"
+        term = f"{term}_dn" if name == "denoising" else term
+        return term if int(layer) == num_decoder - 1 else f"{term}_{layer}"
 
     def parameter_names(self) -> dict[str, str]:
         """The released name of a parameter -> ours, learnt by converting tagged tensors.
 
         Query, key and value projections that are stored apart have no name of their own here.
         """
-        canonical = canonical_keys(self.choice[1][1])
+        canonical = canonical_keys(self.listing)
         order = {key: float(i) for i, key in enumerate(sorted(canonical))}
         tags = {key: order[smallest] for key, smallest in canonical.items()}
         converted = convert({key: torch.full((1,), tag) for key, tag in tags.items()}, self.source)
