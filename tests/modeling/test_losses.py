@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from sparsedet import events
 from sparsedet.modeling import (
     BoxL1Loss,
     DecoderAttentionLoss,
     FocalLoss,
+    ForegroundLoss,
     GIoULoss,
     HungarianMatcher,
+    SalienceLoss,
     SetCriterion,
 )
-from sparsedet.modeling.losses import most_attended
+from sparsedet.modeling.losses import foreground_tokens, most_attended, token_salience
 from sparsedet.modeling.stages import (
     DetectorOutput,
     Matching,
@@ -185,3 +189,240 @@ def test_most_attended():
         [True, True, True, False],
         [True, True, False, False],
     ]
+
+
+STRIDES = (8, 16, 32)
+RANGES = ((-1, 20), (12, 48), (32, 999))
+IMAGE_SIZES = ((70, 100), (96, 40))
+
+
+def pyramid(image_sizes=IMAGE_SIZES, canvas=(96, 128)):
+    """Tokens of three levels with padding."""
+    shapes = [(-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in STRIDES]
+    count = len(image_sizes)
+    return flatten_maps(
+        [torch.zeros(count, 1, *shape) for shape in shapes],
+        [torch.zeros(count, shape[0] * shape[1], 1) for shape in shapes],
+        strides=STRIDES,
+        image_sizes=image_sizes,
+    )
+
+
+def pixel_targets(*images, image_sizes=IMAGE_SIZES) -> Targets:
+    """Targets from (left, top, right, bottom) in pixels."""
+    boxes = []
+    for each, (height, width) in zip(images, image_sizes, strict=True):
+        xyxy = torch.tensor(each, dtype=torch.float64).view(-1, 4)
+        center, size = (xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]
+        scale = torch.tensor([width, height, width, height])
+        boxes.append((torch.cat((center, size), 1) / scale).float())
+    return Targets(tuple(boxes), tuple(torch.zeros(len(b), dtype=torch.long) for b in boxes))
+
+
+OBJECTS = (
+    [(3.0, 5.0, 41.0, 30.0), (20.0, 10.0, 99.0, 69.0), (50.0, 50.0, 61.0, 59.0)],
+    [(1.0, 2.0, 39.0, 93.0)],
+)
+
+
+def cells(features):
+    """Image, place in the row of tokens, level and pixel of every unpadded cell."""
+    for image, valid in enumerate(features.level_sizes):
+        first = 0
+        for level, ((height, width), stride) in enumerate(
+            zip(features.spatial_shapes, STRIDES, strict=True)
+        ):
+            for row in range(valid[level][0]):
+                for column in range(valid[level][1]):
+                    place = first + row * width + column
+                    yield image, place, level, (column + 0.5) * stride, (row + 0.5) * stride
+            first += height * width
+
+
+def is_foreground(level: int, x: float, y: float, boxes, ranges=RANGES) -> bool:
+    low, high = ranges[level]
+    for left, top, right, bottom in boxes:
+        distances = (x - left, y - top, right - x, bottom - y)
+        if min(distances) > 0 and low < max(distances) <= high:
+            return True
+    return False
+
+
+def salience(x: float, y: float, boxes) -> float:
+    found = [0.0]
+    for left, top, right, bottom in boxes:
+        if left < x < right and top < y < bottom:
+            across = (x - (left + right) / 2) / (right - left)
+            down = (y - (top + bottom) / 2) / (bottom - top)
+            found.append(1 - math.hypot(across, down))
+    return max(found)
+
+
+def scored(features, scores: torch.Tensor) -> DetectorOutput:
+    return replace(output(features=features), scores=TokenScores(scores))
+
+
+def test_foreground_is_what_lies_in_a_box_of_the_size_of_its_level():
+    features = pyramid()
+    got = foreground_tokens(features, pixel_targets(*OBJECTS), RANGES)
+    expected = torch.zeros_like(got)
+    for image, place, level, x, y in cells(features):
+        expected[image, place] = is_foreground(level, x, y, OBJECTS[image])
+    assert torch.equal(got, expected)
+    assert all(level.any() for level in features.split_levels(got))
+    assert not got[features.padding_mask].any()
+
+
+def test_sides_and_ranges_of_foreground_are_strict_as_the_paper_has_them():
+    features = flatten_maps(
+        [torch.zeros(1, 1, 2, 2)], [torch.zeros(1, 4, 1)], strides=(8,), image_sizes=((16, 16),)
+    )
+
+    def found(box, low: float, high: float) -> list[bool]:
+        targets = pixel_targets([box], image_sizes=((16, 16),))
+        return foreground_tokens(features, targets, ((low, high),))[0].tolist()
+
+    # Centers of the cells lie at 4 and 12.
+    assert found((0, 0, 16, 16), -1, 999) == [True] * 4
+    assert found((4, 0, 16, 16), -1, 999) == [False, True, False, True]
+    assert found((0, 0, 16, 12), -1, 999) == [True, True, False, False]
+    assert found((0, 0, 16, 16), -1, 12) == [True] * 4, "the upper end belongs to the range"
+    assert found((0, 0, 16, 16), 12, 999) == [False] * 4, "the lower end does not"
+
+
+def test_default_ranges_overlap():
+    ranges = ForegroundLoss(weight=1.0).size_ranges
+    assert len(ranges) == 4
+    assert all(fine[1] > coarse[0] for fine, coarse in pairwise(ranges[1:]))
+    assert ranges[0][0] < 0
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0)])
+def test_foreground_loss(alpha, gamma):
+    features = pyramid()
+    scores = torch.randn(features.padding_mask.shape)
+    scores[features.padding_mask] = 50.0
+    sums, positives = [0.0, 0.0], [0, 0]
+    for image, place, level, x, y in cells(features):
+        positive = is_foreground(level, x, y, OBJECTS[image])
+        p = torch.sigmoid(scores[image, place].double()).item()
+        sums[image] += focal(p, positive, alpha, gamma)
+        positives[image] += positive
+    expected = sum(s / n for s, n in zip(sums, positives, strict=True)) / 2
+    loss = ForegroundLoss(weight=9.0, size_ranges=RANGES, alpha=alpha, gamma=gamma)
+    got = loss(scored(features, scores), pixel_targets(*OBJECTS))
+    assert got.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_salience_falls_from_the_center_whatever_the_size():
+    features = pyramid()
+    got = token_salience(features, pixel_targets(*OBJECTS))
+    expected = torch.zeros_like(got)
+    for image, place, _, x, y in cells(features):
+        expected[image, place] = salience(x, y, OBJECTS[image])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert (got[0] > 0.9).any()
+    one = flatten_maps(
+        [torch.zeros(1, 1, 1, 1)], [torch.zeros(1, 1, 1)], strides=(8,), image_sizes=((8, 8),)
+    )
+    for box in ((3, 3, 5, 5), (-50, -50, 58, 58)):  # the only cell is the center of both
+        targets = pixel_targets([box], image_sizes=((8, 8),))
+        assert token_salience(one, targets).item() == pytest.approx(1.0)
+    corner = pixel_targets([(3.999, 3.999, 8, 8)], image_sizes=((8, 8),))
+    assert token_salience(one, corner).item() == pytest.approx(1 - 0.5**0.5, abs=1e-3)
+
+
+def test_salience_loss():
+    features = pyramid()
+    scores = torch.randn(features.padding_mask.shape)
+    scores[features.padding_mask] = 50.0
+    sums, positives = [0.0, 0.0], [0, 0]
+    for image, place, _, x, y in cells(features):
+        target = salience(x, y, OBJECTS[image])
+        p = torch.sigmoid(scores[image, place].double()).item()
+        factor = 0.3 * target * (1 - p) ** 1.5 + 0.7 * (1 - target) * p**1.5
+        cross_entropy = -target * math.log(p) - (1 - target) * math.log(1 - p)
+        sums[image] += factor * cross_entropy
+        positives[image] += target > 0
+    expected = sum(s / n for s, n in zip(sums, positives, strict=True)) / 2
+    loss = SalienceLoss(weight=9.0, alpha=0.3, gamma=1.5)
+    got = loss(scored(features, scores), pixel_targets(*OBJECTS))
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+
+
+TOKEN_TERMS = pytest.mark.parametrize(
+    "term", [ForegroundLoss(weight=1.5, size_ranges=RANGES), SalienceLoss(weight=1.5)]
+)
+
+
+@TOKEN_TERMS
+@pytest.mark.parametrize(
+    "box",
+    [
+        pytest.param(None, id="no object"),
+        pytest.param((20, 20, 20, 20), id="no size"),
+        pytest.param((4, 10, 4, 60), id="no width, on a column of cells"),
+        pytest.param((60, 50, 20, 10), id="crossing"),
+    ],
+)
+def test_images_without_anything_to_find(term, box):
+    """All tokens are background, their sum is divided by 1."""
+    features = pyramid()
+    scores = torch.randn(features.padding_mask.shape, requires_grad=True)
+    targets = pixel_targets([] if box is None else [box], [])
+    got = term(scored(features, scores), targets)
+    background = -0.75 * scores.sigmoid() ** 2 * F.logsigmoid(-scores)
+    expected = background.masked_fill(features.padding_mask, 0.0).sum() / 2
+    torch.testing.assert_close(got, expected)
+    got.backward()
+    assert scores.grad.isfinite().all()
+    assert not scores.grad[features.padding_mask].any()
+    assert scores.grad[~features.padding_mask].all()
+
+
+@TOKEN_TERMS
+def test_sure_scores_have_finite_losses(term):
+    features = pyramid()
+    scores = torch.where(torch.rand(features.padding_mask.shape) < 0.5, -300.0, 300.0)
+    scores.requires_grad_()
+    loss = term(scored(features, scores), pixel_targets(*OBJECTS))
+    loss.backward()
+    assert loss.isfinite() and scores.grad.isfinite().all()
+
+
+@TOKEN_TERMS
+def test_losses_of_tokens_are_means_over_images(term):
+    features, targets = pyramid(), pixel_targets(*OBJECTS)
+    scores = torch.randn(features.padding_mask.shape)
+    alone = []
+    for image, size in enumerate(IMAGE_SIZES):
+        single = pyramid((size,), canvas=size)
+        own = scores[image, ~features.padding_mask[image]][None]
+        one = Targets(targets.boxes[image : image + 1], targets.labels[image : image + 1])
+        alone.append(term(scored(single, own), one))
+    got = term(scored(features, scores), targets)
+    torch.testing.assert_close(got, (alone[0] + alone[1]) / 2)
+
+
+@TOKEN_TERMS
+def test_the_criterion_hands_targets_to_terms_of_the_scorer(prediction, term):
+    features = pyramid()
+    two = Prediction(prediction.logits.repeat(2, 1, 1), prediction.boxes.repeat(2, 1, 1))
+    scores = TokenScores(torch.randn(features.padding_mask.shape))
+    found = replace(output(two, features=features), scores=scores)
+    targets = pixel_targets(*OBJECTS)
+    losses = SetCriterion(HungarianMatcher(), [FocalLoss(weight=1.0)], stage=[term])(found, targets)
+    torch.testing.assert_close(losses[f"scorer/{term.name}"], 1.5 * term(found, targets))
+    assert term.requires == frozenset() and term.trains == "ForegroundTokenSelector"
+
+
+def test_ranges_must_fit_the_levels():
+    features = pyramid()
+    found = scored(features, torch.zeros(features.padding_mask.shape))
+    with pytest.raises(
+        ValueError, match=r"size_ranges must have one range for each of the 3 levels, got 4: .*Set"
+    ):
+        ForegroundLoss(weight=1.0)(found, pixel_targets(*OBJECTS))
+    for bad in (((64, 64),), ((256, 64),), ((0, 1, 2),), (64, 128)):
+        with pytest.raises(ValueError, match=r"must be pairs \(low, high\) with low < high, got"):
+            ForegroundLoss(weight=1.0, size_ranges=bad)
