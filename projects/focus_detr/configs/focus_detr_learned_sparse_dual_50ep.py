@@ -1,0 +1,15 @@
+"""Deformable DETR with learned queries, Sparse DETR's token selection and dual attention."""
+
+from sparsedet.modeling import DualAttentionEncoder
+
+from .focus_detr_learned_sparse_50ep import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.encoder._target_ = DualAttentionEncoder
+train.output_dir = "output/focus_detr_learned_sparse_dual_50ep"

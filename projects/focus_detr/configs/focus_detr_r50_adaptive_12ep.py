@@ -1,0 +1,18 @@
+"""Focus-DETR that keeps as few tokens of an image as hold most of its foreground score."""
+
+from sparsedet.config import LazyCall as L
+from sparsedet.modeling import AdaptiveSelector
+
+from .focus_detr_r50_12ep import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.selector = L(AdaptiveSelector)(
+    mass=0.8, max_keep_ratio=0.5, schedule=[1.0, 0.8, 0.6, 0.6, 0.4, 0.2]
+)
+train.output_dir = "output/focus_detr_r50_adaptive_12ep"
