@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sparsedet.layers import ms_deform_attn_reference
 from sparsedet.modeling.decoder import attention_mass
+from sparsedet.modeling.denoising import group_mask
 from sparsedet.modeling.stages import Queries
 from tests.modeling import small
 
@@ -153,3 +158,150 @@ def test_references_at_the_border_are_clamped(features):
     low = 0.01 / 1.01  # the two sides are clamped one by one
     expected = torch.tensor([low, 1 - low, 0.01 / (0.01 + 0.999), 0.3]).expand(2, 4)
     torch.testing.assert_close(boxes, expected)
+
+
+OPTIONS = [
+    dict(refine=refine, look_forward_twice=twice, output_norm=norm, scale_pos=scale)
+    for refine, twice, norm, scale in itertools.product((True, False), repeat=4)
+    if refine or not twice
+]
+
+
+def conditional(**options):
+    """A decoder of three layers that makes the positions, in a detector with learned boxes."""
+    combination = small.Combination(queries="AnchorQueries", **options)
+    return small.detector(combination, num_layers=3)
+
+
+def sine(reference: torch.Tensor, per_number: int) -> torch.Tensor:
+    """Sine embedding of boxes, number by number: y, x, w, h."""
+    found = []
+    for number in (1, 0, 2, 3):
+        for wave in range(per_number // 2):
+            angle = 2 * math.pi * reference[..., number] / 10000 ** (2 * wave / per_number)
+            found += [angle.sin(), angle.cos()]
+    return torch.stack(found, dim=-1)
+
+
+def slow_decoder(model, start: Queries, memory, options: dict) -> list[tuple]:
+    """Layers, positions, references and predictions of DINO and DN-DETR, step by step."""
+    decoder, x = model.decoder, start.content
+    reference = before = start.reference
+    predictions = []
+    for index, layer in enumerate(decoder.layers):
+        pos = decoder.pos_mlp(sine(reference, small.EMBED_DIM // 2))
+        if options["scale_pos"] and index > 0:
+            pos = pos * decoder.pos_scale(x)
+        x = layer(x, pos, start, memory.to_levels(reference), memory)[0]
+        head = model.heads.decoder(index)
+        shown = decoder.norm(x) if options["output_norm"] else x
+        box = (head.box_embed(shown) + before.logit()).sigmoid()
+        predictions.append((head.class_embed(shown), box))
+        if options["refine"]:
+            moved = (head.box_embed(x) + reference.logit()).sigmoid()
+            reference = moved.detach()
+            before = moved if options["look_forward_twice"] else reference
+    return predictions
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_options_do_what_their_papers_say(features, options):
+    """Values and gradients of a loop written from the papers, for every set of options."""
+    model = conditional(**options)
+    start = queries()
+    predictions = model.decoder(start, features, model.heads).predictions
+    expected = slow_decoder(model, start, features, options)
+    weights = torch.rand(len(expected), 4)
+    losses = [torch.zeros(()), torch.zeros(())]
+    for layer, (prediction, (logits, boxes)) in enumerate(zip(predictions, expected, strict=True)):
+        torch.testing.assert_close(prediction.logits, logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(prediction.boxes, boxes, atol=1e-5, rtol=1e-5)
+        losses[0] = losses[0] + (prediction.boxes * weights[layer]).sum()
+        losses[1] = losses[1] + (boxes * weights[layer]).sum()
+    parameters = [*model.decoder.parameters(), *model.heads.parameters()]
+    first, second = (torch.autograd.grad(x, parameters, allow_unused=True) for x in losses)
+    for ours, theirs in zip(first, second, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("output_norm", [False, True])
+@pytest.mark.parametrize("twice", [False, True])
+def test_gradients_flow_one_layer_further(features, twice, output_norm):
+    """Looking forward twice, the boxes of a layer train the box head of the layer before."""
+    model = conditional(look_forward_twice=twice, output_norm=output_norm)
+    predictions = model.decoder(queries(), features, model.heads).predictions
+    heads = [head.box_embed.layers[-1].bias for head in model.heads.decoder_heads]
+    for layer, prediction in enumerate(predictions):
+        gradients = torch.autograd.grad(
+            prediction.boxes.sum(), heads, retain_graph=True, allow_unused=True
+        )
+        reached = {index for index, each in enumerate(gradients) if each is not None}
+        assert reached == {layer} | ({layer - 1} & {0, 1, 2} if twice else set())
+
+
+def test_looking_forward_twice_changes_no_value(features):
+    found = []
+    for twice in (False, True):
+        for norm in (False, True):
+            model = conditional(look_forward_twice=twice, output_norm=norm)
+            with torch.no_grad():
+                predictions = model.decoder(queries(), features, model.heads).predictions
+            found.append([prediction.boxes for prediction in predictions])
+    for plain, ahead in ((found[0], found[2]), (found[1], found[3])):
+        for ours, theirs in zip(ahead, plain, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_the_output_norm_touches_predictions_only(features):
+    """What a layer hands on, and the boxes that it starts from, are not normalized."""
+    model, other = conditional(output_norm=True), conditional(output_norm=True)
+    torch.nn.init.constant_(other.decoder.norm.weight, 3.0)
+    seen: list[list] = [[], []]
+    found = []
+    for each, record in zip((model, other), seen, strict=True):
+        for layer in each.decoder.layers:
+            layer.register_forward_pre_hook(
+                lambda _, given, record=record: record.append((given[0], given[3]))
+            )
+        with torch.no_grad():
+            found.append(each.decoder(queries(), features, each.heads).predictions)
+    for (x, reference), (same_x, same_reference) in zip(*seen, strict=True):
+        assert torch.equal(x, same_x) and torch.equal(reference, same_reference)
+    for ours, theirs in zip(*found, strict=True):
+        assert not torch.allclose(ours.boxes, theirs.boxes)
+        assert not torch.allclose(ours.logits, theirs.logits)
+
+
+def test_positions_follow_the_references(features):
+    """Unscaled in the first layer; made anew from the refined boxes in the others."""
+    model = conditional(scale_pos=True)
+    seen = []
+    for layer in model.decoder.layers:
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[:2]))
+    start = queries()
+    with torch.no_grad():
+        predictions = model.decoder(start, features, model.heads).predictions
+        decoder = model.decoder
+        references = [start.reference, *(prediction.boxes for prediction in predictions[:-1])]
+        for index, ((x, pos), reference) in enumerate(zip(seen, references, strict=True)):
+            expected = decoder.pos_mlp(sine(reference, small.EMBED_DIM // 2))
+            expected = expected if index == 0 else expected * decoder.pos_scale(x)
+            torch.testing.assert_close(pos, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_mass_counts_matching_queries_only(features):
+    """The first queries stand for noised objects: they look, and are not counted."""
+    model = conditional()
+    start = queries()
+    mask = group_mask(4, 2, 7, torch.device("cpu"))
+    noised = replace(start, attn_mask=mask, num_denoising=4)
+    alone = replace(start, content=start.content[:, 4:], reference=start.reference[:, 4:], pos=None)
+    with torch.no_grad():
+        got, expected = (
+            model.decoder(each, features, model.heads, record={"token_mass"}).token_mass
+            for each in (noised, alone)
+        )
+    assert expected.sum() > 0
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

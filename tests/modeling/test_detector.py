@@ -127,6 +127,8 @@ def test_positions_are_those_of_the_image_plus_the_level(model):
         (small.Combination(queries="LearnedQueries", shared=True), [-2.0]),
         (small.Combination(queries="TwoStageQueries"), [0.0, 0.0]),
         (small.Combination(), [0.0, 0.0]),
+        (small.Combination(queries="AnchorQueries"), [0.0, 0.0]),
+        (small.NAMED["dino"], [0.0, 0.0]),
     ],
     ids=str,
 )

@@ -36,3 +36,25 @@ def test_mlp_has_no_relu_at_its_end(num_layers):
         expected = layer(expected).clamp(min=0)
     torch.testing.assert_close(mlp(x), mlp.layers[-1](expected))
     assert (mlp(x) < 0).any()
+
+
+@pytest.mark.parametrize("queries", ["LearnedQueries", "AnchorQueries", "MixedQueries"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_category_head_is_the_first_stage_or_the_last_layer(queries, shared):
+    heads = small.detector(small.Combination(queries=queries, shared=shared)).heads
+    if queries == "MixedQueries":
+        assert heads.category is heads.proposal_head
+    else:
+        assert heads.proposal_head is None
+        assert heads.category is heads.decoder_heads[-1]
+        assert heads.category is heads.decoder(small.ARGUMENTS["num_layers"] - 1)
+
+
+def test_the_two_halves_of_a_head_make_the_whole():
+    head, x, box = small.randomize(Head(8, 3)), torch.randn(2, 5, 8), torch.rand(2, 5, 4).logit()
+    whole = head(x, box)
+    assert torch.equal(head.logits(x), whole.logits)
+    assert torch.equal(head.box_logits(x, box).sigmoid(), whole.boxes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head.logits(x), whole.logits), "class logits are not in fp32"
+        assert head.box_logits(x, box).dtype == torch.float32

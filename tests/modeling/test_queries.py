@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparsedet.layers.positional import sine_embedding
+from sparsedet.modeling import AnchorQueries
 from tests.modeling import small
 
 SIZES = ((64, 96), (128, 70))
@@ -69,6 +70,70 @@ def test_two_stage_queries_are_made_from_the_boxes():
     assert proposals.class_agnostic
 
 
+def test_mixed_queries_bind_content_to_the_rank():
+    """Learned content for every rank, whatever the image shows; boxes of the best proposals."""
+    model, memory, found, proposals = start("MixedQueries")
+    part, head = model.query_initializer, model.heads.proposal
+    logits, valid = memory.proposals()
+    tokens = model.heads.token_embedding(memory, with_pos=False)
+    scores = head.class_embed(tokens).amax(-1).masked_fill(~valid, -1e9)
+    chosen = scores.argsort(dim=1, descending=True)[:, : small.ARGUMENTS["num_queries"]]
+    boxes = (head.box_embed(tokens) + logits).sigmoid()
+    for image in range(len(SIZES)):
+        assert torch.equal(found.content[image], part.embedding.weight)
+    torch.testing.assert_close(found.reference, rows(boxes, chosen))
+    assert found.pos is None and found.attn_mask is None and found.num_denoising == 0
+    assert not found.reference.requires_grad and found.content.requires_grad
+    assert not part.provides_pos and part.reference_dim == 4
+
+    assert proposals.boxes.shape[1] == small.ARGUMENTS["num_queries"]
+    torch.testing.assert_close(proposals.boxes, rows(boxes, chosen))
+    torch.testing.assert_close(proposals.logits, rows(head.class_embed(tokens), chosen))
+    assert not proposals.class_agnostic
+    assert (proposals.logits.amax(-1).diff(dim=1) <= 0).all(), "not best first"
+
+
+def test_only_the_selected_tokens_are_supervised():
+    model, memory, _, proposals = start("MixedQueries")
+    loss = proposals.logits.sum() + proposals.boxes.sum()
+    (gradient,) = torch.autograd.grad(loss, memory.tokens)
+    tokens = model.heads.token_embedding(memory, with_pos=False)
+    scores = model.heads.proposal.class_embed(tokens).amax(-1)
+    scores = scores.masked_fill(~memory.proposals()[1], -1e9)
+    chosen = scores.argsort(dim=1, descending=True)[:, : small.ARGUMENTS["num_queries"]]
+    expected = torch.zeros_like(memory.padding_mask).scatter(1, chosen, True)
+    assert torch.equal(gradient.any(-1), expected)
+
+
+def test_anchor_queries_are_learned_boxes():
+    model, _, found, proposals = start("AnchorQueries")
+    part = model.query_initializer
+    assert proposals is None and found.pos is None and found.valid is None
+    assert not part.needs_proposals and not part.provides_pos and part.reference_dim == 4
+    for image in range(len(SIZES)):
+        assert torch.equal(found.content[image, :, :-1], part.embedding.weight)
+        torch.testing.assert_close(found.reference[image].logit(), part.anchors.weight)
+    assert not found.content[..., -1].any()
+    (gradient,) = torch.autograd.grad(found.reference.sum(), part.anchors.weight)
+    assert gradient.all(), "anchors are not learned"
+
+
+def test_anchors_start_anywhere_in_the_image():
+    """Uniform in the unit square, as logits of at most 3; content starts at zero."""
+    part = AnchorQueries(small.EMBED_DIM, 4000)
+    assert part.anchors.weight.shape == (4000, 4)
+    assert part.embedding.weight.shape == (4000, small.EMBED_DIM - 1)
+    assert not part.embedding.weight.any()
+    logits = part.anchors.weight.detach()
+    assert logits.abs().max() == 3
+    outside = 1 - torch.tensor(3.0).sigmoid().item()
+    clamped = (logits.abs() == 3).float().mean().item()
+    assert clamped == pytest.approx(2 * outside, abs=0.01)
+    inside = logits[logits.abs() < 3].sigmoid()
+    assert inside.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert inside.std().item() == pytest.approx((1 - 2 * outside) * 12**-0.5, abs=0.01)
+
+
 @pytest.mark.parametrize("queries", ["EfficientQueries", "TwoStageQueries"])
 def test_proposals_are_boxes_around_their_tokens(queries):
     model, memory, _, proposals = start(queries)
@@ -103,7 +168,7 @@ def test_border_tokens_are_never_proposed_unless_released_weights_need_it():
     assert (released.logits[outside] == released.logits[outside][0]).all()
 
 
-@pytest.mark.parametrize("queries", ["EfficientQueries", "TwoStageQueries"])
+@pytest.mark.parametrize("queries", ["EfficientQueries", "TwoStageQueries", "MixedQueries"])
 def test_fewer_tokens_than_queries(queries):
     model = small.detector(small.Combination(queries=queries)).eval()
     alone = small.features(model, ((8, 8),))
