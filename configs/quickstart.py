@@ -1,20 +1,26 @@
-"""A small Sparse DETR that trains on the CPU in minutes, on the shapes set or on one of yours.
+"""A small Focus-DINO that trains on the CPU in minutes, on the shapes set or on one of yours.
 
 Another set needs `dataset.train_json=... dataset.train_images=... dataset.val_json=...
 dataset.val_images=...` and nothing else; `dataset.short_sides`, `dataset.test_short_side` and
-`dataset.max_size` set the image sizes.
+`dataset.max_size` set the image sizes, `size_ranges` of the foreground loss goes with them.
 """
 
 from sparsedet.config import LazyCall as L
-from sparsedet.modeling import DAMPredictor, DecoderAttentionLoss, TimmBackbone, TopKSelector
+from sparsedet.modeling import (
+    DualAttentionEncoder,
+    ForegroundLoss,
+    ForegroundTokenSelector,
+    TimmBackbone,
+    TopKSelector,
+)
 
 from .common.data.shapes import dataloader, dataset
-from .common.models.efficient_detr import model
+from .common.models.dino import model
 from .common.optim import cosine_lr_multiplier as lr_multiplier
 from .common.optim import optimizer
 from .common.train import train
 
-model.embed_dim = 96
+model.embed_dim = 64
 # a narrow ResNet-10 from random weights; its stride-4 map makes small objects visible
 model.backbone = L(TimmBackbone)(
     name="resnet10t",
@@ -23,19 +29,23 @@ model.backbone = L(TimmBackbone)(
 )
 model.neck.in_channels = dict(res2=32, res3=64, res4=128, res5=192)
 model.neck.strides = [4, 8, 16, 32]
-model.encoder.update(num_heads=4, feedforward_dim=256, dropout=0.0, num_layers=2)
-model.decoder.update(num_heads=4, feedforward_dim=256, dropout=0.0, num_layers=3)
-model.query_initializer.num_queries = 60
-model.scorer = L(DAMPredictor)(embed_dim="${..embed_dim}")
-model.selector = L(TopKSelector)(keep_ratio=0.25)
-model.encoder_aux_loss = True
-model.criterion.matched[0].weight = 1.0
-model.criterion.stage = [L(DecoderAttentionLoss)(weight=1.0)]
+model.scorer = L(ForegroundTokenSelector)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
+model.selector = L(TopKSelector)(keep_ratio=0.4, schedule=[1.0, 0.5])
+model.encoder._target_ = DualAttentionEncoder
+model.encoder.update(num_heads=4, feedforward_dim=256, num_layers=2, num_objects=60)
+model.decoder.update(num_heads=4, feedforward_dim=256, num_layers=3)
+model.query_initializer.num_queries = 150
+model.max_detections = 100
+model.criterion.matched[0].weight = 2.0
+# largest distance to the sides of a box, in pixels, that each level answers for
+model.criterion.stage = [
+    L(ForegroundLoss)(weight=1.5, size_ranges=[[-1, 16], [8, 32], [16, 64], [32, 999999]])
+]
 
 dataloader.train.total_batch_size = 8
-optimizer.lr = 8e-4
+optimizer.lr = 1.6e-3
 # a backbone from random weights learns as fast as the rest
 optimizer.params.rules = [dict(pattern="sampling_offsets", lr_factor=0.1)]
-train.epochs = 5
+train.epochs = 4
 train.eval_epochs = 0
 train.output_dir = "output/quickstart"

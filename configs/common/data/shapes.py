@@ -11,11 +11,13 @@ dataset.update(
     val_json="datasets/shapes/annotations/instances_val.json",
     val_images="datasets/shapes/val",
     num_classes=None,
-    short_sides=[144, 160, 176],
+    short_sides=[152, 160, 168],
     test_short_side=160,
     max_size=320,
 )
 dataloader["train"].num_workers = 1
+# how large an object is tells its class here, so nothing is enlarged
+dataloader["train"].mapper.transforms[0].crop_probability = 0.0
 dataloader["test"].num_workers = 0
 dataloader["test"].batch_size = 16
 dataloader["evaluator"].area_bounds = [144, 1024]
