@@ -135,7 +135,7 @@ class DecoderAttentionLoss:
         return ((loss * valid).sum(1) / valid.sum(1)).mean()
 
 
-SizeRanges = Sequence[tuple[float, float]]
+SizeRanges = Sequence[Sequence[int | float]]
 
 
 @LOSSES.register()

@@ -48,19 +48,38 @@ for name, overrides in json.load(sys.stdin).items():
     check(overrides)
 """
 
+POSITIONS = ["model.denoising=null", "model.decoder.conditional_pos=false"]
 VARIANTS = {
     "quickstart": [],
     "dense": [
         "model.criterion.stage=[]",
         "model.scorer=null",
         "model.selector._target_=DenseSelector",
+        "model.encoder._target_=DeformableEncoder",
+    ],
+    "decoder attention": [
+        "model.scorer._target_=DAMPredictor",
+        "model.criterion.stage=[{_target_: DecoderAttentionLoss, weight: 1.0}]",
     ],
     "objectness": ["model.scorer._target_=ObjectnessScorer", "model.criterion.stage=[]"],
-    "learned queries": ["model.query_initializer._target_=LearnedQueries"],
-    "two stages": ["model.query_initializer._target_=TwoStageQueries"],
+    "adaptive": [
+        "model.selector._target_=AdaptiveSelector",
+        "+model.selector.mass=0.5",
+        "+model.selector.max_keep_ratio=0.4",
+        "model.criterion.stage=[{_target_: SalienceLoss, weight: 1.0}]",
+    ],
+    "anchors": [
+        "model.query_initializer._target_=AnchorQueries",
+        "model.denoising._target_=Denoising",
+        "model.decoder.scale_pos=true",
+    ],
+    "learned queries": ["model.query_initializer._target_=LearnedQueries", *POSITIONS],
+    "two stages": ["model.query_initializer._target_=TwoStageQueries", *POSITIONS],
     "no refinement": [
         "model.decoder.refine=false",
+        "model.decoder.look_forward_twice=false",
         "model.query_initializer._target_=LearnedQueries",
+        *POSITIONS,
     ],
 }
 
