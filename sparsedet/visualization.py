@@ -237,6 +237,17 @@ def token_figure(
     return _page(f"{head}{image_size[0]}".strip(), left, grid, levels, output, image)
 
 
+def stack(figures: Sequence[Image.Image]) -> Image.Image:
+    """Figures below each other, such as those of several models for one image."""
+    width = max(figure.width for figure in figures)
+    page = Image.new("RGB", (width, sum(figure.height for figure in figures)), _PAPER)
+    top = 0
+    for figure in figures:
+        page.paste(figure, (0, top))
+        top += figure.height
+    return page
+
+
 # --- words ----------------------------------------------------------------------------------------
 
 

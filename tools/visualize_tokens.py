@@ -2,6 +2,7 @@
 
     tools/visualize_tokens.py --config-file DIR/config.yaml --weights DIR/model_best.pth a.jpg b.png
     tools/visualize_tokens.py --config-file F --weights W --scores a.jpg key=value ...
+    tools/visualize_tokens.py --config-file F --weights W --beside F2 W2 a.jpg
 
 The images pass through the config's test transforms, so their size is that of the evaluation. A
 kept cell shows the image, the others are dim; a color says how many encoder layers keep a cell.
@@ -14,7 +15,7 @@ import argparse
 import random
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from sparsedet.data import DatasetError, read_categories
 from sparsedet.data.images import inspect_image, read_image
 from sparsedet.engine.launch import resolve_device
 from sparsedet.modeling import TokenSparseDetector
-from sparsedet.visualization import token_figure
+from sparsedet.visualization import stack, token_figure
 
 _OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
 
@@ -57,6 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scores", action="store_true", help="also draw the token scores")
     parser.add_argument(
+        "--beside",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("F", "W"),
+        help="draw what another model makes of the image below; may be given several times",
+    )
+    parser.add_argument(
         "words", nargs="+", metavar="image|key=value", help="images, and changes of the config"
     )
     return parser
@@ -74,15 +83,16 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("No image is given. Name one or more image files.")
     cfg = load_config(args.config_file, overrides)
     output = args.output or Path(cfg.get("train", {}).get("output_dir", "output")) / "tokens"
-    model = load_model(cfg, args.weights)
-    mapper = instantiate(cfg.dataloader.test.mapper)
+    drawers = [Drawer(cfg, args.weights, args)]
+    drawers += [Drawer(load_config(path, ()), weights, args) for path, weights in args.beside]
     output.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
     for record in records:
-        figure, summary = draw(record, model, mapper, cfg, args)
+        figures, summaries = zip(*(drawer(record) for drawer in drawers), strict=True)
         path = output / f"{_free_name(Path(record['file_name']).stem, names)}.png"
-        figure.save(path)
-        print(f"{record['file_name']}: {summary}: {path}")
+        stack(figures).save(path)
+        for summary in summaries:
+            print(f"{record['file_name']}: {summary}: {path}")
 
 
 def _is_override(word: str) -> bool:
@@ -163,34 +173,38 @@ def load_model(cfg: Any, weights: str) -> TokenSparseDetector:
     return model.to(device).eval()
 
 
-@torch.inference_mode()
-def draw(
-    record: dict[str, Any],
-    model: TokenSparseDetector,
-    mapper: Callable[..., dict[str, Any]],
-    cfg: Any,
-    args: argparse.Namespace,
-) -> tuple[Image.Image, str]:
-    """The figure of one image, and its numbers in words."""
-    sample = mapper(record, random.Random(0))
-    del sample["instances"]  # nothing is known of this image: a scorer that looks must say so
-    batch = model.preprocess([sample])
-    output = model.detect(batch.images, batch.image_sizes)
-    instances = model.postprocess(output, [sample])[0]["instances"]
-    size = record["width"], record["height"]
-    picture = Image.fromarray(read_image(record["file_name"], size).permute(1, 2, 0).numpy())
-    figure = token_figure(
-        picture,
-        output,
-        instances,
-        class_names=cfg.dataset.class_names,
-        score_threshold=args.score_threshold,
-        title=Path(record["file_name"]).name,
-        show_scores=args.scores,
-    )
-    found = int((instances.scores >= args.score_threshold).sum())
-    share, total = output.keep_ratios[0], output.features.num_valid[0]
-    return figure, f"detections: {found}, tokens kept: {share:.1%} of {total}"
+class Drawer:
+    """Draws what one model makes of images."""
+
+    def __init__(self, cfg: Any, weights: str, args: argparse.Namespace) -> None:
+        self.model = load_model(cfg, weights)
+        self.mapper = instantiate(cfg.dataloader.test.mapper)
+        self.class_names = cfg.dataset.class_names
+        self.threshold, self.show_scores = args.score_threshold, args.scores
+        self.name = f"{weights}: " if args.beside else ""
+
+    @torch.inference_mode()
+    def __call__(self, record: dict[str, Any]) -> tuple[Image.Image, str]:
+        """The figure of one image, and its numbers in words."""
+        sample = self.mapper(record, random.Random(0))
+        del sample["instances"]  # nothing is known of this image: a scorer that looks must say so
+        batch = self.model.preprocess([sample])
+        output = self.model.detect(batch.images, batch.image_sizes)
+        instances = self.model.postprocess(output, [sample])[0]["instances"]
+        size = record["width"], record["height"]
+        picture = Image.fromarray(read_image(record["file_name"], size).permute(1, 2, 0).numpy())
+        figure = token_figure(
+            picture,
+            output,
+            instances,
+            class_names=self.class_names,
+            score_threshold=self.threshold,
+            title=f"{self.name}{Path(record['file_name']).name}",
+            show_scores=self.show_scores,
+        )
+        found = int((instances.scores >= self.threshold).sum())
+        share, total = output.keep_ratios[0], output.features.num_valid[0]
+        return figure, f"{self.name}detections: {found}, tokens kept: {share:.1%} of {total}"
 
 
 if __name__ == "__main__":

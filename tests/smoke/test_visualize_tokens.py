@@ -27,7 +27,8 @@ def small(cfg: Any) -> Any:
     model.neck.in_channels, model.neck.strides = dict(res3=48, res4=192, res5=96), [8, 16, 32]
     model.encoder.num_layers, model.decoder.num_layers = 2, 1
     model.query_initializer.num_queries = 10
-    model.selector.keep_ratio = 0.25
+    model.selector.keep_ratio, model.selector.schedule = 0.25, None
+    model.criterion.stage[0].size_ranges = model.criterion.stage[0].size_ranges[1:]
     cfg.dataset.test_short_side, cfg.dataset.max_size = 64, 128
     cfg.dataset.class_names, cfg.dataset.num_classes = ["cat", "dog"], 2
     cfg.train.device = "cpu"
@@ -104,6 +105,24 @@ def test_overrides_scores_and_another_folder(
     assert drawn[0] != drawn[1]
 
 
+def test_models_are_drawn_below_each_other(
+    tool: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sparser = LazyConfig.load(run / "config.yaml")
+    sparser.model.selector.keep_ratio = 0.1
+    LazyConfig.save(sparser, tmp_path / "sparser.yaml")
+    model, image = ("--weights", str(run / "model.pth")), str(run / "a.png")
+    first, second = ["--config-file", str(run / "config.yaml")], str(tmp_path / "sparser.yaml")
+    assert tool([*first, *model, "--output", str(tmp_path / "one"), image]) == 0
+    beside = ["--beside", second, model[1], "--output", str(tmp_path / "two")]
+    capsys.readouterr()
+    assert tool([*first, *model, *beside, image]) == 0
+    shares = [line.split("tokens kept: ")[1][:5] for line in capsys.readouterr().out.splitlines()]
+    assert shares == [f"{32 / 126:.1%}", f"{13 / 126:.1%}"]
+    with Image.open(tmp_path / "one/a.png") as one, Image.open(tmp_path / "two/a.png") as two:
+        assert two.height == 2 * one.height
+
+
 def test_classes_come_from_the_annotation_file(
     tool: Callable[..., int], run: Path, tmp_path: Path
 ) -> None:
@@ -144,7 +163,9 @@ def test_classes_come_from_the_annotation_file(
             ["{run}/a.png", *NAMELESS, "dataset.train_json=none.json", "dataset.val_json=null"],
             ("none.json", "which classes"),
         ),
-        (["{run}/a.png", "model.scorer._target_=OracleScorer"], ("DecoderAttentionLoss",)),
+        (["{run}/a.png", "model.scorer._target_=OracleScorer"], ("ForegroundLoss",)),
+        (["{run}/a.png", "--beside", "{run}/config.yaml", "{run}/none.pth"], ("none.pth",)),
+        (["{run}/a.png", "--beside", "{run}/none.yaml", "{run}/model.pth"], ("none.yaml",)),
     ],
 )
 def test_bad_input_is_one_sentence(
