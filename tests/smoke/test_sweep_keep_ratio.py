@@ -1,0 +1,244 @@
+"""tools/sweep_keep_ratio.py, whole: small models with random weights, and bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sparsedet.checkpoint import save_checkpoint
+from sparsedet.config import LazyCall, LazyConfig, instantiate
+from sparsedet.data.shapes import CLASS_NAMES, ShapesOptions, write_shapes
+from sparsedet.evaluation import evaluate
+from sparsedet.modeling import ElasticSelector, TimmBackbone
+
+QUICK = ("--repetitions", "1")
+# 64 x 96: 8 x 12 + 4 x 6 + 2 x 3 tokens
+TOKENS = 126
+
+
+def small(cfg: Any, folder: Path) -> Any:
+    """The quickstart's config with as little of everything as there can be."""
+    model, dataset = cfg.model, cfg.dataset
+    model.embed_dim, model.num_levels = 32, 3
+    model.backbone = LazyCall(TimmBackbone)(name="test_resnet")
+    model.neck.in_channels, model.neck.strides = dict(res3=48, res4=192, res5=96), [8, 16, 32]
+    model.encoder.num_layers, model.decoder.num_layers = 2, 1
+    model.query_initializer.num_queries = 10
+    model.criterion.stage[0].size_ranges = [[-1, 16], [8, 32], [16, 999999]]
+    model.selector = LazyCall(ElasticSelector)(keep_ratio=0.5, train_ratios=[0.1, 0.5])
+    dataset.val_json = str(folder / "set/annotations/instances_val.json")
+    dataset.val_images = str(folder / "set/val")
+    dataset.class_names, dataset.num_classes = list(CLASS_NAMES), len(CLASS_NAMES)
+    dataset.test_short_side, dataset.max_size = 64, 128
+    cfg.dataloader.test.batch_size = 2
+    cfg.train.device, cfg.train.output_dir = "cpu", str(folder / "run")
+    return cfg
+
+
+def save(cfg: Any, folder: Path, seed: int) -> None:
+    """What a training would leave in a folder: config and weights."""
+    LazyConfig.save(cfg, folder / "config.yaml")
+    torch.manual_seed(seed)
+    model = instantiate(cfg.model)
+    checkpoint = {
+        "model": model.state_dict(),
+        "config": (folder / "config.yaml").read_text(encoding="utf-8"),
+    }
+    save_checkpoint(checkpoint, folder / "model.pth")
+    save_checkpoint({"model": model.backbone.state_dict()}, folder / "backbone.pth")
+
+
+@pytest.fixture(scope="module")
+def work(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An elastic model in `run`, a dense one in `dense`, and pictures for both in `set`."""
+    folder = tmp_path_factory.mktemp("work")
+    write_shapes(folder / "set", num_train=1, num_val=3, options=ShapesOptions(size=(64, 96)))
+    cfg = small(LazyConfig.load(root / "configs/quickstart.py"), folder)
+    save(cfg, folder / "run", 0)
+    dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
+    LazyConfig.apply_overrides(cfg, [*dense, "model.criterion.stage=[]"])
+    save(cfg, folder / "dense", 1)
+    (folder / "model.yaml").write_text("model: {}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tool(root: Path) -> Iterator[Any]:
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location("sweep", root / "tools/sweep_keep_ratio.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sweep"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["sweep"]
+
+
+@pytest.fixture
+def sweep(tool: Any, work: Path) -> Callable[..., int]:
+    """`main` of the tool with the elastic model."""
+    model = ["--config-file", str(work / "run/config.yaml")]
+    model += ["--weights", str(work / "run/model.pth")]
+    return lambda *words: tool.main([*model, *QUICK, *words])
+
+
+def models(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "sweep.json").read_text())["models"]
+
+
+def test_a_sweep_beside_another_model(
+    sweep: Callable[..., int], work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    fixed = f"{work}/dense/config.yaml:{work}/dense/model.pth"
+    words = ["--ratios", "0.5", "0.1", "--fixed", fixed, "dataset.max_size=130"]
+    assert sweep("--output", str(tmp_path), *words) == 0
+    swept, dense = models(tmp_path)
+    assert (swept["name"], dense["name"]) == ("run", "dense")
+    rows = [*swept["rows"], *dense["rows"]]
+    assert [row["keep_ratio"] for row in rows] == [0.1, 0.5, None]
+    assert [row["tokens"] for row in rows] == [int(0.1 * TOKENS) + 1, int(0.5 * TOKENS) + 1, TOKENS]
+    assert [row["kept"] for row in rows] == pytest.approx([each / TOKENS for each in (13, 64, 126)])
+    assert all(row["images"] == 3 and row["all_tokens"] == TOKENS for row in rows)
+    gflops = [row["GFLOPs_by_stage"]["encoder"] for row in rows]
+    assert gflops == sorted(gflops) and gflops[0] < 0.7 * gflops[1] < 0.7 * gflops[2]
+    assert all(row["GFLOPs"] == pytest.approx(sum(row["GFLOPs_by_stage"].values())) for row in rows)
+    assert all(row["ms"] > 0 and row["protocol"]["image_size"] == [64, 96] for row in rows)
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.width > 600
+    lines = capsys.readouterr().out.splitlines()
+    assert any("repetitions=1" in line and "threads=" in line for line in lines)
+    table = [line.split() for line in lines[-5:-1]]
+    assert table[0][:5] == ["model", "keep_ratio", "kept", "tokens", "AP"]
+    assert [line[:4] for line in table[1:]] == [
+        ["run", "0.100", "0.103", "13"],
+        ["run", "0.500", "0.508", "64"],
+        ["dense", "-", "1.000", "126"],
+    ]
+
+
+def test_rows_are_those_of_an_evaluation_at_that_ratio(tool: Any, work: Path) -> None:
+    weights = str(work / "run/model.pth")
+    config = str(work / "run/config.yaml")
+    subject = tool.load_subject(config, weights, ["model.selector.keep_ratio=0.2"])
+    row = tool.measure(subject, (64, 96), 1)
+    results = evaluate(subject.model, subject.loader, subject.evaluator)
+    assert row["AP"] == results["bbox"]["AP"]
+    assert row["kept"] == results["keep_ratio"] == pytest.approx(26 / TOKENS)
+    assert row["keep_ratio"] == 0.2
+    assert not (work / "run/predictions.json").exists()
+
+
+def test_it_goes_on_where_it_stopped(
+    tool: Any, sweep: Callable[..., int], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there of the same weights and settings is not measured again."""
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    measured = []
+
+    def measure(subject: Any, size: Any, repetitions: int) -> dict[str, Any]:
+        ratio = subject.model.selector.keep_ratio
+        if ratio == 0.4 and 0.4 not in measured:
+            measured.append(0.4)
+            raise OSError("stopped")
+        measured.append(ratio)
+        numbers = dict.fromkeys(("kept", "tokens", "AP", "AP50", "APs", "APm", "GFLOPs", "ms"), 1.0)
+        return {"keep_ratio": ratio, "APl": None, "protocol": {}, **numbers}
+
+    monkeypatch.setattr(tool, "measure", measure)
+    output = work / "run/sweep"
+    assert sweep("--ratios", "0.1", "0.4") == 2
+    assert [row["keep_ratio"] for row in models(output)[0]["rows"]] == [0.1]
+    assert sweep("--ratios", "0.1", "0.4", "0.05", "--repetitions", "2") == 0
+    assert measured == [0.1, 0.4, 0.05, 0.4]
+    assert [row["keep_ratio"] for row in models(output)[0]["rows"]] == [0.05, 0.1, 0.4]
+    assert sweep("model.selector.keep_ratio=0.9", "--ratios", "0.4", "train.seed=3") == 0
+    assert len(measured) == 4, "settings that do not matter are others"
+    for words in (["dataset.test_short_side=32"], ["--image-size", "64x64"]):
+        before = (output / "sweep.json").read_text()
+        assert sweep("--ratios", "0.1", *words) == 2
+        assert (output / "sweep.json").read_text() == before
+    (output / "sweep.json").write_text("[]")
+    assert sweep("--ratios", "0.1") == 2
+
+
+def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path: Path) -> None:
+    cfg = LazyConfig.load(work / "run/config.yaml")
+    cfg.dataset.class_names = cfg.dataset.num_classes = None
+    LazyConfig.save(cfg, tmp_path / "config.yaml")
+    content = json.loads(Path(cfg.dataset.val_json).read_text())
+    content["categories"].reverse()
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    override = f"dataset.val_json={tmp_path}/val.json"
+    weights = str(work / "run/model.pth")
+    subject = tool.load_subject(str(tmp_path / "config.yaml"), weights, [override])
+    assert list(subject.cfg.dataset.class_names) == list(CLASS_NAMES)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--ratios", "0.1", "1.5"], ("--ratios", "(0, 1]", "'1.5'")),
+        (["--ratios", "many"], ("--ratios", "'many'")),
+        (["--fixed", "config.yaml"], ("CONFIG:WEIGHTS", "'config.yaml'")),
+        (["--fixed", "{work}/none.yaml:w.pth"], ("none.yaml",)),
+        (["--image-size", "800"], ("HxW", "'800'")),
+        (["--repetitions", "0"], ("--repetitions", "got 0")),
+        (["--weights", "{work}/none.pth"], ("none.pth", "does not exist")),
+        (["--weights", "{work}/run/backbone.pth"], ("model.backbone", "whole detector")),
+        (["--config-file", "{work}/model.yaml"], ("model.yaml", "dataloader, dataset, train")),
+        (["dataset.val_json=none.json"], ("none.json",)),
+        (["dataset.val_images={work}"], ("{work}",)),
+        (["train.device=tpu"], ("train.device",)),
+        (["model.selector.keep_ration=0.1"], ("keep_ratio",)),
+        (
+            ["--config-file", "{work}/dense/config.yaml", "--weights", "{work}/dense/model.pth"],
+            ("DenseSelector has no keep_ratio", "--fixed"),
+        ),
+        (
+            [
+                "model.selector._target_=AdaptiveSelector",
+                "model.selector.mass=0.5",
+                "model.selector.max_keep_ratio=0.5",
+            ],
+            ("AdaptiveSelector", "Leave"),
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    sweep: Callable[..., int],
+    work: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: tuple[str, ...],
+) -> None:
+    code = sweep("--output", str(tmp_path / "out"), *(word.format(work=work) for word in words))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
+    assert code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert all(text.format(work=work) in lines[0] for text in says), lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_it_says_so_at_once(
+    tool: Any,
+    sweep: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tool, "load_subject", lambda *given: pytest.fail("work has begun"))
+    assert sweep() == 2
+    assert "pip install 'sparsedet[plot]'" in capsys.readouterr().err
