@@ -1,0 +1,8 @@
+"""The model of the published single-scale weights (stride 32 alone): COCO's 91 category ids."""
+
+from .deformable_detr_r50_plain import model
+
+model.num_levels = 1
+model.backbone.out_features = ["res5"]
+model.neck.in_channels = dict(res5=2048)
+model.neck.strides = [32]

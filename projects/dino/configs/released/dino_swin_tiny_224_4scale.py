@@ -1,0 +1,9 @@
+"""The model of detrex's weights with Swin-T (224 px), 12 epochs."""
+
+from sparsedet.config import LazyCall as L
+from sparsedet.modeling import TimmBackbone
+
+from .dino_r50_4scale import model
+
+model.backbone = L(TimmBackbone)(name="swin_tiny_patch4_window7_224", norm_maps=True)
+model.neck.in_channels = dict(res3=192, res4=384, res5=768)
