@@ -179,6 +179,8 @@ SOURCES: dict[str, Layout] = {
 _UNUSED_COCO_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 COCO_CATEGORY_IDS = tuple(index for index in range(1, 91) if index not in _UNUSED_COCO_IDS)
 
+# What a model computes from its sizes; some sources store it.
+_DERIVED = ".attn.relative_position_index"
 _LABEL_EMBEDDING = "denoising.label_embedding.weight"
 _CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
 
@@ -211,6 +213,8 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         new = rename(key, layout, num_decoder, shared_heads=shared_heads)
         if new is None:
             unknown.append(key)
+        elif new.endswith(_DERIVED):
+            continue
         elif new in renamed and not torch.equal(renamed[new], tensor):
             raise ValueError(
                 f"convert: {key!r} should be a copy of another tensor of {source!r} (ours: "
@@ -246,7 +250,7 @@ def rename(key: str, layout: Layout, num_decoder: int, *, shared_heads: bool) ->
         if shared_heads and index < num_decoder:
             index = 0
         return f"heads.{_head_place(index, num_decoder)}.{name}.{head[4]}"
-    return _replace(key, layout.modules) or _replace_detectron2_resnet(key)
+    return _replace_swin(key) or _replace(key, layout.modules) or _replace_detectron2_resnet(key)
 
 
 def _replace(key: str, names: Mapping[str, str]) -> str | None:
@@ -292,6 +296,23 @@ def _replace_detectron2_resnet(key: str) -> str | None:
         conv = conv.replace("conv", "bn")
     place = "" if stage == "stem" else f"layer{int(stage[3:]) - 1}.{block}."
     return f"backbone.body.{place}{conv}.{rest}"
+
+
+def _replace_swin(key: str) -> str | None:
+    """The original Swin transformer to timm's, where patches are merged as a stage begins."""
+    match = re.fullmatch(
+        r"backbone\.(?:0\.body\.)?"
+        r"(patch_embed|norm(\d)|layers\.(\d)\.(blocks|downsample))\.(.+)",
+        key,
+    )
+    if match is None:
+        return None
+    place, norm, stage, part, rest = match.groups()
+    if norm is not None:
+        return f"backbone.norms.res{int(norm) + 2}.{rest}"
+    if stage is not None:
+        place = f"layers_{int(stage) + (part == 'downsample')}.{part}"
+    return f"backbone.body.{place}.{rest}"
 
 
 def _count_layers(keys: Mapping[str, Tensor], prefix: str) -> int:
