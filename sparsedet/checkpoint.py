@@ -26,6 +26,7 @@ __all__ = [
     "CheckpointStore",
     "LoadReport",
     "atomic_write",
+    "check_weights",
     "load_checkpoint",
     "load_weights",
     "model_weights",
@@ -68,7 +69,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: A `.pth` or `.safetensors` file. A bare state dict, and one under `"state_dict"`,
-            count as weights.
+            count as weights; averaged ones (`"ema"`, `"model_ema"`) where there are no others.
 
     Returns:
         A dict with at least `"model"`.
@@ -160,14 +161,24 @@ def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _with_model(content: Any, path: Path) -> dict[str, Any]:
     if isinstance(content, Mapping):
-        for key in ("model", "state_dict"):
-            if _is_state_dict(content.get(key)):
-                return {**content, "model": content[key]}
+        for weights in (content.get("model"), content.get("state_dict"), _averaged(content)):
+            if _is_state_dict(weights):
+                return {**content, "model": weights}
         if _is_state_dict(content):
             return {"model": dict(content)}
     raise CheckpointError(
         f'checkpoint {path} holds no weights: expected {{"model": state_dict}} or a state dict.'
     )
+
+
+def _averaged(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor] | None:
+    """The averaged weights of a checkpoint, alone or with other facts of the average."""
+    for key in ("ema", "model_ema"):
+        average = content.get(key)
+        weights = average.get("model", average) if isinstance(average, Mapping) else None
+        if _is_state_dict(weights):
+            return weights
+    return None
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -205,14 +216,15 @@ class _Differences:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # (in the file, in the model)
 
 
-# A model may swap its scorer, or be dense, and begin from the weights of one that had another.
-_SWAPPABLE = "scorer."
+# A model may swap its scorer, or be dense, or train without denoising, and begin from the weights
+# of one that had another.
+_SWAPPABLE = ("scorer.", "denoising.")
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The weights that evaluation used: the averaged ones where the run kept an average."""
-    ema = checkpoint.get("ema")
-    return dict(ema["model"] if ema else checkpoint["model"])
+    averaged = _averaged(checkpoint)
+    return dict(checkpoint["model"] if averaged is None else averaged)
 
 
 def load_weights(
@@ -224,8 +236,8 @@ def load_weights(
 ) -> LoadReport:
     """Initialize a model from a checkpoint; what does not fit is an error.
 
-    Surplus tensors of a scorer are left out and reported, so that trained weights serve a dense
-    model or one with a scorer that has no weights.
+    Surplus tensors of a scorer or of denoising are left out and reported, so that trained weights
+    serve a dense model, one with a scorer that has no weights, and one without denoising.
 
     The weights are those of the whole model, or of its backbone alone (a torchvision or timm
     file): then the file has no key of the model and every key of one module of the model.
@@ -234,7 +246,7 @@ def load_weights(
         model: Filled in place; unchanged when an error is raised.
         path: A `.pth` or `.safetensors` file.
         reinit_class_heads: Whether tensors that differ only in the number of classes keep their
-            initial values.
+            initial values: the class heads of all stages and the label embedding of denoising.
         num_classes: The model's number of classes; `model.num_classes` by default.
 
     Raises:
@@ -287,6 +299,13 @@ def restore_model(
         )
     _require_match(differences, path)
     model.load_state_dict(dict(weights))
+
+
+def check_weights(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Raise a CheckpointError unless a state dict has the names and shapes of the model's."""
+    _require_match(_compare(model.state_dict(), weights), path)
 
 
 def _compare(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> _Differences:

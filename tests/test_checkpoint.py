@@ -20,6 +20,8 @@ from sparsedet.checkpoint import (
     restore_model,
     save_checkpoint,
 )
+from sparsedet.modeling import TokenSparseDetector
+from tests.modeling.small import NAMED, parts, randomize
 
 
 class Detector(nn.Module):
@@ -77,7 +79,8 @@ def test_bare_and_foreign_state_dicts(tmp_path: Path) -> None:
     state = Detector().state_dict()
     torch.save(state, tmp_path / "bare.pth")
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=1.0)}, tmp_path / "args.pth")
-    for name in ("bare.pth", "args.pth"):
+    torch.save({"model_ema": state, "epoch": 3}, tmp_path / "average.pth")
+    for name in ("bare.pth", "args.pth", "average.pth"):
         assert load_checkpoint(tmp_path / name)["model"].keys() == state.keys()
 
 
@@ -163,6 +166,46 @@ def test_same_classes_are_kept_when_asked_to_begin_anew(tmp_path: Path) -> None:
     assert _same(model, source)
 
 
+def _detector(name: str, num_classes: int, seed: int) -> TokenSparseDetector:
+    given = parts(NAMED[name], num_classes=num_classes) | {"num_classes": num_classes}
+    model = TokenSparseDetector(**given)
+    randomize(model, seed)
+    return model
+
+
+@pytest.mark.parametrize("name", ["deformable_plain", "sparse", "dn_deformable", "focus"])
+def test_what_depends_on_the_classes_begins_anew_and_the_rest_is_kept(
+    tmp_path: Path, name: str
+) -> None:
+    source, model = _detector(name, 5, seed=1), _detector(name, 3, seed=2)
+    initial = {key: value.clone() for key, value in model.state_dict().items()}
+    report = load_weights(model, _save(source, tmp_path / "a.pth"), reinit_class_heads=True)
+    depends = {key for key in initial if ".class_embed." in key or ".label_embedding." in key}
+    assert set(report.reinitialized) == depends
+    assert (
+        len(depends)
+        == 2 * len(model.heads.decoder_heads)
+        + {
+            "deformable_plain": 0,
+            "sparse": 2 * 2,  # first stage, one encoder layer
+            "dn_deformable": 1,
+            "focus": 2 + 1,
+        }[name]
+    )
+    assert _same(model, source, skip=tuple(depends))
+    assert all(torch.equal(model.state_dict()[key], initial[key]) for key in depends)
+
+
+@pytest.mark.parametrize("part", ["scorer", "denoising"])
+def test_what_a_model_does_not_use_is_left_out(tmp_path: Path, part: str) -> None:
+    source, model = _detector("focus", 3, seed=1), _detector("focus", 3, seed=2)
+    path = _save(source, tmp_path / "a.pth")
+    surplus = {key for key in source.state_dict() if key.startswith(f"{part}.")}
+    setattr(model, part, None)
+    assert set(load_weights(model, path).unused) == surplus != set()
+    assert _same(model, source)
+
+
 def test_other_mismatches_are_not_taken_for_classes(tmp_path: Path) -> None:
     path = _save(Detector(7, width=8), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="of another shape"):
@@ -194,7 +237,8 @@ def test_files_of_something_else(tmp_path: Path) -> None:
 
 def test_averaged_weights_are_preferred() -> None:
     raw, average = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
-    assert model_weights({"model": raw, "ema": {"model": average}}) == average
+    for averaged in ({"ema": {"model": average, "decay": 0.9}}, {"model_ema": average}):
+        assert model_weights({"model": raw, **averaged}) == average
     assert model_weights({"model": raw, "ema": None}) == raw
 
 
