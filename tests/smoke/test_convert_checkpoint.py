@@ -1,0 +1,223 @@
+"""tools/convert_checkpoint.py, whole: a small model under published names, and bad input."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsedet.checkpoint import load_checkpoint
+from sparsedet.config import LazyConfig, instantiate
+from sparsedet.conversion import COCO_CATEGORY_IDS
+
+CONFIG = "projects/deformable_detr/configs/released/deformable_detr_r50_refine.py"
+SMALL = (
+    "model.embed_dim=32",
+    "model.backbone.name=resnet18",
+    "model.neck.in_channels={res3: 128, res4: 256, res5: 512}",
+    "model.encoder.num_layers=2",
+    "model.encoder.feedforward_dim=16",
+    "model.decoder.num_layers=2",
+    "model.decoder.feedforward_dim=16",
+    "model.query_initializer.num_queries=10",
+)
+# our names -> those of the original code
+THEIRS = (
+    (r"^backbone\.", "backbone.0."),
+    (r"^neck\.convs\.", "input_proj."),
+    (r"^neck\.extra_convs\.0", "input_proj.3"),
+    (r"^level_embed", "transformer.level_embed"),
+    (r"^query_initializer\.embedding", "query_embed"),
+    (r"^query_initializer\.", "transformer."),
+    (r"^heads\.decoder_heads\.(\d)\.class_embed", r"class_embed.\1"),
+    (r"^heads\.decoder_heads\.(\d)\.box_embed", r"bbox_embed.\1"),
+    (r"^(en|de)coder\.", r"transformer.\g<0>"),
+    (r"encoder(.+)\.attention\.", r"encoder\1.self_attn."),
+    (r"encoder(.+)\.attention_norm", r"encoder\1.norm1"),
+    (r"encoder(.+)\.feedforward_norm", r"encoder\1.norm2"),
+    (r"decoder(.+)\.self_attention\.", r"decoder\1.self_attn."),
+    (r"decoder(.+)\.self_attention_norm", r"decoder\1.norm2"),
+    (r"decoder(.+)\.cross_attention\.", r"decoder\1.cross_attn."),
+    (r"decoder(.+)\.cross_attention_norm", r"decoder\1.norm1"),
+    (r"decoder(.+)\.feedforward_norm", r"decoder\1.norm3"),
+    (r"\.feedforward\.", "."),
+)
+
+
+@pytest.fixture(scope="module")
+def tool(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("convert", root / "tools/convert_checkpoint.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def ours(root: Path) -> dict[str, Tensor]:
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(root / CONFIG), SMALL)
+    torch.manual_seed(0)
+    return instantiate(cfg.model).state_dict()
+
+
+@pytest.fixture(scope="module")
+def theirs(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors as the original code stores them, box heads twice."""
+    published = {}
+    for name, tensor in ours.items():
+        for pattern, replacement in THEIRS:
+            name = re.sub(pattern, replacement, name)
+        published[name] = tensor
+        if name.startswith("bbox_embed"):
+            published[f"transformer.decoder.{name}"] = tensor.clone()
+    return published
+
+
+@pytest.fixture(scope="module")
+def published(theirs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "a.pth"
+    torch.save({"model": theirs, "args": argparse.Namespace(lr=1.0), "epoch": 49}, path)
+    return path
+
+
+@pytest.fixture
+def convert(tool: ModuleType, root: Path) -> Callable[..., int]:
+    def run(*words: str | Path, source: str = "deformable-detr", config: str = CONFIG) -> int:
+        given = ["--config-file", str(root / config), *SMALL] if config else []
+        return tool.main(["--source", source, *map(str, words), *given])
+
+    return run
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", ["b.safetensors", "b.pth"])
+def test_it_converts(
+    convert: Callable[..., int],
+    ours: dict[str, Tensor],
+    theirs: dict[str, Tensor],
+    published: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    assert convert(published, tmp_path / name) == 0
+    assert same(load_checkpoint(tmp_path / name)["model"], ours)
+    said = capsys.readouterr().out
+    assert f"{len(theirs)} tensors of {published} became {len(ours)}," in said
+    assert "classes: 91, COCO's category ids" in said
+    assert CONFIG in said
+
+
+def test_averaged_weights_and_safetensors_are_read(
+    convert: Callable[..., int],
+    ours: dict[str, Tensor],
+    theirs: dict[str, Tensor],
+    tmp_path: Path,
+) -> None:
+    stale = {name: torch.zeros_like(tensor) for name, tensor in theirs.items()}
+    torch.save({"model": stale, "model_ema": theirs}, tmp_path / "a.pth")
+    save_file(theirs, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        output = tmp_path / f"converted_{name}"
+        assert convert(tmp_path / name, output) == 0
+        assert same(load_checkpoint(output)["model"], ours)
+
+
+def test_the_80_classes_that_there_are(
+    convert: Callable[..., int],
+    ours: dict[str, Tensor],
+    published: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "b.pth"
+    assert convert("--classes", "contiguous", published, output, "model.num_classes=80") == 0
+    assert "classes: 80 of 91" in capsys.readouterr().out
+    found = load_checkpoint(output)["model"]
+    assert (len(COCO_CATEGORY_IDS), COCO_CATEGORY_IDS[0], COCO_CATEGORY_IDS[-1]) == (80, 1, 90)
+    heads = {name for name in ours if ".class_embed." in name}
+    for name in ours:
+        rows = list(COCO_CATEGORY_IDS) if name in heads else slice(None)
+        assert torch.equal(found[name], ours[name][rows] if ours[name].ndim else ours[name]), name
+    assert convert("--classes", "contiguous", published, tmp_path / "c.pth") == 2
+    assert "(80,) instead of (91,)" in capsys.readouterr().err
+    assert not (tmp_path / "c.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "source", "config", "says"),
+    [
+        (["{folder}/none.pth", "{out}/b.pth"], "deformable-detr", CONFIG, "does not exist"),
+        (["{file}", "{out}/b.bin"], "deformable-detr", CONFIG, "must end in .pth or .safetensors"),
+        (["{file}", "{file}"], "deformable-detr", CONFIG, "is the input"),
+        (["{file}", "{out}/b.pth"], "huggingface", CONFIG, "are not of source 'huggingface'"),
+        (["{file}", "{out}/b.pth", "a.b=1"], "deformable-detr", "", "a.b=1 changes a config"),
+        (["{file}", "{out}/b.pth", "model.embed_dm=1"], "deformable-detr", CONFIG, "embed_dim"),
+        (["{file}", "{out}/b.pth"], "deformable-detr", "configs/common/train.py", "no model"),
+        (
+            ["{file}", "{out}/b.pth", "model.num_levels=3"],
+            "deformable-detr",
+            CONFIG,
+            "does not fit the model: tensors",
+        ),
+        (
+            ["{file}", "{out}/b.pth", "model.num_classes=4"],
+            "deformable-detr",
+            CONFIG,
+            "of another shape",
+        ),
+        (
+            ["--classes=contiguous", "{folder}/80.pth", "{out}/b.pth"],
+            "deformable-detr",
+            CONFIG,
+            "contiguous already",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tool: ModuleType,
+    root: Path,
+    theirs: dict[str, Tensor],
+    published: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    source: str,
+    config: str,
+    says: str,
+) -> None:
+    fewer = {
+        name: tensor[:80] if name.startswith("class_embed") else tensor
+        for name, tensor in theirs.items()
+    }
+    torch.save(fewer, published.parent / "80.pth")
+    before = published.read_bytes()
+    given = ["--config-file", str(root / config)] if config else []
+    places = dict(folder=published.parent, file=published, out=tmp_path)
+    given += [word.format(**places) for word in words]
+    given += SMALL if config == CONFIG else []
+    code = tool.main(["--source", source, *given])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: ") and says in lines[0], lines
+    assert not list(tmp_path.iterdir())
+    assert published.read_bytes() == before
+
+
+def test_the_page_of_published_weights_names_every_released_config(root: Path) -> None:
+    page = (root / "docs/published_weights.md").read_text(encoding="utf-8")
+    configs = {path.stem for path in root.glob("projects/*/configs/released/*.py")}
+    methods = "|".join(sorted({path.name for path in (root / "projects").iterdir()}))
+    named = set(re.findall(rf"`((?:{methods})_\w+)`", page))
+    assert named == configs
