@@ -157,12 +157,17 @@ def test_neither_padding_nor_companions_matter_to_any_combination(combination):
     check(combination)
 
 
-def check(combination: small.Combination) -> None:
-    model = small.fix_noise(small.detector(combination).train())
+@pytest.mark.parametrize("combination", small.pairwise_cover(), ids=str)
+def test_nor_do_they_in_evaluation(combination):
+    check(combination, training=False, batches=(((1, 0), None), ((4, 2), (130, 200))))
+
+
+def check(combination: small.Combination, *, training: bool = True, batches=BATCHES) -> None:
+    model = small.fix_noise(small.detector(combination).train(training))
     alone = [run(model, (image,)) for image in range(len(SIZES))]
     stable = {image for image in range(len(SIZES)) if has_margin(model, image)}
     assert len(stable) >= 2, "the inputs of this test lost their margin; choose other seeds"
-    for images, canvas in BATCHES:
+    for images, canvas in batches:
         output, targets, losses = run(model, images, canvas)
         for place, image in enumerate(images):
             if image not in stable:
@@ -189,3 +194,17 @@ def test_the_padding_of_these_inputs_is_not_zero():
     model = small.detector(small.PLAIN)
     features: MultiScaleFeatures = small.features(model, SIZES[:2])
     assert features.tokens[features.padding_mask].abs().mean() > 1
+
+
+def test_the_noise_of_these_inputs_is_noise():
+    """Objects are moved and relabelled, a slot for rejection otherwise than one for an answer."""
+    model = small.fix_noise(small.detector(small.NAMED["dino"]))
+    targets = small.targets((4, 3))
+    noised = model.denoising.sample(targets)
+    boxes, labels = (
+        x.unflatten(1, (noised.num_groups, 2, 4)) for x in (noised.boxes, noised.labels)
+    )
+    assert (boxes[0, :, 0] != targets.boxes[0]).all()
+    assert (boxes[0, :, 0] != boxes[0, :, 1]).all()
+    assert (labels[0, :, 0] != targets.labels[0]).any()
+    assert torch.equal(boxes[:, 0], boxes[:, 1]) and torch.equal(labels[:, 0], labels[:, 1])
