@@ -432,7 +432,7 @@ def draw(models: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("AP")
-    figure.axes[0].legend()
+    figure.axes[0].legend(title="numbers: keep ratio")
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     with atomic_write(path) as file:
