@@ -13,9 +13,12 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torchvision.models import resnet50
 
+from sparsedet.checkpoint import load_weights
 from sparsedet.config import LazyCall as L
 from sparsedet.config import LazyConfig, instantiate
+from sparsedet.modeling import TorchvisionResNet
 from tests.house.source import ROOT, files, name
 from tests.house.test_readme import blocks
 from tests.modeling.small import samples
@@ -123,3 +126,20 @@ def test_a_command_of_a_page_builds_and_trains_a_step(command):
         model = instantiate(cfg.model)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     check_step(cfg)
+
+
+def test_the_page_of_sparse_detr_turns_scrl_weights_into_those_of_a_backbone(tmp_path, monkeypatch):
+    page = ROOT / "projects/sparse_detr/README.md"
+    block = next(text for text in blocks(page, "python") if "scrl.pth" in text)
+    backbone = resnet50()
+    network = nn.Sequential(*list(backbone.children())[:-1]).state_dict()  # as SCRL counts modules
+    network = {f"encoder.{key}": tensor for key, tensor in network.items()}
+    network["projector.0.weight"] = torch.zeros(2, 2)
+    monkeypatch.chdir(tmp_path)
+    torch.save({"online_network_state_dict": network}, "scrl.pth")
+    exec(compile(block, str(page), "exec"), {})
+    detector = nn.ModuleDict({"backbone": TorchvisionResNet("resnet50"), "head": nn.Linear(2, 2)})
+    load_weights(detector, "scrl_resnet50.pth")
+    expected = backbone.state_dict()
+    for key, tensor in detector["backbone"].body.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
