@@ -193,7 +193,9 @@ class TokenSparseDetector(nn.Module):
                     f"detector, got {got}. Set model.{name}.embed_dim to '${{..embed_dim}}'."
                 )
         levels = {"neck": len(self.neck.strides), "encoder": self.encoder.num_levels}
-        for name, got in {**levels, "decoder": self.decoder.num_levels}.items():
+        levels["decoder"] = self.decoder.num_levels
+        levels["scorer"] = getattr(self.scorer, "num_levels", num_levels)  # some fit any number
+        for name, got in levels.items():
             if got != num_levels:
                 raise ValueError(
                     f"TokenSparseDetector.{name}: num_levels must be {num_levels} as in the "
@@ -219,7 +221,7 @@ class TokenSparseDetector(nn.Module):
                 "Set model.selector.schedule."
             )
         self._check_queries()
-        self._check_supervision()
+        self._check_supervision(num_levels)
 
     def _check_queries(self) -> None:
         initializer = type(self.query_initializer).__name__
@@ -242,7 +244,7 @@ class TokenSparseDetector(nn.Module):
                 "Set model.denoising=null or model.query_initializer._target_=MixedQueries."
             )
 
-    def _check_supervision(self) -> None:
+    def _check_supervision(self, num_levels: int) -> None:
         needed = None if self.scorer is None else self.scorer.trained_by
         trained = {term.trains for term in self.criterion.stage}
         if needed is not None and type(self.scorer).__name__ not in trained:
@@ -257,6 +259,19 @@ class TokenSparseDetector(nn.Module):
                     f"TokenSparseDetector.criterion: {type(term).__name__} trains a "
                     f"{term.trains}, the scorer is {type(self.scorer).__name__}. "
                     f"Set model.criterion.stage=[] or model.scorer._target_={term.trains}."
+                )
+            if needed is None:
+                raise ValueError(
+                    f"TokenSparseDetector.criterion: {type(term).__name__} supervises a "
+                    f"{term.trains} that is built without supervision. "
+                    "Set model.criterion.stage=[] or model.scorer.supervised=True."
+                )
+            ranges = getattr(term, "size_ranges", None)
+            if ranges is not None and len(ranges) != num_levels:
+                raise ValueError(
+                    f"TokenSparseDetector.criterion: {type(term).__name__}.size_ranges must have "
+                    f"one range for each of the {num_levels} levels, got {len(ranges)}. "
+                    "Set size_ranges of the term in model.criterion.stage."
                 )
 
     @property

@@ -134,6 +134,32 @@ MISFITS = {
         dict(neck=neck(num_levels=3)),
         r"neck: num_levels must be 4.*got 3.*model\.neck",
     ),
+    "scorer levels": (
+        dict(
+            scorer=ForegroundTokenSelector(32, 3),
+            selector=TopKSelector(0.4),
+            criterion=criterion(ForegroundLoss(weight=1.0)),
+        ),
+        r"scorer: num_levels must be 4.*got 3.*model\.scorer\.num_levels",
+    ),
+    "ranges of sizes": (
+        dict(
+            scorer=ForegroundTokenSelector(32, 4),
+            selector=TopKSelector(0.4),
+            criterion=criterion(ForegroundLoss(weight=1.0, size_ranges=[(-1, 64), (64, 999)])),
+        ),
+        r"ForegroundLoss\.size_ranges must have one range for each of the 4 levels, got 2.*"
+        r"model\.criterion\.stage",
+    ),
+    "supervised though built without": (
+        dict(
+            scorer=ForegroundTokenSelector(32, 4, supervised=False),
+            selector=TopKSelector(0.4),
+            criterion=criterion(ForegroundLoss(weight=1.0)),
+        ),
+        r"ForegroundLoss supervises a ForegroundTokenSelector that is built without supervision.*"
+        r"model\.criterion\.stage=\[\] or model\.scorer\.supervised=True",
+    ),
     "encoder levels": (
         dict(encoder=small.build(DeformableEncoder, num_levels=3)),
         r"encoder: num_levels must be 4.*got 3.*model\.encoder\.num_levels",
