@@ -314,7 +314,10 @@ def best_rows(
     width = min(count, rating.shape[1])
     counts = tuple(min(width, own) for own in kept.counts)
     indices = rating.topk(width, dim=1).indices
-    return TokenSelection(counts, indices, filler_mask(counts, width, indices.device))
+    valid = filler_mask(counts, width, indices.device)
+    if kept.valid is not None:  # compiled selectors may keep fewer than the counts say
+        valid = kept.valid.gather(1, indices)
+    return TokenSelection(counts, indices, valid)
 
 
 def _check(name: str, num_layers: int, value_source: str) -> None:

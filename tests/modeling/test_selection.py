@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from unittest import mock
 
 import pytest
 import torch
@@ -295,6 +296,32 @@ def test_compiled_selectors_keep_the_same_tokens(features, scores, cls, argument
         counts.add(expected[1].counts)
     assert len(shapes) == 1
     assert len(counts) > 1, "the seeds of this test all give the same"
+
+
+@pytest.mark.parametrize("schedule", [None, (1.0, 0.5)])
+@pytest.mark.parametrize("system", ["sparse", "sparse_dual"])
+@pytest.mark.parametrize("selector", ["ElasticSelector", "AdaptiveSelector"])
+def test_the_form_for_compilers_gives_the_same_answer(selector, system, schedule):
+    """Also where an image keeps fewer tokens than may attend to each other."""
+    combination = replace(small.NAMED[system], selector=selector, schedule=schedule)
+    arguments = dict(mass=0.02, train_ratios=(0.03, 0.4))
+    model = small.detector(combination, **arguments).train(selector == "ElasticSelector")
+    features, fewer = small.features(model, SIZES), []
+    for seed in range(3):
+        answers = []
+        for compiling in (False, True):
+            torch.manual_seed(seed)
+            with (
+                mock.patch.object(torch.compiler, "is_compiling", return_value=compiling),
+                torch.no_grad(),
+            ):
+                answers.append(model.detect_features(features))
+        expected, got = answers
+        fewer.append(expected.selections[0].counts[0] < got.selections[0].counts[0])
+        shown = ~features.padding_mask
+        torch.testing.assert_close(got.memory.tokens[shown], expected.memory.tokens[shown])
+        torch.testing.assert_close(got.decoder[-1].logits, expected.decoder[-1].logits)
+    assert any(fewer)
 
 
 @pytest.mark.slow
