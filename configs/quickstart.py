@@ -46,6 +46,6 @@ dataloader.train.total_batch_size = 8
 optimizer.lr = 1.6e-3
 # a backbone from random weights learns as fast as the rest
 optimizer.params.rules = [dict(pattern="sampling_offsets", lr_factor=0.1)]
-train.epochs = 4
+train.epochs = 5
 train.eval_epochs = 0
 train.output_dir = "output/quickstart"
