@@ -201,6 +201,11 @@ class TokenSparseDetector(nn.Module):
                     f"TokenSparseDetector.{name}: num_levels must be {num_levels} as in the "
                     f"detector, got {got}. Set model.{name}.num_levels to '${{..num_levels}}'."
                 )
+        self._check_selector(num_levels)
+        self._check_queries()
+        self._check_supervision(num_levels)
+
+    def _check_selector(self, num_levels: int) -> None:
         if self.selector.needs_scorer and self.scorer is None:
             raise ValueError(
                 f"TokenSparseDetector.scorer must be given for {type(self.selector).__name__}, "
@@ -220,8 +225,21 @@ class TokenSparseDetector(nn.Module):
                 f"{self.encoder.num_layers} encoder layers, got {len(schedule)}. "
                 "Set model.selector.schedule."
             )
-        self._check_queries()
-        self._check_supervision(num_levels)
+        levels = getattr(self.selector, "levels", None)
+        if levels is None:
+            return
+        if len(levels) != self.encoder.num_layers:
+            raise ValueError(
+                f"TokenSparseDetector.selector: levels must have one entry for each of the "
+                f"{self.encoder.num_layers} encoder layers, got {len(levels)}. "
+                "Set model.selector.levels."
+            )
+        highest = max(max(entry) for entry in levels)
+        if highest >= num_levels:
+            raise ValueError(
+                f"TokenSparseDetector.selector: levels must be below {num_levels}, got {highest}. "
+                "Set model.selector.levels."
+            )
 
     def _check_queries(self) -> None:
         initializer = type(self.query_initializer).__name__

@@ -23,6 +23,7 @@ from sparsedet.modeling import (
     ForegroundLoss,
     ForegroundTokenSelector,
     LearnedQueries,
+    LevelScheduleSelector,
     MixedQueries,
     RandomScorer,
     SetCriterion,
@@ -159,6 +160,15 @@ MISFITS = {
         ),
         r"ForegroundLoss supervises a ForegroundTokenSelector that is built without supervision.*"
         r"model\.criterion\.stage=\[\] or model\.scorer\.supervised=True",
+    ),
+    "levels of too few layers": (
+        dict(scorer=None, criterion=criterion(), selector=LevelScheduleSelector(((0, 1),))),
+        r"levels must have one entry for each of the 2 encoder layers, got 1.*"
+        r"model\.selector\.levels",
+    ),
+    "levels that are not there": (
+        dict(scorer=None, criterion=criterion(), selector=LevelScheduleSelector(((0,), (4,)))),
+        r"levels must be below 4, got 4.*model\.selector\.levels",
     ),
     "encoder levels": (
         dict(encoder=small.build(DeformableEncoder, num_levels=3)),
