@@ -6,6 +6,8 @@ The fixtures name no padding; what padding does there is done differently here, 
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,17 +46,17 @@ class Comparison:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A stored tensor of the case; the test skips where there is none."""
-        key = f"{self.case}.{name}"
-        if key not in self.fixture.tensors:
-            pytest.skip(f"the fixture has no {key}")
-        return self.fixture.tensors[key]
+        return self._stored(self.fixture.tensors, name)
 
     def fact(self, name: str):
         """The same for what the json has."""
+        return self._stored(self.fixture.facts, name)
+
+    def _stored(self, where: dict, name: str):
         key = f"{self.case}.{name}"
-        if key not in self.fixture.facts:
-            pytest.skip(f"the fixture has no {key}")
-        return self.fixture.facts[key]
+        if key not in where:
+            pytest.skip("the fixture does not store this for every case")
+        return where[key]
 
 
 @pytest.fixture(scope="module", params=cases())
@@ -81,6 +83,20 @@ def assert_same_up_to_equal_scores(got, expected, scores) -> None:
     cut = scores[got].min()
     for index in ours ^ theirs:
         assert abs(scores[index] - cut) <= EQUAL_SCORES, f"{len(ours - theirs)} differ"
+
+
+def test_what_is_compared_is_stored():
+    """A wrong name would only skip."""
+    here = fixtures()
+    stored = {
+        key.split(".")[-1] for each in here for where in (each.tensors, each.facts) for key in where
+    }
+    source = Path(__file__).read_text(encoding="utf-8")
+    names = set(re.findall(r"\.(?:tensor|fact)\(\"(\w+)\"\)", source))
+    assert len(names) > 10
+    if not here:
+        pytest.skip("needs the fixtures in ../shared/parity, which are not here")
+    assert names <= stored
 
 
 def test_neck(comparison):

@@ -156,6 +156,34 @@ def test_the_80_classes_that_there_are(
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [([], "fits: {config}\n"), (["--classes=contiguous"], "fits: {config} model.num_classes=80\n")],
+)
+def test_it_says_which_released_config_fits(
+    tool: ModuleType,
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    folder = tmp_path / "projects/method/configs/released"
+    folder.mkdir(parents=True)
+    changes = "\n".join(SMALL).replace("{", "dict(").replace("}", ")").replace(": ", "=")
+    changes = re.sub(r"name=(\w+)", r"name='\1'", changes)
+    lines = ["from sparsedet.config import get_config", f"model = get_config({CONFIG!r}).model"]
+    (folder / "right.py").write_text("\n".join([*lines, changes, ""]))
+    (folder / "other.py").write_text("\n".join([*lines, changes, "model.num_levels = 3", ""]))
+    monkeypatch.setattr(tool, "_ROOT", tmp_path)
+    given = [*words, str(published), str(tmp_path / "b.pth")]
+    assert tool.main(["--source", "deformable-detr", *given]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(says.format(config="projects/method/configs/released/right.py"))
+    assert said.count("fits:") == 1
+
+
+@pytest.mark.parametrize(
     ("words", "source", "config", "says"),
     [
         (["{folder}/none.pth", "{out}/b.pth"], "deformable-detr", CONFIG, "does not exist"),
@@ -221,3 +249,13 @@ def test_the_page_of_published_weights_names_every_released_config(root: Path) -
     methods = "|".join(sorted({path.name for path in (root / "projects").iterdir()}))
     named = set(re.findall(rf"`((?:{methods})_\w+)`", page))
     assert named == configs
+
+
+def test_the_config_that_the_page_shows_is_whole(root: Path, tmp_path: Path) -> None:
+    page = (root / "docs/published_weights.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "shown.py").write_text(block)
+    cfg = LazyConfig.load(tmp_path / "shown.py")
+    assert {"model", "dataloader", "dataset", "train", "optimizer", "lr_multiplier"} <= set(cfg)
+    assert cfg.model.num_classes == cfg.dataset.num_classes
+    assert cfg.model.unmasked_border
