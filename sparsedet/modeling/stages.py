@@ -324,7 +324,7 @@ class NoisedTargets:
 
     Attributes:
         labels: noised class indices; what unused slots hold is ignored.
-        boxes: noised cxcywh in [0, 1].
+        boxes: noised cxcywh, corners in [0, 1]; where they cross, sizes are negative.
         valid: False = unused slot of an image with fewer objects than another of the batch.
         num_groups: groups; each holds as many slots as the image with most objects needs.
     """
