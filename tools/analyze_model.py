@@ -38,7 +38,7 @@ from sparsedet.analysis import (
     measure_latency,
     token_statistics,
 )
-from sparsedet.checkpoint import CheckpointError, load_weights
+from sparsedet.checkpoint import CheckpointError, atomic_write, load_weights
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import DatasetError, load_coco, resolve_dataset
 from sparsedet.data.images import inspect_image
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         figures = paper_table() if args.paper_table else analyze(args)
         if args.output is not None:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            with atomic_write(args.output) as file:
+                file.write((json.dumps(figures, indent=2) + "\n").encode())
     except (ValueError, OSError) as error:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
