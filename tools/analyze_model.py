@@ -38,12 +38,11 @@ from sparsedet.analysis import (
     measure_latency,
     token_statistics,
 )
-from sparsedet.checkpoint import CheckpointError, atomic_write, load_weights
+from sparsedet.checkpoint import atomic_write
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import DatasetError, load_coco, resolve_dataset
 from sparsedet.data.images import inspect_image
-from sparsedet.engine.launch import resolve_device
-from sparsedet.modeling import TokenSparseDetector
+from sparsedet.loading import leave_out_pretrained, load_detector
 
 Size = tuple[int, int]
 
@@ -121,7 +120,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     sizes = input_sizes(cfg, args)
     image = read_picture(cfg, args.image) if args.image else None
     loader = instantiate(cfg.dataloader.test) if args.tokens else None
-    model = load_model(cfg, args.weights)
+    model = load_detector(cfg, args.weights)
     parameters = count_parameters(model)
     counting = Counting(WEIGHTED_READ) if args.full_sampling else OWN
     if image is not None:
@@ -194,10 +193,7 @@ def load_config(path: str | Path, overrides: Sequence[str], *, uses_set: bool = 
             dataset.num_classes = len(dataset.class_names)
         elif dataset.num_classes is None:
             resolve_dataset(cfg, ("train",))
-    backbone = cfg.model.get("backbone", {})
-    for name, absent in (("weights", None), ("pretrained", False)):
-        if backbone.get(name):
-            backbone[name] = absent  # costs do not depend on them, a checkpoint takes their place
+    leave_out_pretrained(cfg)  # costs do not depend on them
     return cfg
 
 
@@ -245,25 +241,6 @@ def read_picture(cfg: Any, path: str) -> dict[str, Any]:
         width, height = height, width
     record = dict(file_name=path, width=width, height=height, image_id=0, annotations=[])
     return instantiate(cfg.dataloader.test.mapper)(record, random.Random(0))
-
-
-def load_model(cfg: Any, weights: str | None) -> TokenSparseDetector:
-    """The model, with its weights if there are any.
-
-    Raises:
-        CheckpointError: the file cannot be read or does not fit the config.
-        ValueError: the parts of the model do not go together.
-    """
-    device = resolve_device(cfg.get("train", {}).get("device", "auto"))
-    model = instantiate(cfg.model)
-    if weights is not None:
-        report = load_weights(model, weights)
-        if report.module:
-            raise CheckpointError(
-                f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
-                "whole detector."
-            )
-    return model.to(device).eval()
 
 
 def _first_images(loader: Any, count: int) -> Iterator[list[dict[str, Any]]]:

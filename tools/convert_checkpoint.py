@@ -31,6 +31,7 @@ from sparsedet.checkpoint import (
 )
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.conversion import SOURCES, contiguous_classes, convert, num_classes
+from sparsedet.loading import leave_out_pretrained
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SUFFIXES = (".pth", ".safetensors")
@@ -105,15 +106,13 @@ def load_model(args: argparse.Namespace, classes: int) -> nn.Module:
         raise ConfigError(f"{args.config_file} has no model. Use a config that describes one.")
     if "dataset" in cfg and cfg.dataset.get("num_classes") is None:
         cfg.dataset.num_classes = classes  # follows from data that need not be here
-    return _build(cfg.model)
+    return _build(cfg)
 
 
 def _build(cfg: Any) -> nn.Module:
-    for key, off in (("weights", None), ("pretrained", False)):  # would be fetched
-        if cfg.backbone.get(key):
-            cfg.backbone[key] = off
+    leave_out_pretrained(cfg)
     with torch.device("meta"):
-        return instantiate(cfg)
+        return instantiate(cfg.model)
 
 
 def fitting(weights: Mapping[str, Tensor], published: int) -> Iterator[str]:
@@ -126,10 +125,10 @@ def fitting(weights: Mapping[str, Tensor], published: int) -> Iterator[str]:
     classes = num_classes(weights)
     override = "" if classes == published else f" model.num_classes={classes}"
     for path in sorted(_ROOT.glob("projects/*/configs/released/*.py")):
-        cfg = LazyConfig.load(path).model
-        if cfg.num_classes != published:
+        cfg = LazyConfig.load(path)
+        if cfg.model.num_classes != published:
             continue
-        cfg.num_classes = classes
+        cfg.model.num_classes = classes
         try:
             check_weights(_build(cfg), weights, path)
         except CheckpointError:

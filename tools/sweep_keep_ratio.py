@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from sparsedet.analysis import count_flops, measure_latency
-from sparsedet.checkpoint import CheckpointError, atomic_write, load_checkpoint, load_weights
+from sparsedet.checkpoint import atomic_write, load_checkpoint
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import load_coco, resolve_dataset
-from sparsedet.engine.launch import resolve_device
 from sparsedet.evaluation import evaluate
+from sparsedet.loading import load_detector, trained_class_names
 from sparsedet.modeling import AdaptiveSelector, TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
@@ -192,11 +192,11 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     if absent:
         raise ConfigError(f"{config} has no {', '.join(absent)}. Use the config of a training run.")
     if cfg.dataset.class_names is None:
-        cfg.dataset.class_names = _trained_classes(weights)
+        cfg.dataset.class_names = trained_class_names(load_checkpoint(weights))
     resolve_dataset(cfg, ("val",))
     if "output_dir" in cfg.dataloader.evaluator:
         cfg.dataloader.evaluator.output_dir = None  # the predictions of a run are not ours to write
-    model = load_model(cfg, weights)
+    model = load_detector(cfg, weights)
     if isinstance(model.selector, AdaptiveSelector):
         raise ConfigError(
             f"{weights}: AdaptiveSelector keeps another number of tokens of every image, so there "
@@ -211,39 +211,6 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
         loader=instantiate(cfg.dataloader.test),
         evaluator=instantiate(cfg.dataloader.evaluator),
     )
-
-
-def load_model(cfg: Any, weights: str) -> TokenSparseDetector:
-    """The model with its weights, ready to detect.
-
-    Raises:
-        CheckpointError: the weights cannot be read or do not fit.
-        ValueError: the parts of the model do not go together.
-    """
-    device = resolve_device(cfg.train.device)
-    backbone = cfg.model.get("backbone", {})
-    for name, absent in (("weights", None), ("pretrained", False)):
-        if backbone.get(name):
-            backbone[name] = absent  # the checkpoint takes their place
-    model = instantiate(cfg.model)
-    report = load_weights(model, weights)
-    if report.module:
-        raise CheckpointError(
-            f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
-            "whole detector."
-        )
-    return model.to(device).eval()
-
-
-def _trained_classes(weights: str) -> list[str] | None:
-    """Class names in the order of the weights, where their file tells it."""
-    text = load_checkpoint(weights).get("config")
-    if text is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(text, encoding="utf-8")
-        return LazyConfig.load(path).dataset.class_names
 
 
 def _own_ratio(model: TokenSparseDetector) -> float | None:

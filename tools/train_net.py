@@ -61,6 +61,7 @@ from sparsedet.engine.launch import check_processes, is_first_process, resolve_d
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
 from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Writer
+from sparsedet.loading import leave_out_pretrained, trained_class_names
 from sparsedet.structures import Boxes, Instances
 
 logger = logging.getLogger("sparsedet.tools.train_net")
@@ -148,12 +149,7 @@ def _trained_classes(settings: Any) -> list[str] | None:
         checkpoint = load_checkpoint(settings.init_checkpoint)
     else:
         checkpoint = {}  # said when the weights are loaded
-    if "config" not in checkpoint:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(checkpoint["config"], encoding="utf-8")
-        return _at(LazyConfig.load(path), "dataset.class_names")
+    return trained_class_names(checkpoint)
 
 
 def run(device: torch.device, cfg: Any, args: argparse.Namespace) -> int:
@@ -281,9 +277,10 @@ class Job:
         return {"config": path.read_text(encoding="utf-8")}
 
     def _build_model(self, replaced: bool) -> nn.Module:
-        settings, backbone = self._cfg.train, self._cfg.model.get("backbone")
-        if (replaced or settings.init_checkpoint) and backbone:
-            _fetch_no_weights(backbone)
+        settings = self._cfg.train
+        if replaced or settings.init_checkpoint:
+            for key in leave_out_pretrained(self._cfg):
+                logger.info("model.backbone.%s: not fetched, a checkpoint takes their place", key)
         model = instantiate(self._cfg.model)
         _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
@@ -413,14 +410,6 @@ class Job:
             file.write((json.dumps(content, indent=2) + "\n").encode())
         logger.info("results are in %s", path)
         print(_table(metrics))
-
-
-def _fetch_no_weights(backbone: Any) -> None:
-    """A checkpoint takes the place of a backbone's own weights."""
-    for key, off in (("weights", None), ("pretrained", False)):
-        if backbone.get(key):
-            logger.info("model.backbone.%s: not fetched, a checkpoint takes their place", key)
-            backbone[key] = off
 
 
 def _check_parts_fit(model: nn.Module) -> None:

@@ -22,12 +22,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sparsedet.checkpoint import CheckpointError, load_weights
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import DatasetError, read_categories
 from sparsedet.data.images import inspect_image, read_image
-from sparsedet.engine.launch import resolve_device
-from sparsedet.modeling import TokenSparseDetector
+from sparsedet.loading import load_detector
 from sparsedet.visualization import stack, token_figure
 
 _OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
@@ -151,33 +149,11 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
     return cfg
 
 
-def load_model(cfg: Any, weights: str) -> TokenSparseDetector:
-    """The model with its weights, ready to detect.
-
-    Raises:
-        CheckpointError: the file cannot be read or does not fit the config.
-        ValueError: the parts of the model do not go together.
-    """
-    device = resolve_device(cfg.get("train", {}).get("device", "auto"))
-    backbone = cfg.model.get("backbone", {})
-    for name, absent in (("weights", None), ("pretrained", False)):
-        if backbone.get(name):
-            backbone[name] = absent  # the checkpoint takes their place
-    model = instantiate(cfg.model)
-    report = load_weights(model, weights)
-    if report.module:
-        raise CheckpointError(
-            f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
-            "whole detector."
-        )
-    return model.to(device).eval()
-
-
 class Drawer:
     """Draws what one model makes of images."""
 
     def __init__(self, cfg: Any, weights: str, args: argparse.Namespace) -> None:
-        self.model = load_model(cfg, weights)
+        self.model = load_detector(cfg, weights)
         self.mapper = instantiate(cfg.dataloader.test.mapper)
         self.class_names = cfg.dataset.class_names
         self.threshold, self.show_scores = args.score_threshold, args.scores

@@ -23,6 +23,7 @@ FLOORS = {
     "evaluation": 3,
     "conversion": 3,
     "analysis": 4,
+    "loading": 4,
     "visualization": 4,
     "export": 4,
     "predictor": 4,

@@ -1,0 +1,69 @@
+"""Detectors from a config and a checkpoint, as the tools need them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsedet.checkpoint import CheckpointError, load_weights
+from sparsedet.config import LazyConfig, instantiate
+from sparsedet.engine.launch import resolve_device
+from sparsedet.modeling import TokenSparseDetector
+
+
+def leave_out_pretrained(cfg: Any) -> list[str]:
+    """Unset the weights that the backbone would fetch: a checkpoint takes their place.
+
+    Args:
+        cfg: configuration with a ``model``; changed in place.
+
+    Returns:
+        The keys of the backbone that were set.
+    """
+    backbone = cfg.model.get("backbone") or {}
+    absent = {"weights": None, "pretrained": False}
+    found = [key for key in absent if backbone.get(key)]
+    for key in found:
+        backbone[key] = absent[key]
+    return found
+
+
+def load_detector(cfg: Any, weights: str | Path | None) -> TokenSparseDetector:
+    """The model of a config, ready to detect.
+
+    Args:
+        cfg: configuration with a ``model``; its backbone fetches no weights (changed in place).
+            ``train.device`` says where the model goes ("auto" without).
+        weights: checkpoint of a whole detector; None = random weights.
+
+    Raises:
+        CheckpointError: the file cannot be read, does not fit, or holds a part of a detector alone.
+        ValueError: the parts of the model do not go together.
+    """
+    device = resolve_device(cfg.get("train", {}).get("device", "auto"))
+    leave_out_pretrained(cfg)
+    model = instantiate(cfg.model)
+    if weights is not None:
+        report = load_weights(model, weights)
+        if report.module:
+            raise CheckpointError(
+                f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
+                "whole detector."
+            )
+    return model.to(device).eval()
+
+
+def trained_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
+    """Class names in the order of the weights; None where the checkpoint does not tell.
+
+    Args:
+        checkpoint: a loaded file; that of a training run holds its config.
+    """
+    if "config" not in checkpoint:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(checkpoint["config"], encoding="utf-8")
+        return LazyConfig.load(path).get("dataset", {}).get("class_names")
