@@ -9,6 +9,7 @@ from sparsedet.layers import (
     MultiScaleDeformableAttention,
     ms_deform_attn,
     ms_deform_attn_reference,
+    tile_order,
 )
 from sparsedet.layers.deformable_attention import module as attention_module
 
@@ -205,6 +206,23 @@ def test_query_order_errors(change, message):
     inputs = make_inputs(dtype=torch.float32)
     with pytest.raises(ValueError, match=f"ms_deform_attn.{message}"):
         ms_deform_attn(*inputs.arguments, query_order=change(make_order(inputs)))
+
+
+def test_tile_order_goes_through_the_levels_by_tiles():
+    shapes = ((9, 17), (2, 3))
+    starts = (0, 9 * 17)
+    tokens = torch.stack([torch.randperm(9 * 17 + 6)[:120] for _ in range(2)])
+    order = tile_order(tokens, shapes)
+    assert torch.equal(order.sort(1).values, torch.arange(120).expand(2, -1))
+
+    def place(token: int) -> tuple[int, ...]:
+        level = int(token >= starts[1])
+        row, column = divmod(token - starts[level], shapes[level][1])
+        return level, row // 8, column // 8, row, column
+
+    for ordered in tokens.gather(1, order).tolist():
+        places = [place(token) for token in ordered]
+        assert places == sorted(places)
 
 
 def test_module_hands_the_query_order_on(monkeypatch):

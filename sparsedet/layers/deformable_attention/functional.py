@@ -9,6 +9,7 @@ from sparsedet.layers.deformable_attention.operator import FORWARD
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype, reference_forward
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_TILE = 8  # as in csrc/cuda/tiles.h
 _SHAPES_FORM = "a sequence of (height, width) pairs of positive ints, one per level"
 
 
@@ -36,8 +37,8 @@ def ms_deform_attn(
         query_order: (B, Q) int64, for each image a permutation of its queries: the order in which
             they are worked on. It changes speed alone (and in the backward, where float sums
             depend on their order, the last bits): queries that look at neighbouring places should
-            follow each other. Without it, queries that are all tokens are worked on by tiles of
-            the level, others as they come.
+            follow each other (see :func:`tile_order`). Without it, queries that are all tokens
+            are worked on by tiles of the levels, others as they come.
 
     Returns:
         (B, Q, M * D) in the dtype of ``value``.
@@ -82,6 +83,31 @@ def ms_deform_attn_reference(
     return reference_forward(
         value, spatial_shapes, sampling_locations.to(precise), attention_weights.to(precise)
     )
+
+
+def tile_order(tokens: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Order queries that are tokens of a pyramid by tiles of 8 x 8, for ``query_order``.
+
+    Worth its sort where several calls share the queries, as the layers of an encoder do.
+
+    Args:
+        tokens: (B, Q) int64: which tokens the queries of each image are, in any order.
+        spatial_shapes: (height, width) per level as Python ints.
+
+    Returns:
+        (B, Q) int64: for each image a permutation of its queries.
+    """
+    _check_spatial_shapes(spatial_shapes)
+    places, first = [], 0
+    for height, width in spatial_shapes:
+        rows = torch.arange(height, device=tokens.device)[:, None]
+        columns = torch.arange(width, device=tokens.device)
+        across = -(-width // _TILE)
+        tiles = (rows // _TILE) * across + columns // _TILE
+        inside = (rows % _TILE) * _TILE + columns % _TILE
+        places.append((first + tiles * _TILE**2 + inside).flatten())
+        first += -(-height // _TILE) * across * _TILE**2
+    return torch.cat(places)[tokens].argsort(-1)
 
 
 def _error(argument: str, expected: str, got: object) -> ValueError:
