@@ -99,7 +99,7 @@ def architecture_flags(architectures: str) -> list[str]:
 
 
 def extension(name: str, source: str) -> Extension:
-    headers = [str(path) for path in sorted(Path("csrc").rglob("*.h"))]
+    headers = [str(path) for path in sorted(Path("csrc").rglob("*.*h"))]
     return Extension(
         f"sparsedet.{name}", [source], depends=headers, language="c++", py_limited_api=True
     )

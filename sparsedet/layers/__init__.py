@@ -6,6 +6,7 @@ from sparsedet.layers.deformable_attention import (
     has_compiled_kernel,
     ms_deform_attn,
     ms_deform_attn_reference,
+    tile_order,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "has_compiled_kernel",
     "ms_deform_attn",
     "ms_deform_attn_reference",
+    "tile_order",
 ]

@@ -9,6 +9,7 @@ Deformable DETR (Zhu et al., ICLR 2021), section 4.1. Axes, here and in the kern
 from sparsedet.layers.deformable_attention.functional import (
     ms_deform_attn,
     ms_deform_attn_reference,
+    tile_order,
 )
 from sparsedet.layers.deformable_attention.module import MultiScaleDeformableAttention
 from sparsedet.layers.deformable_attention.operator import (
@@ -22,4 +23,5 @@ __all__ = [
     "has_compiled_kernel",
     "ms_deform_attn",
     "ms_deform_attn_reference",
+    "tile_order",
 ]
