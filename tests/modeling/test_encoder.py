@@ -27,7 +27,9 @@ def encode(value_source: str, selections):
     model = small.detector(small.Combination(value_source=value_source)).eval()
     features, given = small.features(model, SIZES), []
     for layer in model.encoder.layers:
-        layer.attention.register_forward_pre_hook(lambda _, args: given.append((args[0], args[2])))
+        layer.attention.register_forward_pre_hook(  # the map is written to between the layers
+            lambda _, args: given.append((args[0].clone(), args[2].clone()))
+        )
     with torch.no_grad():
         memory = model.encoder(features, selections, None, model.heads).memory.tokens
     return features, memory, given
@@ -203,7 +205,9 @@ def test_dual_attention_follows_the_algorithm(case, value_source, num_objects, s
     expected, by_hand = dual_encode_by_hand(model, features, selections, scores, num_objects)
     given = []
     for layer in model.encoder.layers:
-        layer.attention.register_forward_pre_hook(lambda _, args: given.append((args[0], args[2])))
+        layer.attention.register_forward_pre_hook(  # the map is written to between the layers
+            lambda _, args: given.append((args[0].clone(), args[2].clone()))
+        )
     memory = model.encoder(features, selections, scores, model.heads).memory.tokens
     shown = ~features.padding_mask
     for (query, value), (asked, read), selection in zip(given, by_hand, selections, strict=True):
