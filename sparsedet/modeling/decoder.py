@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
@@ -111,6 +112,8 @@ class DeformableDecoder(nn.Module):
         scale_pos: after the first layer, multiply those positions by a function of the queries
             (Conditional DETR, section 3.3).
         eps: clamp of the inverse sigmoid of references. Weights trained with detrex need 1e-3.
+        activation_checkpointing: in training, keep only the inputs of the layers and compute what
+            the backward needs anew: less memory, a second forward of the layers.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class DeformableDecoder(nn.Module):
         conditional_pos: bool = False,
         scale_pos: bool = False,
         eps: float = 1e-5,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         require_positive(num_layers, "DeformableDecoder.num_layers", key="model.decoder.num_layers")
@@ -144,6 +148,7 @@ class DeformableDecoder(nn.Module):
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.refine, self.look_forward_twice, self.eps = refine, look_forward_twice, eps
         self.makes_pos = conditional_pos
+        self.activation_checkpointing = activation_checkpointing
         self.norm = nn.LayerNorm(embed_dim) if output_norm else None
         self.pos_mlp = (
             MLP(2 * embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2)
@@ -181,6 +186,7 @@ class DeformableDecoder(nn.Module):
             heads: the heads of the decoder layers.
             record: ``{"token_mass"}`` to accumulate the cross-attention mass on the tokens.
         """
+        recompute = self.activation_checkpointing and self.training
         x, reference = queries.content, queries.reference
         origin = reference  # what a layer's boxes are relative to, perhaps with a gradient
         predictions: list[Prediction] = []
@@ -191,7 +197,10 @@ class DeformableDecoder(nn.Module):
         )
         for index, layer in enumerate(self.layers):
             pos = self._position(queries, x, reference, first=index == 0)
-            x, locations, weights = layer(x, pos, queries, memory.to_levels(reference), memory)
+            inputs = (x, pos, queries, memory.to_levels(reference), memory)
+            x, locations, weights = (
+                checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
+            )
             head = heads.decoder(index)
             prediction = head(
                 x if self.norm is None else self.norm(x),

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
@@ -131,6 +132,8 @@ class DeformableEncoder(nn.Module):
         num_layers: layers.
         value_source: "updated" = each layer reads the map as the previous one left it; "input" =
             each layer reads the encoder's input (as the released Focus-DETR code does).
+        activation_checkpointing: in training, keep only the inputs of the deformable layers and
+            compute what the backward needs anew: less memory, a second forward of these layers.
 
     Raises:
         ValueError: for another ``value_source``.
@@ -147,11 +150,13 @@ class DeformableEncoder(nn.Module):
         dropout: float = 0.1,
         num_layers: int = 6,
         value_source: ValueSource = "updated",
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         _check("DeformableEncoder", num_layers, value_source)
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.value_source: ValueSource = value_source
+        self.activation_checkpointing = activation_checkpointing
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(
                 embed_dim,
@@ -184,7 +189,13 @@ class DeformableEncoder(nn.Module):
             aux: evaluate the auxiliary heads that exist.
         """
         return _encode(
-            self.layers, features, selections, heads, value_source=self.value_source, aux=aux
+            self.layers,
+            features,
+            selections,
+            heads,
+            value_source=self.value_source,
+            aux=aux,
+            recompute=self.activation_checkpointing and self.training,
         )
 
 
@@ -208,6 +219,7 @@ class DualAttentionEncoder(nn.Module):
         dropout: probability.
         num_layers: layers.
         value_source: see ``DeformableEncoder``.
+        activation_checkpointing: see ``DeformableEncoder``.
         num_objects: tokens of an image that attend to each other.
         object_scorer: rates the kept tokens (``sparsedet.modeling.parts.ObjectScorer``); None =
             ``MultiCategoryScorer()``.
@@ -227,6 +239,7 @@ class DualAttentionEncoder(nn.Module):
         dropout: float = 0.1,
         num_layers: int = 6,
         value_source: ValueSource = "updated",
+        activation_checkpointing: bool = False,
         num_objects: int = 300,
         object_scorer: nn.Module | None = None,
     ) -> None:
@@ -237,6 +250,7 @@ class DualAttentionEncoder(nn.Module):
         )
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.value_source: ValueSource = value_source
+        self.activation_checkpointing = activation_checkpointing
         self.num_objects = num_objects
         self.object_scorer = object_scorer or MultiCategoryScorer()
         self.object_layers = nn.ModuleList(
@@ -289,6 +303,7 @@ class DualAttentionEncoder(nn.Module):
             heads,
             value_source=self.value_source,
             aux=aux,
+            recompute=self.activation_checkpointing and self.training,
             before_layer=attend,
         )
 
@@ -338,6 +353,7 @@ def _encode(
     *,
     value_source: ValueSource,
     aux: bool,
+    recompute: bool,
     before_layer: Callable[[int, Tensor, Tensor, TokenSelection], Tensor] | None = None,
 ) -> EncoderOutput:
     """The loop of both encoders.
@@ -359,7 +375,8 @@ def _encode(
         if before_layer is not None:
             rows = before_layer(index, rows, pos, selection)
         value = memory if value_source == "updated" else features.tokens
-        rows = layer(rows, pos, points, value, features.spatial_shapes, padding)
+        inputs = (rows, pos, points, value, features.spatial_shapes, padding)
+        rows = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         memory = _written(selection, memory, rows, features.tokens)
         if proposals is not None and index < heads.num_encoder:
             predictions.append(_auxiliary(heads, index, rows, selection, proposals))
