@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import encoder, model
+from benchmarks import dataloader, encoder, evaluation, model, op, train_step
 from benchmarks.report import Table, environment, print_facts, write_json
 
 
@@ -27,21 +27,26 @@ class Mode:
     """One thing to measure.
 
     Attributes:
-        help: in a line.
         add_arguments: adds its options to a parser.
         run: measures, prints and returns the figures.
         table: the figures as a table.
     """
 
-    help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], dict[str, Any]]
     table: Callable[[dict[str, Any]], Table]
 
 
 MODES = {
-    "encoder": Mode("encoders", encoder.add_arguments, encoder.run, encoder.table),
-    "model": Mode("whole models by stage", model.add_arguments, model.run, model.table),
+    name: Mode(each.add_arguments, each.run, each.table)
+    for name, each in {
+        "op": op,
+        "encoder": encoder,
+        "model": model,
+        "train-step": train_step,
+        "dataloader": dataloader,
+        "eval": evaluation,
+    }.items()
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from sparsedet.analysis.passes import divisibility, evaluating, stage_modules
-from sparsedet.analysis.timing import END, Clock, machine_facts, timed
+from sparsedet.analysis.timing import Clock, machine_facts, timed
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
 from sparsedet.structures import pad_images
@@ -72,7 +72,7 @@ def stage_marks(model: TokenSparseDetector, clock: Clock) -> Iterator[None]:
     """Mark on a clock that runs where the next stage of the detector begins."""
 
     def enter(stage: str) -> None:
-        if clock.part not in (None, END, stage):
+        if clock.part not in (None, stage):
             clock.mark(stage)
 
     with ExitStack() as hooks:

@@ -17,8 +17,7 @@ from sparsedet.layers import has_compiled_kernel
 
 Parts = dict[str, float]
 """Milliseconds of one pass by its parts."""
-END = "end"
-"""The mark that ends the last part."""
+_END = "end"
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,18 @@ class Clock:
         self._marks: list[tuple[str, Any]] = []
 
     def mark(self, part: str) -> None:
-        """A part begins here and ends at the next mark."""
+        """A part begins here and ends at the next mark, or where the clock stops."""
         self._marks.append((part, self._now()))
 
     @property
     def part(self) -> str | None:
-        """The part that runs; None before the first mark."""
-        return self._marks[-1][0] if self._marks else None
+        """The part that runs; None before the first mark and when stopped."""
+        part = self._marks[-1][0] if self._marks else _END
+        return None if part == _END else part
+
+    def stop(self) -> None:
+        """The last part ends here."""
+        self.mark(_END)
 
     def clear(self) -> None:
         """Forget the marks."""
@@ -109,7 +113,7 @@ def timed(call: Callable[[], object], clock: Clock, first: str = "total") -> Cal
         clock.clear()
         clock.mark(first)
         call()
-        clock.mark(END)
+        clock.stop()
         parts = clock.parts()
         clock.clear()
         return parts

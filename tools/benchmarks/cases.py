@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import shlex
 from collections.abc import Iterator, Sequence
@@ -185,7 +186,7 @@ def _ratios(config: str, overrides: Sequence[str], ratios: Sequence[str]) -> lis
     if "keep_ratio" not in (cfg.model.get("selector") or {}):
         return ["config"]
     for ratio in ratios:
-        configure(cfg.copy(), ratio)
+        configure(copy.deepcopy(cfg), ratio)
     return list(ratios)
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from sparsedet.analysis import Parts, round_ratio, summarize, time_in_turns
+from sparsedet.analysis import round_ratio
 
-from .cases import GRID_SAMPLE, OURS, Case, gflops, groups, load_model, noise, product
+from .cases import Case, gflops, groups, load_model, noise, product
 from .cases import add_arguments as add_case_arguments
-from .execution import inference_pass, precision
+from .execution import Rounds, Row, Turns, inference_pass, precision, time_cases, timing_row
 from .model import FOCUS, SPARSE, add_running_arguments
-from .report import Table, number, print_table, size_text, spread, without_empty
+from .report import CASE_HEAD, Table, case_cells, number, print_table, without_empty
 
-Row = dict[str, Any]
 KEEP = ("dense", "0.1", "0.3", "0.5")
 
 
@@ -55,39 +54,45 @@ def encoder_call(case: Case) -> Callable[[], object]:
 
 def _time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
     with ExitStack() as contexts:
-        passes = {case.name: inference_pass(case, encoder_call(case), contexts) for case in cases}
-        timings = time_in_turns(
-            passes, seconds=args.seconds, rounds=args.rounds, warm_up=args.warm_up
+        timings, errors = time_cases(
+            cases,
+            lambda case: inference_pass(case, encoder_call(case), contexts),
+            Turns.of(args),
         )
-    return [_row(case, timings) for case in cases]
+    rows = []
+    for case in cases:
+        row = timing_row(case, cases, timings, errors) | {"gflops": encoder_gflops(case)}
+        rows.append(row | _against_dense(case, timings, row["gflops"]))
+    return rows
 
 
-def _row(case: Case, timings: dict[str, list[Parts]]) -> Row:
-    parts, flops = timings[case.name], gflops(case)
-    row = case.facts() | {"ms": asdict(summarize(parts)["total"])}
-    row["gflops"] = None if flops is None else flops.stages["encoder"]
-    twin = replace(case, form=GRID_SAMPLE).name
-    if case.form == OURS and twin in timings:
-        row["speedup_over_grid_sample"] = round_ratio(timings[twin], parts)
+def encoder_gflops(case: Case) -> float | None:
+    """Of one image; None where the cost depends on the image."""
+    flops = gflops(case)
+    return None if flops is None else flops.stages["encoder"]
+
+
+def _against_dense(case: Case, timings: Rounds, cost: float | None) -> Row:
+    """Time and GFLOPs as shares of those of the dense encoder, where it was run beside it."""
     dense = replace(case, keep="dense")
-    dense_flops = gflops(dense) if dense.name in timings else None
-    if dense_flops is not None and flops is not None:
-        row["time_ratio"] = round_ratio(parts, timings[dense.name])
-        row["flop_ratio"] = flops.stages["encoder"] / dense_flops.stages["encoder"]
-        row["time_over_flops"] = row["time_ratio"] / row["flop_ratio"]
-    return row
+    if dense.name not in timings or case.name not in timings or cost is None:
+        return {}
+    time_ratio = round_ratio(timings[case.name], timings[dense.name])
+    flop_ratio = cost / (encoder_gflops(dense) or cost)
+    return {
+        "time_ratio": time_ratio,
+        "flop_ratio": flop_ratio,
+        "time_over_flops": time_ratio / flop_ratio,
+    }
 
 
 def table(result: dict[str, Any]) -> Table:
     """A line for each case; the ratios are to the dense encoder of the same model."""
-    head = ["encoder of", "size", "batch", "ms per image (p10..p90)", "over grid_sample", "GFLOPs"]
+    head = ["encoder of", *CASE_HEAD, "over grid_sample", "GFLOPs"]
     head += ["time ratio", "FLOP ratio", "time / FLOPs"]
     rows = [
         [
-            row["name"],
-            size_text(row["image_size"]),
-            str(row["batch"]),
-            spread(row["ms"], row["batch"]),
+            *case_cells(row),
             number(row.get("speedup_over_grid_sample")),
             number(row["gflops"], 1),
             number(row.get("time_ratio"), 3),

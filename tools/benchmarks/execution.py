@@ -1,22 +1,98 @@
-"""Ways to run a model: under autocast, compiled, or as a CUDA graph."""
+"""Running cases in turns, and the ways to run a model: autocast, compiled, as a CUDA graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import argparse
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sparsedet.analysis import FIRST_STAGE, Clock, Parts, stage_marks, timed
+from sparsedet.analysis import (
+    FIRST_STAGE,
+    Clock,
+    Parts,
+    round_ratio,
+    stage_marks,
+    summarize,
+    time_in_turns,
+    timed,
+)
 from sparsedet.modeling import TokenSparseDetector
 
-from .cases import DTYPES, Case
+from .cases import DTYPES, GRID_SAMPLE, OURS, Case
 
 EVENTS = 32  # more than a pass has stages
 GRAPH_WARM_UP = 3
+Row = dict[str, Any]
+Rounds = dict[str, list[Parts]]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """For how long things are run in turns.
+
+    Attributes:
+        seconds: at least so long.
+        rounds: and at least so many rounds.
+        warm_up: rounds before that do not count.
+    """
+
+    seconds: float
+    rounds: int
+    warm_up: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Turns:
+        """As the command line says."""
+        return cls(args.seconds, args.rounds, args.warm_up)
+
+
+def time_cases(
+    cases: Sequence[Case], make: Callable[[Case], Callable[[], Parts]], turns: Turns
+) -> tuple[Rounds, dict[str, str]]:
+    """Run cases in turns; one that fails (out of memory) is left out and says why.
+
+    Returns:
+        The parts of every round by the case's name, and the errors of others by theirs.
+    """
+    passes, errors = {}, {}
+    for case in cases:
+        try:
+            passes[case.name] = make(case)
+            passes[case.name]()
+        except RuntimeError as error:
+            passes.pop(case.name, None)
+            errors[case.name] = str(error).partition("\n")[0]
+    if not passes:
+        return {}, errors
+    timings = time_in_turns(
+        passes, seconds=turns.seconds, rounds=turns.rounds, warm_up=max(turns.warm_up - 1, 0)
+    )
+    return timings, errors
+
+
+def timing_row(case: Case, cases: Sequence[Case], timings: Rounds, errors: dict[str, str]) -> Row:
+    """Milliseconds of a case by part, how many times it is as fast as the first, and its twin.
+
+    The first is that of the cases which did not fail.
+    """
+    if case.name not in timings:
+        return case.facts() | {"error": errors[case.name]}
+    parts = timings[case.name]
+    every = {name: asdict(timing) for name, timing in summarize(parts).items()}
+    first = next(each.name for each in cases if each.name in timings)
+    row = case.facts() | {"ms": every.pop("total"), "parts": every, "against": first}
+    row["speedup"] = round_ratio(timings[first], parts)
+    twin = replace(case, form=GRID_SAMPLE).name
+    if case.form == OURS and twin in timings:
+        row["speedup_over_grid_sample"] = round_ratio(timings[twin], parts)
+    return row
 
 
 @contextmanager
@@ -91,17 +167,23 @@ def _graph_pass(
     with ExitStack() as marks:
         if model is not None:
             marks.enter_context(stage_marks(model, clock))
-        with constants.replayed(), torch.cuda.graph(graph):
+        with constants.replayed(), torch.cuda.graph(graph, pool=_pool()):
             clock.mark("total" if model is None else FIRST_STAGE)
-            output = call()
-            clock.mark("end")
-    contexts.callback(lambda: (output, constants))  # the graph reads and writes their memory
+            call()
+            clock.stop()
+    contexts.callback(constants.clear)  # the graph reads them until then
 
     def run() -> Parts:
         graph.replay()
         return clock.parts()
 
     return run
+
+
+@cache
+def _pool() -> Any:
+    """One pool for the memory of all graphs: nothing reads what a graph has left there."""
+    return torch.cuda.graph_pool_handle()
 
 
 class HostConstants(TorchFunctionMode):
@@ -129,6 +211,10 @@ class HostConstants(TorchFunctionMode):
         self._given = iter(self._made)
         with self:
             yield
+
+    def clear(self) -> None:
+        """Forget the tensors."""
+        self._made, self._given = [], None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in (torch.tensor, Tensor.new_tensor):

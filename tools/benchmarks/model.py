@@ -5,27 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparsedet.analysis import Parts, round_ratio, summarize, time_in_turns
-from sparsedet.modeling.stages import DetectorOutput
+from sparsedet.analysis import Parts
+from sparsedet.modeling.stages import DetectorOutput, Size, level_size
 
-from .cases import GRID_SAMPLE, OURS, PEER, Case, gflops, groups, load_model, noise, product
+from .cases import PEER, Case, gflops, groups, load_model, noise, product
 from .cases import add_arguments as add_case_arguments
-from .execution import inference, inference_pass
+from .execution import Row, Turns, inference, inference_pass, time_cases, timing_row
 from .memory import device_peak, process_peak
 from .reference import locate
-from .report import Table, number, print_table, size_text, spread, without_empty
+from .report import CASE_HEAD, Table, case_cells, number, print_table, without_empty
 
 DINO = "projects/dino/configs/dino_r50_4scale_12ep.py"
 SPARSE = "projects/sparse_detr/configs/sparse_detr_r50_rho30_50ep.py"
 FOCUS = "projects/focus_detr/configs/focus_detr_r50_12ep.py"
 STAGES = ("backbone", "neck", "scorer", "encoder", "query_initializer", "decoder")
-Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     rows: list[Row] = []
     for group in groups([*product(args), *_peers(args)]):
-        rows += time_group(group, args)
-        if not args.no_memory:
-            for row, case in zip(rows[-len(group) :], group, strict=True):
-                row["memory"] = _peak_memory(case)
+        rows += _time_group(group, args)
         print_table(table({"rows": rows[-len(group) :]}))
     return {"rows": rows}
 
@@ -80,28 +76,19 @@ def _peers(args: argparse.Namespace) -> list[Case]:
     ]  # fmt: skip
 
 
-def time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
-    """Rows of cases that are run in turns; the ratios are to the first, and to grid_sample."""
+def _time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
     with ExitStack() as contexts:
-        passes = {case.name: _timed_pass(case, contexts) for case in cases}
-        timings = time_in_turns(
-            passes, seconds=args.seconds, rounds=args.rounds, warm_up=args.warm_up
+        timings, errors = time_cases(
+            cases, lambda case: _timed_pass(case, contexts), Turns.of(args)
         )
     rows = []
     for case in cases:
-        row = case.facts() | _timings(timings[case.name])
-        row["speedup"] = round_ratio(timings[cases[0].name], timings[case.name])
-        twin = replace(case, form=GRID_SAMPLE).name
-        if case.form == OURS and twin in timings:
-            row["speedup_over_grid_sample"] = round_ratio(timings[twin], timings[case.name])
+        row = timing_row(case, cases, timings, errors)
         row |= model_facts(case) if case.form != PEER else {}
+        if not args.no_memory and case.name in timings:
+            row["memory"] = _peak_memory(case)
         rows.append(row)
     return rows
-
-
-def _timings(parts: Sequence[Parts]) -> Row:
-    timings = {name: asdict(timing) for name, timing in summarize(parts).items()}
-    return {"ms": timings.pop("total"), "stages": timings if len(timings) > 1 else {}}
 
 
 def _timed_pass(case: Case, contexts: ExitStack) -> Callable[[], Parts]:
@@ -153,9 +140,10 @@ def model_facts(case: Case) -> Row:
     }
 
 
-def _map_sizes(case: Case, strides: Sequence[int]) -> list[tuple[int, int]]:
+def _map_sizes(case: Case, strides: Sequence[int]) -> list[Size]:
     images, _ = noise(replace(case, batch=1, device="cpu"), load_model(case))
-    return [tuple(-(-side // stride) for side in images.shape[-2:]) for stride in strides]
+    height, width = images.shape[-2:]
+    return [level_size((height, width), stride) for stride in strides]
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -185,7 +173,7 @@ def prepare(case: Case) -> Callable[[], object]:
 
 def table(result: dict[str, Any]) -> Table:
     """A line for each case."""
-    head = ["model", "size", "batch", "ms per image (p10..p90)", "speedup", "over grid_sample"]
+    head = ["model", *CASE_HEAD, "speedup", "over grid_sample"]
     head += [*(stage.replace("_", " ") for stage in STAGES), "GFLOPs", "kept tokens", "peak MB"]
     rows = [_line(row) for row in result["rows"]]
     return without_empty([head, *rows])
@@ -193,17 +181,14 @@ def table(result: dict[str, Any]) -> Table:
 
 def _line(row: Row) -> list[str]:
     batch, flops = row["batch"], row.get("gflops") or {}
-    stages = [row["stages"].get(stage) for stage in STAGES]
-    kept = f"{row['kept_tokens']:.0f} of {row['tokens']}" if "tokens" in row else ""
+    parts = row.get("parts", {})
+    stages = [parts.get(stage) for stage in STAGES]
     return [
-        row["name"],
-        size_text(row["image_size"]),
-        str(batch),
-        spread(row["ms"], batch),
-        number(row["speedup"]),
+        *case_cells(row),
+        number(row.get("speedup")),
         number(row.get("speedup_over_grid_sample")),
         *("" if stage is None else number(stage["median"] / batch) for stage in stages),
         number(flops.get("total"), 1),
-        kept,
+        f"{row['kept_tokens']:.0f} of {row['tokens']}" if "tokens" in row else "",
         number((row.get("memory") or {}).get("peak_mb"), 0),
     ]

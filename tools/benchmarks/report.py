@@ -104,6 +104,15 @@ def spread(timing: dict[str, Any] | Timing | None, share: int = 1) -> str:
     return f"{median} ({low}..{high})"
 
 
+CASE_HEAD = ("size", "batch", "ms per image (p10..p90)")
+
+
+def case_cells(row: dict[str, Any]) -> list[str]:
+    """Name, size, batch and milliseconds of a row that is a case, or why it has none."""
+    time = "failed" if "error" in row else spread(row["ms"], row["batch"])
+    return [row["name"], size_text(row["image_size"]), str(row["batch"]), time]
+
+
 def size_text(size: Sequence[int]) -> str:
     """HxW."""
     return "x".join(map(str, size))
