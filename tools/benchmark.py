@@ -1,99 +1,69 @@
 """Measure speed and memory, always side by side in the same run.
 
-    tools/benchmark.py op --threads 1 2          deformable attention against other forms of it
-    tools/benchmark.py encoder --keep-ratio dense 0.1 0.3 0.5      time beside GFLOPs
+    tools/benchmark.py op --threads 1 --scaling 2       deformable attention, other forms of it
+    tools/benchmark.py encoder --keep-ratio dense 0.1 0.3 0.5             time beside GFLOPs
     tools/benchmark.py model --config-file A B --image-size 640x640 1280x1280 --json FILE
+    tools/benchmark.py train-step | dataloader | eval | gpu-op ...
+    tools/benchmark.py MODE --help                                        options of a mode
+    tools/benchmark.py --suite cpu --json FILE --markdown PAGE --plot PICTURE
+    tools/benchmark.py --suite gpu --quick                                about two minutes
+    tools/benchmark.py --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
 
 docs/performance.md says how each mode measures. Weights are random, pictures are noise, nothing is
-fetched. Exit codes: 0 done; 1 a section of a suite failed; 2 something given is wrong.
+fetched. Exit codes: 0 done; 1 a section of the suite failed; 2 something given is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from benchmarks import dataloader, encoder, evaluation, model, op, train_step
-from benchmarks.report import Table, environment, print_facts, write_json
-
-
-@dataclass(frozen=True)
-class Mode:
-    """One thing to measure.
-
-    Attributes:
-        add_arguments: adds its options to a parser.
-        run: measures, prints and returns the figures.
-        table: the figures as a table.
-    """
-
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], dict[str, Any]]
-    table: Callable[[dict[str, Any]], Table]
+from benchmarks.modes import MODES, run_mode
+from benchmarks.pages import draw, page
+from benchmarks.report import read_json
+from benchmarks.suites import SUITES, run_suite
 
 
-MODES = {
-    name: Mode(each.add_arguments, each.run, each.table)
-    for name, each in {
-        "op": op,
-        "encoder": encoder,
-        "model": model,
-        "train-step": train_step,
-        "dataloader": dataloader,
-        "eval": evaluation,
-    }.items()
-}
-
-
-def parser(name: str) -> argparse.ArgumentParser:
-    """The command line of a mode."""
-    mode = MODES[name]
+def parser() -> argparse.ArgumentParser:
+    """The command line of a suite."""
     made = argparse.ArgumentParser(
-        prog=f"benchmark.py {name}",
-        description=sys.modules[mode.run.__module__].__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    mode.add_arguments(made)
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--suite", choices=SUITES, help="measure a whole table")
+    what.add_argument("--render", type=Path, metavar="JSON", help="show what a suite measured")
     add = made.add_argument
-    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's)")
-    add("--seconds", type=float, default=10.0, help="for what is run in turns (%(default)s)")
-    add("--rounds", type=int, default=5, metavar="N", help="at least (%(default)s)")
-    add("--warm-up", type=int, default=1, metavar="N", help="rounds before (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="also write the figures here")
+    add("--quick", action="store_true", help="the main sections, few rounds")
+    add("--only", nargs="+", default=[], metavar="SECTION", help="these sections")
+    add("--budget-s", type=float, metavar="N", help="begin no section after so many seconds")
+    add("--device", help="instead of that of the suite")
+    add("--naive-library", metavar="FILE", help="for the section of the op on a GPU")
+    add("--dry-run", action="store_true", help="tiny images, one round: does everything run?")
+    add("--json", type=Path, metavar="FILE", help="write the figures here after every section")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables for a page here")
+    add("--plot", type=Path, metavar="FILE", help="draw time and memory here (matplotlib)")
     return made
 
 
-def run_mode(words: Sequence[str]) -> dict[str, Any]:
-    """Run one mode; what it measured with what that depends on.
-
-    Raises:
-        ValueError: something given is wrong.
-    """
-    args = parser(words[0]).parse_intermixed_args(words[1:])
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    facts = environment(args.device)
-    print_facts(facts)
-    figures = MODES[words[0]].run(args)
-    result = {"mode": words[0], "command": list(words), "environment": facts, **figures}
-    if args.json:
-        write_json(args.json, result)
-    return result
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one mode; return the exit code."""
+    """Run a mode or a suite; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        run_mode(sys.argv[1:] if argv is None else argv)
+        if words and words[0] in MODES:
+            run_mode(words)
+            return 0
+        args = parser().parse_args(words)
+        suite = read_json(args.render) if args.render else run_suite(args, run_mode)
+        if args.markdown:
+            args.markdown.write_text(page(suite), encoding="utf-8")
+        if args.plot:
+            draw(suite, args.plot)
     except (ValueError, OSError) as error:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
-    return 0
+    return int(any(section["status"] == "failed" for section in suite["sections"]))
 
 
 if __name__ == "__main__":

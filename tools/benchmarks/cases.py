@@ -48,10 +48,11 @@ class Case:
             share of the tokens that a layer updates, the mean over the layers.
         image_size: (h, w) of every image.
         batch: images.
-        dtype: float32, or what autocast computes in.
+        dtype: of the weights, or with ``autocast`` what autocast computes in.
         device: where.
         form: "sparsedet", "grid_sample" = deformable attention by grid_sample, or "peer" = the
             module that ``config`` names.
+        autocast: half precision by autocast, with weights in fp32.
         compiled: by torch.compile.
         graphs: recorded as a CUDA graph and replayed.
         scores: "objects" = kept tokens lie in blobs as objects do, "model" = as the scorer's random
@@ -66,6 +67,7 @@ class Case:
     dtype: str = "float32"
     device: str = "cpu"
     form: str = OURS
+    autocast: bool = False
     compiled: bool = False
     graphs: bool = False
     scores: str = "objects"
@@ -78,7 +80,8 @@ class Case:
             parts.append(self.keep if self.keep == "dense" else f"keep {self.keep}")
         parts += self.overrides
         parts += [self.form] if self.form == GRID_SAMPLE else []
-        parts += [self.dtype] if self.dtype != "float32" else []
+        if self.dtype != "float32":
+            parts.append(f"{self.dtype} autocast" if self.autocast else self.dtype)
         parts += ["compiled"] if self.compiled else []
         parts += ["CUDA graph"] if self.graphs else []
         return ", ".join(parts)
@@ -130,7 +133,7 @@ def add_arguments(
         nargs="+",
         choices=PRECISIONS,
         default=["float32"],
-        help="half precision is by autocast, as the detector wants it",
+        help="of the weights, or with --autocast of autocast",
     )
     add("--device", default="cpu")
     add(
@@ -167,6 +170,7 @@ def product(args: argparse.Namespace) -> list[Case]:
                             dtype=dtype,
                             device=args.device,
                             form=form,
+                            autocast=getattr(args, "autocast", False),
                             compiled=getattr(args, "compile", False),
                             graphs=graph,
                             scores=args.scores,
@@ -257,16 +261,16 @@ def build_model(case: Case) -> TokenSparseDetector:
         use_grid_sample(model)
     if case.scores == "objects" and model.scorer is not None:
         cast(nn.Module, model.scorer).register_forward_hook(ObjectScores())
-    return model.to(case.device)
+    return model.to(case.device, torch.float32 if case.autocast else DTYPES[case.dtype])
 
 
 def load_model(case: Case) -> TokenSparseDetector:
     """The model of a case, ready to detect; cases that differ in how they run it share it."""
-    plain = Case(case.config, case.overrides, case.keep)
-    return _load_model(replace(plain, device=case.device, form=case.form, scores=case.scores))
+    one = replace(case, image_size=(1, 1), batch=1, compiled=False, graphs=False)
+    return _load_model(replace(one, dtype="float32", autocast=False) if case.autocast else one)
 
 
-@lru_cache(maxsize=24)
+@lru_cache(maxsize=32)
 def _load_model(case: Case) -> TokenSparseDetector:
     return build_model(case).eval()
 
@@ -280,7 +284,8 @@ def noise(case: Case, model: TokenSparseDetector) -> tuple[Tensor, tuple[Size, .
 
 def gflops(case: Case) -> FlopCount | None:
     """Of one image; None where the cost depends on the image."""
-    return _gflops(replace(case, batch=1, dtype="float32", compiled=False, graphs=False, form=OURS))
+    plain = replace(case, batch=1, compiled=False, graphs=False, form=OURS)
+    return _gflops(replace(plain, dtype="float32", autocast=False))
 
 
 @lru_cache(maxsize=64)

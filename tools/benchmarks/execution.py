@@ -97,11 +97,10 @@ def timing_row(case: Case, cases: Sequence[Case], timings: Rounds, errors: dict[
 
 @contextmanager
 def precision(case: Case) -> Iterator[None]:
-    """The number format of a case."""
-    dtype = DTYPES[case.dtype]
-    with torch.autocast(
-        torch.device(case.device).type, dtype=dtype, enabled=dtype != torch.float32
-    ):
+    """Autocast, where a case wants it."""
+    enabled = case.autocast and case.dtype != "float32"
+    dtype = DTYPES[case.dtype] if enabled else None
+    with torch.autocast(torch.device(case.device).type, dtype=dtype, enabled=enabled):
         yield
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from sparsedet.analysis import Parts
 from sparsedet.modeling.stages import DetectorOutput, Size, level_size
 
-from .cases import PEER, Case, gflops, groups, load_model, noise, product
+from .cases import DTYPES, PEER, Case, gflops, groups, load_model, noise, product
 from .cases import add_arguments as add_case_arguments
 from .execution import Row, Turns, inference, inference_pass, time_cases, timing_row
 from .memory import device_peak, process_peak
@@ -45,6 +45,7 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     """The ways to run a model."""
     add = parser.add_argument
     add("--reference", action="store_true", help="beside each its form with grid_sample")
+    add("--autocast", action="store_true", help="half precision by autocast, weights in fp32")
     add("--compile", action="store_true", help="by torch.compile")
     add("--cuda-graphs", action="store_true", help="beside each as a replayed CUDA graph")
 
@@ -66,7 +67,7 @@ def _peers(args: argparse.Namespace) -> list[Case]:
     return [
         Case(
             path, image_size=size, batch=batch, dtype=dtype, device=args.device, form=PEER,
-            graphs=graphs,
+            autocast=args.autocast, graphs=graphs,
         )
         for size in args.image_size
         for batch in args.batch
@@ -84,9 +85,9 @@ def _time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
     rows = []
     for case in cases:
         row = timing_row(case, cases, timings, errors)
-        row |= model_facts(case) if case.form != PEER else {}
-        if not args.no_memory and case.name in timings:
-            row["memory"] = _peak_memory(case)
+        if case.name in timings:
+            row |= model_facts(case) if case.form != PEER else {}
+            row["memory"] = None if args.no_memory else _peak_memory(case)
         rows.append(row)
     return rows
 
@@ -114,10 +115,11 @@ def peer_call(case: Case) -> Callable[[], object]:
     module = locate(case.config)()
     if not isinstance(module, nn.Module):
         raise ValueError(f"--peer {case.config} must return a module, got {type(module).__name__}.")
-    module = module.to(case.device).eval()
+    dtype = torch.float32 if case.autocast else DTYPES[case.dtype]
+    module = module.to(case.device, dtype).eval()
     images = torch.randn(
         case.batch, 3, *case.image_size, generator=torch.Generator().manual_seed(0)
-    ).to(case.device)
+    ).to(case.device, dtype)
     return lambda: module(images)
 
 
@@ -127,7 +129,7 @@ def model_facts(case: Case) -> Row:
     model = load_model(case)
     with torch.inference_mode():
         maps = [
-            torch.zeros(1, model.level_embed.shape[1], *size, device=case.device)
+            model.level_embed.new_zeros(1, model.level_embed.shape[1], *size)
             for size in _map_sizes(case, model.neck.strides)
         ]
         features = model.embed(maps, [case.image_size])

@@ -45,9 +45,10 @@ class GridSampleAttention(nn.Module):
         spatial_shapes: Sequence[Size],
         *,
         padding_mask: Tensor | None = None,
+        query_order: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """See ``MultiScaleDeformableAttention.forward``."""
+        """See ``MultiScaleDeformableAttention.forward``; the order makes no difference here."""
         projected = self.value_proj(value)
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask[..., None], 0)

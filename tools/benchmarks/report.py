@@ -58,6 +58,18 @@ def write_json(path: Path, figures: object) -> None:
         file.write((json.dumps(figures, indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` has written.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not the JSON of this tool: {error}") from error
+
+
 def print_facts(facts: dict[str, object]) -> None:
     """One line of what the figures depend on."""
     print(" ".join(f"{key}={value}" for key, value in facts.items()), flush=True)

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_case_arguments(parser, config=(FOCUS,), image_sizes=((640, 640),))
     parser.add_argument("--reference", action="store_true", help="beside each with grid_sample")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.set_defaults(keep_ratio=["dense", "0.3"], batch=[2])
+    parser.set_defaults(keep_ratio=["dense", "0.3"], batch=[2], autocast=True)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
