@@ -13,7 +13,18 @@ from sparsedet.analysis.costs import (
     count_parameters,
     mean_flops,
 )
-from sparsedet.analysis.latency import Latency, measure_latency
+from sparsedet.analysis.latency import FIRST_STAGE, Latency, measure_latency, stage_marks
+from sparsedet.analysis.passes import divisibility, evaluating
+from sparsedet.analysis.timing import (
+    Clock,
+    Parts,
+    Timing,
+    machine_facts,
+    round_ratio,
+    summarize,
+    time_in_turns,
+    timed,
+)
 from sparsedet.analysis.tokens import (
     TokenStatistics,
     attention_share,
@@ -25,19 +36,31 @@ from sparsedet.analysis.tokens import (
 
 __all__ = [
     "BILINEAR_READ",
+    "FIRST_STAGE",
     "WEIGHTED_READ",
+    "Clock",
     "Counting",
     "FlopCount",
     "Latency",
     "ParameterCount",
+    "Parts",
+    "Timing",
     "TokenStatistics",
     "attention_share",
     "best_tokens",
     "count_flops",
     "count_parameters",
+    "divisibility",
+    "evaluating",
     "kept_by_level",
     "kept_tokens",
+    "machine_facts",
     "mean_flops",
     "measure_latency",
+    "round_ratio",
+    "stage_marks",
+    "summarize",
+    "time_in_turns",
+    "timed",
     "token_statistics",
 ]

@@ -1,0 +1,333 @@
+"""What a run compares: configs x overrides x keep ratios x sizes x ways to run them."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparsedet.analysis import FlopCount, count_flops, divisibility
+from sparsedet.config import ConfigError, LazyConfig, instantiate
+from sparsedet.modeling import DeformableEncoder, TokenSparseDetector
+from sparsedet.modeling.stages import MultiScaleFeatures, Size, TokenScores
+from sparsedet.structures import pad_images
+
+from .reference import use_grid_sample
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+PRECISIONS = ("float32", "bfloat16", "float16")
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = 80  # where a config takes the number from its data set
+OURS, GRID_SAMPLE, PEER = "sparsedet", "grid_sample", "peer"
+OBJECTS = 12
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and how it runs.
+
+    Attributes:
+        config: path of the config.
+        overrides: its changes.
+        keep: "config" = as the config says, "dense" = every layer updates every token, or the
+            share of the tokens that a layer updates, the mean over the layers.
+        image_size: (h, w) of every image.
+        batch: images.
+        dtype: of the weights, or with ``autocast`` what autocast computes in.
+        device: where.
+        form: "sparsedet", "grid_sample" = deformable attention by grid_sample, or "peer" = the
+            module that ``config`` names.
+        autocast: half precision by autocast, with weights in fp32.
+        compiled: by torch.compile.
+        graphs: recorded as a CUDA graph and replayed.
+        scores: "objects" = kept tokens lie in blobs as objects do, "model" = as the scorer's random
+            weights have it.
+    """
+
+    config: str
+    overrides: tuple[str, ...] = ()
+    keep: str = "config"
+    image_size: Size = (800, 1333)
+    batch: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    form: str = OURS
+    autocast: bool = False
+    compiled: bool = False
+    graphs: bool = False
+    scores: str = "objects"
+
+    @property
+    def name(self) -> str:
+        """What tells it from others of its size and batch."""
+        parts = [Path(self.config).stem if self.form != PEER else self.config]
+        if self.keep != "config":
+            parts.append(self.keep if self.keep == "dense" else f"keep {self.keep}")
+        parts += self.overrides
+        parts += [self.form] if self.form == GRID_SAMPLE else []
+        if self.dtype != "float32":
+            parts.append(f"{self.dtype} autocast" if self.autocast else self.dtype)
+        parts += ["compiled"] if self.compiled else []
+        parts += ["CUDA graph"] if self.graphs else []
+        return ", ".join(parts)
+
+    def facts(self) -> dict[str, Any]:
+        """For the JSON."""
+        return {"name": self.name, **asdict(self)}
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def image_size(text: str) -> Size:
+    """Parse HxW."""
+    try:
+        height, width = (int(word) for word in text.lower().split("x"))
+    except ValueError:
+        height = width = 0
+    if height < 1 or width < 1:
+        raise argparse.ArgumentTypeError(f"must be HxW, such as 800x1333, got {text!r}")
+    return height, width
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, *, config: Sequence[str], image_sizes: Sequence[Size]
+) -> None:
+    """The options that say what is compared."""
+    add = parser.add_argument
+    add("--config-file", nargs="+", default=list(config), metavar="F", help="default: %(default)s")
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="'key=value ...'",
+        help="changes of the configs to compare; give it once for each, '' for none",
+    )
+    add(
+        "--keep-ratio",
+        nargs="+",
+        default=["config"],
+        metavar="R",
+        help="dense, config, or the share of the tokens that a layer updates, the mean over the "
+        "layers (default: config)",
+    )
+    add("--image-size", nargs="+", type=image_size, default=list(image_sizes), metavar="HxW")
+    add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images at a time")
+    add(
+        "--dtype",
+        nargs="+",
+        choices=PRECISIONS,
+        default=["float32"],
+        help="of the weights, or with --autocast of autocast",
+    )
+    add("--device", default="cpu")
+    add(
+        "--scores",
+        choices=("objects", "model"),
+        default="objects",
+        help="kept tokens in blobs as objects have it, or as the random weights have it",
+    )
+    add("overrides", nargs="*", metavar="key=value", help="changes of all configs")
+
+
+def product(args: argparse.Namespace) -> list[Case]:
+    """Every case that the options name; a config without a keep ratio is dense once.
+
+    Raises:
+        ConfigError: a config cannot be read, or a keep ratio cannot be had.
+    """
+    forms = [OURS, GRID_SAMPLE] if getattr(args, "reference", False) else [OURS]
+    graphs = [False, True] if getattr(args, "cuda_graphs", False) else [False]
+    cases = []
+    variants = [tuple(shlex.split(each)) for each in args.variant] or [()]
+    for size, batch in itertools.product(args.image_size, args.batch):
+        for config, variant in itertools.product(args.config_file, variants):
+            overrides = (*args.overrides, *variant)
+            for keep in _ratios(config, overrides, args.keep_ratio):
+                for dtype, form, graph in itertools.product(args.dtype, forms, graphs):
+                    cases.append(
+                        Case(
+                            config=config,
+                            overrides=overrides,
+                            keep=keep,
+                            image_size=size,
+                            batch=batch,
+                            dtype=dtype,
+                            device=args.device,
+                            form=form,
+                            autocast=getattr(args, "autocast", False),
+                            compiled=getattr(args, "compile", False),
+                            graphs=graph,
+                            scores=args.scores,
+                        )
+                    )
+    return cases
+
+
+def groups(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """Cases of one size and batch: those that are run in turns."""
+    for _, members in itertools.groupby(cases, key=lambda case: (case.image_size, case.batch)):
+        yield list(members)
+
+
+def _ratios(config: str, overrides: Sequence[str], ratios: Sequence[str]) -> list[str]:
+    cfg = read_config(config, tuple(overrides))
+    if "keep_ratio" not in (cfg.model.get("selector") or {}):
+        return ["config"]
+    for ratio in ratios:
+        configure(copy.deepcopy(cfg), ratio)
+    return list(ratios)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def find_config(config: str) -> Path:
+    """A path as it is, or below the repository."""
+    path = Path(config)
+    return path if path.is_file() else ROOT / config
+
+
+def read_config(config: str, overrides: tuple[str, ...]) -> Any:
+    """The config of a model with random weights.
+
+    Raises:
+        ConfigError: it cannot be read, or has no model.
+    """
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(find_config(config)), list(overrides))
+    if "model" not in cfg:
+        raise ConfigError(f"{config} has no model. Name the config of a detector.")
+    if "dataset" in cfg and cfg.dataset.get("num_classes") is None:
+        cfg.dataset.num_classes = CLASSES
+    backbone = cfg.model.get("backbone") or {}
+    for name, absent in (("weights", None), ("pretrained", False)):
+        if backbone.get(name):
+            backbone[name] = absent
+    return cfg
+
+
+def configure(cfg: Any, keep: str) -> None:
+    """Make the model of a config dense, or set its keep ratio.
+
+    Raises:
+        ConfigError: the ratio cannot be had.
+    """
+    model = cfg.model
+    if keep == "config":
+        return
+    if keep == "dense":
+        model.scorer, model.selector, model.encoder_aux_loss = None, None, False
+        model.criterion.stage = []
+        model.encoder._target_ = DeformableEncoder
+        for key in ("num_objects", "object_scorer"):
+            model.encoder.pop(key, None)
+        return
+    schedule = model.selector.get("schedule") or [1.0]
+    mean = sum(schedule) / len(schedule)
+    try:
+        ratio = float(keep)
+    except ValueError:
+        ratio = 0.0
+    if not 0 < ratio <= mean:
+        raise ConfigError(
+            f"--keep-ratio must be dense, config or a number in (0, {mean:g}], the mean over the "
+            f"layers, got {keep!r}."
+        )
+    model.selector.keep_ratio = ratio / mean
+
+
+def build_model(case: Case) -> TokenSparseDetector:
+    """A new model with random weights, the same ones for the same case."""
+    cfg = read_config(case.config, case.overrides)
+    configure(cfg, case.keep)
+    torch.manual_seed(SEED)
+    model: TokenSparseDetector = instantiate(cfg.model)
+    if case.form == GRID_SAMPLE:
+        use_grid_sample(model)
+    if case.scores == "objects" and model.scorer is not None:
+        cast(nn.Module, model.scorer).register_forward_hook(ObjectScores())
+    return model.to(case.device, torch.float32 if case.autocast else DTYPES[case.dtype])
+
+
+def load_model(case: Case) -> TokenSparseDetector:
+    """The model of a case, ready to detect; cases that differ in how they run it share it."""
+    one = replace(case, image_size=(1, 1), batch=1, compiled=False, graphs=False)
+    return _load_model(replace(one, dtype="float32", autocast=False) if case.autocast else one)
+
+
+@lru_cache(maxsize=32)
+def _load_model(case: Case) -> TokenSparseDetector:
+    return build_model(case).eval()
+
+
+def noise(case: Case, model: TokenSparseDetector) -> tuple[Tensor, tuple[Size, ...]]:
+    """A batch of normalized images of noise, and their sizes."""
+    generator = torch.Generator().manual_seed(SEED)
+    images = torch.randn(case.batch, 3, *case.image_size, generator=generator).to(case.device)
+    return pad_images(list(images), divisibility(model))
+
+
+def gflops(case: Case) -> FlopCount | None:
+    """Of one image; None where the cost depends on the image."""
+    plain = replace(case, batch=1, compiled=False, graphs=False, form=OURS)
+    return _gflops(replace(plain, dtype="float32", autocast=False))
+
+
+@lru_cache(maxsize=64)
+def _gflops(case: Case) -> FlopCount | None:
+    try:
+        return count_flops(load_model(case), case.image_size)
+    except ValueError:
+        return None
+
+
+class ObjectScores:
+    """Forward hook of a scorer: its scores become those of objects, in blobs of many sizes.
+
+    With random weights the best tokens would be strewn over the map, as those of a trained scorer
+    are not. The scorer runs all the same, and in training its logits keep their gradient.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Tensor] = {}
+
+    def __call__(self, scorer: nn.Module, args: Any, scores: TokenScores) -> TokenScores:
+        """Replace the logits."""
+        features: MultiScaleFeatures = args[0]
+        key = (features.spatial_shapes, features.image_sizes)
+        if key not in self._made:
+            self._made[key] = object_scores(features)
+        logits = self._made[key].to(scores.logits.dtype)
+        if scorer.training:
+            logits = logits + (scores.logits - scores.logits.detach())
+        return replace(scores, logits=logits)
+
+
+def object_scores(features: MultiScaleFeatures) -> Tensor:
+    """Scores (B, N): minus the distance to the nearest of some objects, in their half sizes.
+
+    Centres are drawn evenly, sides between 3 % and 60 % of the image, small ones more often.
+    """
+    points = features.reference_points()
+    generator = torch.Generator().manual_seed(SEED)
+    count = (points.shape[0], 1, OBJECTS, 2)
+    centers = torch.rand(count, generator=generator).to(points)
+    sides = (0.03 * 20 ** torch.rand(count, generator=generator)).to(points)
+    distance = ((points[:, :, None] - centers) / (0.5 * sides)).pow(2).sum(-1).amin(-1)
+    jitter = torch.rand(points.shape[:2], generator=generator).to(points)
+    return -(distance.sqrt() + 0.05 * jitter)

@@ -1,0 +1,106 @@
+"""The encoder alone: time beside GFLOPs, sparse against dense."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sparsedet.analysis import round_ratio
+
+from .cases import Case, gflops, groups, load_model, noise, product
+from .cases import add_arguments as add_case_arguments
+from .execution import Rounds, Row, Turns, inference_pass, precision, time_cases, timing_row
+from .model import FOCUS, SPARSE, add_running_arguments
+from .report import CASE_HEAD, Table, case_cells, number, print_table, without_empty
+
+KEEP = ("dense", "0.1", "0.3", "0.5")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this mode."""
+    add_case_arguments(parser, config=(SPARSE, FOCUS), image_sizes=((800, 1333),))
+    add_running_arguments(parser)
+    parser.set_defaults(keep_ratio=list(KEEP))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Time the cases, those of one size and batch in turns.
+
+    Raises:
+        ValueError: something given is wrong.
+    """
+    rows: list[Row] = []
+    for group in groups(product(args)):
+        rows += _time_group(group, args)
+        print_table(table({"rows": rows[-len(group) :]}))
+    return {"rows": rows}
+
+
+def encoder_call(case: Case) -> Callable[[], object]:
+    """The encoder on the features of a batch of noise, their tokens selected."""
+    model = load_model(case)
+    images, sizes = noise(case, model)
+    with torch.inference_mode(), precision(case):
+        features = model.embed(
+            model.neck(model.backbone(images.to(model.level_embed.dtype))), sizes
+        )
+        scores = None if model.scorer is None else model.scorer(features, model.heads)
+        selections = model.selector(scores, features, model.encoder.num_layers)
+    return lambda: model.encoder(features, selections, scores, model.heads)
+
+
+def _time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
+    with ExitStack() as contexts:
+        timings, errors = time_cases(
+            cases,
+            lambda case: inference_pass(case, encoder_call(case), contexts),
+            Turns.of(args),
+        )
+    rows = []
+    for case in cases:
+        row = timing_row(case, cases, timings, errors) | {"gflops": encoder_gflops(case)}
+        rows.append(row | _against_dense(case, timings, row["gflops"]))
+    return rows
+
+
+def encoder_gflops(case: Case) -> float | None:
+    """Of one image; None where the cost depends on the image."""
+    flops = gflops(case)
+    return None if flops is None else flops.stages["encoder"]
+
+
+def _against_dense(case: Case, timings: Rounds, cost: float | None) -> Row:
+    """Time and GFLOPs as shares of those of the dense encoder, where it was run beside it."""
+    dense = replace(case, keep="dense")
+    if dense.name not in timings or case.name not in timings or cost is None:
+        return {}
+    time_ratio = round_ratio(timings[case.name], timings[dense.name])
+    flop_ratio = cost / (encoder_gflops(dense) or cost)
+    return {
+        "time_ratio": time_ratio,
+        "flop_ratio": flop_ratio,
+        "time_over_flops": time_ratio / flop_ratio,
+    }
+
+
+def table(result: dict[str, Any]) -> Table:
+    """A line for each case; the ratios are to the dense encoder of the same model."""
+    head = ["encoder of", *CASE_HEAD, "over grid_sample", "GFLOPs"]
+    head += ["time ratio", "FLOP ratio", "time / FLOPs"]
+    rows = [
+        [
+            *case_cells(row),
+            number(row.get("speedup_over_grid_sample")),
+            number(row["gflops"], 1),
+            number(row.get("time_ratio"), 3),
+            number(row.get("flop_ratio"), 3),
+            number(row.get("time_over_flops")),
+        ]
+        for row in result["rows"]
+    ]
+    return without_empty([head, *rows])

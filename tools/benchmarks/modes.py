@@ -1,0 +1,85 @@
+"""The modes by name, and running one of them from words as on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import dataloader, encoder, evaluation, gpu, model, op, train_step
+from .report import Table, environment, print_facts, write_json
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One thing to measure.
+
+    Attributes:
+        add_arguments: adds its options to a parser.
+        run: measures, prints and returns the figures.
+        table: the figures as a table.
+    """
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], dict[str, Any]]
+    table: Callable[[dict[str, Any]], Table]
+
+
+MODES = {
+    name: Mode(each.add_arguments, each.run, each.table)
+    for name, each in {
+        "op": op,
+        "encoder": encoder,
+        "model": model,
+        "train-step": train_step,
+        "dataloader": dataloader,
+        "eval": evaluation,
+        "gpu-op": gpu,
+    }.items()
+}
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """The command line of a mode."""
+    mode = MODES[name]
+    made = argparse.ArgumentParser(
+        prog=f"benchmark.py {name}",
+        description=sys.modules[mode.run.__module__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mode.add_arguments(made)
+    add = made.add_argument
+    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's)")
+    add("--seconds", type=float, default=10.0, help="for what is run in turns (%(default)s)")
+    add("--rounds", type=int, default=5, metavar="N", help="at least (%(default)s)")
+    add("--warm-up", type=int, default=1, metavar="N", help="rounds before (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return made
+
+
+def run_mode(words: Sequence[str]) -> dict[str, Any]:
+    """Run one mode; what it measured with what that depends on.
+
+    Raises:
+        ValueError: something given is wrong.
+    """
+    args = parser(words[0]).parse_intermixed_args(words[1:])
+    if args.rounds < 1 or args.warm_up < 0:
+        raise ValueError(
+            "--rounds must be at least 1 and --warm-up at least 0, got "
+            f"{args.rounds} and {args.warm_up}."
+        )
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    facts = environment(args.device)
+    print_facts(facts)
+    figures = MODES[words[0]].run(args)
+    result = {"mode": words[0], "command": list(words), "environment": facts, **figures}
+    if args.json:
+        write_json(args.json, result)
+    return result

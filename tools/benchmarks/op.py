@@ -1,0 +1,320 @@
+"""Deformable attention alone, against the same by grid_sample and by a compiled embedding_bag.
+
+Sampling locations are those of an encoder at its start: the reference points of the tokens plus the
+compass pattern of the initialization, with noise. Queries are all tokens, 30 % and 10 % of them in
+token order, and 900 at random as in a decoder. Ours reads the value head-major, as the projection
+of the attention module leaves it, and once more token-major, as the others read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsedet.analysis import (
+    BILINEAR_READ,
+    Clock,
+    Parts,
+    round_ratio,
+    summarize,
+    time_in_turns,
+    timed,
+)
+from sparsedet.layers import (
+    MultiScaleDeformableAttention,
+    has_compiled_kernel,
+    ms_deform_attn,
+    ms_deform_attn_reference,
+)
+from sparsedet.modeling.stages import Size
+
+from .cases import DTYPES, GRID_SAMPLE, OURS, image_size
+from .memory import device_peak, process_peak
+from .reference import embedding_bag_attention, peer_attention
+from .report import Table, milliseconds, number, print_table, spread, without_empty
+
+STRIDES = (8, 16, 32, 64)
+HEADS, HEAD_CHANNELS, POINTS = 8, 32, 4
+OFFSET_NOISE = 0.5  # cells
+EMBEDDING_BAG = "embedding_bag"
+TOKEN_MAJOR = f"{OURS}, token-major"
+Op = Callable[..., Tensor]
+Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this mode."""
+    add = parser.add_argument
+    add("--device", default="cpu")
+    add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of the values")
+    add("--batch", type=int, default=1)
+    add("--image-size", type=image_size, default=(800, 1333), metavar="HxW")
+    add(
+        "--against",
+        nargs="*",
+        choices=(GRID_SAMPLE, EMBEDDING_BAG),
+        default=[GRID_SAMPLE, EMBEDDING_BAG],
+        help="default: both; embedding_bag is compiled, which takes a while",
+    )
+    add(
+        "--peer",
+        nargs="+",
+        default=[],
+        metavar="MODULE:CALLABLE",
+        help="ops with our four arguments, or with the six of the original op",
+    )
+    add("--scaling", nargs="+", type=int, default=[], metavar="N", help="ours with N threads too")
+    add("--no-memory", action="store_true", help="do not measure peak memory")
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a measurement is of; plain values.
+
+    Attributes:
+        image_size: (h, w) that the levels come from.
+        batch: images.
+        dtype: of the values.
+        device: where.
+        queries: name of the set, see ``query_sets``.
+        form: who computes it.
+        backward: its gradients too.
+    """
+
+    image_size: Size
+    batch: int
+    dtype: str
+    device: str
+    queries: str
+    form: str = OURS
+    backward: bool = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of ``ms_deform_attn`` that require gradients, and a gradient of its output."""
+
+    value: Tensor
+    spatial_shapes: list[Size]
+    locations: Tensor
+    weights: Tensor
+    grad_output: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What gradients are taken of."""
+        return self.value, self.locations, self.weights
+
+    def head_major(self) -> Inputs:
+        """The same with the channels of a head beside each other over all tokens."""
+        value = self.value.detach().transpose(1, 2).contiguous().transpose(1, 2)
+        return replace(self, value=value.requires_grad_())
+
+
+def level_shapes(size: Size) -> list[Size]:
+    """(height, width) per level, rounded up as convolutions do."""
+    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
+
+
+def cell_centers(spatial_shapes: list[Size]) -> Tensor:
+    """Centres (N, 2) of all tokens, x and y in [0, 1]."""
+    centers = []
+    for height, width in spatial_shapes:
+        rows = (torch.arange(height) + 0.5) / height
+        columns = (torch.arange(width) + 0.5) / width
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        centers.append(torch.stack([x, y], -1).flatten(0, 1))
+    return torch.cat(centers)
+
+
+def query_sets(tokens: int) -> dict[str, Tensor]:
+    """Names and token indices of the queries."""
+    order = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))
+    return {
+        "all tokens": torch.arange(tokens),
+        "30 % of them": order[: int(0.3 * tokens)].sort().values,
+        "10 % of them": order[: int(0.1 * tokens)].sort().values,
+        "900 at random": order[:900],
+    }
+
+
+def make_inputs(problem: Problem) -> Inputs:
+    """Encoder-like arguments, token-major, the same ones for the same problem."""
+    torch.manual_seed(0)
+    shapes, dtype = level_shapes(problem.image_size), DTYPES[problem.dtype]
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    centers = cell_centers(shapes)
+    queries = query_sets(len(centers))[problem.queries]
+    module = MultiScaleDeformableAttention(
+        HEADS * HEAD_CHANNELS, HEADS, num_levels=len(shapes), num_points=POINTS
+    )
+    pattern = module.sampling_offsets.bias.detach().view(HEADS, len(shapes), POINTS, 2)
+    samples = (problem.batch, len(queries), HEADS, len(shapes), POINTS)
+    offsets = pattern + OFFSET_NOISE * torch.randn(*samples, 2)
+    cells = torch.tensor([(width, height) for height, width in shapes])[:, None]
+    locations = centers[queries][None, :, None, None, None] + offsets / cells
+    weights = torch.randn(samples).flatten(3).softmax(-1).view(samples)
+    value = torch.randn(problem.batch, len(centers), HEADS, HEAD_CHANNELS)
+    grad_output = torch.randn(problem.batch, len(queries), HEADS * HEAD_CHANNELS)
+    device = problem.device
+    return Inputs(
+        value.to(device, dtype).requires_grad_(),
+        shapes,
+        locations.to(device, precise).requires_grad_(),
+        weights.to(device, precise).requires_grad_(),
+        grad_output.to(device, dtype),
+    )
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Time all forms in turns, for every set of queries.
+
+    Raises:
+        ValueError: there is nothing to compare, or a peer cannot be imported.
+    """
+    if not has_compiled_kernel(args.device):
+        raise ValueError(
+            f"op has no compiled kernel for {args.device}: both sides would run the reference. "
+            "Reinstall sparsedet where torch and a compiler are."
+        )
+    others: dict[str, Op] = {}
+    if GRID_SAMPLE in args.against:
+        others[GRID_SAMPLE] = ms_deform_attn_reference
+    if EMBEDDING_BAG in args.against:
+        others[EMBEDDING_BAG] = torch.compile(embedding_bag_attention, dynamic=True)
+    others |= {path: peer_attention(path) for path in args.peer}
+    rows: list[Row] = []
+    tokens = sum(height * width for height, width in level_shapes(args.image_size))
+    for dtype in args.dtype:
+        for queries, backward in itertools.product(query_sets(tokens), (False, True)):
+            problem = Problem(
+                args.image_size, args.batch, dtype, args.device, queries, backward=backward
+            )
+            rows.append(_measure(problem, others, args))
+            print_table(table({"rows": rows[-1:]}))
+    return {"tokens": tokens, "rows": rows}
+
+
+def _measure(problem: Problem, others: dict[str, Op], args: argparse.Namespace) -> Row:
+    device, threads = torch.device(problem.device), torch.get_num_threads()
+    inputs = make_inputs(problem)
+    head_major = inputs.head_major()
+    passes = {OURS: _pass(ms_deform_attn, head_major, problem, device)}
+    passes[TOKEN_MAJOR] = _pass(ms_deform_attn, inputs, problem, device)
+    for name, op in others.items():
+        passes[name] = _pass(op, inputs, problem, device)
+    for count in args.scaling:
+        passes[f"{OURS}, {count} threads"] = _with_threads(count, threads, passes[OURS])
+    timings = time_in_turns(passes, seconds=args.seconds, rounds=args.rounds, warm_up=args.warm_up)
+    row = {
+        **asdict(problem),
+        "direction": "backward" if problem.backward else "forward",
+        "num_queries": inputs.locations.shape[1],
+        "gflops": BILINEAR_READ * inputs.weights.numel() * HEAD_CHANNELS / 1e9,
+        "ms": {name: asdict(summarize(parts)["total"]) for name, parts in timings.items()},
+        "speedup": {
+            name: round_ratio(timings[name], timings[OURS]) for name in (TOKEN_MAJOR, *others)
+        },
+        "scaling": {
+            str(count): round_ratio(timings[OURS], timings[f"{OURS}, {count} threads"])
+            for count in args.scaling
+        },
+    }
+    if problem.queries == "all tokens" and not args.no_memory:
+        forms = [name for name in (OURS, GRID_SAMPLE) if name in passes]
+        row["memory"] = {form: _peak_memory(replace(problem, form=form)) for form in forms}
+    return row
+
+
+def _pass(op: Op, inputs: Inputs, problem: Problem, device: torch.device) -> Callable[[], Parts]:
+    """The forward without a graph, or the backward of a forward that is not timed."""
+    value, locations, weights = inputs.tensors
+    clock = Clock(device)
+
+    def forward() -> Tensor:
+        return op(value, inputs.spatial_shapes, locations, weights)
+
+    def without_graph() -> Tensor:
+        with torch.no_grad():
+            return forward()
+
+    def backward() -> Parts:
+        output = forward()
+        return timed(
+            lambda: torch.autograd.grad(output, inputs.tensors, inputs.grad_output), clock
+        )()
+
+    return backward if problem.backward else timed(without_graph, clock)
+
+
+def _with_threads(count: int, usual: int, measured: Callable[[], Parts]) -> Callable[[], Parts]:
+    def run() -> Parts:
+        torch.set_num_threads(count)
+        parts = measured()
+        torch.set_num_threads(usual)
+        return parts
+
+    return run
+
+
+def _peak_memory(problem: Problem) -> dict[str, float]:
+    device = torch.device(problem.device)
+    if device.type == "cpu":
+        return process_peak(prepare, problem)
+    inputs = make_inputs(problem)
+    call = _pass_of_form(problem, inputs)
+    call()
+    return device_peak(call, [*inputs.tensors, inputs.grad_output], device)
+
+
+def prepare(problem: Problem) -> Callable[[], object]:
+    """One pass, for the process that looks at its memory."""
+    return _pass_of_form(problem, make_inputs(problem))
+
+
+def _pass_of_form(problem: Problem, inputs: Inputs) -> Callable[[], object]:
+    op = ms_deform_attn if problem.form == OURS else ms_deform_attn_reference
+    inputs = inputs.head_major() if problem.form == OURS else inputs
+    return _pass(op, inputs, problem, torch.device(problem.device))
+
+
+# --- table ----------------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> Table:
+    """A line for each set of queries and direction; how many times longer the others take."""
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row["speedup"]))
+    counts = list(dict.fromkeys(count for row in result["rows"] for count in row["scaling"]))
+    head = ["queries", "direction", "dtype", f"{OURS} ms (p10..p90)"]
+    head += [*(f"{name} ms" for name in names), *(f"{name} / {OURS}" for name in names)]
+    head += [f"1 -> {count} threads" for count in counts]
+    head += [f"peak MB, {form}" for form in (OURS, GRID_SAMPLE)]
+    rows = []
+    for row in result["rows"]:
+        memory = row.get("memory", {})
+        peaks = [memory.get(form, {}).get("peak_mb") for form in (OURS, GRID_SAMPLE)]
+        rows.append(
+            [
+                f"{row['queries']} ({row['num_queries']})",
+                row["direction"],
+                row["dtype"],
+                spread(row["ms"][OURS]),
+                *(milliseconds(row["ms"][name]["median"]) for name in names),
+                *(number(row["speedup"].get(name)) for name in names),
+                *(number(row["scaling"].get(count)) for count in counts),
+                *(number(peak, 0) for peak in peaks),
+            ]
+        )
+    return without_empty([head, *rows])

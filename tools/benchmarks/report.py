@@ -1,0 +1,130 @@
+"""Figures as JSON, as tables for the terminal and for a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sparsedet
+from sparsedet.analysis import Timing, machine_facts
+from sparsedet.checkpoint import atomic_write
+
+Table = list[list[str]]
+_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
+
+
+def environment(device: str) -> dict[str, object]:
+    """What figures depend on: the machine, the threads, the allocator, versions."""
+    return {
+        **machine_facts(torch.device(device)),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "allocator": allocator(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "sparsedet": sparsedet.__version__,
+    }
+
+
+def allocator() -> str:
+    """The settings of the C allocator, and another one that was put in its place."""
+    settings = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if _tunes(name)]
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    others = [name for name in _ALLOCATORS if name in preloaded]
+    return " ".join([*others, *settings]) or "default"
+
+
+def _tunes(name: str) -> bool:
+    return name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", path.read_text(), re.M) if path.is_file() else None
+    return found[1].strip() if found else platform.processor()
+
+
+def write_json(path: Path, figures: object) -> None:
+    """Write all of a file or nothing."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(figures, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` has written.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not the JSON of this tool: {error}") from error
+
+
+def print_facts(facts: dict[str, object]) -> None:
+    """One line of what the figures depend on."""
+    print(" ".join(f"{key}={value}" for key, value in facts.items()), flush=True)
+
+
+def print_table(table: Table) -> None:
+    """Columns under their names, numbers to the right; the first column to the left."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    sys.stdout.flush()
+
+
+def markdown(table: Table) -> str:
+    """The same for a page."""
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+
+
+def without_empty(table: Table) -> Table:
+    """Leave out columns that have a name and nothing else."""
+    kept = [i for i in range(len(table[0])) if i == 0 or any(row[i] for row in table[1:])]
+    return [[row[i] for i in kept] for row in table]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or nothing."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def milliseconds(value: float) -> str:
+    """With about three digits that mean something."""
+    return number(value, 3 if value < 1 else 2 if value < 100 else 1 if value < 1000 else 0)
+
+
+def spread(timing: dict[str, Any] | Timing | None, share: int = 1) -> str:
+    """Median (p10..p90) of a ``Timing``, divided among some images."""
+    if timing is None:
+        return ""
+    facts = vars(timing) if isinstance(timing, Timing) else timing
+    median, low, high = (milliseconds(facts[key] / share) for key in ("median", "p10", "p90"))
+    return f"{median} ({low}..{high})"
+
+
+CASE_HEAD = ("size", "batch", "ms per image (p10..p90)")
+
+
+def case_cells(row: dict[str, Any]) -> list[str]:
+    """Name, size, batch and milliseconds of a row that is a case, or why it has none."""
+    time = "failed" if "error" in row else spread(row["ms"], row["batch"])
+    return [row["name"], size_text(row["image_size"]), str(row["batch"]), time]
+
+
+def size_text(size: Sequence[int]) -> str:
+    """HxW."""
+    return "x".join(map(str, size))

@@ -1,0 +1,167 @@
+"""One training step: forward, criterion, backward and optimizer, with its peak memory.
+
+Images are noise with seven random objects each; what the step needs of the config is its model, its
+optimizer and its gradient clipping.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsedet.analysis import Clock, Parts, timed
+from sparsedet.config import ConfigError, instantiate
+from sparsedet.modeling import TokenSparseDetector
+from sparsedet.modeling.stages import Targets
+
+from .cases import (
+    Case,
+    build_model,
+    groups,
+    noise,
+    product,
+    read_config,
+)
+from .cases import add_arguments as add_case_arguments
+from .execution import Row, Turns, precision, time_cases, timing_row
+from .memory import device_peak, process_peak
+from .model import FOCUS
+from .report import CASE_HEAD, Table, case_cells, number, print_table, without_empty
+
+PARTS = ("forward", "criterion", "backward", "optimizer")
+OBJECTS = 7  # of an image, as on COCO
+CLIP_NORM = 0.1  # where a config does not say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this mode."""
+    add_case_arguments(parser, config=(FOCUS,), image_sizes=((640, 640),))
+    parser.add_argument("--reference", action="store_true", help="beside each with grid_sample")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.set_defaults(keep_ratio=["dense", "0.3"], batch=[2], autocast=True)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Time the steps, those of one size and batch in turns.
+
+    Raises:
+        ValueError: something given is wrong.
+    """
+    rows: list[Row] = []
+    for group in groups(product(args)):
+        rows += _time_group(group, args)
+        print_table(table({"rows": rows[-len(group) :]}))
+    return {"rows": rows}
+
+
+def _time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
+    steps: dict[str, Step] = {}
+
+    def make(case: Case) -> Callable[[], Parts]:
+        steps[case.name] = Step(case)
+        return steps[case.name].timed()
+
+    timings, errors = time_cases(cases, make, Turns.of(args))
+    rows = []
+    for case in cases:
+        row = timing_row(case, cases, timings, errors)
+        if not args.no_memory and case.name in timings:
+            row["memory"] = _peak_memory(case, steps[case.name])
+        rows.append(row)
+    return rows
+
+
+class Step:
+    """A model in training with its optimizer and a batch.
+
+    Args:
+        case: says which, and how it runs.
+
+    Raises:
+        ConfigError: the config has no optimizer.
+    """
+
+    def __init__(self, case: Case) -> None:
+        cfg = read_config(case.config, case.overrides)
+        if "optimizer" not in cfg:
+            raise ConfigError(f"{case.config} has no optimizer. Use the config of a training run.")
+        self.case = case
+        self.model = build_model(case).train()
+        cfg.optimizer.params.model = self.model
+        self.optimizer: torch.optim.Optimizer = instantiate(cfg.optimizer)
+        clip = cfg.get("train", {}).get("clip_grad")
+        self.clip_norm = clip.params.max_norm if clip else CLIP_NORM
+        self.images, self.sizes = noise(case, self.model)
+        self.targets = random_targets(case, self.model)
+        self.clock = Clock(torch.device(case.device))
+
+    def timed(self) -> Callable[[], Parts]:
+        """One step by its parts."""
+        return timed(self, self.clock, PARTS[0])
+
+    def __call__(self) -> None:
+        """One step."""
+        model, criterion = self.model, self.model.criterion
+        with precision(self.case):
+            output = model.detect(self.images, self.sizes, self.targets, record=criterion.requires)
+            self.clock.mark("criterion")
+            losses = criterion(output, self.targets)
+            loss = torch.stack([each.float() for each in losses.values()]).sum()
+        self.clock.mark("backward")
+        loss.backward()
+        self.clock.mark("optimizer")
+        nn.utils.clip_grad_norm_(model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def owned(self) -> list[Tensor]:
+        """What is there before a step: weights, the optimizer's state, the batch."""
+        state = [
+            value
+            for slot in self.optimizer.state.values()
+            for value in slot.values()
+            if isinstance(value, Tensor)
+        ]
+        return [*self.model.state_dict().values(), *state, self.images]
+
+
+def random_targets(case: Case, model: TokenSparseDetector) -> Targets:
+    """Objects of many sizes, the same ones for the same batch."""
+    generator = torch.Generator().manual_seed(0)
+    boxes, labels = [], []
+    for _ in range(case.batch):
+        centers = 0.2 + 0.6 * torch.rand(OBJECTS, 2, generator=generator)
+        sides = 0.03 + 0.35 * torch.rand(OBJECTS, 2, generator=generator)
+        boxes.append(torch.cat((centers, sides), -1).to(case.device))
+        classes = torch.randint(model.num_classes, (OBJECTS,), generator=generator)
+        labels.append(classes.to(case.device))
+    return Targets(tuple(boxes), tuple(labels))
+
+
+def _peak_memory(case: Case, step: Step) -> dict[str, float]:
+    if torch.device(case.device).type == "cpu":
+        return process_peak(Step, case)
+    return device_peak(step, step.owned(), torch.device(case.device))
+
+
+def table(result: dict[str, Any]) -> Table:
+    """A line for each case; milliseconds are those of an image, as everywhere."""
+    head = ["training step of", *CASE_HEAD, "speedup", "over grid_sample"]
+    head += [*(f"{part} ms per step" for part in PARTS), "peak MB"]
+    rows = []
+    for row in result["rows"]:
+        parts = [row.get("parts", {}).get(part) for part in PARTS]
+        rows.append(
+            [
+                *case_cells(row),
+                number(row.get("speedup")),
+                number(row.get("speedup_over_grid_sample")),
+                *("" if part is None else number(part["median"], 1) for part in parts),
+                number(row.get("memory", {}).get("peak_mb"), 0),
+            ]
+        )
+    return without_empty([head, *rows])
