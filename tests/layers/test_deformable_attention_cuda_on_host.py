@@ -72,8 +72,7 @@ def run(
         *(torch.full_like(x, nan) for x in (inputs.locations.detach(), inputs.weights.detach())),
     ]
     assert results[1].stride() == value.stride()
-    options = [kind.vector + (not kind.vector), kind.columns, kind.points, kind.by_level]
-    options[0] = 4 if kind.vector else 1
+    options = [4 if kind.vector else 1, kind.columns, kind.points, kind.by_level]
     vectors_add = channels % 4 == 0 and value.stride(3) == 1
     before = [numbers(ctypes.c_int32, [*options, vectors_add, kind.by_integers])]
     before += [
@@ -209,17 +208,19 @@ def run_forward(library, inputs: Inputs, value: torch.Tensor) -> torch.Tensor:
     batch, _, heads, channels = value.shape
     _, queries, _, levels, points, _ = inputs.locations.shape
     output = value.new_empty(batch, queries, heads * channels)
-    spare = torch.zeros(batch * value.stride(0) + value.numel() * 12)
+    others = [
+        torch.zeros_like(output),
+        torch.zeros(batch * value.stride(0) + value.numel() * 12),
+        *(torch.empty_like(x) for x in (inputs.locations, inputs.weights)),
+    ]
     library.run_float(
-        numbers(ctypes.c_int32, (4, 1, 0, 0, 0, 0)),
+        numbers(ctypes.c_int32, (1, 1, 0, 0, 0, 0)),
         numbers(ctypes.c_int64, (batch, heads, channels, queries, levels, points)),
         numbers(ctypes.c_int64, value.stride()),
         numbers(ctypes.c_int64, (n for shape in inputs.shapes for n in shape)),
         *(pointer(x) for x in (value, inputs.locations, inputs.weights)),
         None,
-        *(pointer(x) for x in (output, torch.zeros_like(output), spare)),
-        pointer(torch.empty_like(inputs.locations)),
-        pointer(torch.empty_like(inputs.weights)),
+        *(pointer(x) for x in (output, *others)),
     )
     return output
 
