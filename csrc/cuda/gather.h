@@ -202,7 +202,7 @@ struct ChunkDots {
   }
 };
 
-constexpr int kGatherThreads = 256;
+constexpr int kGatherThreads = 128;
 constexpr int kGatherRows = kGatherThreads / kLanes;  // at a time
 constexpr int kWarp = 32;
 

@@ -69,7 +69,7 @@ struct Device {
   }
 };
 
-// What a block works on: blocks go through the heads first, then the tiles, then the images.
+// What a block works on: blocks go through the tiles first, then the heads, then the images.
 struct Place {
   int32_t image, head, tile;
 
@@ -77,14 +77,14 @@ struct Place {
   __device__ __forceinline__ explicit Place(const Inputs<T, A>& in) {
     const auto tiles = static_cast<uint32_t>(in.tiling.count);
     const auto heads = static_cast<uint32_t>(in.heads);
-    const uint32_t index = blockIdx.x / heads;
-    head = static_cast<int32_t>(blockIdx.x - index * heads);
-    image = static_cast<int32_t>(index / tiles);
-    tile = static_cast<int32_t>(index - image * tiles);
+    const uint32_t index = blockIdx.x / tiles;
+    tile = static_cast<int32_t>(blockIdx.x - index * tiles);
+    image = static_cast<int32_t>(index / heads);
+    head = static_cast<int32_t>(index - image * heads);
   }
 };
 
-constexpr int kGatherBlocks = 3;  // of a multiprocessor: leaves the registers that are needed
+constexpr int kGatherBlocks = 6;  // of a multiprocessor: leaves the registers that are needed
 
 template <typename G>
 __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks)

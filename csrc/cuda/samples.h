@@ -118,23 +118,24 @@ SPARSEDET_INLINE Vector<T, kVector> load_vector(const T* from) {
     return vector;
   }
 #endif
-  memcpy(&vector, from, sizeof(vector));
+  // Element by element: single halves lost their low byte in a memcpy on the device.
+  for (int v = 0; v < kVector; ++v) vector.element[v] = from[v];
   return vector;
 }
 
 template <typename T, typename A, int kVector>
 SPARSEDET_INLINE void store_vector(T* to, const A (&numbers)[kVector]) {
-  Vector<T, kVector> vector;
-  for (int v = 0; v < kVector; ++v) vector.element[v] = static_cast<T>(numbers[v]);
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(vector) == sizeof(uint4)) {
+  if constexpr (sizeof(T) * kVector == sizeof(uint4)) {
+    Vector<T, kVector> vector;
+    for (int v = 0; v < kVector; ++v) vector.element[v] = static_cast<T>(numbers[v]);
     uint4 bits;
     memcpy(&bits, &vector, sizeof(bits));
     *reinterpret_cast<uint4*>(to) = bits;
     return;
   }
 #endif
-  memcpy(to, &vector, sizeof(vector));
+  for (int v = 0; v < kVector; ++v) to[v] = static_cast<T>(numbers[v]);
 }
 
 template <typename A>

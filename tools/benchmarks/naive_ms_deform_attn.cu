@@ -11,14 +11,14 @@
 
 #include <cstdint>
 
+struct Sizes {
+  int32_t batch, tokens, heads, channels, queries, levels, points;
+};
+
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMostLevels = 16;
-
-struct Sizes {
-  int32_t batch, tokens, heads, channels, queries, levels, points;
-};
 
 struct Levels {
   int32_t height[kMostLevels], width[kMostLevels], start[kMostLevels];
