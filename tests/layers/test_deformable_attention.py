@@ -10,8 +10,9 @@ from sparsedet.layers import (
     ms_deform_attn,
     ms_deform_attn_reference,
 )
+from sparsedet.layers.deformable_attention import module as attention_module
 
-from .deformable_inputs import LEVELS, make_inputs
+from .deformable_inputs import LEVELS, make_inputs, make_order
 
 TOKENS = sum(height * width for height, width in LEVELS)
 
@@ -190,6 +191,34 @@ def test_argument_errors(function, position, change, message):
     inputs[position] = change(inputs[position])
     with pytest.raises(ValueError, match=f"ms_deform_attn.{message}"):
         function(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.int(), "query_order must be int64, got torch.int32"),
+        (lambda x: x[:, 1:], r"query_order must be of shape \(2, 6\), got \(2, 5\)"),
+        (lambda x: x.to("meta"), r"query_order must be on the device of value \(cpu\), got meta"),
+    ],
+)
+def test_query_order_errors(change, message):
+    inputs = make_inputs(dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"ms_deform_attn.{message}"):
+        ms_deform_attn(*inputs.arguments, query_order=change(make_order(inputs)))
+
+
+def test_module_hands_the_query_order_on(monkeypatch):
+    passed = []
+
+    def recorded(*inputs, query_order):
+        passed.append(query_order)
+        return ms_deform_attn(*inputs, query_order=query_order)
+
+    monkeypatch.setattr(f"{attention_module.__name__}.ms_deform_attn", recorded)
+    module, order = make_module(), torch.rand(2, 5).argsort(1)
+    inputs = arguments()
+    assert torch.equal(module(*inputs, query_order=order), module(*inputs))
+    assert passed[0] is order and passed[1] is None
 
 
 def test_locations_and_weights_of_any_precision():

@@ -80,6 +80,7 @@ class MultiScaleDeformableAttention(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         *,
         padding_mask: Tensor | None = None,
+        query_order: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Attend from the queries to the tokens.
@@ -92,6 +93,8 @@ class MultiScaleDeformableAttention(nn.Module):
             value: (B, N, C), levels one after the other, rows first.
             spatial_shapes: (height, width) per level as Python ints; their areas add up to N.
             padding_mask: (B, N), True = padding: such tokens read as zero.
+            query_order: (B, Q), the order in which the queries are worked on, for speed alone; see
+                :func:`ms_deform_attn`.
             return_sampling: Also return where was sampled and how much it counted.
 
         Returns:
@@ -109,7 +112,8 @@ class MultiScaleDeformableAttention(nn.Module):
         locations = self._sampling_locations(query, reference_points, spatial_shapes)
         weights = self._weights(query)
         heads = projected.view(batch, tokens, self.num_heads, self.embed_dim // self.num_heads)
-        output = self.output_proj(ms_deform_attn(heads, spatial_shapes, locations, weights))
+        sampled = ms_deform_attn(heads, spatial_shapes, locations, weights, query_order=query_order)
+        output = self.output_proj(sampled)
         return (output, locations, weights) if return_sampling else output
 
     def _sampling_locations(
