@@ -49,11 +49,15 @@ const Kernels<T, A>& kernels() {
   return Portable::kernels<T, A>;
 }
 
+bool heads_share_tokens(const Tensor& value) {
+  return value.stride(2) == 0;
+}
+
 // With adjacent channels; and head by head where the queries read a token so often that it pays to
 // bring together what a head reads.
 Tensor to_read(const Tensor& value, const Sizes& s) {
   const bool adjacent = value.stride(3) == 1 || s.channels == 1;
-  const bool packed = adjacent && (value.stride(1) <= s.channels || value.stride(2) == 0);
+  const bool packed = adjacent && (value.stride(1) <= s.channels || heads_share_tokens(value));
   if (packed) return value;
   const int64_t reads = s.queries * s.samples() * kCorners;
   if (reads < kReadsThatPayForCopy * s.tokens) {
@@ -64,9 +68,8 @@ Tensor to_read(const Tensor& value, const Sizes& s) {
 }
 
 // Each query once: the kernels write where the order says.
-void check_is_permutation(const std::optional<Tensor>& order, const Sizes& s) {
-  if (!order) return;
-  const auto* query = static_cast<const int64_t*>(order->const_data_ptr());
+void check_is_permutation(const Tensor& order, const Sizes& s) {
+  const auto* query = static_cast<const int64_t*>(order.const_data_ptr());
   for (int64_t image = 0; image < s.batch; ++image, query += s.queries) {
     std::vector<bool> seen(s.queries);
     for (int64_t i = 0; i < s.queries; ++i) {
@@ -77,7 +80,7 @@ void check_is_permutation(const std::optional<Tensor>& order, const Sizes& s) {
   }
 }
 
-std::optional<Tensor> contiguous_order(const std::optional<Tensor>& order, const Sizes& s) {
+std::optional<Tensor> packed_order(const std::optional<Tensor>& order, const Sizes& s) {
   check_query_order(order, s);
   if (!order) return std::nullopt;
   const Tensor packed = torch::stable::contiguous(*order);
@@ -97,7 +100,7 @@ struct Packed {
         value(sizes.empty() ? value : to_read(value, sizes)),
         locations(torch::stable::contiguous(locations)),
         weights(torch::stable::contiguous(weights)),
-        order(contiguous_order(order, sizes)) {}
+        order(packed_order(order, sizes)) {}
 
   template <typename T, typename A>
   Inputs<T, A> inputs(const Plan<A>& plan) const {
@@ -108,7 +111,7 @@ struct Packed {
             static_cast<const T*>(value.const_data_ptr()),
             static_cast<const A*>(locations.const_data_ptr()),
             static_cast<const A*>(weights.const_data_ptr()),
-            order ? static_cast<const int64_t*>(order->const_data_ptr()) : nullptr,
+            nullptr,
             plan.block,
             plan.corners_size};
   }
@@ -123,8 +126,13 @@ Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, const T
   with_types(value, [&](auto* element, auto* real) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = std::remove_pointer_t<decltype(real)>;
-    const Plan<A> plan(spatial_shapes, s, packed.value.stride(2) == 0);
-    const auto in = packed.inputs<T, A>(plan);
+    const Plan<A> plan(spatial_shapes, s, heads_share_tokens(packed.value));
+    auto in = packed.inputs<T, A>(plan);
+    // The map of one head is in reach whatever the order is, and locations and outputs are read and
+    // written fastest as they lie; the map of all heads is larger than caches are.
+    if (packed.order && heads_share_tokens(packed.value)) {
+      in.order = static_cast<const int64_t*>(packed.order->const_data_ptr());
+    }
     T* to = static_cast<T*>(output.mutable_data_ptr());
     const auto run = kernels<T, A>().forward;
     torch::stable::parallel_for(0, plan.forward_tasks(s), 1, [&](int64_t begin, int64_t end) {

@@ -45,7 +45,7 @@ struct Inputs {
   const T* value;
   const A* locations;
   const A* weights;
-  const int64_t* order;  // (image, query): which query is worked on, or null
+  const int64_t* order;  // (image, query) in which queries are worked on, or null
   int64_t block;         // queries of a task of the forward
   int64_t corners_size;  // of the prepared samples of a query and head, in numbers
 };

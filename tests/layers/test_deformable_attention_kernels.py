@@ -12,7 +12,7 @@ from sparsedet.layers import (
 )
 from sparsedet.layers.deformable_attention import operator
 
-from .deformable_inputs import LEVELS, OP, Inputs, gradients, make_inputs
+from .deformable_inputs import LEVELS, OP, Inputs, gradients, make_inputs, make_order
 
 pytestmark = pytest.mark.skipif(
     not has_compiled_kernel("cpu"), reason="sparsedet is installed without compiled kernels"
@@ -238,6 +238,21 @@ def test_operator_refuses_what_would_read_out_of_bounds():
     ):
         with pytest.raises(RuntimeError, match="must"):
             OP(*(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_query_order_changes_no_bit(shared):
+    inputs = make_inputs(queries=300, channels=32, dtype=torch.float32)
+    if shared:
+        value = inputs.value.detach()[:, :, :1].expand(-1, -1, 3, -1).requires_grad_()
+        inputs = Inputs(value, *inputs.arguments[1:])
+    order = make_order(inputs)
+    output = ms_deform_attn(*inputs.arguments)
+    assert torch.equal(ms_deform_attn(*inputs.arguments, query_order=order), output)
+    grad_output = torch.randn_like(output)
+    found = gradients(ms_deform_attn, inputs, grad_output, query_order=order)
+    wanted = gradients(ms_deform_attn, inputs, grad_output)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("wrong", [-1, 6, 2])
