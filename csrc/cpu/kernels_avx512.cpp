@@ -21,13 +21,14 @@ template <typename A>
 using VectorOf = std::conditional_t<std::is_same_v<A, float>, VectorAvx512, Vector<A, 64>>;
 
 template <typename T, typename A>
-const Kernels<T, A> Avx512::kernels = {forward_tasks<VectorOf<A>, T>,
-                                       backward_tasks<VectorOf<A>, T>};
+Kernels<T, A> Avx512::kernels() {
+  return {forward_tasks<VectorOf<A>, T>, backward_tasks<VectorOf<A>, T>};
+}
 
-template const Kernels<double, double> Avx512::kernels<double, double>;
-template const Kernels<float, float> Avx512::kernels<float, float>;
-template const Kernels<Half, float> Avx512::kernels<Half, float>;
-template const Kernels<BFloat16, float> Avx512::kernels<BFloat16, float>;
+template Kernels<double, double> Avx512::kernels();
+template Kernels<float, float> Avx512::kernels();
+template Kernels<Half, float> Avx512::kernels();
+template Kernels<BFloat16, float> Avx512::kernels();
 
 }  // namespace sparsedet::cpu
 

@@ -5,12 +5,13 @@
 namespace sparsedet::cpu {
 
 template <typename T, typename A>
-const Kernels<T, A> Portable::kernels = {forward_tasks<Vector<A, 16>, T>,
-                                         backward_tasks<Vector<A, 16>, T>};
+Kernels<T, A> Portable::kernels() {
+  return {forward_tasks<Vector<A, 16>, T>, backward_tasks<Vector<A, 16>, T>};
+}
 
-template const Kernels<double, double> Portable::kernels<double, double>;
-template const Kernels<float, float> Portable::kernels<float, float>;
-template const Kernels<Half, float> Portable::kernels<Half, float>;
-template const Kernels<BFloat16, float> Portable::kernels<BFloat16, float>;
+template Kernels<double, double> Portable::kernels();
+template Kernels<float, float> Portable::kernels();
+template Kernels<Half, float> Portable::kernels();
+template Kernels<BFloat16, float> Portable::kernels();
 
 }  // namespace sparsedet::cpu

@@ -40,13 +40,13 @@ int64_t limit_instruction_set(int64_t most) {
 }
 
 template <typename T, typename A>
-const Kernels<T, A>& kernels() {
+Kernels<T, A> kernels() {
 #if defined(__x86_64__)
   const int64_t set = instruction_set();
-  if (set == kAvx512) return Avx512::kernels<T, A>;
-  if (set == kAvx2) return Avx2::kernels<T, A>;
+  if (set == kAvx512) return Avx512::kernels<T, A>();
+  if (set == kAvx2) return Avx2::kernels<T, A>();
 #endif
-  return Portable::kernels<T, A>;
+  return Portable::kernels<T, A>();
 }
 
 bool heads_share_tokens(const Tensor& value) {

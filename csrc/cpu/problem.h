@@ -72,15 +72,15 @@ struct Kernels {
 // Where kernels_<set>.cpp put theirs.
 struct Portable {
   template <typename T, typename A>
-  static const Kernels<T, A> kernels;
+  static Kernels<T, A> kernels();
 };
 struct Avx2 {
   template <typename T, typename A>
-  static const Kernels<T, A> kernels;
+  static Kernels<T, A> kernels();
 };
 struct Avx512 {
   template <typename T, typename A>
-  static const Kernels<T, A> kernels;
+  static Kernels<T, A> kernels();
 };
 
 }  // namespace sparsedet::cpu

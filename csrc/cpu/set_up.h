@@ -47,28 +47,31 @@ struct Pairs {
   }
 };
 
+template <typename V>
+struct Locations {
+  typename V::Reals x, y;
+
+  SPARSEDET_HOT Locations(const typename V::Real* from, int64_t count) {
+    V::load_pairs(from, count, x, y);
+  }
+};
+
 // A register of samples, from number `first` of `samples` on.
 template <typename V>
 struct Samples {
   using Real = typename V::Real;
   int64_t count;
-  typename V::Reals x_location, y_location, weight;
+  Locations<V> location;
+  typename V::Reals weight;
   Pairs<V> x, y;
 
   SPARSEDET_HOT Samples(const SampleLevels<Real>& levels, int64_t first, int64_t samples,
                         const Real* locations, const Real* weights)
       : count(samples - first < V::kLanes ? samples - first : V::kLanes),
-        x_location(location(locations + 2 * first, count, y_location)),
+        location(locations + 2 * first, count),
         weight(V::load_some(weights + first, count)),
-        x(x_location, levels.width + first, levels.last_column + first, levels.next_column + first),
-        y(y_location, levels.height + first, levels.last_row + first, levels.next_row + first) {}
-
-  static SPARSEDET_HOT typename V::Reals location(const Real* from, int64_t count,
-                                                  typename V::Reals& y) {
-    typename V::Reals x;
-    V::load_pairs(from, count, x, y);
-    return x;
-  }
+        x(location.x, levels.width + first, levels.last_column + first, levels.next_column + first),
+        y(location.y, levels.height + first, levels.last_row + first, levels.next_row + first) {}
 };
 
 template <typename V>
