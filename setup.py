@@ -98,10 +98,11 @@ def architecture_flags(architectures: str) -> list[str]:
     return flags
 
 
-def extension(name: str, source: str) -> Extension:
+def extension(name: str, sources: str) -> Extension:
     headers = [str(path) for path in sorted(Path("csrc").rglob("*.*h"))]
+    files = [str(path) for path in sorted(Path().glob(sources))]
     return Extension(
-        f"sparsedet.{name}", [source], depends=headers, language="c++", py_limited_api=True
+        f"sparsedet.{name}", files, depends=headers, language="c++", py_limited_api=True
     )
 
 
@@ -165,7 +166,7 @@ class BuildLibraries(build_ext):
 
 setup(
     ext_modules=[
-        extension("_C_cpu", "csrc/cpu/ms_deform_attn.cpp"),
+        extension("_C_cpu", "csrc/cpu/*.cpp"),
         extension("_C_cuda", "csrc/cuda/ms_deform_attn.cu"),
     ],
     cmdclass={"build_ext": BuildLibraries},

@@ -12,7 +12,7 @@ from sparsedet.layers import (
 )
 from sparsedet.layers.deformable_attention import operator
 
-from .deformable_inputs import LEVELS, OP, Inputs, gradients, make_inputs
+from .deformable_inputs import LEVELS, OP, Inputs, gradients, make_inputs, make_order
 
 pytestmark = pytest.mark.skipif(
     not has_compiled_kernel("cpu"), reason="sparsedet is installed without compiled kernels"
@@ -34,10 +34,14 @@ SIZES = {
     "32_channels": {"channels": 32, "heads": 8, "points": 4},
     "64_channels": {"channels": 64},
     "127_channels": {"channels": 127, "heads": 2},
-    "more_than_a_block_of_queries": {"queries": 150, "channels": 32},
+    "more_than_a_block_of_queries": {"queries": 300, "channels": 32},
+    "320_channels": {"channels": 320, "heads": 1},
     "many_images": {"batch": 7, "queries": 3},
     "many_points": {"points": 37},
 }
+
+
+INSTRUCTION_SETS = {"portable": 0, "avx2": 1, "avx512": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +53,18 @@ def compiled_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(operator, "_warn_of_missing_kernel", default_kernel)
     monkeypatch.setattr(operator, "reference_backward", default_kernel)
+
+
+@pytest.fixture(params=INSTRUCTION_SETS.values(), ids=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest):
+    """Run a test with each instruction set that the processor has."""
+    limit = torch.ops.sparsedet._limit_instruction_set
+    try:
+        if limit(request.param) != request.param:
+            pytest.skip("the processor does not have it")
+        yield
+    finally:
+        limit(max(INSTRUCTION_SETS.values()))
 
 
 def assert_agrees(inputs: Inputs, dtype: torch.dtype, relative: float, absolute: float) -> None:
@@ -80,6 +96,7 @@ def assert_agrees(inputs: Inputs, dtype: torch.dtype, relative: float, absolute:
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("instruction_set")
 def test_agrees_with_the_reference(sizes, dtype, relative, absolute):
     assert_agrees(make_inputs(**sizes), dtype, relative, absolute)
 
@@ -93,14 +110,21 @@ def test_gradcheck():
     )
 
 
-@pytest.mark.parametrize("layout", ["head_major", "strided_channels", "expanded", "sliced"])
-def test_value_may_have_any_strides(layout):
-    inputs = make_inputs(channels=20, dtype=torch.float32)
+LAYOUTS = ["head_major", "strided_channels", "expanded", "shared_heads", "sliced"]
+
+
+# Many queries read a token so often that the kernel copies what does not lie head by head.
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("queries", [6, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_value_may_have_any_strides(layout, queries, dtype):
+    inputs = make_inputs(queries=queries, channels=20, dtype=dtype)
     value = inputs.value.detach()
     value = {
         "head_major": lambda: value.transpose(1, 2).contiguous().transpose(1, 2),
         "strided_channels": lambda: value.repeat_interleave(2, -1)[..., ::2],
         "expanded": lambda: value[:1].expand(2, -1, -1, -1),
+        "shared_heads": lambda: value[:, :, :1].expand(-1, -1, 3, -1),
         "sliced": lambda: torch.cat([value, value], 2)[:, :, 3:],
     }[layout]()
     assert not value.is_contiguous()
@@ -133,6 +157,7 @@ def test_other_arguments_may_have_any_strides():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 1e9, -7.5])
+@pytest.mark.usefixtures("instruction_set")
 def test_wild_locations_read_nothing(bad):
     inputs = make_inputs(channels=20, dtype=torch.float32)
     locations = inputs.locations.detach().clone()
@@ -154,6 +179,20 @@ def test_wild_locations_read_nothing(bad):
     assert not grad_locations[:, 2:, :, :, 1].any()
 
 
+@pytest.mark.usefixtures("instruction_set")
+def test_a_value_of_ones_sums_the_weights_inside():
+    inputs = make_inputs(queries=50, dtype=torch.float32)
+    ones = torch.ones(2, inputs.value.shape[1], 1, 1).expand(-1, -1, 3, -1)
+    everywhere = inputs.locations.detach().clamp(0.25, 0.75)
+    output = ms_deform_attn(ones, LEVELS, everywhere, inputs.weights)
+    torch.testing.assert_close(output, torch.ones(2, 50, 3))
+    some = inputs.locations.detach()
+    output = ms_deform_attn(ones, LEVELS, some, inputs.weights)
+    expected = ms_deform_attn_reference(ones, LEVELS, some, inputs.weights)
+    assert expected.min() < 0.9
+    torch.testing.assert_close(output, expected)
+
+
 def test_nothing_is_read_beside_value():
     inputs = make_inputs(batch=1, queries=50, channels=20, dtype=torch.float32)
     tokens = inputs.value.shape[1]
@@ -167,8 +206,10 @@ def test_nothing_is_read_beside_value():
     assert torch.equal(output, expected)
 
 
-def test_result_does_not_depend_on_the_number_of_threads():
-    inputs = make_inputs(queries=300, heads=5, channels=24, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.usefixtures("instruction_set")
+def test_result_does_not_depend_on_the_number_of_threads(dtype):
+    inputs = make_inputs(queries=300, heads=5, channels=24, dtype=dtype)
     grad_output = torch.randn(2, 300, 5 * 24)
     threads = torch.get_num_threads()
     results = []
@@ -197,3 +238,46 @@ def test_operator_refuses_what_would_read_out_of_bounds():
     ):
         with pytest.raises(RuntimeError, match="must"):
             OP(*(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_query_order_changes_no_bit(shared):
+    inputs = make_inputs(queries=300, channels=32, dtype=torch.float32)
+    if shared:
+        value = inputs.value.detach()[:, :, :1].expand(-1, -1, 3, -1).requires_grad_()
+        inputs = Inputs(value, *inputs.arguments[1:])
+    order = make_order(inputs)
+    output = ms_deform_attn(*inputs.arguments)
+    assert torch.equal(ms_deform_attn(*inputs.arguments, query_order=order), output)
+    grad_output = torch.randn_like(output)
+    found = gradients(ms_deform_attn, inputs, grad_output, query_order=order)
+    wanted = gradients(ms_deform_attn, inputs, grad_output)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("wrong", [-1, 6, 2])
+def test_operator_refuses_an_order_that_is_no_permutation(wrong):
+    inputs = make_inputs(dtype=torch.float32)
+    order = torch.arange(6).repeat(2, 1)
+    order[1, 3] = wrong
+    with pytest.raises(RuntimeError, match="permutation"):
+        ms_deform_attn(*inputs.arguments, query_order=order)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_gradient_at_cell_centers_and_borders_is_that_of_the_reference(size):
+    shapes = ((size, 3), (4, size))
+    inputs = make_inputs(shapes, heads=1, points=1, dtype=torch.float32)
+    # Continuous indices -1, -0.5, 0 ... up to the size: exact in float32 for these sizes.
+    steps = torch.arange(-2, 2 * size + 1) / 2 + 0.5
+    locations = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(1, -1, 1, 1, 1, 2)
+    scale = torch.tensor([[(w, h)] for h, w in shapes])
+    locations = (locations.expand(2, -1, 1, 2, 1, 2) / scale).requires_grad_()
+    weights = torch.rand(locations.shape[:-1], requires_grad=True)
+    placed = Inputs(inputs.value, shapes, locations, weights).to(torch.float64)
+    output = ms_deform_attn(*placed.arguments)
+    grad_output = torch.randn_like(output)
+    found = gradients(ms_deform_attn, placed, grad_output)
+    wanted = gradients(ms_deform_attn_reference, placed, grad_output)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
