@@ -94,8 +94,8 @@ def test_bfloat16_inference_is_close_to_fp32(name, by):
     answer, shorter = expected.decoder[-1], got.decoder[-1]
     assert shorter.logits.dtype == shorter.boxes.dtype == torch.float32
     assert shorter.boxes.isfinite().all()
-    ranked, ranked_too = (each.logits.sigmoid().amax(-1).sort().values for each in (answer, shorter))
-    assert (ranked - ranked_too).abs().median() < 0.02
+    scores, close_to_them = (x.logits.sigmoid().amax(-1).sort().values for x in (answer, shorter))
+    assert (scores - close_to_them).abs().median() < 0.02
     if got.scores is not None:
         assert got.scores.logits.dtype == torch.float32
     for ours, theirs in zip(got.selections, expected.selections, strict=True):

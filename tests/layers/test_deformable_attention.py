@@ -263,7 +263,7 @@ def test_few_queries_sample_first_where_no_gradient_is_asked_for(monkeypatch):
         monkeypatch.setattr(module, name, functools.partial(note, read))
     expected = module(query, reference, value, shapes)
     with torch.no_grad():
-        many = module(*(x.repeat(1, 4, *[1] * (x.ndim - 2)) for x in (query, reference)), value, shapes)
+        many = module(query.repeat(1, 4, 1), reference.repeat(1, 4, 1, 1), value, shapes)
         few = module(query, reference, value, shapes)
     assert used == ["_project_first", "_project_first", "_sample_first"]
     torch.testing.assert_close(few, expected, atol=1e-5, rtol=1e-5)
