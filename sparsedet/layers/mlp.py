@@ -30,6 +30,7 @@ class MLP(nn.Module):
             x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)
 
+
 # Hidden numbers that a CPU keeps at a time: they stay in its caches, and in memory that the
 # allocator hands out again instead of asking the system for new pages.
 _HIDDEN_AT_A_TIME = 2**21

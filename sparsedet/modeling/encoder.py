@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -68,10 +68,16 @@ class DeformableEncoderLayer(nn.Module):
         value: Float[Tensor, "B N C"],
         spatial_shapes: Sequence[Size],
         padding_mask: Bool[Tensor, "B N"] | None,
+        query_order: Int[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, "B K C"]:
         """Update ``tokens``, which read from the whole map ``value``."""
         attended = self.attention(
-            tokens + pos, reference_points, value, spatial_shapes, padding_mask=padding_mask
+            tokens + pos,
+            reference_points,
+            value,
+            spatial_shapes,
+            padding_mask=padding_mask,
+            query_order=query_order,
         )
         tokens = self.attention_norm(self.dropout(attended).add_(tokens))
         return self.feedforward_norm(self.dropout(self.feedforward(tokens)).add_(tokens))
@@ -364,23 +370,31 @@ def _encode(
     proposals = heads.proposals(features) if aux and heads.num_encoder else None
     padding = features.padding_if_any
     memory, predictions = features.tokens, []
-    rows, pos, points, previous = memory, features.pos, reference_points, None
+    rows, pos, points, order, previous = memory, features.pos, reference_points, None, None
     for index, (layer, selection) in enumerate(zip(layers, selections, strict=True)):
         if previous is not None and selection.weight is None and selection.begins(previous):
             rows, pos, points = (x[:, : selection.indices.shape[1]] for x in (rows, pos, points))
         elif selection is not previous:
             rows, pos = _weighted_rows(selection, memory), selection.gather(features.pos)
             points = selection.gather(reference_points)
-        previous = selection
+        if selection is not previous:
+            order, previous = _order(selection, features), selection
         if before_layer is not None:
             rows = before_layer(index, rows, pos, selection)
         value = memory if value_source == "updated" else features.tokens
-        inputs = (rows, pos, points, value, features.spatial_shapes, padding)
+        inputs = (rows, pos, points, value, features.spatial_shapes, padding, order)
         rows = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         memory = _written(selection, memory, rows, features.tokens)
         if proposals is not None and index < heads.num_encoder:
             predictions.append(_auxiliary(heads, index, rows, selection, proposals))
     return EncoderOutput(features.with_tokens(memory), tuple(predictions))
+
+
+def _order(selection: TokenSelection, features: MultiScaleFeatures) -> Int[Tensor, "B K"] | None:
+    """An order in which kept tokens that are near each other follow each other: they read alike."""
+    if selection.indices is None:
+        return None
+    return features.tile_places()[selection.indices].argsort(dim=1)
 
 
 def _written(

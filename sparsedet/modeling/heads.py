@@ -48,7 +48,7 @@ class Head(nn.Module):
         self, x: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q D"]
     ) -> Float[Tensor, "B Q 4"]:
         """Box logits: what the head says of ``x``, added to the logits of a point or a box."""
-        delta = self.box_embed(x).float()
+        delta = self.box_embed(x.to(self.class_embed.weight.dtype)).float()
         if reference.shape[-1] == 4:
             return delta + reference
         return torch.cat((delta[..., :2] + reference, delta[..., 2:]), dim=-1)

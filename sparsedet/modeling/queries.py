@@ -114,9 +114,7 @@ class _ProposalQueries(nn.Module):
 
     def _propose(
         self, memory: MultiScaleFeatures, heads: Heads
-    ) -> tuple[
-        Prediction, Int[Tensor, "B Q"], Float[Tensor, "B Q 4"], Bool[Tensor, "B Q"] | None
-    ]:
+    ) -> tuple[Prediction, Int[Tensor, "B Q"], Float[Tensor, "B Q 4"], Bool[Tensor, "B Q"] | None]:
         """The first-stage prediction, and the best proposals.
 
         The loss looks at all tokens. Where there will be none, boxes are made of the best alone.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -235,11 +237,55 @@ def test_module_hands_the_query_order_on(monkeypatch):
     monkeypatch.setattr(f"{attention_module.__name__}.ms_deform_attn", recorded)
     module, order = make_module(), torch.rand(2, 5).argsort(1)
     inputs = arguments()
+    with torch.no_grad():  # few queries are sampled first: the tokens, and what the bias counts
+        assert torch.equal(module(*inputs, query_order=order), module(*inputs))
+    assert passed[0] is order and passed[1] is order and passed[2:] == [None, None]
     assert torch.equal(module(*inputs, query_order=order), module(*inputs))
-    assert passed[0] is order and passed[1] is None
+    assert passed[4:] == [None, None], "on a CPU the order slows the other form down"
 
 
 def test_locations_and_weights_of_any_precision():
     value, shapes, locations, weights = make_inputs(dtype=torch.float32).arguments
     expected = ms_deform_attn(value, shapes, locations.half().float(), weights.double().float())
     assert torch.equal(ms_deform_attn(value, shapes, locations.half(), weights.double()), expected)
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sampling_before_the_projection_gives_the_same(coordinates, padded, dtype):
+    """With padding and samples outside of the maps, where the bias must not count."""
+    module = make_module().to(dtype)
+    query, reference, value, shapes = arguments(coordinates)
+    reference = reference * 1.6 - 0.3
+    mask = torch.rand(2, TOKENS) < 0.3 if padded else None
+    query, value = query.to(dtype), value.to(dtype)
+    locations = module._sampling_locations(query, reference, shapes)
+    weights = module._weights(query)
+    assert ((locations < 0) | (locations > 1)).float().mean() > 0.1
+    order = torch.stack([torch.randperm(5), torch.randperm(5)])
+    with torch.no_grad():
+        first, last = (
+            read(value, shapes, locations, weights, mask, order)
+            for read in (module._project_first, module._sample_first)
+        )
+    assert last.dtype == dtype
+    bound = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(last, first, atol=bound, rtol=bound)
+
+
+def test_few_queries_sample_first_where_no_gradient_is_asked_for(monkeypatch):
+    module = make_module()
+    query, reference, value, shapes = arguments()
+    used = []
+    for name in ("_project_first", "_sample_first"):
+        read = getattr(module, name)
+        note = functools.partial(lambda name, read, *args: used.append(name) or read(*args), name)
+        monkeypatch.setattr(module, name, functools.partial(note, read))
+    expected = module(query, reference, value, shapes)
+    with torch.no_grad():
+        many = module(query.repeat(1, 4, 1), reference.repeat(1, 4, 1, 1), value, shapes)
+        few = module(query, reference, value, shapes)
+    assert used == ["_project_first", "_project_first", "_sample_first"]
+    torch.testing.assert_close(few, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(many[:, :5], expected, atol=1e-5, rtol=1e-5)

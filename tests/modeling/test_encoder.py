@@ -280,3 +280,29 @@ def test_bad_arguments_of_the_dual_attention_encoder():
         small.build(DualAttentionEncoder, value_source="other")
     with pytest.raises(ValueError, match=r"DualAttentionEncoder\.num_layers must be an integer"):
         small.build(DualAttentionEncoder, num_layers=0)
+
+
+@pytest.mark.parametrize("value_source", ["updated", "input"])
+@pytest.mark.parametrize("schedule", [(1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("name", ["sparse", "focus"])
+def test_carrying_rows_on_is_gathering_them(name, schedule, value_source):
+    """And inference, which writes in place, gives what a pass with gradients gives."""
+    combination = replace(small.NAMED[name], schedule=schedule, value_source=value_source)
+    model = small.detector(combination).eval()
+    features = small.features(model, SIZES)
+    features = replace(features, tokens=features.tokens.detach(), pos=features.pos.detach())
+    given = features.tokens.clone()
+    with torch.no_grad():
+        scores = model.scorer(features, model.heads)
+        chosen = model.selector(scores, features, 2)
+        strangers = [replace(each, ranking=None) for each in chosen]
+        memories = [
+            model.encoder(features, each, scores, model.heads).memory.tokens
+            for each in (chosen, strangers)
+        ]
+    assert chosen[1].begins(chosen[0]) == (schedule != (0.5, 1.0))
+    memories.append(model.encoder(features, chosen, scores, model.heads).memory.tokens)
+    assert torch.equal(features.tokens, given), "the caller's map was written to"
+    shown = ~features.padding_mask
+    torch.testing.assert_close(memories[1][shown], memories[0][shown], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(memories[2][shown], memories[0][shown], atol=1e-5, rtol=1e-5)
