@@ -333,6 +333,8 @@ def _data_loader(dataset: DetectionDataset, batch_sampler: Any, num_workers: int
         batch_sampler=batch_sampler,
         num_workers=num_workers,
         collate_fn=_as_list,
+        # images go to the device while it works; of samples only tensors are pinned, not objects
+        pin_memory=torch.accelerator.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global random state
     )
 

@@ -39,8 +39,9 @@ class ModelEma:
         own: list[torch.Tensor] = list(self.module.parameters())
         new: list[torch.Tensor] = list(model.parameters())
         torch._foreach_lerp_(own, new, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        for buffer, source in zip(self.module.buffers(), model.buffers(), strict=True):
-            buffer.copy_(source)
+        buffers, sources = list(self.module.buffers()), list(model.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, sources)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:

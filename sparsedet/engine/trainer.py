@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -45,8 +46,9 @@ class StopTraining(Exception):
 class _Pending:
     """A finiteness flag on its way from the device, and what to say if it is False."""
 
+    iteration: int
     flag: torch.Tensor
-    event: torch.Event | None
+    event: torch.Event
     explain: Callable[[], str]
 
 
@@ -113,7 +115,7 @@ class Trainer:
         self._accumulation_steps = accumulation_steps
         self._seed = seed
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
-        self._pending: list[_Pending] = []
+        self._pending: deque[_Pending] = deque()
         self._loaded_random_state: dict[str, Any] | None = None
 
     @property
@@ -155,7 +157,7 @@ class Trainer:
         batch: Batch = ()
         for step in range(self._accumulation_steps):
             batch = self._next_batch()
-            self.settle()
+            self._settle_before(self.iteration - 1)
             last = step == self._accumulation_steps - 1
             with self._gradient_sync(last):
                 self._backward(batch)
@@ -167,13 +169,16 @@ class Trainer:
     def settle(self) -> None:
         """Raise if any loss or gradient up to here was not finite.
 
-        On an accelerator the flags travel without stalling it, so the check of an iteration
-        happens at the next one; what writes a checkpoint calls this first.
+        On an accelerator the flags travel without stalling it: an iteration is checked when the
+        one after the next begins, so that the next one's forward is started while the backward
+        still runs. What evaluates or writes a checkpoint calls this first.
         """
-        pending, self._pending = self._pending, []
-        for item in pending:
-            if item.event is not None:
-                item.event.synchronize()
+        self._settle_before(self.iteration + 1)
+
+    def _settle_before(self, iteration: int) -> None:
+        while self._pending and self._pending[0].iteration < iteration:
+            item = self._pending.popleft()
+            item.event.synchronize()
             if not item.flag.item():
                 raise NonFiniteError(item.explain())
 
@@ -240,7 +245,7 @@ class Trainer:
         flag = flag.to("cpu", non_blocking=True)
         event = torch.Event(self.device)
         event.record()
-        self._pending.append(_Pending(flag, event, explain))
+        self._pending.append(_Pending(self.iteration, flag, event, explain))
 
     # --- state ----------------------------------------------------------------------------------
 

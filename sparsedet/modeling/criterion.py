@@ -6,24 +6,31 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sparsedet import comm
+from sparsedet.modeling.losses import SupervisedStages
 from sparsedet.modeling.matcher import HungarianMatcher
-from sparsedet.modeling.stages import DetectorOutput, Matching, Prediction, Targets
+from sparsedet.modeling.stages import DetectorOutput, Prediction, Targets
 
 
 @runtime_checkable
 class MatchedTerm(Protocol):
-    """A loss on a prediction whose queries are matched to objects."""
+    """A loss on predictions whose queries are matched to objects."""
 
     name: str
     weight: float
 
     def __call__(
-        self, prediction: Prediction, matching: Matching, num_boxes: Tensor | float
-    ) -> Tensor:
-        """The unweighted loss."""
+        self, stages: SupervisedStages, num_boxes: Float[Tensor, " S"]
+    ) -> Float[Tensor, " S"]:
+        """The unweighted loss of every stage.
+
+        Args:
+            stages: predictions of all supervised stages and their objects.
+            num_boxes: what the sum over the objects of each stage is to be divided by.
+        """
         ...
 
 
@@ -85,27 +92,26 @@ class SetCriterion:
         ``"scorer/decoder_attention"``. The box terms are divided by the number of objects, averaged
         over the processes, at least 1; those of denoising also by the number of groups.
         """
-        num_boxes = _num_boxes(targets, output.decoder[-1].boxes.device)
-        losses: dict[str, Tensor] = {}
-        for stage, prediction in _supervised(output):
-            matching = self.matcher(prediction, targets)
-            losses.update(self._matched(stage, prediction, matching, num_boxes))
+        names, predictions = zip(*_supervised(output), strict=True)
+        matchings = self.matcher.match(predictions, targets)
+        groups = [1] * len(names)
         if (denoised := output.denoising) is not None:
-            count = num_boxes * denoised.num_groups
-            for layer, prediction in enumerate(denoised.predictions):
-                stage = f"denoising.{layer}"
-                losses.update(self._matched(stage, prediction, denoised.matching, count))
+            layers = len(denoised.predictions)
+            names += tuple(f"denoising.{layer}" for layer in range(layers))
+            predictions += denoised.predictions
+            matchings += (denoised.matching,) * layers
+            groups += [denoised.num_groups] * layers
+        stages = SupervisedStages.join(predictions, matchings)
+        num_boxes = _num_boxes(targets, groups, stages.logits.device)
+        values = [(term.weight * term(stages, num_boxes)).unbind() for term in self.matched]
+        losses = {
+            f"{name}/{term.name}": value
+            for name, own in zip(names, zip(*values, strict=True), strict=True)
+            for term, value in zip(self.matched, own, strict=True)
+        }
         for term in self.stage:
             losses[f"scorer/{term.name}"] = term.weight * term(output, targets)
         return losses
-
-    def _matched(
-        self, stage: str, prediction: Prediction, matching: Matching, num_boxes: Tensor | float
-    ) -> dict[str, Tensor]:
-        return {
-            f"{stage}/{term.name}": term.weight * term(prediction, matching, num_boxes)
-            for term in self.matched
-        }
 
 
 def _supervised(output: DetectorOutput) -> Iterator[tuple[str, Prediction]]:
@@ -119,8 +125,10 @@ def _supervised(output: DetectorOutput) -> Iterator[tuple[str, Prediction]]:
         yield "scorer", output.scores.prediction
 
 
-def _num_boxes(targets: Targets, device: torch.device) -> Tensor | float:
-    total = sum(targets.counts)
-    if comm.get_world_size() == 1:
-        return float(max(total, 1))
-    return comm.all_reduce_mean(torch.tensor(float(total), device=device)).clamp(min=1)
+def _num_boxes(
+    targets: Targets, groups: Sequence[int], device: torch.device
+) -> Float[Tensor, " S"]:
+    """What each stage is divided by, made without waiting for the device."""
+    total = torch.full((), float(sum(targets.counts)), device=device)
+    count = comm.all_reduce_mean(total).clamp(min=1)
+    return count * torch.tensor(groups, dtype=torch.float32).to(device, non_blocking=True)

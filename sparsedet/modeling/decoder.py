@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -248,26 +249,28 @@ def attention_mass(
     sampling that reads them. The released code splats half a cell further to the bottom right than
     the attention reads.
     """
-    batch, matching = locations.shape[0], slice(queries.num_denoising, None)
-    locations, weights = locations[:, matching], weights[:, matching].float()
+    matching = slice(queries.num_denoising, None)
+    locations, weights = locations[:, matching].float(), weights[:, matching].float()
     if queries.valid is not None:
         weights = weights * queries.valid[:, matching, None, None, None]
-    mass = weights.new_zeros(batch, memory.num_tokens)
-    start = 0
-    for level, (h, w) in enumerate(memory.spatial_shapes):
-        size = locations.new_tensor((w, h), dtype=torch.float32)
-        position = locations[:, :, :, level].float().reshape(batch, -1, 2) * size - 0.5
-        corner = position.floor()
-        share = position - corner
-        point_weight = weights[:, :, :, level].reshape(batch, -1)
-        for dy in (0, 1):
-            for dx in (0, 1):
-                x, y = corner[..., 0] + dx, corner[..., 1] + dy
-                inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-                part = (share[..., 0] if dx else 1 - share[..., 0]) * (
-                    share[..., 1] if dy else 1 - share[..., 1]
-                )
-                cell = torch.where(inside, start + y * w + x, start)  # NaN is never inside
-                mass.scatter_add_(1, cell.long(), torch.where(inside, part * point_weight, 0.0))
-        start += h * w
-    return mass
+    areas = [h * w for h, w in memory.spatial_shapes]
+    numbers = torch.tensor(
+        [
+            (w, h, end - area)
+            for (h, w), area, end in zip(
+                memory.spatial_shapes, areas, accumulate(areas), strict=True
+            )
+        ]
+    ).to(weights.device, non_blocking=True)
+    width, height, start = numbers[:, :, None].unbind(1)
+    x, y = locations[..., 0] * width - 0.5, locations[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    cells, parts = [], []
+    for column, in_columns in ((left, 1 - (x - left)), (left + 1, x - left)):
+        for row, in_rows in ((top, 1 - (y - top)), (top + 1, y - top)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            cell = torch.where(inside, start + row * width + column, start)  # NaN is never inside
+            cells.append(cell.long().flatten(1))
+            parts.append(torch.where(inside, in_columns * in_rows * weights, 0.0).flatten(1))
+    mass = weights.new_zeros(len(weights), memory.num_tokens)
+    return mass.scatter_add_(1, torch.cat(cells, dim=1), torch.cat(parts, dim=1))

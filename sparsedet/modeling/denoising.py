@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.positional import inverse_sigmoid
@@ -117,28 +118,34 @@ def group_mask(
 
 def match_slots(targets: Targets, slots: int, num_groups: int) -> Matching:
     """Slot j of every group of ``slots`` answers for object j of its image."""
-    image, query, boxes, labels = [], [], [], []
-    for index, (box, label) in enumerate(zip(targets.boxes, targets.labels, strict=True)):
-        first = torch.arange(num_groups, device=box.device)[:, None] * slots
-        place = (first + torch.arange(len(label), device=box.device)).flatten()
-        image.append(torch.full_like(place, index))
-        query.append(place)
-        boxes.append(box.repeat(num_groups, 1))
-        labels.append(label.repeat(num_groups))
-    return Matching(torch.cat(image), torch.cat(query), torch.cat(boxes), torch.cat(labels))
+    pairs, start = [], 0
+    for index, count in enumerate(targets.counts):
+        own = torch.arange(count)
+        query = (torch.arange(num_groups)[:, None] * slots + own).flatten()
+        place = (start + own).repeat(num_groups)
+        pairs.append(torch.stack((torch.full_like(query, index), query, place)))
+        start += count
+    boxes, labels = torch.cat(targets.boxes), torch.cat(targets.labels)
+    # Made on the host, of its numbers, and copied at once: the device is not waited for.
+    image, query, place = torch.cat(pairs, dim=1).to(boxes.device, non_blocking=True)
+    return Matching(image, query, boxes[place], labels[place])
 
 
 def _pad(
     targets: Targets,
 ) -> tuple[Int[Tensor, "B n"], Float[Tensor, "B n 4"], Bool[Tensor, "B n"]]:
     """Labels, boxes and which are used, in as many slots as the fullest image needs, at least 1."""
+    counts = torch.tensor(targets.counts)
     slots = max(1, *targets.counts)
-    labels = torch.stack([nn.functional.pad(x, (0, slots - len(x))) for x in targets.labels])
-    boxes = torch.stack(
-        [nn.functional.pad(x, (0, 0, 0, slots - len(x)), value=0.5) for x in targets.boxes]
+    labels, boxes = (
+        pad_sequence(list(x), batch_first=True, padding_value=filler)
+        for x, filler in ((targets.labels, 0), (targets.boxes, 0.5))
     )
-    counts = torch.tensor(targets.counts, device=labels.device)
-    return labels, boxes, torch.arange(slots, device=labels.device) < counts[:, None]
+    if boxes.shape[1] < slots:  # no object at all
+        labels = labels.new_zeros(len(counts), slots)
+        boxes = boxes.new_full((len(counts), slots, 4), 0.5)
+    used = torch.arange(slots) < counts[:, None]
+    return labels, boxes, used.to(labels.device, non_blocking=True)
 
 
 @DENOISINGS.register()

@@ -330,7 +330,9 @@ class TokenSparseDetector(nn.Module):
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Batch:
         """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image."""
         images = [
-            (sample["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+            # bytes travel, and become numbers on the device
+            (sample["image"].to(self.device, non_blocking=True).float() - self.pixel_mean)
+            / self.pixel_std
             for sample in batched_inputs
         ]
         padded, sizes = pad_images(images, getattr(self.backbone, "size_divisibility", 0) or 1)
@@ -349,9 +351,10 @@ class TokenSparseDetector(nn.Module):
                     f"{sorted(set(classes.tolist()))} in image {sample.get('image_id')}. Set "
                     "dataset.num_classes."
                 )
-            xyxy = instances.gt_boxes.tensor.to(self.device, torch.float32)
-            boxes.append(xyxy_to_cxcywh(xyxy) / xyxy.new_tensor((w, h, w, h)))
-            labels.append(classes.to(self.device, torch.long))
+            xyxy = instances.gt_boxes.tensor.float()
+            cxcywh = xyxy_to_cxcywh(xyxy) / xyxy.new_tensor((w, h, w, h))
+            boxes.append(cxcywh.to(self.device, non_blocking=True))
+            labels.append(classes.long().to(self.device, non_blocking=True))
         return Batch(padded, sizes, Targets(tuple(boxes), tuple(labels)))
 
     def embed(self, maps: Sequence[Tensor], image_sizes: Sequence[Size]) -> MultiScaleFeatures:

@@ -1,19 +1,21 @@
 """Loss terms. A term owns its weight; the criterion multiplies by it, once.
 
-A *matched term* maps ``(prediction, matching, num_boxes)`` to a scalar, a *stage term* maps a
-``DetectorOutput`` and the targets to a scalar and declares in ``requires`` what the detector must
+A *matched term* maps ``(SupervisedStages, num_boxes)`` to one number per stage, a *stage term* maps
+a ``DetectorOutput`` and the targets to a scalar and declares in ``requires`` what the detector must
 record for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
+from torch.nn.utils.rnn import pad_sequence
 
 from sparsedet.events import log_scalar
 from sparsedet.modeling.stages import (
@@ -27,9 +29,86 @@ from sparsedet.registry import LOSSES
 from sparsedet.structures import cxcywh_to_xyxy, generalized_iou
 
 
+@dataclass(frozen=True)
+class SupervisedStages:
+    """Predictions of several stages and the objects that they are matched to, stage after stage.
+
+    One row per image and query of every stage, one pair per matched query. A matched term looks at
+    all stages at once: on an accelerator a training step then starts a few large operations
+    instead of thousands of small ones.
+
+    Attributes:
+        logits: class logits of every row, fp32.
+        valid: False = a filler, to be left out; None = no fillers.
+        boxes: predicted boxes of the pairs, cxcywh, fp32.
+        rows: row of every pair.
+        target_boxes: box of the object of each pair.
+        labels: its class.
+        num_rows: rows of each stage, host integers.
+        num_pairs: pairs of each stage, host integers.
+    """
+
+    logits: Float[Tensor, "R classes"]
+    valid: Bool[Tensor, " R"] | None
+    boxes: Float[Tensor, "n 4"]
+    rows: Int[Tensor, " n"]
+    target_boxes: Float[Tensor, "n 4"]
+    labels: Int[Tensor, " n"]
+    num_rows: tuple[int, ...]
+    num_pairs: tuple[int, ...]
+
+    @staticmethod
+    def join(predictions: Sequence[Prediction], matchings: Sequence[Matching]) -> SupervisedStages:
+        """Put together what was predicted and matched in each stage."""
+        num_rows = tuple(p.boxes.shape[:2].numel() for p in predictions)
+        num_pairs = tuple(len(m.query) for m in matchings)
+        queries = [p.boxes.shape[1] for p in predictions]
+        first = list(accumulate(num_rows, initial=0))[:-1]
+        # Sizes are known on the host, so nothing waits for the device.
+        sizes = torch.tensor([queries, first, num_pairs])
+        sizes = sizes.to(predictions[0].boxes.device, non_blocking=True)
+        width, start = sizes[:2].repeat_interleave(sizes[2], dim=1, output_size=sum(num_pairs))
+        rows = start + torch.cat([m.image for m in matchings]) * width
+        rows = rows + torch.cat([m.query for m in matchings])
+        boxes = torch.cat([p.boxes.flatten(0, 1) for p in predictions])
+        return SupervisedStages(
+            logits=torch.cat([p.logits.flatten(0, 1) for p in predictions]).float(),
+            valid=_validity(predictions),
+            boxes=boxes.index_select(0, rows).float(),
+            rows=rows,
+            target_boxes=torch.cat([m.boxes for m in matchings]),
+            labels=torch.cat([m.labels for m in matchings]),
+            num_rows=num_rows,
+            num_pairs=num_pairs,
+        )
+
+
+def _validity(predictions: Sequence[Prediction]) -> Bool[Tensor, " R"] | None:
+    if all(p.valid is None for p in predictions):
+        return None
+    valid = [
+        p.boxes.new_ones(p.boxes.shape[:2], dtype=torch.bool) if p.valid is None else p.valid
+        for p in predictions
+    ]
+    return torch.cat([each.flatten() for each in valid])
+
+
+def stage_sums(values: Float[Tensor, " n"], sizes: Sequence[int]) -> Float[Tensor, " S"]:
+    """Sums of consecutive runs of ``values``; runs of one size are summed together."""
+    sums, start = [], 0
+    for size, run in groupby(sizes):
+        count = len(list(run))
+        sums.append(values.narrow(0, start, count * size).view(count, size).sum(1))
+        start += count * size
+    return torch.cat(sums)
+
+
 @LOSSES.register()
 class FocalLoss:
     """Sigmoid focal loss over all queries and classes, per object (RetinaNet, section 3).
+
+    Every logit is taken as that of an absent class, then the few of the objects are put right: no
+    array of targets is made.
 
     Args:
         weight: factor in the objective.
@@ -43,17 +122,19 @@ class FocalLoss:
         self.weight, self.alpha, self.gamma = weight, alpha, gamma
 
     def __call__(
-        self, prediction: Prediction, matching: Matching, num_boxes: Tensor | float
-    ) -> Tensor:
-        """The unweighted loss."""
-        logits = prediction.logits.float()
-        target = torch.zeros_like(logits)
-        target[matching.image, matching.query, matching.labels] = 1
-        if prediction.valid is not None:
-            logits, target = logits[prediction.valid], target[prediction.valid]
-        return (
-            sigmoid_focal_loss(logits, target, self.alpha, self.gamma, reduction="sum") / num_boxes
-        )
+        self, stages: SupervisedStages, num_boxes: Float[Tensor, " S"]
+    ) -> Float[Tensor, " S"]:
+        """The unweighted loss of each stage."""
+        absent = self._absent(stages.logits).sum(1)
+        if stages.valid is not None:
+            absent = absent.where(stages.valid, 0.0)
+        own = stages.logits[stages.rows, stages.labels]
+        present = self.alpha * (-own).sigmoid() ** self.gamma * F.softplus(-own)
+        found = stage_sums(present - self._absent(own), stages.num_pairs)
+        return (stage_sums(absent, stages.num_rows) + found) / num_boxes
+
+    def _absent(self, logits: Tensor) -> Tensor:
+        return (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
 
 
 @LOSSES.register()
@@ -70,11 +151,11 @@ class BoxL1Loss:
         self.weight = weight
 
     def __call__(
-        self, prediction: Prediction, matching: Matching, num_boxes: Tensor | float
-    ) -> Tensor:
-        """The unweighted loss."""
-        boxes = prediction.boxes[matching.image, matching.query].float()
-        return F.l1_loss(boxes, matching.boxes, reduction="sum") / num_boxes
+        self, stages: SupervisedStages, num_boxes: Float[Tensor, " S"]
+    ) -> Float[Tensor, " S"]:
+        """The unweighted loss of each stage."""
+        distance = (stages.boxes - stages.target_boxes).abs().sum(1)
+        return stage_sums(distance, stages.num_pairs) / num_boxes
 
 
 @LOSSES.register()
@@ -91,13 +172,11 @@ class GIoULoss:
         self.weight = weight
 
     def __call__(
-        self, prediction: Prediction, matching: Matching, num_boxes: Tensor | float
-    ) -> Tensor:
-        """The unweighted loss."""
-        boxes = prediction.boxes[matching.image, matching.query].float()
-        return (
-            1 - generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(matching.boxes))
-        ).sum() / num_boxes
+        self, stages: SupervisedStages, num_boxes: Float[Tensor, " S"]
+    ) -> Float[Tensor, " S"]:
+        """The unweighted loss of each stage."""
+        giou = generalized_iou(cxcywh_to_xyxy(stages.boxes), cxcywh_to_xyxy(stages.target_boxes))
+        return stage_sums(1 - giou, stages.num_pairs) / num_boxes
 
 
 @LOSSES.register()
@@ -233,54 +312,58 @@ def foreground_tokens(
             f"{len(features.strides)} levels, got {len(size_ranges)}: {list(size_ranges)}. "
             "Set size_ranges of the term in model.criterion.stage."
         )
-    images = []
-    for image, boxes in enumerate(targets.boxes):
-        per_level = []
-        for level, (low, high) in enumerate(size_ranges):
-            x, y = _side_distances(features, image, level, boxes)
-            size = torch.maximum(y.amax(-1)[:, None], x.amax(-1))
-            found = _inside(x, y) & (size > low) & (size <= high)
-            per_level.append(found.any(-1).flatten())
-        images.append(torch.cat(per_level))
-    return torch.stack(images) & ~features.padding_mask
+    sides, levels = _sides(features, targets), []
+    for level, (low, high) in enumerate(size_ranges):
+        x, y = _distances(features, level, sides)
+        x_size, y_size = x.amax(-1), y.amax(-1)
+        across = (x > 0).all(-1) & (x_size <= high)
+        down = (y > 0).all(-1) & (y_size <= high)
+        # The larger distance exceeds `low` where one of them does. A product of matrices finds the
+        # cells with any such box, without an array of cells times boxes.
+        rows = torch.cat((down & (y_size > low), down), dim=-1).float()
+        columns = torch.cat((across, across & (x_size > low)), dim=-1).float()
+        levels.append((rows @ columns.transpose(1, 2) > 0).flatten(1))
+    return torch.cat(levels, dim=1) & ~features.padding_mask
 
 
 @torch.no_grad()
 def token_salience(features: MultiScaleFeatures, targets: Targets) -> Float[Tensor, "B N"]:
     """Targets in [0, 1] of the tokens, 0 at padding, see ``SalienceLoss``."""
     images = []
-    for image, boxes in enumerate(targets.boxes):
+    for sides, count in zip(_sides(features, targets), targets.counts, strict=True):
         per_level = []
         for level in range(len(features.strides)):
-            x, y = _side_distances(features, image, level, boxes)
+            x, y = _distances(features, level, sides[:count])
             across, down = (0.5 * (d[..., 0] - d[..., 1]) / d.sum(-1) for d in (x, y))
             near = 1 - torch.hypot(down[:, None], across[None])
-            near = near.where(_inside(x, y), 0.0)
+            near = near.where((y > 0).all(-1)[:, None] & (x > 0).all(-1), 0.0)
             nothing = near.new_zeros(*near.shape[:2], 1)  # for images without objects
             per_level.append(torch.cat((near, nothing), dim=-1).amax(-1).flatten())
         images.append(torch.cat(per_level))
     return torch.stack(images).masked_fill(features.padding_mask, 0.0)
 
 
-def _side_distances(
-    features: MultiScaleFeatures, image: int, level: int, boxes: Float[Tensor, "n 4"]
-) -> tuple[Float[Tensor, "W n 2"], Float[Tensor, "H n 2"]]:
+def _sides(features: MultiScaleFeatures, targets: Targets) -> Float[Tensor, "B n 4"]:
+    """Boxes of all images as corners in pixels; what fills up has no size at the corner (0, 0)."""
+    boxes = pad_sequence(list(targets.boxes), batch_first=True).float()
+    sizes = torch.tensor([(w, h, w, h) for h, w in features.image_sizes], dtype=torch.float32)
+    return cxcywh_to_xyxy(boxes) * sizes[:, None].to(boxes.device, non_blocking=True)
+
+
+def _distances(
+    features: MultiScaleFeatures, level: int, sides: Float[Tensor, "*B n 4"]
+) -> tuple[Float[Tensor, "*B W n 2"], Float[Tensor, "*B H n 2"]]:
     """Pixels from the cells' columns to the left and right sides, from rows to top and bottom.
 
     Positive towards the inside of the box.
     """
     (rows, columns), stride = features.spatial_shapes[level], features.strides[level]
-    height, width = features.image_sizes[image]
-    sides = cxcywh_to_xyxy(boxes.float()) * boxes.new_tensor((width, height, width, height))
     distances = []
     for count, axis in ((columns, 0), (rows, 1)):
-        place = ((torch.arange(count, device=boxes.device) + 0.5) * stride)[:, None]
-        distances.append(torch.stack((place - sides[:, axis], sides[:, axis + 2] - place), dim=-1))
+        place = ((torch.arange(count, device=sides.device) + 0.5) * stride)[:, None]
+        low, high = (sides[..., None, :, side] for side in (axis, axis + 2))
+        distances.append(torch.stack((place - low, high - place), dim=-1))
     return distances[0], distances[1]
-
-
-def _inside(x: Float[Tensor, "W n 2"], y: Float[Tensor, "H n 2"]) -> Bool[Tensor, "H W n"]:
-    return (y > 0).all(-1)[:, None] & (x > 0).all(-1)
 
 
 def _token_focal_loss(
@@ -306,6 +389,6 @@ def most_attended(
     """True at the ``counts[i]`` unpadded tokens of image i with the most mass above zero."""
     mass = token_mass.masked_fill(features.padding_mask, 0.0)
     order = mass.topk(max(counts), dim=1)
-    limits = torch.tensor(counts, device=mass.device)
+    limits = torch.tensor(counts).to(mass.device, non_blocking=True)
     best = (torch.arange(max(counts), device=mass.device) < limits[:, None]) & (order.values > 0)
     return torch.zeros_like(mass, dtype=torch.bool).scatter(1, order.indices, best)

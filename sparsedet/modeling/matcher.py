@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
@@ -11,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from sparsedet.modeling.stages import Matching, Prediction, Targets
 from sparsedet.structures import cxcywh_to_xyxy, generalized_iou
 
-_FORBIDDEN = 1e8  # cost of a filler, or of a prediction that is not finite: the losses tell of it
+_FORBIDDEN = 1e8  # cost of a prediction that is not finite: the losses tell of it
+_FILLER = 2e8  # cost of a filler, which is never matched; exact in fp32, as the other one
 
 
 class HungarianMatcher:
@@ -28,41 +33,43 @@ class HungarianMatcher:
     ) -> None:
         self.class_cost, self.box_cost, self.giou_cost = class_cost, box_cost, giou_cost
 
-    @torch.no_grad()
     def __call__(self, prediction: Prediction, targets: Targets) -> Matching:
         """Match every image; with more objects than queries, the best-fitting ones are matched."""
-        counts = targets.counts
+        return self.match((prediction,), targets)[0]
+
+    @torch.no_grad()
+    def match(self, predictions: Sequence[Prediction], targets: Targets) -> tuple[Matching, ...]:
+        """Match every stage by itself: costs are computed and brought to the host all at once.
+
+        That is the only time the criterion waits for the device.
+        """
         boxes = pad_sequence(list(targets.boxes), batch_first=True)
         labels = pad_sequence(list(targets.labels), batch_first=True)
-        if prediction.class_agnostic:
-            labels = torch.zeros_like(labels)
-        image, query, target = [], [], []
-        if boxes.shape[1]:
-            costs = self._cost(prediction, boxes, labels).cpu().numpy()
-            valid = None if prediction.valid is None else prediction.valid.cpu().numpy()
-            for index, count in enumerate(counts):
-                rows, columns = linear_sum_assignment(costs[index, :, :count])
-                if valid is not None:
-                    used = valid[index, rows]
-                    rows, columns = rows[used], columns[used]
-                image.append(torch.full((len(rows),), index))
-                query.append(torch.from_numpy(rows))
-                target.append(torch.from_numpy(columns))
-        device = prediction.boxes.device
-        none = torch.zeros(0, dtype=torch.long)
-        image, query, target = (
-            torch.cat([none, *parts]).to(device) for parts in (image, query, target)
+        of_stage = [torch.zeros_like(labels) if p.class_agnostic else labels for p in predictions]
+        costs = self._costs(predictions, boxes, of_stage).cpu().numpy()
+        ends = accumulate((p.boxes.shape[1] for p in predictions), initial=0)
+        found = [_assign(costs[:, a:b], targets.counts) for a, b in pairwise(ends)]
+        pairs = torch.from_numpy(np.concatenate(found, axis=1))
+        image, query, target = pairs.to(boxes.device, non_blocking=True)
+        sizes = [stage.shape[1] for stage in found]
+        columns = (x.split(sizes) for x in (image, query, target, boxes[image, target]))
+        return tuple(
+            Matching(image, query, box, own[image, target])
+            for image, query, target, box, own in zip(*columns, of_stage, strict=True)
         )
-        return Matching(image, query, boxes[image, target].reshape(-1, 4), labels[image, target])
 
-    def _cost(
-        self, prediction: Prediction, boxes: Tensor, labels: Tensor
+    def _costs(
+        self, predictions: Sequence[Prediction], boxes: Tensor, labels: Sequence[Tensor]
     ) -> Float[Tensor, "B Q n"]:
-        logits = prediction.logits.float()
-        p = logits.gather(2, labels[:, None].expand(-1, logits.shape[1], -1)).sigmoid()
+        """Costs of the queries of all predictions, one after the other."""
+        logits = [
+            p.logits.gather(2, own[:, None].expand(-1, p.logits.shape[1], -1))
+            for p, own in zip(predictions, labels, strict=True)
+        ]
+        p = torch.cat(logits, dim=1).float().sigmoid()
         positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
         negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
-        predicted = prediction.boxes.float()
+        predicted = torch.cat([p.boxes for p in predictions], dim=1).float()
         distance = torch.cdist(predicted, boxes, p=1)
         giou = generalized_iou(
             cxcywh_to_xyxy(predicted)[:, :, None], cxcywh_to_xyxy(boxes)[:, None]
@@ -71,7 +78,28 @@ class HungarianMatcher:
             self.class_cost * (positive - negative)
             + self.box_cost * distance
             - self.giou_cost * giou
-        )
-        if prediction.valid is not None:
-            cost = cost.masked_fill(~prediction.valid[..., None], _FORBIDDEN)
-        return cost.nan_to_num(_FORBIDDEN, _FORBIDDEN, -_FORBIDDEN)
+        ).nan_to_num(_FORBIDDEN, _FORBIDDEN, -_FORBIDDEN)
+        valid = _validity(predictions)
+        return cost if valid is None else cost.masked_fill(~valid[..., None], _FILLER)
+
+
+def _validity(predictions: Sequence[Prediction]) -> Tensor | None:
+    """``valid`` ``[B Q]`` of all predictions, one after the other; None where none has fillers."""
+    if all(p.valid is None for p in predictions):
+        return None
+    valid = [
+        p.boxes.new_ones(p.boxes.shape[:2], dtype=torch.bool) if p.valid is None else p.valid
+        for p in predictions
+    ]
+    return torch.cat(valid, dim=1)
+
+
+def _assign(costs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Pairs of one stage: rows of image, query and object; ``costs`` are ``[B Q n]``."""
+    pairs = [np.zeros((3, 0), dtype=np.int64)]
+    for image, count in enumerate(counts):
+        rows, columns = linear_sum_assignment(costs[image, :, :count])
+        used = costs[image, rows, columns] < _FILLER
+        rows, columns = rows[used], columns[used]
+        pairs.append(np.stack((np.full_like(rows, image), rows, columns)))
+    return np.concatenate(pairs, axis=1)

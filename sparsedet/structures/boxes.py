@@ -72,9 +72,10 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """
     a, b = _at_least_float32(a_xyxy), _at_least_float32(b_xyxy)
     iou, union = _iou_and_union(a, b)
-    low = torch.minimum(a[..., :2], b[..., :2])
-    high = torch.maximum(a[..., 2:], b[..., 2:])
-    hull = (high - low).clamp(min=0).prod(dim=-1)
+    # one coordinate at a time, here and below: operations on pairs of numbers are slow on the CPU
+    left, top = (torch.minimum(a[..., i], b[..., i]) for i in (0, 1))
+    right, bottom = (torch.maximum(a[..., i], b[..., i]) for i in (2, 3))
+    hull = (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
     return iou - (hull - union).clamp(min=0) / hull.clamp(min=_MIN_AREA)
 
 
@@ -84,10 +85,9 @@ def pairwise_generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    low = torch.maximum(a[..., :2], b[..., :2])
-    high = torch.minimum(a[..., 2:], b[..., 2:])
-    size = (high - low).clamp(min=0)
-    intersection = size[..., 0] * size[..., 1]
+    left, top = (torch.maximum(a[..., i], b[..., i]) for i in (0, 1))
+    right, bottom = (torch.minimum(a[..., i], b[..., i]) for i in (2, 3))
+    intersection = (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
     union = box_area(a) + box_area(b) - intersection
     return intersection / union.clamp(min=_MIN_AREA), union
 

@@ -17,6 +17,7 @@ from sparsedet.checkpoint import CheckpointError, load_checkpoint, save_checkpoi
 from sparsedet.engine import Hook, ModelEma, NonFiniteError, Trainer
 from sparsedet.engine.launch import launch
 from sparsedet.engine.random_state import seed_everything
+from sparsedet.engine.trainer import _Pending
 from tests.engine.fakes import TinyLoader, TinyModel
 
 
@@ -196,7 +197,7 @@ def test_non_finite_gradient() -> None:
 
 @pytest.mark.gpu
 def test_non_finite_loss_on_an_accelerator() -> None:
-    """Found one iteration later without stalling the device, but before anything is saved."""
+    """Found two iterations later without stalling the device, but before anything is saved."""
     for settle_at in (None, 2):
         loader = TinyLoader()
         loader.poisoned = 9
@@ -207,7 +208,49 @@ def test_non_finite_loss_on_an_accelerator() -> None:
                 trainer.run_iteration()
                 if iteration == settle_at:
                     trainer.state_dict()
-        assert trainer.iteration == 3  # the bad one is the third
+        # the bad one is the third
+        assert trainer.iteration == (4 if settle_at is None else 3)
+
+
+def test_the_device_is_waited_for_when_it_has_long_been_done() -> None:
+    """An iteration looks at the flags of the one before the last; `settle` at all of them."""
+    waited: list[int] = []
+
+    class Event:
+        def __init__(self, iteration: int) -> None:
+            self.iteration = iteration
+
+        def synchronize(self) -> None:
+            waited.append(self.iteration)
+
+    trainer = make_trainer()
+    trainer.model.train()
+    for iteration in range(3):
+        flag, event = torch.tensor(iteration != 2), Event(iteration)
+        text = f"iteration {iteration}"
+        trainer._pending.append(_Pending(iteration, flag, event, lambda text=text: text))
+    trainer.iteration = 2
+    trainer.run_iteration()
+    assert waited == [0]
+    with pytest.raises(NonFiniteError, match="iteration 2"):
+        trainer.settle()
+    assert waited == [0, 1, 2]
+
+
+def test_averages_follow_every_parameter_and_copy_every_buffer() -> None:
+    model = TinyModel().train()
+    ema, before = ModelEma(model, decay=0.9), [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    model.norm(torch.randn(4, 8))
+    ema.update(model)
+    for own, old, new in zip(ema.module.parameters(), before, model.parameters(), strict=True):
+        torch.testing.assert_close(own, 0.1 * old + 0.9 * new)
+    buffers = dict(ema.module.named_buffers())
+    assert len(buffers) == 3 and buffers["norm.num_batches_tracked"] == 1
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffers[name], buffer) and buffers[name] is not buffer
 
 
 def test_average_of_weights() -> None:

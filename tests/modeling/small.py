@@ -23,7 +23,15 @@ from sparsedet.modeling import (
     SetCriterion,
     TokenSparseDetector,
 )
-from sparsedet.modeling.stages import MultiScaleFeatures, NoisedTargets, Targets
+from sparsedet.modeling.criterion import MatchedTerm
+from sparsedet.modeling.losses import SupervisedStages
+from sparsedet.modeling.stages import (
+    Matching,
+    MultiScaleFeatures,
+    NoisedTargets,
+    Prediction,
+    Targets,
+)
 from sparsedet.registry import (
     DECODERS,
     DENOISINGS,
@@ -395,6 +403,14 @@ def targets(counts: Sequence[int], seeds: Sequence[int] | None = None) -> Target
         boxes.append(torch.cat((center, size), dim=1))
         labels.append(torch.randint(NUM_CLASSES, (count,), generator=generator))
     return Targets(tuple(boxes), tuple(labels))
+
+
+def loss_of(
+    term: MatchedTerm, prediction: Prediction, matching: Matching, num_boxes: float
+) -> Tensor:
+    """What a matched term says of one stage."""
+    stages = SupervisedStages.join([prediction], [matching])
+    return term(stages, torch.tensor([num_boxes]))[0]
 
 
 def select_image(given: Targets, image: int) -> Targets:

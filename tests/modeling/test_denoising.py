@@ -402,12 +402,12 @@ def test_negatives_and_only_used_slots_are_told_that_they_show_nothing():
     _, found = denoising.split(
         [Prediction(logits, torch.rand(2, 8, 4), noised.valid)], noised, targets
     )
-    used = FocalLoss(weight=1.0)(found.predictions[0], found.matching, 1.0)
+    used = small.loss_of(FocalLoss(weight=1.0), found.predictions[0], found.matching, 1.0)
     log2 = torch.log(torch.tensor(2.0))
     positive, negative = 0.25 * 0.25 * log2, 0.75 * 0.25 * log2
     slots, objects = 12, 6
     expected = objects * positive + (3 * slots - objects) * negative
     torch.testing.assert_close(used, expected)
     everything = replace(found.predictions[0], valid=None)
-    everything = FocalLoss(weight=1.0)(everything, found.matching, 1.0)
+    everything = small.loss_of(FocalLoss(weight=1.0), everything, found.matching, 1.0)
     torch.testing.assert_close(everything, expected + 3 * 4 * negative)

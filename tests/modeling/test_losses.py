@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from sparsedet import events
 from sparsedet.modeling import (
@@ -21,8 +22,15 @@ from sparsedet.modeling import (
     SalienceLoss,
     SetCriterion,
 )
-from sparsedet.modeling.losses import foreground_tokens, most_attended, token_salience
+from sparsedet.modeling.denoising import match_slots
+from sparsedet.modeling.losses import (
+    foreground_tokens,
+    most_attended,
+    stage_sums,
+    token_salience,
+)
 from sparsedet.modeling.stages import (
+    DenoisingOutput,
     DetectorOutput,
     Matching,
     Prediction,
@@ -31,6 +39,8 @@ from sparsedet.modeling.stages import (
     TokenSelection,
     flatten_maps,
 )
+from sparsedet.structures import cxcywh_to_xyxy, pairwise_generalized_iou
+from tests.modeling import small
 
 
 def logit(p: float) -> float:
@@ -64,9 +74,9 @@ def matching() -> Matching:
 
 def test_focal(prediction, matching):
     expected = focal(0.9, False) + focal(0.2, False) + focal(0.3, False) + focal(0.6, True)
-    got = FocalLoss(weight=7.0)(prediction, matching, 2.0)
+    got = small.loss_of(FocalLoss(weight=7.0), prediction, matching, 2.0)
     assert got.item() == pytest.approx(expected / 2, rel=1e-5)
-    other = FocalLoss(weight=1.0, alpha=0.4, gamma=1.0)(prediction, matching, 1.0)
+    other = small.loss_of(FocalLoss(weight=1.0, alpha=0.4, gamma=1.0), prediction, matching, 1.0)
     expected = sum(focal(p, False, 0.4, 1.0) for p in (0.9, 0.2, 0.3)) + focal(0.6, True, 0.4, 1.0)
     assert other.item() == pytest.approx(expected, rel=1e-5)
 
@@ -74,11 +84,13 @@ def test_focal(prediction, matching):
 def test_focal_leaves_fillers_out(prediction, matching):
     some = replace(prediction, valid=torch.tensor([[False, True]]))
     expected = focal(0.3, False) + focal(0.6, True)
-    assert FocalLoss(weight=1.0)(some, matching, 1.0).item() == pytest.approx(expected, rel=1e-5)
+    assert small.loss_of(FocalLoss(weight=1.0), some, matching, 1.0).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_box_l1(prediction, matching):
-    got = BoxL1Loss(weight=5.0)(prediction, matching, 4.0)
+    got = small.loss_of(BoxL1Loss(weight=5.0), prediction, matching, 4.0)
     assert got.item() == pytest.approx((0.1 + 0.0 + 0.0 + 0.1) / 4, rel=1e-5)
 
 
@@ -86,7 +98,7 @@ def test_giou(prediction, matching):
     # [0.1, 0.2, 0.3, 0.4] and [0.2, 0.25, 0.4, 0.35]: overlap 0.1 x 0.1, hull 0.3 x 0.2
     union = 0.04 + 0.02 - 0.01
     expected = 1 - (0.01 / union - (0.06 - union) / 0.06)
-    assert GIoULoss(weight=2.0)(prediction, matching, 1.0).item() == pytest.approx(
+    assert small.loss_of(GIoULoss(weight=2.0), prediction, matching, 1.0).item() == pytest.approx(
         expected, rel=1e-5
     )
 
@@ -103,7 +115,7 @@ def test_weights_are_applied_once_and_boxes_counted_over_the_batch(prediction):
     matching = criterion.matcher(two, targets)
     assert set(losses) == {"decoder.0/focal", "decoder.0/box_l1", "decoder.0/giou"}
     for term in terms:
-        expected = term.weight * term(two, matching, 3.0)
+        expected = term.weight * small.loss_of(term, two, matching, 3.0)
         torch.testing.assert_close(losses[f"decoder.0/{term.name}"], expected)
 
 
@@ -426,3 +438,77 @@ def test_ranges_must_fit_the_levels():
     for bad in (((64, 64),), ((256, 64),), ((0, 1, 2),), (64, 128)):
         with pytest.raises(ValueError, match=r"must be pairs \(low, high\) with low < high, got"):
             ForegroundLoss(weight=1.0, size_ranges=bad)
+
+
+def one_by_one(term, prediction: Prediction, matching: Matching, num_boxes: float) -> torch.Tensor:
+    """A stage by itself, in the simple form: with an array of targets, fillers taken out."""
+    logits, boxes = prediction.logits, prediction.boxes[matching.image, matching.query]
+    if term.name == "box_l1":
+        return F.l1_loss(boxes, matching.boxes, reduction="sum") / num_boxes
+    if term.name == "giou":
+        corners = (cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(matching.boxes))
+        return (1 - pairwise_generalized_iou(*corners).diagonal()).sum() / num_boxes
+    target = torch.zeros_like(logits)
+    target[matching.image, matching.query, matching.labels] = 1
+    if prediction.valid is not None:
+        logits, target = logits[prediction.valid], target[prediction.valid]
+    loss = sigmoid_focal_loss(logits, target, term.alpha, term.gamma, reduction="sum")
+    return loss / num_boxes
+
+
+def random_stage(queries: int, seed: int, *, fillers: bool, **arguments) -> Prediction:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(2, queries, small.NUM_CLASSES, generator=generator)
+    boxes = 0.1 + 0.5 * torch.rand(2, queries, 4, generator=generator)
+    valid = torch.rand(2, queries, generator=generator) < 0.7 if fillers else None
+    return Prediction(logits.requires_grad_(), boxes.requires_grad_(), valid, **arguments)
+
+
+@pytest.mark.parametrize("counts", [(4, 2), (0, 3), (0, 0)])
+@pytest.mark.parametrize("fillers", [False, True])
+def test_stages_together_are_what_each_is_by_itself(counts, fillers):
+    """Values and gradients; stages differ in queries, fillers and whether they tell classes."""
+    targets, terms = small.targets(counts), [FocalLoss(weight=2.0, alpha=0.3, gamma=1.5)]
+    terms += [BoxL1Loss(weight=5.0), GIoULoss(weight=3.0)]
+    decoder = [random_stage(7, seed, fillers=fillers and seed > 0) for seed in range(3)]
+    proposals = random_stage(30, 3, fillers=fillers, class_agnostic=True)
+    encoder = (random_stage(3, 4, fillers=False),)
+    noised = random_stage(8, 5, fillers=fillers)
+    pairs = match_slots(targets, 4, 2)
+    if fillers:  # objects sit in slots that are used
+        noised.valid[pairs.image, pairs.query] = True
+    denoised = DenoisingOutput((noised, noised), pairs, 2)
+    found = replace(output(*decoder), proposals=proposals, encoder=encoder, denoising=denoised)
+    criterion = SetCriterion(HungarianMatcher(), terms)
+    losses = criterion(found, targets)
+
+    stages = {f"decoder.{layer}": each for layer, each in enumerate(decoder)}
+    stages |= {"proposals": proposals, "encoder.0": encoder[0]}
+    expected = {}
+    num_boxes = max(sum(counts), 1)
+    for name, prediction in stages.items():
+        matching = criterion.matcher(prediction, targets)
+        for term in terms:
+            value = term.weight * one_by_one(term, prediction, matching, num_boxes)
+            expected[f"{name}/{term.name}"] = value
+    for layer in range(2):
+        for term in terms:
+            value = term.weight * one_by_one(term, noised, pairs, 2 * num_boxes)
+            expected[f"denoising.{layer}/{term.name}"] = value
+
+    assert list(losses) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, msg=lambda m, name=name: f"{name}: {m}")
+    inputs = [x for p in (*stages.values(), noised) for x in (p.logits, p.boxes)]
+    # uneven factors: a gradient that went to another stage would show
+    factors = torch.rand(len(losses))
+    ours = torch.autograd.grad((torch.stack(list(losses.values())) * factors).sum(), inputs)
+    theirs = torch.autograd.grad((torch.stack(list(expected.values())) * factors).sum(), inputs)
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_sums_of_runs():
+    values = torch.arange(10.0)
+    assert stage_sums(values, (2, 2, 3, 0, 1, 2)).tolist() == [1, 5, 15, 0, 7, 17]
+    assert stage_sums(values[:0], (0, 0)).tolist() == [0, 0]

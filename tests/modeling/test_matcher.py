@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from sparsedet.modeling import FocalLoss, HungarianMatcher
 from sparsedet.modeling.stages import Prediction, Targets
@@ -79,6 +81,41 @@ def test_more_objects_than_queries():
     assert pairs(matching, targets, 0) == set(enumerate(best))
 
 
+@pytest.mark.parametrize("counts", [(3, 5), (0, 4), (0, 0)])
+def test_stages_together_are_matched_as_each_by_itself(counts):
+    """Costs from the formulas, image by image; stages differ in queries, fillers and classes."""
+    targets, matcher = small.targets(counts), HungarianMatcher()
+    stages = [predictions(2, 6), predictions(2, 40, seed=1, class_agnostic=True)]
+    valid = torch.rand(2, 9, generator=torch.Generator().manual_seed(2)) < 0.6
+    stages += [predictions(2, 9, seed=2, valid=valid), predictions(2, 2, seed=3)]
+    found = matcher.match(stages, targets)
+    assert len(found) == len(stages)
+    for prediction, matching in zip(stages, found, strict=True):
+        seen = targets
+        if prediction.class_agnostic:
+            seen = Targets(targets.boxes, tuple(torch.zeros_like(x) for x in targets.labels))
+        for image, count in enumerate(counts):
+            costs = cost(prediction, seen, image).numpy()
+            kept = np.arange(len(costs))
+            if prediction.valid is not None:
+                kept = kept[prediction.valid[image].numpy()]
+            rows, columns = linear_sum_assignment(costs[kept])
+            assert pairs(matching, targets, image) == set(
+                zip(kept[rows].tolist(), columns.tolist(), strict=True)
+            )
+            assert (matching.image == image).sum() == min(count, len(kept))
+        labels = [
+            seen.labels[i][matching_object(matching, targets, n)]
+            for n, i in enumerate(matching.image.tolist())
+        ]
+        assert matching.labels.tolist() == [int(label) for label in labels]
+
+
+def matching_object(matching, targets: Targets, pair: int) -> int:
+    same = targets.boxes[int(matching.image[pair])] == matching.boxes[pair]
+    return int(same.all(-1).nonzero())
+
+
 def test_fillers_are_never_matched():
     valid = torch.tensor([[True, False, True, False], [False, False, False, True]])
     prediction, targets = predictions(2, 4, valid=valid), small.targets((2, 3))
@@ -119,4 +156,4 @@ def test_a_diverged_model_is_matched_and_seen_in_its_losses(number):
     prediction.boxes[1, 2] = number
     matching = HungarianMatcher()(prediction, small.targets((1, 2)))
     assert matching.image.tolist() == [0, 1, 1]
-    assert not FocalLoss(weight=1.0)(prediction, matching, 3.0).isfinite()
+    assert not small.loss_of(FocalLoss(weight=1.0), prediction, matching, 3.0).isfinite()
