@@ -44,6 +44,7 @@ class Case:
     Attributes:
         config: path of the config.
         overrides: its changes.
+        variant: those of them that tell it from others.
         keep: "config" = as the config says, "dense" = every layer updates every token, or the
             share of the tokens that a layer updates, the mean over the layers.
         image_size: (h, w) of every image.
@@ -61,6 +62,7 @@ class Case:
 
     config: str
     overrides: tuple[str, ...] = ()
+    variant: tuple[str, ...] = ()
     keep: str = "config"
     image_size: Size = (800, 1333)
     batch: int = 1
@@ -78,7 +80,7 @@ class Case:
         parts = [Path(self.config).stem if self.form != PEER else self.config]
         if self.keep != "config":
             parts.append(self.keep if self.keep == "dense" else f"keep {self.keep}")
-        parts += self.overrides
+        parts += self.variant
         parts += [self.form] if self.form == GRID_SAMPLE else []
         if self.dtype != "float32":
             parts.append(f"{self.dtype} autocast" if self.autocast else self.dtype)
@@ -164,6 +166,7 @@ def product(args: argparse.Namespace) -> list[Case]:
                         Case(
                             config=config,
                             overrides=overrides,
+                            variant=variant,
                             keep=keep,
                             image_size=size,
                             batch=batch,
