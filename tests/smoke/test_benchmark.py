@@ -240,9 +240,8 @@ def test_a_case_that_fails_leaves_the_others(part, capsys):
 
 def test_peak_memory_of_a_process(part):
     memory = part("memory")
-    small, large = (memory.process_peak(fill, size) for size in (1, 200))
-    assert large["peak_mb"] - small["peak_mb"] == pytest.approx(199, abs=25)
-    assert small["before_mb"] <= small["peak_mb"]
+    peak = memory.process_peak(fill, 200)
+    assert peak["peak_mb"] - peak["before_mb"] == pytest.approx(200, abs=20)
     with pytest.raises(RuntimeError, match="ValueError: no"):
         memory.process_peak(refuse)
 
@@ -281,7 +280,7 @@ def test_model_mode(tool, part, tmp_path, capsys, monkeypatch):
     for row in result["rows"]:
         check_timing(row["ms"])
         assert row["speedup"] > 0 and row["against"] == names[0]
-    assert list(sparse["parts"]) == stages and list(peer["parts"]) == ["total"]
+    assert list(sparse["parts"]) == stages and peer["parts"] == {}
     assert sparse["ms"]["median"] > max(part["median"] for part in sparse["parts"].values())
     assert sparse["gflops"]["encoder"] < dense["gflops"]["encoder"]
     assert dense["speedup"] == 1 and "speedup_over_grid_sample" in sparse
@@ -304,12 +303,11 @@ def test_encoder_mode_compares_time_and_flops(tool, tmp_path):
 def test_train_step_mode(tool, part, tmp_path):
     result = run(
         tool, tmp_path, "train-step", *SMALL, "--config-file", QUICKSTART, "--image-size", "64x96",
-        "--keep-ratio", "0.2", "--batch", "2", "--dtype", "bfloat16", *BRIEF,
+        "--keep-ratio", "0.2", "--batch", "2", "--dtype", "bfloat16", "--no-memory", *BRIEF,
     )  # fmt: skip
     (row,) = result["rows"]
     assert list(row["parts"]) == list(part("train_step").PARTS)
     assert row["name"].endswith("bfloat16 autocast")
-    assert row["memory"]["peak_mb"] > row["memory"]["before_mb"] > 0
 
 
 def test_train_step_trains(part):

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +269,7 @@ def merged(words: Sequence[str], more: Sequence[str]) -> list[str]:
 
 def _options(words: Sequence[str]) -> list[list[str]]:
     starts = [i for i, word in enumerate(words) if word.startswith("--")]
-    ends = [*starts[1:], len(words)]
-    return [list(words[begin:end]) for begin, end in zip(starts, ends, strict=True)]
+    return [list(words[begin:end]) for begin, end in pairwise([*starts, len(words)])]
 
 
 def _tiny(words: list[str]) -> list[str]:
