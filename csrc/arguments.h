@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include <torch/csrc/stable/macros.h>
@@ -91,6 +92,14 @@ inline Sizes check_arguments(const Tensor& value, const std::vector<int64_t>& sp
                   "sampling_locations and attention_weights must be float32 (float64 where value "
                   "is float64)");
   return s;
+}
+
+// What stands in the order is not checked: it is on the device.
+inline void check_query_order(const std::optional<Tensor>& order, const Sizes& s) {
+  if (!order) return;
+  STD_TORCH_CHECK(order->dim() == 2 && order->size(0) == s.batch && order->size(1) == s.queries,
+                  "query_order must be of shape (B, Q)");
+  STD_TORCH_CHECK(order->scalar_type() == ScalarType::Long, "query_order must be int64");
 }
 
 inline void check_grad_output(const Tensor& grad_output, const Tensor& value, const Sizes& s) {

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -84,8 +85,10 @@ Tensor with_adjacent_channels(const Tensor& value) {
 }
 
 Tensor forward(const Tensor& value_in, std::vector<int64_t> spatial_shapes,
-               const Tensor& locations_in, const Tensor& weights_in) {
+               const Tensor& locations_in, const Tensor& weights_in,
+               std::optional<Tensor> query_order) {
   const Sizes s = check_arguments(value_in, spatial_shapes, locations_in, weights_in);
+  check_query_order(query_order, s);
   const Tensor value = with_adjacent_channels(value_in);
   const Tensor locations = torch::stable::contiguous(locations_in);
   const Tensor weights = torch::stable::contiguous(weights_in);
@@ -107,8 +110,11 @@ Tensor forward(const Tensor& value_in, std::vector<int64_t> spatial_shapes,
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_in, const Tensor& value_in,
                                             std::vector<int64_t> spatial_shapes,
-                                            const Tensor& locations_in, const Tensor& weights_in) {
+                                            const Tensor& locations_in, const Tensor& weights_in,
+                                            std::optional<Tensor> query_order,
+                                            bool /* deterministic */) {
   const Sizes s = check_arguments(value_in, spatial_shapes, locations_in, weights_in);
+  check_query_order(query_order, s);
   check_grad_output(grad_output_in, value_in, s);
   const Tensor value = with_adjacent_channels(value_in);
   const Tensor grad_output = torch::stable::contiguous(grad_output_in);

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "../arguments.h"
@@ -130,8 +131,9 @@ void launch_backward(const Inputs<T, A>& in, const Gradients<T, A>& grads, int64
 }
 
 Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& locations_in,
-               const Tensor& weights_in) {
+               const Tensor& weights_in, std::optional<Tensor> query_order) {
   const Sizes s = check_arguments(value, spatial_shapes, locations_in, weights_in);
+  check_query_order(query_order, s);
   check_devices(value, locations_in, weights_in);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   const Tensor locations = torch::stable::contiguous(locations_in);
@@ -150,8 +152,11 @@ Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, const T
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_in, const Tensor& value,
                                             std::vector<int64_t> spatial_shapes,
-                                            const Tensor& locations_in, const Tensor& weights_in) {
+                                            const Tensor& locations_in, const Tensor& weights_in,
+                                            std::optional<Tensor> query_order,
+                                            bool /* deterministic */) {
   const Sizes s = check_arguments(value, spatial_shapes, locations_in, weights_in);
+  check_query_order(query_order, s);
   check_devices(value, locations_in, weights_in);
   check_grad_output(grad_output_in, value, s);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());

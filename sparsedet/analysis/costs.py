@@ -128,6 +128,9 @@ def count_flops(
     is not frozen (2, or 1) and bilinear upsampling (4 per output element), the last three as fvcore
     does. Not counted are additions, activations, softmax, pooling, top-k and ``FrozenBatchNorm2d``.
 
+    What inference leaves out by itself still counts, as in the figures that papers state: the
+    projection of tokens that nobody reads, and the first-stage boxes of tokens that are not chosen.
+
     Args:
         model: in any mode, on any device; it runs in eval mode.
         image_size: (h, w) of the image, padded as the backbone asks for.
@@ -143,7 +146,7 @@ def count_flops(
         current = contexts.enter_context(_current_stage(model))
         contexts.enter_context(evaluating(model))
         contexts.enter_context(_without_fastpath())
-        contexts.enter_context(torch.no_grad())
+        contexts.enter_context(_with_gradients_of_nothing())
         if image is None:
             contexts.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             image = torch.empty(3, *image_size)
@@ -287,6 +290,9 @@ _OWN_FORMULAS: dict[Any, Callable[[Sequence[Any], Any], int]] = {
     _ATEN.cudnn_batch_norm: _normalization(2, 1, gain=1),
     _ATEN.upsample_bilinear2d: _interpolation,
     _ATEN.grid_sampler_2d: _interpolation,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _halved(
+        flop_registry[_ATEN._scaled_dot_product_flash_attention]
+    ),
 }
 
 
@@ -310,6 +316,16 @@ def _current_stage(model: TokenSparseDetector) -> Iterator[Callable[[], str]]:
                 ).remove
             )
         yield current
+
+
+@contextmanager
+def _with_gradients_of_nothing() -> Iterator[None]:
+    """Forms that a gradient could follow, of which nothing is kept."""
+    with (
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None),
+    ):
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from sparsedet.modeling.denoising import ContrastiveDenoising, Denoising
 from sparsedet.modeling.detector import TokenSparseDetector
 from sparsedet.modeling.encoder import DeformableEncoder, DualAttentionEncoder
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.inference import prepare_for_inference
 from sparsedet.modeling.losses import (
     BoxL1Loss,
     DecoderAttentionLoss,
@@ -76,4 +77,5 @@ __all__ = [
     "TorchvisionResNet",
     "TorchvisionSwin",
     "TwoStageQueries",
+    "prepare_for_inference",
 ]

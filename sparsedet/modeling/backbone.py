@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import MethodType
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from timm.models import is_model_in_modules
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from sparsedet.registry import BACKBONES
 
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
 @BACKBONES.register()
@@ -83,6 +87,18 @@ class TorchvisionResNet(nn.Module):
             x = getattr(body, stage)(x)
             maps[f"res{index + 2}"] = x
         return {name: maps[name] for name in self.out_features}
+
+    def fold_norms_(self) -> None:
+        """Fold every batch norm into the convolution before it, for inference; for good.
+
+        See ``sparsedet.modeling.prepare_for_inference``. A ResNet of torchvision lists its modules
+        in the order in which data passes them.
+        """
+        for module in self.body.modules():
+            for (_, conv), (name, norm) in pairwise(list(module.named_children())):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, _NORMS):
+                    _fold_(conv, norm)
+                    setattr(module, name, nn.Identity())
 
 
 @BACKBONES.register()
@@ -258,6 +274,14 @@ def _unavailable(what: str, off: str, error: Exception) -> str:
         "weights (a ResNet also with model.backbone.norm=bn model.backbone.freeze_at=0), or name "
         "a file in train.init_checkpoint."
     )
+
+
+@torch.no_grad()
+def _fold_(conv: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
 
 
 def _freeze(modules: Sequence[nn.Module]) -> None:

@@ -79,7 +79,7 @@ class DeformableDecoderLayer(nn.Module):
             reference,
             memory.tokens,
             memory.spatial_shapes,
-            padding_mask=memory.padding_mask,
+            padding_mask=memory.padding_if_any,
             return_sampling=True,
         )
         x = self.cross_attention_norm(x + self.dropout(sampled))

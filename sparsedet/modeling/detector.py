@@ -371,15 +371,18 @@ class TokenSparseDetector(nn.Module):
         *,
         record: Collection[str] = (),
     ) -> DetectorOutput:
-        """Tensors in, ``DetectorOutput`` out. Half precision is by autocast, not by weights.
+        """Tensors in, ``DetectorOutput`` out.
+
+        Half precision is by autocast, or for inference by weights: ``model.to(torch.bfloat16)``.
+        Scores, references and boxes are computed in fp32 in both.
 
         Args:
-            images: normalized and zero-padded.
+            images: normalized and zero-padded; they become of the format of the weights.
             image_sizes: (h, w) of each unpadded image, host integers.
             targets: for training, and for scorers that look at them.
             record: what to record for the criterion, see ``SetCriterion.requires``.
         """
-        maps = self.neck(self.backbone(images))
+        maps = self.neck(self.backbone(images.to(self.level_embed.dtype)))
         self._check_maps(maps, images, image_sizes)
         features = self.embed(maps, image_sizes)
         return self.detect_features(features, targets, record=record)

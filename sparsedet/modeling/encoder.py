@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sparsedet.layers.arguments import require_positive
@@ -65,14 +66,20 @@ class DeformableEncoderLayer(nn.Module):
         reference_points: Float[Tensor, "B K L 2"],
         value: Float[Tensor, "B N C"],
         spatial_shapes: Sequence[Size],
-        padding_mask: Bool[Tensor, "B N"],
+        padding_mask: Bool[Tensor, "B N"] | None,
+        query_order: Int[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, "B K C"]:
         """Update ``tokens``, which read from the whole map ``value``."""
         attended = self.attention(
-            tokens + pos, reference_points, value, spatial_shapes, padding_mask=padding_mask
+            tokens + pos,
+            reference_points,
+            value,
+            spatial_shapes,
+            padding_mask=padding_mask,
+            query_order=query_order,
         )
-        tokens = self.attention_norm(tokens + self.dropout(attended))
-        return self.feedforward_norm(tokens + self.dropout(self.feedforward(tokens)))
+        tokens = self.attention_norm(self.dropout(attended).add_(tokens))
+        return self.feedforward_norm(self.dropout(self.feedforward(tokens)).add_(tokens))
 
 
 ValueSource = Literal["updated", "input"]
@@ -345,20 +352,41 @@ def _encode(
     """
     reference_points = features.to_levels(features.reference_points())
     proposals = heads.proposals(features) if aux and heads.num_encoder else None
+    padding = features.padding_if_any
     memory, predictions = features.tokens, []
-    rows, pos, points, previous = memory, features.pos, reference_points, None
+    rows, pos, points, order, previous = memory, features.pos, reference_points, None, None
     for index, (layer, selection) in enumerate(zip(layers, selections, strict=True)):
-        if selection is not previous:
+        if previous is not None and selection.weight is None and selection.begins(previous):
+            rows, pos, points = (x[:, : selection.indices.shape[1]] for x in (rows, pos, points))
+        elif selection is not previous:
             rows, pos = _weighted_rows(selection, memory), selection.gather(features.pos)
-            points, previous = selection.gather(reference_points), selection
+            points = selection.gather(reference_points)
+        if selection is not previous:
+            order, previous = _order(selection, features), selection
         if before_layer is not None:
             rows = before_layer(index, rows, pos, selection)
         value = memory if value_source == "updated" else features.tokens
-        rows = layer(rows, pos, points, value, features.spatial_shapes, features.padding_mask)
-        memory = selection.scatter(memory, rows)
+        rows = layer(rows, pos, points, value, features.spatial_shapes, padding, order)
+        memory = _written(selection, memory, rows, features.tokens)
         if proposals is not None and index < heads.num_encoder:
             predictions.append(_auxiliary(heads, index, rows, selection, proposals))
     return EncoderOutput(features.with_tokens(memory), tuple(predictions))
+
+
+def _order(selection: TokenSelection, features: MultiScaleFeatures) -> Int[Tensor, "B K"] | None:
+    """An order in which kept tokens that are near each other follow each other: they read alike."""
+    if selection.indices is None:
+        return None
+    return features.tile_places()[selection.indices].argsort(dim=1)
+
+
+def _written(
+    selection: TokenSelection, memory: Tensor, rows: Tensor, given: Tensor
+) -> Float[Tensor, "B N C"]:
+    """``memory`` with the updated rows; a copy of the caller's map, or where autograd looks on."""
+    if selection.indices is None or memory is given or torch.is_grad_enabled():
+        return selection.scatter(memory, rows)
+    return selection.scatter_(memory, rows)
 
 
 def _weighted_rows(selection: TokenSelection, memory: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparsedet.layers.mlp import MLP
+from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction
 
 # A first-stage box of the released codes on a token whose proposal leaves the image: sigmoid gives
@@ -41,14 +42,13 @@ class Head(nn.Module):
 
     def logits(self, x: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q classes"]:
         """Class logits in fp32, also under autocast (ties of a short format change a top-k)."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self.class_embed(x.float())
+        return in_float32(self.class_embed, x)
 
     def box_logits(
         self, x: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q D"]
     ) -> Float[Tensor, "B Q 4"]:
         """Box logits: what the head says of ``x``, added to the logits of a point or a box."""
-        delta = self.box_embed(x).float()
+        delta = self.box_embed(x.to(self.class_embed.weight.dtype)).float()
         if reference.shape[-1] == 4:
             return delta + reference
         return torch.cat((delta[..., :2] + reference, delta[..., 2:]), dim=-1)
@@ -90,14 +90,15 @@ class TokenEmbedding(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(
-        self, tokens: Float[Tensor, "B N C"], masked: Bool[Tensor, "B N"]
+        self, tokens: Float[Tensor, "B N C"], masked: Bool[Tensor, "B N"] | None
     ) -> Float[Tensor, "B N C"]:
-        """Embed ``tokens``; those that are ``masked`` enter as zero.
+        """Embed ``tokens``; those that are ``masked`` enter as zero, none if that is None.
 
         In fp32, also under autocast: token scores are made from the result.
         """
-        with torch.autocast(tokens.device.type, enabled=False):
-            return self.norm(self.linear(tokens.float().masked_fill(masked[..., None], 0.0)))
+        if masked is not None:
+            tokens = tokens.masked_fill(masked[..., None], 0.0)
+        return in_float32(self.norm, in_float32(self.linear, tokens))
 
 
 class Heads(nn.Module):
@@ -187,5 +188,5 @@ class Heads(nn.Module):
         """
         assert self.embedding is not None
         tokens = features.tokens + features.pos if with_pos else features.tokens
-        masked = ~features.proposals()[1] if self.unmasked_border else features.padding_mask
+        masked = ~features.proposals()[1] if self.unmasked_border else features.padding_if_any
         return self.embedding(tokens, masked)

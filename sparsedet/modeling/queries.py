@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
+from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries
 from sparsedet.registry import QUERY_INITIALIZERS
@@ -46,8 +47,7 @@ class LearnedQueries(nn.Module):
         """The same queries for every image; there is no first-stage prediction."""
         batch = len(memory.image_sizes)
         pos, content = self.embedding.weight.chunk(2, dim=-1)
-        with torch.autocast(pos.device.type, enabled=False):
-            reference = self.reference_points(pos).sigmoid()
+        reference = in_float32(self.reference_points, pos).sigmoid()
         queries = Queries(
             content=content.expand(batch, -1, -1),
             reference=reference.expand(batch, -1, -1),
@@ -112,21 +112,31 @@ class _ProposalQueries(nn.Module):
         nn.init.xavier_uniform_(self.pos_linear.weight)
         nn.init.zeros_(self.pos_linear.bias)
 
-    def _propose(self, memory: MultiScaleFeatures, heads: Heads) -> Prediction:
+    def _propose(
+        self, memory: MultiScaleFeatures, heads: Heads
+    ) -> tuple[
+        Prediction, Int[Tensor, "B Q"], Float[Tensor, "B Q 4"], Bool[Tensor, "B Q"] | None
+    ]:
+        """The first-stage prediction, and the best proposals.
+
+        The loss looks at all tokens. Where there will be none, boxes are made of the best alone.
+
+        Returns:
+            The prediction; token indices, boxes without gradient, and False at fillers.
+        """
         boxes, valid = heads.proposals(memory)
         tokens = heads.token_embedding(memory, with_pos=False)
-        return heads.proposal(tokens, boxes, valid, class_agnostic=self.class_agnostic)
-
-    def _select(
-        self, proposals: Prediction
-    ) -> tuple[Int[Tensor, "B Q"], Float[Tensor, "B Q 4"], Bool[Tensor, "B Q"] | None]:
-        """Best proposals: token indices, boxes without gradient, False at fillers."""
-        logits = proposals.logits.detach()
-        scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
-        assert proposals.valid is not None
-        indices = _best(scores, proposals.valid, self.num_queries)
-        boxes = _rows(proposals.boxes.detach(), indices)
-        return indices, boxes, proposals.valid.gather(1, indices)
+        logits = heads.proposal.logits(tokens)
+        scores = logits.detach()[..., 0] if self.class_agnostic else logits.detach().amax(-1)
+        indices = _best(scores, valid, self.num_queries)
+        chosen = valid.gather(1, indices)
+        if self.training or torch.is_grad_enabled():
+            found = heads.proposal.box_logits(tokens, boxes).sigmoid()
+            proposals = Prediction(logits, found, valid, self.class_agnostic)
+            return proposals, indices, _rows(found.detach(), indices), chosen
+        found = heads.proposal.box_logits(_rows(tokens, indices), _rows(boxes, indices)).sigmoid()
+        proposals = Prediction(_rows(logits, indices), found, chosen, self.class_agnostic)
+        return proposals, indices, found, chosen
 
     def _position(self, boxes: Float[Tensor, "B Q 4"]) -> Tensor:
         return self.pos_norm(
@@ -154,9 +164,8 @@ class TwoStageQueries(_ProposalQueries):
         )
 
     def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
-        """Queries, and the first-stage prediction on all tokens."""
-        proposals = self._propose(memory, heads)
-        _, boxes, valid = self._select(proposals)
+        """Queries, and the first-stage prediction: on all tokens, on the best ones at inference."""
+        proposals, _, boxes, valid = self._propose(memory, heads)
         pos, content = self._position(boxes).chunk(2, dim=-1)
         return Queries(content, boxes, pos, valid), proposals
 
@@ -177,9 +186,8 @@ class EfficientQueries(_ProposalQueries):
         super().__init__(num_queries, embed_dim=embed_dim, pos_dim=embed_dim, class_agnostic=False)
 
     def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
-        """Queries, and the first-stage prediction on all tokens."""
-        proposals = self._propose(memory, heads)
-        indices, boxes, valid = self._select(proposals)
+        """Queries, and the first-stage prediction: on all tokens, on the best ones at inference."""
+        proposals, indices, boxes, valid = self._propose(memory, heads)
         content = _rows(memory.tokens, indices)
         return Queries(content, boxes, self._position(boxes), valid), proposals
 

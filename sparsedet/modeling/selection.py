@@ -282,7 +282,8 @@ def _best_tokens(
     masked = scores.logits.masked_fill(features.padding_mask, float("-inf"))
     values, indices = masked.topk(width, dim=1)
     weight = values.sigmoid() if scores.weighs else None
-    return TokenSelection(counts, indices, filler_mask(counts, width, indices.device), weight)
+    valid = filler_mask(counts, width, indices.device)
+    return TokenSelection(counts, indices, valid, weight, ranking=0)
 
 
 def _cascade(

@@ -54,6 +54,12 @@ class MultiScaleFeatures:
         """Unpadded tokens of each image."""
         return tuple(sum(h * w for h, w in sizes) for sizes in self.level_sizes)
 
+    @property
+    def padding_if_any(self) -> Bool[Tensor, "B N"] | None:
+        """``padding_mask``, or None where the host knows that no image has padding."""
+        padded = any(sizes != self.spatial_shapes for sizes in self.level_sizes)
+        return self.padding_mask if padded else None
+
     def with_tokens(self, tokens: Float[Tensor, "B N C"]) -> MultiScaleFeatures:
         """The same geometry with other features."""
         return replace(self, tokens=tokens)
@@ -78,6 +84,21 @@ class MultiScaleFeatures:
             )
             per_level.append(grid.flatten(1, 2))
         return torch.cat(per_level, dim=1)
+
+    def tile_places(self) -> Int[Tensor, " N"]:
+        """Place of every token where each level is walked tile by tile of 8 x 8 cells.
+
+        Tokens that follow each other are near each other, along both axes.
+        """
+        places, start = [], 0
+        for h, w in self.spatial_shapes:
+            rows = torch.arange(h, device=self.tokens.device)[:, None]
+            columns = torch.arange(w, device=self.tokens.device)
+            tiles_across = (w + 7) // 8
+            tile = rows // 8 * tiles_across + columns // 8
+            places.append((start + tile * 64 + rows % 8 * 8 + columns % 8).flatten())
+            start += (h + 7) // 8 * tiles_across * 64
+        return torch.cat(places)
 
     def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
         """Points or boxes of the image as points or boxes of every level's padded map."""
@@ -224,12 +245,15 @@ class TokenSelection:
         valid: False = filler of an image that keeps fewer tokens than its companions; None = no
             fillers.
         weight: factor of every kept token where it enters the encoder; None = 1.
+        ranking: selections of one pass with the same number are beginnings of one order of the
+            tokens; None = nothing is known of the others.
     """
 
     counts: tuple[int, ...]
     indices: Int[Tensor, "B K"] | None = None
     valid: Bool[Tensor, "B K"] | None = None
     weight: Float[Tensor, "B K"] | None = None
+    ranking: int | None = None
 
     def _rows(self, x: Tensor) -> Tensor:
         assert self.indices is not None
@@ -249,12 +273,20 @@ class TokenSelection:
         """A copy of ``base`` in which the kept tokens hold ``update``; fillers change nothing."""
         if self.indices is None:
             return update
+        return self.scatter_(base.clone(memory_format=torch.contiguous_format), update)
+
+    def scatter_(
+        self, base: Float[Tensor, "B N C"], update: Float[Tensor, "B K C"]
+    ) -> Float[Tensor, "B N C"]:
+        """Write ``update`` into the kept tokens of ``base``, which is contiguous; fillers stay.
+
+        Only for selections with indices.
+        """
         if self.valid is not None:
             update = torch.where(self.valid[..., None], update, self.gather(base))
-        flat = base.flatten(0, 1).index_copy(
-            0, self._rows(base), update.flatten(0, 1).to(base.dtype)
-        )
-        return flat.unflatten(0, base.shape[:2])
+        flat = base.view(-1, base.shape[-1])
+        flat.index_copy_(0, self._rows(base), update.flatten(0, 1).to(base.dtype))
+        return base
 
     def prefix(self, counts: Sequence[int]) -> TokenSelection:
         """The best ``counts[i]`` of the tokens kept of image i (a cascade is nested prefixes)."""
@@ -266,7 +298,15 @@ class TokenSelection:
             self.indices[:, :width],
             filler_mask(counts, width, self.indices.device),
             None if self.weight is None else self.weight[:, :width],
+            self.ranking,
         )
+
+    def begins(self, other: TokenSelection) -> bool:
+        """Whether the tokens are known to be the first of those of ``other``."""
+        if self.indices is None or other.indices is None:
+            return False
+        same_order = self.ranking is not None and self.ranking == other.ranking
+        return same_order and self.indices.shape[1] <= other.indices.shape[1]
 
     def mask(self, num_tokens: int) -> Bool[Tensor, "B N"]:
         """True at the kept tokens. Only for selections with indices."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -67,3 +69,38 @@ def test_autocast_is_close_to_fp32(name):
             got = model.detect_features(features)
     first, second = (output.decoder[-1].boxes for output in (expected, got))
     assert (first - second).abs().median() < 0.02
+
+
+@pytest.mark.parametrize("name", small.NAMED)
+@pytest.mark.parametrize("by", ["weights", "autocast"])
+def test_bfloat16_inference_is_close_to_fp32(name, by):
+    """From images to boxes. At the cut a rounding decides which token is kept, and updated."""
+    model = small.detector(small.NAMED[name]).eval()
+    samples = small.samples(SIZES, (4, 3))
+    prepared = model.preprocess(samples)
+    images, sizes = prepared.images, prepared.image_sizes
+    with torch.no_grad():
+        expected = model.detect(images, sizes)
+        if by == "weights":
+            short = copy.deepcopy(model).to(torch.bfloat16)
+            got = short.detect(images, sizes)
+            short(samples)
+        else:
+            with autocast():
+                got = model.detect(images, sizes)
+    first, second = (each.memory.tokens[~each.features.padding_mask] for each in (expected, got))
+    assert second.dtype == torch.bfloat16
+    assert ((first - second).norm(dim=-1) / first.norm(dim=-1)).median() < 0.02
+    answer, shorter = expected.decoder[-1], got.decoder[-1]
+    assert shorter.logits.dtype == shorter.boxes.dtype == torch.float32
+    assert shorter.boxes.isfinite().all()
+    ranked, ranked_too = (each.logits.sigmoid().amax(-1).sort().values for each in (answer, shorter))
+    assert (ranked - ranked_too).abs().median() < 0.02
+    if got.scores is not None:
+        assert got.scores.logits.dtype == torch.float32
+    for ours, theirs in zip(got.selections, expected.selections, strict=True):
+        assert ours.counts == theirs.counts
+        if theirs.indices is not None:
+            masks = (each.mask(expected.features.num_tokens) for each in (ours, theirs))
+            shared = next(masks) & next(masks)
+            assert shared.sum() >= 0.95 * sum(theirs.counts)

@@ -35,6 +35,7 @@ MODELING_BASE = {"stages", "heads"}  # what every component may know
 MODELING_EXTRA = {
     "criterion": {"losses", "matcher"},
     "losses": {"matcher"},
+    "inference": {"detector"},
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
 }
 

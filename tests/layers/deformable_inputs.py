@@ -62,6 +62,12 @@ def make_inputs(
     return Inputs(value.float(), shapes, locations.float(), weights.float()).to(dtype)
 
 
-def gradients(function, inputs: Inputs, grad_output: Tensor) -> tuple[Tensor, ...]:
-    output = function(*inputs.arguments)
+def make_order(inputs: Inputs) -> Tensor:
+    """Another random permutation of the queries for each image."""
+    batch, queries = inputs.locations.shape[:2]
+    return torch.rand(batch, queries).argsort(1)
+
+
+def gradients(function, inputs: Inputs, grad_output: Tensor, **options) -> tuple[Tensor, ...]:
+    output = function(*inputs.arguments, **options)
     return torch.autograd.grad(output, inputs.tensors, grad_output.to(output))

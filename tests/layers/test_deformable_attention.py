@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -10,8 +12,9 @@ from sparsedet.layers import (
     ms_deform_attn,
     ms_deform_attn_reference,
 )
+from sparsedet.layers.deformable_attention import module as attention_module
 
-from .deformable_inputs import LEVELS, make_inputs
+from .deformable_inputs import LEVELS, make_inputs, make_order
 
 TOKENS = sum(height * width for height, width in LEVELS)
 
@@ -192,7 +195,76 @@ def test_argument_errors(function, position, change, message):
         function(*inputs)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.int(), "query_order must be int64, got torch.int32"),
+        (lambda x: x[:, 1:], r"query_order must be of shape \(2, 6\), got \(2, 5\)"),
+        (lambda x: x.to("meta"), r"query_order must be on the device of value \(cpu\), got meta"),
+    ],
+)
+def test_query_order_errors(change, message):
+    inputs = make_inputs(dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"ms_deform_attn.{message}"):
+        ms_deform_attn(*inputs.arguments, query_order=change(make_order(inputs)))
+
+
+def test_module_hands_the_query_order_on(monkeypatch):
+    passed = []
+
+    def recorded(*inputs, query_order):
+        passed.append(query_order)
+        return ms_deform_attn(*inputs, query_order=query_order)
+
+    monkeypatch.setattr(f"{attention_module.__name__}.ms_deform_attn", recorded)
+    module, order = make_module(), torch.rand(2, 5).argsort(1)
+    inputs = arguments()
+    assert torch.equal(module(*inputs, query_order=order), module(*inputs))
+    assert passed[0] is order and passed[1] is None
+
+
 def test_locations_and_weights_of_any_precision():
     value, shapes, locations, weights = make_inputs(dtype=torch.float32).arguments
     expected = ms_deform_attn(value, shapes, locations.half().float(), weights.double().float())
     assert torch.equal(ms_deform_attn(value, shapes, locations.half(), weights.double()), expected)
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sampling_before_the_projection_gives_the_same(coordinates, padded, dtype):
+    """With padding and samples outside of the maps, where the bias must not count."""
+    module = make_module().to(dtype)
+    query, reference, value, shapes = arguments(coordinates)
+    reference = reference * 1.6 - 0.3
+    mask = torch.rand(2, TOKENS) < 0.3 if padded else None
+    query, value = query.to(dtype), value.to(dtype)
+    locations = module._sampling_locations(query, reference, shapes)
+    weights = module._weights(query)
+    assert ((locations < 0) | (locations > 1)).float().mean() > 0.1
+    order = torch.stack([torch.randperm(5), torch.randperm(5)])
+    with torch.no_grad():
+        first, last = (
+            read(value, shapes, locations, weights, mask, order)
+            for read in (module._project_first, module._sample_first)
+        )
+    assert last.dtype == dtype
+    bound = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(last, first, atol=bound, rtol=bound)
+
+
+def test_few_queries_sample_first_where_no_gradient_is_asked_for(monkeypatch):
+    module = make_module()
+    query, reference, value, shapes = arguments()
+    used = []
+    for name in ("_project_first", "_sample_first"):
+        read = getattr(module, name)
+        note = functools.partial(lambda name, read, *args: used.append(name) or read(*args), name)
+        monkeypatch.setattr(module, name, functools.partial(note, read))
+    expected = module(query, reference, value, shapes)
+    with torch.no_grad():
+        many = module(*(x.repeat(1, 4, *[1] * (x.ndim - 2)) for x in (query, reference)), value, shapes)
+        few = module(query, reference, value, shapes)
+    assert used == ["_project_first", "_project_first", "_sample_first"]
+    torch.testing.assert_close(few, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(many[:, :5], expected, atol=1e-5, rtol=1e-5)

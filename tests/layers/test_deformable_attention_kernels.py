@@ -192,6 +192,8 @@ def test_operator_refuses_what_would_read_out_of_bounds():
         (value, flat, locations, weights[:, :, :, :, :1]),
         (value, flat, locations.double(), weights),
         (value, flat[:2], locations, weights),
+        (value, flat, locations, weights, torch.zeros(2, 5, dtype=torch.int64)),
+        (value, flat, locations, weights, torch.zeros(2, 6, dtype=torch.int32)),
     ):
         with pytest.raises(RuntimeError, match="must"):
             OP(*(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments))

@@ -19,7 +19,7 @@ from sparsedet.layers import (
 )
 from sparsedet.layers.deformable_attention import operator, reference
 
-from .deformable_inputs import LEVELS, OP, gradients, make_inputs
+from .deformable_inputs import LEVELS, OP, gradients, make_inputs, make_order
 
 BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
 
@@ -29,7 +29,9 @@ BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("queries", [6, 0])
 def test_opcheck(dtype, queries):
-    torch.library.opcheck(OP, make_inputs(queries=queries, dtype=dtype).flat)
+    inputs = make_inputs(queries=queries, dtype=dtype)
+    torch.library.opcheck(OP, inputs.flat)
+    torch.library.opcheck(OP, (*inputs.flat, make_order(inputs)))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -45,6 +47,39 @@ def test_opcheck_of_the_backward():
     flat[2] = flat[2].transpose(1, 2).contiguous().transpose(1, 2)
     grad_output = torch.randn(2, 6, 12, dtype=torch.float64)
     torch.library.opcheck(BACKWARD, (grad_output, *flat))
+    torch.library.opcheck(BACKWARD, (grad_output, *flat, make_order(make_inputs()), True))
+
+
+def test_query_order_changes_no_number():
+    inputs = make_inputs(queries=70)
+    order = make_order(inputs)
+    output = ms_deform_attn(*inputs.arguments)
+    assert torch.equal(ms_deform_attn(*inputs.arguments, query_order=order), output)
+    grad_output = torch.randn_like(output)
+    wanted = gradients(ms_deform_attn, inputs, grad_output)
+    found = gradients(ms_deform_attn, inputs, grad_output, query_order=order)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_backward_is_told_to_be_deterministic(monkeypatch):
+    told = []
+
+    def recorded(grad_output, value, shapes, locations, weights, order, deterministic):
+        told.append((order, deterministic))
+        return BACKWARD(grad_output, value, shapes, locations, weights, order, deterministic)
+
+    monkeypatch.setattr(operator, "BACKWARD", recorded)
+    inputs = make_inputs()
+    order = make_order(inputs)
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            ms_deform_attn(*inputs.arguments, query_order=order).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        passed, flag = told.pop()
+        assert torch.equal(passed, order) and flag is deterministic
 
 
 def test_default_kernels_agree_with_autograd_through_the_reference():
@@ -153,10 +188,12 @@ def test_operator_under_autocast_keeps_locations_in_float32():
     value, flat, locations, weights = inputs.flat
     with torch.autocast("cpu", torch.bfloat16):
         output = OP(value, flat, locations.double(), weights.bfloat16())
+        ordered = OP(value, flat, locations.double(), weights.bfloat16(), make_order(inputs))
         assert ms_deform_attn(*make_inputs(dtype=torch.float32).arguments).dtype == torch.float32
     expected = OP(value, flat, locations, weights.bfloat16().float())
     assert output.dtype == torch.bfloat16
     assert torch.equal(output, expected)
+    assert torch.equal(ordered, expected)
 
 
 def test_module_under_autocast():

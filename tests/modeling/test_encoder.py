@@ -27,7 +27,9 @@ def encode(value_source: str, selections):
     model = small.detector(small.Combination(value_source=value_source)).eval()
     features, given = small.features(model, SIZES), []
     for layer in model.encoder.layers:
-        layer.attention.register_forward_pre_hook(lambda _, args: given.append((args[0], args[2])))
+        layer.attention.register_forward_pre_hook(  # the map is written to between the layers
+            lambda _, args: given.append((args[0].clone(), args[2].clone()))
+        )
     with torch.no_grad():
         memory = model.encoder(features, selections, None, model.heads).memory.tokens
     return features, memory, given
@@ -203,7 +205,9 @@ def test_dual_attention_follows_the_algorithm(case, value_source, num_objects, s
     expected, by_hand = dual_encode_by_hand(model, features, selections, scores, num_objects)
     given = []
     for layer in model.encoder.layers:
-        layer.attention.register_forward_pre_hook(lambda _, args: given.append((args[0], args[2])))
+        layer.attention.register_forward_pre_hook(  # the map is written to between the layers
+            lambda _, args: given.append((args[0].clone(), args[2].clone()))
+        )
     memory = model.encoder(features, selections, scores, model.heads).memory.tokens
     shown = ~features.padding_mask
     for (query, value), (asked, read), selection in zip(given, by_hand, selections, strict=True):
@@ -276,3 +280,29 @@ def test_bad_arguments_of_the_dual_attention_encoder():
         small.build(DualAttentionEncoder, value_source="other")
     with pytest.raises(ValueError, match=r"DualAttentionEncoder\.num_layers must be an integer"):
         small.build(DualAttentionEncoder, num_layers=0)
+
+
+@pytest.mark.parametrize("value_source", ["updated", "input"])
+@pytest.mark.parametrize("schedule", [(1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("name", ["sparse", "focus"])
+def test_carrying_rows_on_is_gathering_them(name, schedule, value_source):
+    """And inference, which writes in place, gives what a pass with gradients gives."""
+    combination = replace(small.NAMED[name], schedule=schedule, value_source=value_source)
+    model = small.detector(combination).eval()
+    features = small.features(model, SIZES)
+    features = replace(features, tokens=features.tokens.detach(), pos=features.pos.detach())
+    given = features.tokens.clone()
+    with torch.no_grad():
+        scores = model.scorer(features, model.heads)
+        chosen = model.selector(scores, features, 2)
+        strangers = [replace(each, ranking=None) for each in chosen]
+        memories = [
+            model.encoder(features, each, scores, model.heads).memory.tokens
+            for each in (chosen, strangers)
+        ]
+    assert chosen[1].begins(chosen[0]) == (schedule != (0.5, 1.0))
+    memories.append(model.encoder(features, chosen, scores, model.heads).memory.tokens)
+    assert torch.equal(features.tokens, given), "the caller's map was written to"
+    shown = ~features.padding_mask
+    torch.testing.assert_close(memories[1][shown], memories[0][shown], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(memories[2][shown], memories[0][shown], atol=1e-5, rtol=1e-5)

@@ -178,3 +178,21 @@ def test_fewer_tokens_than_queries(queries):
     found, _ = model.query_initializer(both, model.heads)
     assert found.valid.sum(1).tolist() == [4, 20]
     assert found.valid[0, :4].all(), "fillers come last"
+
+
+@pytest.mark.parametrize("queries", ["EfficientQueries", "TwoStageQueries"])
+def test_inference_makes_boxes_of_the_chosen_tokens_alone(queries):
+    model, memory, found, proposals = start(queries)
+    with torch.no_grad():
+        again, chosen = model.query_initializer(memory, model.heads)
+    for field in ("content", "reference", "pos", "valid"):
+        torch.testing.assert_close(getattr(again, field), getattr(found, field))
+    scores = proposals.logits[..., 0] if proposals.class_agnostic else proposals.logits.amax(-1)
+    indices = best(scores, proposals)
+    torch.testing.assert_close(chosen.logits, rows(proposals.logits, indices))
+    torch.testing.assert_close(chosen.boxes, rows(proposals.boxes, indices))
+    assert torch.equal(chosen.valid, rows(proposals.valid, indices))
+    assert chosen.class_agnostic == proposals.class_agnostic
+    with torch.no_grad():
+        _, every = model.query_initializer.train()(memory, model.heads)
+    torch.testing.assert_close(every.boxes, proposals.boxes)

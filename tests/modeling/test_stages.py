@@ -98,6 +98,51 @@ def test_selection_gathers_and_scatters():
     assert selection.mask(5).nonzero().tolist() == [[0, 0], [0, 2], [0, 4], [1, 1], [1, 3]]
 
 
+def test_writing_in_place_is_scattering():
+    selection = TokenSelection(
+        (3, 2),
+        torch.tensor([[4, 0, 2], [1, 3, 0]]),
+        torch.tensor([[True] * 3, [True, True, False]]),
+    )
+    x, update = torch.rand(2, 5, 2), torch.rand(2, 3, 2)
+    expected = selection.scatter(x, update)
+    assert not torch.equal(x, expected)
+    assert selection.scatter_(x, update) is x
+    assert torch.equal(x, expected)
+
+
+def test_beginnings_of_one_order_know_each_other():
+    best = TokenSelection((4, 2), torch.tensor([[3, 1, 0, 2], [2, 0, 1, 3]]), ranking=0)
+    part = best.prefix([2, 1])
+    assert part.begins(best) and best.begins(best) and not best.begins(part)
+    unknown = TokenSelection(part.counts, part.indices)
+    assert not unknown.begins(best) and not unknown.begins(unknown)
+    assert not part.begins(TokenSelection((8, 3)))
+    assert not TokenSelection((8, 3)).begins(best)
+
+
+def test_padding_is_known_to_the_host(features):
+    assert torch.equal(features.padding_if_any, features.padding_mask)
+    maps = [torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)]
+    pos = [torch.zeros(1, 6, 1), torch.zeros(1, 2, 1)]
+    alone = flatten_maps(maps, pos, strides=(8, 16), image_sizes=SIZES[:1])
+    assert not alone.padding_mask.any() and alone.padding_if_any is None
+
+
+def test_tiles_are_walked_one_after_the_other():
+    maps = [torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 5, 10)]
+    pos = [torch.zeros(1, 200, 1), torch.zeros(1, 50, 1)]
+    features = flatten_maps(maps, pos, strides=(8, 16), image_sizes=((80, 160),))
+    places = features.tile_places()
+    assert len(places.unique()) == len(places) == 250
+    order = places.argsort()
+    assert (order[:200] < 200).all() and (order[200:] >= 200).all(), "level by level"
+    rows, columns = order[:64] // 20, order[:64] % 20
+    assert torch.equal(rows, torch.arange(64) // 8) and torch.equal(columns, torch.arange(64) % 8)
+    columns = order[64:128] % 20
+    assert columns.min() == 8 and columns.max() == 15
+
+
 def test_gradients_of_a_scatter_pass_by_the_kept_tokens():
     selection = TokenSelection(
         (1, 2), torch.tensor([[2, 0], [1, 0]]), filler_mask((1, 2), 2, "cpu")

@@ -17,6 +17,8 @@ def ms_deform_attn(
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    *,
+    query_order: Tensor | None = None,
 ) -> Tensor:
     """Sample every level of a feature pyramid bilinearly and sum with attention weights.
 
@@ -31,6 +33,11 @@ def ms_deform_attn(
         sampling_locations: (B, Q, M, L, P, 2): x, y in units of the level, [0, 1] inside.
         attention_weights: (B, Q, M, L, P). Locations and weights are taken in float32, or in
             float64 where ``value`` is float64; sums are formed in the same precision.
+        query_order: (B, Q) int64, for each image a permutation of its queries: the order in which
+            they are worked on. It changes speed alone (and in the backward, where float sums
+            depend on their order, the last bits): queries that look at neighbouring places should
+            follow each other. Without it, queries that are all tokens are worked on by tiles of
+            the level, others as they come.
 
     Returns:
         (B, Q, M * D) in the dtype of ``value``.
@@ -39,12 +46,14 @@ def ms_deform_attn(
         ValueError: If a shape, dtype or device does not fit; the message names the argument.
     """
     _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
+    _check_query_order(query_order, sampling_locations)
     precise = accumulation_dtype(value.dtype)
     return FORWARD(
         value,
         [size for shape in spatial_shapes for size in shape],
         sampling_locations.to(precise),
         attention_weights.to(precise),
+        query_order,
     )
 
 
@@ -106,6 +115,19 @@ def _check_arguments(
         raise _error(
             "attention_weights", f"of shape {tuple(sizes[:-1])}", tuple(attention_weights.shape)
         )
+
+
+def _check_query_order(query_order: Tensor | None, sampling_locations: Tensor) -> None:
+    if query_order is None:
+        return
+    if query_order.dtype != torch.int64:
+        raise _error("query_order", "int64", query_order.dtype)
+    if query_order.shape != sampling_locations.shape[:2]:
+        form = f"of shape {tuple(sampling_locations.shape[:2])}"
+        raise _error("query_order", form, tuple(query_order.shape))
+    if query_order.device != sampling_locations.device:
+        form = f"on the device of value ({sampling_locations.device})"
+        raise _error("query_order", form, query_order.device)
 
 
 def _check_tensor(name: str, tensor: Tensor, value: Tensor) -> None:

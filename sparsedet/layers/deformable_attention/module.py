@@ -9,12 +9,18 @@ from torch import Tensor, nn
 from sparsedet.layers.deformable_attention.functional import ms_deform_attn
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype
 
+# Queries per token up to which a CPU projects what was sampled instead of every token.
+_FEW_QUERIES = 0.12
+
 
 class MultiScaleDeformableAttention(nn.Module):
     """Multi-scale deformable attention (Deformable DETR, section 4.1, equation 3).
 
     Each query reads ``num_points`` places per level and head, at learned offsets from its
     reference, and sums them with learned weights that are a softmax over all levels and points.
+
+    The values are projected, then sampled. Where a CPU infers for few queries (a sparse encoder, a
+    decoder) that would project mostly what nobody reads, so there the order is the reverse.
 
     Args:
         embed_dim: Channels of queries, values and output.
@@ -80,6 +86,7 @@ class MultiScaleDeformableAttention(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         *,
         padding_mask: Tensor | None = None,
+        query_order: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Attend from the queries to the tokens.
@@ -92,6 +99,8 @@ class MultiScaleDeformableAttention(nn.Module):
             value: (B, N, C), levels one after the other, rows first.
             spatial_shapes: (height, width) per level as Python ints; their areas add up to N.
             padding_mask: (B, N), True = padding: such tokens read as zero.
+            query_order: (B, Q), the order in which the queries are worked on, for speed alone; see
+                :func:`ms_deform_attn`.
             return_sampling: Also return where was sampled and how much it counted.
 
         Returns:
@@ -102,25 +111,65 @@ class MultiScaleDeformableAttention(nn.Module):
             ValueError: If a shape does not fit; the message names the argument.
         """
         self._check(query, reference_points, value, spatial_shapes, padding_mask)
-        batch, tokens, _ = value.shape
+        locations = self._sampling_locations(query, reference_points, spatial_shapes)
+        weights = self._weights(query)
+        read = self._sample_first if _samples_first(query, value) else self._project_first
+        sampled = read(value, spatial_shapes, locations, weights, padding_mask, query_order)
+        output = self.output_proj(sampled)
+        return (output, locations, weights) if return_sampling else output
+
+    def _project_first(
+        self, value, spatial_shapes, locations, weights, padding_mask, query_order
+    ) -> Tensor:
         projected = self.value_proj(value)
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask[..., None], 0)
-        locations = self._sampling_locations(query, reference_points, spatial_shapes)
-        weights = self._weights(query)
-        heads = projected.view(batch, tokens, self.num_heads, self.embed_dim // self.num_heads)
-        output = self.output_proj(ms_deform_attn(heads, spatial_shapes, locations, weights))
-        return (output, locations, weights) if return_sampling else output
+        heads = projected.unflatten(-1, (self.num_heads, -1))
+        return ms_deform_attn(heads, spatial_shapes, locations, weights, query_order=query_order)
+
+    def _sample_first(
+        self, value, spatial_shapes, locations, weights, padding_mask, query_order
+    ) -> Tensor:
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask[..., None], 0)
+
+        def sample(tokens: Tensor) -> Tensor:
+            heads = tokens[:, :, None].expand(-1, -1, self.num_heads, -1)
+            return ms_deform_attn(
+                heads, spatial_shapes, locations, weights, query_order=query_order
+            ).unflatten(-1, (self.num_heads, -1))
+
+        # The bias counts as much as was read inside of the maps and not of padding.
+        shown = locations.new_ones(*value.shape[:2], 1)
+        if padding_mask is not None:
+            shown.masked_fill_(padding_mask[..., None], 0)
+        weight = self.value_proj.weight.unflatten(0, (self.num_heads, -1))
+        bias = self.value_proj.bias.unflatten(0, (self.num_heads, -1))
+        per_head = sample(value).flatten(0, 1).transpose(0, 1) @ weight.transpose(1, 2)
+        sampled = per_head.transpose(0, 1).unflatten(0, locations.shape[:2])
+        return (sampled + sample(shown) * bias).flatten(2).to(sampled.dtype)
 
     def _sampling_locations(
         self, query: Tensor, reference_points: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        grid = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points, 2)
-        offsets = _at_least_float32(self.sampling_offsets(query)).view(grid)
-        reference = reference_points.to(offsets.dtype)[:, :, None, :, None]
+        offsets = _at_least_float32(self.sampling_offsets(query))
+        reference = reference_points.to(offsets.dtype)
         if reference.shape[-1] == 4:
-            return reference[..., :2] + offsets * reference[..., 2:] * (0.5 / self.num_points)
-        return reference + offsets / _cells(spatial_shapes, offsets)
+            step = self._of_points(reference[..., 2:] * (0.5 / self.num_points))
+        else:
+            step = self._of_points(1 / _cells(spatial_shapes, offsets))
+        # the last axis holds all samples of a head: short axes are slow to broadcast over
+        locations = torch.addcmul(
+            self._of_points(reference[..., :2])[:, :, None],
+            offsets.unflatten(-1, (self.num_heads, -1)),
+            step[:, :, None],
+        )
+        return locations.unflatten(-1, (self.num_levels, self.num_points, 2))
+
+    def _of_points(self, of_levels: Tensor) -> Tensor:
+        """Repeat pairs ``[..., L, 2]`` for every point: ``[..., L * P * 2]``."""
+        repeated = of_levels[..., None, :].expand(*of_levels.shape[:-1], self.num_points, 2)
+        return repeated.flatten(-3)
 
     def _weights(self, query: Tensor) -> Tensor:
         logits = _at_least_float32(self.attention_weights(query))
@@ -164,8 +213,18 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _cells(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """(L, 1, 2) widths and heights, filled on the device: a copy from the host would wait."""
+    """(1, 1, L, 2) widths and heights, filled on the device: a copy from the host would wait."""
     sizes = [
         like.new_full((), size) for height, width in spatial_shapes for size in (width, height)
     ]
-    return torch.stack(sizes).view(-1, 1, 2)
+    return torch.stack(sizes).view(1, 1, -1, 2)
+
+
+def _samples_first(query: Tensor, value: Tensor) -> bool:
+    """Whether to sample before the projection: a matter of speed, on CPUs and without gradients."""
+    return (
+        value.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()
+        and query.shape[1] <= _FEW_QUERIES * value.shape[1]
+    )

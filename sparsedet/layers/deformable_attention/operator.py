@@ -37,12 +37,13 @@ def has_compiled_kernel(device: torch.device | str = "cpu") -> bool:
 _LIBRARY = torch.library.Library("sparsedet", "DEF")
 _LIBRARY.define(
     "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
-    "Tensor attention_weights) -> Tensor",
+    "Tensor attention_weights, Tensor? query_order=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define(
     "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
-    "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
+    "Tensor sampling_locations, Tensor attention_weights, Tensor? query_order=None, "
+    "bool deterministic=False) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 FORWARD = torch.ops.sparsedet.ms_deform_attn.default
@@ -70,23 +71,44 @@ def _to_pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _default_forward(value, spatial_shapes, sampling_locations, attention_weights):
+# The reference treats all queries alike: query_order and deterministic are for compiled kernels.
+
+
+def _default_forward(
+    value, spatial_shapes, sampling_locations, attention_weights, query_order=None
+):
     _warn_of_missing_kernel(value.device)
     shapes = _to_pairs(spatial_shapes)
     return reference_forward(value, shapes, sampling_locations, attention_weights)
 
 
-def _default_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
+def _default_backward(
+    grad_output,
+    value,
+    spatial_shapes,
+    sampling_locations,
+    attention_weights,
+    query_order=None,
+    deterministic=False,
+):
     shapes = _to_pairs(spatial_shapes)
     return reference_backward(grad_output, value, shapes, sampling_locations, attention_weights)
 
 
-def _fake_forward(value, spatial_shapes, sampling_locations, attention_weights):
+def _fake_forward(value, spatial_shapes, sampling_locations, attention_weights, query_order=None):
     batch, _, heads, channels = value.shape
     return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
 
 
-def _fake_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
+def _fake_backward(
+    grad_output,
+    value,
+    spatial_shapes,
+    sampling_locations,
+    attention_weights,
+    query_order=None,
+    deterministic=False,
+):
     return (
         torch.empty_like(value),
         sampling_locations.new_empty(sampling_locations.shape),
@@ -95,14 +117,15 @@ def _fake_backward(grad_output, value, spatial_shapes, sampling_locations, atten
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    value, ctx.spatial_shapes, sampling_locations, attention_weights = inputs
-    ctx.save_for_backward(value, sampling_locations, attention_weights)
+    value, ctx.spatial_shapes, *others = inputs
+    ctx.save_for_backward(value, *others)
 
 
 def _backward(ctx, grad_output):
-    value, sampling_locations, attention_weights = ctx.saved_tensors
-    grads = BACKWARD(grad_output, value, ctx.spatial_shapes, sampling_locations, attention_weights)
-    return grads[0], None, grads[1], grads[2]
+    value, *others = ctx.saved_tensors
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grads = BACKWARD(grad_output, value, ctx.spatial_shapes, *others, deterministic)
+    return grads[0], None, grads[1], grads[2], None
 
 
 def _no_double_backward(ctx, *grads):
@@ -117,11 +140,17 @@ def _register_autocast(device_type: str) -> None:
     key = "Autocast" + torch._C._dispatch_key_for_device(device_type)
     key_set = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-    def cast_and_call(value, spatial_shapes, sampling_locations, attention_weights):
+    def cast_and_call(
+        value, spatial_shapes, sampling_locations, attention_weights, query_order=None
+    ):
         precise = accumulation_dtype(value.dtype)
         with torch._C._ExcludeDispatchKeyGuard(key_set):
             return FORWARD(
-                value, spatial_shapes, sampling_locations.to(precise), attention_weights.to(precise)
+                value,
+                spatial_shapes,
+                sampling_locations.to(precise),
+                attention_weights.to(precise),
+                query_order,
             )
 
     FORWARD.py_impl(getattr(torch._C.DispatchKey, key))(cast_and_call)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sparsedet.layers.precision import in_float32
+
 
 class MaskPredictor(nn.Module):
     """One score per token from its own features and the mean over the unpadded tokens.
@@ -46,10 +48,9 @@ class MaskPredictor(nn.Module):
             factor: multiplies the normalized tokens.
         """
         norm, linear, activation = self.input
-        with torch.autocast(tokens.device.type, enabled=False):
-            x = norm(tokens.float())
-            x = x if factor is None else x * factor[..., None]
-            local, context = activation(linear(x)).chunk(2, dim=-1)
-            weight = (~padding_mask).to(context.dtype)[..., None]
-            mean = (context * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
-            return self.output(torch.cat((local, mean.expand_as(context)), dim=-1)).squeeze(-1)
+        x = in_float32(norm, tokens)
+        x = x if factor is None else x * factor[..., None]
+        local, context = activation(in_float32(linear, x)).chunk(2, dim=-1)
+        weight = (~padding_mask).to(context.dtype)[..., None]
+        mean = (context * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        return in_float32(self.output, torch.cat((local, mean.expand_as(context)), -1)).squeeze(-1)

@@ -1,0 +1,25 @@
+"""What has to be computed in fp32, whatever the format of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def in_float32(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` computed in fp32, also under autocast and with weights of a shorter format.
+
+    Scores and references are made so: a short format ties scores, which changes a selection.
+
+    Args:
+        module: a module of one input.
+        x: its input.
+
+    >>> in_float32(nn.Linear(2, 3).bfloat16(), torch.ones(1, 2)).dtype
+    torch.float32
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if all(parameter.dtype == torch.float32 for parameter in module.parameters()):
+            return module(x.float())
+        lifted = {name: parameter.float() for name, parameter in module.named_parameters()}
+        return torch.func.functional_call(module, lifted, (x.float(),))
