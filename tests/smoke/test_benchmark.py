@@ -141,6 +141,7 @@ def test_product_of_everything(part):
     assert {case.image_size for case in cases} == {(64, 96), (96, 64)}
     assert all(case.overrides[:2] == SMALL for case in cases)
     assert cases[0].name == "quickstart, dense"
+    assert all(case.prepared == (case.form == "sparsedet") for case in cases)
     names = [case.name for case in cases]
     assert (
         "quickstart, keep 0.2, model.selector.schedule=[1.0,1.0], model.encoder.num_objects=9, "
