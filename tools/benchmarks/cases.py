@@ -17,7 +17,11 @@ from torch import Tensor, nn
 
 from sparsedet.analysis import FlopCount, count_flops, divisibility
 from sparsedet.config import ConfigError, LazyConfig, instantiate
-from sparsedet.modeling import DeformableEncoder, TokenSparseDetector
+from sparsedet.modeling import (
+    DeformableEncoder,
+    TokenSparseDetector,
+    prepare_for_inference,
+)
 from sparsedet.modeling.stages import MultiScaleFeatures, Size, TokenScores
 from sparsedet.structures import pad_images
 
@@ -44,6 +48,7 @@ class Case:
     Attributes:
         config: path of the config.
         overrides: its changes.
+        variant: those of the changes that tell it from others.
         keep: "config" = as the config says, "dense" = every layer updates every token, or the
             share of the tokens that a layer updates, the mean over the layers.
         image_size: (h, w) of every image.
@@ -53,6 +58,7 @@ class Case:
         form: "sparsedet", "grid_sample" = deformable attention by grid_sample, or "peer" = the
             module that ``config`` names.
         autocast: half precision by autocast, with weights in fp32.
+        prepared: by ``prepare_for_inference``; grid_sample forms never are.
         compiled: by torch.compile.
         graphs: recorded as a CUDA graph and replayed.
         scores: "objects" = kept tokens lie in blobs as objects do, "model" = as the scorer's random
@@ -61,6 +67,7 @@ class Case:
 
     config: str
     overrides: tuple[str, ...] = ()
+    variant: tuple[str, ...] = ()
     keep: str = "config"
     image_size: Size = (800, 1333)
     batch: int = 1
@@ -68,6 +75,7 @@ class Case:
     device: str = "cpu"
     form: str = OURS
     autocast: bool = False
+    prepared: bool = False
     compiled: bool = False
     graphs: bool = False
     scores: str = "objects"
@@ -78,7 +86,7 @@ class Case:
         parts = [Path(self.config).stem if self.form != PEER else self.config]
         if self.keep != "config":
             parts.append(self.keep if self.keep == "dense" else f"keep {self.keep}")
-        parts += self.overrides
+        parts += self.variant
         parts += [self.form] if self.form == GRID_SAMPLE else []
         if self.dtype != "float32":
             parts.append(f"{self.dtype} autocast" if self.autocast else self.dtype)
@@ -164,6 +172,7 @@ def product(args: argparse.Namespace) -> list[Case]:
                         Case(
                             config=config,
                             overrides=overrides,
+                            variant=variant,
                             keep=keep,
                             image_size=size,
                             batch=batch,
@@ -171,6 +180,7 @@ def product(args: argparse.Namespace) -> list[Case]:
                             device=args.device,
                             form=form,
                             autocast=getattr(args, "autocast", False),
+                            prepared=form == OURS and not getattr(args, "unprepared", True),
                             compiled=getattr(args, "compile", False),
                             graphs=graph,
                             scores=args.scores,
@@ -261,6 +271,8 @@ def build_model(case: Case) -> TokenSparseDetector:
         use_grid_sample(model)
     if case.scores == "objects" and model.scorer is not None:
         cast(nn.Module, model.scorer).register_forward_hook(ObjectScores())
+    if case.prepared:
+        model = prepare_for_inference(model)
     return model.to(case.device, torch.float32 if case.autocast else DTYPES[case.dtype])
 
 
@@ -284,8 +296,9 @@ def noise(case: Case, model: TokenSparseDetector) -> tuple[Tensor, tuple[Size, .
 
 def gflops(case: Case) -> FlopCount | None:
     """Of one image; None where the cost depends on the image."""
-    plain = replace(case, batch=1, compiled=False, graphs=False, form=OURS)
-    return _gflops(replace(plain, dtype="float32", autocast=False))
+    plain = replace(case, batch=1, compiled=False, graphs=False, dtype="float32", autocast=False)
+    prepared = case.prepared or case.form == GRID_SAMPLE  # as the model beside it, which is there
+    return _gflops(replace(plain, form=OURS, prepared=prepared))
 
 
 @lru_cache(maxsize=64)

@@ -63,7 +63,7 @@ def config_with_set(args: argparse.Namespace) -> Iterator[tuple[Any, dict[str, A
 
 def _shapes(folder: Path, count: int, size: Size) -> tuple[str, str]:
     scale = min(size) / 160  # objects as large beside the picture as in the usual set
-    options = ShapesOptions(size=size, scale=scale)
+    options = ShapesOptions(size=size, scale=max(scale, 0.5))
     write_shapes(folder / "shapes", num_train=1, num_val=count, options=options)
     return str(folder / "shapes/annotations/instances_val.json"), str(folder / "shapes/val")
 

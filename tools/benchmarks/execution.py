@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -66,9 +67,12 @@ def time_cases(
         try:
             passes[case.name] = make(case)
             passes[case.name]()
-        except RuntimeError as error:
+        except ValueError:
+            raise
+        except Exception as error:
             passes.pop(case.name, None)
-            errors[case.name] = str(error).partition("\n")[0]
+            errors[case.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+            print(f"failed: {case.name}: {errors[case.name]}", file=sys.stderr)
     if not passes:
         return {}, errors
     timings = time_in_turns(
@@ -89,7 +93,7 @@ def timing_row(case: Case, cases: Sequence[Case], timings: Rounds, errors: dict[
     first = next(each.name for each in cases if each.name in timings)
     row = case.facts() | {"ms": every.pop("total"), "parts": every, "against": first}
     row["speedup"] = round_ratio(timings[first], parts)
-    twin = replace(case, form=GRID_SAMPLE).name
+    twin = replace(case, form=GRID_SAMPLE, prepared=False).name
     if case.form == OURS and twin in timings:
         row["speedup_over_grid_sample"] = round_ratio(timings[twin], parts)
     return row
@@ -219,7 +223,10 @@ class HostConstants(TorchFunctionMode):
         if func not in (torch.tensor, Tensor.new_tensor):
             return func(*args, **(kwargs or {}))
         if self._given is not None:
-            return next(self._given)
+            made = next(self._given, None)
+            if made is None:
+                raise RuntimeError("the pass makes other tensors of host numbers than the last one")
+            return made
         made = func(*args, **(kwargs or {}))
         self._made.append(made)
         return made

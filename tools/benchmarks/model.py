@@ -45,6 +45,7 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     """The ways to run a model."""
     add = parser.add_argument
     add("--reference", action="store_true", help="beside each its form with grid_sample")
+    add("--unprepared", action="store_true", help="without prepare_for_inference")
     add("--autocast", action="store_true", help="half precision by autocast, weights in fp32")
     add("--compile", action="store_true", help="by torch.compile")
     add("--cuda-graphs", action="store_true", help="beside each as a replayed CUDA graph")

@@ -32,7 +32,9 @@ def _section(section: Row) -> str:
     result = section["result"]
     facts = result.get("environment", {})
     shown = ", ".join(f"{name} {facts[name]}" for name in _FACTS if facts.get(name))
-    return f"{head}{shown}.\n\n{markdown(MODES[result['mode']].table(result))}"
+    table = markdown(MODES[result["mode"]].table(result))
+    failed = [f"{row['name']}: {row['error']}" for row in result["rows"] if "error" in row]
+    return "\n\n".join([f"{head}{shown}.", table, *(f"Failed: {each}." for each in failed)])
 
 
 def draw(suite: Suite, path: Path) -> None:

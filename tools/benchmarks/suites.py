@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,30 +246,47 @@ def chosen_sections(args: argparse.Namespace) -> list[Section]:
 
 
 def command(section: Section, args: argparse.Namespace) -> list[str]:
-    """The command line of a section; later options win over earlier ones."""
-    words = [*section.words, *((section.quick or ()) if args.quick else ())]
+    """The command line of a section."""
+    words = merged(section.words, (section.quick or ()) if args.quick else ())
     if args.device:
-        words += ["--device", args.device]
-    if args.naive_library and section.words[0] == "gpu-op":
+        words = merged(words, ("--device", args.device))
+    if args.naive_library and words[0] == "gpu-op":
         words += ["--naive-library", args.naive_library]
     return _tiny(words) if args.dry_run else words
 
 
+def merged(words: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Words of a command line with the options of ``more`` in place of the same ones."""
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    for option in _options(more):
+        groups = [group for group in groups if group[0] != option[0]] + [option]
+    return [word for group in groups for word in group]
+
+
+def _options(words: Sequence[str]) -> list[list[str]]:
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    return [list(words[begin:end]) for begin, end in pairwise([*starts, len(words)])]
+
+
 def _tiny(words: list[str]) -> list[str]:
     """The same with a little of everything, for any machine."""
-    mode, *rest = words
-    rest = [word for word in rest if word != "--cuda-graphs"]
+    mode, more = words[0], [*_turns(0, 1), "--warm-up", "0"]
+    words = [word for word in words if word != "--cuda-graphs"]
     if mode in ("model", "encoder", "train-step"):
-        rest = [*SMALL_MODEL, *rest, "--image-size", "64x96", "--batch", "1"]
-        rest += [] if mode == "encoder" else ["--no-memory"]
-        rest += ["--config-file", FOCUS] if mode == "train-step" else []
+        more += ["--image-size", "64x96", "--batch", "1"]
+        more += [] if mode == "encoder" else ["--no-memory"]
     elif mode == "op":
-        rest += ["--image-size", "64x96", "--no-memory", "--against", "grid_sample"]
+        more += ["--image-size", "64x96", "--no-memory", "--against", "grid_sample"]
     elif mode == "gpu-op":
-        rest += ["--dry-run"]
+        more += ["--dry-run"]
     else:
-        rest = [*SMALL_MODEL, *rest, "--max-images", "2", "--shapes-size", "64x96"]
-    return [mode, *rest, *_turns(0, 1), "--warm-up", "0"]
+        more += ["--max-images", "2", "--shapes-size", "64x96"]
+    small = [] if mode in ("op", "gpu-op") else SMALL_MODEL
+    return [mode, *small, *merged(words[1:], more)]
 
 
 def shell_line(section: Section, words: Sequence[str]) -> str:
