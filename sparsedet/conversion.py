@@ -182,6 +182,7 @@ COCO_CATEGORY_IDS = tuple(index for index in range(1, 91) if index not in _UNUSE
 # What a model computes from its sizes; some sources store it.
 _DERIVED = ".attn.relative_position_index"
 _LABEL_EMBEDDING = "denoising.label_embedding.weight"
+_FIRST_STAGE = "heads.proposal_head.class_embed."
 _CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
 
 
@@ -339,7 +340,13 @@ def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of the 91 classes of a converted checkpoint, the 80 that COCO has, in the order of their ids.
 
     Rows of the class heads and of the label embedding are picked (of the latter also the one more
-    that stands for "unknown"); all else stays.
+    that stands for "unknown"); all else stays. The head of a first stage that tells object from
+    background only (``TwoStageQueries``) keeps its first 80 rows instead: row 0 is its score, the
+    others are unused.
+
+    The picked model answers as before for the 80 classes, with one exception: where the first stage
+    ranks tokens by their best class (``EfficientQueries``), one whose best was an unused id ranks
+    lower than before.
 
     Raises:
         ValueError: if the class heads do not have 91 rows.
@@ -350,14 +357,27 @@ def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"contiguous_classes: the class heads must have 91 rows (COCO's category ids), got "
             f"{found}. The classes of this checkpoint are contiguous already."
         )
+    agnostic = _tells_objects_only(state)
     picked = {}
     for key, tensor in state.items():
         rows = list(COCO_CATEGORY_IDS)
         if key == _LABEL_EMBEDDING:
             rows += range(91, len(tensor))
+        elif agnostic and key.startswith(_FIRST_STAGE):
+            rows = list(range(len(COCO_CATEGORY_IDS)))
         depends = key == _LABEL_EMBEDDING or _CLASS_HEAD.fullmatch(key)
         picked[key] = tensor[rows] if depends else tensor
     return picked
+
+
+def _tells_objects_only(state: Mapping[str, Tensor]) -> bool:
+    """Whether the first stage's score is its logit of class 0, as in ``TwoStageQueries``.
+
+    Its queries are made of the boxes alone, content and position: twice the channels.
+    """
+    made = state.get("query_initializer.pos_linear.weight")
+    head = state.get(f"{_FIRST_STAGE}weight")
+    return made is not None and head is not None and len(made) == 2 * head.shape[-1]
 
 
 def num_classes(state: Mapping[str, Tensor]) -> int:

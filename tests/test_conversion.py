@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from timm.models.swin_transformer import checkpoint_filter_fn
+from torch import nn
 
+from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import COCO_CATEGORY_IDS, contiguous_classes, convert, num_classes
-from sparsedet.modeling import TimmBackbone
+from sparsedet.modeling import EfficientQueries, TimmBackbone, TwoStageQueries
+from sparsedet.modeling.stages import DetectorOutput
+from tests.modeling.small import randomize
 
 SWIN = "swin_tiny_patch4_window7_224"
+ROOT = Path(__file__).resolve().parents[1]
+RELEASED = sorted(ROOT.glob("projects/*/configs/released/*.py"))
+CATEGORY_IDS = [path for path in RELEASED if LazyConfig.load(path).model.num_classes == 91]
+UNUSED = sorted(set(range(91)) - set(COCO_CATEGORY_IDS))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +83,52 @@ def test_picked_rows_are_those_of_the_categories():
     assert num_classes(picked) == 80 == len(set(ids))
     with pytest.raises(ValueError, match="contiguous already"):
         contiguous_classes(picked)
+
+
+def small(path: Path, num_classes: int) -> nn.Module:
+    """The model of a released config with fewer and thinner layers."""
+    cfg = LazyConfig.load(path).model
+    if "norm_maps" not in cfg.backbone:
+        cfg.backbone.name = "resnet18"
+        cfg.neck.in_channels = {m: cfg.neck.in_channels[m] // 4 for m in cfg.neck.in_channels}
+    cfg.num_classes, cfg.embed_dim = num_classes, 32
+    cfg.encoder.num_layers = cfg.decoder.num_layers = 2
+    cfg.encoder.feedforward_dim = cfg.decoder.feedforward_dim = 16
+    cfg.query_initializer.num_queries = 10
+    return instantiate(cfg).eval()
+
+
+@torch.no_grad()
+def detect(model: nn.Module) -> DetectorOutput:
+    image = torch.randint(256, (3, 96, 128), generator=torch.Generator().manual_seed(2))
+    batch = model.preprocess([{"image": image.to(torch.uint8)}])
+    return model.detect(batch.images, batch.image_sizes)
+
+
+def test_there_are_released_models_of_category_ids():
+    assert len(CATEGORY_IDS) == 7
+
+
+@pytest.mark.parametrize("path", CATEGORY_IDS, ids=lambda path: path.stem)
+def test_a_picked_model_answers_as_before(path):
+    """Where tokens are ranked by their best class, provided that the best is one of the 80."""
+    whole = randomize(small(path, 91), seed=1)
+    state = whole.state_dict()
+    proposal = "heads.proposal_head.class_embed"
+    if isinstance(whole.query_initializer, EfficientQueries):
+        state[f"{proposal}.bias"][UNUSED] = -100.0  # in place: of ``whole``, too
+    picked_state = contiguous_classes(state)
+    picked = small(path, 80)
+    picked.load_state_dict(picked_state)
+    before, after = detect(whole), detect(picked)
+    ids = list(COCO_CATEGORY_IDS)
+    for old, new in zip(before.decoder, after.decoder, strict=True):
+        torch.testing.assert_close(new.logits, old.logits[..., ids])
+        torch.testing.assert_close(new.boxes, old.boxes)
+    if isinstance(whole.query_initializer, TwoStageQueries):
+        for part in ("weight", "bias"):
+            name = f"{proposal}.{part}"
+            assert torch.equal(picked_state[name], state[name][:80])
 
 
 @pytest.mark.parametrize("rows", [(), (3, 4)])
