@@ -158,13 +158,13 @@ def test_counting_without_computing_counts_what_is_computed(name: str) -> None:
 
 
 def test_a_budget_of_the_image_needs_the_image() -> None:
-    model = detector(ADAPTIVE, mass=0.3, max_keep_ratio=0.9)
+    model = detector(ADAPTIVE, mass=0.3, keep_ratio=0.9)
     with pytest.raises(ValueError, match=r"count_flops.image must be given for AdaptiveSelector"):
         count_flops(model, SIZE)
     kept = {
         total(count_flops(model, SIZE, image=seed * torch.rand(3, *SIZE))) for seed in range(1, 6)
     }
-    cap = total(count_flops(detector(ADAPTIVE, mass=1.0, max_keep_ratio=0.9), SIZE))
+    cap = total(count_flops(detector(ADAPTIVE, mass=1.0, keep_ratio=0.9), SIZE))
     assert max(kept) < cap
 
 

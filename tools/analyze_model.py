@@ -43,6 +43,7 @@ from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import DatasetError, load_coco, resolve_dataset
 from sparsedet.data.images import inspect_image
 from sparsedet.loading import leave_out_pretrained, load_detector
+from sparsedet.modeling import AdaptiveSelector
 
 Size = tuple[int, int]
 
@@ -127,6 +128,11 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         batch = model.preprocess([image])
         sizes = list(batch.image_sizes)
         flops = count_flops(model, sizes[0], image=batch.images[0], counting=counting)
+    elif isinstance(model.selector, AdaptiveSelector) and model.selector.mass < 1:
+        raise ConfigError(
+            "What a model with AdaptiveSelector costs depends on the image. Add --image FILE, or "
+            "count its cap with model.selector.mass=1."
+        )
     else:
         flops = mean_flops(model, sizes, max_images=args.max_images, counting=counting)
     latency = None

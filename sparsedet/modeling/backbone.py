@@ -20,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from sparsedet.registry import BACKBONES
 
+_SWIN_MODULES = ("swin_transformer", "swin_transformer_v2")
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
@@ -117,7 +118,7 @@ class TorchvisionSwin(nn.Module):
         ValueError: for an unknown name or weights, or when the weights cannot be fetched.
     """
 
-    size_divisibility = 32
+    size_divisibility = 4  # whole patches; windows and merged patches are padded within
     body: nn.Sequential
 
     def __init__(
@@ -150,7 +151,7 @@ class TorchvisionSwin(nn.Module):
             _freeze(list(self.body)[: 2 * freeze_at - 1])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map normalized ``[B 3 H W]``, sides divisible by 32, to the named ``[B c h w]``."""
+        """Map normalized ``[B 3 H W]``, sides divisible by 4, to the named ``[B c h w]``."""
         x, maps = images, {}
         for index, module in enumerate(self.body):
             x = module(x)
@@ -183,7 +184,6 @@ class TimmBackbone(nn.Module):
             fetched.
     """
 
-    size_divisibility = 32
     body: Any  # timm's wrapper of a model, with feature_info
 
     def __init__(
@@ -197,6 +197,8 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.body = _timm_model(name, pretrained, dict(model_args or {}))
+        # Swin: whole patches; windows and merged patches are padded within
+        self.size_divisibility = 4 if is_model_in_modules(name, _SWIN_MODULES) else 32
         reductions = list(self.body.feature_info.reduction())
         missing = [f for f in out_features if _STRIDES.get(f) not in reductions]
         if missing:
@@ -212,7 +214,10 @@ class TimmBackbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map normalized ``[B 3 H W]``, sides divisible by 32, to the named ``[B c h w]``."""
+        """Map normalized ``[B 3 H W]`` to the named ``[B c h w]``.
+
+        Sides are divisible by ``size_divisibility``: 4 for Swin transformers, else 32.
+        """
         maps = self.body(images)
         return {name: self._finish(name, maps[index]) for name, index in self.indices.items()}
 
@@ -231,7 +236,7 @@ def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
             f"TimmBackbone.name must be a timm model, got {name!r} (near: {near}). "
             "Set model.backbone.name."
         )
-    if is_model_in_modules(name, ("swin_transformer", "swin_transformer_v2")):
+    if is_model_in_modules(name, _SWIN_MODULES):
         arguments = {"strict_img_size": False, "always_partition": True, **arguments}
     try:
         body = timm.create_model(name, features_only=True, pretrained=pretrained, **arguments)

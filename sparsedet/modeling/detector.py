@@ -264,15 +264,19 @@ class TokenSparseDetector(nn.Module):
 
     def _check_supervision(self, num_levels: int) -> None:
         needed = None if self.scorer is None else self.scorer.trained_by
-        trained = {term.trains for term in self.criterion.stage}
-        if needed is not None and type(self.scorer).__name__ not in trained:
+        kinds = {kind.__name__ for kind in type(self.scorer).__mro__}
+
+        def trains_it(term: Any) -> bool:  # as a scorer of one's own says, or by its class
+            return type(term).__name__ == needed or term.trains in kinds
+
+        if needed is not None and not any(map(trains_it, self.criterion.stage)):
             terms = sorted(type(term).__name__ for term in self.criterion.stage)
             raise ValueError(
                 f"TokenSparseDetector.criterion: {type(self.scorer).__name__} is trained by "
                 f"{needed}, got stage terms {terms}. Add {needed} to model.criterion.stage."
             )
         for term in self.criterion.stage:
-            if term.trains != (self.scorer and type(self.scorer).__name__):
+            if not trains_it(term):
                 raise ValueError(
                     f"TokenSparseDetector.criterion: {type(term).__name__} trains a "
                     f"{term.trains}, the scorer is {type(self.scorer).__name__}. "

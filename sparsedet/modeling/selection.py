@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -143,7 +144,7 @@ class AdaptiveSelector(nn.Module):
 
     Image i keeps its best tokens until the sum of their scores (the sigmoid of the logits) reaches
     ``mass`` times the sum over all of its unpadded tokens: at least one token and at most
-    ``TopKSelector`` keeps with ``max_keep_ratio``. Nucleus sampling (Holtzman et al., ICLR 2020)
+    ``TopKSelector`` keeps with ``keep_ratio``. Nucleus sampling (Holtzman et al., ICLR 2020)
     chooses words so. An image's count depends on that image alone.
 
     The host has to know the largest count of a batch, for which it waits once per batch. A compiled
@@ -153,7 +154,7 @@ class AdaptiveSelector(nn.Module):
 
     Args:
         mass: share of the summed scores, in (0, 1]; 1 = as many tokens as the cap allows.
-        max_keep_ratio: cap on the share of the tokens, in (0, 1].
+        keep_ratio: cap on the share of the tokens, in (0, 1].
         schedule: see ``TopKSelector``.
 
     Raises:
@@ -163,12 +164,12 @@ class AdaptiveSelector(nn.Module):
     needs_scorer = True
 
     def __init__(
-        self, mass: float, *, max_keep_ratio: float, schedule: Sequence[float] | None = None
+        self, mass: float, *, keep_ratio: float, schedule: Sequence[float] | None = None
     ) -> None:
         super().__init__()
         _check_share(mass, "AdaptiveSelector", "mass")
-        _check_share(max_keep_ratio, "AdaptiveSelector", "max_keep_ratio")
-        self.mass, self.max_keep_ratio = mass, max_keep_ratio
+        _check_share(keep_ratio, "AdaptiveSelector", "keep_ratio")
+        self.mass, self.keep_ratio = mass, keep_ratio
         self.schedule = _checked_schedule(schedule, "AdaptiveSelector")
 
     def forward(
@@ -179,7 +180,7 @@ class AdaptiveSelector(nn.Module):
         Raises:
             ValueError: if the schedule does not have ``num_layers`` factors.
         """
-        best = _best_tokens(scores, features, _counts(self.max_keep_ratio, features))
+        best = _best_tokens(scores, features, _counts(self.keep_ratio, features))
         limits = None
         if self.mass < 1:
             limits = self._limits(scores, features, best)
@@ -309,6 +310,8 @@ def _cascade(
             f"{name}.schedule must have one factor for each of the {num_layers} encoder "
             f"layers, got {len(factors)}. Set model.selector.schedule."
         )
+    if any(later > earlier for earlier, later in pairwise(factors)):
+        best = replace(best, ranking=None)  # a layer may keep what the one before did not update
     selections = {1.0: best if limits is None else _limited(best, limits)}
     for factor in factors:
         if factor in selections:

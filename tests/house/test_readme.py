@@ -35,13 +35,16 @@ def blocks(path: Path, *languages: str) -> list[str]:
 
 
 @pytest.mark.skipif(not README.is_file(), reason="there is no README.md")
-def test_python_blocks_of_the_readme_run(tmp_path, monkeypatch):
+def test_python_blocks_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "__main__"}
     found = blocks(README, "python")
     assert found, "the README shows no Python"
     for number, text in enumerate(found, 1):
         exec(compile(text, f"README.md, Python block {number}", "exec"), namespace)
+    printed = capsys.readouterr().out.splitlines()
+    for line in re.findall(r"which prints `(.+?)`", README.read_text(encoding="utf-8")):
+        assert line in printed
 
 
 def shell_lines() -> list[tuple[str, str]]:

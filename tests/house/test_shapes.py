@@ -65,7 +65,7 @@ VARIANTS = {
     "adaptive": [
         "model.selector._target_=AdaptiveSelector",
         "+model.selector.mass=0.5",
-        "+model.selector.max_keep_ratio=0.4",
+        "model.selector.keep_ratio=0.4",
         "model.criterion.stage=[{_target_: SalienceLoss, weight: 1.0}]",
     ],
     "anchors": [

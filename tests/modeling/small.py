@@ -61,13 +61,10 @@ ARGUMENTS = dict(
     keep_ratio=0.4,
     train_ratios=(0.2, 0.4),
     mass=0.5,
-    max_keep_ratio=0.6,
     levels=((1, 2, 3), (0, 1, 2, 3)),
 )
 # The same parts when they are told to keep every token.
-KEEP_ALL = dict(
-    keep_ratio=1.0, train_ratios=(1.0,), mass=1.0, max_keep_ratio=1.0, levels=((0, 1, 2, 3),) * 2
-)
+KEEP_ALL = dict(keep_ratio=1.0, train_ratios=(1.0,), mass=1.0, levels=((0, 1, 2, 3),) * 2)
 
 Size = tuple[int, int]
 

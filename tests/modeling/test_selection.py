@@ -167,7 +167,7 @@ def brute_force(logits: torch.Tensor, mass: float, cap: float) -> int:
 @pytest.mark.parametrize("cap", [0.05, 0.5, 1.0])
 @pytest.mark.parametrize("mass", [0.001, 0.3, 0.8, 0.999, 1.0])
 def test_as_few_tokens_as_hold_the_mass(features, scores, mass, cap):
-    selector = AdaptiveSelector(mass, max_keep_ratio=cap, schedule=(1.0, 0.5))
+    selector = AdaptiveSelector(mass, keep_ratio=cap, schedule=(1.0, 0.5))
     first, second = selector(scores, features, 2)
     for image, count in enumerate(first.counts):
         logits = scores.logits[image, ~features.padding_mask[image]]
@@ -182,7 +182,7 @@ def test_equal_scores_are_counted_exactly(features):
     """However small they are, and where rounding would miss: of 10 equal tokens 0.3 hold 3."""
     for logit in (-15.0, 0.0, 40.0):
         scores = TokenScores(torch.full(features.padding_mask.shape, logit))
-        selection = AdaptiveSelector(0.3, max_keep_ratio=1.0)(scores, features, 1)[0]
+        selection = AdaptiveSelector(0.3, keep_ratio=1.0)(scores, features, 1)[0]
         expected = [-(-3 * valid // 10) for valid in features.num_valid]
         assert list(selection.counts) == expected
 
@@ -191,13 +191,13 @@ def test_plain_images_keep_fewer(features, scores):
     """One token stands out in the first image."""
     logits = scores.logits - 12
     logits[0, 3] = 10.0
-    selection = AdaptiveSelector(0.9, max_keep_ratio=1.0)(TokenScores(logits), features, 1)[0]
+    selection = AdaptiveSelector(0.9, keep_ratio=1.0)(TokenScores(logits), features, 1)[0]
     assert selection.counts[0] == 1
     assert min(selection.counts[1:]) > 1
 
 
 def test_an_image_counts_for_itself(model, features, scores):
-    selector = AdaptiveSelector(0.7, max_keep_ratio=0.9)
+    selector = AdaptiveSelector(0.7, keep_ratio=0.9)
     together = selector(scores, features, 1)[0]
     for image, size in enumerate(SIZES):
         for canvas in (None, (136, 200)):
@@ -275,7 +275,7 @@ def _forget_compiled_code():
     ("cls", "arguments"),
     [
         (ElasticSelector, dict(keep_ratio=0.3, train_ratios=(0.1, 0.45, 0.8))),
-        (AdaptiveSelector, dict(mass=0.6, max_keep_ratio=0.7)),
+        (AdaptiveSelector, dict(mass=0.6, keep_ratio=0.7)),
     ],
 )
 def test_compiled_selectors_keep_the_same_tokens(features, scores, cls, arguments, schedule):
@@ -346,7 +346,7 @@ def test_a_compiled_detector_says_the_same(selector, training):
 @pytest.mark.slow
 @pytest.mark.parametrize("selector", ["AdaptiveSelector", "LevelScheduleSelector"])
 def test_exported_selectors_keep_the_same_tokens(features, scores, selector):
-    arguments = dict(mass=0.6, max_keep_ratio=0.7, levels=LEVELS[:2])
+    arguments = dict(mass=0.6, keep_ratio=0.7, levels=LEVELS[:2])
 
     class Kept(torch.nn.Module):
         def __init__(self):
@@ -382,12 +382,12 @@ BAD = {
         r"ElasticSelector\.schedule must hold numbers in \(0, 1\], got \[0\.5, 0\.0\]",
     ),
     "mass": (
-        lambda: AdaptiveSelector(0.0, max_keep_ratio=0.5),
+        lambda: AdaptiveSelector(0.0, keep_ratio=0.5),
         r"AdaptiveSelector\.mass must be in \(0, 1\], got 0\.0\. Set model\.selector\.mass",
     ),
     "cap": (
-        lambda: AdaptiveSelector(0.5, max_keep_ratio=float("nan")),
-        r"max_keep_ratio must be in \(0, 1\], got nan",
+        lambda: AdaptiveSelector(0.5, keep_ratio=float("nan")),
+        r"keep_ratio must be in \(0, 1\], got nan",
     ),
     "schedule": (
         lambda: TopKSelector(0.3, schedule="1.0"),
@@ -417,3 +417,10 @@ def test_a_schedule_of_another_length_is_refused(features, scores, cls):
         ValueError, match=rf"{cls.__name__}\.schedule must have one factor for each"
     ):
         cls(0.3, schedule=(1.0, 0.5))(scores, features, 3)
+
+
+def test_only_a_falling_cascade_carries_rows_on(features, scores):
+    """A factor that rises by less than a token of the largest image adds one to a smaller one."""
+    for schedule, falls in (((1.0, 0.5), True), ((0.5, 0.5), True), ((0.5, 0.501), False)):
+        first, second = TopKSelector(0.9, schedule=schedule)(scores, features, 2)
+        assert second.begins(first) is falls

@@ -134,7 +134,7 @@ def test_a_model_that_looks_first_is_counted_on_a_picture(
     tool: ModuleType, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adaptive = ("model.selector._target_=AdaptiveSelector", "model.selector.mass=0.5")
-    adaptive += ("model.selector.max_keep_ratio=0.5",)
+    adaptive += ("model.selector.keep_ratio=0.5",)
     arguments = ["--config-file", str(run / "config.yaml"), "--size", "64", "96", *adaptive]
     assert tool.main(arguments) == 2
     assert "depends on the image" in capsys.readouterr().err

@@ -210,7 +210,7 @@ def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path
             [
                 "model.selector._target_=AdaptiveSelector",
                 "model.selector.mass=0.5",
-                "model.selector.max_keep_ratio=0.5",
+                "model.selector.keep_ratio=0.5",
             ],
             ("AdaptiveSelector", "Leave"),
         ),
