@@ -1,12 +1,12 @@
-// Arithmetic of one sampling point, for the host and for the device.
+// Arithmetic of one sampling point in the CUDA kernels; compiles for the host too, where tests run
+// it. The CPU kernels have a form of their own that suits vectors (cpu/set_up.h).
 //
 // A location in [0, 1] reads its level at the continuous index location * size - 0.5 (cell
 // centres). The two neighbours of each axis take part with linear weights; a neighbour outside of
 // the level has weight zero, and so has everything around a location that is not finite.
 //
-// All of it is generic in the real type A and the integer type I. These are scalars in the CUDA
-// kernels, and vectors with one lane per point in the CPU kernels; Ops holds what is written
-// differently for the two.
+// All of it is generic in the real type A and the integer type I; Ops holds the operations that
+// depend on whether these are scalars.
 #pragma once
 
 #include <cstdint>
