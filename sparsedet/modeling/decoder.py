@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sparsedet.layers.arguments import require_positive
@@ -61,20 +62,15 @@ class DeformableDecoderLayer(nn.Module):
         self,
         x: Float[Tensor, "B Q C"],
         pos: Float[Tensor, "B Q C"],
-        queries: Queries,
+        mask: Float[Tensor, "_ 1 _ Q"] | None,
         reference: Float[Tensor, "B Q L D"],
         memory: MultiScaleFeatures,
     ) -> tuple[Float[Tensor, "B Q C"], Tensor, Tensor]:
-        """Update ``x``; also the cross-attention's sampling locations and attention weights."""
-        q = x + pos
-        attended = self.self_attention(
-            q,
-            q,
-            x,
-            key_padding_mask=None if queries.valid is None else ~queries.valid,
-            attn_mask=queries.attn_mask,
-            need_weights=False,
-        )[0]
+        """Update ``x``; also the cross-attention's sampling locations and attention weights.
+
+        ``mask`` is that of ``query_mask``.
+        """
+        attended = attend(self.self_attention, x + pos, x, mask)
         x = self.self_attention_norm(x + self.dropout(attended))
         sampled, locations, weights = self.cross_attention(
             x + pos,
@@ -87,6 +83,41 @@ class DeformableDecoderLayer(nn.Module):
         x = self.cross_attention_norm(x + self.dropout(sampled))
         x = self.feedforward_norm(x + self.dropout(self.feedforward(x)))
         return x, locations, weights
+
+
+def query_mask(queries: Queries) -> Float[Tensor, "_ 1 _ Q"] | None:
+    """What to add to the attention logits of the queries: -inf where one must not see another.
+
+    One mask for all layers and heads, of size 1 where images or queries do not differ. (The mask
+    that ``nn.MultiheadAttention`` makes of its two has every head's own, in every layer.)
+    """
+    blocked = queries.attn_mask
+    if queries.valid is not None:
+        fillers = ~queries.valid[:, None, None]
+        blocked = fillers if blocked is None else fillers | blocked
+    elif blocked is not None:
+        blocked = blocked[None, None]
+    if blocked is None:
+        return None
+    return queries.content.new_zeros(blocked.shape).masked_fill_(blocked, float("-inf"))
+
+
+def attend(
+    attention: nn.MultiheadAttention,
+    q: Float[Tensor, "B Q C"],
+    value: Float[Tensor, "B Q C"],
+    mask: Float[Tensor, "_ 1 _ Q"] | None,
+) -> Float[Tensor, "B Q C"]:
+    """``attention`` of queries ``q`` among themselves, with a mask that heads and layers share."""
+    weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
+    query, key = F.linear(q, weight[: 2 * width], bias[: 2 * width]).chunk(2, dim=-1)
+    value = F.linear(value, weight[2 * width :], bias[2 * width :])
+    heads = (
+        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value)
+    )
+    dropout = attention.dropout if attention.training else 0.0
+    read = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
+    return attention.out_proj(read.transpose(1, 2).flatten(2))
 
 
 @DECODERS.register()
@@ -188,6 +219,7 @@ class DeformableDecoder(nn.Module):
             record: ``{"token_mass"}`` to accumulate the cross-attention mass on the tokens.
         """
         recompute = self.activation_checkpointing and self.training
+        mask = query_mask(queries)
         x, reference = queries.content, queries.reference
         origin = reference  # what a layer's boxes are relative to, perhaps with a gradient
         predictions: list[Prediction] = []
@@ -198,7 +230,7 @@ class DeformableDecoder(nn.Module):
         )
         for index, layer in enumerate(self.layers):
             pos = self._position(queries, x, reference, first=index == 0)
-            inputs = (x, pos, queries, memory.to_levels(reference), memory)
+            inputs = (x, pos, mask, memory.to_levels(reference), memory)
             x, locations, weights = (
                 checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
             )

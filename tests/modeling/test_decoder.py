@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsedet.layers import ms_deform_attn_reference
-from sparsedet.modeling.decoder import attention_mass
+from sparsedet.modeling.decoder import attend, attention_mass, query_mask
 from sparsedet.modeling.denoising import group_mask
 from sparsedet.modeling.stages import Queries
 from tests.modeling import small
@@ -192,7 +192,7 @@ def slow_decoder(model, start: Queries, memory, options: dict) -> list[tuple]:
         pos = decoder.pos_mlp(sine(reference, small.EMBED_DIM // 2))
         if options["scale_pos"] and index > 0:
             pos = pos * decoder.pos_scale(x)
-        x = layer(x, pos, start, memory.to_levels(reference), memory)[0]
+        x = layer(x, pos, query_mask(start), memory.to_levels(reference), memory)[0]
         head = model.heads.decoder(index)
         shown = decoder.norm(x) if options["output_norm"] else x
         box = (head.box_embed(shown) + before.logit()).sigmoid()
@@ -305,3 +305,44 @@ def test_mass_counts_matching_queries_only(features):
         )
     assert expected.sum() > 0
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fillers", [False, True])
+@pytest.mark.parametrize("groups", [False, True])
+def test_self_attention_is_that_of_the_module(fillers, groups):
+    """Values and gradients, with what fillers and groups hide; one mask serves every head."""
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(small.EMBED_DIM, 4, batch_first=True)
+    torch.nn.init.normal_(attention.in_proj_bias)
+    valid = torch.rand(len(SIZES), 7) < 0.6 if fillers else None
+    if fillers:
+        valid[:, -1] = True
+    blocked = group_mask(4, 2, 7, torch.device("cpu")) if groups else None
+    found = replace(queries(valid), attn_mask=blocked)
+    mask = query_mask(found)
+    assert (mask is None) == (not fillers and not groups)
+    assert mask is None or mask.shape[1] == 1
+    q, value = (torch.randn(len(SIZES), 7, small.EMBED_DIM, requires_grad=True) for _ in range(2))
+    inputs = (q, value, *attention.parameters())
+    padding = None if valid is None else ~valid
+    expected = attention(
+        q, q, value, key_padding_mask=padding, attn_mask=blocked, need_weights=False
+    )[0]
+    got = attend(attention, q, value, mask)
+    torch.testing.assert_close(got, expected)
+    factors = torch.randn_like(got)
+    for ours, theirs in zip(
+        torch.autograd.grad((got * factors).sum(), inputs),
+        torch.autograd.grad((expected * factors).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_self_attention_drops_out_in_training_alone():
+    attention = torch.nn.MultiheadAttention(small.EMBED_DIM, 4, dropout=0.5, batch_first=True)
+    x = torch.randn(2, 9, small.EMBED_DIM)
+    draws = [attend(attention, x, x, None) for _ in range(2)]
+    assert not torch.equal(*draws)
+    attention.eval()
+    assert torch.equal(*(attend(attention, x, x, None) for _ in range(2)))
