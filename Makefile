@@ -15,6 +15,8 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install
 # Where the run goes; a run that was stopped goes on from there.
 QUICKSTART := output/quickstart
 SHAPES := datasets/shapes
+# Where `make bench` writes its figures, tables and plot.
+BENCH := output/benchmark
 # Where a Python keeps its packages; PYTHON may itself be that of an environment.
 SITE := import sysconfig; print(sysconfig.get_paths()['purelib'])
 # The tools of the extra "lint" alone: installing the package again would compile again.
@@ -30,7 +32,7 @@ help:
 	@echo "make test         install, run the tests"
 	@echo "make lint         ruff, pyright and clang-format"
 	@echo "make format       let ruff and clang-format rewrite the source"
-	@echo "make bench        measure speed"
+	@echo "make bench        measure speed on the CPU (twenty minutes; ARGS='--quick' takes three)"
 	@echo "make clean        remove what was built (not the environment, data or output)"
 	@echo
 	@echo "PYTHON=python3.12      the Python to make the environment with (3.10 or later)"
@@ -98,7 +100,8 @@ format: $(VENV)/.lint
 	$(VENV)/bin/clang-format -i $(SOURCES)
 
 bench: $(VENV)/.installed
-	$(PY) tools/benchmark.py $(ARGS)
+	$(PY) tools/benchmark.py --suite cpu --json $(BENCH)/cpu.json --markdown $(BENCH)/cpu.md \
+	  --plot $(BENCH)/cpu.png $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis sparsedet/*.so

@@ -433,6 +433,19 @@ def test_every_section_is_a_command_of_the_tool(part, suite, quick):
         modes.parser(line[0]).parse_intermixed_args(line[1:])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["cpu", "gpu"])
+def test_dry_run(tool, suite, tmp_path):
+    """Every section runs; on the CPU also where it is meant for a GPU."""
+    target, page = tmp_path / "suite.json", tmp_path / "page.md"
+    words = ["--suite", suite, "--dry-run", "--device", "cpu", "--json", str(target)]
+    assert tool.main([*words, "--markdown", str(page)]) == 0
+    sections = json.loads(target.read_text())["sections"]
+    rows = [row for section in sections for row in section["result"]["rows"]]
+    assert rows and not any("error" in row for row in rows)
+    assert page.read_text().count("### ") == len(sections)
+
+
 def fake(words: Sequence[str]) -> dict[str, Any]:
     if words[0] == "encoder":
         raise RuntimeError("broken")

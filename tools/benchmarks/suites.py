@@ -278,7 +278,8 @@ def _tiny(words: list[str]) -> list[str]:
     words = [word for word in words if word != "--cuda-graphs"]
     if mode in ("model", "encoder", "train-step"):
         more += ["--image-size", "64x96", "--batch", "1"]
-        more += [] if mode == "encoder" else ["--no-memory"]
+        more += ["--keep-ratio", "dense", "0.3"] if mode == "encoder" else ["--no-memory"]
+        more += ["--keep-ratio", "0.3"] if mode == "model" else []
     elif mode == "op":
         more += ["--image-size", "64x96", "--no-memory", "--against", "grid_sample"]
     elif mode == "gpu-op":
@@ -319,9 +320,10 @@ def _run_child(section: Section, words: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         tool = str(ROOT / "tools" / "benchmark.py")
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, tool, *words, "--json", str(path)],
             env={**os.environ, **section.environment},
-            check=True,
         )
+        if done.returncode:
+            raise RuntimeError(f"the process ended with {done.returncode}, its message is above")
         return read_json(path)
