@@ -309,6 +309,37 @@ def test_a_checkpoint_of_other_classes(
     _assert_one_sentence(code, capsys, output, "'hand' is not one of the 3 classes")
 
 
+@pytest.mark.parametrize("words", [(), ("--eval-only",)])
+@pytest.mark.parametrize(("classes", "hint"), [(2, False), (91, True)])
+def test_a_model_of_other_classes_than_the_data(
+    train_net: Callable[..., int],
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    classes: int,
+    hint: bool,
+) -> None:
+    """Weights that fit the model do not help: class n of it is another one in the data."""
+    weights = load_checkpoint(trained / "model_final.pth")["model"]
+    for name in [name for name in weights if ".class_embed." in name]:
+        weights[name] = weights[name].new_zeros(classes, *weights[name].shape[1:])
+    save_checkpoint({"model": weights}, tmp_path / "a.pth")
+    arguments = (
+        *words,
+        f"model.num_classes={classes}",
+        f"train.init_checkpoint={tmp_path}/a.pth",
+        f"train.output_dir={tmp_path}/run",
+    )
+    code = train_net(*arguments, config=trained / "config.yaml")
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith(f"error: model.num_classes is {classes}, and the data has 3 classes.")
+    assert "Set model.num_classes=3." in error and error.count("\n") == 1
+    assert ("--classes contiguous" in error) == hint
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluation_keeps_the_order_of_the_classes_of_the_weights(
     train_net: Callable[..., int], trained: Path, drawn: Path, tmp_path: Path
 ) -> None:
