@@ -199,7 +199,7 @@ class LoadReport:
     Attributes:
         module: The part that was filled, as a path inside the model; empty for the whole model.
         num_loaded: Number of tensors taken from the file.
-        reinitialized: Tensors left at their initial values since they depend on the classes.
+        reinitialized: Tensors of the classes, left at their initial values as it was asked for.
         unused: Tensors of the file without a place in the part that was filled.
     """
 
@@ -216,6 +216,9 @@ class _Differences:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # (in the file, in the model)
 
 
+# What has a row per class: the heads of all stages; the labels of denoising may have one more.
+CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
+LABEL_EMBEDDING = "denoising.label_embedding.weight"
 # A model may swap its scorer, or be dense, or train without denoising, and begin from the weights
 # of one that had another.
 _SWAPPABLE = ("scorer.", "denoising.")
@@ -232,7 +235,6 @@ def load_weights(
     path: str | os.PathLike[str],
     *,
     reinit_class_heads: bool = False,
-    num_classes: int | None = None,
 ) -> LoadReport:
     """Initialize a model from a checkpoint; what does not fit is an error.
 
@@ -245,33 +247,30 @@ def load_weights(
     Args:
         model: Filled in place; unchanged when an error is raised.
         path: A `.pth` or `.safetensors` file.
-        reinit_class_heads: Whether tensors that differ only in the number of classes keep their
-            initial values: the class heads of all stages and the label embedding of denoising.
-        num_classes: The model's number of classes; `model.num_classes` by default.
+        reinit_class_heads: Whether what belongs to the classes keeps its initial values, whatever
+            the file has: the class heads of all stages and the label embedding of denoising.
 
     Raises:
         CheckpointError: If the file cannot be read, or keys or shapes do not fit.
     """
     weights = _drop_counters(model_weights(load_checkpoint(path)), model)
-    if num_classes is None:
-        num_classes = getattr(model, "num_classes", None)
     own = model.state_dict()
     if not own.keys() & weights.keys():
         return _load_part(model, weights, path)
+    reinitialized = tuple(filter(_is_of_classes, own)) if reinit_class_heads else ()
+    for name in reinitialized:
+        own.pop(name)
+        weights.pop(name, None)
     differences = _compare(own, weights)
-    classes = _class_change(differences, num_classes)
-    if classes is not None and not reinit_class_heads:
+    if sentence := _class_sentence(differences):
         raise CheckpointError(
-            f"checkpoint {path} {_class_sentence(differences, classes)} To fine-tune it with new "
-            "class heads set train.reinit_class_heads=True; else use a checkpoint of the same "
-            "classes."
+            f"checkpoint {path} {sentence} To fine-tune it with new class heads set "
+            "train.reinit_class_heads=True; else use a checkpoint of the same classes."
         )
-    reinitialized = tuple(differences.mismatched) if classes is not None else ()
     unused = tuple(name for name in differences.unexpected if name.startswith(_SWAPPABLE))
     unexpected = [name for name in differences.unexpected if name not in unused]
-    _require_match(replace(differences, unexpected=unexpected), path, allowed=reinitialized)
-    left_out = {*reinitialized, *unused}
-    kept = {name: tensor for name, tensor in weights.items() if name not in left_out}
+    _require_match(replace(differences, unexpected=unexpected), path)
+    kept = {name: tensor for name, tensor in weights.items() if name not in unused}
     model.load_state_dict(kept, strict=not reinitialized)
     return LoadReport(module="", num_loaded=len(kept), reinitialized=reinitialized, unused=unused)
 
@@ -290,12 +289,11 @@ def restore_model(
         CheckpointError: If keys or shapes differ.
     """
     differences = _compare(model.state_dict(), weights)
-    classes = _class_change(differences, getattr(model, "num_classes", None))
-    if classes is not None:
+    if sentence := _class_sentence(differences):
         raise CheckpointError(
-            f"checkpoint {path} {_class_sentence(differences, classes)} A run is resumed with the "
-            "classes it began with: set another train.output_dir, and to fine-tune "
-            f"train.init_checkpoint={path} train.reinit_class_heads=True."
+            f"checkpoint {path} {sentence} A run is resumed with the classes it began with: set "
+            f"another train.output_dir, and to fine-tune train.init_checkpoint={path} "
+            "train.reinit_class_heads=True."
         )
     _require_match(differences, path)
     model.load_state_dict(dict(weights))
@@ -320,41 +318,30 @@ def _compare(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor])
     )
 
 
-def _class_change(differences: _Differences, num_classes: int | None) -> tuple[int, int] | None:
-    """(classes in the file, classes in the model) if that explains every mismatch.
-
-    A tensor depends on the classes when its first axis has one row per class, or one more (label
-    embeddings), and everything else agrees.
-    """
-    if num_classes is None or not differences.mismatched:
-        return None
-    changes = set()
-    for given, own in differences.mismatched.values():
-        if not own or len(given) != len(own) or given[1:] != own[1:]:
-            return None
-        if own[0] not in (num_classes, num_classes + 1):
-            return None
-        changes.add(given[0] - own[0])
-    if len(changes) != 1:
-        return None
-    return num_classes + changes.pop(), num_classes
+def _is_of_classes(name: str) -> bool:
+    return name == LABEL_EMBEDDING or CLASS_HEAD.fullmatch(name) is not None
 
 
-def _class_sentence(differences: _Differences, classes: tuple[int, int]) -> str:
-    name, (given, own) = next(iter(differences.mismatched.items()))
+def _class_sentence(differences: _Differences) -> str:
+    """What a file of other classes is for; empty unless that explains every mismatch."""
+    mismatched = differences.mismatched
+    heads = [name for name in mismatched if CLASS_HEAD.fullmatch(name)]
+    if not heads or not all(map(_is_of_classes, mismatched)):
+        return ""
+    if any(not given or given[1:] != own[1:] for given, own in mismatched.values()):
+        return ""
+    given, own = mismatched[heads[0]]
+    picks = " tools/convert_checkpoint.py --classes contiguous picks the 80 of COCO's 91 ids."
     return (
-        f"is for {classes[0]} classes, the model for {classes[1]} "
-        f"({name} is {given} in the file and {own} in the model)."
+        f"is for {given[0]} classes, the model for {own[0]} "
+        f"({heads[0]} is {given} in the file and {own} in the model)."
+        f"{picks if (given[0], own[0]) == (91, 80) else ''}"
     )
 
 
-def _require_match(
-    differences: _Differences, path: str | os.PathLike[str], allowed: tuple[str, ...] = ()
-) -> None:
+def _require_match(differences: _Differences, path: str | os.PathLike[str]) -> None:
     mismatched = [
-        f"{name} {given} instead of {own}"
-        for name, (given, own) in differences.mismatched.items()
-        if name not in allowed
+        f"{name} {given} instead of {own}" for name, (given, own) in differences.mismatched.items()
     ]
     parts = [
         f"{len(names)} {what} ({_shorten(names)})"

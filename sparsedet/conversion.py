@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sparsedet.checkpoint import CLASS_HEAD, LABEL_EMBEDDING
+
 _NECK_THREE_MAPS = {
     "input_proj.0": "neck.convs.0",
     "input_proj.1": "neck.convs.1",
@@ -181,9 +183,7 @@ COCO_CATEGORY_IDS = tuple(index for index in range(1, 91) if index not in _UNUSE
 
 # What a model computes from its sizes; some sources store it.
 _DERIVED = ".attn.relative_position_index"
-_LABEL_EMBEDDING = "denoising.label_embedding.weight"
 _FIRST_STAGE = "heads.proposal_head.class_embed."
-_CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
 
 
 def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -361,11 +361,11 @@ def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     picked = {}
     for key, tensor in state.items():
         rows = list(COCO_CATEGORY_IDS)
-        if key == _LABEL_EMBEDDING:
+        if key == LABEL_EMBEDDING:
             rows += range(91, len(tensor))
         elif agnostic and key.startswith(_FIRST_STAGE):
             rows = list(range(len(COCO_CATEGORY_IDS)))
-        depends = key == _LABEL_EMBEDDING or _CLASS_HEAD.fullmatch(key)
+        depends = key == LABEL_EMBEDDING or CLASS_HEAD.fullmatch(key)
         picked[key] = tensor[rows] if depends else tensor
     return picked
 
@@ -386,7 +386,7 @@ def num_classes(state: Mapping[str, Tensor]) -> int:
     Raises:
         ValueError: if there are none, or of several numbers.
     """
-    rows = {len(tensor) for key, tensor in state.items() if _CLASS_HEAD.fullmatch(key)}
+    rows = {len(tensor) for key, tensor in state.items() if CLASS_HEAD.fullmatch(key)}
     if len(rows) != 1:
         raise ValueError(
             f"num_classes: the class heads must have one number of rows, got {sorted(rows)}. The "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsedet.checkpoint import CheckpointError, load_weights
-from sparsedet.config import LazyConfig, instantiate
+from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.engine.launch import resolve_device
 from sparsedet.modeling import TokenSparseDetector
 
@@ -28,6 +28,28 @@ def leave_out_pretrained(cfg: Any) -> list[str]:
     for key in found:
         backbone[key] = absent[key]
     return found
+
+
+def require_same_classes(cfg: Any) -> None:
+    """Refuse a model whose classes are not those of the data: its class n would be another's.
+
+    Args:
+        cfg: configuration with a ``model``, and with the ``dataset`` as it was resolved.
+
+    Raises:
+        ConfigError: ``model.num_classes`` is not ``dataset.num_classes``.
+    """
+    classes, found = cfg.model.get("num_classes"), cfg.dataset.num_classes
+    if classes in (None, found):
+        return
+    ids = (
+        " Published weights of COCO's 91 category ids fit it once tools/convert_checkpoint.py "
+        "--classes contiguous has picked the 80 that there are."
+    )
+    raise ConfigError(
+        f"model.num_classes is {classes}, and the data has {found} classes. Set "
+        f"model.num_classes={found}.{ids if classes == 91 else ''}"
+    )
 
 
 def load_detector(cfg: Any, weights: str | Path | None) -> TokenSparseDetector:

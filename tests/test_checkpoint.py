@@ -29,13 +29,21 @@ class Detector(nn.Module):
 
     def __init__(self, num_classes: int = 7, width: int = 4) -> None:
         super().__init__()
-        self.num_classes = num_classes
         self.backbone = nn.ModuleDict(
             {"body": nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))}
         )
         self.trunk = nn.Linear(width, width)
-        self.class_head = nn.Linear(width, num_classes)
-        self.labels = nn.Embedding(num_classes + 1, width)
+        head = nn.ModuleDict({"class_embed": nn.Linear(width, num_classes)})
+        self.heads = nn.ModuleDict({"decoder_heads": nn.ModuleList([head])})
+        labels = nn.Embedding(num_classes + 1, width)
+        self.denoising = nn.ModuleDict({"label_embedding": labels})
+
+
+HEADS = (
+    "heads.decoder_heads.0.class_embed.weight",
+    "heads.decoder_heads.0.class_embed.bias",
+    "denoising.label_embedding.weight",
+)
 
 
 def _same(a: nn.Module, b: nn.Module, skip: tuple[str, ...] = ()) -> bool:
@@ -144,40 +152,63 @@ def test_other_classes_are_an_error_that_names_the_way_out(tmp_path: Path) -> No
         load_weights(Detector(3), path)
     message = str(caught.value)
     assert "91 classes, the model for 3" in message
-    assert "class_head.weight is (91, 4) in the file and (3, 4) in the model" in message
-    assert "train.reinit_class_heads=True" in message
+    assert f"{HEADS[0]} is (91, 4) in the file and (3, 4) in the model" in message
+    assert "train.reinit_class_heads=True" in message and "contiguous" not in message
+    with pytest.raises(CheckpointError, match="--classes contiguous picks the 80"):
+        load_weights(Detector(80), path)
 
 
-@pytest.mark.parametrize("num_classes", [3, 20])
+@pytest.mark.parametrize("num_classes", [3, 7, 20])
 def test_class_heads_begin_anew(tmp_path: Path, num_classes: int) -> None:
     source, model = Detector(7), Detector(num_classes)
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     report = load_weights(model, _save(source, tmp_path / "a.pth"), reinit_class_heads=True)
-    heads = ("class_head.weight", "class_head.bias", "labels.weight")
-    assert report.reinitialized == heads
-    assert _same(model, source, skip=heads)
-    assert all(torch.equal(model.state_dict()[name], initial[name]) for name in heads)
+    assert report.reinitialized == HEADS
+    assert report.num_loaded == len(initial) - len(HEADS)
+    assert _same(model, source, skip=HEADS)
+    assert all(torch.equal(model.state_dict()[name], initial[name]) for name in HEADS)
 
 
-def test_same_classes_are_kept_when_asked_to_begin_anew(tmp_path: Path) -> None:
+def test_the_same_classes_are_kept_unless_asked_to_begin_anew(tmp_path: Path) -> None:
     source, model = Detector(), Detector()
-    report = load_weights(model, _save(source, tmp_path / "a.pth"), reinit_class_heads=True)
-    assert report.reinitialized == ()
+    assert load_weights(model, _save(source, tmp_path / "a.pth")).reinitialized == ()
     assert _same(model, source)
 
 
-def _detector(name: str, num_classes: int, seed: int) -> TokenSparseDetector:
-    given = parts(NAMED[name], num_classes=num_classes) | {"num_classes": num_classes}
+def test_what_begins_anew_need_not_be_there(tmp_path: Path) -> None:
+    source, model = Detector(), Detector()
+    initial = model.state_dict()[HEADS[2]].clone()
+    state = {name: tensor for name, tensor in source.state_dict().items() if name != HEADS[2]}
+    save_checkpoint({"model": state}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="1 missing"):
+        load_weights(model, tmp_path / "a.pth")
+    load_weights(model, tmp_path / "a.pth", reinit_class_heads=True)
+    assert torch.equal(model.state_dict()[HEADS[2]], initial)
+    assert _same(model, source, skip=HEADS)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_as_many_queries_as_classes_are_no_classes(tmp_path: Path, anew: bool) -> None:
+    source, model = (_detector("deformable_plain", n, seed=n, num_queries=n) for n in (10, 6))
+    path = _save(source, tmp_path / "a.pth")
+    message = r"of another shape.*query_initializer\.embedding\.weight \(10, 64\) instead"
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(model, path, reinit_class_heads=anew)
+
+
+def _detector(name: str, num_classes: int, seed: int, **options: int) -> TokenSparseDetector:
+    given = parts(NAMED[name], num_classes=num_classes, **options) | {"num_classes": num_classes}
     model = TokenSparseDetector(**given)
     randomize(model, seed)
     return model
 
 
+@pytest.mark.parametrize("classes", [5, 3])
 @pytest.mark.parametrize("name", ["deformable_plain", "sparse", "dn_deformable", "focus"])
 def test_what_depends_on_the_classes_begins_anew_and_the_rest_is_kept(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, classes: int
 ) -> None:
-    source, model = _detector(name, 5, seed=1), _detector(name, 3, seed=2)
+    source, model = _detector(name, classes, seed=1), _detector(name, 3, seed=2)
     initial = {key: value.clone() for key, value in model.state_dict().items()}
     report = load_weights(model, _save(source, tmp_path / "a.pth"), reinit_class_heads=True)
     depends = {key for key in initial if ".class_embed." in key or ".label_embedding." in key}

@@ -34,7 +34,7 @@ from sparsedet.checkpoint import atomic_write, load_checkpoint
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import load_coco, resolve_dataset
 from sparsedet.evaluation import evaluate
-from sparsedet.loading import load_detector, trained_class_names
+from sparsedet.loading import load_detector, require_same_classes, trained_class_names
 from sparsedet.modeling import AdaptiveSelector, TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
@@ -194,6 +194,7 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     if cfg.dataset.class_names is None:
         cfg.dataset.class_names = trained_class_names(load_checkpoint(weights))
     resolve_dataset(cfg, ("val",))
+    require_same_classes(cfg)
     if "output_dir" in cfg.dataloader.evaluator:
         cfg.dataloader.evaluator.output_dir = None  # the predictions of a run are not ours to write
     model = load_detector(cfg, weights)

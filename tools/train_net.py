@@ -61,7 +61,7 @@ from sparsedet.engine.launch import check_processes, is_first_process, resolve_d
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
 from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Writer
-from sparsedet.loading import leave_out_pretrained, trained_class_names
+from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
 from sparsedet.structures import Boxes, Instances
 
 logger = logging.getLogger("sparsedet.tools.train_net")
@@ -137,6 +137,7 @@ def load_config(path: str, overrides: Sequence[str], *, evaluates: bool = False)
     if evaluates and cfg.dataset.get("class_names") is None:
         cfg.dataset.class_names = _trained_classes(cfg.train)
     resolve_dataset(cfg, ("val",) if evaluates else ("train", "val"))
+    require_same_classes(cfg)
     return cfg
 
 

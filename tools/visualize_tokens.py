@@ -25,7 +25,7 @@ from PIL import Image
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import DatasetError, read_categories
 from sparsedet.data.images import inspect_image, read_image
-from sparsedet.loading import load_detector
+from sparsedet.loading import load_detector, require_same_classes
 from sparsedet.visualization import stack, token_figure
 
 _OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
@@ -146,6 +146,7 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
             )
     if dataset.class_names is not None:
         dataset.num_classes = len(dataset.class_names)
+        require_same_classes(cfg)
     return cfg
 
 

@@ -4,7 +4,7 @@ train = dict(
     output_dir="output",
     # weights to begin with: a .pth or .safetensors file of the whole model or of its backbone
     init_checkpoint="",
-    # begin with class heads of their own where the file is for another number of classes
+    # of these weights leave out the class heads and the labels of denoising: for other classes
     reinit_class_heads=False,
     epochs=50,
     max_iter=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -185,14 +186,16 @@ def test_evaluation_alone(
     assert "AP50" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("names", [("hand", "foot"), ("hand", "foot", "head")])
 def test_fine_tuning_onto_other_classes(
-    train_net: Callable[..., int], trained: Path, tmp_path: Path
+    train_net: Callable[..., int], trained: Path, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
-    two = draw_set(tmp_path / "two", ("hand", "foot"))
+    """Also where they are as many as before."""
+    other = draw_set(tmp_path / "other", names)
     output = tmp_path / "run"
     arguments = [
         *SMALL,
-        *set_overrides(two),
+        *set_overrides(other),
         f"train.output_dir={output}",
         f"train.init_checkpoint={trained}/model_final.pth",
         "train.reinit_class_heads=true",
@@ -202,11 +205,11 @@ def test_fine_tuning_onto_other_classes(
     assert train_net(*arguments) == 0
     old = load_checkpoint(trained / "model_final.pth")["model"]
     new = load_checkpoint(output / "model_final.pth")["model"]
-    changed = {name for name in old if old[name].shape != new[name].shape}
-    assert changed and all("class" in name for name in changed)
-    kept = old.keys() - changed
-    assert all(torch.equal(old[name], new[name]) for name in kept)
-    assert "new class heads: " in (output / "log.txt").read_text()
+    anew = {name for name in old if ".class_embed." in name}
+    assert anew and not any(torch.equal(old[name], new[name]) for name in anew)
+    assert all(torch.equal(old[name], new[name]) for name in old.keys() - anew)
+    (said,) = re.findall("new class heads: (.*)", (output / "log.txt").read_text())
+    assert set(said.split(", ")) == anew
 
 
 # --- bad input
@@ -307,6 +310,37 @@ def test_a_checkpoint_of_other_classes(
     _assert_one_sentence(train_net(*arguments), capsys, output, *says)
     code = train_net(*arguments, "--eval-only", "train.reinit_class_heads=true")
     _assert_one_sentence(code, capsys, output, "'hand' is not one of the 3 classes")
+
+
+@pytest.mark.parametrize("words", [(), ("--eval-only",)])
+@pytest.mark.parametrize(("classes", "hint"), [(2, False), (91, True)])
+def test_a_model_of_other_classes_than_the_data(
+    train_net: Callable[..., int],
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    classes: int,
+    hint: bool,
+) -> None:
+    """Weights that fit the model do not help: class n of it is another one in the data."""
+    weights = load_checkpoint(trained / "model_final.pth")["model"]
+    for name in [name for name in weights if ".class_embed." in name]:
+        weights[name] = weights[name].new_zeros(classes, *weights[name].shape[1:])
+    save_checkpoint({"model": weights}, tmp_path / "a.pth")
+    arguments = (
+        *words,
+        f"model.num_classes={classes}",
+        f"train.init_checkpoint={tmp_path}/a.pth",
+        f"train.output_dir={tmp_path}/run",
+    )
+    code = train_net(*arguments, config=trained / "config.yaml")
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith(f"error: model.num_classes is {classes}, and the data has 3 classes.")
+    assert "Set model.num_classes=3." in error and error.count("\n") == 1
+    assert ("--classes contiguous" in error) == hint
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluation_keeps_the_order_of_the_classes_of_the_weights(
