@@ -329,10 +329,9 @@ def _current_stage(model: TokenSparseDetector) -> Iterator[Callable[[], str]]:
 @contextmanager
 def _with_gradients_of_nothing() -> Iterator[None]:
     """Forms that a gradient could follow, of which nothing is kept."""
-    with (
-        torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None),
-    ):
+    nothing = torch.empty(0)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: nothing)
+    with torch.enable_grad(), hooks:
         yield
 
 

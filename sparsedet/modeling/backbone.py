@@ -283,8 +283,8 @@ def _unavailable(what: str, off: str, error: Exception) -> str:
 
 @torch.no_grad()
 def _fold_(conv: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
-    statistics = (norm.running_mean, norm.running_var, norm.eps)
-    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
+    tensors: list[Any] = [norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias]
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *tensors)
     conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
 
 

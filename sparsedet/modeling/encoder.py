@@ -373,7 +373,7 @@ def _encode(
     rows, pos, points, order, previous = memory, features.pos, reference_points, None, None
     for index, (layer, selection) in enumerate(zip(layers, selections, strict=True)):
         if previous is not None and selection.weight is None and selection.begins(previous):
-            rows, pos, points = (x[:, : selection.indices.shape[1]] for x in (rows, pos, points))
+            rows, pos, points = (selection.first_rows(x) for x in (rows, pos, points))
         elif selection is not previous:
             rows, pos = _weighted_rows(selection, memory), selection.gather(features.pos)
             points = selection.gather(reference_points)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
+from torch import nn
 
 from sparsedet.modeling.detector import TokenSparseDetector
 
@@ -29,6 +30,7 @@ def prepare_for_inference(model: TokenSparseDetector) -> TokenSparseDetector:
     if fold is not None:
         fold()
     copy.requires_grad_(False)
-    copy.backbone.to(memory_format=torch.channels_last)
-    copy.neck.to(memory_format=torch.channels_last)
+    for part in (copy.backbone, copy.neck):
+        assert isinstance(part, nn.Module)
+        part.to(memory_format=torch.channels_last)
     return copy

@@ -308,6 +308,11 @@ class TokenSelection:
         same_order = self.ranking is not None and self.ranking == other.ranking
         return same_order and self.indices.shape[1] <= other.indices.shape[1]
 
+    def first_rows(self, rows: Tensor) -> Tensor:
+        """Those of the ``rows[B K ...]`` of a selection that this one ``begins`` which it keeps."""
+        assert self.indices is not None
+        return rows[:, : self.indices.shape[1]]
+
     def mask(self, num_tokens: int) -> Bool[Tensor, "B N"]:
         """True at the kept tokens. Only for selections with indices."""
         assert self.indices is not None
