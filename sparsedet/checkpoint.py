@@ -24,9 +24,11 @@ from torch import nn
 __all__ = [
     "CheckpointError",
     "CheckpointStore",
+    "Differences",
     "LoadReport",
     "atomic_write",
     "check_weights",
+    "compare_weights",
     "load_checkpoint",
     "load_weights",
     "model_weights",
@@ -167,7 +169,8 @@ def _with_model(content: Any, path: Path) -> dict[str, Any]:
         if _is_state_dict(content):
             return {"model": dict(content)}
     raise CheckpointError(
-        f'checkpoint {path} holds no weights: expected {{"model": state_dict}} or a state dict.'
+        f'checkpoint {path} holds no weights: expected {{"model": state_dict}} or a state dict, '
+        "which has tensors under names and nothing else."
     )
 
 
@@ -185,6 +188,7 @@ def _is_state_dict(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
+        and all(isinstance(name, str) for name in value)
         and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
     )
 
@@ -210,10 +214,30 @@ class LoadReport:
 
 
 @dataclass(frozen=True)
-class _Differences:
+class Differences:
+    """What a state dict and a model do not have in common; as a text, the first few names.
+
+    Attributes:
+        missing: Tensors of the model alone.
+        unexpected: Tensors of the state dict alone.
+        mismatched: Shapes in the state dict and in the model, where these differ.
+    """
+
     missing: list[str]
     unexpected: list[str]
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # (in the file, in the model)
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.mismatched)
+
+    def __str__(self) -> str:
+        shapes = [f"{name} {was} instead of {own}" for name, (was, own) in self.mismatched.items()]
+        parts = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": shapes,
+        }
+        return ", ".join(f"{len(parts[p])} {p} ({_shorten(parts[p])})" for p in parts if parts[p])
 
 
 # What has a row per class: the heads of all stages; the labels of denoising may have one more.
@@ -261,7 +285,7 @@ def load_weights(
     for name in reinitialized:
         own.pop(name)
         weights.pop(name, None)
-    differences = _compare(own, weights)
+    differences = compare_weights(own, weights)
     if sentence := _class_sentence(differences):
         raise CheckpointError(
             f"checkpoint {path} {sentence} To fine-tune it with new class heads set "
@@ -288,7 +312,7 @@ def restore_model(
     Raises:
         CheckpointError: If keys or shapes differ.
     """
-    differences = _compare(model.state_dict(), weights)
+    differences = compare_weights(model.state_dict(), weights)
     if sentence := _class_sentence(differences):
         raise CheckpointError(
             f"checkpoint {path} {sentence} A run is resumed with the classes it began with: set "
@@ -303,11 +327,14 @@ def check_weights(
     model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
 ) -> None:
     """Raise a CheckpointError unless a state dict has the names and shapes of the model's."""
-    _require_match(_compare(model.state_dict(), weights), path)
+    _require_match(compare_weights(model.state_dict(), weights), path)
 
 
-def _compare(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> _Differences:
-    return _Differences(
+def compare_weights(
+    own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]
+) -> Differences:
+    """What the state dict of a model (`own`) and a `given` one do not have in common."""
+    return Differences(
         missing=[name for name in own if name not in given],
         unexpected=[name for name in given if name not in own],
         mismatched={
@@ -322,7 +349,7 @@ def _is_of_classes(name: str) -> bool:
     return name == LABEL_EMBEDDING or CLASS_HEAD.fullmatch(name) is not None
 
 
-def _class_sentence(differences: _Differences) -> str:
+def _class_sentence(differences: Differences) -> str:
     """What a file of other classes is for; empty unless that explains every mismatch."""
     mismatched = differences.mismatched
     heads = [name for name in mismatched if CLASS_HEAD.fullmatch(name)]
@@ -339,22 +366,10 @@ def _class_sentence(differences: _Differences) -> str:
     )
 
 
-def _require_match(differences: _Differences, path: str | os.PathLike[str]) -> None:
-    mismatched = [
-        f"{name} {given} instead of {own}" for name, (given, own) in differences.mismatched.items()
-    ]
-    parts = [
-        f"{len(names)} {what} ({_shorten(names)})"
-        for what, names in (
-            ("missing", differences.missing),
-            ("unexpected", differences.unexpected),
-            ("of another shape", mismatched),
-        )
-        if names
-    ]
-    if parts:
+def _require_match(differences: Differences, path: str | os.PathLike[str]) -> None:
+    if differences:
         raise CheckpointError(
-            f"checkpoint {path} does not fit the model: tensors {', '.join(parts)}. "
+            f"checkpoint {path} does not fit the model: tensors {differences}. "
             "Use the config that the checkpoint was made with."
         )
 
@@ -383,7 +398,7 @@ def _load_part(
             continue
         for prefix in _prefixes(own, weights):
             kept = {key: weights[prefix + key] for key in own}
-            _require_match(_compare(own, kept), path)
+            _require_match(compare_weights(own, kept), path)
             module.load_state_dict(kept)
             unused = tuple(key for key in weights if key.removeprefix(prefix) not in own)
             return LoadReport(module=name, num_loaded=len(kept), unused=unused)

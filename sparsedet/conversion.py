@@ -219,7 +219,8 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         elif new in renamed and not torch.equal(renamed[new], tensor):
             raise ValueError(
                 f"convert: {key!r} should be a copy of another tensor of {source!r} (ours: "
-                f"{new!r}), but the two differ. The file is damaged or of another source."
+                f"{new!r}), but {_how_they_differ(renamed[new], tensor)}. The file is damaged or "
+                "of another source."
             )
         else:
             renamed[new] = tensor
@@ -229,6 +230,14 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             f"{' ...' if len(unknown) > 8 else ''}. Choose another of {sorted(SOURCES)}."
         )
     return _join_projections(renamed)
+
+
+def _how_they_differ(one: Tensor, other: Tensor) -> str:
+    if one.shape != other.shape:
+        return f"one has the shape {tuple(one.shape)}, the other {tuple(other.shape)}"
+    if one.dtype != other.dtype:
+        return f"one is of {one.dtype}, the other of {other.dtype}, and they round differently"
+    return "NaN is in it" if other.isnan().any() or one.isnan().any() else "the two differ"
 
 
 def rename(key: str, layout: Layout, num_decoder: int, *, shared_heads: bool) -> str | None:
@@ -318,7 +327,7 @@ def _replace_swin(key: str) -> str | None:
 
 def _count_layers(keys: Mapping[str, Tensor], prefix: str) -> int:
     indices = (key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix))
-    return max((int(index) for index in indices), default=-1) + 1
+    return max((int(index) for index in indices if index.isdecimal()), default=-1) + 1
 
 
 def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -332,7 +341,10 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
         names = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
         if absent := [name for name in names if name not in state]:
             raise ValueError(f"convert: {key!r} is there without {absent}. The file is damaged.")
-        joined.setdefault(f"{match[1]}_{match[2]}", torch.cat([state[name] for name in names]))
+        parts = [state[name] for name in names]
+        if len({part.shape for part in parts}) > 1 or not tensor.ndim:
+            raise ValueError(f"convert: {names} must be of one shape. The file is damaged.")
+        joined.setdefault(f"{match[1]}_{match[2]}", torch.cat(parts))
     return joined
 
 
@@ -349,13 +361,19 @@ def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     lower than before.
 
     Raises:
-        ValueError: if the class heads do not have 91 rows.
+        ValueError: if the class heads do not have 91 rows, or the label embedding fewer.
     """
     found = num_classes(state)
     if found != 91:
         raise ValueError(
             f"contiguous_classes: the class heads must have 91 rows (COCO's category ids), got "
             f"{found}. The classes of this checkpoint are contiguous already."
+        )
+    labels = state.get(LABEL_EMBEDDING)
+    if labels is not None and labels.shape[:1] not in ((91,), (92,)):
+        raise ValueError(
+            f"contiguous_classes: {LABEL_EMBEDDING!r} must have 91 or 92 rows, got the shape "
+            f"{tuple(labels.shape)}. The file is damaged."
         )
     agnostic = _tells_objects_only(state)
     picked = {}
@@ -377,16 +395,24 @@ def _tells_objects_only(state: Mapping[str, Tensor]) -> bool:
     """
     made = state.get("query_initializer.pos_linear.weight")
     head = state.get(f"{_FIRST_STAGE}weight")
-    return made is not None and head is not None and len(made) == 2 * head.shape[-1]
+    return made is not None and head is not None and made.shape[:1] == (2 * head.shape[-1],)
 
 
 def num_classes(state: Mapping[str, Tensor]) -> int:
     """Rows of the class heads of a converted checkpoint.
 
     Raises:
-        ValueError: if there are none, or of several numbers.
+        ValueError: if there are none, of several numbers, or weights and biases of other ranks than
+            2 and 1.
     """
-    rows = {len(tensor) for key, tensor in state.items() if CLASS_HEAD.fullmatch(key)}
+    heads = {key: tensor.shape for key, tensor in state.items() if CLASS_HEAD.fullmatch(key)}
+    for key, shape in heads.items():
+        if len(shape) != (1 if key.endswith("bias") else 2):
+            raise ValueError(
+                f"num_classes: {key!r} must have a row per class, got the shape {tuple(shape)}. "
+                "The file is damaged."
+            )
+    rows = {shape[0] for shape in heads.values()}
     if len(rows) != 1:
         raise ValueError(
             f"num_classes: the class heads must have one number of rows, got {sorted(rows)}. The "

@@ -105,6 +105,8 @@ class _Custom:
         ({"model": {"a": _Custom()}}, "_Custom, which safe loading refuses"),
         ({"epoch": 3}, "holds no weights"),
         ([1, 2], "holds no weights"),
+        ({0: torch.zeros(1)}, "tensors under names and nothing else"),
+        ({"model": {"a": torch.zeros(1), 7: torch.zeros(1)}}, "tensors under names"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, content: object, says: str) -> None:

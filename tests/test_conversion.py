@@ -131,6 +131,66 @@ def test_a_picked_model_answers_as_before(path):
             assert torch.equal(picked_state[name], state[name][:80])
 
 
+def test_a_layer_without_a_number_is_named():
+    name = "transformer.encoder.layers.x.attentions.0.value_proj.weight"
+    with pytest.raises(ValueError, match=rf"1 keys are not of source 'detrex': {re.escape(name)}"):
+        convert({name: torch.zeros(1)}, "detrex")
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (torch.tensor([1 / 3, 2.0]), "the two differ"),
+        (torch.tensor([1 / 3, 1.0]).half(), r"one is of torch.float32, the other of torch.float16"),
+        (torch.tensor([1 / 3, torch.nan]), "NaN is in it"),
+        (torch.tensor([[1 / 3, 1.0]]), r"one has the shape \(2,\), the other \(1, 2\)"),
+        (torch.tensor(1.0), r"the other \(\)"),
+    ],
+)
+def test_it_says_how_copies_differ(other, says):
+    one = torch.tensor([1 / 3, 1.0])
+    assert not torch.equal(one, one.half())
+    state = {f"{place}bbox_embed.0.layers.0.bias": one for place in ("", "transformer.decoder.")}
+    assert len(convert(state, "sparse-detr")) == 1
+    state["bbox_embed.0.layers.0.bias"] = other
+    with pytest.raises(ValueError, match=rf"but .*{says}.* The file is damaged or of another"):
+        convert(dict(reversed(state.items())), "sparse-detr")
+
+
+def test_copies_that_are_all_nan():
+    state = {
+        f"{place}bbox_embed.0.layers.0.bias": torch.full((2,), torch.nan)
+        for place in ("", "transformer.decoder.")
+    }
+    with pytest.raises(ValueError, match="but NaN is in it"):
+        convert(state, "sparse-detr")
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(()), torch.zeros(4, 3)])
+def test_projections_of_other_shapes_are_refused(bad):
+    name = "model.decoder.layers.0.self_attn.{}_proj.weight"
+    state = {name.format(part): torch.zeros(4, 4) for part in "qk"} | {name.format("v"): bad}
+    with pytest.raises(ValueError, match="must be of one shape"):
+        convert(state, "huggingface")
+    with pytest.raises(ValueError, match="must be of one shape"):
+        convert({name.format(part): torch.zeros(()) for part in "qkv"}, "huggingface")
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(()), torch.zeros(81, 4)])
+def test_labels_of_too_few_classes_are_not_picked(labels):
+    state = {"heads.decoder_heads.0.class_embed.bias": torch.zeros(91)}
+    with pytest.raises(ValueError, match="must have 91 or 92 rows"):
+        contiguous_classes({**state, "denoising.label_embedding.weight": labels})
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor"), [("bias", torch.zeros(())), ("weight", torch.zeros(91))]
+)
+def test_heads_without_rows(part, tensor):
+    with pytest.raises(ValueError, match=rf"class_embed\.{part}' must have a row per class, got"):
+        num_classes({f"heads.decoder_heads.0.class_embed.{part}": tensor})
+
+
 @pytest.mark.parametrize("rows", [(), (3, 4)])
 def test_heads_of_no_number_of_classes(rows):
     state = {f"heads.decoder_heads.{n}.class_embed.bias": torch.zeros(n) for n in rows}

@@ -6,16 +6,17 @@
 
 Published heads have either 91 rows, one per COCO category id with gaps, or 80, one per class that
 there is. ``--classes contiguous`` picks the 80 of 91, so that the result fits configs of COCO's 80
-classes. Every tensor of the file is used or named in an error; with ``--config-file`` every tensor
-of that model must be there too, in its shape. docs/published_weights.md lists the files that there
-are. Exit codes: 0 done; 2 something given is wrong (one sentence says what), nothing is written.
+classes. Every tensor of the file is used or named in an error, and every tensor of a model must be
+there in its shape: of the one of ``--config-file``, else of one in projects/*/configs/released.
+docs/published_weights.md lists the files that there are. Exit codes: 0 done; 2 something given is
+wrong (one sentence says what), nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 
 from sparsedet.checkpoint import (
     CheckpointError,
+    Differences,
     check_weights,
+    compare_weights,
     load_checkpoint,
     model_weights,
     save_checkpoint,
@@ -34,6 +37,7 @@ from sparsedet.conversion import SOURCES, contiguous_classes, convert, num_class
 from sparsedet.loading import leave_out_pretrained
 
 _ROOT = Path(__file__).resolve().parent.parent
+_RELEASED = "projects/*/configs/released/*.py"
 _SUFFIXES = (".pth", ".safetensors")
 
 
@@ -82,16 +86,15 @@ def run(args: argparse.Namespace) -> None:
     found = num_classes(weights)
     if args.classes == "contiguous":
         weights = contiguous_classes(weights)
-    if args.config_file is not None:
+    if args.config_file is None:
+        configs = fitting(weights, found)
+    else:
         check_weights(load_model(args, num_classes(weights)), weights, args.input)
+        configs = [args.config_file]
     save_checkpoint({"model": weights}, args.output)
     joined = f"{len(published)} tensors of {args.input} became {len(weights)}"
     print(f"{joined}, copies and parts joined: {args.output}")
     print(f"classes: {_classes(found, num_classes(weights))}")
-    if args.config_file is not None:
-        print(f"fits: {args.config_file}")
-        return
-    configs = list(fitting(weights, found)) or ["no config in projects/*/configs/released"]
     print(*(f"fits: {config}" for config in configs), sep="\n")
 
 
@@ -115,25 +118,42 @@ def _build(cfg: Any) -> nn.Module:
         return instantiate(cfg.model)
 
 
-def fitting(weights: Mapping[str, Tensor], published: int) -> Iterator[str]:
+def fitting(weights: Mapping[str, Tensor], published: int) -> list[str]:
     """The released configs whose model has these tensors, with the override that makes it fit.
+
+    Configs of as many classes as were published go first; those of another number count where
+    none of these fits.
 
     Args:
         weights: converted ones.
-        published: classes before some were picked; configs of as many are looked at.
+        published: classes before some were picked.
+
+    Raises:
+        CheckpointError: no model has them; it names the nearest and what is different.
     """
     classes = num_classes(weights)
-    override = "" if classes == published else f" model.num_classes={classes}"
-    for path in sorted(_ROOT.glob("projects/*/configs/released/*.py")):
-        cfg = LazyConfig.load(path)
-        if cfg.model.num_classes != published:
-            continue
-        cfg.model.num_classes = classes
-        try:
-            check_weights(_build(cfg), weights, path)
-        except CheckpointError:
-            continue
-        yield f"{path.relative_to(_ROOT)}{override}"
+    others: list[tuple[str, Differences]] = []
+    configs = {path: LazyConfig.load(path) for path in sorted(_ROOT.glob(_RELEASED))}
+    first = [path for path, cfg in configs.items() if cfg.model.num_classes == published]
+    for paths in (first, [path for path in configs if path not in first]):
+        fits = []
+        for path in paths:
+            model = configs[path].model
+            override = "" if model.num_classes == classes else f" model.num_classes={classes}"
+            name = f"{path.relative_to(_ROOT)}{override}"
+            model.num_classes = classes
+            differences = compare_weights(_build(configs[path]).state_dict(), weights)
+            if differences:
+                others.append((name, differences))
+            else:
+                fits.append(name)
+        if fits:
+            return fits
+    name, differences = min(others, key=lambda other: len(other[1]))
+    raise CheckpointError(
+        f"the file fits no config in {_RELEASED}. The nearest is {name}: tensors {differences}. "
+        "If the file is whole, name the config of its model with --config-file."
+    )
 
 
 def _classes(before: int, after: int) -> str:

@@ -155,19 +155,9 @@ def test_the_80_classes_that_there_are(
     assert not (tmp_path / "c.pth").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [([], "fits: {config}\n"), (["--classes=contiguous"], "fits: {config} model.num_classes=80\n")],
-)
-def test_it_says_which_released_config_fits(
-    tool: ModuleType,
-    published: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    says: str,
-) -> None:
+@pytest.fixture
+def released(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two released configs, ``right.py`` of the small model and ``other.py``; their folder."""
     folder = tmp_path / "projects/method/configs/released"
     folder.mkdir(parents=True)
     changes = "\n".join(SMALL).replace("{", "dict(").replace("}", ")").replace(": ", "=")
@@ -176,11 +166,91 @@ def test_it_says_which_released_config_fits(
     (folder / "right.py").write_text("\n".join([*lines, changes, ""]))
     (folder / "other.py").write_text("\n".join([*lines, changes, "model.num_levels = 3", ""]))
     monkeypatch.setattr(tool, "_ROOT", tmp_path)
-    given = [*words, str(published), str(tmp_path / "b.pth")]
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "says"),
+    [
+        ([], 91, "fits: {config}\n"),
+        (["--classes=contiguous"], 91, "fits: {config} model.num_classes=80\n"),
+        ([], 20, "fits: {config} model.num_classes=20\n"),
+    ],
+)
+def test_it_says_which_released_config_fits(
+    tool: ModuleType,
+    released: Path,
+    theirs: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    rows: int,
+    says: str,
+) -> None:
+    state = {k: v[:rows] if k.startswith("class_embed") else v for k, v in theirs.items()}
+    torch.save(state, tmp_path / "a.pth")
+    given = [*words, str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]
     assert tool.main(["--source", "deformable-detr", *given]) == 0
     said = capsys.readouterr().out
     assert said.endswith(says.format(config="projects/method/configs/released/right.py"))
     assert said.count("fits:") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "keep", "says"),
+    [
+        ([], r"(?!transformer\.level_embed)", "right.py: tensors 1 missing (level_embed)."),
+        (
+            ["--classes=contiguous"],
+            r"(?!transformer\.encoder\.layers\.0\.)",
+            "right.py model.num_classes=80: tensors 16 missing (encoder.layers.0.",
+        ),
+        ([], "class_embed", " missing (level_embed, "),
+    ],
+)
+def test_an_incomplete_file_is_not_written(
+    tool: ModuleType,
+    released: Path,
+    theirs: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    keep: str,
+    says: str,
+) -> None:
+    torch.save({k: v for k, v in theirs.items() if re.match(keep, k)}, tmp_path / "a.pth")
+    given = [*words, str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]
+    assert tool.main(["--source", "deformable-detr", *given]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and not said.out
+    assert "The nearest is projects/method/configs/released/" in said.err
+    assert says in said.err and "--config-file" in said.err
+    assert not (tmp_path / "b.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [
+        ("class_embed.0.bias", torch.tensor(1.0), "must have a row per class"),
+        ("bbox_embed.0.layers.0.bias", torch.tensor(1.0), "has the shape ()"),
+        ("transformer.encoder.layers.x.norm1.bias", torch.zeros(2), "are not of source"),
+        (7, torch.zeros(2), "tensors under names and nothing else"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(
+    convert: Callable[..., int],
+    theirs: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str | int,
+    tensor: Tensor,
+    says: str,
+) -> None:
+    torch.save({"model": {**theirs, name: tensor}}, tmp_path / "a.pth")
+    assert convert(tmp_path / "a.pth", tmp_path / "b.pth") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and says in error and error.count("\n") == 1
+    assert not (tmp_path / "b.pth").exists()
 
 
 @pytest.mark.parametrize(
