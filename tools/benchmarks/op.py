@@ -189,6 +189,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"op has no compiled kernel for {args.device}: both sides would run the reference. "
             "Reinstall sparsedet where torch and a compiler are."
         )
+    instruction_set = limit_instruction_set()
     others: dict[str, Op] = {}
     if GRID_SAMPLE in args.against:
         others[GRID_SAMPLE] = ms_deform_attn_reference
@@ -204,7 +205,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
             rows.append(_measure(problem, others, args))
             print_table(table({"rows": rows[-1:]}))
-    return {"tokens": tokens, "rows": rows}
+    return {"tokens": tokens, "instruction_set": instruction_set, "rows": rows}
+
+
+def limit_instruction_set() -> str | None:
+    """Hold our kernels to what torch uses (ATEN_CPU_CAPABILITY), and tell what they use.
+
+    None: kernels that always take the widest that the processor has.
+    """
+    limit = getattr(torch.ops.sparsedet, "_limit_instruction_set", None)
+    if limit is None:
+        return None
+    capability = torch.backends.cpu.get_cpu_capability()
+    most = {"AVX512": 2, "AVX2": 1}.get(capability, 0 if capability == "DEFAULT" else 2)
+    return ("portable", "AVX2", "AVX512")[limit(most)]
 
 
 def _measure(problem: Problem, others: dict[str, Op], args: argparse.Namespace) -> Row:

@@ -280,6 +280,7 @@ def _tiny(words: list[str]) -> list[str]:
         more += ["--image-size", "64x96", "--batch", "1"]
         more += ["--keep-ratio", "dense", "0.3"] if mode == "encoder" else ["--no-memory"]
         more += ["--keep-ratio", "0.3"] if mode == "model" else []
+        more += ["--dtype", "float32"] if mode == "train-step" else []
     elif mode == "op":
         more += ["--image-size", "64x96", "--no-memory", "--against", "grid_sample"]
     elif mode == "gpu-op":
