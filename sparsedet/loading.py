@@ -48,7 +48,7 @@ def require_same_classes(cfg: Any) -> None:
     )
     raise ConfigError(
         f"model.num_classes is {classes}, and the data has {found} classes. Set "
-        f"model.num_classes={found}.{ids if classes == 91 else ''}"
+        f"model.num_classes={found}.{ids if (classes, found) == (91, 80) else ''}"
     )
 
 

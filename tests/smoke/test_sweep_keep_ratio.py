@@ -199,7 +199,7 @@ def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path
         (["--weights", "{work}/run/backbone.pth"], ("model.backbone", "whole detector")),
         (["--config-file", "{work}/model.yaml"], ("model.yaml", "dataloader, dataset, train")),
         (["dataset.val_json=none.json"], ("none.json",)),
-        (["model.num_classes=91"], ("model.num_classes is 91", "--classes contiguous")),
+        (["model.num_classes=91"], ("model.num_classes is 91", "Set model.num_classes=")),
         (["dataset.val_images={work}"], ("{work}",)),
         (["train.device=tpu"], ("train.device",)),
         (["model.selector.keep_ration=0.1"], ("keep_ratio",)),
