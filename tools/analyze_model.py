@@ -128,7 +128,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         batch = model.preprocess([image])
         sizes = list(batch.image_sizes)
         flops = count_flops(model, sizes[0], image=batch.images[0], counting=counting)
-    elif isinstance(model.selector, AdaptiveSelector) and model.selector.mass < 1:
+    elif _looks_first(model.selector):
         raise ConfigError(
             "What a model with AdaptiveSelector costs depends on the image. Add --image FILE, or "
             "count its cap with model.selector.mass=1."
@@ -156,6 +156,11 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         print_tokens(tokens)
         figures["tokens"] = asdict(tokens)
     return figures
+
+
+def _looks_first(selector: object) -> bool:
+    """Whether how many tokens are kept depends on the image."""
+    return isinstance(selector, AdaptiveSelector) and selector.mass < 1
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
