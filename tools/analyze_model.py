@@ -158,7 +158,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _looks_first(selector: object) -> bool:
+def _looks_first(selector: Any) -> bool:
     """Whether how many tokens are kept depends on the image."""
     return isinstance(selector, AdaptiveSelector) and selector.mass < 1
 
