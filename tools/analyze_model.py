@@ -445,7 +445,6 @@ kakaobrain's code evaluates the box heads of the decoder twice where boxes are r
 detrex's code, and with it the rows of the Focus-DETR paper: frozen batch norms count 2 per element
 ({norms:.2f} G at 800x1066), first-stage boxes are of all tokens ({boxes:.2f} G); our DINO makes
 those of the 900 selected. Its encoder of Focus-DETR includes the first-stage class head (0.37 G).
-Swin-T: we pad the image to multiples of 32, the released code pads within the backbone.
 
 Like for like
 Sparse DETR's rows are those of an 800x1066 image, the dense rows beside them of an 850x1040 one.
