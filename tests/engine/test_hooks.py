@@ -199,9 +199,11 @@ def test_a_resumed_run_neither_repeats_nor_misses_an_evaluation(tmp_path: Path) 
 
 @pytest.fixture
 def _handlers() -> Iterator[None]:
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     yield
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    signal.signal(signal.SIGINT, found)
 
 
 @pytest.mark.usefixtures("_handlers")
