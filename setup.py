@@ -120,6 +120,8 @@ class BuildLibraries(build_ext):
     def build_extensions(self) -> None:
         for ext in self.extensions:
             is_cuda = ext.name.endswith("_cuda")
+            if not ext.sources:
+                raise SystemExit(f"sparsedet: no sources of {ext.name}: run setup.py where it lies")
             if is_cuda and self.wants_cuda == "0":
                 continue
             try:

@@ -24,6 +24,8 @@ using c10::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+constexpr int64_t kMostCells = 1 << 24;  // along an axis: float32 has all these numbers
+
 struct Sizes {
   int64_t batch, tokens, heads, channels, queries, levels, points;
 
@@ -73,6 +75,8 @@ inline Sizes check_arguments(const Tensor& value, const std::vector<int64_t>& sp
   for (int64_t level = 0; level < s.levels; ++level) {
     const int64_t height = spatial_shapes[2 * level], width = spatial_shapes[2 * level + 1];
     STD_TORCH_CHECK(height > 0 && width > 0, "spatial_shapes must be positive");
+    STD_TORCH_CHECK(height <= kMostCells && width <= kMostCells,
+                    "a level must have at most 2^24 rows and columns");
     STD_TORCH_CHECK(height <= std::numeric_limits<int32_t>::max() / width,
                     "a level must have fewer than 2^31 tokens");
     tokens += height * width;

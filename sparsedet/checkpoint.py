@@ -245,7 +245,7 @@ CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
 LABEL_EMBEDDING = "denoising.label_embedding.weight"
 # A model may swap its scorer, or be dense, or train without denoising, and begin from the weights
 # of one that had another.
-_SWAPPABLE = ("scorer.", "denoising.")
+_SWAPPABLE = ("scorer.", "denoising.", "heads.scorer_head.", "heads.embedding.")
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

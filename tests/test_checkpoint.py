@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from sparsedet.checkpoint import (
     save_checkpoint,
 )
 from sparsedet.modeling import TokenSparseDetector
-from tests.modeling.small import NAMED, parts, randomize
+from tests.modeling.small import DAM, NAMED, detector, parts, randomize
 
 
 class Detector(nn.Module):
@@ -237,6 +238,17 @@ def test_what_a_model_does_not_use_is_left_out(tmp_path: Path, part: str) -> Non
     setattr(model, part, None)
     assert set(load_weights(model, path).unused) == surplus != set()
     assert _same(model, source)
+
+
+def test_heads_of_a_scorer_are_left_out_with_it(tmp_path: Path) -> None:
+    """The head of ObjectnessScorer, and the token embedding where nothing else uses it."""
+    dense = detector(NAMED["deformable_plain"])
+    for chosen in ({"selector": "TopKSelector", "scorer": "ObjectnessScorer"}, DAM):
+        source = detector(replace(NAMED["deformable_plain"], **chosen))
+        path = _save(source, tmp_path / f"{chosen['scorer']}.pth")
+        unused = load_weights(dense, path).unused
+        assert any(key.startswith("heads.") for key in unused)
+        assert _same(dense, source)
 
 
 def test_other_mismatches_are_not_taken_for_classes(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ std::atomic<int64_t> most_allowed{kAvx512};
 int64_t instruction_set() {
   int64_t widest = kPortable;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  // What has AVX2 converts halves too; not every compiler knows that feature by name.
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     widest = kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../sampling.h"
+#include "../inline.h"
 
 namespace sparsedet::cuda {
 

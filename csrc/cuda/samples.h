@@ -7,7 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../sampling.h"
+#include "../inline.h"
 #include "tiles.h"
 
 namespace sparsedet::cuda {

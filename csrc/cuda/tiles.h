@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../sampling.h"
+#include "../inline.h"
 
 #if defined(__CUDACC__)
 #define SPARSEDET_UNROLL _Pragma("unroll")

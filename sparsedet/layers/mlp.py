@@ -59,7 +59,7 @@ class FeedForward(nn.Module):
         """Map ``x[... C]`` to ``[... C]``."""
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._block(x)
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         blocks = rows.split(max(_HIDDEN_AT_A_TIME // self.linear1.out_features, 1))
         if len(blocks) == 1:
             return self._block(x)

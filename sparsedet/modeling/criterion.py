@@ -103,7 +103,11 @@ class SetCriterion:
             groups += [denoised.num_groups] * layers
         stages = SupervisedStages.join(predictions, matchings)
         num_boxes = _num_boxes(targets, groups, stages.logits.device)
-        values = [(term.weight * term(stages, num_boxes)).unbind() for term in self.matched]
+        values = []
+        for term in self.matched:
+            weighted = term.weight * term(stages, num_boxes)
+            # by index: views of unbind must not be changed in place, as some trainers do
+            values.append([weighted[i] for i in range(len(names))])
         losses = {
             f"{name}/{term.name}": value
             for name, own in zip(names, zip(*values, strict=True), strict=True)

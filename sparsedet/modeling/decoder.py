@@ -254,7 +254,8 @@ class DeformableDecoder(nn.Module):
         if self.pos_mlp is None:
             assert queries.pos is not None
             return queries.pos
-        rows_first = reference[..., [1, 0, 2, 3]]  # y, x, w, h as in DAB-DETR
+        columns, rows, sizes = reference.split((1, 1, 2), dim=-1)
+        rows_first = torch.cat((rows, columns, sizes), dim=-1)  # y, x, w, h as in DAB-DETR
         pos = self.pos_mlp(sine_embedding(rows_first, self.embed_dim // 2).to(x.dtype))
         return pos if self.pos_scale is None or first else pos * self.pos_scale(x)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsedet.layers.arguments import require_positive
-from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
+from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention, tile_order
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.scoring import MultiCategoryScorer
@@ -79,8 +79,8 @@ class DeformableEncoderLayer(nn.Module):
             padding_mask=padding_mask,
             query_order=query_order,
         )
-        tokens = self.attention_norm(self.dropout(attended).add_(tokens))
-        return self.feedforward_norm(self.dropout(self.feedforward(tokens)).add_(tokens))
+        tokens = self.attention_norm(tokens + self.dropout(attended))
+        return self.feedforward_norm(tokens + self.dropout(self.feedforward(tokens)))
 
 
 ValueSource = Literal["updated", "input"]
@@ -394,7 +394,7 @@ def _order(selection: TokenSelection, features: MultiScaleFeatures) -> Int[Tenso
     """An order in which kept tokens that are near each other follow each other: they read alike."""
     if selection.indices is None:
         return None
-    return features.tile_places()[selection.indices].argsort(dim=1)
+    return tile_order(selection.indices, features.spatial_shapes)
 
 
 def _written(

@@ -85,21 +85,6 @@ class MultiScaleFeatures:
             per_level.append(grid.flatten(1, 2))
         return torch.cat(per_level, dim=1)
 
-    def tile_places(self) -> Int[Tensor, " N"]:
-        """Place of every token where each level is walked tile by tile of 8 x 8 cells.
-
-        Tokens that follow each other are near each other, along both axes.
-        """
-        places, start = [], 0
-        for h, w in self.spatial_shapes:
-            rows = torch.arange(h, device=self.tokens.device)[:, None]
-            columns = torch.arange(w, device=self.tokens.device)
-            tiles_across = (w + 7) // 8
-            tile = rows // 8 * tiles_across + columns // 8
-            places.append((start + tile * 64 + rows % 8 * 8 + columns % 8).flatten())
-            start += (h + 7) // 8 * tiles_across * 64
-        return torch.cat(places)
-
     def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
         """Points or boxes of the image as points or boxes of every level's padded map."""
         ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
@@ -306,7 +291,9 @@ class TokenSelection:
         if self.indices is None or other.indices is None:
             return False
         same_order = self.ranking is not None and self.ranking == other.ranking
-        return same_order and self.indices.shape[1] <= other.indices.shape[1]
+        return same_order and all(
+            own <= most for own, most in zip(self.counts, other.counts, strict=True)
+        )
 
     def first_rows(self, rows: Tensor) -> Tensor:
         """Those of the ``rows[B K ...]`` of a selection that this one ``begins`` which it keeps."""
@@ -418,7 +405,8 @@ class DetectorOutput:
         features: encoder input.
         memory: encoder output.
         selections: tokens that each encoder layer updated.
-        proposals: first-stage prediction on the tokens, where the query initializer makes one.
+        proposals: first-stage prediction, where the query initializer makes one: of all tokens, or
+            without gradients of those alone that become queries.
         encoder: predictions of the encoder's auxiliary heads (training only).
         denoising: predictions for noised objects (training only), where there is denoising.
         scores: token scores, where there is a scorer.

@@ -40,3 +40,9 @@ def test_fp32_whatever_the_weights(dtype, autocast):
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
     (gradient,) = torch.autograd.grad(in_float32(module.to(dtype), x).sum(), module[1].bias)
     assert torch.equal(gradient, torch.full_like(gradient, 5))
+
+
+def test_a_single_token():
+    part, x = FeedForward(4, 16), torch.randn(4)
+    with torch.no_grad():
+        torch.testing.assert_close(part(x), part(x[None])[0])

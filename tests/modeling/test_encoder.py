@@ -306,3 +306,18 @@ def test_carrying_rows_on_is_gathering_them(name, schedule, value_source):
     shown = ~features.padding_mask
     torch.testing.assert_close(memories[1][shown], memories[0][shown], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(memories[2][shown], memories[0][shown], atol=1e-5, rtol=1e-5)
+
+
+def test_the_residual_stays_fp32_under_autocast():
+    """Tokens come in fp32 from the norm of the neck; each norm is given their sum unrounded."""
+    model = small.detector(small.NAMED["sparse"]).eval()
+    layer, seen = model.encoder.layers[0], []
+    for norm in (layer.attention_norm, layer.feedforward_norm):
+        norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    features = small.features(model, SIZES)
+    assert features.tokens.dtype == torch.float32
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = model.scorer(features, model.heads)
+        chosen = model.selector(scores, features, 2)
+        model.encoder(features, chosen, scores, model.heads)
+    assert seen == [torch.float32] * 2

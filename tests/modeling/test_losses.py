@@ -119,6 +119,21 @@ def test_weights_are_applied_once_and_boxes_counted_over_the_batch(prediction):
         torch.testing.assert_close(losses[f"decoder.0/{term.name}"], expected)
 
 
+def test_a_trainer_may_scale_losses_in_place(prediction):
+    """As detectron2's trainers do with weights of their own."""
+    logits = prediction.logits.detach().requires_grad_()
+    targets = Targets((prediction.boxes[0],), (torch.tensor([0, 1]),))
+    terms = [FocalLoss(weight=2.0), BoxL1Loss(weight=5.0)]
+    both = (Prediction(logits, prediction.boxes), Prediction(2 * logits, prediction.boxes))
+    gradients = []
+    for factor in (1.0, 0.5):
+        losses = SetCriterion(HungarianMatcher(), terms)(output(*both), targets)
+        for name in losses:
+            losses[name] *= factor
+        gradients.append(torch.autograd.grad(sum(losses.values()), logits, retain_graph=True)[0])
+    torch.testing.assert_close(gradients[1], gradients[0] / 2)
+
+
 def test_terms_need_names_of_their_own():
     with pytest.raises(ValueError, match=r"SetCriterion.matched must be terms of different names"):
         SetCriterion(HungarianMatcher(), [FocalLoss(weight=1.0), FocalLoss(weight=5.0)])

@@ -118,6 +118,7 @@ def test_beginnings_of_one_order_know_each_other():
     unknown = TokenSelection(part.counts, part.indices)
     assert not unknown.begins(best) and not unknown.begins(unknown)
     assert not part.begins(TokenSelection((8, 3)))
+    assert not best.prefix((1, 2)).begins(best.prefix((2, 1))), "one image keeps more"
     assert not TokenSelection((8, 3)).begins(best)
 
 
@@ -127,20 +128,6 @@ def test_padding_is_known_to_the_host(features):
     pos = [torch.zeros(1, 6, 1), torch.zeros(1, 2, 1)]
     alone = flatten_maps(maps, pos, strides=(8, 16), image_sizes=SIZES[:1])
     assert not alone.padding_mask.any() and alone.padding_if_any is None
-
-
-def test_tiles_are_walked_one_after_the_other():
-    maps = [torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 5, 10)]
-    pos = [torch.zeros(1, 200, 1), torch.zeros(1, 50, 1)]
-    features = flatten_maps(maps, pos, strides=(8, 16), image_sizes=((80, 160),))
-    places = features.tile_places()
-    assert len(places.unique()) == len(places) == 250
-    order = places.argsort()
-    assert (order[:200] < 200).all() and (order[200:] >= 200).all(), "level by level"
-    rows, columns = order[:64] // 20, order[:64] % 20
-    assert torch.equal(rows, torch.arange(64) // 8) and torch.equal(columns, torch.arange(64) % 8)
-    columns = order[64:128] % 20
-    assert columns.min() == 8 and columns.max() == 15
 
 
 def test_gradients_of_a_scatter_pass_by_the_kept_tokens():

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.layers.deformable_attention.functional import ms_deform_attn
+from sparsedet.layers.deformable_attention.operator import has_compiled_kernel
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype
 
 # Queries per token up to which a CPU projects what was sampled instead of every token.
 _FEW_QUERIES = 0.15
+# Without it, sampling first would copy the map for every head.
+_HAS_KERNEL = has_compiled_kernel("cpu")
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -228,6 +231,7 @@ def _samples_first(query: Tensor, value: Tensor) -> bool:
     """Whether to sample before the projection: a matter of speed, on CPUs and without gradients."""
     return (
         value.device.type == "cpu"
+        and _HAS_KERNEL
         and not torch.is_grad_enabled()
         and not torch.compiler.is_exporting()
         and query.shape[1] <= _FEW_QUERIES * value.shape[1]
