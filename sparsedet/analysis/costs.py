@@ -282,22 +282,15 @@ def _interpolation(args: Sequence[Any], out: Tensor) -> int:
     return 4 * out.numel()
 
 
-def _attention(args: Sequence[Any], out: Any) -> int:
-    """Products of queries with keys and of weights with values; axes end in (tokens, channels)."""
-    query, key, value = args[:3]
-    return query.shape[:-1].numel() * key.shape[-2] * (key.shape[-1] + value.shape[-1])
-
-
 _ATEN = torch.ops.aten
 _OWN_FORMULAS: dict[Any, Callable[[Sequence[Any], Any], int]] = {
     _ATEN.native_layer_norm: _normalization(5, 4, gain=2),
     _ATEN.native_group_norm: _normalization(5, 4, gain=1),
     _ATEN.native_batch_norm: _normalization(2, 1, gain=1),
     _ATEN.cudnn_batch_norm: _normalization(2, 1, gain=1),
-    # torch has formulas for the kernels of other devices, but not in every version for this one
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
     _ATEN.upsample_bilinear2d: _interpolation,
     _ATEN.grid_sampler_2d: _interpolation,
+    # the formula of the kernel of other devices: not every version of torch has this one's
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _halved(
         flop_registry[_ATEN._scaled_dot_product_flash_attention]
     ),

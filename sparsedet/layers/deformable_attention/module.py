@@ -128,10 +128,8 @@ class MultiScaleDeformableAttention(nn.Module):
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask[..., None], 0)
         heads = projected.unflatten(-1, (self.num_heads, -1))
-        if (
-            value.device.type == "cpu"
-        ):  # for so few channels the jumps between the queries cost more
-            query_order = None
+        if value.device.type == "cpu":
+            query_order = None  # for so few channels the jumps between the queries cost more
         return ms_deform_attn(heads, spatial_shapes, locations, weights, query_order=query_order)
 
     def _sample_first(
