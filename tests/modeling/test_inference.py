@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from sparsedet.modeling import ChannelMapper, TorchvisionResNet, prepare_for_inference
@@ -85,3 +86,33 @@ def test_a_ready_model_becomes_bfloat16():
     for each in found:
         assert each["instances"].scores.dtype == torch.float32
         assert each["instances"].pred_boxes.tensor.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_matrix_products_by_onednn_are_those_of_the_linear_layers():
+    ready = prepare_for_inference(small.detector(small.NAMED["sparse"]))
+    linear = next(each for each in ready.modules() if isinstance(each, nn.Linear))
+    x = torch.randn(2, linear.in_features, 7).transpose(1, 2)
+    calls = Calls("mkldnn::_linear_pointwise")
+    for given in (x, x.contiguous(), x[:, 3], x[:, :0], x[:, ::2]):
+        with torch.no_grad(), calls:
+            got = linear(given)
+        torch.testing.assert_close(got, nn.functional.linear(given, linear.weight, linear.bias))
+    assert calls.count == 4, "an empty input is not oneDNN's"
+    x.requires_grad_(True)
+    linear(x).sum().backward()
+    torch.testing.assert_close(x.grad[0, 0], linear.weight.sum(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert linear(x).dtype == torch.bfloat16
+
+
+class Calls(TorchDispatchMode):
+    """How often an operator runs."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.count = name, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name().startswith(self.name)
+        return func(*args, **(kwargs or {}))
