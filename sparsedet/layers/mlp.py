@@ -27,7 +27,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x[... in_dim]`` to ``[... out_dim]``."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x), inplace=True)
+            x = _relu(layer(x))
         return self.layers[-1](x)
 
 
@@ -66,4 +66,9 @@ class FeedForward(nn.Module):
         return torch.cat([self._block(block) for block in blocks]).view(x.shape)
 
     def _block(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
+        return self.linear2(self.dropout(_relu(self.linear1(x))))
+
+
+def _relu(x: Tensor) -> Tensor:
+    """ReLU, in place without gradients: autograd copies what is changed through a view, as here."""
+    return F.relu(x, inplace=not torch.is_grad_enabled())
