@@ -238,8 +238,7 @@ def test_a_recording_that_fails_is_ended(part, monkeypatch):
             if "synchronize" in calls[-2]:
                 raise RuntimeError("the recording has ended")
 
-    pools = iter(range(1, 9))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(device_index=0))
+    pools, stream = iter(range(1, 9)), SimpleNamespace(device_index=0)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -248,13 +247,13 @@ def test_a_recording_that_fails_is_ended(part, monkeypatch):
         monkeypatch.setattr(
             torch._C, name, lambda *given, name=name: calls.append(f"{name} {given}")
         )
-    execution._place.cache_clear()
-    with pytest.raises(ValueError, match="the cause"), execution._recording(Graph()):
+    execution._pool.cache_clear()
+    with pytest.raises(ValueError, match="the cause"), execution._recording(Graph(), stream):
         calls.append("synchronize")
         raise ValueError("the cause")
-    with execution._recording(Graph()):
+    with execution._recording(Graph(), stream):
         calls.append("work")
-    execution._place.cache_clear()
+    execution._pool.cache_clear()
     assert calls == [
         "begin 1", "synchronize", "end", "_cuda_endAllocateToPool (0, 1)",
         "_cuda_releasePool (0, 1)", "begin 2", "work", "end",
@@ -267,17 +266,20 @@ def test_a_case_whose_recording_fails_leaves_the_others(part):
     x = torch.ones(1000, device="cuda")
     works = {
         "waits": lambda: x.sum().item(),
-        "raises": lambda: x.sum() + torch.ones(3, device="cuda"),
+        "copies": lambda: torch.ones(3).to("cuda"),
         "adds": lambda: x + torch.rand_like(x),
     }
-    every = [cases.Case(name, device="cuda", graphs=True) for name in [*works, *works]]
-    for case in [*every, *every]:
-        turns = execution.Turns(seconds=0, rounds=2, warm_up=1)
-
-        def make(case: Any) -> Any:
-            return execution.inference_pass(case, works[case.config], ExitStack())
-
-        timings, errors = execution.time_cases([case], make, turns)
+    turns = execution.Turns(seconds=0, rounds=2, warm_up=1)
+    for name in [*works, *works]:
+        case = cases.Case(name, device="cuda", graphs=True)
+        with ExitStack() as contexts:
+            timings, errors = execution.time_cases(
+                [case],
+                lambda case, contexts=contexts: execution.inference_pass(
+                    case, works[case.config], contexts
+                ),
+                turns,
+            )
         assert list(timings) == ([case.name] if case.config == "adds" else [])
         assert list(errors) == ([] if case.config == "adds" else [case.name])
         assert torch.rand(3, device="cuda").sum().item() > 0

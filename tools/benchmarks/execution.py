@@ -145,7 +145,7 @@ def inference_pass(
     """
     device = torch.device(case.device)
     if case.graphs:
-        return _graph_pass(case, inference(case, call), model)
+        return _graph_pass(case, inference(case, call), contexts, model)
     if case.compiled:
         return timed(inference(case, torch.compile(call, dynamic=False)), Clock(device))
     clock = Clock(device)
@@ -156,24 +156,28 @@ def inference_pass(
 
 
 def _graph_pass(
-    case: Case, call: Callable[[], object], model: TokenSparseDetector | None
+    case: Case,
+    call: Callable[[], object],
+    contexts: ExitStack,
+    model: TokenSparseDetector | None,
 ) -> Callable[[], Parts]:
     """Replays of a CUDA graph; the events that part the stages are nodes of the graph."""
     device = torch.device(case.device)
     if device.type != "cuda":
         raise ValueError(f"--cuda-graphs needs --device cuda, got {device}.")
-    stream = torch.cuda.Stream(device)
+    stream = _side_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(GRAPH_WARM_UP):
             call()
     torch.cuda.current_stream(device).wait_stream(stream)
+    contexts.callback(_pool.cache_clear)  # torch takes no pool again whose graphs are gone
     events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(EVENTS)]
     clock, graph = Clock(device, events), torch.cuda.CUDAGraph()
     with ExitStack() as marks:
         if model is not None:
             marks.enter_context(stage_marks(model, clock))
-        with _recording(graph):
+        with _recording(graph, stream):
             clock.mark("total" if model is None else FIRST_STAGE)
             call()
             clock.stop()
@@ -186,18 +190,18 @@ def _graph_pass(
 
 
 @contextmanager
-def _recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+def _recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
     """What is called is recorded. If that fails, the process can go on as if it were not tried."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    stream, pool = _place()
+    pool = _pool()
     with torch.cuda.stream(stream):
-        graph.capture_begin(pool)
         try:
+            graph.capture_begin(pool)
             yield
             graph.capture_end()
         except BaseException:
-            _place.cache_clear()  # a pool that no graph uses any more takes no other
+            _pool.cache_clear()
             with suppress(RuntimeError):
                 graph.capture_end()
             # Where the device has already ended the recording, that leaves the allocator in it.
@@ -208,6 +212,12 @@ def _recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
 
 
 @cache
-def _place() -> tuple[torch.cuda.Stream, Any]:
-    """One stream and one pool of memory for all graphs: nothing reads what a graph leaves there."""
-    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where passes warm up and are recorded: what libraries keep for a stream is there by then."""
+    return torch.cuda.Stream(device)
+
+
+@cache
+def _pool() -> Any:
+    """One pool for the memory of all graphs of a group: nothing reads what a graph leaves there."""
+    return torch.cuda.graph_pool_handle()
