@@ -122,8 +122,8 @@ def test_the_whole_output_exports(name):
 
     model = Whole(small.detector(small.NAMED[name]).eval())
     images = torch.randn(2, 3, 96, 128)
-    program = torch.export.export(model, (images,))
-    with torch.no_grad():
+    with torch.no_grad():  # which decides of how many tokens there are first-stage boxes
+        program = torch.export.export(model, (images,))
         got, expected = program.module()(images), model(images)
     for ours, theirs in zip(tensors(got), tensors(expected), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

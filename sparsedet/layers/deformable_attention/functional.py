@@ -38,9 +38,9 @@ def ms_deform_attn(
             they are worked on. It changes speed alone (and in the backward, where float sums
             depend on their order, the last bits): queries that look at neighbouring places should
             follow each other (see :func:`tile_order`). Without it, queries that are all tokens
-            are worked on by tiles of the levels, others as they come. Of an order that is no
-            permutation the CPU says so; CUDA, which does not look, leaves the rows of the queries
-            that are missing unwritten.
+            are worked on by tiles of the levels, others as they come. An order that is no
+            permutation is an error on the CPU; CUDA does not check it and leaves the rows of the
+            queries that are missing from it unwritten.
 
     Returns:
         (B, Q, M * D) in the dtype of ``value``.
