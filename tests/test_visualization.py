@@ -47,8 +47,8 @@ def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def make_output(*selections: TokenSelection, scored: bool = True) -> DetectorOutput:
     maps = [torch.zeros(2, 4, 4, 6), torch.zeros(2, 4, 2, 3)]
-    pos = [each.flatten(2).transpose(1, 2) for each in maps]
-    features = flatten_maps(maps, pos, strides=STRIDES, image_sizes=SIZES)
+    pos = torch.zeros(2, 30, 4)
+    features = flatten_maps(maps, lambda *_: pos, strides=STRIDES, image_sizes=SIZES)
     scores = TokenScores(torch.arange(2.0 * 30).view(2, 30)) if scored else None
     prediction = Prediction(torch.zeros(2, 1, 3), torch.rand(2, 1, 4))
     return DetectorOutput((prediction,), features, features, selections, scores=scores)
@@ -200,8 +200,8 @@ def test_figures_of_dense_encoders_say_so(words: list[str]) -> None:
 def test_figures_of_extreme_images(size: tuple[int, int]) -> None:
     cells = (-(-size[0] // 8), -(-size[1] // 8))
     maps = [torch.zeros(1, 4, *cells)]
-    pos = [maps[0].flatten(2).transpose(1, 2)]
-    features = flatten_maps(maps, pos, strides=(8,), image_sizes=(size,))
+    pos = maps[0].flatten(2).transpose(1, 2)
+    features = flatten_maps(maps, lambda *_: pos, strides=(8,), image_sizes=(size,))
     prediction = Prediction(torch.zeros(1, 1, 1), torch.rand(1, 1, 4))
     selection = TokenSelection((cells[0] * cells[1],))
     output = DetectorOutput((prediction,), features, features, (selection,))

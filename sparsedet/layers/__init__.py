@@ -7,6 +7,7 @@ from sparsedet.layers.deformable_attention import (
     ms_deform_attn,
     ms_deform_attn_reference,
     tile_order,
+    tile_places,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_reference",
     "tile_order",
+    "tile_places",
 ]

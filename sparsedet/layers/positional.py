@@ -22,11 +22,10 @@ def sine_embedding(
     Returns:
         ``[..., K * num_features]``, coordinates in the given order.
     """
-    steps = torch.arange(num_features, device=coordinates.device, dtype=torch.float32)
-    wavelengths = temperature ** (2 * torch.div(steps, 2, rounding_mode="floor") / num_features)
+    steps = torch.arange(0, num_features, 2, device=coordinates.device, dtype=torch.float32)
+    wavelengths = temperature ** (steps / num_features)
     angles = coordinates.float()[..., None] * (2 * math.pi) / wavelengths
-    waves = torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1)
-    return waves.flatten(-3)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -34,12 +33,11 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 
     This is the clamp of the released Deformable DETR code: the two sides are clamped separately.
     """
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(eps, 1) / (1 - x).clamp(eps, 1))
 
 
 class SinePositionEmbedding(nn.Module):
-    """Sine embedding of the cells of a map, normalized by the valid size of each image (DETR, A.4).
+    """Sine embedding of the cells of maps, normalized by the valid size of each image (DETR, A.4).
 
     A cell in row r of an image with h valid rows has the angle ``(r + 1 + offset) / h * 2 pi``:
     with the default offset that is the middle of the cell. Channels are y first, then x.
@@ -64,29 +62,27 @@ class SinePositionEmbedding(nn.Module):
         self.offset = offset
 
     def forward(
-        self, valid_sizes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device
-    ) -> Tensor:
-        """Embed a map.
+        self, valid_sizes: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, ...]:
+        """Embed the maps of several levels.
 
         Args:
-            valid_sizes: valid (rows, columns) of every image, host integers.
-            size: (rows, columns) of the padded map.
-            device: where the result lives.
+            valid_sizes: ``[B, L, 2]``, valid (rows, columns) of every image and level, in float32.
+            spatial_shapes: (rows, columns) of the padded map of each level.
 
         Returns:
-            ``[B, rows * columns, embed_dim]`` in float32.
+            ``[B, rows * columns, embed_dim]`` in float32 for each level.
         """
         eps = 1e-6
-        valid = torch.tensor(valid_sizes, dtype=torch.float32, device=device)
-        axes = []
-        for axis, length in enumerate(size):
-            index = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-            relative = (index + self.offset) / (valid[:, axis, None] + eps)
-            axes.append(
-                sine_embedding(
-                    relative[..., None], self.embed_dim // 2, temperature=self.temperature
-                )
-            )
-        y = axes[0][:, :, None].expand(-1, -1, size[1], -1)
-        x = axes[1][:, None].expand(-1, size[0], -1, -1)
-        return torch.cat((y, x), dim=-1).flatten(1, 2)
+        longest = max(length for shape in spatial_shapes for length in shape)
+        index = torch.arange(1, longest + 1, dtype=torch.float32, device=valid_sizes.device)
+        relative = (index + self.offset) / (valid_sizes + eps)[..., None]
+        waves = sine_embedding(
+            relative[..., None], self.embed_dim // 2, temperature=self.temperature
+        )
+        maps = []
+        for level, (rows, columns) in enumerate(spatial_shapes):
+            y = waves[:, level, 0, :rows, None].expand(-1, -1, columns, -1)
+            x = waves[:, level, 1, None, :columns].expand(-1, rows, -1, -1)
+            maps.append(torch.cat((y, x), dim=-1).flatten(1, 2))
+        return tuple(maps)

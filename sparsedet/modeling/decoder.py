@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.constants import constants
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
 from sparsedet.layers.mlp import MLP, FeedForward
 from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
@@ -234,17 +235,14 @@ class DeformableDecoder(nn.Module):
             x, locations, weights = (
                 checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
             )
-            head = heads.decoder(index)
-            prediction = head(
-                x if self.norm is None else self.norm(x),
-                inverse_sigmoid(origin, self.eps),
-                queries.valid,
-            )
+            head, logits = heads.decoder(index), inverse_sigmoid(origin, self.eps)
+            prediction = head(x if self.norm is None else self.norm(x), logits, queries.valid)
             predictions.append(prediction)
             if mass is not None:
                 mass = mass + attention_mass(memory, queries, locations, weights)
             if self.refine and index + 1 < self.num_layers:
-                origin = self._refined(head, x, reference, prediction)
+                given = logits if origin is reference else logits.detach()
+                origin = self._refined(head, x, given, prediction)
                 reference = origin.detach()
         return DecoderOutput(tuple(predictions), mass)
 
@@ -260,12 +258,12 @@ class DeformableDecoder(nn.Module):
         return pos if self.pos_scale is None or first else pos * self.pos_scale(x)
 
     def _refined(
-        self, head: Head, x: Tensor, reference: Tensor, prediction: Prediction
+        self, head: Head, x: Tensor, logits: Tensor, prediction: Prediction
     ) -> Float[Tensor, "B Q 4"]:
-        """Boxes that the next layer starts from."""
+        """Boxes that the next layer starts from, relative to those of which ``logits`` are."""
         boxes = prediction.boxes
         if self.norm is not None or self.look_forward_twice:
-            boxes = head.box_logits(x, inverse_sigmoid(reference, self.eps)).sigmoid()
+            boxes = head.box_logits(x, logits).sigmoid()
         return boxes if self.look_forward_twice else boxes.detach()
 
 
@@ -286,16 +284,9 @@ def attention_mass(
     locations, weights = locations[:, matching].float(), weights[:, matching].float()
     if queries.valid is not None:
         weights = weights * queries.valid[:, matching, None, None, None]
+    height, width = memory.map_sizes[..., None].unbind(1)
     areas = [h * w for h, w in memory.spatial_shapes]
-    numbers = torch.tensor(
-        [
-            (w, h, end - area)
-            for (h, w), area, end in zip(
-                memory.spatial_shapes, areas, accumulate(areas), strict=True
-            )
-        ]
-    ).to(weights.device, non_blocking=True)
-    width, height, start = numbers[:, :, None].unbind(1)
+    start = constants([0, *accumulate(areas[:-1])], weights.device)[:, None]
     x, y = locations[..., 0] * width - 0.5, locations[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
     cells, parts = [], []

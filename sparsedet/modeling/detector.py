@@ -363,12 +363,15 @@ class TokenSparseDetector(nn.Module):
 
     def embed(self, maps: Sequence[Tensor], image_sizes: Sequence[Size]) -> MultiScaleFeatures:
         """Flatten the neck's maps and add their position and level embeddings."""
-        pos = []
-        for level, (x, stride) in enumerate(zip(maps, self.neck.strides, strict=True)):
-            valid = [level_size(size, stride) for size in image_sizes]
-            size = (int(x.shape[-2]), int(x.shape[-1]))
-            pos.append(self.position_embedding(valid, size, x.device) + self.level_embed[level])
-        return flatten_maps(maps, pos, strides=self.neck.strides, image_sizes=image_sizes)
+        return flatten_maps(
+            maps, self._positions, strides=self.neck.strides, image_sizes=image_sizes
+        )
+
+    def _positions(
+        self, valid_sizes: Float[Tensor, "B L 2"], spatial_shapes: Sequence[Size]
+    ) -> Float[Tensor, "B N C"]:
+        levels = self.position_embedding(valid_sizes, spatial_shapes)
+        return torch.cat([x + own for x, own in zip(levels, self.level_embed, strict=True)], dim=1)
 
     def detect(
         self,
@@ -461,10 +464,8 @@ class TokenSparseDetector(nn.Module):
             height = sample.get("height", output.features.image_sizes[index][0])
             width = sample.get("width", output.features.image_sizes[index][1])
             kept = scores[index] >= 0  # fillers are marked by a score of -1
-            xyxy = cxcywh_to_xyxy(boxes[index][kept]) * boxes.new_tensor(
-                (width, height, width, height)
-            )
-            found = Boxes(xyxy)
+            found = Boxes(cxcywh_to_xyxy(boxes[index][kept]))
+            found.scale(width, height)
             found.clip((height, width))
             instances = Instances(
                 (height, width),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsedet.layers.arguments import require_positive
-from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention, tile_order
+from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention, tile_places
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.scoring import MultiCategoryScorer
@@ -69,6 +69,7 @@ class DeformableEncoderLayer(nn.Module):
         spatial_shapes: Sequence[Size],
         padding_mask: Bool[Tensor, "B N"] | None,
         query_order: Int[Tensor, "B K"] | None = None,
+        cell_sizes: Float[Tensor, "L 2"] | None = None,
     ) -> Float[Tensor, "B K C"]:
         """Update ``tokens``, which read from the whole map ``value``."""
         attended = self.attention(
@@ -78,6 +79,7 @@ class DeformableEncoderLayer(nn.Module):
             spatial_shapes,
             padding_mask=padding_mask,
             query_order=query_order,
+            cell_sizes=cell_sizes,
         )
         tokens = self.attention_norm(tokens + self.dropout(attended))
         return self.feedforward_norm(tokens + self.dropout(self.feedforward(tokens)))
@@ -366,23 +368,24 @@ def _encode(
 
     ``before_layer(layer, rows, pos, selection)`` returns the rows that a layer starts from.
     """
-    reference_points = features.to_levels(features.reference_points())
+    reference_points = features.to_levels(features.reference_points)
     proposals = heads.proposals(features) if aux and heads.num_encoder else None
-    padding = features.padding_if_any
+    padding, cell_sizes = features.padding_if_any, 1 / features.map_sizes.flip(-1)
+    orders = _orders(selections, features)
     memory, predictions = features.tokens, []
-    rows, pos, points, order, previous = memory, features.pos, reference_points, None, None
+    rows, pos, points, previous = memory, features.pos, reference_points, None
     for index, (layer, selection) in enumerate(zip(layers, selections, strict=True)):
         if previous is not None and selection.weight is None and selection.begins(previous):
             rows, pos, points = (selection.first_rows(x) for x in (rows, pos, points))
         elif selection is not previous:
             rows, pos = _weighted_rows(selection, memory), selection.gather(features.pos)
             points = selection.gather(reference_points)
-        if selection is not previous:
-            order, previous = _order(selection, features), selection
+        previous = selection
         if before_layer is not None:
             rows = before_layer(index, rows, pos, selection)
         value = memory if value_source == "updated" else features.tokens
-        inputs = (rows, pos, points, value, features.spatial_shapes, padding, order)
+        shapes, order = features.spatial_shapes, orders[index]
+        inputs = (rows, pos, points, value, shapes, padding, order, cell_sizes)
         rows = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         memory = _written(selection, memory, rows, features.tokens)
         if proposals is not None and index < heads.num_encoder:
@@ -390,11 +393,20 @@ def _encode(
     return EncoderOutput(features.with_tokens(memory), tuple(predictions))
 
 
-def _order(selection: TokenSelection, features: MultiScaleFeatures) -> Int[Tensor, "B K"] | None:
-    """An order in which kept tokens that are near each other follow each other: they read alike."""
-    if selection.indices is None:
-        return None
-    return tile_order(selection.indices, features.spatial_shapes)
+def _orders(
+    selections: Sequence[TokenSelection], features: MultiScaleFeatures
+) -> list[Int[Tensor, "B K"] | None]:
+    """Orders in which kept tokens that are near each other follow each other: they read alike."""
+    orders: list[Tensor | None] = [None] * len(selections)
+    if all(selection.indices is None for selection in selections):
+        return orders
+    places = tile_places(features.spatial_shapes, features.tokens.device)
+    for index, selection in enumerate(selections):
+        if index and selection is selections[index - 1]:
+            orders[index] = orders[index - 1]
+        elif selection.indices is not None:
+            orders[index] = places[selection.indices].argsort(-1)
+    return orders
 
 
 def _written(

@@ -17,11 +17,11 @@ class _OneDNNLinear(nn.Linear):
     four fifths of oneDNN's speed on processors that are not Intel's.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``x[... in]`` to ``[... out]``."""
-        if not self._is_for_onednn(x):
-            return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``input[... in]`` to ``[... out]``."""
+        if not self._is_for_onednn(input):
+            return super().forward(input)
+        return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
     def _is_for_onednn(self, x: Tensor) -> bool:
         return (

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from sparsedet.layers.constants import constants
 from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection, filler_mask
 from sparsedet.registry import SELECTORS
 
@@ -135,7 +136,8 @@ class ElasticSelector(nn.Module):
         device = features.tokens.device
         counts = [_counts(ratio, features) for ratio in self.train_ratios]
         drawn = torch.randint(len(counts), (1,), device=device)
-        return torch.tensor(counts, device=device).index_select(0, drawn)[0]
+        numbers = constants([n for each in counts for n in each], device, torch.int64)
+        return numbers.view(len(counts), -1).index_select(0, drawn)[0]
 
 
 @SELECTORS.register()
@@ -148,9 +150,10 @@ class AdaptiveSelector(nn.Module):
     chooses words so. An image's count depends on that image alone.
 
     The host has to know the largest count of a batch, for which it waits once per batch. A compiled
-    or exported model does not wait: it computes as many tokens as the cap allows and keeps those
-    above, the same result at the cost of the cap. Only what counts tokens on the host
-    (``keep_ratio`` in the answer, the target of ``DecoderAttentionLoss``) is told the cap.
+    or exported model does not wait, nor does one that a CUDA graph records: it computes as many
+    tokens as the cap allows and keeps those above, the same result at the cost of the cap. Only
+    what counts tokens on the host (``keep_ratio`` in the answer, the target of
+    ``DecoderAttentionLoss``) is told the cap.
 
     Args:
         mass: share of the summed scores, in (0, 1]; 1 = as many tokens as the cap allows.
@@ -184,7 +187,7 @@ class AdaptiveSelector(nn.Module):
         limits = None
         if self.mass < 1:
             limits = self._limits(scores, features, best)
-            if not torch.compiler.is_compiling():
+            if _host_may_wait():
                 best, limits = best.prefix(limits.tolist()), None
         return _cascade(best, self.schedule, num_layers, "AdaptiveSelector", limits)
 
@@ -202,7 +205,7 @@ class AdaptiveSelector(nn.Module):
         parts = parts.long()
         reached = best.gather(parts).cumsum(1)
         limits = (reached < self.mass * parts.sum(1, keepdim=True).double()).sum(1) + 1
-        return limits.minimum(torch.tensor(best.counts, device=limits.device))
+        return limits.minimum(constants(best.counts, limits.device, torch.int64))
 
 
 @SELECTORS.register()
@@ -267,6 +270,13 @@ class LevelScheduleSelector(nn.Module):
 
 
 # --- what the selectors share -------------------------------------------------------------------
+
+
+def _host_may_wait() -> bool:
+    """Whether the device can be asked for numbers: not in a program, nor in a CUDA graph."""
+    if torch.compiler.is_compiling():
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def _counts(ratio: float, features: MultiScaleFeatures) -> tuple[int, ...]:

@@ -7,14 +7,14 @@ the unpadded image unless a name says otherwise. Masks are named for what True m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from sparsedet.structures import padding_mask
+from sparsedet.layers.constants import constants
 
 Size = tuple[int, int]
 
@@ -28,6 +28,10 @@ class MultiScaleFeatures:
         pos: position plus level embedding of every token.
         padding_mask: True = padding.
         valid_ratios: valid share (w, h) of each level's map.
+        reference_points: centers (x, y) of the cells, in [0, 1] of the valid part of their own
+            level.
+        map_sizes: ``spatial_shapes`` on the device.
+        valid_sizes: ``level_sizes`` on the device.
         spatial_shapes: (H, W) of each level's padded map, fine to coarse.
         strides: pixels per cell of each level.
         image_sizes: (h, w) of each unpadded image in pixels.
@@ -39,6 +43,9 @@ class MultiScaleFeatures:
     pos: Float[Tensor, "B N C"]
     padding_mask: Bool[Tensor, "B N"]
     valid_ratios: Float[Tensor, "B L 2"]
+    reference_points: Float[Tensor, "B N 2"]
+    map_sizes: Float[Tensor, "L 2"]
+    valid_sizes: Float[Tensor, "B L 2"]
     spatial_shapes: tuple[Size, ...]
     strides: tuple[int, ...]
     image_sizes: tuple[Size, ...]
@@ -57,8 +64,7 @@ class MultiScaleFeatures:
     @property
     def padding_if_any(self) -> Bool[Tensor, "B N"] | None:
         """``padding_mask``, or None where the host knows that no image has padding."""
-        padded = any(sizes != self.spatial_shapes for sizes in self.level_sizes)
-        return self.padding_mask if padded else None
+        return self.padding_mask if _are_padded(self.level_sizes, self.spatial_shapes) else None
 
     def with_tokens(self, tokens: Float[Tensor, "B N C"]) -> MultiScaleFeatures:
         """The same geometry with other features."""
@@ -68,25 +74,10 @@ class MultiScaleFeatures:
         """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""
         return x.split([h * w for h, w in self.spatial_shapes], dim=1)
 
-    def reference_points(self) -> Float[Tensor, "B N 2"]:
-        """Centers (x, y) of the cells, in [0, 1] of the valid part of their own level."""
-        per_level = []
-        for level, (h, w) in enumerate(self.spatial_shapes):
-            valid = torch.tensor(
-                [sizes[level] for sizes in self.level_sizes],
-                dtype=torch.float32,
-                device=self.tokens.device,
-            )
-            y = (torch.arange(h, device=valid.device) + 0.5) / valid[:, 0, None]
-            x = (torch.arange(w, device=valid.device) + 0.5) / valid[:, 1, None]
-            grid = torch.stack(
-                (x[:, None].expand(-1, h, -1), y[:, :, None].expand(-1, -1, w)), dim=-1
-            )
-            per_level.append(grid.flatten(1, 2))
-        return torch.cat(per_level, dim=1)
-
     def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
         """Points or boxes of the image as points or boxes of every level's padded map."""
+        if self.padding_if_any is None:
+            return reference[:, :, None].expand(-1, -1, len(self.spatial_shapes), -1)
         ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
         return reference[:, :, None] * ratios[:, None]
 
@@ -99,7 +90,7 @@ class MultiScaleFeatures:
             The boxes in logit space, clamped to [0.01, 0.99] (always finite), and which tokens have
             a box wholly inside of these bounds and are not padding.
         """
-        centers = self.reference_points()
+        centers = self.reference_points
         sides = torch.cat(
             [
                 centers.new_full((h * w,), 0.05 * 2.0**level)
@@ -118,37 +109,66 @@ def level_size(image_size: Size, stride: int) -> Size:
 
 def flatten_maps(
     maps: Sequence[Float[Tensor, "B C _ _"]],
-    pos: Sequence[Float[Tensor, "B _ C"]],
+    embed: Callable[[Tensor, Sequence[Size]], Float[Tensor, "B N C"]],
     *,
     strides: Sequence[int],
     image_sizes: Sequence[Size],
 ) -> MultiScaleFeatures:
-    """Join feature maps and their position embeddings into ``MultiScaleFeatures``.
+    """Join feature maps into ``MultiScaleFeatures``.
 
     Args:
         maps: one map per level, fine to coarse.
-        pos: position (plus level) embedding of each map, flattened.
+        embed: makes the position (plus level) embedding of every token, given ``valid_sizes`` and
+            ``spatial_shapes``.
         strides: pixels per cell of each level.
         image_sizes: (h, w) of each unpadded image.
     """
     shapes = tuple((int(m.shape[-2]), int(m.shape[-1])) for m in maps)
     sizes = tuple(tuple(level_size(size, stride) for stride in strides) for size in image_sizes)
     device = maps[0].device
-    masks, ratios = [], []
-    for level, (h, w) in enumerate(shapes):
-        valid = torch.tensor([image[level] for image in sizes], device=device)
-        masks.append(padding_mask([image[level] for image in sizes], (h, w), device).flatten(1))
-        ratios.append(torch.stack((valid[:, 1] / w, valid[:, 0] / h), dim=-1))
+    map_sizes = _on_device((shapes,), device)
+    padded = _are_padded(sizes, shapes)
+    valid_sizes = _on_device(sizes, device) if padded else map_sizes.expand(len(sizes), -1, -1)
+    tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+    places = torch.arange(max(length for shape in shapes for length in shape), device=device)
     return MultiScaleFeatures(
-        tokens=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1),
-        pos=torch.cat(list(pos), dim=1).to(maps[0].dtype),
-        padding_mask=torch.cat(masks, dim=1),
-        valid_ratios=torch.stack(ratios, dim=1),
+        tokens=tokens,
+        pos=embed(valid_sizes, shapes).to(tokens.dtype),
+        padding_mask=(
+            _of_cells(places >= valid_sizes[..., None], shapes).any(-1)
+            if padded
+            else torch.zeros(tokens.shape[:2], dtype=torch.bool, device=device)
+        ),
+        valid_ratios=(valid_sizes / map_sizes).flip(-1),
+        reference_points=_of_cells((places + 0.5) / valid_sizes[..., None], shapes),
+        map_sizes=map_sizes[0],
+        valid_sizes=valid_sizes,
         spatial_shapes=shapes,
         strides=tuple(strides),
         image_sizes=tuple((int(h), int(w)) for h, w in image_sizes),
         level_sizes=sizes,
     )
+
+
+def _are_padded(sizes: Sequence[tuple[Size, ...]], shapes: tuple[Size, ...]) -> bool:
+    return any(each != shapes for each in sizes)
+
+
+def _on_device(sizes: Sequence[tuple[Size, ...]], device: torch.device) -> Float[Tensor, "B L 2"]:
+    """Sizes of every image and level; filled once where the images are alike."""
+    kinds = sizes[:1] if all(each == sizes[0] for each in sizes) else sizes
+    numbers = constants([n for image in kinds for size in image for n in size], device)
+    return numbers.view(len(kinds), -1, 2).expand(len(sizes), -1, -1)
+
+
+def _of_cells(axes: Shaped[Tensor, "B L 2 _"], shapes: Sequence[Size]) -> Shaped[Tensor, "B N 2"]:
+    """What the rows and columns of every level say, as pairs (column's, row's) of the cells."""
+    per_level = []
+    for level, (h, w) in enumerate(shapes):
+        y = axes[:, level, 0, :h, None].expand(-1, -1, w)
+        x = axes[:, level, 1, None, :w].expand(-1, h, -1)
+        per_level.append(torch.stack((x, y), dim=-1).flatten(1, 2))
+    return torch.cat(per_level, dim=1)
 
 
 @dataclass(frozen=True)
@@ -242,6 +262,8 @@ class TokenSelection:
 
     def _rows(self, x: Tensor) -> Tensor:
         assert self.indices is not None
+        if x.shape[0] == 1:
+            return self.indices[0]
         first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
         return (self.indices + first).flatten()
 
@@ -316,7 +338,7 @@ def filler_mask(
     """True at the first ``counts[i]`` of ``width`` places; None when every place is used."""
     if all(count == width for count in counts):
         return None
-    limits = torch.tensor(list(counts), device=device)
+    limits = constants(counts, device, torch.int64)
     return torch.arange(width, device=device) < limits[:, None]
 
 

@@ -11,7 +11,7 @@ from .boxes import (
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
-from .images import pad_images, padding_mask
+from .images import pad_images
 from .instances import Boxes, Instances
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "cxcywh_to_xyxy",
     "generalized_iou",
     "pad_images",
-    "padding_mask",
     "pairwise_generalized_iou",
     "pairwise_iou",
     "xywh_to_xyxy",

@@ -44,25 +44,3 @@ def pad_images(
 
 def _round_up(length: int, divisor: int) -> int:
     return -(-length // divisor) * divisor
-
-
-def padding_mask(
-    image_sizes: Sequence[tuple[int, int]],
-    padded_size: tuple[int, int],
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Mask (B, H, W) of a padded batch, True where there is padding.
-
-    Args:
-        image_sizes: (h, w) of each image.
-        padded_size: (H, W) of the batch.
-        device: where the mask is made.
-
-    >>> padding_mask([(1, 2)], (2, 3)).int().tolist()
-    [[[0, 0, 1], [1, 1, 1]]]
-    """
-    height, width = padded_size
-    sizes = torch.tensor([list(size) for size in image_sizes], device=device)
-    rows = torch.arange(height, device=device)[None, :, None] >= sizes[:, 0, None, None]
-    columns = torch.arange(width, device=device)[None, None, :] >= sizes[:, 1, None, None]
-    return rows | columns

@@ -49,8 +49,8 @@ class Boxes:
     def clip(self, box_size: tuple[int, int]) -> None:
         """Limits the boxes, in place, to an image of `box_size` = (height, width)."""
         height, width = box_size
-        limit = self.tensor.new_tensor([width, height, width, height])
-        self.tensor = torch.minimum(self.tensor.clamp(min=0), limit)
+        x, y = self.tensor[:, 0::2].clamp(0, width), self.tensor[:, 1::2].clamp(0, height)
+        self.tensor = torch.stack((x, y), dim=-1).flatten(1)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
         """Mask (N,), True where both sides are longer than `threshold` pixels."""
@@ -59,8 +59,8 @@ class Boxes:
 
     def scale(self, scale_x: float, scale_y: float) -> None:
         """Multiplies the coordinates in place."""
-        factor = self.tensor.new_tensor([scale_x, scale_y, scale_x, scale_y])
-        self.tensor = self.tensor * factor
+        x, y = self.tensor[:, 0::2] * scale_x, self.tensor[:, 1::2] * scale_y
+        self.tensor = torch.stack((x, y), dim=-1).flatten(1)
 
     @staticmethod
     def cat(boxes_list: Sequence["Boxes"]) -> "Boxes":

@@ -122,7 +122,7 @@ def test_the_whole_output_exports(name):
 
     model = Whole(small.detector(small.NAMED[name]).eval())
     images = torch.randn(2, 3, 96, 128)
-    with torch.no_grad():  # with gradients the first stage answers for all tokens
+    with torch.no_grad():  # which decides of how many tokens there are first-stage boxes
         program = torch.export.export(model, (images,))
         got, expected = program.module()(images), model(images)
     for ours, theirs in zip(tensors(got), tensors(expected), strict=True):

@@ -112,7 +112,7 @@ def test_positions_are_those_of_the_image_plus_the_level(model):
     alone = small.features(model, SIZES[:1])
     levels = alone.split_levels(alone.pos)
     for level, (pos, size) in enumerate(zip(levels, alone.spatial_shapes, strict=True)):
-        expected = model.position_embedding([size], size, torch.device("cpu"))
+        (expected,) = model.position_embedding(torch.tensor([[size]]).float(), [size])
         torch.testing.assert_close(pos, expected + model.level_embed[level])
     padded = small.features(model, SIZES)
     torch.testing.assert_close(padded.pos[0, ~padded.padding_mask[0]], alone.pos[0])

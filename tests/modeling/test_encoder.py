@@ -144,7 +144,7 @@ def dual_encode_by_hand(model, features, selections, scores, num_objects: int):
     """Memory, and what every deformable layer is asked and reads: algorithm 1 image by image."""
     encoder, given = model.encoder, []
     memory = features.tokens.clone()
-    points = features.to_levels(features.reference_points())
+    points = features.to_levels(features.reference_points)
     for index, selection in enumerate(selections):
         value = memory if encoder.value_source == "updated" else features.tokens
         after = memory.clone()

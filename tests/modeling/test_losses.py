@@ -172,7 +172,10 @@ def maps(sizes=((1, 4), (1, 2))):
     """Tokens of one level with one pixel per cell, on a canvas of 1 x 4."""
     count = len(sizes)
     return flatten_maps(
-        [torch.zeros(count, 1, 1, 4)], [torch.zeros(count, 4, 1)], strides=(1,), image_sizes=sizes
+        [torch.zeros(count, 1, 1, 4)],
+        lambda *_: torch.zeros(count, 4, 1),
+        strides=(1,),
+        image_sizes=sizes,
     )
 
 
@@ -229,7 +232,7 @@ def pyramid(image_sizes=IMAGE_SIZES, canvas=(96, 128)):
     count = len(image_sizes)
     return flatten_maps(
         [torch.zeros(count, 1, *shape) for shape in shapes],
-        [torch.zeros(count, shape[0] * shape[1], 1) for shape in shapes],
+        lambda *_: torch.zeros(count, sum(h * w for h, w in shapes), 1),
         strides=STRIDES,
         image_sizes=image_sizes,
     )
@@ -302,7 +305,10 @@ def test_foreground_is_what_lies_in_a_box_of_the_size_of_its_level():
 
 def test_sides_and_ranges_of_foreground_are_strict_as_the_paper_has_them():
     features = flatten_maps(
-        [torch.zeros(1, 1, 2, 2)], [torch.zeros(1, 4, 1)], strides=(8,), image_sizes=((16, 16),)
+        [torch.zeros(1, 1, 2, 2)],
+        lambda *_: torch.zeros(1, 4, 1),
+        strides=(8,),
+        image_sizes=((16, 16),),
     )
 
     def found(box, low: float, high: float) -> list[bool]:
@@ -350,7 +356,10 @@ def test_salience_falls_from_the_center_whatever_the_size():
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert (got[0] > 0.9).any()
     one = flatten_maps(
-        [torch.zeros(1, 1, 1, 1)], [torch.zeros(1, 1, 1)], strides=(8,), image_sizes=((8, 8),)
+        [torch.zeros(1, 1, 1, 1)],
+        lambda *_: torch.zeros(1, 1, 1),
+        strides=(8,),
+        image_sizes=((8, 8),),
     )
     for box in ((3, 3, 5, 5), (-50, -50, 58, 58)):  # the only cell is the center of both
         targets = pixel_targets([box], image_sizes=((8, 8),))

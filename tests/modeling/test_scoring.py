@@ -33,7 +33,7 @@ def test_the_oracle_prefers_tokens_in_boxes(model):
     features = small.features(model, SIZES)
     targets = small.targets((2, 1))
     scores = OracleScorer()(features, model.heads, targets).logits
-    points = features.reference_points()
+    points = features.reference_points
     for image, boxes in enumerate(targets.boxes):
         distance = (points[image, :, None] - boxes[:, :2]).abs()
         inside = (distance < boxes[:, 2:] / 2).all(-1).any(-1) & ~features.padding_mask[image]
@@ -69,7 +69,7 @@ def test_the_context_of_a_score_leaves_padding_out():
     padding = torch.zeros(2, 6, dtype=torch.bool)
     padding[1, 4:] = True
     scores = predictor(tokens, padding)
-    alone = predictor(tokens[1:, :4], padding[1:, :4])
+    alone = predictor(tokens[1:, :4], None)
     torch.testing.assert_close(scores[1:, :4], alone)
     changed = tokens.clone()
     changed[1, 0] = torch.randn(8)
@@ -81,7 +81,7 @@ def grid(sizes):
     count = len(sizes)
     return flatten_maps(
         [torch.zeros(count, 1, height, width)],
-        [torch.zeros(count, height * width, 1)],
+        lambda *_: torch.zeros(count, height * width, 1),
         strides=(1,),
         image_sizes=sizes,
     )
@@ -225,13 +225,12 @@ def test_resizing_is_that_of_torch_where_there_is_no_padding(old, new, align_cor
     maps = torch.randn(2, *old)
     rows, columns = (
         interpolation(
-            [old[axis]] * 2,
-            [new[axis]] * 2,
-            (old[axis], new[axis]),
+            torch.tensor(2 * [float(before)]),
+            torch.tensor(2 * [float(after)]),
+            (before, after),
             align_corners=align_corners,
-            device=maps.device,
         )
-        for axis in (0, 1)
+        for before, after in zip(old, new, strict=True)
     )
     expected = F.interpolate(maps[:, None], new, mode="bilinear", align_corners=align_corners)
     torch.testing.assert_close(rows @ maps @ columns.mT, expected[:, 0])
@@ -269,7 +268,7 @@ def test_one_level_has_nothing_to_modulate(host):
     assert scorer.alpha is None
     one = flatten_maps(
         [torch.randn(1, small.EMBED_DIM, 3, 5)],
-        [torch.zeros(1, 15, small.EMBED_DIM)],
+        lambda *_: torch.zeros(1, 15, small.EMBED_DIM),
         strides=(8,),
         image_sizes=((24, 40),),
     )

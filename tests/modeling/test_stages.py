@@ -15,8 +15,8 @@ SIZES = ((16, 24), (9, 8))
 @pytest.fixture
 def features() -> MultiScaleFeatures:
     maps = [torch.arange(12.0).view(2, 1, 2, 3), torch.arange(4.0).view(2, 1, 1, 2)]
-    pos = [torch.zeros(2, 6, 1), torch.ones(2, 2, 1)]
-    return flatten_maps(maps, pos, strides=(8, 16), image_sizes=SIZES)
+    pos = torch.cat((torch.zeros(2, 6, 1), torch.ones(2, 2, 1)), dim=1)
+    return flatten_maps(maps, lambda *_: pos, strides=(8, 16), image_sizes=SIZES)
 
 
 def test_geometry(features):
@@ -29,13 +29,15 @@ def test_geometry(features):
     ]
     assert features.valid_ratios[0].tolist() == [[1, 1], [1, 1]]
     torch.testing.assert_close(features.valid_ratios[1], torch.tensor([[1 / 3, 1], [1 / 2, 1]]))
+    assert features.map_sizes.tolist() == [[2, 3], [1, 2]]
+    assert features.valid_sizes.tolist() == [[[2, 3], [1, 2]], [[2, 1], [1, 1]]]
     assert features.tokens[1, :, 0].tolist() == [6, 7, 8, 9, 10, 11, 2, 3]
     assert features.pos[0, :, 0].tolist() == [0] * 6 + [1] * 2
     assert [len(part[0]) for part in features.split_levels(features.tokens)] == [6, 2]
 
 
 def test_reference_points_are_centers_in_the_image(features):
-    points = features.reference_points()
+    points = features.reference_points
     first = [[1 / 6, 1 / 4], [3 / 6, 1 / 4], [5 / 6, 1 / 4], [1 / 6, 3 / 4], [3 / 6, 3 / 4]]
     first += [[5 / 6, 3 / 4], [1 / 4, 1 / 2], [3 / 4, 1 / 2]]
     torch.testing.assert_close(points[0], torch.tensor(first))
@@ -67,7 +69,9 @@ def test_proposals(features):
 
 def test_proposals_at_the_border_are_finite_and_not_valid():
     maps = [torch.zeros(1, 1, 2, 60)]
-    features = flatten_maps(maps, [torch.zeros(1, 120, 1)], strides=(8,), image_sizes=((16, 480),))
+    features = flatten_maps(
+        maps, lambda *_: torch.zeros(1, 120, 1), strides=(8,), image_sizes=((16, 480),)
+    )
     logits, valid = features.proposals()
     border = torch.zeros(2, 60, dtype=torch.bool)
     border[:, [0, -1]] = True  # 0.5 / 60 < 0.01
@@ -125,8 +129,8 @@ def test_beginnings_of_one_order_know_each_other():
 def test_padding_is_known_to_the_host(features):
     assert torch.equal(features.padding_if_any, features.padding_mask)
     maps = [torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)]
-    pos = [torch.zeros(1, 6, 1), torch.zeros(1, 2, 1)]
-    alone = flatten_maps(maps, pos, strides=(8, 16), image_sizes=SIZES[:1])
+    pos = torch.zeros(1, 8, 1)
+    alone = flatten_maps(maps, lambda *_: pos, strides=(8, 16), image_sizes=SIZES[:1])
     assert not alone.padding_mask.any() and alone.padding_if_any is None
 
 
@@ -161,8 +165,8 @@ def test_prefixes_are_nested_and_per_image():
 def test_position_embedding_ends_at_the_image():
     """Two images of one size have the same embedding, whatever the padding of the map."""
     embedding = SinePositionEmbedding(8)
-    alone = embedding([(2, 3)], (2, 3), torch.device("cpu")).view(2, 3, 8)
-    padded = embedding([(4, 5), (2, 3)], (4, 5), torch.device("cpu")).view(2, 4, 5, 8)[1]
+    alone = embedding(torch.tensor([[[2.0, 3.0]]]), [(2, 3)])[0].view(2, 3, 8)
+    padded = embedding(torch.tensor([[[4.0, 5.0]], [[2.0, 3.0]]]), [(4, 5)])[0].view(2, 4, 5, 8)[1]
     torch.testing.assert_close(padded[:2, :3], alone)
     angle = torch.tensor(2 * torch.pi * 0.5 / 2)  # first row of two: the middle of the cell
     torch.testing.assert_close(alone[0, 0, :2], torch.stack((angle.sin(), angle.cos())))

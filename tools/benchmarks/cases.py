@@ -336,7 +336,7 @@ def object_scores(features: MultiScaleFeatures) -> Tensor:
 
     Centres are drawn evenly, sides between 3 % and 60 % of the image, small ones more often.
     """
-    points = features.reference_points()
+    points = features.reference_points
     generator = torch.Generator().manual_seed(SEED)
     count = (points.shape[0], 1, OBJECTS, 2)
     centers = torch.rand(count, generator=generator).to(points)

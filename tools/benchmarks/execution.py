@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from sparsedet.analysis import (
     FIRST_STAGE,
@@ -73,12 +72,21 @@ def time_cases(
             passes.pop(case.name, None)
             errors[case.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
             print(f"failed: {case.name}: {errors[case.name]}", file=sys.stderr)
+        if case.name in errors:  # the error, which holds what the pass has made, is gone here
+            _free_memory(torch.device(case.device))
     if not passes:
         return {}, errors
     timings = time_in_turns(
         passes, seconds=turns.seconds, rounds=turns.rounds, warm_up=max(turns.warm_up - 1, 0)
     )
     return timings, errors
+
+
+def _free_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        torch.accelerator.empty_cache()
 
 
 def timing_row(case: Case, cases: Sequence[Case], timings: Rounds, errors: dict[str, str]) -> Row:
@@ -157,24 +165,22 @@ def _graph_pass(
     device = torch.device(case.device)
     if device.type != "cuda":
         raise ValueError(f"--cuda-graphs needs --device cuda, got {device}.")
-    constants = HostConstants()
-    stream = torch.cuda.Stream(device)
+    stream = _side_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(GRAPH_WARM_UP):
-            with constants.recorded():
-                call()
+            call()
     torch.cuda.current_stream(device).wait_stream(stream)
+    contexts.callback(_pool.cache_clear)  # torch takes no pool again whose graphs are gone
     events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(EVENTS)]
     clock, graph = Clock(device, events), torch.cuda.CUDAGraph()
     with ExitStack() as marks:
         if model is not None:
             marks.enter_context(stage_marks(model, clock))
-        with constants.replayed(), torch.cuda.graph(graph, pool=_pool()):
+        with _recording(graph, stream):
             clock.mark("total" if model is None else FIRST_STAGE)
             call()
             clock.stop()
-    contexts.callback(constants.clear)  # the graph reads them until then
 
     def run() -> Parts:
         graph.replay()
@@ -183,50 +189,35 @@ def _graph_pass(
     return run
 
 
+@contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
+    """What is called is recorded. If that fails, the process can go on as if it were not tried."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    pool = _pool()
+    with torch.cuda.stream(stream):
+        try:
+            graph.capture_begin(pool)
+            yield
+            graph.capture_end()
+        except BaseException:
+            _pool.cache_clear()
+            with suppress(RuntimeError):
+                graph.capture_end()
+            # Where the device has already ended the recording, that leaves the allocator in it.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+                torch._C._cuda_releasePool(stream.device_index, pool)
+            raise
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where passes warm up and are recorded: what libraries keep for a stream is there by then."""
+    return torch.cuda.Stream(device)
+
+
 @cache
 def _pool() -> Any:
-    """One pool for the memory of all graphs: nothing reads what a graph has left there."""
+    """One pool for the memory of all graphs of a group: nothing reads what a graph leaves there."""
     return torch.cuda.graph_pool_handle()
-
-
-class HostConstants(TorchFunctionMode):
-    """Tensors that a pass makes of host numbers: kept from a warm-up, given again in a recording.
-
-    A graph cannot hold a copy from the host that waits. For images of the same sizes these tensors
-    are the same in every pass.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: list[Tensor] = []
-        self._given: Iterator[Tensor] | None = None
-
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """A pass whose tensors are kept."""
-        self._made, self._given = [], None
-        with self:
-            yield
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """A pass that gets the tensors of the last recorded one, in the same order."""
-        self._given = iter(self._made)
-        with self:
-            yield
-
-    def clear(self) -> None:
-        """Forget the tensors."""
-        self._made, self._given = [], None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in (torch.tensor, Tensor.new_tensor):
-            return func(*args, **(kwargs or {}))
-        if self._given is not None:
-            made = next(self._given, None)
-            if made is None:
-                raise RuntimeError("the pass makes other tensors of host numbers than the last one")
-            return made
-        made = func(*args, **(kwargs or {}))
-        self._made.append(made)
-        return made

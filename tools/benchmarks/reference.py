@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsedet.layers import MultiScaleDeformableAttention, ms_deform_attn_reference
+from sparsedet.layers.constants import constants
 from sparsedet.modeling.stages import Size
 
 IM2COL_STEP = 64
@@ -46,6 +47,7 @@ class GridSampleAttention(nn.Module):
         *,
         padding_mask: Tensor | None = None,
         query_order: Tensor | None = None,
+        cell_sizes: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """See ``MultiScaleDeformableAttention.forward``; the order makes no difference here."""
@@ -60,8 +62,10 @@ class GridSampleAttention(nn.Module):
         if reference.shape[-1] == 4:
             locations = reference[..., :2] + offsets * reference[..., 2:] * (0.5 / self.num_points)
         else:
-            cells = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
-            locations = reference + offsets / cells[:, None]
+            if cell_sizes is None:
+                numbers = [size for height, width in spatial_shapes for size in (width, height)]
+                cell_sizes = 1 / constants(numbers, offsets.device).view(-1, 2)
+            locations = reference + offsets * cell_sizes[:, None]
         heads = projected.unflatten(-1, (self.num_heads, -1))
         sampled = ms_deform_attn_reference(heads, spatial_shapes, locations, weights)
         output = self.output_proj(sampled)

@@ -10,6 +10,7 @@ from sparsedet.layers.deformable_attention.functional import (
     ms_deform_attn,
     ms_deform_attn_reference,
     tile_order,
+    tile_places,
 )
 from sparsedet.layers.deformable_attention.module import MultiScaleDeformableAttention
 from sparsedet.layers.deformable_attention.operator import (
@@ -24,4 +25,5 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_reference",
     "tile_order",
+    "tile_places",
 ]

@@ -38,7 +38,9 @@ def ms_deform_attn(
             they are worked on. It changes speed alone (and in the backward, where float sums
             depend on their order, the last bits): queries that look at neighbouring places should
             follow each other (see :func:`tile_order`). Without it, queries that are all tokens
-            are worked on by tiles of the levels, others as they come.
+            are worked on by tiles of the levels, others as they come. An order that is no
+            permutation is an error on the CPU; CUDA does not check it and leaves the rows of the
+            queries that are missing from it unwritten.
 
     Returns:
         (B, Q, M * D) in the dtype of ``value``.
@@ -97,17 +99,31 @@ def tile_order(tokens: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Ten
     Returns:
         (B, Q) int64: for each image a permutation of its queries.
     """
+    return tile_places(spatial_shapes, tokens.device)[tokens].argsort(-1)
+
+
+def tile_places(spatial_shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """The numbers by which :func:`tile_order` sorts, for several selections of one pyramid.
+
+    Args:
+        spatial_shapes: (height, width) per level as Python ints.
+        device: where they are made.
+
+    Returns:
+        (N,) int64, one for each token.
+    """
     _check_spatial_shapes(spatial_shapes)
+    longest = max(length for shape in spatial_shapes for length in shape)
+    index = torch.arange(longest, device=device)
+    tile, inside = index // _TILE, index % _TILE
+    along = tile * _TILE**2 + inside
     places, first = [], 0
     for height, width in spatial_shapes:
-        rows = torch.arange(height, device=tokens.device)[:, None]
-        columns = torch.arange(width, device=tokens.device)
-        across = -(-width // _TILE)
-        tiles = (rows // _TILE) * across + columns // _TILE
-        inside = (rows % _TILE) * _TILE + columns % _TILE
-        places.append((first + tiles * _TILE**2 + inside).flatten())
-        first += -(-height // _TILE) * across * _TILE**2
-    return torch.cat(places)[tokens].argsort(-1)
+        row_of_tiles = -(-width // _TILE) * _TILE**2
+        down = torch.add(inside[:height] * _TILE + first, tile[:height], alpha=row_of_tiles)
+        places.append((down[:, None] + along[:width]).flatten())
+        first += -(-height // _TILE) * row_of_tiles
+    return torch.cat(places)
 
 
 def _error(argument: str, expected: str, got: object) -> ValueError:

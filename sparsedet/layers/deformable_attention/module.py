@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sparsedet.layers.constants import constants
 from sparsedet.layers.deformable_attention.functional import ms_deform_attn
 from sparsedet.layers.deformable_attention.operator import has_compiled_kernel
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype
@@ -90,6 +91,7 @@ class MultiScaleDeformableAttention(nn.Module):
         *,
         padding_mask: Tensor | None = None,
         query_order: Tensor | None = None,
+        cell_sizes: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Attend from the queries to the tokens.
@@ -104,6 +106,8 @@ class MultiScaleDeformableAttention(nn.Module):
             padding_mask: (B, N), True = padding: such tokens read as zero.
             query_order: (B, Q), the order in which the queries are worked on, for speed alone; see
                 :func:`ms_deform_attn`.
+            cell_sizes: (L, 2), the reciprocals of (width, height) of each level, for layers that
+                share them; None = they are made here.
             return_sampling: Also return where was sampled and how much it counted.
 
         Returns:
@@ -114,7 +118,7 @@ class MultiScaleDeformableAttention(nn.Module):
             ValueError: If a shape does not fit; the message names the argument.
         """
         self._check(query, reference_points, value, spatial_shapes, padding_mask)
-        locations = self._sampling_locations(query, reference_points, spatial_shapes)
+        locations = self._sampling_locations(query, reference_points, spatial_shapes, cell_sizes)
         weights = self._weights(query)
         read = self._sample_first if _samples_first(query, value) else self._project_first
         sampled = read(value, spatial_shapes, locations, weights, padding_mask, query_order)
@@ -155,14 +159,20 @@ class MultiScaleDeformableAttention(nn.Module):
         return (sampled + sample(shown) * bias).flatten(2).to(sampled.dtype)
 
     def _sampling_locations(
-        self, query: Tensor, reference_points: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        cell_sizes: Tensor | None = None,
     ) -> Tensor:
         offsets = _at_least_float32(self.sampling_offsets(query))
         reference = reference_points.to(offsets.dtype)
         if reference.shape[-1] == 4:
             step = self._of_points(reference[..., 2:] * (0.5 / self.num_points))
         else:
-            step = self._of_points(1 / _cells(spatial_shapes, offsets))
+            if cell_sizes is None:
+                cell_sizes = _cell_sizes(spatial_shapes, offsets)
+            step = self._of_points(cell_sizes.to(offsets.dtype)[None, None])
         # the last axis holds all samples of a head: short axes are slow to broadcast over
         locations = torch.addcmul(
             self._of_points(reference[..., :2])[:, :, None],
@@ -217,12 +227,9 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(accumulation_dtype(tensor.dtype))
 
 
-def _cells(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """(1, 1, L, 2) widths and heights, filled on the device: a copy from the host would wait."""
-    sizes = [
-        like.new_full((), size) for height, width in spatial_shapes for size in (width, height)
-    ]
-    return torch.stack(sizes).view(1, 1, -1, 2)
+def _cell_sizes(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    sizes = [size for height, width in spatial_shapes for size in (width, height)]
+    return 1 / constants(sizes, like.device, like.dtype).view(-1, 2)
 
 
 def _samples_first(query: Tensor, value: Tensor) -> bool:

@@ -59,7 +59,7 @@ class OracleScorer(nn.Module):
                 "gt_classes) "
                 "or choose another model.scorer."
             )
-        points = features.reference_points()
+        points = features.reference_points
         return TokenScores(
             torch.stack([self._score(p, b) for p, b in zip(points, targets.boxes, strict=True)])
         )

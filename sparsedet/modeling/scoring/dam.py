@@ -35,4 +35,4 @@ class DAMPredictor(nn.Module):
     ) -> TokenScores:
         """Score every token; ``targets`` are not used."""
         tokens = heads.token_embedding(features, with_pos=True)
-        return TokenScores(self.predictor(tokens, features.padding_mask))
+        return TokenScores(self.predictor(tokens, features.padding_if_any))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from sparsedet.layers.arguments import require_positive
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
-from sparsedet.modeling.stages import MultiScaleFeatures, Size, Targets, TokenScores
+from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
 from sparsedet.registry import SCORERS
 
 DIRECTIONS = ("top_down", "bottom_up", "none")
@@ -102,68 +101,75 @@ class ForegroundTokenSelector(nn.Module):
         self, features: MultiScaleFeatures, tokens: Float[Tensor, "B N C"]
     ) -> Float[Tensor, "B N"]:
         levels = features.split_levels(tokens)
-        padding = features.split_levels(features.padding_mask)
+        padding = features.padding_if_any
+        padding = None if padding is None else features.split_levels(padding)
         scores: dict[int, Tensor] = {}
+        matrices = None if self.alpha is None else self._matrices(features)
         previous = None
         for step, level in enumerate(self._order()):
             x, factor = levels[level], None
-            if self.alpha is not None and previous is not None:
-                near = self._resize(scores[previous], features, previous, level)
+            if self.alpha is not None and matrices is not None and previous is not None:
+                near = self._resize(scores[previous], features, previous, level, matrices)
                 factor = 1 + self.alpha[step - 1] * near
                 if self.modulate_before_norm:
                     x, factor = x * factor[..., None], None
-            scores[level], previous = self.predictor(x, padding[level], factor), level
+            mask = None if padding is None else padding[level]
+            scores[level], previous = self.predictor(x, mask, factor), level
         return torch.cat([scores[level] for level in range(self.num_levels)], dim=1)
 
     def _order(self) -> list[int]:
         levels = list(range(self.num_levels))
         return levels[::-1] if self.direction == "top_down" else levels
 
+    def _matrices(self, features: MultiScaleFeatures) -> Float[Tensor, "B pairs 2 _ _"]:
+        """Interpolations of rows and of columns for neighbouring levels, the finer one's number."""
+        finer, coarser = features.valid_sizes[:, :-1], features.valid_sizes[:, 1:]
+        lengths = [max(shape) for shape in features.spatial_shapes]
+        most, fewer = max(lengths[:-1]), max(lengths[1:])
+        if self.direction == "bottom_up":
+            return interpolation(finer, coarser, (most, fewer), align_corners=self.align_corners)
+        return interpolation(coarser, finer, (fewer, most), align_corners=self.align_corners)
+
     def _resize(
-        self, scores: Float[Tensor, "B n"], features: MultiScaleFeatures, source: int, target: int
+        self,
+        scores: Float[Tensor, "B n"],
+        features: MultiScaleFeatures,
+        source: int,
+        target: int,
+        matrices: Float[Tensor, "B pairs 2 _ _"],
     ) -> Float[Tensor, "B m"]:
         """Bilinear resize of one level's scores to the map of another, image by image."""
-        rows, columns = (
-            interpolation(
-                [size[source][axis] for size in features.level_sizes],
-                [size[target][axis] for size in features.level_sizes],
-                (features.spatial_shapes[source][axis], features.spatial_shapes[target][axis]),
-                align_corners=self.align_corners,
-                device=scores.device,
-            )
-            for axis in (0, 1)
-        )
-        maps = scores.unflatten(1, features.spatial_shapes[source])
+        pair = matrices[:, min(source, target)]
+        shapes = features.spatial_shapes
+        rows, columns = (pair[:, i, : shapes[target][i], : shapes[source][i]] for i in (0, 1))
+        maps = scores.unflatten(1, shapes[source])
         return (rows @ maps @ columns.transpose(1, 2)).flatten(1)
 
 
 def interpolation(
-    source: Sequence[int],
-    target: Sequence[int],
-    padded: Size,
+    source: Float[Tensor, "*rows"],
+    target: Float[Tensor, "*rows"],
+    padded: tuple[int, int],
     *,
     align_corners: bool,
-    device: torch.device,
-) -> Float[Tensor, "B target source"]:
-    """Matrices that resize a row of cells linearly, each image by its own valid part.
+) -> Float[Tensor, "*rows target source"]:
+    """Matrices that resize rows of cells linearly, each row by its own valid part.
 
     A product with a matrix has a gradient that does not depend on the order of additions, which
     that of a gather does on a GPU; and these are small.
 
     Args:
-        source: valid cells of each image's row.
+        source: valid cells of each row.
         target: valid cells that they become.
         padded: cells of both with padding.
         align_corners: the centers of the first and last cells meet; otherwise their outer ends.
-        device: where the matrices are made.
     """
-    cells = torch.tensor([list(source), list(target)], dtype=torch.float32, device=device)
-    old, new = cells[0, :, None], cells[1, :, None]
-    place = torch.arange(padded[1], device=device)
+    old, new = source[..., None], target[..., None]
+    place = torch.arange(padded[1], device=source.device)
     if align_corners:
         position = place * ((old - 1) / (new - 1).clamp(min=1))
     else:
         position = (place + 0.5) * (old / new) - 0.5
     position = torch.minimum(position.clamp(min=0), old - 1)
-    distance = position[..., None] - torch.arange(padded[0], device=device)
+    distance = position[..., None] - torch.arange(padded[0], device=source.device)
     return (1 - distance.abs()).clamp(min=0)

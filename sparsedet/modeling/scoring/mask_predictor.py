@@ -37,20 +37,23 @@ class MaskPredictor(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "B N C"],
-        padding_mask: Bool[Tensor, "B N"],
+        padding_mask: Bool[Tensor, "B N"] | None,
         factor: Float[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B N"]:
         """Score logits in fp32, also under autocast.
 
         Args:
             tokens: the tokens.
-            padding_mask: True = padding.
+            padding_mask: True = padding; None = there is none.
             factor: multiplies the normalized tokens.
         """
         norm, linear, activation = self.input
         x = in_float32(norm, tokens)
         x = x if factor is None else x * factor[..., None]
         local, context = activation(in_float32(linear, x)).chunk(2, dim=-1)
-        weight = (~padding_mask).to(context.dtype)[..., None]
-        mean = (context * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        if padding_mask is None:
+            mean = context.mean(1, keepdim=True)
+        else:
+            weight = (~padding_mask).to(context.dtype)[..., None]
+            mean = (context * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
         return in_float32(self.output, torch.cat((local, mean.expand_as(context)), -1)).squeeze(-1)
