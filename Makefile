@@ -32,7 +32,7 @@ help:
 	@echo "make test         install, run the tests"
 	@echo "make lint         ruff, pyright and clang-format"
 	@echo "make format       let ruff and clang-format rewrite the source"
-	@echo "make bench        measure speed on the CPU (twenty minutes; ARGS='--quick' takes three)"
+	@echo "make bench        measure speed on the CPU (half an hour; ARGS='--quick' takes five minutes)"
 	@echo "make clean        remove what was built (not the environment, data or output)"
 	@echo
 	@echo "PYTHON=python3.12      the Python to make the environment with (3.10 or later)"

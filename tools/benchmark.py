@@ -6,7 +6,7 @@
     tools/benchmark.py train-step | dataloader | eval | gpu-op ...
     tools/benchmark.py MODE --help                                        options of a mode
     tools/benchmark.py --suite cpu --json FILE --markdown PAGE --plot PICTURE
-    tools/benchmark.py --suite gpu --quick                                about two minutes
+    tools/benchmark.py --suite gpu --quick                                the main tables alone
     tools/benchmark.py --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
 
 docs/performance.md says how each mode measures. Weights are random, pictures are noise, nothing is

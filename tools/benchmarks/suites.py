@@ -71,8 +71,13 @@ CPU = (
     Section(
         "op",
         "The op on one thread, and on two",
-        ("op", "--threads", "1", "--scaling", "2", *_turns(3, 5)),
-        (*_BRIEF, "--against", "grid_sample", "--no-memory"),
+        ("op", "--threads", "1", "--scaling", "2", "--against", "grid_sample", *_turns(3, 5)),
+        (*_BRIEF, "--no-memory"),
+    ),
+    Section(  # apart: compiled code has threads of its own, which wait for work on the other core
+        "op-embedding-bag",
+        "The op and the best form in plain PyTorch",
+        ("op", "--threads", "1", "--against", "embedding_bag", "--no-memory", *_turns(2, 3)),
     ),
     Section(
         "op-avx2",
