@@ -10,7 +10,7 @@
     tools/benchmark.py --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
 
 docs/performance.md says how each mode measures. Weights are random, pictures are noise, nothing is
-fetched. Exit codes: 0 done; 1 a section of the suite failed; 2 something given is wrong.
+fetched. Exit codes: 0 done; 1 something that was to be measured failed; 2 something given is wrong.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.modes import MODES, run_mode
+from benchmarks.modes import MODES, failures, run_mode
 from benchmarks.pages import draw, page
 from benchmarks.report import read_json
 from benchmarks.suites import SUITES, run_suite
@@ -52,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words and words[0] in MODES:
-            run_mode(words)
-            return 0
+            return int(failures(run_mode(words)))
+        if words and not words[0].startswith("-"):
+            raise ValueError(f"There is no mode {words[0]!r}. Choose from {', '.join(MODES)}.")
         args = parser().parse_args(words)
-        suite = read_json(args.render) if args.render else run_suite(args, run_mode)
+        suite = _read_suite(args.render) if args.render else run_suite(args, run_mode)
         if args.markdown:
             args.markdown.write_text(page(suite), encoding="utf-8")
         if args.plot:
@@ -64,6 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
     return int(any(section["status"] == "failed" for section in suite["sections"]))
+
+
+def _read_suite(path: Path) -> dict[str, Any]:
+    suite = read_json(path)
+    if not isinstance(suite, dict) or "sections" not in suite:
+        raise ValueError(
+            f"--render {path} is not the JSON of a suite, as --suite --json writes it."
+        )
+    return suite
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def prepare_for_inference(model: TokenSparseDetector) -> TokenSparseDetector:
     The batch norms of a ``TorchvisionResNet`` become part of its convolutions, and convolutions
     keep their weights with the channels last, whereby maps become tokens without a transpose. On
     CPUs matrix products in fp32 are oneDNN's where torch has it. The copy is in eval mode and its
-    parameters require no gradient. It cannot be trained, and where norms were folded its state dict
-    has other keys: load checkpoints before. A shorter format comes after:
+    parameters require no gradient. It is not for training, and where norms were folded its state
+    dict has other keys: load checkpoints before. A shorter format comes after:
     ``prepare_for_inference(model).to(torch.bfloat16)``.
 
     Args:
@@ -49,7 +49,13 @@ def prepare_for_inference(model: TokenSparseDetector) -> TokenSparseDetector:
 
     Returns:
         The copy, on the device of the model.
+
+    Raises:
+        TypeError: the model is no detector.
     """
+    if not isinstance(model, TokenSparseDetector):
+        kind = type(model).__name__
+        raise TypeError(f"prepare_for_inference.model must be a TokenSparseDetector, got {kind}.")
     copy = deepcopy(model).eval()
     fold = getattr(copy.backbone, "fold_norms_", None)  # other backbones have no norms to fold
     if fold is not None:

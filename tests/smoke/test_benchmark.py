@@ -450,12 +450,52 @@ def test_refuses_to_time_the_reference_against_itself(tool, part, monkeypatch, c
         (["model", "--config-file", QUICKSTART, "--cuda-graphs"], "needs --device cuda"),
         (["--suite", "cpu", "--only", "nothing"], "--only must name sections"),
         (["--render", "pyproject.toml"], "is not the JSON of this tool"),
+        (["--render", "projects/focus_detr/results.json"], "is not the JSON of a suite"),
+        (["ops", "--threads", "1"], "There is no mode 'ops'"),
+        (["op", "--device", "nothing"], "--device nothing cannot be used here"),
+        (
+            ["eval", "--annotations", "projects/focus_detr/results.json", "--images", "docs"],
+            "is not in COCO's format",
+        ),
+        (["eval", "--annotations", "pyproject.toml", "--images", "docs"], "is not JSON"),
     ],
 )
 def test_bad_arguments(tool, root, words, message, capsys, monkeypatch):
     monkeypatch.chdir(root)
     assert tool.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--batch", "--scaling", "--threads"])
+@pytest.mark.parametrize("number", ["0", "-1", "1.5"])
+def test_numbers_that_must_be_positive(tool, option, number, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["op", option, number])
+    assert ended.value.code == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not has_compiled_kernel(), reason="needs the compiled CPU kernels")
+def test_a_peer_that_fails_leaves_the_other_forms(tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peer", sys.modules[__name__])
+    figures = tmp_path / "op.json"
+    words = ["op", "--image-size", "64x96", "--against", "grid_sample", "--peer", "peer:broken"]
+    assert tool.main([*words, "--no-memory", "--json", str(figures), *BRIEF]) == 1
+    for row in json.loads(figures.read_text())["rows"]:
+        assert row["errors"] == {"peer:broken": "RuntimeError: out of order"}
+        assert row["speedup"].keys() == {"sparsedet, token-major", "grid_sample"}
+    assert "failed: peer:broken" in capsys.readouterr().err
+
+
+def broken(value, spatial_shapes, locations, weights):
+    raise RuntimeError("out of order")
+
+
+def test_changes_may_follow_the_configs(part):
+    words = ["--config-file", QUICKSTART, "model.embed_dim=64", "--rounds", "1"]
+    args = part("modes").parser("model").parse_intermixed_args(words)
+    (case,) = part("cases").product(args)
+    assert (case.config, case.overrides) == (QUICKSTART, ("model.embed_dim=64",))
 
 
 # --- suites ---------------------------------------------------------------------------------------

@@ -113,6 +113,13 @@ def image_size(text: str) -> Size:
     return height, width
 
 
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def add_arguments(
     parser: argparse.ArgumentParser, *, config: Sequence[str], image_sizes: Sequence[Size]
 ) -> None:
@@ -135,13 +142,13 @@ def add_arguments(
         "layers (default: config)",
     )
     add("--image-size", nargs="+", type=image_size, default=list(image_sizes), metavar="HxW")
-    add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images at a time")
+    add("--batch", nargs="+", type=positive, default=[1], metavar="N", help="images at a time")
     add(
         "--dtype",
         nargs="+",
         choices=PRECISIONS,
         default=["float32"],
-        help="of the weights, or with --autocast of autocast",
+        help="of the weights, or of autocast (in training always)",
     )
     add("--device", default="cpu")
     add(
@@ -161,11 +168,13 @@ def product(args: argparse.Namespace) -> list[Case]:
     """
     forms = [OURS, GRID_SAMPLE] if getattr(args, "reference", False) else [OURS]
     graphs = [False, True] if getattr(args, "cuda_graphs", False) else [False]
+    configs = [word for word in args.config_file if "=" not in word]
+    changes = [*args.overrides, *(word for word in args.config_file if "=" in word)]
     cases = []
     variants = [tuple(shlex.split(each)) for each in args.variant] or [()]
     for size, batch in itertools.product(args.image_size, args.batch):
-        for config, variant in itertools.product(args.config_file, variants):
-            overrides = (*args.overrides, *variant)
+        for config, variant in itertools.product(configs, variants):
+            overrides = (*changes, *variant)
             for keep in _ratios(config, overrides, args.keep_ratio):
                 for dtype, form, graph in itertools.product(args.dtype, forms, graphs):
                     cases.append(

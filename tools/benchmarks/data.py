@@ -15,7 +15,7 @@ from sparsedet.data import resolve_dataset
 from sparsedet.data.shapes import ShapesOptions, write_shapes
 from sparsedet.modeling.stages import Size
 
-from .cases import image_size, read_config
+from .cases import image_size, positive, read_config
 from .model import FOCUS
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config-file", default=FOCUS, metavar="F", help="of a training run (%(default)s)")
     add("--annotations", metavar="FILE", help="of a COCO-format set (default: shapes)")
     add("--images", metavar="DIR", help="of that set")
-    add("--max-images", type=int, default=100, metavar="N", help="(%(default)s)")
+    add("--max-images", type=positive, default=100, metavar="N", help="(%(default)s)")
     add("--shapes-size", type=image_size, default=(480, 640), metavar="HxW", help="of shapes")
     add("--device", default="cpu")
     add("overrides", nargs="*", metavar="key=value", help="changes of the config")
@@ -70,7 +70,16 @@ def _shapes(folder: Path, count: int, size: Size) -> tuple[str, str]:
 
 def _first_images(path: str, folder: Path, count: int) -> str:
     """An annotation file of the first images of another."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"--annotations {path} is not JSON: {error}.") from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in lists):
+        raise ConfigError(
+            f"--annotations {path} is not in COCO's format: it must hold the lists "
+            f"{', '.join(lists)}."
+        )
     content["images"] = content["images"][:count]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [each for each in content["annotations"] if each["image_id"] in kept]

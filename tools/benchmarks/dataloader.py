@@ -17,6 +17,7 @@ from sparsedet.analysis import Timing
 from sparsedet.config import instantiate
 
 from . import data
+from .cases import positive
 from .report import Table, number, print_table, spread
 
 WARM_UP_BATCHES = 2
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this mode."""
     data.add_arguments(parser)
     parser.add_argument("--workers", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="(%(default)s)")
+    parser.add_argument("--batch", type=positive, default=4, metavar="N", help="(%(default)s)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import dataloader, encoder, evaluation, gpu, model, op, train_step
+from .cases import positive
 from .report import Table, environment, print_facts, write_json
 
 
@@ -54,7 +55,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     )
     mode.add_arguments(made)
     add = made.add_argument
-    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's)")
+    add("--threads", type=positive, metavar="N", help="of the CPU (default: torch's)")
     add("--seconds", type=float, default=10.0, help="for what is run in turns (%(default)s)")
     add("--rounds", type=int, default=5, metavar="N", help="at least (%(default)s)")
     add("--warm-up", type=int, default=1, metavar="N", help="rounds before (%(default)s)")
@@ -69,11 +70,12 @@ def run_mode(words: Sequence[str]) -> dict[str, Any]:
         ValueError: something given is wrong.
     """
     args = parser(words[0]).parse_intermixed_args(words[1:])
-    if args.rounds < 1 or args.warm_up < 0:
+    if args.rounds < 1 or args.warm_up < 0 or not args.seconds >= 0:
         raise ValueError(
-            "--rounds must be at least 1 and --warm-up at least 0, got "
-            f"{args.rounds} and {args.warm_up}."
+            "--rounds must be at least 1, --warm-up and --seconds at least 0, got "
+            f"{args.rounds}, {args.warm_up} and {args.seconds:g}."
         )
+    _check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     facts = environment(args.device)
@@ -83,3 +85,16 @@ def run_mode(words: Sequence[str]) -> dict[str, Any]:
     if args.json:
         write_json(args.json, result)
     return result
+
+
+def failures(result: dict[str, Any]) -> bool:
+    """Whether something that a mode was to measure failed."""
+    return any("error" in row or "errors" in row for row in result["rows"])
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {device} cannot be used here: {reason}") from error

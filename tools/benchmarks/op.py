@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ from sparsedet.layers import (
 )
 from sparsedet.modeling.stages import Size
 
-from .cases import DTYPES, GRID_SAMPLE, OURS, image_size
+from .cases import DTYPES, GRID_SAMPLE, OURS, image_size, positive
 from .memory import device_peak, process_peak
 from .reference import embedding_bag_attention, peer_attention
 from .report import Table, milliseconds, number, print_table, spread, without_empty
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="cpu")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of the values")
-    add("--batch", type=int, default=1)
+    add("--batch", type=positive, default=1)
     add("--image-size", type=image_size, default=(800, 1333), metavar="HxW")
     add(
         "--against",
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:CALLABLE",
         help="ops with our four arguments, or with the six of the original op",
     )
-    add("--scaling", nargs="+", type=int, default=[], metavar="N", help="ours with N threads too")
+    add("--scaling", nargs="+", type=positive, default=[], metavar="N", help="also on N threads")
     add("--no-memory", action="store_true", help="do not measure peak memory")
 
 
@@ -227,8 +228,16 @@ def _measure(problem: Problem, others: dict[str, Op], args: argparse.Namespace) 
     head_major = inputs.head_major()
     passes = {OURS: _pass(ms_deform_attn, head_major, problem, device)}
     passes[TOKEN_MAJOR] = _pass(ms_deform_attn, inputs, problem, device)
+    errors = {}
     for name, op in others.items():
-        passes[name] = _pass(op, inputs, problem, device)
+        measured = _pass(op, inputs, problem, device)
+        try:
+            measured()
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+            print(f"failed: {name}: {errors[name]}", file=sys.stderr)
+        else:
+            passes[name] = measured
     for count in args.scaling:
         passes[f"{OURS}, {count} threads"] = _with_threads(count, threads, passes[OURS])
     timings = time_in_turns(passes, seconds=args.seconds, rounds=args.rounds, warm_up=args.warm_up)
@@ -239,13 +248,17 @@ def _measure(problem: Problem, others: dict[str, Op], args: argparse.Namespace) 
         "gflops": BILINEAR_READ * inputs.weights.numel() * HEAD_CHANNELS / 1e9,
         "ms": {name: asdict(summarize(parts)["total"]) for name, parts in timings.items()},
         "speedup": {
-            name: round_ratio(timings[name], timings[OURS]) for name in (TOKEN_MAJOR, *others)
+            name: round_ratio(timings[name], timings[OURS])
+            for name in (TOKEN_MAJOR, *others)
+            if name in timings
         },
         "scaling": {
             str(count): round_ratio(timings[OURS], timings[f"{OURS}, {count} threads"])
             for count in args.scaling
         },
     }
+    if errors:
+        row["errors"] = errors
     if problem.queries == "all tokens" and not args.no_memory:
         forms = [name for name in (OURS, GRID_SAMPLE) if name in passes]
         row["memory"] = {form: _peak_memory(replace(problem, form=form)) for form in forms}
@@ -325,7 +338,7 @@ def table(result: dict[str, Any]) -> Table:
                 row["direction"],
                 row["dtype"],
                 spread(row["ms"][OURS]),
-                *(milliseconds(row["ms"][name]["median"]) for name in names),
+                *(milliseconds(row["ms"].get(name, {}).get("median")) for name in names),
                 *(number(row["speedup"].get(name)) for name in names),
                 *(number(row["scaling"].get(count)) for count in counts),
                 *(number(peak, 0) for peak in peaks),

@@ -102,8 +102,10 @@ def number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def milliseconds(value: float) -> str:
-    """With about three digits that mean something."""
+def milliseconds(value: float | None) -> str:
+    """With about three digits that mean something; nothing for None."""
+    if value is None:
+        return ""
     return number(value, 3 if value < 1 else 2 if value < 100 else 1 if value < 1000 else 0)
 
 
