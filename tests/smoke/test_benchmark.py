@@ -539,6 +539,19 @@ def fake(words: Sequence[str]) -> dict[str, Any]:
     return {"mode": "model", "environment": {}, "rows": []}
 
 
+@pytest.mark.skipif(not has_compiled_kernel(), reason="needs the compiled CPU kernels")
+def test_a_form_that_fails_in_a_section_leaves_what_was_measured(part, monkeypatch):
+    suites, pages = part("suites"), part("pages")
+    words = ("op", "--image-size", "64x96", "--against", "--peer", "math:floor", "--no-memory")
+    section = suites.Section("op", "The op", (*words, *BRIEF))
+    monkeypatch.setitem(suites.SUITES, "cpu", (section,))
+    args = importlib.import_module("benchmark").parser().parse_args(["--suite", "cpu"])
+    suite = suites.run_suite(args, None)
+    (entry,) = suite["sections"]
+    assert entry["status"] == "done" and len(entry["result"]["rows"]) == 8
+    assert pages.page(suite).count("Failed: math:floor: TypeError") == 1
+
+
 def test_a_section_that_fails_leaves_the_others(tool, part, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "run_mode", fake)
     target, page = tmp_path / "gpu.json", tmp_path / "page.md"

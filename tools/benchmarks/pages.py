@@ -34,6 +34,9 @@ def _section(section: Row) -> str:
     shown = ", ".join(f"{name} {facts[name]}" for name in _FACTS if facts.get(name))
     table = markdown(MODES[result["mode"]].table(result))
     failed = [f"{row['name']}: {row['error']}" for row in result["rows"] if "error" in row]
+    for row in result["rows"]:  # of the op: forms by name
+        failed += [f"{name}: {reason}" for name, reason in row.get("errors", {}).items()]
+    failed = list(dict.fromkeys(failed))
     return "\n\n".join([f"{head}{shown}.", table, *(f"Failed: {each}." for each in failed)])
 
 
