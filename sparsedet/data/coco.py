@@ -40,13 +40,22 @@ class CocoDataset:
     category_ids: tuple[int | None, ...]
 
 
+def read_document(annotations: str) -> dict[str, Any]:
+    """The content of an annotation file, with its lists.
+
+    Raises:
+        DatasetError: the file is missing, is not JSON or lacks a list.
+    """
+    return check_document(_read_json(annotations), annotations)
+
+
 def read_categories(annotations: str) -> list[tuple[int, str]]:
     """Category (id, name) pairs of an annotation file in the order of their ids.
 
     Raises:
         DatasetError: the file is missing or broken.
     """
-    document = check_document(_read_json(annotations), annotations)
+    document = read_document(annotations)
     return check_categories(document["categories"], annotations)
 
 
@@ -70,7 +79,7 @@ def load_coco(
     Raises:
         DatasetError: anything about the set that would make training or evaluation wrong.
     """
-    document = check_document(_read_json(annotations), annotations)
+    document = read_document(annotations)
     pairs = check_categories(document["categories"], annotations)
     names = tuple(class_names) if class_names is not None else tuple(n for _, n in pairs)
     classes = match_classes(pairs, names, annotations)

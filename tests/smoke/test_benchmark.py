@@ -455,9 +455,9 @@ def test_refuses_to_time_the_reference_against_itself(tool, part, monkeypatch, c
         (["op", "--device", "nothing"], "--device nothing cannot be used here"),
         (
             ["eval", "--annotations", "projects/focus_detr/results.json", "--images", "docs"],
-            "is not in COCO's format",
+            "'images' is missing at the top level",
         ),
-        (["eval", "--annotations", "pyproject.toml", "--images", "docs"], "is not JSON"),
+        (["eval", "--annotations", "pyproject.toml", "--images", "docs"], "is not valid JSON"),
     ],
 )
 def test_bad_arguments(tool, root, words, message, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 
 from sparsedet.config import ConfigError
 from sparsedet.data import resolve_dataset
+from sparsedet.data.coco import read_document
 from sparsedet.data.shapes import ShapesOptions, write_shapes
 from sparsedet.modeling.stages import Size
 
@@ -70,16 +71,7 @@ def _shapes(folder: Path, count: int, size: Size) -> tuple[str, str]:
 
 def _first_images(path: str, folder: Path, count: int) -> str:
     """An annotation file of the first images of another."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"--annotations {path} is not JSON: {error}.") from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in lists):
-        raise ConfigError(
-            f"--annotations {path} is not in COCO's format: it must hold the lists "
-            f"{', '.join(lists)}."
-        )
+    content = read_document(path)
     content["images"] = content["images"][:count]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [each for each in content["annotations"] if each["image_id"] in kept]
