@@ -26,6 +26,7 @@ from sparsedet.analysis import (
 from sparsedet.modeling import TokenSparseDetector
 
 from .cases import DTYPES, GRID_SAMPLE, OURS, Case
+from .report import reason
 
 EVENTS = 32  # more than a pass has stages
 GRAPH_WARM_UP = 3
@@ -70,7 +71,7 @@ def time_cases(
             raise
         except Exception as error:
             passes.pop(case.name, None)
-            errors[case.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+            errors[case.name] = reason(error)
             print(f"failed: {case.name}: {errors[case.name]}", file=sys.stderr)
         if case.name in errors:  # the error, which holds what the pass has made, is gone here
             _free_memory(torch.device(case.device))

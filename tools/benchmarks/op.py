@@ -38,7 +38,7 @@ from sparsedet.modeling.stages import Size
 from .cases import DTYPES, GRID_SAMPLE, OURS, image_size, positive
 from .memory import device_peak, process_peak
 from .reference import embedding_bag_attention, peer_attention
-from .report import Table, milliseconds, number, print_table, spread, without_empty
+from .report import Table, milliseconds, number, print_table, reason, spread, without_empty
 
 STRIDES = (8, 16, 32, 64)
 HEADS, HEAD_CHANNELS, POINTS = 8, 32, 4
@@ -234,7 +234,7 @@ def _measure(problem: Problem, others: dict[str, Op], args: argparse.Namespace) 
         try:
             measured()
         except Exception as error:
-            errors[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+            errors[name] = reason(error)
             print(f"failed: {name}: {errors[name]}", file=sys.stderr)
         else:
             passes[name] = measured

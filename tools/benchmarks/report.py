@@ -102,6 +102,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def reason(error: Exception) -> str:
+    """The first line of an exception, with its kind."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
 def milliseconds(value: float | None) -> str:
     """With about three digits that mean something; nothing for None."""
     if value is None:
