@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsedet.layers import MultiScaleDeformableAttention, ms_deform_attn_reference
-from sparsedet.layers.constants import constants
+from sparsedet.layers.deformable_attention.module import sizes_of_cells
 from sparsedet.modeling.stages import Size
 
 IM2COL_STEP = 64
@@ -63,8 +63,7 @@ class GridSampleAttention(nn.Module):
             locations = reference[..., :2] + offsets * reference[..., 2:] * (0.5 / self.num_points)
         else:
             if cell_sizes is None:
-                numbers = [size for height, width in spatial_shapes for size in (width, height)]
-                cell_sizes = 1 / constants(numbers, offsets.device).view(-1, 2)
+                cell_sizes = sizes_of_cells(spatial_shapes, offsets)
             locations = reference + offsets * cell_sizes[:, None]
         heads = projected.unflatten(-1, (self.num_heads, -1))
         sampled = ms_deform_attn_reference(heads, spatial_shapes, locations, weights)

@@ -171,7 +171,7 @@ class MultiScaleDeformableAttention(nn.Module):
             step = self._of_points(reference[..., 2:] * (0.5 / self.num_points))
         else:
             if cell_sizes is None:
-                cell_sizes = _cell_sizes(spatial_shapes, offsets)
+                cell_sizes = sizes_of_cells(spatial_shapes, offsets)
             step = self._of_points(cell_sizes.to(offsets.dtype)[None, None])
         # the last axis holds all samples of a head: short axes are slow to broadcast over
         locations = torch.addcmul(
@@ -227,7 +227,8 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(accumulation_dtype(tensor.dtype))
 
 
-def _cell_sizes(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+def sizes_of_cells(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(L, 2), the reciprocals of (width, height) of each level, as ``like`` is."""
     sizes = [size for height, width in spatial_shapes for size in (width, height)]
     return 1 / constants(sizes, like.device, like.dtype).view(-1, 2)
 
