@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,9 @@ from torch import Tensor
 from sparsedet import comm
 from sparsedet.modeling.losses import SupervisedStages
 from sparsedet.modeling.matcher import HungarianMatcher
+from sparsedet.modeling.parts import Assembly, StageTerm, TokenTarget, check_part
 from sparsedet.modeling.stages import DetectorOutput, Prediction, Targets
+from sparsedet.registry import LOSSES, SCORERS
 
 
 @runtime_checkable
@@ -34,27 +36,14 @@ class MatchedTerm(Protocol):
         ...
 
 
-@runtime_checkable
-class StageTerm(Protocol):
-    """A loss on anything else that the detector produced."""
-
-    name: str
-    weight: float
-    requires: frozenset[str]
-    trains: str
-
-    def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
-        """The unweighted loss."""
-        ...
-
-
 class SetCriterion:
     """Sum of weighted terms over decoder layers, proposals, encoder heads, denoising and scorer.
 
     Args:
         matcher: matches predictions and objects, anew for every stage.
         matched: terms for every supervised prediction.
-        stage: terms that look at the whole output, such as ``DecoderAttentionLoss``.
+        stage: terms that look at the whole output, such as ``DecoderAttentionLoss``, see
+            ``sparsedet.modeling.parts.StageTerm``.
     """
 
     def __init__(
@@ -83,14 +72,31 @@ class SetCriterion:
     @property
     def requires(self) -> frozenset[str]:
         """What the detector must record for the stage terms."""
-        return frozenset().union(*(term.requires for term in self.stage))
+        return frozenset().union(*(getattr(term, "requires", ()) for term in self.stage))
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse a scorer that no stage term teaches, and terms that teach something else.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        scorer = assembly.scorer
+        learns = None if scorer is None else scorer.learns
+        taught = {term: _taught(term) for term in self.stage}
+        if learns is not None and not any(_fits(kind, learns) for kind in taught.values()):
+            raise ValueError(_untrained(scorer, learns, self.stage))
+        for term, kind in taught.items():
+            if kind is not None and not _fits(kind, learns):
+                raise ValueError(_idle(term, kind, scorer))
+            check_part(term, assembly)
 
     def __call__(self, output: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
         """Weighted losses; their sum is the objective.
 
         Keys read ``"<stage>/<term>"``, for instance ``"decoder.5/box_l1"`` or
-        ``"scorer/decoder_attention"``. The box terms are divided by the number of objects, averaged
-        over the processes, at least 1; those of denoising also by the number of groups.
+        ``"scorer/decoder_attention"``; a stage term that teaches no scorer has its name as key. The
+        box terms are divided by the number of objects, averaged over the processes, at least 1;
+        those of denoising also by the number of groups.
         """
         names, predictions = zip(*_supervised(output), strict=True)
         matchings = self.matcher.match(predictions, targets)
@@ -114,8 +120,51 @@ class SetCriterion:
             for term, value in zip(self.matched, own, strict=True)
         }
         for term in self.stage:
-            losses[f"scorer/{term.name}"] = term.weight * term(output, targets)
+            key = term.name if _taught(term) is None else f"scorer/{term.name}"
+            losses[key] = term.weight * term(output, targets)
         return losses
+
+
+def _taught(term: StageTerm) -> type[TokenTarget] | None:
+    """The kind of target that a term teaches to the scorer."""
+    kind = getattr(term, "teaches", None)
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, TokenTarget)):
+        raise ValueError(
+            f"{type(term).__name__}.teaches must be a subclass of "
+            f"sparsedet.modeling.parts.TokenTarget or None, got {kind!r}. Set it in the class."
+        )
+    return kind
+
+
+def _fits(kind: type[TokenTarget] | None, learns: type[TokenTarget] | None) -> bool:
+    return kind is not None and learns is not None and issubclass(kind, learns)
+
+
+def _untrained(scorer: Any, learns: type[TokenTarget], terms: Sequence[StageTerm]) -> str:
+    """Which terms would teach a scorer that none of ``terms`` teaches."""
+    fitting = [name for name, term in LOSSES if _fits(getattr(term, "teaches", None), learns)]
+    wanted = " or ".join(sorted(fitting)) or f"a term whose teaches is {learns.__name__}"
+    given = sorted(type(term).__name__ for term in terms)
+    return (
+        f"TokenSparseDetector.criterion: {type(scorer).__name__} is trained by {wanted}, got stage "
+        f"terms {given}. Add {wanted} to model.criterion.stage."
+    )
+
+
+def _idle(term: StageTerm, kind: type[TokenTarget], scorer: Any) -> str:
+    """Why nobody learns what a term teaches, and what to change."""
+    fitting = [name for name, each in SCORERS if _fits(kind, getattr(each, "learns", None))]
+    known = " or ".join(sorted(fitting)) or f"scorer whose learns is {kind.__name__}"
+    there, mend = f"the scorer is {type(scorer).__name__}", f" or model.scorer._target_={known}"
+    if scorer is None:
+        there = "there is no scorer"
+    elif _fits(kind, getattr(type(scorer), "learns", None)):
+        there = f"this {type(scorer).__name__} is built without supervision"
+        mend = " or model.scorer.supervised=True"
+    return (
+        f"TokenSparseDetector.criterion: {type(term).__name__} trains a {known}, and {there}. "
+        f"Set model.criterion.stage=[]{mend if fitting else ''}."
+    )
 
 
 def _supervised(output: DetectorOutput) -> Iterator[tuple[str, Prediction]]:

@@ -17,6 +17,7 @@ from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
 from sparsedet.layers.mlp import MLP, FeedForward
 from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
 from sparsedet.modeling.heads import Head, Heads
+from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Prediction, Queries
 from sparsedet.registry import DECODERS
 
@@ -202,6 +203,26 @@ class DeformableDecoder(nn.Module):
             )
             for _ in range(num_layers)
         )
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse queries whose positions nobody makes, or two do.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        queries = assembly.query_initializer
+        name, provides = type(queries).__name__, queries.provides_pos
+        if provides == self.makes_pos:
+            raise ValueError(
+                f"TokenSparseDetector.decoder must {'not ' if provides else ''}make positions for "
+                f"{name}, whose queries {'have' if provides else 'lack'} them, got "
+                f"{self.makes_pos}. Set model.decoder.conditional_pos={not provides}."
+            )
+        if self.makes_pos and queries.reference_dim != 4:
+            raise ValueError(
+                "TokenSparseDetector.decoder makes positions from boxes, the references of "
+                f"{name} are points. Set model.query_initializer."
+            )
 
     def forward(
         self,

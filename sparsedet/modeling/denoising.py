@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.positional import inverse_sigmoid
+from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import (
     DenoisingOutput,
     Matching,
@@ -43,6 +44,26 @@ class _NoisedQueries(nn.Module):
             raise ValueError(
                 f"{name}.box_noise must not be negative, got {box_noise}. "
                 "Set model.denoising.box_noise."
+            )
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse queries that noised objects cannot join, and classes that have no embedding.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        queries, name = assembly.query_initializer, type(self).__name__
+        if queries.provides_pos or queries.reference_dim != 4:
+            raise ValueError(
+                f"TokenSparseDetector.denoising must be None for {type(queries).__name__}, whose "
+                f"queries have positions or start from points, got {name}. "
+                "Set model.denoising=null or model.query_initializer._target_=MixedQueries."
+            )
+        if self.num_labels < assembly.num_classes:
+            raise ValueError(
+                f"{name}.num_classes must be {assembly.num_classes} as in the detector, got an "
+                f"embedding of {self.num_labels} labels. Set model.denoising.num_classes to "
+                "'${..num_classes}'."
             )
 
     def _content(self, labels: Int[Tensor, "B D"]) -> Float[Tensor, "B D C"]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from sparsedet.events import log_scalar
 from sparsedet.layers.positional import SinePositionEmbedding
-from sparsedet.modeling.criterion import SetCriterion
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.parts import (
+    Assembly,
+    Criterion,
     Decoder,
     Denoising,
     Encoder,
@@ -104,7 +105,7 @@ class TokenSparseDetector(nn.Module):
         encoder: Encoder,
         query_initializer: QueryInitializer,
         decoder: Decoder,
-        criterion: SetCriterion,
+        criterion: Criterion,
         embed_dim: int,
         num_levels: int,
         num_classes: int,
@@ -120,19 +121,27 @@ class TokenSparseDetector(nn.Module):
         max_detections: int = 100,
     ) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(
-                f"TokenSparseDetector.num_classes must be a positive integer, got {num_classes}. "
-                "Set dataset.num_classes (it is read from dataset.train_json when that is given)."
-            )
         self.backbone, self.neck = backbone, neck
         self.scorer, self.selector = scorer, selector or DenseSelector()
         self.encoder, self.query_initializer, self.decoder = encoder, query_initializer, decoder
         self.denoising, self.criterion = denoising, criterion
         self.num_classes, self.max_detections = num_classes, max_detections
         self.position_embedding = position_embedding or SinePositionEmbedding(embed_dim)
-        self._check_contracts()
-        self._check_parts(embed_dim, num_levels)
+        Assembly(
+            embed_dim=embed_dim,
+            num_levels=num_levels,
+            num_classes=num_classes,
+            backbone=backbone,
+            neck=neck,
+            encoder=encoder,
+            query_initializer=query_initializer,
+            decoder=decoder,
+            selector=self.selector,
+            scorer=scorer,
+            denoising=denoising,
+            position_embedding=self.position_embedding,
+            criterion=criterion,
+        ).check()
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embed)
         point_layers = (
@@ -154,147 +163,6 @@ class TokenSparseDetector(nn.Module):
         )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
-
-    def _check_contracts(self) -> None:
-        families = {
-            "neck": Neck,
-            "encoder": Encoder,
-            "query_initializer": QueryInitializer,
-            "decoder": Decoder,
-            "selector": Selector,
-            "criterion": SetCriterion,
-        }
-        if self.scorer is not None:
-            families["scorer"] = Scorer
-        if self.denoising is not None:
-            families["denoising"] = Denoising
-        for name, family in families.items():
-            part = getattr(self, name)
-            if not isinstance(part, family):
-                raise ValueError(
-                    f"TokenSparseDetector.{name} must be a {family.__name__} (see "
-                    f"sparsedet.modeling.parts), got {type(part).__name__}. Set model.{name}."
-                )
-        if not callable(self.backbone):
-            raise ValueError(
-                f"TokenSparseDetector.backbone must be a module, got {self.backbone!r}. "
-                "Set model.backbone."
-            )
-
-    def _check_parts(self, embed_dim: int, num_levels: int) -> None:
-        for name in (
-            "neck", "encoder", "decoder", "position_embedding", "query_initializer", "scorer",
-            "denoising",
-        ):  # fmt: skip
-            got = getattr(getattr(self, name), "embed_dim", embed_dim)  # some fit any width
-            if got != embed_dim:
-                raise ValueError(
-                    f"TokenSparseDetector.{name}: embed_dim must be {embed_dim} as in the "
-                    f"detector, got {got}. Set model.{name}.embed_dim to '${{..embed_dim}}'."
-                )
-        levels = {"neck": len(self.neck.strides), "encoder": self.encoder.num_levels}
-        levels["decoder"] = self.decoder.num_levels
-        levels["scorer"] = getattr(self.scorer, "num_levels", num_levels)  # some fit any number
-        for name, got in levels.items():
-            if got != num_levels:
-                raise ValueError(
-                    f"TokenSparseDetector.{name}: num_levels must be {num_levels} as in the "
-                    f"detector, got {got}. Set model.{name}.num_levels to '${{..num_levels}}'."
-                )
-        self._check_selector(num_levels)
-        self._check_queries()
-        self._check_supervision(num_levels)
-
-    def _check_selector(self, num_levels: int) -> None:
-        if self.selector.needs_scorer and self.scorer is None:
-            raise ValueError(
-                f"TokenSparseDetector.scorer must be given for {type(self.selector).__name__}, "
-                "got None. Set model.scorer (see list_components()['scorer']) or "
-                "model.selector._target_=DenseSelector."
-            )
-        if self.scorer is not None and not self.selector.needs_scorer:
-            raise ValueError(
-                "TokenSparseDetector.selector must use the scores of "
-                f"{type(self.scorer).__name__}, got {type(self.selector).__name__}. "
-                "Set model.scorer=null or model.selector._target_=TopKSelector."
-            )
-        schedule = getattr(self.selector, "schedule", None)
-        if schedule is not None and len(schedule) != self.encoder.num_layers:
-            raise ValueError(
-                f"TokenSparseDetector.selector: schedule must have one factor for each of the "
-                f"{self.encoder.num_layers} encoder layers, got {len(schedule)}. "
-                "Set model.selector.schedule."
-            )
-        levels = getattr(self.selector, "levels", None)
-        if levels is None:
-            return
-        if len(levels) != self.encoder.num_layers:
-            raise ValueError(
-                f"TokenSparseDetector.selector: levels must have one entry for each of the "
-                f"{self.encoder.num_layers} encoder layers, got {len(levels)}. "
-                "Set model.selector.levels."
-            )
-        highest = max(max(entry) for entry in levels)
-        if highest >= num_levels:
-            raise ValueError(
-                f"TokenSparseDetector.selector: levels must be below {num_levels}, got {highest}. "
-                "Set model.selector.levels."
-            )
-
-    def _check_queries(self) -> None:
-        initializer = type(self.query_initializer).__name__
-        provides = self.query_initializer.provides_pos
-        if provides == self.decoder.makes_pos:
-            raise ValueError(
-                f"TokenSparseDetector.decoder must {'not ' if provides else ''}make positions for "
-                f"{initializer}, whose queries {'have' if provides else 'lack'} them, got "
-                f"{self.decoder.makes_pos}. Set model.decoder.conditional_pos={not provides}."
-            )
-        if self.decoder.makes_pos and self.query_initializer.reference_dim != 4:
-            raise ValueError(
-                "TokenSparseDetector.decoder makes positions from boxes, the references of "
-                f"{initializer} are points. Set model.query_initializer."
-            )
-        if self.denoising is not None and (provides or self.query_initializer.reference_dim != 4):
-            raise ValueError(
-                f"TokenSparseDetector.denoising must be None for {initializer}, whose queries have "
-                f"positions or start from points, got {type(self.denoising).__name__}. "
-                "Set model.denoising=null or model.query_initializer._target_=MixedQueries."
-            )
-
-    def _check_supervision(self, num_levels: int) -> None:
-        needed = None if self.scorer is None else self.scorer.trained_by
-        kinds = {kind.__name__ for kind in type(self.scorer).__mro__}
-
-        def trains_it(term: Any) -> bool:  # as a scorer of one's own says, or by its class
-            return type(term).__name__ == needed or term.trains in kinds
-
-        if needed is not None and not any(map(trains_it, self.criterion.stage)):
-            terms = sorted(type(term).__name__ for term in self.criterion.stage)
-            raise ValueError(
-                f"TokenSparseDetector.criterion: {type(self.scorer).__name__} is trained by "
-                f"{needed}, got stage terms {terms}. Add {needed} to model.criterion.stage."
-            )
-        for term in self.criterion.stage:
-            if not trains_it(term):
-                raise ValueError(
-                    f"TokenSparseDetector.criterion: {type(term).__name__} trains a "
-                    f"{term.trains}, the scorer is {type(self.scorer).__name__}. "
-                    f"Set model.criterion.stage=[] or model.scorer._target_={term.trains}."
-                )
-            if needed is None:
-                raise ValueError(
-                    f"TokenSparseDetector.criterion: {type(term).__name__} supervises a "
-                    f"{term.trains} that is built without supervision. "
-                    "Set model.criterion.stage=[] or model.scorer.supervised=True."
-                )
-            ranges = getattr(term, "size_ranges", None)
-            if ranges is not None and len(ranges) != num_levels:
-                raise ValueError(
-                    f"TokenSparseDetector.criterion: {type(term).__name__}.size_ranges must have "
-                    f"one range for each of the {num_levels} levels, got {len(ranges)}. "
-                    "Set size_ranges of the term in model.criterion.stage."
-                )
 
     @property
     def device(self) -> torch.device:

@@ -1,8 +1,7 @@
 """Loss terms. A term owns its weight; the criterion multiplies by it, once.
 
-A *matched term* maps ``(SupervisedStages, num_boxes)`` to one number per stage, a *stage term* maps
-a ``DetectorOutput`` and the targets to a scalar and declares in ``requires`` what the detector must
-record for it.
+A *matched term* maps ``(SupervisedStages, num_boxes)`` to one number per stage, a *stage term*
+(``sparsedet.modeling.parts.StageTerm``) maps a ``DetectorOutput`` and the targets to a scalar.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsedet.events import log_scalar
+from sparsedet.modeling.parts import Assembly, DecoderAttention, Foreground
 from sparsedet.modeling.stages import (
     DetectorOutput,
     Matching,
@@ -194,7 +194,7 @@ class DecoderAttentionLoss:
 
     name = "decoder_attention"
     requires = frozenset({"token_mass"})
-    trains = "DAMPredictor"
+    teaches = DecoderAttention
 
     def __init__(self, *, weight: float) -> None:
         self.weight = weight
@@ -238,8 +238,7 @@ class ForegroundLoss:
     """
 
     name = "foreground"
-    requires: frozenset[str] = frozenset()
-    trains = "ForegroundTokenSelector"
+    teaches = Foreground
 
     def __init__(
         self,
@@ -256,6 +255,14 @@ class ForegroundLoss:
                 f"{list(size_ranges)}. Set size_ranges of the term in model.criterion.stage."
             )
         self.size_ranges = tuple((float(low), float(high)) for low, high in size_ranges)
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse ranges that are not one for each level.
+
+        Raises:
+            ValueError: if there is not one range per level.
+        """
+        _check_ranges(self.size_ranges, assembly.num_levels)
 
     def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
         """The unweighted loss.
@@ -285,8 +292,7 @@ class SalienceLoss:
     """
 
     name = "salience"
-    requires: frozenset[str] = frozenset()
-    trains = "ForegroundTokenSelector"
+    teaches = Foreground
 
     def __init__(self, *, weight: float, alpha: float = 0.25, gamma: float = 2.0) -> None:
         self.weight, self.alpha, self.gamma = weight, alpha, gamma
@@ -306,12 +312,7 @@ def foreground_tokens(
     Raises:
         ValueError: if there is not one range per level.
     """
-    if len(size_ranges) != len(features.strides):
-        raise ValueError(
-            f"ForegroundLoss.size_ranges must have one range for each of the "
-            f"{len(features.strides)} levels, got {len(size_ranges)}: {list(size_ranges)}. "
-            "Set size_ranges of the term in model.criterion.stage."
-        )
+    _check_ranges(size_ranges, len(features.strides))
     sides, levels = _sides(features, targets), []
     for level, (low, high) in enumerate(size_ranges):
         x, y = _distances(features, level, sides)
@@ -324,6 +325,15 @@ def foreground_tokens(
         columns = torch.cat((across, across & (x_size > low)), dim=-1).float()
         levels.append((rows @ columns.transpose(1, 2) > 0).flatten(1))
     return torch.cat(levels, dim=1) & ~features.padding_mask
+
+
+def _check_ranges(size_ranges: SizeRanges, num_levels: int) -> None:
+    if len(size_ranges) != num_levels:
+        raise ValueError(
+            f"ForegroundLoss.size_ranges must have one range for each of the {num_levels} levels, "
+            f"got {len(size_ranges)}: {list(size_ranges)}. Set size_ranges of the term in "
+            "model.criterion.stage."
+        )
 
 
 @torch.no_grad()

@@ -1,19 +1,26 @@
 """What the detector asks of each family of parts. A class of yours that fits may take its place.
 
-Every part is an ``nn.Module``; these protocols name the attributes and the call.
+Every part is an ``nn.Module`` (loss terms and the criterion need not be); these protocols name the
+attributes and the call. Beside them, a part of any family may have
+
+- ``embed_dim`` and ``num_levels``, which must then be those of the detector;
+- ``check(assembly)``, called once by the detector's constructor: it raises a ``ValueError`` where
+  the part does not go with the others, and says what to change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsedet.modeling.heads import Head, Heads
 from sparsedet.modeling.stages import (
     DecoderOutput,
     DenoisingOutput,
+    DetectorOutput,
     EncoderOutput,
     MultiScaleFeatures,
     NoisedTargets,
@@ -42,6 +49,22 @@ class Neck(Protocol):
         ...
 
 
+class TokenTarget:
+    """What a stage term teaches a scorer to predict. Subclasses are kinds; none is instantiated.
+
+    A scorer says in ``learns`` which kind it needs, a stage term in ``teaches`` which one it gives.
+    A method of your own declares a kind of its own.
+    """
+
+
+class DecoderAttention(TokenTarget):
+    """The tokens that the decoder looks at most (Sparse DETR, section 3.3)."""
+
+
+class Foreground(TokenTarget):
+    """The tokens that lie in objects (Focus-DETR, section 3.2)."""
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """Decides how good a token is.
@@ -49,13 +72,12 @@ class Scorer(Protocol):
     Attributes:
         needs_token_embedding: it calls ``heads.token_embedding``.
         needs_head: it calls ``heads.scorer`` and returns the prediction for supervision.
-        trained_by: class name of the stage term that trains it (another one that trains this
-            scorer will do), None if it needs none.
+        learns: the kind of target that a stage term must teach it; None if it needs no such term.
     """
 
     needs_token_embedding: bool
     needs_head: bool
-    trained_by: str | None
+    learns: type[TokenTarget] | None
 
     def __call__(
         self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
@@ -176,3 +198,129 @@ class Decoder(Protocol):
     ) -> DecoderOutput:
         """Predict in every layer; record what is asked for."""
         ...
+
+
+@runtime_checkable
+class StageTerm(Protocol):
+    """A loss on anything that the detector produced, apart from matched predictions.
+
+    A term may also have
+
+    - ``teaches``: the kind of target (``TokenTarget``) that it gives to the scorer; its loss is
+      then called ``"scorer/<name>"``, otherwise ``"<name>"``;
+    - ``requires``: what the detector must record for it, such as ``{"token_mass"}``.
+    """
+
+    name: str
+    weight: float
+
+    def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
+        """The unweighted loss."""
+        ...
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """The training objective."""
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the detector must record."""
+        ...
+
+    def __call__(self, output: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+        """Weighted losses; their sum is the objective."""
+        ...
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of one detector and the sizes that they share: what a part checks itself against.
+
+    Attributes:
+        embed_dim: channels of all parts.
+        num_levels: feature levels of all parts.
+        num_classes: classes.
+    """
+
+    embed_dim: int
+    num_levels: int
+    num_classes: int
+    backbone: Callable[[Tensor], Mapping[str, Tensor]]
+    neck: Neck
+    encoder: Encoder
+    query_initializer: QueryInitializer
+    decoder: Decoder
+    selector: Selector
+    scorer: Scorer | None
+    denoising: Denoising | None
+    position_embedding: nn.Module
+    criterion: Criterion
+
+    def check(self) -> None:
+        """Refuse parts that do not go together.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        if not isinstance(self.num_classes, int) or self.num_classes < 1:
+            raise ValueError(
+                "TokenSparseDetector.num_classes must be a positive integer, got "
+                f"{self.num_classes}. Set dataset.num_classes (it is read from dataset.train_json "
+                "when that is given)."
+            )
+        parts = {each.name: getattr(self, each.name) for each in fields(self)[3:]}
+        parts = {name: part for name, part in parts.items() if part is not None}
+        for name, part in parts.items():
+            _check_protocol(name, part)
+        for name, part in parts.items():
+            self._check_sizes(name, part)
+        for part in parts.values():
+            check_part(part, self)
+
+    def _check_sizes(self, name: str, part: Any) -> None:
+        levels = len(part.strides) if name == "neck" else getattr(part, "num_levels", None)
+        sizes = {"embed_dim": getattr(part, "embed_dim", None), "num_levels": levels}
+        for size, got in sizes.items():
+            expected = getattr(self, size)
+            if got not in (None, expected):  # some parts fit any
+                raise ValueError(
+                    f"TokenSparseDetector.{name}: {size} must be {expected} as in the detector, "
+                    f"got {got}. Set model.{name}.{size} to '${{..{size}}}'."
+                )
+
+
+_PROTOCOLS: dict[str, type] = {
+    "neck": Neck,
+    "encoder": Encoder,
+    "query_initializer": QueryInitializer,
+    "decoder": Decoder,
+    "criterion": Criterion,
+    "selector": Selector,
+    "scorer": Scorer,
+    "denoising": Denoising,
+}
+
+
+def _check_protocol(name: str, part: Any) -> None:
+    family = _PROTOCOLS.get(name)
+    if family is None and not callable(part):
+        raise ValueError(
+            f"TokenSparseDetector.{name} must be a module, got {part!r}. Set model.{name}."
+        )
+    if family is not None and not isinstance(part, family):
+        raise ValueError(
+            f"TokenSparseDetector.{name} must be a {family.__name__} (see "
+            f"sparsedet.modeling.parts), got {type(part).__name__}. Set model.{name}."
+        )
+
+
+def check_part(part: Any, assembly: Assembly) -> None:
+    """Let a part check itself, if it does.
+
+    Raises:
+        ValueError: the part does not go with the others.
+    """
+    check = getattr(part, "check", None)
+    if check is not None:
+        check(assembly)

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sparsedet.layers.constants import constants
+from sparsedet.modeling.parts import Assembly, Selector
 from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection, filler_mask
 from sparsedet.registry import SELECTORS
 
@@ -21,6 +22,14 @@ class DenseSelector(nn.Module):
     """Every layer updates every token."""
 
     needs_scorer = False
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse a scorer, whose scores nobody would read.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        _check_scorer(self, assembly)
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -57,6 +66,15 @@ class TopKSelector(nn.Module):
         _check_share(keep_ratio, "TopKSelector", "keep_ratio")
         self.keep_ratio = keep_ratio
         self.schedule = _checked_schedule(schedule, "TopKSelector")
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse a schedule for another number of layers, and a detector without a scorer.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        _check_scorer(self, assembly)
+        _check_length(self.schedule, assembly.encoder.num_layers, type(self).__name__)
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -113,6 +131,15 @@ class ElasticSelector(nn.Module):
             )
         self.keep_ratio, self.train_ratios = keep_ratio, tuple(train_ratios)
         self.schedule = _checked_schedule(schedule, "ElasticSelector")
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse a schedule for another number of layers, and a detector without a scorer.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        _check_scorer(self, assembly)
+        _check_length(self.schedule, assembly.encoder.num_layers, type(self).__name__)
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -174,6 +201,15 @@ class AdaptiveSelector(nn.Module):
         _check_share(keep_ratio, "AdaptiveSelector", "keep_ratio")
         self.mass, self.keep_ratio = mass, keep_ratio
         self.schedule = _checked_schedule(schedule, "AdaptiveSelector")
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse a schedule for another number of layers, and a detector without a scorer.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        _check_scorer(self, assembly)
+        _check_length(self.schedule, assembly.encoder.num_layers, type(self).__name__)
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -246,6 +282,15 @@ class LevelScheduleSelector(nn.Module):
             )
         self.levels = tuple(tuple(sorted(entry)) for entry in levels)
 
+    def check(self, assembly: Assembly) -> None:
+        """Refuse levels or layers that the detector does not have, and a scorer.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        _check_scorer(self, assembly)
+        self._check_levels(assembly.encoder.num_layers, assembly.num_levels)
+
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
@@ -254,19 +299,22 @@ class LevelScheduleSelector(nn.Module):
         Raises:
             ValueError: if there are not ``num_layers`` entries, or not so many levels.
         """
+        self._check_levels(num_layers, len(features.spatial_shapes))
+        selections = {entry: _whole_levels(features, entry) for entry in self.levels}
+        return tuple(selections[entry] for entry in self.levels)
+
+    def _check_levels(self, num_layers: int, num_levels: int) -> None:
         if len(self.levels) != num_layers:
             raise ValueError(
                 "LevelScheduleSelector.levels must have one entry for each of the "
                 f"{num_layers} encoder layers, got {len(self.levels)}. Set model.selector.levels."
             )
-        highest, num_levels = max(entry[-1] for entry in self.levels), len(features.spatial_shapes)
+        highest = max(entry[-1] for entry in self.levels)
         if highest >= num_levels:
             raise ValueError(
                 f"LevelScheduleSelector.levels must be below {num_levels}, the number of levels, "
                 f"got {highest}. Set model.selector.levels."
             )
-        selections = {entry: _whole_levels(features, entry) for entry in self.levels}
-        return tuple(selections[entry] for entry in self.levels)
 
 
 # --- what the selectors share -------------------------------------------------------------------
@@ -314,12 +362,8 @@ def _cascade(
         limits: tokens to keep of each image where the host does not know them; at most
             ``best.counts``, which then say how many rows are computed.
     """
+    _check_length(schedule, num_layers, name)
     factors = (1.0,) * num_layers if schedule is None else schedule
-    if len(factors) != num_layers:
-        raise ValueError(
-            f"{name}.schedule must have one factor for each of the {num_layers} encoder "
-            f"layers, got {len(factors)}. Set model.selector.schedule."
-        )
     if any(later > earlier for earlier, later in pairwise(factors)):
         best = replace(best, ranking=None)  # a layer may keep what the one before did not update
     selections = {1.0: best if limits is None else _limited(best, limits)}
@@ -354,6 +398,32 @@ def _whole_levels(features: MultiScaleFeatures, levels: tuple[int, ...]) -> Toke
     # chosen tokens come first; those after them are distinct from them, as fillers have to be
     indices = chosen.sort(dim=1, descending=True, stable=True).indices[:, :width]
     return TokenSelection(counts, indices, filler_mask(counts, width, indices.device))
+
+
+# --- what goes together ---------------------------------------------------------------------------
+
+
+def _check_scorer(selector: Selector, assembly: Assembly) -> None:
+    """A selector that reads scores needs a scorer, another one must not have any."""
+    name, scorer = type(selector).__name__, assembly.scorer
+    if selector.needs_scorer and scorer is None:
+        raise ValueError(
+            f"TokenSparseDetector.scorer must be given for {name}, got None. Set model.scorer (see "
+            "list_components()['scorer']) or model.selector._target_=DenseSelector."
+        )
+    if scorer is not None and not selector.needs_scorer:
+        raise ValueError(
+            f"TokenSparseDetector.selector must use the scores of {type(scorer).__name__}, got "
+            f"{name}. Set model.scorer=null or model.selector._target_=TopKSelector."
+        )
+
+
+def _check_length(schedule: Sequence[float] | None, num_layers: int, name: str) -> None:
+    if schedule is not None and len(schedule) != num_layers:
+        raise ValueError(
+            f"{name}.schedule must have one factor for each of the {num_layers} encoder "
+            f"layers, got {len(schedule)}. Set model.selector.schedule."
+        )
 
 
 # --- arguments ----------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ MISFITS = {
             selector=TopKSelector(0.4),
             criterion=criterion(ForegroundLoss(weight=1.0)),
         ),
-        r"ForegroundLoss supervises a ForegroundTokenSelector that is built without supervision.*"
+        r"ForegroundLoss trains a ForegroundTokenSelector, and this .* built without supervision.*"
         r"model\.criterion\.stage=\[\] or model\.scorer\.supervised=True",
     ),
     "levels of too few layers": (
@@ -168,7 +168,7 @@ MISFITS = {
     ),
     "levels that are not there": (
         dict(scorer=None, criterion=criterion(), selector=LevelScheduleSelector(((0,), (4,)))),
-        r"levels must be below 4, got 4.*model\.selector\.levels",
+        r"levels must be below 4, the number of levels, got 4.*model\.selector\.levels",
     ),
     "encoder levels": (
         dict(encoder=small.build(DeformableEncoder, num_levels=3)),
@@ -193,19 +193,22 @@ MISFITS = {
     ),
     "untrained foreground scorer": (
         dict(scorer=ForegroundTokenSelector(32)),
-        r"ForegroundTokenSelector is trained by ForegroundLoss, got .*model\.criterion\.stage",
+        r"ForegroundTokenSelector is trained by ForegroundLoss or SalienceLoss, got stage terms "
+        r"\['DecoderAttentionLoss'\]\. Add ForegroundLoss or SalienceLoss to model\.criterion",
     ),
     "foreground loss of another scorer": (
         dict(scorer=DAMPredictor(32), criterion=criterion(ForegroundLoss(weight=1.0), DAM_LOSS)),
-        r"ForegroundLoss trains a ForegroundTokenSelector, the scorer is DAMPredictor",
+        r"ForegroundLoss trains a ForegroundTokenSelector, and the scorer is DAMPredictor",
     ),
     "loss without scorer": (
         dict(scorer=None, selector=None),
-        r"DecoderAttentionLoss trains a DAMPredictor.*NoneType.*model\.criterion\.stage=\[\]",
+        r"DecoderAttentionLoss trains a DAMPredictor, and there is no scorer\. "
+        r"Set model\.criterion\.stage=\[\] or model\.scorer\._target_=DAMPredictor\.",
     ),
     "loss of another scorer": (
         dict(scorer=RandomScorer(), criterion=criterion(DecoderAttentionLoss(weight=1.0))),
-        r"trains a DAMPredictor, the scorer is RandomScorer.*model\.scorer\._target_=DAMPredictor",
+        r"trains a DAMPredictor, and the scorer is RandomScorer.*"
+        r"model\.scorer\._target_=DAMPredictor",
     ),
 }
 
@@ -331,7 +334,7 @@ def test_all_choices_take_part_in_the_combinations():
             assert {getattr(each, field) for each in chosen} - {None} == set(
                 list_components()[family]
             )
-    stage_terms = {name for name, loss in FAMILIES["loss"] if hasattr(loss, "trains")}
+    stage_terms = {name for name, loss in FAMILIES["loss"] if hasattr(loss, "teaches")}
     for chosen in (combinations, cover):
         assert {each.term for each in chosen} - {None} == stage_terms
     assert set(small.NAMED.values()) <= set(combinations)

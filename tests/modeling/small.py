@@ -131,10 +131,11 @@ NAMED = {
 def _scorer_choices() -> Iterator[tuple[str, str | None]]:
     """Scorers, each with every loss that trains it, and without one where it needs none."""
     for name, scorer in sorted(SCORERS):
-        if "supervised" in _arguments(scorer) or build(scorer).trained_by is None:
+        if "supervised" in _arguments(scorer) or scorer.learns is None:
             yield name, None
         for term, loss in sorted(LOSSES):
-            if getattr(loss, "trains", None) == name:
+            kind = getattr(loss, "teaches", None)
+            if kind is not None and scorer.learns is not None and issubclass(kind, scorer.learns):
                 yield name, term
 
 

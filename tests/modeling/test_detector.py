@@ -140,23 +140,3 @@ def test_boxes_relative_to_points_start_small(combination, biases):
         assert not head.box_embed.layers[-1].weight.any()
         assert not head.box_embed.layers[-1].bias[:2].any()
         assert head.class_embed.bias.sigmoid().tolist() == pytest.approx([0.01] * 3)
-
-
-def test_a_scorer_of_ones_own_is_trained_by_the_term_it_names():
-    given = small.parts(small.NAMED["focus"])
-    scorer = given["scorer"]
-
-    class Mine(type(scorer)):
-        pass
-
-    class Other(torch.nn.Module):
-        needs_head = needs_targets = needs_token_embedding = False
-        embed_dim, trained_by = scorer.embed_dim, "ForegroundLoss"
-
-    scorer.__class__ = Mine
-    assert TokenSparseDetector(**given).scorer is scorer
-    TokenSparseDetector(**{**given, "scorer": Other()})
-    with pytest.raises(ValueError, match=r"trained by DecoderAttentionLoss, got stage terms"):
-        other = Other()
-        other.trained_by = "DecoderAttentionLoss"
-        TokenSparseDetector(**{**given, "scorer": other})

@@ -29,6 +29,7 @@ from sparsedet.modeling.losses import (
     stage_sums,
     token_salience,
 )
+from sparsedet.modeling.parts import Foreground
 from sparsedet.modeling.stages import (
     DenoisingOutput,
     DetectorOutput,
@@ -449,7 +450,7 @@ def test_the_criterion_hands_targets_to_terms_of_the_scorer(prediction, term):
     targets = pixel_targets(*OBJECTS)
     losses = SetCriterion(HungarianMatcher(), [FocalLoss(weight=1.0)], stage=[term])(found, targets)
     torch.testing.assert_close(losses[f"scorer/{term.name}"], 1.5 * term(found, targets))
-    assert term.requires == frozenset() and term.trains == "ForegroundTokenSelector"
+    assert term.teaches is Foreground
 
 
 def test_ranges_must_fit_the_levels():

@@ -16,6 +16,7 @@ from sparsedet.modeling import (
     TopKSelector,
 )
 from sparsedet.modeling.heads import Head
+from sparsedet.modeling.parts import Foreground
 from sparsedet.modeling.scoring import MaskPredictor
 from sparsedet.modeling.scoring.foreground import interpolation
 from sparsedet.modeling.stages import Targets, TokenScores, flatten_maps
@@ -298,7 +299,7 @@ def test_coefficients_start_small_and_learn(host, direction):
 def test_without_supervision_the_weights_carry_the_gradient(host):
     features = small.features(host, SIZES)
     supervised, alone = foreground(), foreground(supervised=False)
-    assert supervised.trained_by == "ForegroundLoss" and alone.trained_by is None
+    assert supervised.learns is Foreground and alone.learns is None
     assert not supervised(features, host.heads).weighs
     assert alone(features, host.heads).weighs
 

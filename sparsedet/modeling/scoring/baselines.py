@@ -20,7 +20,7 @@ class ObjectnessScorer(nn.Module):
 
     needs_token_embedding = True
     needs_head = True
-    trained_by = None
+    learns = None
 
     def forward(
         self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
@@ -43,7 +43,7 @@ class OracleScorer(nn.Module):
 
     needs_token_embedding = False
     needs_head = False
-    trained_by = None
+    learns = None
 
     def forward(
         self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
@@ -83,7 +83,7 @@ class RandomScorer(nn.Module):
 
     needs_token_embedding = False
     needs_head = False
-    trained_by = None
+    learns = None
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.parts import DecoderAttention
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
 from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
 from sparsedet.registry import SCORERS
@@ -23,7 +24,7 @@ class DAMPredictor(nn.Module):
 
     needs_token_embedding = True
     needs_head = False
-    trained_by = "DecoderAttentionLoss"
+    learns = DecoderAttention
 
     def __init__(self, embed_dim: int = 256) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.parts import Foreground
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
 from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
 from sparsedet.registry import SCORERS
@@ -49,6 +50,7 @@ class ForegroundTokenSelector(nn.Module):
 
     needs_token_embedding = True
     needs_head = False
+    learns: type[Foreground] | None = Foreground
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class ForegroundTokenSelector(nn.Module):
         self.embed_dim, self.num_levels = embed_dim, num_levels
         self.direction, self.align_corners = direction, align_corners
         self.modulate_before_norm, self.supervised = modulate_before_norm, supervised
-        self.trained_by = "ForegroundLoss" if supervised else None
+        self.learns = Foreground if supervised else None
         self.predictor = MaskPredictor(embed_dim)
         modulates = direction != "none" and num_levels > 1
         self.alpha = nn.Parameter(torch.empty(num_levels - 1)) if modulates else None
