@@ -30,7 +30,7 @@ model.backbone = L(TimmBackbone)(
 model.neck.in_channels = dict(res2=32, res3=64, res4=128, res5=192)
 model.neck.strides = [4, 8, 16, 32]
 model.scorer = L(ForegroundTokenSelector)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
-model.selector = L(TopKSelector)(keep_ratio=0.39, schedule=[1.0, 0.5])
+model.selector = L(TopKSelector)(keep_ratio=0.2925, layer_ratios=[0.39, 0.195])
 model.encoder._target_ = DualAttentionEncoder
 model.encoder.update(num_heads=4, feedforward_dim=256, num_layers=2, num_objects=60)
 model.decoder.update(num_heads=4, feedforward_dim=256, num_layers=3)

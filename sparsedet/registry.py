@@ -6,8 +6,11 @@ name up here. No registry builds anything.
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from fvcore.common.registry import Registry
 
@@ -59,3 +62,46 @@ def find_component(name: str) -> Any:
         f"{family}: {', '.join(names)}" for family, names in list_components().items()
     )
     raise KeyError(f"no component is registered as {name!r}. Known components: {known}")
+
+
+# --- arguments that are gone
+
+
+_Class = TypeVar("_Class", bound=type)
+Sentence = Callable[[str, Mapping[str, Any]], str]
+
+
+def retires(argument: str, sentence: Sentence) -> Callable[[_Class], _Class]:
+    """Class decorator: a constructor argument is gone, and who gives it is told what to write.
+
+    Its old values must not be taken for new ones, so every way to give it ends in one sentence:
+    from Python, in a saved config, and as an override.
+
+    Args:
+        argument: the name that the constructor took.
+        sentence: makes the sentence of the class's name and the arguments that were given.
+    """
+
+    def decorate(cls: _Class) -> _Class:
+        construct: Callable[..., None] = vars(cls)["__init__"]
+
+        @functools.wraps(construct)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+            if argument in kwargs:
+                old = {argument: kwargs.pop(argument)}
+                given = inspect.signature(construct).bind_partial(self, *args, **kwargs)
+                given.apply_defaults()
+                raise ValueError(sentence(cls.__name__, {**given.arguments, **old}))
+            construct(self, *args, **kwargs)
+
+        sentences = {**retired_arguments(cls), argument: sentence}
+        for name, value in (("__init__", checked), ("_retired_arguments", sentences)):
+            setattr(cls, name, value)
+        return cls
+
+    return decorate
+
+
+def retired_arguments(target: Any) -> Mapping[str, Sentence]:
+    """Constructor arguments of a class that are gone, see :func:`retires`."""
+    return getattr(target, "_retired_arguments", {})

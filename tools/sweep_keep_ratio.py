@@ -6,6 +6,8 @@
         B/config.yaml:B/model_best.pth --output DIR key=value
 
 Any model whose selector has a keep_ratio will do; `ElasticSelector` trains one for many ratios.
+--ratios asks for keep_ratio as configs write it; the column keep_ratio has what the encoder kept,
+the mean over its layers and over the images, a little more since a layer keeps whole tokens.
 --fixed adds models that were trained for one ratio, or dense ones, as they are. Changes of the
 config go for all of them. What `sweep.json` holds already of the same weights and settings is not
 measured again, so a sweep that was stopped goes on from there.
@@ -39,7 +41,18 @@ from sparsedet.modeling import AdaptiveSelector, TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_COLUMNS = ("keep_ratio", "kept", "tokens", "AP", "AP50", "APs", "APm", "APl", "GFLOPs", "ms")
+_COLUMNS = (
+    "asked_ratio",
+    "keep_ratio",
+    "tokens",
+    "AP",
+    "AP50",
+    "APs",
+    "APm",
+    "APl",
+    "GFLOPs",
+    "ms",
+)
 _DIGITS = {"tokens": 0, "GFLOPs": 2, "ms": 1}
 _OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
 Row = dict[str, Any]
@@ -67,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["0.05", "0.1", "0.2", "0.3", "0.5"],
         metavar="R",
-        help="default: %(default)s",
+        help="of model.selector.keep_ratio, the mean over the encoder layers; default: %(default)s",
     )
     parser.add_argument(
         "--fixed",
@@ -109,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
             f"{type(selector).__name__} has no keep_ratio to sweep. Sweep a model with "
             "TopKSelector or ElasticSelector, and give this one by --fixed."
         )
+    _check_ratios(selector, ratios)
     fixed = [load_subject(*pair, overrides) for pair in pairs]
     size = _read_size(args.image_size) if args.image_size else median_size(swept.cfg)
     output = args.output or Path(swept.cfg.train.output_dir) / "sweep"
@@ -145,6 +159,14 @@ def _read_ratio(word: str) -> float:
     if not 0 < ratio <= 1:
         raise ConfigError(f"--ratios must be numbers in (0, 1], got {word!r}.")
     return ratio
+
+
+def _check_ratios(selector: Any, ratios: Sequence[float]) -> None:
+    try:
+        for ratio in ratios:
+            selector.keep_ratio = ratio
+    except ValueError as error:
+        raise ConfigError(f"--ratios: {error}") from error
 
 
 def _read_pair(word: str) -> tuple[str, str]:
@@ -254,8 +276,8 @@ def measure(subject: Subject, size: Size, repetitions: int) -> Row:
     flops = count_flops(model, size)
     latency = measure_latency(model, size, repetitions=repetitions)
     return {
-        "keep_ratio": _own_ratio(model),
-        "kept": results["keep_ratio"],
+        "asked_ratio": _own_ratio(model),
+        "keep_ratio": results["keep_ratio"],
         "tokens": count["kept"] / count["images"],
         "all_tokens": count["all"] / count["images"],
         **{name: results["bbox"].get(name) for name in _METRICS},
@@ -308,8 +330,12 @@ class Sheet:
         if path.is_file():
             try:
                 self.models = json.loads(path.read_text(encoding="utf-8"))["models"]
+                _ = [row["asked_ratio"] for model in self.models for row in model["rows"]]
             except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{path} is not the result of a sweep. Move it away.") from error
+                raise ConfigError(
+                    f"{path} is not the result of a sweep, or of one with an older version. Move "
+                    "it away."
+                ) from error
         self._entries: dict[int, dict[str, Any]] = {}
         self._protocol: dict[str, Any] | None = None
 
@@ -344,7 +370,7 @@ class Sheet:
     def complete(self, subject: Subject, ratio: float | None, repetitions: int) -> None:
         """Measure a model at this ratio unless that is done, and write the file."""
         entry = self._entries[id(subject)]
-        if any(row["keep_ratio"] == ratio for row in entry["rows"]):
+        if any(row["asked_ratio"] == ratio for row in entry["rows"]):
             return
         row = measure(subject, self._size, repetitions)
         if row["protocol"] != self._protocol:
@@ -352,7 +378,7 @@ class Sheet:
             print(" ".join(f"{key}={value}" for key, value in row["protocol"].items()))
         shown = [f"{name} {_text(row, name)}" for name in _COLUMNS]
         print(f"{entry['name']}: {'  '.join(shown)}", flush=True)
-        entry["rows"] = sorted([*entry["rows"], row], key=lambda each: each["keep_ratio"] or 1.0)
+        entry["rows"] = sorted([*entry["rows"], row], key=lambda each: each["keep_ratio"])
         with atomic_write(self.path) as file:
             file.write((json.dumps({"models": self.models}, indent=2) + "\n").encode())
 
@@ -394,9 +420,8 @@ def draw(models: Sequence[dict[str, Any]], path: Path) -> None:
             x, y = [row[column] for row in rows], [row["AP"] for row in rows]
             axes.plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])
             for row in rows if column == "GFLOPs" else []:
-                ratio = row["kept"] if row["keep_ratio"] is None else row["keep_ratio"]
-                place = (row[column], row["AP"])
-                axes.annotate(f"{ratio:.3g}", place, (4, 4), textcoords="offset points")
+                place, text = (row[column], row["AP"]), f"{row['keep_ratio']:.2g}"
+                axes.annotate(text, place, (4, 4), textcoords="offset points")
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("AP")

@@ -17,6 +17,7 @@ from sparsedet.config.naming import (
     locate,
     nearest,
 )
+from sparsedet.registry import retired_arguments
 
 FLAGS = {"allow_objects": True}  # config nodes may hold classes and functions
 
@@ -111,6 +112,8 @@ def _check_arguments(target: Any, kwargs: Mapping[str, Any], path: str) -> None:
     named, takes_any = parameters
     name = getattr(target, "__qualname__", repr(target))
     for key in kwargs:
+        if key in retired_arguments(target):
+            return  # the call has a sentence for it
         if key not in named and not takes_any:
             hint = nearest(key, named)
             raise ConfigError(f"{join(path, key)} is not an argument of {name}. {hint}")

@@ -22,7 +22,7 @@ from sparsedet.config.naming import (
     locate,
     nearest,
 )
-from sparsedet.registry import find_component, list_components
+from sparsedet.registry import find_component, list_components, retired_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,23 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             level = logging.WARNING if swap.dropped or swap.missing else logging.INFO
             logger.log(level, "%s", swap)
         else:
+            _refuse_retired(cfg, override, parsed)
             _apply(cfg, override)
     return cfg
+
+
+def _refuse_retired(cfg: DictConfig, override: Override, typed: Sequence[Override]) -> None:
+    """Refuse an argument that is gone, by what was typed beside it: that has the old meaning too.
+
+    A config that has the argument itself is refused when the call is made.
+    """
+    node, argument = _parent(cfg, override), override.parts[-1]
+    target = _target(node)
+    sentence = retired_arguments(target).get(argument)
+    if sentence is not None and argument not in node:
+        siblings = (each for each in typed if each.parts[:-1] == override.parts[:-1])
+        given = {each.parts[-1]: each.value for each in siblings}
+        raise ConfigError(f"{sentence(target.__name__, given)} (override: {override.key})")
 
 
 def _apply(cfg: DictConfig, override: Override) -> None:
@@ -138,9 +153,14 @@ def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
     if isinstance(node, ListConfig):
         return [str(i) for i in range(len(node))]
     keys = [str(key) for key in node]
-    target = node.get("_target_")
-    parameters = keyword_parameters(locate(target) if isinstance(target, str) else target)
+    parameters = keyword_parameters(_target(node))
     return [*keys, *(key for key in (parameters[0] if parameters else ()) if key not in keys)]
+
+
+def _target(node: DictConfig | ListConfig) -> Any:
+    """What a node calls, None if it calls nothing."""
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    return locate(target) if isinstance(target, str) else target
 
 
 def _unknown_key(cfg: DictConfig, override: Override, position: int, node: Any) -> ConfigError:
@@ -237,7 +257,12 @@ def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
         holder[index] = {}
         node = holder[index]
     named, takes_any = keyword_parameters(target) or ({}, True)
-    dropped = [k for k in node if k != "_target_" and k not in named and not takes_any]
+    taken = {
+        "_target_",
+        *named,
+        *retired_arguments(target),
+    }  # of those that are gone, the call tells
+    dropped = [k for k in node if k not in taken and not takes_any]
     for each in dropped:
         del node[each]
     filled = [k for k in named if k not in node and key.startswith("model.") and _shared(cfg, k)]

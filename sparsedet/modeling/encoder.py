@@ -336,12 +336,13 @@ def best_rows(
     if fillers is not None:
         rating = rating.masked_fill(fillers, float("-inf"))
     width = min(count, rating.shape[1])
-    counts = tuple(min(width, own) for own in kept.counts)
+    counts = tuple(min(width, own) for own in kept.max_counts)
     indices = rating.topk(width, dim=1).indices
     valid = filler_mask(counts, width, indices.device)
-    if kept.valid is not None:  # compiled selectors may keep fewer than the counts say
+    if not kept.exact:
+        assert kept.valid is not None
         valid = kept.valid.gather(1, indices)
-    return TokenSelection(counts, indices, valid)
+    return TokenSelection(counts, indices, valid, exact=kept.exact)
 
 
 def _check(name: str, num_layers: int, value_source: str) -> None:

@@ -184,9 +184,10 @@ class DecoderAttentionLoss:
     """Binary cross-entropy of token scores against the tokens the decoder looks at most.
 
     Sparse DETR, section 3.3. In each image the target is 1 for as many tokens as the first encoder
-    layer keeps, those with the most cross-attention mass (and some). The loss is the mean over the
-    unpadded tokens of an image, then over images. The released code shifts the map by half a cell,
-    counts padding in the mean and fails for keep ratios near 1.
+    layer keeps (where a compiled selector decides, as it may keep at most), those with the most
+    cross-attention mass (and some). The loss is the mean over the unpadded tokens of an image, then
+    over images. The released code shifts the map by half a cell, counts padding in the mean and
+    fails for keep ratios near 1.
 
     Args:
         weight: factor in the objective.
@@ -203,7 +204,7 @@ class DecoderAttentionLoss:
         """The unweighted loss; ``targets`` are not used."""
         assert output.scores is not None and output.token_mass is not None
         kept = output.selections[0]
-        target = most_attended(output.token_mass, output.features, kept.counts)
+        target = most_attended(output.token_mass, output.features, kept.max_counts)
         if kept.indices is not None:
             share = (output.token_mass * kept.mask(target.shape[1])).sum() / output.token_mass.sum()
             log_scalar("token_mass_on_kept", share)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from math import prod
+from math import fsum, prod
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from sparsedet.layers.constants import constants
 from sparsedet.modeling.parts import Assembly, Selector
 from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection, filler_mask
-from sparsedet.registry import SELECTORS
+from sparsedet.registry import SELECTORS, retires
 
 
 @SELECTORS.register()
@@ -38,43 +39,114 @@ class DenseSelector(nn.Module):
         return (TokenSelection(features.num_valid),) * num_layers
 
 
-@SELECTORS.register()
-class TopKSelector(nn.Module):
-    """The best-scored share of each image's unpadded tokens (Sparse DETR, section 3.2).
-
-    Image i keeps ``int(keep_ratio * valid_i) + 1`` tokens, at most all. Counts are per image: the
-    released code takes top-k of the batch maximum and fails for a ratio near 1.
-
-    A layer with a factor in the schedule keeps the best ``int(factor * count_i)`` of these, at
-    least one: the cascade of Focus-DETR. A list of ratios, one per layer, is written as its
-    largest one and the others relative to it: (0.5, 0.4, 0.3, 0.3, 0.2, 0.1) is ``keep_ratio=0.5``
-    with the schedule (1, 0.8, 0.6, 0.6, 0.4, 0.2). The factors need not fall.
-
-    Args:
-        keep_ratio: share of the tokens, in (0, 1] (rho and alpha in the papers).
-        schedule: one factor in (0, 1] per encoder layer, multiplied with the image's count; None =
-            all layers update the same tokens.
-
-    Raises:
-        ValueError: for numbers outside of these ranges.
+def _new_spelling(name: str, arguments: Mapping[str, Any]) -> str:
+    """What to write instead of a schedule: factors of each layer, once given beside the share of a
+    layer with the factor 1, which ``keep_ratio`` was.
     """
+    schedule, keep_ratio = arguments["schedule"], arguments.get("keep_ratio")
+    listed = schedule if isinstance(schedule, list | tuple) else ()
+    factors = [each for each in listed if _is_share(each)] or [1.0]
+    mean, words = fsum(factors) / len(factors), []
+    if keep_ratio is not None:
+        words.append(f"keep_ratio={round(keep_ratio * mean, 6)}")
+    if arguments.get("train_ratios"):
+        words.append(
+            f"train_ratios={[round(each * mean, 6) for each in arguments['train_ratios']]}"
+        )
+    ratios = [round(each * (keep_ratio or 1.0), 6) for each in factors]
+    words.append(f"layer_ratios={ratios if listed else 'null'}")
+    return (
+        f"{name}.schedule is gone and keep_ratio is the mean over the encoder layers, whose own "
+        f"ratios are layer_ratios: write {', '.join(words)} instead."
+    )
+
+
+class _ShareSelector(nn.Module):
+    """What selectors of a share of the tokens have in common: the shares of the layers."""
 
     needs_scorer = True
 
-    def __init__(self, keep_ratio: float, *, schedule: Sequence[float] | None = None) -> None:
+    def __init__(self, keep_ratio: float | None, layer_ratios: Sequence[float] | None) -> None:
         super().__init__()
-        _check_share(keep_ratio, "TopKSelector", "keep_ratio")
+        ratios = _checked_ratios(layer_ratios, type(self).__name__)
+        self._factors: tuple[float, ...] | None = None  # of the layers, the largest being 1
+        self._peak = 1.0  # the largest layer's share / the mean
+        if ratios is not None:
+            mean = fsum(ratios) / len(ratios)
+            self._factors = tuple(ratio / max(ratios) for ratio in ratios)
+            self._peak = max(ratios) / mean
+            keep_ratio = round(mean, 12) if keep_ratio is None else keep_ratio
+        if keep_ratio is None:
+            raise _error(type(self).__name__, "keep_ratio", "given unless layer_ratios are", None)
         self.keep_ratio = keep_ratio
-        self.schedule = _checked_schedule(schedule, "TopKSelector")
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of the tokens that a layer updates, the mean over the encoder layers."""
+        return self._keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, keep_ratio: float) -> None:
+        self._check_ratio(keep_ratio, "keep_ratio")
+        self._keep_ratio = keep_ratio
+
+    @property
+    def layer_ratios(self) -> tuple[float, ...] | None:
+        """Share of each encoder layer, with ``keep_ratio`` as their mean; None = all alike."""
+        if self._factors is None:
+            return None
+        return tuple(round(self.keep_ratio * self._peak * each, 12) for each in self._factors)
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse a schedule for another number of layers, and a detector without a scorer.
+        """Refuse ratios of another number of layers, and a detector without a scorer.
 
         Raises:
             ValueError: the message says what to change.
         """
         _check_scorer(self, assembly)
-        _check_length(self.schedule, assembly.encoder.num_layers, type(self).__name__)
+        _check_length(self._factors, assembly.encoder.num_layers, type(self).__name__)
+
+    def _check_ratio(self, keep_ratio: float, argument: str) -> None:
+        name = type(self).__name__
+        _check_share(keep_ratio, name, argument)
+        if keep_ratio * self._peak > 1 + _ROUNDING:
+            what = f"at most {1 / self._peak:.4g}, where the largest of layer_ratios is 1"
+            raise _error(name, argument, what, keep_ratio)
+
+    def _counts(self, keep_ratio: float, features: MultiScaleFeatures) -> tuple[int, ...]:
+        """Tokens of each image in the layer that keeps most, where the mean is ``keep_ratio``."""
+        ratio = keep_ratio * self._peak
+        return tuple(min(int(ratio * valid + _ROUNDING) + 1, valid) for valid in features.num_valid)
+
+
+@SELECTORS.register()
+@retires("schedule", _new_spelling)
+class TopKSelector(_ShareSelector):
+    """The best-scored share of each image's unpadded tokens (Sparse DETR, section 3.2).
+
+    A layer with the ratio r keeps ``int(r * valid_i) + 1`` tokens of image i, at most all. Counts
+    are per image: the released code takes top-k of the batch maximum and fails for a ratio near 1.
+
+    Layers may have ratios of their own, as in the cascade of Focus-DETR, (0.5, 0.4, 0.3, 0.3, 0.2,
+    0.1). The largest ratio counts as above, and another one, f times as large, keeps the best
+    ``int(f * count_i)`` of these tokens, at least one. Ratios need not fall. With a ``keep_ratio``
+    beside them they are a shape, scaled to that mean.
+
+    Args:
+        keep_ratio: share of the tokens that a layer updates, the mean over the encoder layers, in
+            (0, 1] (rho and alpha in the papers); None = the mean of ``layer_ratios``.
+        layer_ratios: one ratio in (0, 1] per encoder layer; None = ``keep_ratio`` in all of them,
+            which then update the same tokens.
+
+    Raises:
+        ValueError: for numbers outside of these ranges, for none at all, or for a ``keep_ratio``
+            that would take the ratio of a layer above 1.
+    """
+
+    def __init__(
+        self, keep_ratio: float | None = None, *, layer_ratios: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(keep_ratio, layer_ratios)
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -82,14 +154,15 @@ class TopKSelector(nn.Module):
         """One selection for each of ``num_layers`` layers.
 
         Raises:
-            ValueError: if the schedule does not have ``num_layers`` factors.
+            ValueError: if there are not ``num_layers`` layer ratios.
         """
-        best = _best_tokens(scores, features, _counts(self.keep_ratio, features))
-        return _cascade(best, self.schedule, num_layers, "TopKSelector")
+        best = _best_tokens(scores, features, self._counts(self.keep_ratio, features))
+        return _cascade(best, self._factors, num_layers, "TopKSelector")
 
 
 @SELECTORS.register()
-class ElasticSelector(nn.Module):
+@retires("schedule", _new_spelling)
+class ElasticSelector(_ShareSelector):
     """``TopKSelector`` with another ratio in every training pass: one model for any ratio.
 
     PnP-DETR (Wang et al., ICCV 2021) trains so that its number of tokens can be chosen afterwards;
@@ -100,46 +173,34 @@ class ElasticSelector(nn.Module):
 
     A compiled or exported training pass has shapes that cannot depend on what is drawn. It computes
     the largest ratio of the list and keeps what was drawn: the same result at the highest cost.
-    Only what counts tokens on the host (the logged keep ratio, the target of
-    ``DecoderAttentionLoss``) is told the largest ratio.
+    The target of ``DecoderAttentionLoss`` counts as the largest ratio does
+    (``TokenSelection.max_counts``).
 
     Args:
-        keep_ratio: share of the tokens in evaluation, in (0, 1].
-        train_ratios: shares to draw from in training.
-        schedule: see ``TopKSelector``.
+        keep_ratio: in evaluation, see ``TopKSelector``.
+        train_ratios: what ``keep_ratio`` is drawn from in training: means over the encoder layers.
+        layer_ratios: see ``TopKSelector``; their shape is that of every ratio.
 
     Raises:
-        ValueError: for numbers outside of these ranges, or an empty list.
+        ValueError: for numbers outside of the ranges that ``TopKSelector`` has, or an empty list.
     """
-
-    needs_scorer = True
 
     def __init__(
         self,
-        keep_ratio: float,
+        keep_ratio: float | None = None,
         *,
         train_ratios: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
-        schedule: Sequence[float] | None = None,
+        layer_ratios: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        _check_share(keep_ratio, "ElasticSelector", "keep_ratio")
+        super().__init__(keep_ratio, layer_ratios)
         if isinstance(train_ratios, str) or not isinstance(train_ratios, Sequence):
             raise _error("ElasticSelector", "train_ratios", "a list of numbers", train_ratios)
         if not train_ratios or not all(_is_share(ratio) for ratio in train_ratios):
             raise _error(
                 "ElasticSelector", "train_ratios", "numbers in (0, 1], at least one", train_ratios
             )
-        self.keep_ratio, self.train_ratios = keep_ratio, tuple(train_ratios)
-        self.schedule = _checked_schedule(schedule, "ElasticSelector")
-
-    def check(self, assembly: Assembly) -> None:
-        """Refuse a schedule for another number of layers, and a detector without a scorer.
-
-        Raises:
-            ValueError: the message says what to change.
-        """
-        _check_scorer(self, assembly)
-        _check_length(self.schedule, assembly.encoder.num_layers, type(self).__name__)
+        self.train_ratios = tuple(train_ratios)
+        self._check_ratio(max(self.train_ratios), "train_ratios")
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -147,7 +208,7 @@ class ElasticSelector(nn.Module):
         """One selection for each of ``num_layers`` layers.
 
         Raises:
-            ValueError: if the schedule does not have ``num_layers`` factors.
+            ValueError: if there are not ``num_layers`` layer ratios.
         """
         ratio, limits = self.keep_ratio, None
         if self.training and torch.compiler.is_compiling():
@@ -155,20 +216,21 @@ class ElasticSelector(nn.Module):
         elif self.training:
             drawn = torch.randint(len(self.train_ratios), (1,), device="cpu")
             ratio = self.train_ratios[int(drawn)]
-        best = _best_tokens(scores, features, _counts(ratio, features))
-        return _cascade(best, self.schedule, num_layers, "ElasticSelector", limits)
+        best = _best_tokens(scores, features, self._counts(ratio, features))
+        return _cascade(best, self._factors, num_layers, "ElasticSelector", limits)
 
     def _drawn_limits(self, features: MultiScaleFeatures) -> Int[Tensor, " B"]:
         """Kept tokens of each image at a ratio that the host does not learn."""
         device = features.tokens.device
-        counts = [_counts(ratio, features) for ratio in self.train_ratios]
+        counts = [self._counts(ratio, features) for ratio in self.train_ratios]
         drawn = torch.randint(len(counts), (1,), device=device)
         numbers = constants([n for each in counts for n in each], device, torch.int64)
         return numbers.view(len(counts), -1).index_select(0, drawn)[0]
 
 
 @SELECTORS.register()
-class AdaptiveSelector(nn.Module):
+@retires("schedule", _new_spelling)
+class AdaptiveSelector(_ShareSelector):
     """As few tokens as hold a given share of an image's score, so that plain images keep fewer.
 
     Image i keeps its best tokens until the sum of their scores (the sigmoid of the logits) reaches
@@ -178,38 +240,29 @@ class AdaptiveSelector(nn.Module):
 
     The host has to know the largest count of a batch, for which it waits once per batch. A compiled
     or exported model does not wait, nor does one that a CUDA graph records: it computes as many
-    tokens as the cap allows and keeps those above, the same result at the cost of the cap. Only
-    what counts tokens on the host (``keep_ratio`` in the answer, the target of
-    ``DecoderAttentionLoss``) is told the cap.
+    tokens as the cap allows and keeps those above, the same result at the cost of the cap. The
+    target of ``DecoderAttentionLoss`` then counts as the cap does (``TokenSelection.max_counts``).
 
     Args:
         mass: share of the summed scores, in (0, 1]; 1 = as many tokens as the cap allows.
-        keep_ratio: cap on the share of the tokens, in (0, 1].
-        schedule: see ``TopKSelector``.
+        keep_ratio: cap on the share of the tokens, the mean over the encoder layers, see
+            ``TopKSelector``.
+        layer_ratios: see ``TopKSelector``.
 
     Raises:
         ValueError: for numbers outside of these ranges.
     """
 
-    needs_scorer = True
-
     def __init__(
-        self, mass: float, *, keep_ratio: float, schedule: Sequence[float] | None = None
+        self,
+        mass: float,
+        *,
+        keep_ratio: float | None = None,
+        layer_ratios: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(keep_ratio, layer_ratios)
         _check_share(mass, "AdaptiveSelector", "mass")
-        _check_share(keep_ratio, "AdaptiveSelector", "keep_ratio")
-        self.mass, self.keep_ratio = mass, keep_ratio
-        self.schedule = _checked_schedule(schedule, "AdaptiveSelector")
-
-    def check(self, assembly: Assembly) -> None:
-        """Refuse a schedule for another number of layers, and a detector without a scorer.
-
-        Raises:
-            ValueError: the message says what to change.
-        """
-        _check_scorer(self, assembly)
-        _check_length(self.schedule, assembly.encoder.num_layers, type(self).__name__)
+        self.mass = mass
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -217,15 +270,15 @@ class AdaptiveSelector(nn.Module):
         """One selection for each of ``num_layers`` layers.
 
         Raises:
-            ValueError: if the schedule does not have ``num_layers`` factors.
+            ValueError: if there are not ``num_layers`` layer ratios.
         """
-        best = _best_tokens(scores, features, _counts(self.keep_ratio, features))
+        best = _best_tokens(scores, features, self._counts(self.keep_ratio, features))
         limits = None
         if self.mass < 1:
             limits = self._limits(scores, features, best)
             if _host_may_wait():
                 best, limits = best.prefix(limits.tolist()), None
-        return _cascade(best, self.schedule, num_layers, "AdaptiveSelector", limits)
+        return _cascade(best, self._factors, num_layers, "AdaptiveSelector", limits)
 
     def _limits(
         self, scores: TokenScores | None, features: MultiScaleFeatures, best: TokenSelection
@@ -241,7 +294,7 @@ class AdaptiveSelector(nn.Module):
         parts = parts.long()
         reached = best.gather(parts).cumsum(1)
         limits = (reached < self.mass * parts.sum(1, keepdim=True).double()).sum(1) + 1
-        return limits.minimum(constants(best.counts, limits.device, torch.int64))
+        return limits.minimum(constants(best.max_counts, limits.device, torch.int64))
 
 
 @SELECTORS.register()
@@ -319,17 +372,14 @@ class LevelScheduleSelector(nn.Module):
 
 # --- what the selectors share -------------------------------------------------------------------
 
+_ROUNDING = 1e-9  # more than numbers of tokens lose to the rounding of ratios: 0.29 of 100 are 29
+
 
 def _host_may_wait() -> bool:
     """Whether the device can be asked for numbers: not in a program, nor in a CUDA graph."""
     if torch.compiler.is_compiling():
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
-
-
-def _counts(ratio: float, features: MultiScaleFeatures) -> tuple[int, ...]:
-    """Tokens that each image keeps."""
-    return tuple(min(int(ratio * valid) + 1, valid) for valid in features.num_valid)
 
 
 def _best_tokens(
@@ -347,7 +397,7 @@ def _best_tokens(
 
 def _cascade(
     best: TokenSelection,
-    schedule: tuple[float, ...] | None,
+    factors: tuple[float, ...] | None,
     num_layers: int,
     name: str,
     limits: Int[Tensor, " B"] | None = None,
@@ -356,32 +406,32 @@ def _cascade(
 
     Args:
         best: the tokens that a layer with the factor 1 updates.
-        schedule: factor of each layer; None = 1 everywhere.
+        factors: ratio of each layer by the largest one; None = 1 everywhere.
         num_layers: encoder layers.
         name: class of the selector, for the message.
         limits: tokens to keep of each image where the host does not know them; at most
-            ``best.counts``, which then say how many rows are computed.
+            ``best.max_counts``.
     """
-    _check_length(schedule, num_layers, name)
-    factors = (1.0,) * num_layers if schedule is None else schedule
+    factors = (1.0,) * num_layers if factors is None else factors
+    _check_length(factors, num_layers, name)
     if any(later > earlier for earlier, later in pairwise(factors)):
         best = replace(best, ranking=None)  # a layer may keep what the one before did not update
     selections = {1.0: best if limits is None else _limited(best, limits)}
     for factor in factors:
         if factor in selections:
             continue
-        nested = best.prefix([max(int(factor * count), 1) for count in best.counts])
+        nested = best.prefix([max(int(factor * n + _ROUNDING), 1) for n in best.max_counts])
         if limits is not None:
-            nested = _limited(nested, (factor * limits.double()).long().clamp(min=1))
+            nested = _limited(nested, (factor * limits.double() + _ROUNDING).long().clamp(min=1))
         selections[factor] = nested
     return tuple(selections[factor] for factor in factors)
 
 
 def _limited(selection: TokenSelection, limits: Int[Tensor, " B"]) -> TokenSelection:
-    """The same rows; all but the first ``limits[i]`` of image i are fillers."""
+    """The same rows; all but the first ``limits[i]`` of image i are fillers, as the device knows."""
     assert selection.indices is not None
     places = torch.arange(selection.indices.shape[1], device=limits.device)
-    return replace(selection, valid=places < limits[:, None])
+    return replace(selection, valid=places < limits[:, None], exact=False)
 
 
 def _whole_levels(features: MultiScaleFeatures, levels: tuple[int, ...]) -> TokenSelection:
@@ -418,11 +468,11 @@ def _check_scorer(selector: Selector, assembly: Assembly) -> None:
         )
 
 
-def _check_length(schedule: Sequence[float] | None, num_layers: int, name: str) -> None:
-    if schedule is not None and len(schedule) != num_layers:
+def _check_length(ratios: Sequence[float] | None, num_layers: int, name: str) -> None:
+    if ratios is not None and len(ratios) != num_layers:
         raise ValueError(
-            f"{name}.schedule must have one factor for each of the {num_layers} encoder "
-            f"layers, got {len(schedule)}. Set model.selector.schedule."
+            f"{name}.layer_ratios must have one ratio for each of the {num_layers} encoder "
+            f"layers, got {len(ratios)}. Set model.selector.layer_ratios."
         )
 
 
@@ -440,17 +490,14 @@ def _check_share(value: object, name: str, argument: str) -> None:
         raise _error(name, argument, "in (0, 1]", value)
 
 
-def _checked_schedule(schedule: Sequence[float] | None, name: str) -> tuple[float, ...] | None:
-    if schedule is None:
+def _checked_ratios(ratios: Sequence[float] | None, name: str) -> tuple[float, ...] | None:
+    if ratios is None:
         return None
-    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
-        raise _error(name, "schedule", "a list of numbers or null", schedule)
-    if not all(_is_share(factor) for factor in schedule):
-        raise ValueError(
-            f"{name}.schedule must hold numbers in (0, 1], got {list(schedule)}. "
-            "Set model.selector.schedule."
-        )
-    return tuple(schedule)
+    if isinstance(ratios, str) or not isinstance(ratios, Sequence):
+        raise _error(name, "layer_ratios", "a list of numbers or null", ratios)
+    if not ratios or not all(map(_is_share, ratios)):
+        raise _error(name, "layer_ratios", "numbers in (0, 1], one per layer", list(ratios))
+    return tuple(ratios)
 
 
 def _are_levels(entry: object) -> bool:

@@ -245,20 +245,31 @@ class TokenSelection:
     """Which tokens an encoder layer updates.
 
     Attributes:
-        counts: kept tokens of each image, host integers.
+        max_counts: the most tokens that each image keeps, host integers.
         indices: distinct token indices of a row, best first; None = every token.
         valid: False = filler of an image that keeps fewer tokens than its companions; None = no
             fillers.
         weight: factor of every kept token where it enters the encoder; None = 1.
         ranking: selections of one pass with the same number are beginnings of one order of the
             tokens; None = nothing is known of the others.
+        exact: whether every image keeps ``max_counts``. False = it may keep fewer, which ``valid``
+            alone knows: the host does not wait in a compiled pass or a CUDA graph.
     """
 
-    counts: tuple[int, ...]
+    max_counts: tuple[int, ...]
     indices: Int[Tensor, "B K"] | None = None
     valid: Bool[Tensor, "B K"] | None = None
     weight: Float[Tensor, "B K"] | None = None
     ranking: int | None = None
+    exact: bool = True
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Kept tokens of each image; unless they are ``exact``, this waits for the device."""
+        if self.exact:
+            return self.max_counts
+        assert self.valid is not None
+        return tuple(self.valid.sum(1).tolist())
 
     def _rows(self, x: Tensor) -> Tensor:
         assert self.indices is not None
@@ -297,7 +308,7 @@ class TokenSelection:
 
     def prefix(self, counts: Sequence[int]) -> TokenSelection:
         """The best ``counts[i]`` of the tokens kept of image i (a cascade is nested prefixes)."""
-        assert self.indices is not None
+        assert self.indices is not None and self.exact
         counts = tuple(counts)
         width = max(counts)
         return TokenSelection(
@@ -314,7 +325,7 @@ class TokenSelection:
             return False
         same_order = self.ranking is not None and self.ranking == other.ranking
         return same_order and all(
-            own <= most for own, most in zip(self.counts, other.counts, strict=True)
+            own <= most for own, most in zip(self.max_counts, other.max_counts, strict=True)
         )
 
     def first_rows(self, rows: Tensor) -> Tensor:
@@ -327,7 +338,7 @@ class TokenSelection:
         assert self.indices is not None
         kept = torch.ones_like(self.indices, dtype=torch.bool) if self.valid is None else self.valid
         empty = torch.zeros(
-            len(self.counts), num_tokens, dtype=torch.bool, device=self.indices.device
+            len(self.max_counts), num_tokens, dtype=torch.bool, device=self.indices.device
         )
         return empty.scatter(1, self.indices, kept)
 
@@ -448,9 +459,9 @@ class DetectorOutput:
     @property
     def keep_ratios(self) -> tuple[float, ...]:
         """Kept / valid tokens of each image, the mean over the encoder layers."""
-        layers = len(self.selections)
+        counts = [selection.counts for selection in self.selections]
         return tuple(
-            sum(selection.counts[image] for selection in self.selections) / (layers * total)
+            sum(layer[image] for layer in counts) / (len(counts) * total)
             for image, total in enumerate(self.features.num_valid)
         )
 

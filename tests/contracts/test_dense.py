@@ -15,17 +15,17 @@ DENSE = small.pairwise_cover(dense=True)
 
 
 def sparse_choices() -> list[dict]:
-    """Every choice of tokens but the dense one, its schedule a constant one."""
-    fields = ("scorer", "term", "selector", "schedule")
+    """Every choice of tokens but the dense one, the same in all layers."""
+    fields = ("scorer", "term", "selector", "layer_ratios")
     found = {tuple(getattr(each, field) for field in fields) for each in small.combinations()}
     chosen = [dict(zip(fields, each, strict=True)) for each in sorted(found, key=str)]
     for each in chosen:
-        each["schedule"] = each["schedule"] and (1.0, 1.0)
+        each["layer_ratios"] = each["layer_ratios"] and (1.0, 1.0)
     return [each for each in chosen if each["selector"] != "DenseSelector"]
 
 
 def twins() -> list[tuple[small.Combination, small.Combination]]:
-    """Every dense combination with every scorer, and the selectors and schedules in turn."""
+    """Every dense combination with every scorer, and the selectors and layer ratios in turn."""
     pairs = []
     for number, dense in enumerate(DENSE):
         by_scorer: dict = {}
@@ -102,8 +102,8 @@ def test_unkept_tokens_stay_as_they_came():
         assert ratio == pytest.approx(count / total)
 
 
-def test_a_schedule_keeps_fewer_tokens_in_later_layers():
-    sparse = replace(small.NAMED["sparse"], schedule=(1.0, 0.5))
+def test_falling_ratios_keep_fewer_tokens_in_later_layers():
+    sparse = replace(small.NAMED["sparse"], layer_ratios=(1.0, 0.5))
     model = small.detector(sparse).eval()
     features = small.features(model, SIZES)
     with torch.no_grad():

@@ -183,9 +183,9 @@ MISFITS = {
         dict(selector=DenseSelector()),
         r"must use the scores of DAMPredictor, got DenseSelector.*model\.selector\._target_",
     ),
-    "schedule": (
-        dict(selector=TopKSelector(0.3, schedule=(1.0, 0.5, 0.2))),
-        r"schedule must have one factor.*2 encoder layers, got 3.*model\.selector\.schedule",
+    "layer ratios": (
+        dict(selector=TopKSelector(layer_ratios=(0.5, 0.3, 0.2))),
+        r"layer_ratios must have one ratio.*2 encoder layers, got 3.*model\.selector\.layer_ratios",
     ),
     "untrained scorer": (
         dict(criterion=criterion()),
@@ -224,7 +224,10 @@ BAD_ARGUMENTS = {
     "ratio 0": (lambda: TopKSelector(0.0), r"keep_ratio must be in \(0, 1\], got 0.0"),
     "ratio above 1": (lambda: TopKSelector(1.3), r"got 1.3\. Set model\.selector\.keep_ratio"),
     "ratio nan": (lambda: TopKSelector(float("nan")), r"keep_ratio must be in \(0, 1\], got nan"),
-    "factor": (lambda: TopKSelector(0.3, schedule=(1.0, 0.0)), r"schedule must hold numbers in"),
+    "layer ratio": (
+        lambda: TopKSelector(layer_ratios=(1.0, 0.0)),
+        r"layer_ratios must be numbers in \(0, 1\], one per layer, got \[1\.0, 0\.0\]",
+    ),
     "value source": (
         lambda: small.build(DeformableEncoder, value_source="other"),
         r"value_source must be 'updated' or 'input', got 'other'.*model\.encoder\.value_source",

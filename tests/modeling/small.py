@@ -76,7 +76,7 @@ class Combination:
     scorer: str | None = None
     term: str | None = None
     selector: str = "DenseSelector"
-    schedule: tuple[float, ...] | None = None
+    layer_ratios: tuple[float, ...] | None = None
     encoder: str = "DeformableEncoder"
     object_scorer: str | None = None
     value_source: str = "updated"
@@ -112,7 +112,7 @@ FOREGROUND = dict(
     scorer="ForegroundTokenSelector",
     term="ForegroundLoss",
     selector="TopKSelector",
-    schedule=(1.0, 0.5),
+    layer_ratios=(1.0, 0.5),
 )
 NAMED = {
     "deformable_plain": PLAIN,
@@ -142,9 +142,9 @@ def _scorer_choices() -> Iterator[tuple[str, str | None]]:
 def _token_choices() -> Iterator[tuple]:
     for name, selector in sorted(SELECTORS):
         scorers = _scorer_choices() if selector.needs_scorer else [(None, None)]
-        schedules = [None, (1.0, 0.5)] if "schedule" in _arguments(selector) else [None]
-        for scorer, schedule in itertools.product(scorers, schedules):
-            yield *scorer, name, schedule
+        ratios = [None, (1.0, 0.5)] if "layer_ratios" in _arguments(selector) else [None]
+        for scorer, listed in itertools.product(scorers, ratios):
+            yield *scorer, name, listed
 
 
 def _encoder_choices() -> Iterator[tuple]:
@@ -277,7 +277,7 @@ def parts(combination: Combination, **arguments) -> dict:
         backbone=Patches(),
         neck=ChannelMapper(dict(res3=4, res4=4, res5=4), (8, 16, 32), embed_dim=EMBED_DIM),
         scorer=chosen(SCORERS, combination.scorer, supervised=supervised),
-        selector=chosen(SELECTORS, combination.selector, schedule=combination.schedule),
+        selector=chosen(SELECTORS, combination.selector, layer_ratios=combination.layer_ratios),
         encoder=chosen(
             ENCODERS,
             combination.encoder,

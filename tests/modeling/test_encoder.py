@@ -283,11 +283,11 @@ def test_bad_arguments_of_the_dual_attention_encoder():
 
 
 @pytest.mark.parametrize("value_source", ["updated", "input"])
-@pytest.mark.parametrize("schedule", [(1.0, 0.5), (0.5, 1.0), (0.5, 0.51), (0.5, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("ratios", [(1.0, 0.5), (0.5, 1.0), (0.5, 0.51), (0.5, 0.5), (1.0, 1.0)])
 @pytest.mark.parametrize("name", ["sparse", "focus"])
-def test_carrying_rows_on_is_gathering_them(name, schedule, value_source):
+def test_carrying_rows_on_is_gathering_them(name, ratios, value_source):
     """And inference, which writes in place, gives what a pass with gradients gives."""
-    combination = replace(small.NAMED[name], schedule=schedule, value_source=value_source)
+    combination = replace(small.NAMED[name], layer_ratios=ratios, value_source=value_source)
     model = small.detector(combination).eval()
     features = small.features(model, SIZES)
     features = replace(features, tokens=features.tokens.detach(), pos=features.pos.detach())
@@ -300,7 +300,7 @@ def test_carrying_rows_on_is_gathering_them(name, schedule, value_source):
             model.encoder(features, each, scores, model.heads).memory.tokens
             for each in (chosen, strangers)
         ]
-    assert chosen[1].begins(chosen[0]) == (schedule[1] <= schedule[0])
+    assert chosen[1].begins(chosen[0]) == (ratios[1] <= ratios[0])
     memories.append(model.encoder(features, chosen, scores, model.heads).memory.tokens)
     assert torch.equal(features.tokens, given), "the caller's map was written to"
     shown = ~features.padding_mask

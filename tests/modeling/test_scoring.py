@@ -105,13 +105,13 @@ def test_counts_are_per_image(ratio, counts):
     assert all(len(set(row)) == len(row) for row in first.indices.tolist())
 
 
-def test_a_schedule_counts_per_image_and_layer():
+def test_ratios_of_layers_count_per_image():
     features = grid(((2, 5), (1, 4)))
     scores = TokenScores(torch.arange(20.0).view(2, 10))
-    selections = TopKSelector(0.6, schedule=(1.0, 0.5, 0.1))(scores, features, 3)
+    selections = TopKSelector(layer_ratios=(0.6, 0.3, 0.06))(scores, features, 3)
     assert [each.counts for each in selections] == [(7, 3), (3, 1), (1, 1)]
-    with pytest.raises(ValueError, match=r"schedule must have one factor for each of the 2"):
-        TopKSelector(0.6, schedule=(1.0, 0.5, 0.1))(scores, features, 2)
+    with pytest.raises(ValueError, match=r"layer_ratios must have one ratio for each of the 2"):
+        TopKSelector(layer_ratios=(0.6, 0.3, 0.06))(scores, features, 2)
 
 
 def test_objectness_is_the_best_class_and_trains_its_head_only_as_a_detector():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from fractions import Fraction
 from unittest import mock
@@ -9,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
+from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.engine.random_state import get_random_state, set_random_state
 from sparsedet.modeling import (
     AdaptiveSelector,
@@ -22,7 +24,15 @@ from tests.modeling import small
 
 SIZES = ((128, 96), (64, 150), (40, 24))
 LEVELS = ((1, 2, 3), (0,), (0,), (0, 1, 2, 3))
-SCHEDULE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
+CASCADE = (0.5, 0.4, 0.3, 0.3, 0.2, 0.1)
+PUBLISHED = (
+    *((ratio,) * 6 for ratio in (0.1, 0.2, 0.3, 0.4, 0.5)),
+    (0.3, 0.3, 0.2, 0.2, 0.1, 0.1),
+    CASCADE,
+    (0.65, 0.55, 0.45, 0.35, 0.25, 0.15),
+    (0.75, 0.65, 0.55, 0.45, 0.35, 0.25),
+    (0.39, 0.195),
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,32 +82,96 @@ def same(ours, theirs) -> None:
 # --- one ratio
 
 
-def test_a_list_of_ratios_is_its_largest_and_a_schedule(features, scores):
-    """Table 7 of Focus-DETR, in the integers of its code."""
-    selections = TopKSelector(0.5, schedule=SCHEDULE)(scores, features, 6)
-    for selection, ratio, factor in zip(
-        selections, (0.5, 0.4, 0.3, 0.3, 0.2, 0.1), SCHEDULE, strict=True
-    ):
-        assert ratio == pytest.approx(0.5 * factor)
-        for count, valid in zip(selection.counts, features.num_valid, strict=True):
-            assert count == int(factor * (int(0.5 * valid) + 1))
-            assert abs(count - ratio * valid) <= 1
+def num_kept(selector, valid: int) -> list[int]:
+    """Tokens that each layer keeps of an image with so many."""
+    features = mock.Mock(num_valid=(valid,))
+    features.padding_mask = torch.zeros(1, valid, dtype=torch.bool)
+    scores = TokenScores(torch.zeros(1, valid))
+    layers = 6 if selector.layer_ratios is None else len(selector.layer_ratios)
+    return [each.counts[0] for each in selector(scores, features, layers)]
 
 
-def test_layers_are_nested_and_equal_factors_are_one_object(features, scores):
-    selections = TopKSelector(0.5, schedule=SCHEDULE)(scores, features, 6)
+@pytest.mark.parametrize("ratios", PUBLISHED, ids=str)
+def test_published_ratios_count_as_the_released_code_does(ratios):
+    """In exact arithmetic; from the list, from the list and its mean, and from another mean."""
+    exact = [Fraction(str(ratio)) for ratio in ratios]
+    mean = sum(exact) / len(exact)
+    scaled = TopKSelector(0.01, layer_ratios=ratios)
+    scaled.keep_ratio = float(mean)
+    shape = [0.9 * ratio for ratio in ratios]
+    selectors = [
+        TopKSelector(layer_ratios=ratios),
+        TopKSelector(float(mean), layer_ratios=ratios),
+        TopKSelector(float(mean), layer_ratios=shape),
+        scaled,
+        *([TopKSelector(ratios[0])] if len(set(ratios)) == 1 else []),
+    ]
+    for selector in selectors:
+        assert selector.keep_ratio == pytest.approx(float(mean), rel=1e-15)
+        assert (selector.layer_ratios or ratios) == ratios
+    sizes = [*range(1, 700), *range(700, 26_000, 97), 17_821, 22_223]
+    for valid in sizes:
+        most = min(int(max(exact) * valid) + 1, valid)
+        expected = [max(int(ratio / max(exact) * most), 1) for ratio in exact]
+        for selector in selectors if valid < 700 else selectors[1:2]:
+            assert num_kept(selector, valid) == expected, valid
+
+
+@pytest.mark.parametrize(
+    ("ratios", "factors"),
+    [
+        (CASCADE, (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)),
+        ((0.39, 0.195), (1.0, 0.5)),
+        *(((ratio,) * 6, (1.0,) * 6) for ratio in (0.1, 0.2, 0.3, 0.4, 0.5)),
+    ],
+)
+def test_published_ratios_count_as_floats_do(ratios, factors):
+    """These lose no token where the formula is computed in floats, as released code does."""
+    selector = TopKSelector(layer_ratios=ratios)
+    for valid in (*range(1, 3000), *range(3000, 26_000, 61)):
+        most = min(int(ratios[0] * valid) + 1, valid)
+        assert num_kept(selector, valid) == [max(int(each * most), 1) for each in factors], valid
+
+
+def test_rounding_loses_no_token():
+    """In floats 0.29 * 100 is below 29, and a third of 3 may be below 1."""
+    assert num_kept(TopKSelector(0.29), 100) == [30] * 6
+    assert num_kept(TopKSelector(layer_ratios=(0.3, 0.1)), 29) == [9, 3]
+    assert num_kept(TopKSelector(0.8, layer_ratios=(0.3, 0.18)), 100) == [100, 60]
+
+
+def test_keep_ratio_is_the_mean_over_the_layers(features, scores):
+    selector = TopKSelector(layer_ratios=CASCADE)
+    assert selector.keep_ratio == 0.3
+    selector.keep_ratio = 0.15
+    assert selector.layer_ratios == (0.25, 0.2, 0.15, 0.15, 0.1, 0.05)
+    for most in (0.6, 0.3, 0.05):
+        selector.keep_ratio = most
+        selections = selector(scores, features, 6)
+        for image, valid in enumerate(features.num_valid):
+            kept = sum(each.counts[image] for each in selections) / 6
+            assert abs(kept - most * valid) <= 1
+    with pytest.raises(ValueError, match=r"keep_ratio must be at most 0\.6, where the largest"):
+        selector.keep_ratio = 0.61
+    with pytest.raises(ValueError, match=r"keep_ratio must be in \(0, 1\], got 1\.2"):
+        selector.keep_ratio = 1.2
+    assert selector.keep_ratio == 0.05, "what is refused changes nothing"
+
+
+def test_layers_are_nested_and_equal_ratios_are_one_object(features, scores):
+    selections = TopKSelector(layer_ratios=CASCADE)(scores, features, 6)
     kept = masks(selections, features)
     for wide, narrow, selection in zip(kept[:-1], kept[1:], selections[1:], strict=True):
         assert not (narrow & ~wide).any()
         assert tuple(narrow.sum(1).tolist()) == selection.counts
     assert selections[2] is selections[3]
-    rising = TopKSelector(0.5, schedule=(0.2, 1.0))(scores, features, 2)
+    rising = TopKSelector(layer_ratios=(0.1, 0.5))(scores, features, 2)
     assert not (masks(rising, features)[0] & ~masks(rising, features)[1]).any()
 
 
 def test_scores_weigh_the_kept_tokens_where_the_scorer_asks(features, scores):
     logits = scores.logits.masked_fill(features.padding_mask, float("nan")).requires_grad_()
-    selector = TopKSelector(0.4, schedule=(1.0, 0.5))
+    selector = TopKSelector(layer_ratios=(0.4, 0.2))
     plain = selector(TokenScores(logits), features, 2)
     weighted = selector(TokenScores(logits, weighs=True), features, 2)
     same(plain, weighted)
@@ -119,23 +193,25 @@ def test_scores_weigh_the_kept_tokens_where_the_scorer_asks(features, scores):
 
 
 def test_one_model_for_any_ratio(features, scores):
-    selector = ElasticSelector(0.3, schedule=(1.0, 0.5)).eval()
+    selector = ElasticSelector(0.3, layer_ratios=(1.0, 0.5)).eval()
     before = torch.get_rng_state()
-    for ratio in (0.3, 0.05, 0.7, 1.0):
+    for ratio in (0.3, 0.05, 0.6, 0.75):
         selector.keep_ratio = ratio
-        expected = TopKSelector(ratio, schedule=(1.0, 0.5))(scores, features, 2)
+        expected = TopKSelector(ratio, layer_ratios=(1.0, 0.5))(scores, features, 2)
         same(selector(scores, features, 2), expected)
     assert torch.equal(torch.get_rng_state(), before), "evaluation draws nothing"
 
 
 def test_training_draws_one_of_the_ratios(features, scores):
     ratios = (0.1, 0.25, 0.6)
-    selector = ElasticSelector(0.3, train_ratios=ratios).train()
+    shape = (0.8, 0.4)
+    selector = ElasticSelector(0.3, train_ratios=ratios, layer_ratios=shape).train()
     possible = {
-        TopKSelector(ratio)(scores, features, 1)[0].counts: ratio for ratio in ratios
+        TopKSelector(ratio, layer_ratios=shape)(scores, features, 2)[0].counts: ratio
+        for ratio in ratios
     }  # for the whole batch
     torch.manual_seed(0)
-    drawn = [possible[selector(scores, features, 1)[0].counts] for _ in range(60)]
+    drawn = [possible[selector(scores, features, 2)[0].counts] for _ in range(60)]
     assert all(drawn.count(ratio) > 8 for ratio in ratios)
 
 
@@ -167,7 +243,7 @@ def brute_force(logits: torch.Tensor, mass: float, cap: float) -> int:
 @pytest.mark.parametrize("cap", [0.05, 0.5, 1.0])
 @pytest.mark.parametrize("mass", [0.001, 0.3, 0.8, 0.999, 1.0])
 def test_as_few_tokens_as_hold_the_mass(features, scores, mass, cap):
-    selector = AdaptiveSelector(mass, keep_ratio=cap, schedule=(1.0, 0.5))
+    selector = AdaptiveSelector(mass, keep_ratio=0.75 * cap, layer_ratios=(1.0, 0.5))
     first, second = selector(scores, features, 2)
     for image, count in enumerate(first.counts):
         logits = scores.logits[image, ~features.padding_mask[image]]
@@ -270,17 +346,17 @@ def _forget_compiled_code():
 
 
 @pytest.mark.usefixtures("_forget_compiled_code")
-@pytest.mark.parametrize("schedule", [None, (0.7, 1.0, 0.29)])
+@pytest.mark.parametrize("ratios", [None, (0.7, 1.0, 0.29)])
 @pytest.mark.parametrize(
     ("cls", "arguments"),
     [
-        (ElasticSelector, dict(keep_ratio=0.3, train_ratios=(0.1, 0.45, 0.8))),
-        (AdaptiveSelector, dict(mass=0.6, keep_ratio=0.7)),
+        (ElasticSelector, dict(keep_ratio=0.3, train_ratios=(0.1, 0.45, 0.6))),
+        (AdaptiveSelector, dict(mass=0.6, keep_ratio=0.6)),
     ],
 )
-def test_compiled_selectors_keep_the_same_tokens(features, scores, cls, arguments, schedule):
-    """With shapes that do not change; what the host is told is the most there can be."""
-    selector = cls(**arguments, schedule=schedule).train()
+def test_compiled_selectors_keep_the_same_tokens(features, scores, cls, arguments, ratios):
+    """With shapes that do not change; ``max_counts`` are the most there can be."""
+    selector = cls(**arguments, layer_ratios=ratios).train()
     compiled = torch.compile(selector, backend="aot_eager", fullgraph=True)
     shapes, counts = set(), set()
     for seed in range(4):
@@ -291,19 +367,21 @@ def test_compiled_selectors_keep_the_same_tokens(features, scores, cls, argument
         got = compiled(given, features, 3)
         for ours, theirs in zip(got, expected, strict=True):
             assert kept_sets(ours) == kept_sets(theirs)
-            assert all(most >= n for most, n in zip(ours.counts, theirs.counts, strict=True))
+            assert ours.counts == theirs.counts == theirs.max_counts
+            assert theirs.exact and not ours.exact
+            assert all(most >= n for most, n in zip(ours.max_counts, ours.counts, strict=True))
         shapes.add(tuple(each.indices.shape for each in got))
         counts.add(expected[1].counts)
     assert len(shapes) == 1
     assert len(counts) > 1, "the seeds of this test all give the same"
 
 
-@pytest.mark.parametrize("schedule", [None, (1.0, 0.5)])
+@pytest.mark.parametrize("ratios", [None, (1.0, 0.5)])
 @pytest.mark.parametrize("system", ["sparse", "sparse_dual"])
 @pytest.mark.parametrize("selector", ["ElasticSelector", "AdaptiveSelector"])
-def test_the_form_for_compilers_gives_the_same_answer(selector, system, schedule):
+def test_the_form_for_compilers_gives_the_same_answer(selector, system, ratios):
     """Also where an image keeps fewer tokens than may attend to each other."""
-    combination = replace(small.NAMED[system], selector=selector, schedule=schedule)
+    combination = replace(small.NAMED[system], selector=selector, layer_ratios=ratios)
     arguments = dict(mass=0.02, train_ratios=(0.03, 0.4))
     model = small.detector(combination, **arguments).train(selector == "ElasticSelector")
     features, fewer = small.features(model, SIZES), []
@@ -317,7 +395,8 @@ def test_the_form_for_compilers_gives_the_same_answer(selector, system, schedule
             ):
                 answers.append(model.detect_features(features))
         expected, got = answers
-        fewer.append(expected.selections[0].counts[0] < got.selections[0].counts[0])
+        fewer.append(expected.selections[0].counts[0] < got.selections[0].max_counts[0])
+        assert got.keep_ratios == expected.keep_ratios, "never an upper bound"
         shown = ~features.padding_mask
         torch.testing.assert_close(got.memory.tokens[shown], expected.memory.tokens[shown])
         torch.testing.assert_close(got.decoder[-1].logits, expected.decoder[-1].logits)
@@ -377,10 +456,20 @@ BAD = {
         r"train_ratios must be numbers in \(0, 1\], at least one, got \(\)",
     ),
     "elastic high": (lambda: ElasticSelector(0.3, train_ratios=(0.3, 1.2)), r"train_ratios must"),
-    "elastic schedule": (
-        lambda: ElasticSelector(0.3, schedule=(0.5, 0.0)),
-        r"ElasticSelector\.schedule must hold numbers in \(0, 1\], got \[0\.5, 0\.0\]",
+    "elastic layers": (
+        lambda: ElasticSelector(0.3, layer_ratios=(0.5, 0.0)),
+        r"ElasticSelector\.layer_ratios must be numbers in \(0, 1\].* got \[0\.5, 0\.0\]",
     ),
+    "elastic peak": (
+        lambda: ElasticSelector(0.3, train_ratios=(0.3, 0.7), layer_ratios=CASCADE),
+        r"ElasticSelector\.train_ratios must be at most 0\.6, .* got 0\.7\. Set model\.selector",
+    ),
+    "peak": (
+        lambda: TopKSelector(0.61, layer_ratios=CASCADE),
+        r"TopKSelector\.keep_ratio must be at most 0\.6, .* got 0\.61\. Set model\.selector",
+    ),
+    "neither": (TopKSelector, r"TopKSelector\.keep_ratio must be given unless layer_ratios are"),
+    "no layers": (lambda: TopKSelector(layer_ratios=[]), r"one per layer, got \[\]"),
     "mass": (
         lambda: AdaptiveSelector(0.0, keep_ratio=0.5),
         r"AdaptiveSelector\.mass must be in \(0, 1\], got 0\.0\. Set model\.selector\.mass",
@@ -389,9 +478,9 @@ BAD = {
         lambda: AdaptiveSelector(0.5, keep_ratio=float("nan")),
         r"keep_ratio must be in \(0, 1\], got nan",
     ),
-    "schedule": (
-        lambda: TopKSelector(0.3, schedule="1.0"),
-        r"TopKSelector\.schedule must be a list of numbers or null, got '1\.0'",
+    "layers": (
+        lambda: TopKSelector(0.3, layer_ratios="1.0"),
+        r"TopKSelector\.layer_ratios must be a list of numbers or null, got '1\.0'",
     ),
     **{
         f"levels {levels!r}": (
@@ -412,15 +501,58 @@ def test_bad_arguments_are_refused(case):
 
 
 @pytest.mark.parametrize("cls", [TopKSelector, ElasticSelector])
-def test_a_schedule_of_another_length_is_refused(features, scores, cls):
-    with pytest.raises(
-        ValueError, match=rf"{cls.__name__}\.schedule must have one factor for each"
+def test_layer_ratios_of_another_number_are_refused(features, scores, cls):
+    message = rf"{cls.__name__}\.layer_ratios must have one ratio for each of the 3 .*, got 2"
+    with pytest.raises(ValueError, match=message):
+        cls(0.3, layer_ratios=(1.0, 0.5))(scores, features, 3)
+
+
+NEW = "keep_ratio=0.3, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1]"
+OLD = dict(keep_ratio=0.5, schedule=[1.0, 0.8, 0.6, 0.6, 0.4, 0.2])
+ELASTIC = dict(_target_="sparsedet.modeling.ElasticSelector", train_ratios=[0.1, 0.85])
+OVERRIDE = "model.selector.schedule=[1.0,0.8,0.6,0.6,0.4,0.2]"
+
+
+@pytest.mark.parametrize(
+    ("old", "overrides", "new"),
+    [
+        (OLD, [], NEW),
+        (OLD, ["model.selector.keep_ratio=0.25"], "keep_ratio=0.15, layer_ratios=[0.25, 0.2,"),
+        (OLD, ["model.selector._target_=AdaptiveSelector", "model.selector.mass=0.5"], NEW),
+        (OLD | ELASTIC, [], "keep_ratio=0.3, train_ratios=[0.06, 0.51], layer_ratios=[0.5, 0.4"),
+        (dict(keep_ratio=0.3, schedule=None), [], "keep_ratio=0.3, layer_ratios=null"),
+        (dict(keep_ratio=0.3), [OVERRIDE], "write layer_ratios=[1.0, 0.8,"),
+        (dict(keep_ratio=0.3), [OVERRIDE, "model.selector.keep_ratio=0.5"], NEW),
+        (dict(keep_ratio=0.3), ["model.selector.schedule=null"], "write layer_ratios=null"),
+        (dict(keep_ratio=0.3), ["+model.selector.schedule=x"], "write layer_ratios=null"),
+    ],
+)
+def test_the_old_spelling_ends_in_one_sentence(tmp_path, old, overrides, new):
+    """It is never taken for the new one: 0.5 was the ratio of the first layer."""
+    selector = {"_target_": "sparsedet.modeling.TopKSelector", **old}
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"model": {"selector": selector}}))
+    with pytest.raises(ConfigError) as caught:
+        instantiate(LazyConfig.apply_overrides(LazyConfig.load(path), overrides).model)
+    message = str(caught.value)
+    assert new in message and "Selector.schedule is gone and keep_ratio is the mean" in message
+    assert "model.selector" in message and "\n" not in message
+
+
+def test_the_old_spelling_in_python():
+    for build in (
+        lambda: TopKSelector(0.5, schedule=OLD["schedule"]),
+        lambda: AdaptiveSelector(0.9, **OLD),
+        lambda: ElasticSelector(**OLD, train_ratios=(0.1, 0.5)),
     ):
-        cls(0.3, schedule=(1.0, 0.5))(scores, features, 3)
+        with pytest.raises(
+            ValueError, match=r"schedule is gone.*: write keep_ratio=0\.3, .*\[0\.5,"
+        ):
+            build()
 
 
 def test_only_a_falling_cascade_carries_rows_on(features, scores):
-    """A factor that rises by less than a token of the largest image adds one to a smaller one."""
-    for schedule, falls in (((1.0, 0.5), True), ((0.5, 0.5), True), ((0.5, 0.501), False)):
-        first, second = TopKSelector(0.9, schedule=schedule)(scores, features, 2)
+    """A ratio that rises by less than a token of the largest image adds one to a smaller one."""
+    for ratios, falls in (((0.9, 0.45), True), ((0.45, 0.45), True), ((0.45, 0.4509), False)):
+        first, second = TopKSelector(layer_ratios=ratios)(scores, features, 2)
         assert second.begins(first) is falls

@@ -104,9 +104,10 @@ def test_a_sweep_beside_another_model(
     swept, dense = models(tmp_path)
     assert (swept["name"], dense["name"]) == ("run", "dense")
     rows = [*swept["rows"], *dense["rows"]]
-    assert [row["keep_ratio"] for row in rows] == [0.1, 0.5, None]
+    assert [row["asked_ratio"] for row in rows] == [0.1, 0.5, None]
     assert [row["tokens"] for row in rows] == [int(0.1 * TOKENS) + 1, int(0.5 * TOKENS) + 1, TOKENS]
-    assert [row["kept"] for row in rows] == pytest.approx([each / TOKENS for each in (13, 64, 126)])
+    ratios = [row["keep_ratio"] for row in rows]
+    assert ratios == pytest.approx([each / TOKENS for each in (13, 64, 126)])
     assert all(row["images"] == 3 and row["all_tokens"] == TOKENS for row in rows)
     gflops = [row["GFLOPs_by_stage"]["encoder"] for row in rows]
     assert gflops == sorted(gflops) and gflops[0] < 0.7 * gflops[1] < 0.7 * gflops[2]
@@ -117,7 +118,7 @@ def test_a_sweep_beside_another_model(
     lines = capsys.readouterr().out.splitlines()
     assert any("repetitions=1" in line and "threads=" in line for line in lines)
     table = [line.split() for line in lines[-5:-1]]
-    assert table[0][:5] == ["model", "keep_ratio", "kept", "tokens", "AP"]
+    assert table[0][:5] == ["model", "asked_ratio", "keep_ratio", "tokens", "AP"]
     assert [line[:4] for line in table[1:]] == [
         ["run", "0.100", "0.103", "13"],
         ["run", "0.500", "0.508", "64"],
@@ -132,8 +133,8 @@ def test_rows_are_those_of_an_evaluation_at_that_ratio(tool: Any, work: Path) ->
     row = tool.measure(subject, (64, 96), 1)
     results = evaluate(subject.model, subject.loader, subject.evaluator)
     assert row["AP"] == results["bbox"]["AP"]
-    assert row["kept"] == results["keep_ratio"] == pytest.approx(26 / TOKENS)
-    assert row["keep_ratio"] == 0.2
+    assert row["keep_ratio"] == results["keep_ratio"] == pytest.approx(26 / TOKENS)
+    assert row["asked_ratio"] == 0.2
     assert not (work / "run/predictions.json").exists()
 
 
@@ -150,24 +151,26 @@ def test_it_goes_on_where_it_stopped(
             measured.append(0.4)
             raise OSError("stopped")
         measured.append(ratio)
-        numbers = dict.fromkeys(("kept", "tokens", "AP", "AP50", "APs", "APm", "GFLOPs", "ms"), 1.0)
-        return {"keep_ratio": ratio, "APl": None, "protocol": {}, **numbers}
+        numbers = dict.fromkeys(("tokens", "AP", "AP50", "APs", "APm", "GFLOPs", "ms"), 1.0)
+        ratios = {"asked_ratio": ratio, "keep_ratio": ratio + 0.001}
+        return {**ratios, "APl": None, "protocol": {}, **numbers}
 
     monkeypatch.setattr(tool, "measure", measure)
     output = work / "run/sweep"
     assert sweep("--ratios", "0.1", "0.4") == 2
-    assert [row["keep_ratio"] for row in models(output)[0]["rows"]] == [0.1]
+    assert [row["asked_ratio"] for row in models(output)[0]["rows"]] == [0.1]
     assert sweep("--ratios", "0.1", "0.4", "0.05", "--repetitions", "2") == 0
     assert measured == [0.1, 0.4, 0.05, 0.4]
-    assert [row["keep_ratio"] for row in models(output)[0]["rows"]] == [0.05, 0.1, 0.4]
+    assert [row["asked_ratio"] for row in models(output)[0]["rows"]] == [0.05, 0.1, 0.4]
     assert sweep("model.selector.keep_ratio=0.9", "--ratios", "0.4", "train.seed=3") == 0
     assert len(measured) == 4, "settings that do not matter are others"
     for words in (["dataset.test_short_side=32"], ["--image-size", "64x64"]):
         before = (output / "sweep.json").read_text()
         assert sweep("--ratios", "0.1", *words) == 2
         assert (output / "sweep.json").read_text() == before
-    (output / "sweep.json").write_text("[]")
-    assert sweep("--ratios", "0.1") == 2
+    for other in ("[]", '{"models": [{"rows": [{"keep_ratio": 0.1, "kept": 0.103}]}]}'):
+        (output / "sweep.json").write_text(other)
+        assert sweep("--ratios", "0.1") == 2
 
 
 def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path: Path) -> None:
@@ -203,6 +206,10 @@ def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path
         (["dataset.val_images={work}"], ("{work}",)),
         (["train.device=tpu"], ("train.device",)),
         (["model.selector.keep_ration=0.1"], ("keep_ratio",)),
+        (
+            ["model.selector.layer_ratios=[1.0,0.5]", "--ratios", "0.1", "0.9"],
+            ("--ratios: ElasticSelector.keep_ratio must be at most 0.75",),
+        ),
         (
             ["--config-file", "{work}/dense/config.yaml", "--weights", "{work}/dense/model.pth"],
             ("DenseSelector has no keep_ratio", "--fixed"),

@@ -27,7 +27,7 @@ def small(cfg: Any) -> Any:
     model.neck.in_channels, model.neck.strides = dict(res3=48, res4=192, res5=96), [8, 16, 32]
     model.encoder.num_layers, model.decoder.num_layers = 2, 1
     model.query_initializer.num_queries = 10
-    model.selector.keep_ratio, model.selector.schedule = 0.25, None
+    model.selector.keep_ratio, model.selector.layer_ratios = 0.25, None
     model.criterion.stage[0].size_ranges = model.criterion.stage[0].size_ranges[1:]
     cfg.dataset.test_short_side, cfg.dataset.max_size = 64, 128
     cfg.dataset.class_names, cfg.dataset.num_classes = ["cat", "dog"], 2
@@ -93,7 +93,7 @@ def test_overrides_scores_and_another_folder(
     arguments = ("--config-file", str(run / "config.yaml"), "--weights", str(run / "model.pth"))
     image = str(run / "a.png")
     plain = [*arguments, "--output", str(tmp_path / "plain"), image]
-    assert tool([*plain, "model.selector.schedule=[1.0,0.5]"]) == 0
+    assert tool([*plain, "model.selector.layer_ratios=[1.0,0.5]"]) == 0
     assert "tokens kept" in capsys.readouterr().out
     dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
     dense += ["model.criterion.stage=[]", f"--output={tmp_path}/dense"]

@@ -49,8 +49,8 @@ class Case:
         config: path of the config.
         overrides: its changes.
         variant: those of the changes that tell it from others.
-        keep: "config" = as the config says, "dense" = every layer updates every token, or the
-            share of the tokens that a layer updates, the mean over the layers.
+        keep: "config" = as the config says, "dense" = every layer updates every token, or
+            ``keep_ratio`` of the selector.
         image_size: (h, w) of every image.
         batch: images.
         dtype: of the weights, or with ``autocast`` what autocast computes in.
@@ -138,8 +138,8 @@ def add_arguments(
         nargs="+",
         default=["config"],
         metavar="R",
-        help="dense, config, or the share of the tokens that a layer updates, the mean over the "
-        "layers (default: config)",
+        help="dense, config, or keep_ratio of the selector: the share of the tokens that a layer "
+        "updates, the mean over the layers (default: config)",
     )
     add("--image-size", nargs="+", type=image_size, default=list(image_sizes), metavar="HxW")
     add("--batch", nargs="+", type=positive, default=[1], metavar="N", help="images at a time")
@@ -206,7 +206,7 @@ def groups(cases: Sequence[Case]) -> Iterator[list[Case]]:
 
 def _ratios(config: str, overrides: Sequence[str], ratios: Sequence[str]) -> list[str]:
     cfg = read_config(config, tuple(overrides))
-    if "keep_ratio" not in (cfg.model.get("selector") or {}):
+    if not {"keep_ratio", "layer_ratios"} & set(cfg.model.get("selector") or {}):
         return ["config"]
     for ratio in ratios:
         configure(copy.deepcopy(cfg), ratio)
@@ -256,18 +256,16 @@ def configure(cfg: Any, keep: str) -> None:
         for key in ("num_objects", "object_scorer"):
             model.encoder.pop(key, None)
         return
-    schedule = model.selector.get("schedule") or [1.0]
-    mean = sum(schedule) / len(schedule)
     try:
-        ratio = float(keep)
+        model.selector.keep_ratio = float(keep)
     except ValueError:
-        ratio = 0.0
-    if not 0 < ratio <= mean:
         raise ConfigError(
-            f"--keep-ratio must be dense, config or a number in (0, {mean:g}], the mean over the "
-            f"layers, got {keep!r}."
-        )
-    model.selector.keep_ratio = ratio / mean
+            f"--keep-ratio must be dense, config or a number, got {keep!r}."
+        ) from None
+    try:
+        instantiate(model.selector)
+    except ConfigError as error:
+        raise ConfigError(f"--keep-ratio {keep}: {error}") from error
 
 
 def build_model(case: Case) -> TokenSparseDetector:

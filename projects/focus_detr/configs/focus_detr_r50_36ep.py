@@ -14,7 +14,7 @@ dataset, dataloader, train = _host.dataset, _host.dataloader, _host.train
 model, optimizer, lr_multiplier = _host.model, _host.optimizer, _host.lr_multiplier
 
 model.scorer = L(ForegroundTokenSelector)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
-model.selector = L(TopKSelector)(keep_ratio=0.5, schedule=[1.0, 0.8, 0.6, 0.6, 0.4, 0.2])
+model.selector = L(TopKSelector)(keep_ratio=0.3, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1])
 model.encoder._target_ = DualAttentionEncoder
 model.criterion.stage = [L(ForegroundLoss)(weight=1.5)]
 train.output_dir = "output/focus_detr_r50_36ep"

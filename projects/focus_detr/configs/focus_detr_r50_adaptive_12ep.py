@@ -13,6 +13,6 @@ from .focus_detr_r50_12ep import (
 )
 
 model.selector = L(AdaptiveSelector)(
-    mass=0.8, keep_ratio=0.5, schedule=[1.0, 0.8, 0.6, 0.6, 0.4, 0.2]
+    mass=0.8, keep_ratio=0.3, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1]
 )
 train.output_dir = "output/focus_detr_r50_adaptive_12ep"

@@ -13,8 +13,8 @@ from .focus_detr_r50_12ep import (
 )
 
 model.selector = L(ElasticSelector)(
-    keep_ratio=0.5,
-    train_ratios=[0.1, 0.2, 0.35, 0.5, 0.85],
-    schedule=[1.0, 0.8, 0.6, 0.6, 0.4, 0.2],
+    keep_ratio=0.3,
+    train_ratios=[0.06, 0.12, 0.21, 0.3, 0.51],
+    layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1],
 )
 train.output_dir = "output/focus_detr_r50_elastic_12ep"

@@ -17,7 +17,7 @@ model.scorer = L(ForegroundTokenSelector)(
     align_corners=True,
     modulate_before_norm=True,
 )
-model.selector = L(TopKSelector)(keep_ratio=0.5, schedule=[1.0, 0.8, 0.6, 0.6, 0.4, 0.2])
+model.selector = L(TopKSelector)(keep_ratio=0.3, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1])
 model.encoder._target_ = DualAttentionEncoder
 model.encoder.value_source = "input"
 model.encoder.object_scorer = L(MultiCategoryScorer)(product="logit")
