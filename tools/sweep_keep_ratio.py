@@ -41,18 +41,8 @@ from sparsedet.modeling import AdaptiveSelector, TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_COLUMNS = (
-    "asked_ratio",
-    "keep_ratio",
-    "tokens",
-    "AP",
-    "AP50",
-    "APs",
-    "APm",
-    "APl",
-    "GFLOPs",
-    "ms",
-)
+_RATIOS = ("asked_ratio", "keep_ratio")
+_COLUMNS = (*_RATIOS, "tokens", "AP", "AP50", "APs", "APm", "APl", "GFLOPs", "ms")
 _DIGITS = {"tokens": 0, "GFLOPs": 2, "ms": 1}
 _OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
 Row = dict[str, Any]

@@ -112,9 +112,9 @@ def _check_arguments(target: Any, kwargs: Mapping[str, Any], path: str) -> None:
     named, takes_any = parameters
     name = getattr(target, "__qualname__", repr(target))
     for key in kwargs:
-        if key in retired_arguments(target):
-            return  # the call has a sentence for it
         if key not in named and not takes_any:
+            if key in retired_arguments(target):
+                return  # the call has a sentence for it
             hint = nearest(key, named)
             raise ConfigError(f"{join(path, key)} is not an argument of {name}. {hint}")
     missing = [k for k, each in named.items() if each.default is each.empty and k not in kwargs]

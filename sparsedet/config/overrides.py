@@ -96,7 +96,7 @@ def _refuse_retired(cfg: DictConfig, override: Override, typed: Sequence[Overrid
     node, argument = _parent(cfg, override), override.parts[-1]
     target = _target(node)
     sentence = retired_arguments(target).get(argument)
-    if sentence is not None and argument not in node:
+    if sentence is not None and argument not in _valid_keys(node):
         siblings = (each for each in typed if each.parts[:-1] == override.parts[:-1])
         given = {each.parts[-1]: each.value for each in siblings}
         raise ConfigError(f"{sentence(target.__name__, given)} (override: {override.key})")
@@ -257,11 +257,7 @@ def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
         holder[index] = {}
         node = holder[index]
     named, takes_any = keyword_parameters(target) or ({}, True)
-    taken = {
-        "_target_",
-        *named,
-        *retired_arguments(target),
-    }  # of those that are gone, the call tells
+    taken = ("_target_", *named, *retired_arguments(target))  # the call refuses those that are gone
     dropped = [k for k in node if k not in taken and not takes_any]
     for each in dropped:
         del node[each]

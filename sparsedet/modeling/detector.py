@@ -327,7 +327,7 @@ class TokenSparseDetector(nn.Module):
     ) -> list[dict[str, Any]]:
         """The best ``max_detections`` of all queries and classes, in the original image."""
         scores, labels, boxes = top_detections(output.decoder[-1], self.max_detections)
-        results = []
+        results, keep_ratios = [], output.keep_ratios
         for index, sample in enumerate(batched_inputs):
             height = sample.get("height", output.features.image_sizes[index][0])
             width = sample.get("width", output.features.image_sizes[index][1])
@@ -341,7 +341,7 @@ class TokenSparseDetector(nn.Module):
                 scores=scores[index][kept],
                 pred_classes=labels[index][kept],
             )
-            results.append({"instances": instances, "keep_ratio": output.keep_ratios[index]})
+            results.append({"instances": instances, "keep_ratio": keep_ratios[index]})
         return results
 
 

@@ -40,9 +40,7 @@ class DenseSelector(nn.Module):
 
 
 def _new_spelling(name: str, arguments: Mapping[str, Any]) -> str:
-    """What to write instead of a schedule: factors of each layer, once given beside the share of a
-    layer with the factor 1, which ``keep_ratio`` was.
-    """
+    """What to write for a schedule: factors of the layers on a ``keep_ratio`` of the factor 1."""
     schedule, keep_ratio = arguments["schedule"], arguments.get("keep_ratio")
     listed = schedule if isinstance(schedule, list | tuple) else ()
     factors = [each for each in listed if _is_share(each)] or [1.0]
@@ -50,9 +48,8 @@ def _new_spelling(name: str, arguments: Mapping[str, Any]) -> str:
     if keep_ratio is not None:
         words.append(f"keep_ratio={round(keep_ratio * mean, 6)}")
     if arguments.get("train_ratios"):
-        words.append(
-            f"train_ratios={[round(each * mean, 6) for each in arguments['train_ratios']]}"
-        )
+        means = [round(each * mean, 6) for each in arguments["train_ratios"]]
+        words.append(f"train_ratios={means}")
     ratios = [round(each * (keep_ratio or 1.0), 6) for each in factors]
     words.append(f"layer_ratios={ratios if listed else 'null'}")
     return (
@@ -428,7 +425,7 @@ def _cascade(
 
 
 def _limited(selection: TokenSelection, limits: Int[Tensor, " B"]) -> TokenSelection:
-    """The same rows; all but the first ``limits[i]`` of image i are fillers, as the device knows."""
+    """The same rows, of which image i keeps the first ``limits[i]``, unknown to the host."""
     assert selection.indices is not None
     places = torch.arange(selection.indices.shape[1], device=limits.device)
     return replace(selection, valid=places < limits[:, None], exact=False)

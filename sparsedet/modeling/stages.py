@@ -458,7 +458,10 @@ class DetectorOutput:
 
     @property
     def keep_ratios(self) -> tuple[float, ...]:
-        """Kept / valid tokens of each image, the mean over the encoder layers."""
+        """Kept / valid tokens of each image, the mean over the encoder layers.
+
+        It may wait for the device, see ``TokenSelection.counts``.
+        """
         counts = [selection.counts for selection in self.selections]
         return tuple(
             sum(layer[image] for layer in counts) / (len(counts) * total)

@@ -136,8 +136,9 @@ def parsed(part, *words: str) -> list[Any]:
 def test_product_of_everything(part):
     cases = parsed(
         part, *SMALL, "--config-file", QUICKSTART, "--variant", "", "--variant",
-        "model.selector.layer_ratios=[1.0,1.0] model.encoder.num_objects=9", "--keep-ratio",
-        "dense", "0.2", "--image-size", "64x96", "96x64", "--dtype", "float32", "bfloat16", "--reference",
+        "model.selector.layer_ratios=[1.0,1.0] model.encoder.num_objects=9",
+        "--keep-ratio", "dense", "0.2", "--image-size", "64x96", "96x64",
+        "--dtype", "float32", "bfloat16", "--reference",
     )  # fmt: skip
     assert len({(case.name, case.image_size) for case in cases}) == len(cases) == 2**5
     assert {case.image_size for case in cases} == {(64, 96), (96, 64)}
