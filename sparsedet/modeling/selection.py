@@ -90,9 +90,8 @@ class _ShareSelector(nn.Module):
     @property
     def layer_ratios(self) -> tuple[float, ...] | None:
         """Share of each encoder layer, with ``keep_ratio`` as their mean; None = all alike."""
-        if self._factors is None:
-            return None
-        return tuple(round(self.keep_ratio * self._peak * each, 12) for each in self._factors)
+        largest, factors = self.keep_ratio * self._peak, self._factors
+        return factors and tuple(round(largest * each, 12) for each in factors)
 
     def check(self, assembly: Assembly) -> None:
         """Refuse ratios of another number of layers, and a detector without a scorer.
@@ -148,11 +147,7 @@ class TopKSelector(_ShareSelector):
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
-        """One selection for each of ``num_layers`` layers.
-
-        Raises:
-            ValueError: if there are not ``num_layers`` layer ratios.
-        """
+        """One selection for each of ``num_layers`` layers, of which there are ``layer_ratios``."""
         best = _best_tokens(scores, features, self._counts(self.keep_ratio, features))
         return _cascade(best, self._factors, num_layers, "TopKSelector")
 
@@ -202,11 +197,7 @@ class ElasticSelector(_ShareSelector):
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
-        """One selection for each of ``num_layers`` layers.
-
-        Raises:
-            ValueError: if there are not ``num_layers`` layer ratios.
-        """
+        """One selection for each of ``num_layers`` layers, of which there are ``layer_ratios``."""
         ratio, limits = self.keep_ratio, None
         if self.training and torch.compiler.is_compiling():
             ratio, limits = max(self.train_ratios), self._drawn_limits(features)
@@ -264,11 +255,7 @@ class AdaptiveSelector(_ShareSelector):
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
-        """One selection for each of ``num_layers`` layers.
-
-        Raises:
-            ValueError: if there are not ``num_layers`` layer ratios.
-        """
+        """One selection for each of ``num_layers`` layers, of which there are ``layer_ratios``."""
         best = _best_tokens(scores, features, self._counts(self.keep_ratio, features))
         limits = None
         if self.mass < 1:

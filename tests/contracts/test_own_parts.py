@@ -175,7 +175,7 @@ def train_once(model: TokenSparseDetector) -> dict[str, torch.Tensor]:
 def test_a_part_of_ones_own_trains_by_an_override(own_parts, family):
     name, overrides = OVERRIDES[family]
     if name == "LinearEncoder":  # which has one layer
-        overrides = [*overrides, "model.selector.schedule=null"]
+        overrides = [*overrides, "model.selector.layer_ratios=null"]
     model = build(*overrides)
     part = getattr(model, family.split()[0])
     assert type(part).__name__ == name
