@@ -246,12 +246,13 @@ BAD_ARGUMENTS = {
     ),
     "category head": (
         lambda: small.build(DualAttentionEncoder, category_head="encoder"),
-        r"category_head must be 'decoder' or 'proposal', got 'encoder'.*model\.encoder\.category_head",
+        r"category_head must be 'decoder' or 'proposal', got 'encoder'.*"
+        r"model\.encoder\.category_head",
     ),
     "distance": (
         lambda: ForegroundLoss(weight=1.0, distance="corners"),
-        r"ForegroundLoss\.distance must be one of \['sides', 'half_size', 'center'\], got 'corners'.*"
-        r"model\.criterion\.stage",
+        r"ForegroundLoss\.distance must be one of \['sides', 'half_size', 'center'\], got "
+        r"'corners'.*model\.criterion\.stage",
     ),
     "look forward twice": (
         lambda: small.build(DeformableDecoder, refine=False, look_forward_twice=True),

@@ -259,7 +259,7 @@ HOSTS = [
     pytest.param(name, head, id=f"{name}-{head}")
     for name, queries in sorted(QUERY_INITIALIZERS)
     for head in ("decoder", "proposal")
-    if head == "decoder" or queries.needs_proposals and name != "TwoStageQueries"
+    if head == "decoder" or (queries.needs_proposals and name != "TwoStageQueries")
 ]
 
 

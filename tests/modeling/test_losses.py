@@ -326,9 +326,7 @@ def test_foreground_of_many_boxes(distance):
     size, count = (320, 448), 60
     for _ in range(3):
         corner = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-        far = corner + (1 - corner) * torch.rand(
-            count, 2, generator=generator, dtype=torch.float64
-        )
+        far = corner + (1 - corner) * torch.rand(count, 2, generator=generator, dtype=torch.float64)
         scale = torch.tensor([size[1], size[0]], dtype=torch.float64)
         boxes = torch.cat((corner * scale, far * scale), dim=1).tolist()
         features = pyramid((size,), size)
