@@ -233,11 +233,11 @@ class ForegroundLoss:
     inside a box and its distance is in its level's range. The loss is summed over the unpadded
     tokens of an image, divided by the positive ones (at least 1) and averaged over the images.
 
-    Which distance, the paper and its released code do not agree on. Equation 1 has the checkerboard
-    distance to the center of the box; the code takes the largest distance to the four sides, and
-    the published AP is that of the code. At any token of a box, "center" is at most "half_size",
-    and that at most "sides". The ranges of the paper overlap, those of the released code do not; it
-    also counts padding and fails for a batch without any object.
+    The paper and its released code take different distances: equation 1 the checkerboard distance
+    to the center of the box, the code the largest distance to the four sides. The published AP is
+    that of the code. At any token of a box, "center" is at most "half_size", and that at most
+    "sides". The ranges of the paper overlap, those of the released code do not; it also counts
+    padding and fails for a batch without any object.
 
     Args:
         weight: factor in the objective.
