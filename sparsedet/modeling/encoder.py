@@ -14,6 +14,7 @@ from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention, tile_places
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.scoring import MultiCategoryScorer
 from sparsedet.modeling.stages import (
     EncoderOutput,
@@ -86,6 +87,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 ValueSource = Literal["updated", "input"]
+CategoryHead = Literal["decoder", "proposal"]
 
 
 class ObjectAttention(nn.Module):
@@ -215,8 +217,8 @@ class DualAttentionEncoder(nn.Module):
     the kept tokens, the best ``num_objects`` of every image (all, if it keeps fewer) attend to each
     other and are written back among the kept ones. It works with any selection, dense ones too,
     and with any token scorer or none. The released code takes the value from the encoder's input,
-    multiplies logits instead of probabilities and fails for images that keep fewer tokens than
-    ``num_objects``.
+    reads the classes from the first stage's head, multiplies logits instead of probabilities and
+    fails for images that keep fewer tokens than ``num_objects``.
 
     Args:
         embed_dim: channels.
@@ -231,9 +233,14 @@ class DualAttentionEncoder(nn.Module):
         num_objects: tokens of an image that attend to each other.
         object_scorer: rates the kept tokens (``sparsedet.modeling.parts.ObjectScorer``); None =
             ``MultiCategoryScorer()``.
+        category_head: the class head that the object scorer reads: "decoder" = that of the last
+            decoder layer, as in the paper, on any host; "proposal" = that of the first stage, as
+            the released Focus-DETR weights were trained; the first stage must tell classes apart.
+            The scorer is without gradient: the head learns from its own predictions alone.
 
     Raises:
-        ValueError: for another ``value_source``, or numbers that are not positive integers.
+        ValueError: for another ``value_source`` or ``category_head``, or numbers that are not
+            positive integers.
     """
 
     def __init__(
@@ -250,16 +257,23 @@ class DualAttentionEncoder(nn.Module):
         activation_checkpointing: bool = False,
         num_objects: int = 300,
         object_scorer: nn.Module | None = None,
+        category_head: CategoryHead = "decoder",
     ) -> None:
         super().__init__()
         _check("DualAttentionEncoder", num_layers, value_source)
         require_positive(
             num_objects, "DualAttentionEncoder.num_objects", key="model.encoder.num_objects"
         )
+        if category_head not in ("decoder", "proposal"):
+            raise ValueError(
+                "DualAttentionEncoder.category_head must be 'decoder' or 'proposal', got "
+                f"{category_head!r}. Set model.encoder.category_head."
+            )
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.value_source: ValueSource = value_source
         self.activation_checkpointing = activation_checkpointing
         self.num_objects = num_objects
+        self.category_head: CategoryHead = category_head
         self.object_scorer = object_scorer or MultiCategoryScorer()
         self.object_layers = nn.ModuleList(
             ObjectAttention(embed_dim, num_heads, dropout=dropout) for _ in range(num_layers)
@@ -276,6 +290,21 @@ class DualAttentionEncoder(nn.Module):
             for _ in range(num_layers)
         )
 
+    def check(self, assembly: Assembly) -> None:
+        """Refuse the class head of a first stage that is not there, or tells no classes apart.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        queries = assembly.query_initializer
+        tells = queries.needs_proposals and not getattr(queries, "class_agnostic", False)
+        if self.category_head == "proposal" and not tells:
+            raise ValueError(
+                "DualAttentionEncoder.category_head must be 'decoder' for "
+                f"{type(queries).__name__}, which has no first stage that tells classes apart, got "
+                "'proposal'. Set model.encoder.category_head=decoder."
+            )
+
     def forward(
         self,
         features: MultiScaleFeatures,
@@ -291,13 +320,14 @@ class DualAttentionEncoder(nn.Module):
             features: the encoder's input.
             selections: tokens to update, see ``DeformableEncoder.forward``.
             scores: token scores for the object scorer.
-            heads: auxiliary heads, and the head whose class logits the object scorer reads.
+            heads: auxiliary heads, and those of which ``category_head`` names one.
             aux: evaluate the auxiliary heads that exist.
         """
+        category = heads.decoder(-1) if self.category_head == "decoder" else heads.proposal
 
         def attend(index: int, rows: Tensor, pos: Tensor, kept: TokenSelection) -> Tensor:
             logits = None if scores is None else kept.gather(scores.logits)
-            rating = self.object_scorer(rows, logits, heads.category)
+            rating = self.object_scorer(rows, logits, category)
             objects = best_rows(rating, kept, features, self.num_objects)
             updated = self.object_layers[index](
                 objects.gather(rows), objects.gather(pos), objects.valid

@@ -140,7 +140,7 @@ class Heads(nn.Module):
         self.embedding = TokenEmbedding(embed_dim) if token_embedding else None
 
     def decoder(self, layer: int) -> Head:
-        """Head of a decoder layer; the same one for all layers when shared."""
+        """Head of a decoder layer, -1 being the last; the same one for all layers when shared."""
         return cast(Head, self.decoder_heads[layer % len(self.decoder_heads)])
 
     def encoder(self, layer: int) -> Head:
@@ -157,11 +157,6 @@ class Heads(nn.Module):
         """First-stage head."""
         assert self.proposal_head is not None
         return self.proposal_head
-
-    @property
-    def category(self) -> Head:
-        """Head whose class logits say what a token shows: of the first stage, else the last one."""
-        return self.decoder(-1) if self.proposal_head is None else self.proposal
 
     @property
     def scorer(self) -> Head:

@@ -6,9 +6,10 @@ A *matched term* maps ``(SupervisedStages, num_boxes)`` to one number per stage,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -216,6 +217,13 @@ class DecoderAttentionLoss:
 
 
 SizeRanges = Sequence[Sequence[int | float]]
+Distance = Literal["sides", "half_size", "center"]
+# Along one axis, from the distances to its two sides; the larger one of both axes counts.
+_ALONG_AXIS: dict[Distance, Callable[[Tensor], Tensor]] = {
+    "sides": lambda to_sides: to_sides.amax(-1),
+    "half_size": lambda to_sides: to_sides.mean(-1),
+    "center": lambda to_sides: 0.5 * (to_sides[..., 0] - to_sides[..., 1]).abs(),
+}
 
 
 @LOSSES.register()
@@ -223,19 +231,27 @@ class ForegroundLoss:
     """Focal loss of token scores against the tokens that lie in objects of their level's size.
 
     Focus-DETR, section 3.2 and equation 1. A token is positive when the center of its cell lies
-    inside a box and the largest of its distances to the four sides is in its level's range. The
-    loss is summed over the unpadded tokens of an image, divided by the positive ones (at least 1)
-    and averaged over the images. The ranges of the paper overlap, those of the released code do
-    not; it also counts padding and fails for a batch without any object.
+    inside a box and its distance is in its level's range. The loss is summed over the unpadded
+    tokens of an image, divided by the positive ones (at least 1) and averaged over the images.
+
+    The paper and its released code take different distances: equation 1 the checkerboard distance
+    to the center of the box, the code the largest distance to the four sides. The published AP is
+    that of the code. At any token of a box, "center" is at most "half_size", and that at most
+    "sides". The ranges of the paper overlap, those of the released code do not; it also counts
+    padding and fails for a batch without any object.
 
     Args:
         weight: factor in the objective.
         size_ranges: (low, high] in pixels for every level, fine to coarse.
+        distance: what has to be in the range: "sides" = the largest of the distances to the four
+            sides, as in the released code; "center" = the larger of the horizontal and the
+            vertical distance to the center of the box, equation 1 as it is printed; "half_size" =
+            the largest that "center" gets in the box, half of its longer side.
         alpha: weight of the positive tokens, in [0, 1].
         gamma: exponent of the modulating factor.
 
     Raises:
-        ValueError: for ranges that are not pairs of rising numbers.
+        ValueError: for ranges that are not pairs of rising numbers, or another ``distance``.
     """
 
     name = "foreground"
@@ -246,6 +262,7 @@ class ForegroundLoss:
         *,
         weight: float,
         size_ranges: SizeRanges = ((-1, 64), (64, 256), (128, 512), (256, 999999)),
+        distance: Distance = "sides",
         alpha: float = 0.25,
         gamma: float = 2.0,
     ) -> None:
@@ -255,7 +272,13 @@ class ForegroundLoss:
                 "ForegroundLoss.size_ranges must be pairs (low, high) with low < high, got "
                 f"{list(size_ranges)}. Set size_ranges of the term in model.criterion.stage."
             )
+        if distance not in _ALONG_AXIS:
+            raise ValueError(
+                f"ForegroundLoss.distance must be one of {list(_ALONG_AXIS)}, got {distance!r}. "
+                "Set distance of the term in model.criterion.stage."
+            )
         self.size_ranges = tuple((float(low), float(high)) for low, high in size_ranges)
+        self.distance: Distance = distance
 
     def check(self, assembly: Assembly) -> None:
         """Refuse ranges that are not one for each level.
@@ -271,7 +294,9 @@ class ForegroundLoss:
         Raises:
             ValueError: if there is not one range per level.
         """
-        foreground = foreground_tokens(output.features, targets, self.size_ranges)
+        foreground = foreground_tokens(
+            output.features, targets, self.size_ranges, distance=self.distance
+        )
         return _token_focal_loss(output, foreground.float(), self.alpha, self.gamma)
 
 
@@ -306,9 +331,15 @@ class SalienceLoss:
 
 @torch.no_grad()
 def foreground_tokens(
-    features: MultiScaleFeatures, targets: Targets, size_ranges: SizeRanges
+    features: MultiScaleFeatures,
+    targets: Targets,
+    size_ranges: SizeRanges,
+    *,
+    distance: Distance,
 ) -> Bool[Tensor, "B N"]:
-    """True at the unpadded tokens in a box of their level's size, see ``ForegroundLoss``.
+    """True at the unpadded tokens whose distance in a box is in the range of their level.
+
+    See ``ForegroundLoss``.
 
     Raises:
         ValueError: if there is not one range per level.
@@ -317,13 +348,13 @@ def foreground_tokens(
     sides, levels = _sides(features, targets), []
     for level, (low, high) in enumerate(size_ranges):
         x, y = _distances(features, level, sides)
-        x_size, y_size = x.amax(-1), y.amax(-1)
-        across = (x > 0).all(-1) & (x_size <= high)
-        down = (y > 0).all(-1) & (y_size <= high)
+        x_distance, y_distance = _ALONG_AXIS[distance](x), _ALONG_AXIS[distance](y)
+        across = (x > 0).all(-1) & (x_distance <= high)
+        down = (y > 0).all(-1) & (y_distance <= high)
         # The larger distance exceeds `low` where one of them does. A product of matrices finds the
         # cells with any such box, without an array of cells times boxes.
-        rows = torch.cat((down & (y_size > low), down), dim=-1).float()
-        columns = torch.cat((across, across & (x_size > low)), dim=-1).float()
+        rows = torch.cat((down & (y_distance > low), down), dim=-1).float()
+        columns = torch.cat((across, across & (x_distance > low)), dim=-1).float()
         levels.append((rows @ columns.transpose(1, 2) > 0).flatten(1))
     return torch.cat(levels, dim=1) & ~features.padding_mask
 

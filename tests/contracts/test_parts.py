@@ -19,6 +19,7 @@ from sparsedet.modeling import (
     DeformableEncoder,
     Denoising,
     DenseSelector,
+    DualAttentionEncoder,
     EfficientQueries,
     ForegroundLoss,
     ForegroundTokenSelector,
@@ -32,6 +33,7 @@ from sparsedet.modeling import (
     TopKSelector,
     TorchvisionResNet,
     TorchvisionSwin,
+    TwoStageQueries,
 )
 from sparsedet.registry import FAMILIES, find_component, list_components
 from tests.modeling import small
@@ -55,6 +57,10 @@ def points_without_positions() -> LearnedQueries:
     part = LearnedQueries(32, 5)
     part.provides_pos = False
     return part
+
+
+def of_proposals() -> DualAttentionEncoder:
+    return small.build(DualAttentionEncoder, category_head="proposal")
 
 
 MISFITS = {
@@ -121,6 +127,15 @@ MISFITS = {
         ),
         r"makes positions from boxes, the references of LearnedQueries are points.*"
         r"model\.query_initializer",
+    ),
+    "classes of a first stage that is not there": (
+        dict(encoder=of_proposals(), query_initializer=LearnedQueries(32, 5)),
+        r"category_head must be 'decoder' for LearnedQueries.*got 'proposal'.*"
+        r"model\.encoder\.category_head=decoder",
+    ),
+    "classes of a first stage that tells none": (
+        dict(encoder=of_proposals(), query_initializer=TwoStageQueries(32, 5)),
+        r"category_head must be 'decoder' for TwoStageQueries.*got 'proposal'",
     ),
     "denoising of queries with positions": (
         dict(denoising=Denoising(32, 3)),
@@ -231,6 +246,16 @@ BAD_ARGUMENTS = {
     "value source": (
         lambda: small.build(DeformableEncoder, value_source="other"),
         r"value_source must be 'updated' or 'input', got 'other'.*model\.encoder\.value_source",
+    ),
+    "category head": (
+        lambda: small.build(DualAttentionEncoder, category_head="encoder"),
+        r"category_head must be 'decoder' or 'proposal', got 'encoder'.*"
+        r"model\.encoder\.category_head",
+    ),
+    "distance": (
+        lambda: ForegroundLoss(weight=1.0, distance="corners"),
+        r"ForegroundLoss\.distance must be one of \['sides', 'half_size', 'center'\], got "
+        r"'corners'.*model\.criterion\.stage",
     ),
     "look forward twice": (
         lambda: small.build(DeformableDecoder, refine=False, look_forward_twice=True),

@@ -17,6 +17,7 @@ from sparsedet.modeling import (
 )
 from sparsedet.modeling.encoder import best_rows
 from sparsedet.modeling.stages import TokenScores, TokenSelection, filler_mask
+from sparsedet.registry import QUERY_INITIALIZERS
 from tests.modeling import small
 
 SIZES = ((64, 96), (128, 70))
@@ -156,7 +157,7 @@ def dual_encode_by_hand(model, features, selections, scores, num_objects: int):
                 own = own if selection.valid is None else own[selection.valid[image]]
             tokens, pos = memory[image, own], features.pos[image, own]
             assert len(tokens) == count
-            rating = model.heads.category.class_embed(tokens).sigmoid().amax(-1)
+            rating = model.heads.decoder(-1).class_embed(tokens).sigmoid().amax(-1)
             if scores is not None:
                 rating = rating * scores.logits[image, own].sigmoid()
             best = rating.sort(descending=True).indices[:num_objects]
@@ -222,24 +223,71 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_any_object_scorer_is_handed_kept_tokens_their_scores_and_the_class_head(selection):
-    given = []
+class First(nn.Module):
+    """An object scorer that keeps what it is handed."""
 
-    class First(nn.Module):
-        def forward(self, tokens, logits, category):
-            given.append((tokens, logits, category))
-            return tokens[..., 0]
+    def __init__(self) -> None:
+        super().__init__()
+        self.given = []
 
-    model = dual_model(8, object_scorer=First())
+    def forward(self, tokens, logits, category):
+        self.given.append((tokens, logits, category))
+        return tokens[..., 0]
+
+
+@pytest.mark.parametrize("category_head", ["decoder", "proposal"])
+def test_any_object_scorer_is_handed_kept_tokens_their_scores_and_the_class_head(
+    selection, category_head
+):
+    model = dual_model(8, object_scorer=First(), category_head=category_head)
     features = small.features(model, SIZES)
     scores = TokenScores(torch.randn(features.padding_mask.shape))
     model.encoder(features, (selection, selection), scores, model.heads)
+    given = model.encoder.object_scorer.given
     tokens, logits, category = given[0]
     assert torch.equal(tokens, selection.gather(features.tokens))
     assert torch.equal(logits, selection.gather(scores.logits))
-    assert category is model.heads.proposal
+    heads = dict(decoder=model.heads.decoder(-1), proposal=model.heads.proposal)
+    assert category is heads[category_head]
     assert len(given) == 2
-    assert isinstance(dual_model(8).encoder.object_scorer, MultiCategoryScorer)
+    by_default = dual_model(8).encoder
+    assert isinstance(by_default.object_scorer, MultiCategoryScorer)
+    assert by_default.category_head == "decoder"
+
+
+HOSTS = [
+    pytest.param(name, head, id=f"{name}-{head}")
+    for name, queries in sorted(QUERY_INITIALIZERS)
+    for head in ("decoder", "proposal")
+    if head == "decoder" or (queries.needs_proposals and name != "TwoStageQueries")
+]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["", "shared"])
+@pytest.mark.parametrize(("queries", "category_head"), HOSTS)
+def test_every_class_of_the_head_that_rates_objects_learns_from_its_objects(
+    queries, category_head, shared
+):
+    """On every host. In a first stage without classes, rows learn nothing from their objects."""
+    combination = small.Combination(queries=queries, **small.DUAL, shared=shared)
+    model = small.detector(combination, category_head=category_head, object_scorer=First())
+
+    def gradients(label: int) -> torch.Tensor:
+        """Of the bias of every class, all objects being of one class."""
+        batch = small.samples(SIZES, (6, 5))
+        for sample in batch:
+            sample["instances"].gt_classes.fill_(label)
+        model.zero_grad(set_to_none=True)
+        sum(model.train()(batch).values()).backward()
+        (head,) = {category for _, _, category in model.encoder.object_scorer.given}
+        assert head.class_embed.weight.grad.any(1).all()
+        return head.class_embed.bias.grad
+
+    found = torch.stack([gradients(label) for label in range(small.NUM_CLASSES)])
+    for own in range(small.NUM_CLASSES):
+        others = torch.arange(small.NUM_CLASSES) != own
+        # objects of the class raise its logits, those of others do not
+        assert (found[own, own] < found[others, own] - 0.01).all(), own
 
 
 def test_fillers_and_padding_are_never_objects(selection):

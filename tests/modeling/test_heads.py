@@ -38,16 +38,12 @@ def test_mlp_has_no_relu_at_its_end(num_layers):
     assert (mlp(x) < 0).any()
 
 
-@pytest.mark.parametrize("queries", ["LearnedQueries", "AnchorQueries", "MixedQueries"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_category_head_is_the_first_stage_or_the_last_layer(queries, shared):
-    heads = small.detector(small.Combination(queries=queries, shared=shared)).heads
-    if queries == "MixedQueries":
-        assert heads.category is heads.proposal_head
-    else:
-        assert heads.proposal_head is None
-        assert heads.category is heads.decoder_heads[-1]
-        assert heads.category is heads.decoder(small.ARGUMENTS["num_layers"] - 1)
+def test_the_last_head_of_the_decoder_is_that_of_its_last_layer(shared):
+    heads = small.detector(small.Combination(shared=shared)).heads
+    assert len(heads.decoder_heads) == (1 if shared else small.ARGUMENTS["num_layers"])
+    assert heads.decoder(-1) is heads.decoder(small.ARGUMENTS["num_layers"] - 1)
+    assert heads.decoder(-1) is heads.decoder_heads[-1]
 
 
 def test_the_two_halves_of_a_head_make_the_whole():

@@ -270,13 +270,24 @@ def cells(features):
             first += height * width
 
 
-def is_foreground(level: int, x: float, y: float, boxes, ranges=RANGES) -> bool:
-    low, high = ranges[level]
-    for left, top, right, bottom in boxes:
-        distances = (x - left, y - top, right - x, bottom - y)
-        if min(distances) > 0 and low < max(distances) <= high:
-            return True
-    return False
+def distance_in_box(distance: str, x: float, y: float, box) -> float:
+    """What is compared with the ranges, worked out for one cell and one box."""
+    left, top, right, bottom = box
+    if distance == "sides":
+        return max(x - left, y - top, right - x, bottom - y)
+    if distance == "half_size":
+        return max(right - left, bottom - top) / 2
+    return max(abs(x - (left + right) / 2), abs(y - (top + bottom) / 2))
+
+
+def is_foreground(level: int, x: float, y: float, boxes, distance="sides") -> bool:
+    low, high = RANGES[level]
+    return any(
+        left < x < right
+        and top < y < bottom
+        and low < distance_in_box(distance, x, y, (left, top, right, bottom)) <= high
+        for left, top, right, bottom in boxes
+    )
 
 
 def salience(x: float, y: float, boxes) -> float:
@@ -293,15 +304,39 @@ def scored(features, scores: torch.Tensor) -> DetectorOutput:
     return replace(output(features=features), scores=TokenScores(scores))
 
 
-def test_foreground_is_what_lies_in_a_box_of_the_size_of_its_level():
+DISTANCES = pytest.mark.parametrize("distance", ["sides", "half_size", "center"])
+
+
+@DISTANCES
+def test_foreground_is_what_lies_in_a_box_at_a_distance_of_its_level(distance):
     features = pyramid()
-    got = foreground_tokens(features, pixel_targets(*OBJECTS), RANGES)
+    got = foreground_tokens(features, pixel_targets(*OBJECTS), RANGES, distance=distance)
     expected = torch.zeros_like(got)
     for image, place, level, x, y in cells(features):
-        expected[image, place] = is_foreground(level, x, y, OBJECTS[image])
+        expected[image, place] = is_foreground(level, x, y, OBJECTS[image], distance)
     assert torch.equal(got, expected)
     assert all(level.any() for level in features.split_levels(got))
     assert not got[features.padding_mask].any()
+
+
+@DISTANCES
+def test_foreground_of_many_boxes(distance):
+    """Boxes of all sizes and shapes, which overlap: a token is asked for each of them."""
+    generator = torch.Generator().manual_seed(5)
+    size, count = (320, 448), 60
+    for _ in range(3):
+        corner = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+        far = corner + (1 - corner) * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+        scale = torch.tensor([size[1], size[0]], dtype=torch.float64)
+        boxes = torch.cat((corner * scale, far * scale), dim=1).tolist()
+        features = pyramid((size,), size)
+        got = foreground_tokens(
+            features, pixel_targets(boxes, image_sizes=(size,)), RANGES, distance=distance
+        )
+        expected = torch.zeros_like(got)
+        for image, place, level, x, y in cells(features):
+            expected[image, place] = is_foreground(level, x, y, boxes, distance)
+        assert torch.equal(got, expected)
 
 
 def test_sides_and_ranges_of_foreground_are_strict_as_the_paper_has_them():
@@ -312,9 +347,9 @@ def test_sides_and_ranges_of_foreground_are_strict_as_the_paper_has_them():
         image_sizes=((16, 16),),
     )
 
-    def found(box, low: float, high: float) -> list[bool]:
+    def found(box, low: float, high: float, distance: str = "sides") -> list[bool]:
         targets = pixel_targets([box], image_sizes=((16, 16),))
-        return foreground_tokens(features, targets, ((low, high),))[0].tolist()
+        return foreground_tokens(features, targets, ((low, high),), distance=distance)[0].tolist()
 
     # Centers of the cells lie at 4 and 12.
     assert found((0, 0, 16, 16), -1, 999) == [True] * 4
@@ -322,28 +357,38 @@ def test_sides_and_ranges_of_foreground_are_strict_as_the_paper_has_them():
     assert found((0, 0, 16, 12), -1, 999) == [True, True, False, False]
     assert found((0, 0, 16, 16), -1, 12) == [True] * 4, "the upper end belongs to the range"
     assert found((0, 0, 16, 16), 12, 999) == [False] * 4, "the lower end does not"
+    for distance, there in (("sides", 12), ("half_size", 8), ("center", 4)):
+        assert found((0, 0, 16, 16), there - 1, there, distance) == [True] * 4
+        assert found((0, 0, 16, 16), there, there + 1, distance) == [False] * 4
+    # The longer side counts, half of it is 8; rows are 3 above and 5 below the center, columns 4.
+    assert found((0, 0, 16, 14), 7, 8, "half_size") == [True] * 4
+    assert found((0, 0, 16, 14), 4.5, 5, "center") == [False, False, True, True]
 
 
-def test_default_ranges_overlap():
+def test_defaults_are_ranges_that_overlap_and_the_distance_of_the_released_code():
+    assert ForegroundLoss(weight=1.0).distance == "sides"
     ranges = ForegroundLoss(weight=1.0).size_ranges
     assert len(ranges) == 4
     assert all(fine[1] > coarse[0] for fine, coarse in pairwise(ranges[1:]))
     assert ranges[0][0] < 0
 
 
+@DISTANCES
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0)])
-def test_foreground_loss(alpha, gamma):
+def test_foreground_loss(alpha, gamma, distance):
     features = pyramid()
     scores = torch.randn(features.padding_mask.shape)
     scores[features.padding_mask] = 50.0
     sums, positives = [0.0, 0.0], [0, 0]
     for image, place, level, x, y in cells(features):
-        positive = is_foreground(level, x, y, OBJECTS[image])
+        positive = is_foreground(level, x, y, OBJECTS[image], distance)
         p = torch.sigmoid(scores[image, place].double()).item()
         sums[image] += focal(p, positive, alpha, gamma)
         positives[image] += positive
     expected = sum(s / n for s, n in zip(sums, positives, strict=True)) / 2
-    loss = ForegroundLoss(weight=9.0, size_ranges=RANGES, alpha=alpha, gamma=gamma)
+    loss = ForegroundLoss(
+        weight=9.0, size_ranges=RANGES, distance=distance, alpha=alpha, gamma=gamma
+    )
     got = loss(scored(features, scores), pixel_targets(*OBJECTS))
     assert got.item() == pytest.approx(expected, rel=1e-5)
 

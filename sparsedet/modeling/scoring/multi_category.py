@@ -14,9 +14,10 @@ from sparsedet.registry import OBJECT_SCORERS
 
 @OBJECT_SCORERS.register()
 class MultiCategoryScorer(nn.Module):
-    """Token score times the best class score of the shared class head (Focus-DETR, equation 3).
+    """Token score times the best class score of the token (Focus-DETR, equation 3).
 
-    It has no parameters of its own. Without token scores, the class score counts alone.
+    It has no parameters of its own: the class head is the one that it is given, see
+    ``DualAttentionEncoder``. Without token scores, the class score counts alone.
 
     Args:
         product: "probability" = of the two probabilities, as in the paper; "logit" = of the two

@@ -20,6 +20,7 @@ model.scorer = L(ForegroundTokenSelector)(
 model.selector = L(TopKSelector)(keep_ratio=0.3, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1])
 model.encoder._target_ = DualAttentionEncoder
 model.encoder.value_source = "input"
+model.encoder.category_head = "proposal"
 model.encoder.object_scorer = L(MultiCategoryScorer)(product="logit")
 model.criterion.stage = [
     L(ForegroundLoss)(weight=1.5, size_ranges=[(-1, 64), (64, 128), (128, 256), (256, 999999)])
