@@ -205,12 +205,14 @@ class LoadReport:
         num_loaded: Number of tensors taken from the file.
         reinitialized: Tensors of the classes, left at their initial values as it was asked for.
         unused: Tensors of the file without a place in the part that was filled.
+        uncalibrated: What the selector is to learn of its images and the file does not have.
     """
 
     module: str
     num_loaded: int
     reinitialized: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    uncalibrated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -243,9 +245,11 @@ class Differences:
 # What has a row per class: the heads of all stages; the labels of denoising may have one more.
 CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
 LABEL_EMBEDDING = "denoising.label_embedding.weight"
-# A model may swap its scorer, or be dense, or train without denoising, and begin from the weights
-# of one that had another.
-_SWAPPABLE = ("scorer.", "denoising.", "heads.scorer_head.", "heads.embedding.")
+# A model may swap its scorer or its selector, or be dense, or train without denoising, and begin
+# from the weights of one that had another.
+_SWAPPABLE = ("scorer.", "selector.", "denoising.", "heads.scorer_head.", "heads.embedding.")
+# What a selector knows of images is no weight; it says by itself when that is missing.
+_CALIBRATED = "selector."
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -262,8 +266,10 @@ def load_weights(
 ) -> LoadReport:
     """Initialize a model from a checkpoint; what does not fit is an error.
 
-    Surplus tensors of a scorer or of denoising are left out and reported, so that trained weights
-    serve a dense model, one with a scorer that has no weights, and one without denoising.
+    Surplus tensors of a scorer, a selector or of denoising are left out and reported, so that
+    trained weights serve a dense model, one with a scorer that has no weights, and one without
+    denoising. So are tensors that the model's selector has and the file lacks: it is to be
+    calibrated then.
 
     The weights are those of the whole model, or of its backbone alone (a torchvision or timm
     file): then the file has no key of the model and every key of one module of the model.
@@ -293,10 +299,18 @@ def load_weights(
         )
     unused = tuple(name for name in differences.unexpected if name.startswith(_SWAPPABLE))
     unexpected = [name for name in differences.unexpected if name not in unused]
-    _require_match(replace(differences, unexpected=unexpected), path)
+    uncalibrated = tuple(name for name in differences.missing if name.startswith(_CALIBRATED))
+    missing = [name for name in differences.missing if name not in uncalibrated]
+    _require_match(replace(differences, missing=missing, unexpected=unexpected), path)
     kept = {name: tensor for name, tensor in weights.items() if name not in unused}
-    model.load_state_dict(kept, strict=not reinitialized)
-    return LoadReport(module="", num_loaded=len(kept), reinitialized=reinitialized, unused=unused)
+    model.load_state_dict(kept, strict=not (reinitialized or uncalibrated))
+    return LoadReport(
+        module="",
+        num_loaded=len(kept),
+        reinitialized=reinitialized,
+        unused=unused,
+        uncalibrated=uncalibrated,
+    )
 
 
 def restore_model(

@@ -11,8 +11,11 @@ from torchvision.ops import FrozenBatchNorm2d
 from sparsedet.analysis import (
     WEIGHTED_READ,
     Counting,
+    ImageShare,
     attention_share,
     best_tokens,
+    blank_share,
+    calibrate_selector,
     count_flops,
     count_parameters,
     kept_by_level,
@@ -159,14 +162,50 @@ def test_counting_without_computing_counts_what_is_computed(name: str) -> None:
 
 
 def test_a_budget_of_the_image_needs_the_image() -> None:
-    model = detector(ADAPTIVE, mass=0.3, keep_ratio=0.9)
+    model = detector(ADAPTIVE, keep_ratio=0.3, max_ratio=0.9)
     with pytest.raises(ValueError, match=r"count_flops.image must be given for AdaptiveSelector"):
         count_flops(model, SIZE)
     kept = {
         total(count_flops(model, SIZE, image=seed * torch.rand(3, *SIZE))) for seed in range(1, 6)
     }
-    cap = total(count_flops(detector(ADAPTIVE, mass=1.0, keep_ratio=0.9), SIZE))
+    cap = total(count_flops(detector(ADAPTIVE, keep_ratio=1.0, max_ratio=0.9), SIZE))
     assert max(kept) < cap
+
+
+# --- calibration and content
+
+
+def test_a_calibrated_selector_keeps_its_ratio_of_these_images() -> None:
+    model = detector(ADAPTIVE, keep_ratio=0.3).train()
+    model.backbone.eval()
+    batches = [samples(((64, 96), (96, 70)), (2, 1)), samples(((128, 64),), (0,), (5,))]
+    assert calibrate_selector(model, batches) == calibrate_selector(model, batches) == 3
+    assert model.selector.curve.num_images == 3, "what was known before is forgotten"
+    assert model.training and not model.backbone.training
+    with torch.no_grad():
+        kept = [each["keep_ratio"] for batch in batches for each in model.eval()(batch)]
+    assert sum(kept) / 3 == pytest.approx(0.3, abs=0.02)
+    assert 0 < blank_share(model, SIZE) < 1
+
+
+def test_what_cannot_be_calibrated() -> None:
+    with pytest.raises(ValueError, match=r"got TopKSelector\. Set model\.selector\._target_"):
+        calibrate_selector(detector(SPARSE), [])
+    model = detector(ADAPTIVE)
+    known = model.selector.curve.num_images.clone()
+    with pytest.raises(ValueError, match="at least one image, got none"):
+        calibrate_selector(model, [])
+    assert model.selector.curve.num_images == known > 0
+
+
+def test_shares_of_plain_and_busy_images() -> None:
+    """16 images; the one with most objects covers least."""
+    shares = [ImageShare(n, kept=(n + 1) / 20, objects=n, area=1 - n / 20) for n in range(16)]
+    found = share_by_content(shares[::-1])
+    assert found["objects"] == pytest.approx({"correlation": 1, "plain": 0.075, "busy": 0.775})
+    assert found["area"] == pytest.approx({"correlation": -1, "plain": 0.775, "busy": 0.075})
+    alike = share_by_content([ImageShare(n, 0.3, n, 0.1) for n in range(3)])
+    assert alike["objects"] == {"correlation": None, "plain": 0.3, "busy": pytest.approx(0.3)}
 
 
 def test_the_mean_counts_each_size_once_and_weighs_by_images() -> None:

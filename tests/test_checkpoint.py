@@ -230,6 +230,26 @@ def test_what_depends_on_the_classes_begins_anew_and_the_rest_is_kept(
     assert all(torch.equal(model.state_dict()[key], initial[key]) for key in depends)
 
 
+def test_another_selector_takes_the_weights(tmp_path: Path) -> None:
+    """What it is to know of images is reported as missing, and kept where the file has it."""
+    top_k = detector(NAMED["focus"])
+    adaptive = detector(replace(NAMED["focus"], selector="AdaptiveSelector"), seed=2)
+    known = {name for name in adaptive.state_dict() if name.startswith("selector.")}
+    before = adaptive.selector.curve.shares.clone()
+    report = load_weights(adaptive, _save(top_k, tmp_path / "top_k.pth"))
+    assert set(report.uncalibrated) == known != set()
+    assert _same(top_k, adaptive)
+    assert torch.equal(adaptive.selector.curve.shares, before)
+    path = _save(adaptive, tmp_path / "adaptive.pth")
+    report = load_weights(detector(NAMED["focus"], seed=3), path)
+    assert set(report.unused) == known and not report.uncalibrated
+    other = detector(replace(NAMED["focus"], selector="AdaptiveSelector"), seed=4)
+    other.selector.forget()
+    assert not load_weights(other, path).uncalibrated
+    assert _same(adaptive, other)
+    assert other.selector.curve.num_images > 0
+
+
 @pytest.mark.parametrize("part", ["scorer", "denoising"])
 def test_what_a_model_does_not_use_is_left_out(tmp_path: Path, part: str) -> None:
     source, model = _detector("focus", 3, seed=1), _detector("focus", 3, seed=2)

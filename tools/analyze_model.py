@@ -34,6 +34,7 @@ from sparsedet.analysis import (
     TokenStatistics,
     count_flops,
     count_parameters,
+    depends_on_image,
     mean_flops,
     measure_latency,
     token_statistics,
@@ -43,7 +44,6 @@ from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import DatasetError, load_coco, resolve_dataset
 from sparsedet.data.images import inspect_image
 from sparsedet.loading import leave_out_pretrained, load_detector
-from sparsedet.modeling import AdaptiveSelector
 
 Size = tuple[int, int]
 
@@ -128,10 +128,10 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         batch = model.preprocess([image])
         sizes = list(batch.image_sizes)
         flops = count_flops(model, sizes[0], image=batch.images[0], counting=counting)
-    elif _looks_first(model.selector):
+    elif depends_on_image(model):
         raise ConfigError(
-            "What a model with AdaptiveSelector costs depends on the image. Add --image FILE, or "
-            "count its cap with model.selector.mass=1."
+            f"What a model with {type(model.selector).__name__} costs depends on the image. Add "
+            "--image FILE."
         )
     else:
         flops = mean_flops(model, sizes, max_images=args.max_images, counting=counting)
@@ -156,11 +156,6 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         print_tokens(tokens)
         figures["tokens"] = asdict(tokens)
     return figures
-
-
-def _looks_first(selector: Any) -> bool:
-    """Whether how many tokens are kept depends on the image."""
-    return isinstance(selector, AdaptiveSelector) and selector.mass < 1
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

@@ -4,13 +4,17 @@
         --ratios 0.05 0.1 0.2 0.3 0.5
     tools/sweep_keep_ratio.py --config-file F --weights W --fixed A/config.yaml:A/model_best.pth \\
         B/config.yaml:B/model_best.pth --output DIR key=value
+    tools/sweep_keep_ratio.py --config-file F --weights W --beside A/config.yaml:A/model_best.pth
 
 Any model whose selector has a keep_ratio will do; `ElasticSelector` trains one for many ratios.
 --ratios asks for keep_ratio as configs write it; the column keep_ratio has what the encoder kept,
 the mean over its layers and over the images, a little more since a layer keeps whole tokens.
---fixed adds models that were trained for one ratio, or dense ones, as they are. Changes of the
-config go for all of them. What `sweep.json` holds already of the same weights and settings is not
-measured again, so a sweep that was stopped goes on from there.
+--beside adds models that are swept too, --fixed those that were trained for one ratio, or dense
+ones, as they are. Changes of the config go for all of them. What `sweep.json` holds already of the
+same weights and settings is not measured again, so a sweep that was stopped goes on from there.
+
+`AdaptiveSelector` keeps another share of every image: its cost is the mean over a few test images,
+and `kept.png` shows the share of each image against the area and the number of its objects.
 Exit codes: 0 done; 2 something given is wrong (one sentence says what).
 """
 
@@ -21,29 +25,41 @@ import copy
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from sparsedet.analysis import count_flops, measure_latency
+from sparsedet.analysis import (
+    ImageShare,
+    WatchedEvaluator,
+    blank_share,
+    count_flops,
+    depends_on_image,
+    measure_latency,
+    share_by_content,
+)
 from sparsedet.checkpoint import atomic_write, load_checkpoint
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import load_coco, resolve_dataset
 from sparsedet.evaluation import evaluate
 from sparsedet.loading import load_detector, require_same_classes, trained_class_names
-from sparsedet.modeling import AdaptiveSelector, TokenSparseDetector
+from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _RATIOS = ("asked_ratio", "keep_ratio")
 _COLUMNS = (*_RATIOS, "tokens", "AP", "AP50", "APs", "APm", "APl", "GFLOPs", "ms")
 _DIGITS = {"tokens": 0, "GFLOPs": 2, "ms": 1}
+_COSTED_IMAGES = 8
+_AMOUNTS = {"area": "area of the objects / area of the image", "objects": "number of objects"}
 _OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
 Row = dict[str, Any]
 
@@ -73,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         help="of model.selector.keep_ratio, the mean over the encoder layers; default: %(default)s",
     )
     parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="CONFIG:WEIGHTS",
+        help="models to sweep as well",
+    )
+    parser.add_argument(
         "--fixed",
         nargs="+",
         default=[],
@@ -100,45 +123,54 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: something given is wrong; nothing has been measured then.
     """
-    ratios, pairs, overrides = _read_words(args)
+    ratios, beside, fixed, overrides = _read_words(args)
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("The plot needs matplotlib. Run: pip install 'sparsedet[plot]'")
     if args.repetitions < 1:
         raise ConfigError(f"--repetitions must be at least 1, got {args.repetitions}.")
-    swept = load_subject(args.config_file, args.weights, overrides)
-    selector: Any = swept.model.selector
-    if not hasattr(selector, "keep_ratio"):
-        raise ConfigError(
-            f"{type(selector).__name__} has no keep_ratio to sweep. Sweep a model with "
-            "TopKSelector or ElasticSelector, and give this one by --fixed."
-        )
-    _check_ratios(selector, ratios)
-    fixed = [load_subject(*pair, overrides) for pair in pairs]
-    size = _read_size(args.image_size) if args.image_size else median_size(swept.cfg)
-    output = args.output or Path(swept.cfg.train.output_dir) / "sweep"
+    pairs = [(args.config_file, args.weights), *beside]
+    swept = [load_subject(*pair, overrides) for pair in pairs]
+    for subject in swept:
+        _check_ratios(subject.model.selector, ratios)
+    as_they_are = [load_subject(*pair, overrides) for pair in fixed]
+    size = _read_size(args.image_size) if args.image_size else median_size(swept[0].cfg)
+    output = args.output or Path(swept[0].cfg.train.output_dir) / "sweep"
     sheet = Sheet(output / "sweep.json", size)
-    for subject in (swept, *fixed):
-        sheet.add(subject, swept=subject is swept)
-    for ratio in ratios:
-        selector.keep_ratio = ratio
-        sheet.complete(swept, ratio, args.repetitions)
-    for subject in fixed:
+    sheet.add(swept, as_they_are)
+    for subject in swept:
+        selector: Any = subject.model.selector
+        for ratio in ratios:
+            selector.keep_ratio = ratio
+            sheet.complete(subject, ratio, args.repetitions)
+    for subject in as_they_are:
         sheet.complete(subject, _own_ratio(subject.model), args.repetitions)
     print(table(sheet.models))
     draw(sheet.models, output / "sweep.png")
     print(f"{sheet.path}, {output / 'sweep.png'}")
+    if any(row["by_content"] for model in sheet.models for row in model["rows"]):
+        print(content_table(sheet.models))
+        draw_kept(sheet.models, output / "kept.png")
+        print(output / "kept.png")
 
 
 def _read_words(
     args: argparse.Namespace,
-) -> tuple[list[float], list[tuple[str, str]], list[str]]:
-    """Ratios, pairs of config and weights, and overrides, which may follow either list."""
-    overrides = list(args.overrides)
-    for words in (args.ratios, args.fixed):
-        overrides += [word for word in words if _OVERRIDE.match(word)]
-    ratios = {_read_ratio(word) for word in args.ratios if not _OVERRIDE.match(word)}
-    pairs = [_read_pair(word) for word in args.fixed if not _OVERRIDE.match(word)]
-    return sorted(ratios), pairs, overrides
+) -> tuple[list[float], list[tuple[str, str]], list[tuple[str, str]], list[str]]:
+    """Ratios, pairs of config and weights, and overrides, which may follow any list."""
+    lists = [args.ratios, args.beside, args.fixed]
+    overrides = [*args.overrides, *(word for words in lists for word in words if _is_change(word))]
+    words, beside, fixed = ([w for w in words if not _is_change(w)] for words in lists)
+    ratios = sorted({_read_ratio(word) for word in words})
+    return (
+        ratios,
+        [_read_pair(w, "--beside") for w in beside],
+        [_read_pair(w, "--fixed") for w in fixed],
+        overrides,
+    )
+
+
+def _is_change(word: str) -> bool:
+    return _OVERRIDE.match(word) is not None
 
 
 def _read_ratio(word: str) -> float:
@@ -152,6 +184,11 @@ def _read_ratio(word: str) -> float:
 
 
 def _check_ratios(selector: Any, ratios: Sequence[float]) -> None:
+    if not hasattr(selector, "keep_ratio"):
+        raise ConfigError(
+            f"{type(selector).__name__} has no keep_ratio to sweep. Sweep a model with "
+            "TopKSelector or ElasticSelector, and give this one by --fixed."
+        )
     try:
         for ratio in ratios:
             selector.keep_ratio = ratio
@@ -159,11 +196,11 @@ def _check_ratios(selector: Any, ratios: Sequence[float]) -> None:
         raise ConfigError(f"--ratios: {error}") from error
 
 
-def _read_pair(word: str) -> tuple[str, str]:
+def _read_pair(word: str, option: str) -> tuple[str, str]:
     match = re.fullmatch(r"(.+\.(?:py|ya?ml)):(.+)", word)
     if match is None:
         raise ConfigError(
-            f"--fixed must name a config file and weights as CONFIG:WEIGHTS, got {word!r}."
+            f"{option} must name a config file and weights as CONFIG:WEIGHTS, got {word!r}."
         )
     return match[1], match[2]
 
@@ -210,11 +247,6 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     if "output_dir" in cfg.dataloader.evaluator:
         cfg.dataloader.evaluator.output_dir = None  # the predictions of a run are not ours to write
     model = load_detector(cfg, weights)
-    if isinstance(model.selector, AdaptiveSelector):
-        raise ConfigError(
-            f"{weights}: AdaptiveSelector keeps another number of tokens of every image, so there "
-            "is no cost at one image size to compare. Leave this model out."
-        )
     return Subject(
         name=Path(weights).resolve().parent.name,
         config=config,
@@ -259,12 +291,10 @@ def digest(subject: Subject, size: Size, *, swept: bool) -> str:
 
 
 def measure(subject: Subject, size: Size, repetitions: int) -> Row:
-    """Accuracy over the test set, cost and time at one image size."""
-    model = subject.model
+    """Accuracy over the test set, cost and time at one image size, or of some test images."""
+    model, watched = subject.model, WatchedEvaluator(subject.evaluator)
     with _counted_tokens(model) as count:
-        results = evaluate(model, subject.loader, subject.evaluator)
-    flops = count_flops(model, size)
-    latency = measure_latency(model, size, repetitions=repetitions)
+        results = evaluate(model, subject.loader, watched)
     return {
         "asked_ratio": _own_ratio(model),
         "keep_ratio": results["keep_ratio"],
@@ -272,11 +302,52 @@ def measure(subject: Subject, size: Size, repetitions: int) -> Row:
         "all_tokens": count["all"] / count["images"],
         **{name: results["bbox"].get(name) for name in _METRICS},
         "images": results["num_images"],
-        "GFLOPs": flops.total,
-        "GFLOPs_by_stage": dict(flops.stages),
-        "ms": latency.total,
-        "ms_by_stage": dict(latency.stages),
-        "protocol": dict(latency.protocol),
+        **_costs(subject, size, repetitions),
+        **_content(model, size, watched.shares),
+    }
+
+
+def _costs(subject: Subject, size: Size, repetitions: int) -> Row:
+    """GFLOPs and milliseconds; means over a few test images where these differ by content."""
+    model, shown = subject.model, [None]
+    if depends_on_image(model):
+        shown = _some_images(subject)
+    sizes = [size if image is None else (image.shape[-2], image.shape[-1]) for image in shown]
+    flops = [count_flops(model, each, image=x) for each, x in zip(sizes, shown, strict=True)]
+    latency = [
+        measure_latency(model, each, image=x, repetitions=repetitions)
+        for each, x in zip(sizes, shown, strict=True)
+    ]
+    return {
+        "GFLOPs": fmean(each.total for each in flops),
+        "GFLOPs_by_stage": _mean_by_stage([each.stages for each in flops]),
+        "ms": fmean(each.total for each in latency),
+        "ms_by_stage": _mean_by_stage([each.stages for each in latency]),
+        "protocol": {**latency[0].protocol, "costed_images": len(shown)},
+    }
+
+
+def _some_images(subject: Subject) -> list[Any]:
+    """Normalized test images at even distances."""
+    loader = copy.copy(subject.loader)
+    keys = [key for batch in loader.batches for key in batch]
+    count = min(_COSTED_IMAGES, len(keys))
+    loader.batches = [[keys[(2 * i + 1) * len(keys) // (2 * count)]] for i in range(count)]
+    return [subject.model.preprocess(batch).images[0] for batch in loader]
+
+
+def _mean_by_stage(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: fmean(row[name] for row in rows) for name in rows[0]}
+
+
+def _content(model: TokenSparseDetector, size: Size, shares: Sequence[ImageShare]) -> Row:
+    """What images keep beside what they show, where that is not the same for all."""
+    if not depends_on_image(model):
+        return {"by_content": None}
+    return {
+        "by_content": share_by_content(shares),
+        "blank": blank_share(model, size),
+        "per_image": [asdict(each) for each in shares],
     }
 
 
@@ -329,19 +400,26 @@ class Sheet:
         self._entries: dict[int, dict[str, Any]] = {}
         self._protocol: dict[str, Any] | None = None
 
-    def add(self, subject: Subject, *, swept: bool) -> None:
-        """Find or make the place of a model.
+    def add(self, swept: Sequence[Subject], fixed: Sequence[Subject]) -> None:
+        """Find or make the places of the models.
 
         Raises:
             ConfigError: the file holds the sweep of another model.
         """
-        name = digest(subject, self._size, swept=swept)
-        others = [model for model in self.models if model["swept"] and model["digest"] != name]
-        if swept and others:
+        digests = [digest(each, self._size, swept=True) for each in swept]
+        others = [model for model in self.models if model["swept"]]
+        others = [model for model in others if model["digest"] not in digests]
+        if others:
             raise ConfigError(
                 f"{self.path} is a sweep of {others[0]['weights']} with other weights or settings. "
                 "Give another --output, or move it away."
             )
+        for subject, name in zip(swept, digests, strict=True):
+            self._place(subject, name, swept=True)
+        for subject in fixed:
+            self._place(subject, digest(subject, self._size, swept=False), swept=False)
+
+    def _place(self, subject: Subject, name: str, *, swept: bool) -> None:
         found = [model for model in self.models if model["digest"] == name]
         if not found:
             found = [
@@ -387,6 +465,10 @@ def table(models: Sequence[dict[str, Any]]) -> str:
         lines += [
             [model["name"], *(_text(row, name) for name in _COLUMNS)] for row in model["rows"]
         ]
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
@@ -416,8 +498,75 @@ def draw(models: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("AP")
     figure.axes[0].legend(title="numbers: keep ratio")
+    _write(figure, path)
+
+
+def content_table(models: Sequence[dict[str, Any]]) -> str:
+    """What plain and busy images keep, for rows where that is not the same."""
+    head = ["model", "asked_ratio", "keep_ratio", "blank"]
+    kinds = ("plain", "busy", "correlation")
+    lines = [[*head, *(f"{name}:{kind}" for name in _AMOUNTS for kind in kinds)]]
+    for model, row in _content_rows(models):
+        found = [row["by_content"][name][kind] for name in _AMOUNTS for kind in kinds]
+        numbers = [row["asked_ratio"], row["keep_ratio"], row["blank"], *found]
+        lines.append([model["name"], *("-" if x is None else f"{x:.3f}" for x in numbers)])
+    return _aligned(lines)
+
+
+def _content_rows(
+    models: Sequence[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], Row]]:
+    for model in models:
+        for row in model["rows"]:
+            if row["by_content"]:
+                yield model, row
+
+
+def draw_kept(models: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot what images keep against what they show, and AP against the mean of it.
+
+    Lines are means of an eighth of the images; one keep ratio shows all images as dots.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3)
+    rows = list(_content_rows(models))
+    for plot, (amount, label) in zip(axes[:2], _AMOUNTS.items(), strict=True):
+        for number, (model, row) in enumerate(rows):
+            x, y = zip(*[(each[amount], each["kept"]) for each in row["per_image"]], strict=True)
+            name, color = f"{model['name']}, {row['asked_ratio']:.3g}", f"C{number}"
+            plot.plot(*_binned(x, y), color=color, label=name)
+            plot.axhline(row["blank"], color=color, ls=":", lw=1)
+            if number == len(rows) // 2:
+                plot.scatter(x, y, s=6, alpha=0.4, color=color)
+        plot.set_xlabel(label)
+        plot.set_ylabel("kept share of the tokens")
+        plot.grid(alpha=0.3)
+    axes[0].legend(title="keep ratio; dotted: a grey picture", fontsize="small")
+    for model in models:
+        x, y = zip(*sorted((row["keep_ratio"], row["AP"]) for row in model["rows"]), strict=True)
+        axes[2].plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])
+    axes[2].set_xlabel("kept share, the mean over images")
+    axes[2].set_ylabel("AP")
+    axes[2].grid(alpha=0.3)
+    axes[2].legend(fontsize="small")
+    _write(figure, path)
+
+
+def _binned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Means of eight parts of the images, in the order of x."""
+    pairs = sorted(zip(x, y, strict=True))
+    edges = [len(pairs) * part // 8 for part in range(9)]
+    parts = [pairs[low:high] for low, high in itertools.pairwise(edges) if low < high]
+    return [fmean(p[0] for p in part) for part in parts], [
+        fmean(p[1] for p in part) for part in parts
+    ]
+
+
+def _write(figure: Any, path: Path) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
+    figure.savefig(content, format="png", dpi=100)
     with atomic_write(path) as file:
         file.write(content.getvalue())
 

@@ -487,6 +487,8 @@ def _log_report(report: LoadReport, path: str) -> None:
         logger.info("new class heads: %s", ", ".join(report.reinitialized))
     if report.unused:
         logger.info("left out: %s", ", ".join(report.unused))
+    if report.uncalibrated:
+        logger.info("not in it, to be calibrated: %s", ", ".join(report.uncalibrated))
 
 
 @contextmanager

@@ -3,6 +3,14 @@
 The formulas are stated in ``docs/analysis.md``; ``tools/analyze_model.py`` prints all of it.
 """
 
+from sparsedet.analysis.calibration import calibrate_selector
+from sparsedet.analysis.content import (
+    ImageShare,
+    WatchedEvaluator,
+    blank_share,
+    depends_on_image,
+    share_by_content,
+)
 from sparsedet.analysis.costs import (
     BILINEAR_READ,
     WEIGHTED_READ,
@@ -41,15 +49,20 @@ __all__ = [
     "Clock",
     "Counting",
     "FlopCount",
+    "ImageShare",
     "Latency",
     "ParameterCount",
     "Parts",
     "Timing",
     "TokenStatistics",
+    "WatchedEvaluator",
     "attention_share",
     "best_tokens",
+    "blank_share",
+    "calibrate_selector",
     "count_flops",
     "count_parameters",
+    "depends_on_image",
     "divisibility",
     "evaluating",
     "kept_by_level",
@@ -58,6 +71,7 @@ __all__ = [
     "mean_flops",
     "measure_latency",
     "round_ratio",
+    "share_by_content",
     "stage_marks",
     "summarize",
     "time_in_turns",

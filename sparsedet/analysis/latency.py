@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sparsedet.analysis.passes import divisibility, evaluating, stage_modules
 from sparsedet.analysis.timing import Clock, machine_facts, timed
@@ -35,9 +37,14 @@ class Latency:
 
 
 def measure_latency(
-    model: TokenSparseDetector, image_size: Size, *, repetitions: int = 20, warm_up: int = 3
+    model: TokenSparseDetector,
+    image_size: Size,
+    *,
+    image: Float[Tensor, "3 h w"] | None = None,
+    repetitions: int = 20,
+    warm_up: int = 3,
 ) -> Latency:
-    """Time the stages of ``model.detect`` on a batch of one image of noise.
+    """Time the stages of ``model.detect`` on a batch of one image.
 
     On the CPU by the clock, on an accelerator by events on its stream, so that nothing waits
     within a repetition. Preprocessing and postprocessing are not part of it.
@@ -45,6 +52,7 @@ def measure_latency(
     Args:
         model: in any mode; it runs in eval mode, on its device.
         image_size: (h, w) of the image, padded as the backbone asks for.
+        image: a normalized image of this size; None = noise.
         repetitions: passes that are timed.
         warm_up: passes before them.
 
@@ -56,15 +64,18 @@ def measure_latency(
             "measure_latency.repetitions must be at least 1 and warm_up at least 0, got "
             f"{repetitions} and {warm_up}."
         )
-    noise = torch.randn(3, *image_size, generator=torch.Generator().manual_seed(0))
-    batch, sizes = pad_images([noise.to(model.device)], divisibility(model))
+    shown = "noise" if image is None else "image"
+    if image is None:
+        image = torch.randn(3, *image_size, generator=torch.Generator().manual_seed(0))
+    batch, sizes = pad_images([image.to(model.device)], divisibility(model))
     clock = Clock(model.device)
     run = timed(lambda: model.detect(batch, sizes), clock, FIRST_STAGE)
     with evaluating(model), torch.inference_mode(), stage_marks(model, clock):
         rows = [run() for _ in range(warm_up + repetitions)][warm_up:]
     stages = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     total = statistics.median(sum(row.values()) for row in rows)
-    return Latency(stages, total, _protocol(model, image_size, repetitions, warm_up))
+    protocol = {**_protocol(model, image_size, repetitions, warm_up), "input": shown}
+    return Latency(stages, total, protocol)
 
 
 @contextmanager
@@ -94,7 +105,6 @@ def _protocol(
         "dtype": str(dtype).removeprefix("torch."),
         "batch": 1,
         "image_size": list(image_size),
-        "input": "noise",
         "warm_up": warm_up,
         "repetitions": repetitions,
         "statistic": "median",

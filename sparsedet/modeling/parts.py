@@ -99,6 +99,9 @@ class ObjectScorer(Protocol):
 class Selector(Protocol):
     """Decides how many tokens each encoder layer updates, and which.
 
+    One whose counts depend on what an image shows says so by ``depends_on_image = True``; one that
+    has to see scores before it can be used has ``calibrate``, see ``CalibratedSelector``.
+
     Attributes:
         needs_scorer: it reads the scores.
     """
@@ -109,6 +112,19 @@ class Selector(Protocol):
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
         """One selection per encoder layer."""
+        ...
+
+
+@runtime_checkable
+class CalibratedSelector(Selector, Protocol):
+    """A selector that has to know how the scores of some images lie."""
+
+    def forget(self) -> None:
+        """Begin the calibration anew."""
+        ...
+
+    def calibrate(self, scores: TokenScores | None, features: MultiScaleFeatures) -> None:
+        """Add the images of a batch."""
         ...
 
 

@@ -13,9 +13,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sparsedet.layers.constants import constants
+from sparsedet.modeling.calibration import ScoreCurve
 from sparsedet.modeling.parts import Assembly, Selector
 from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection, filler_mask
 from sparsedet.registry import SELECTORS, retires
+
+_UNCALIBRATED = (
+    "AdaptiveSelector must know how the scores of some images lie before it can take its threshold "
+    "from keep_ratio, and these weights come without that. Calibrate them with "
+    "tools/calibrate_selector.py or sparsedet.analysis.calibrate_selector(model, batches)."
+)
 
 
 @SELECTORS.register()
@@ -216,26 +223,47 @@ class ElasticSelector(_ShareSelector):
         return numbers.view(len(counts), -1).index_select(0, drawn)[0]
 
 
+def _without_mass(name: str, arguments: Mapping[str, Any]) -> str:
+    """What to write instead of a share of the summed scores, below a cap named ``keep_ratio``."""
+    return (
+        f"{name}.mass is gone and keep_ratio is the mean share of the tokens over layers and "
+        f"images: write the share as keep_ratio, and max_ratio={arguments.get('keep_ratio')} for "
+        "the cap that it was, instead."
+    )
+
+
 @SELECTORS.register()
+@retires("mass", _without_mass)
 @retires("schedule", _new_spelling)
 class AdaptiveSelector(_ShareSelector):
-    """As few tokens as hold a given share of an image's score, so that plain images keep fewer.
+    """The tokens that score above a threshold, one for all images, so that plain images keep fewer.
 
-    Image i keeps its best tokens until the sum of their scores (the sigmoid of the logits) reaches
-    ``mass`` times the sum over all of its unpadded tokens: at least one token and at most
-    ``TopKSelector`` keeps with ``keep_ratio``. Nucleus sampling (Holtzman et al., ICLR 2020)
-    chooses words so. An image's count depends on that image alone.
+    Image i keeps its tokens whose score lies above the threshold: at least one, and at most what
+    ``TopKSelector`` keeps with ``max_ratio``. More or better-scored tokens never mean that fewer
+    are kept, an image without a good token keeps one, and an image's count depends on that image
+    alone.
+
+    The threshold follows from ``keep_ratio``: it is the score above which that share of the tokens
+    lay, the mean over the layers and over the images that the selector was calibrated on. A
+    training pass adds its batch to what it knows, old batches fading, and uses what it knew before
+    (nothing in its first pass, which keeps the best ``keep_ratio`` of each image). With several
+    processes the images of the first one count, whose buffers ``DistributedDataParallel``
+    broadcasts. Weights that were trained with another selector, or are to be used on other images,
+    are calibrated by ``sparsedet.analysis.calibrate_selector`` or ``tools/calibrate_selector.py``.
 
     The host has to know the largest count of a batch, for which it waits once per batch. A compiled
     or exported model does not wait, nor does one that a CUDA graph records: it computes as many
-    tokens as the cap allows and keeps those above, the same result at the cost of the cap. The
-    target of ``DecoderAttentionLoss`` then counts as the cap does (``TokenSelection.max_counts``).
+    tokens as ``max_ratio`` allows and keeps those above the threshold, the same result at the cost
+    of ``max_ratio``. The target of ``DecoderAttentionLoss`` then counts as that cap does
+    (``TokenSelection.max_counts``).
 
     Args:
-        mass: share of the summed scores, in (0, 1]; 1 = as many tokens as the cap allows.
-        keep_ratio: cap on the share of the tokens, the mean over the encoder layers, see
-            ``TopKSelector``.
-        layer_ratios: see ``TopKSelector``.
+        keep_ratio: share of the tokens that a layer updates, the mean over the encoder layers and
+            the images; None = the mean of ``layer_ratios``. Where the largest layer's is 1, every
+            image keeps ``max_ratio`` in it.
+        max_ratio: cap on the share that an image keeps in the layer that keeps most, in (0, 1].
+            Where it takes effect, the mean falls below ``keep_ratio``.
+        layer_ratios: see ``TopKSelector``; an image's layers keep shares of this shape.
 
     Raises:
         ValueError: for numbers outside of these ranges.
@@ -243,42 +271,78 @@ class AdaptiveSelector(_ShareSelector):
 
     def __init__(
         self,
-        mass: float,
-        *,
         keep_ratio: float | None = None,
+        *,
+        max_ratio: float = 1.0,
         layer_ratios: Sequence[float] | None = None,
     ) -> None:
         super().__init__(keep_ratio, layer_ratios)
-        _check_share(mass, "AdaptiveSelector", "mass")
-        self.mass = mass
+        _check_share(max_ratio, "AdaptiveSelector", "max_ratio")
+        self.max_ratio = max_ratio
+        self.curve = ScoreCurve()
+
+    @property
+    def depends_on_image(self) -> bool:
+        """Whether how many tokens are kept depends on what an image shows."""
+        return self.keep_ratio * self._peak < 1 - _ROUNDING
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
-        """One selection for each of ``num_layers`` layers, of which there are ``layer_ratios``."""
-        best = _best_tokens(scores, features, self._counts(self.keep_ratio, features))
+        """One selection for each of ``num_layers`` layers, of which there are ``layer_ratios``.
+
+        Raises:
+            ValueError: in evaluation without calibration.
+        """
+        best = _best_tokens(scores, features, self._counts(self.max_ratio / self._peak, features))
         limits = None
-        if self.mass < 1:
+        if self.depends_on_image:
             limits = self._limits(scores, features, best)
             if _host_may_wait():
-                best, limits = best.prefix(limits.tolist()), None
+                best, limits = best.prefix(self._on_host(limits)), None
+            elif not self.training:
+                torch._assert_async(self.curve.num_images > 0, _UNCALIBRATED)
+        if self.training:
+            self.calibrate(scores, features, fading=True)
         return _cascade(best, self._factors, num_layers, "AdaptiveSelector", limits)
+
+    def forget(self) -> None:
+        """Begin the calibration anew."""
+        self.curve.forget()
+
+    def calibrate(
+        self, scores: TokenScores | None, features: MultiScaleFeatures, *, fading: bool = False
+    ) -> None:
+        """Add the images of a batch to those that the threshold is taken from.
+
+        Args:
+            scores: of the batch.
+            features: of the batch.
+            fading: see ``ScoreCurve.add``.
+        """
+        assert scores is not None
+        self.curve.add(scores.logits.detach(), features.padding_mask, fading=fading)
 
     def _limits(
         self, scores: TokenScores | None, features: MultiScaleFeatures, best: TokenSelection
     ) -> Int[Tensor, " B"]:
-        """Best tokens of each image that hold the mass.
-
-        Integers, since their sums are exact: neither the layout nor the device matters.
-        """
+        """Tokens of each image above the threshold, within the bounds."""
         assert scores is not None
-        parts = (scores.logits.detach().float().sigmoid() * 2.0**40).masked_fill(
-            features.padding_mask, 0.0
-        )
-        parts = parts.long()
-        reached = best.gather(parts).cumsum(1)
-        limits = (reached < self.mass * parts.sum(1, keepdim=True).double()).sum(1) + 1
-        return limits.minimum(constants(best.max_counts, limits.device, torch.int64))
+        device = features.tokens.device
+        threshold = self.curve.threshold(self.keep_ratio * self._peak)
+        above = scores.logits.detach().float() > threshold
+        limits = (above & ~features.padding_mask).sum(1)
+        if self.training:
+            same_share = constants(self._counts(self.keep_ratio, features), device, torch.int64)
+            limits = torch.where(self.curve.num_images > 0, limits, same_share)
+        return limits.clamp(min=1).minimum(constants(best.max_counts, device, torch.int64))
+
+    def _on_host(self, limits: Int[Tensor, " B"]) -> list[int]:
+        """The limits, once it is known that there is a threshold: both in one wait."""
+        *counts, num_images = torch.cat((limits, self.curve.num_images[None])).tolist()
+        if not (num_images or self.training):
+            raise ValueError(_UNCALIBRATED)
+        return counts
 
 
 @SELECTORS.register()

@@ -36,6 +36,7 @@ MODELING_BASE = {"stages", "heads", "parts"}  # what every component may know
 MODELING_EXTRA = {
     "criterion": {"losses", "matcher"},
     "losses": {"matcher"},
+    "selection": {"calibration"},
     "inference": {"detector"},
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
 }

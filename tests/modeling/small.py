@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsedet.modeling  # noqa: F401 (fills the registries)
+from sparsedet.analysis import calibrate_selector
 from sparsedet.modeling import (
     BoxL1Loss,
     ChannelMapper,
@@ -25,6 +26,7 @@ from sparsedet.modeling import (
 )
 from sparsedet.modeling.criterion import MatchedTerm
 from sparsedet.modeling.losses import SupervisedStages
+from sparsedet.modeling.parts import CalibratedSelector
 from sparsedet.modeling.stages import (
     Matching,
     MultiScaleFeatures,
@@ -60,11 +62,11 @@ ARGUMENTS = dict(
     num_objects=10,
     keep_ratio=0.4,
     train_ratios=(0.2, 0.4),
-    mass=0.5,
+    max_ratio=0.8,
     levels=((1, 2, 3), (0, 1, 2, 3)),
 )
 # The same parts when they are told to keep every token.
-KEEP_ALL = dict(keep_ratio=1.0, train_ratios=(1.0,), mass=1.0, levels=((0, 1, 2, 3),) * 2)
+KEEP_ALL = dict(keep_ratio=1.0, train_ratios=(1.0,), max_ratio=1.0, levels=((0, 1, 2, 3),) * 2)
 
 Size = tuple[int, int]
 
@@ -311,7 +313,10 @@ def parts(combination: Combination, **arguments) -> dict:
 
 def detector(combination: Combination, *, seed: int = 0, **arguments) -> TokenSparseDetector:
     """A small detector with every parameter drawn, so that no zero of an initialization hides."""
-    return randomize(TokenSparseDetector(**parts(combination, **arguments)), seed)
+    model = randomize(TokenSparseDetector(**parts(combination, **arguments)), seed)
+    if isinstance(model.selector, CalibratedSelector):
+        calibrate_selector(model, [samples(((64, 96), (96, 70), (128, 64)), (2, 1, 3))])
+    return model
 
 
 def fix_noise(model: TokenSparseDetector) -> TokenSparseDetector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from fractions import Fraction
@@ -225,63 +226,184 @@ def test_a_resumed_run_draws_the_same_ratios(features, scores):
     assert runs[0] == runs[1]
 
 
-# --- a share of the score
+# --- a threshold
 
 
-def brute_force(logits: torch.Tensor, mass: float, cap: float) -> int:
-    """Smallest number of best tokens whose scores reach the mass, in exact arithmetic."""
-    scores = [Fraction(float(score)) for score in logits.float().sigmoid()]
-    most = min(int(cap * len(scores)) + 1, len(scores))
-    reached, needed = Fraction(0), Fraction(mass) * sum(scores)
-    for count, score in enumerate(sorted(scores, reverse=True), 1):
-        reached += score
-        if reached >= needed:
-            return min(count, most)
-    raise AssertionError
+def adaptive(scores, features, keep_ratio=0.3, **arguments) -> AdaptiveSelector:
+    """Calibrated on these images, ready to select."""
+    selector = AdaptiveSelector(keep_ratio, **arguments).eval()
+    selector.calibrate(scores, features)
+    return selector
 
 
-@pytest.mark.parametrize("cap", [0.05, 0.5, 1.0])
-@pytest.mark.parametrize("mass", [0.001, 0.3, 0.8, 0.999, 1.0])
-def test_as_few_tokens_as_hold_the_mass(features, scores, mass, cap):
-    selector = AdaptiveSelector(mass, keep_ratio=0.75 * cap, layer_ratios=(1.0, 0.5))
+def counts_of(selector, logits, features) -> tuple[int, ...]:
+    return selector(TokenScores(logits), features, 1)[0].counts
+
+
+@pytest.mark.parametrize("ratios", [None, (1.0, 0.5), (0.2, 0.4)])
+def test_the_ratio_is_the_mean_over_layers_and_images(features, scores, ratios):
+    selector = adaptive(scores, features, layer_ratios=ratios)
+    for ratio in (0.05, 0.2, 0.45, 0.7):
+        selector.keep_ratio = ratio
+        shares = [
+            count / valid
+            for selection in selector(scores, features, 2)
+            for count, valid in zip(selection.counts, features.num_valid, strict=True)
+        ]
+        assert sum(shares) / len(shares) == pytest.approx(ratio, abs=0.02)
+        assert max(shares) > min(shares), "every image keeps a share of its own"
+
+
+def test_what_scores_above_the_threshold_is_kept(features, scores):
+    selector = adaptive(scores, features, layer_ratios=(1.0, 0.5))
     first, second = selector(scores, features, 2)
-    for image, count in enumerate(first.counts):
-        logits = scores.logits[image, ~features.padding_mask[image]]
-        assert count == brute_force(logits, mass, cap)
-        best = scores.logits[image].masked_fill(features.padding_mask[image], -1e9).sort()
-        assert kept_sets(first)[image] == best.indices.flip(0)[:count].tolist()
-        assert second.counts[image] == max(int(0.5 * count), 1)
-    assert not (masks([second], features)[0] & ~masks([first], features)[0]).any()
+    threshold = selector.curve.threshold(0.4)
+    assert torch.equal(
+        masks([first], features)[0], (scores.logits > threshold) & ~features.padding_mask
+    )
+    assert second.counts == tuple(max(count // 2, 1) for count in first.counts)
+    assert second.begins(first)
 
 
-def test_equal_scores_are_counted_exactly(features):
-    """However small they are, and where rounding would miss: of 10 equal tokens 0.3 hold 3."""
-    for logit in (-15.0, 0.0, 40.0):
-        scores = TokenScores(torch.full(features.padding_mask.shape, logit))
-        selection = AdaptiveSelector(0.3, keep_ratio=1.0)(scores, features, 1)[0]
-        expected = [-(-3 * valid // 10) for valid in features.num_valid]
-        assert list(selection.counts) == expected
+def test_better_scores_never_keep_fewer(features, scores):
+    """Wherever they rise: the sum of all scores may grow faster than the best of them."""
+    selector = adaptive(scores, features)
+    generator = torch.Generator().manual_seed(0)
+    before = counts_of(selector, scores.logits, features)
+    for _ in range(40):
+        share, rise = torch.rand(2, generator=generator).tolist()
+        raised = torch.rand(scores.logits.shape, generator=generator) < share
+        counts = counts_of(selector, scores.logits + 4 * rise * raised, features)
+        assert all(more >= less for more, less in zip(counts, before, strict=True))
 
 
-def test_plain_images_keep_fewer(features, scores):
-    """One token stands out in the first image."""
-    logits = scores.logits - 12
-    logits[0, 3] = 10.0
-    selection = AdaptiveSelector(0.9, keep_ratio=1.0)(TokenScores(logits), features, 1)[0]
-    assert selection.counts[0] == 1
-    assert min(selection.counts[1:]) > 1
+@pytest.mark.parametrize("floor", [-40.0, -9.0, -5.0])
+def test_a_blank_image_keeps_one_token_whatever_its_background_scores(features, floor):
+    """And more objects keep more. The background's scores have most of the sum at -5."""
+    generator = torch.Generator().manual_seed(1)
+    logits = floor + 0.3 * torch.randn(features.padding_mask.shape, generator=generator)
+    blank = logits.clone()
+    for image, objects in enumerate((60, 20, 4)):
+        logits[image, ~features.padding_mask[image]] = torch.cat(
+            (torch.full((objects,), 2.0), logits[image, : features.num_valid[image] - objects])
+        )
+    selector = adaptive(TokenScores(logits), features, 0.1)
+    assert counts_of(selector, blank, features) == (1, 1, 1)
+    assert counts_of(selector, logits, features) == (60, 20, 4)
 
 
 def test_an_image_counts_for_itself(model, features, scores):
-    selector = AdaptiveSelector(0.7, keep_ratio=0.9)
-    together = selector(scores, features, 1)[0]
+    """In evaluation, and in a training pass, which learns from its batch afterwards."""
+    for training in (False, True):
+        selector = adaptive(scores, features, 0.6).train(training)
+        state = copy.deepcopy(selector.state_dict())
+        together = selector(scores, features, 1)[0]
+        for image, size in enumerate(SIZES):
+            for canvas in (None, (136, 200)):
+                alone = small.features(model, (size,), (image,), canvas=canvas)
+                logits = torch.full(alone.padding_mask.shape, 99.0)
+                logits[~alone.padding_mask] = scores.logits[image, ~features.padding_mask[image]]
+                selector.load_state_dict(state)
+                selection = selector(TokenScores(logits), alone, 1)[0]
+                assert selection.counts == together.counts[image : image + 1]
+
+
+def test_images_count_alike_and_padding_does_not(features, scores):
+    curve = adaptive(scores, features).curve
+    assert curve.num_images == len(SIZES)
+    for logit in (-4.0, -0.5, 0.0, 1.25, 3.0):
+        shares = [
+            (scores.logits[image, ~padding] > logit).double().mean()
+            for image, padding in enumerate(features.padding_mask)
+        ]
+        share = float(torch.stack(shares).mean())
+        assert curve.shares[int((logit + 32) * 32)] == pytest.approx(share, abs=1e-6)
+        assert curve.threshold(share) == pytest.approx(logit, abs=0.04)
+
+
+def test_a_calibration_in_parts_is_one_of_the_whole(model, features, scores):
+    whole, parts = adaptive(scores, features), AdaptiveSelector(0.3)
     for image, size in enumerate(SIZES):
-        for canvas in (None, (136, 200)):
-            alone = small.features(model, (size,), (image,), canvas=canvas)
-            logits = torch.full(alone.padding_mask.shape, 99.0)
-            logits[~alone.padding_mask] = scores.logits[image, ~features.padding_mask[image]]
-            selection = selector(TokenScores(logits), alone, 1)[0]
-            assert selection.counts == together.counts[image : image + 1]
+        alone = small.features(model, (size,), (image,))
+        logits = scores.logits[image, ~features.padding_mask[image]][None]
+        parts.calibrate(TokenScores(logits), alone)
+    torch.testing.assert_close(parts.state_dict(), whole.state_dict())
+    parts.forget()
+    parts.calibrate(scores, features)
+    torch.testing.assert_close(parts.state_dict(), whole.state_dict())
+
+
+def test_training_begins_as_top_k_and_follows_the_scores(features, scores):
+    selector = AdaptiveSelector(0.3, layer_ratios=(1.0, 0.5)).train()
+    same(
+        selector(scores, features, 2),
+        TopKSelector(0.3, layer_ratios=(1.0, 0.5))(scores, features, 2),
+    )
+    shifted = TokenScores(scores.logits + 7)
+    everything = selector(shifted, features, 2)[0]
+    assert everything.counts > TopKSelector(0.6)(scores, features, 1)[0].counts, "known from before"
+    for _ in range(250):
+        found = selector(shifted, features, 2)
+    expected = adaptive(shifted, features, layer_ratios=(1.0, 0.5))(shifted, features, 2)
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours.counts, theirs.counts, strict=True):
+            assert one == pytest.approx(other, abs=2)
+
+
+def test_bounds_of_a_count(features, scores):
+    selector = adaptive(scores, features, 0.3, max_ratio=0.5, layer_ratios=(0.5, 0.25))
+    most = TopKSelector(0.5)(scores, features, 1)[0].counts
+    assert counts_of_first(selector, scores.logits + 30, features) == most
+    assert counts_of_first(selector, scores.logits - 30, features) == (1, 1, 1)
+    selector.keep_ratio = 0.75  # all tokens of the first layer, in the mean
+    assert not selector.depends_on_image
+    assert counts_of_first(selector, scores.logits - 30, features) == most
+
+
+def counts_of_first(selector, logits, features) -> tuple[int, ...]:
+    return selector(TokenScores(logits), features, 2)[0].counts
+
+
+def test_beyond_what_can_be_told_apart(features):
+    """Scores that are 0 or 1: what is certainly nothing is left out, whatever the ratio."""
+    logits = torch.full(features.padding_mask.shape, -float("inf"))
+    logits[:, :6] = 1e4
+    selector = adaptive(TokenScores(logits), features, 0.5)
+    assert counts_of(selector, logits, features) == (6, 6, 6)
+    selector.keep_ratio = 0.001
+    assert counts_of(selector, logits, features) == (6, 6, 6)
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_without_calibration_it_says_how_to_get_one(features, scores, compiling):
+    selector = AdaptiveSelector(0.3).eval()
+    kind = RuntimeError if compiling else ValueError  # on a device, what it was told to check
+    with (
+        mock.patch.object(torch.compiler, "is_compiling", return_value=compiling),
+        pytest.raises(kind, match=r"^AdaptiveSelector must know.*calibrate_selector\(model, bat"),
+    ):
+        selector(scores, features, 1)
+    selector.keep_ratio = 1.0
+    assert counts_of(selector, scores.logits, features) == features.num_valid
+
+
+def test_half_precision_weights_keep_the_threshold(features, scores):
+    selector = adaptive(scores, features)
+    before = counts_of(selector, scores.logits, features)
+    after = counts_of(selector.to(torch.bfloat16), scores.logits, features)
+    for one, other in zip(after, before, strict=True):
+        assert one == pytest.approx(other, abs=2)
+
+
+@pytest.mark.usefixtures("_forget_compiled_code")
+def test_a_compiled_training_pass_learns_the_same(features, scores):
+    eager, selector = AdaptiveSelector(0.3).train(), AdaptiveSelector(0.3).train()
+    compiled = torch.compile(selector, backend="aot_eager", fullgraph=True)
+    for shift in range(4):
+        given = TokenScores(scores.logits + shift)
+        expected, got = eager(given, features, 1), compiled(given, features, 1)
+        assert kept_sets(got[0]) == kept_sets(expected[0])
+        torch.testing.assert_close(selector.state_dict(), eager.state_dict())
 
 
 # --- whole levels
@@ -351,12 +473,14 @@ def _forget_compiled_code():
     ("cls", "arguments"),
     [
         (ElasticSelector, dict(keep_ratio=0.3, train_ratios=(0.1, 0.45, 0.6))),
-        (AdaptiveSelector, dict(mass=0.6, keep_ratio=0.6)),
+        (AdaptiveSelector, dict(keep_ratio=0.3, max_ratio=0.9)),
     ],
 )
 def test_compiled_selectors_keep_the_same_tokens(features, scores, cls, arguments, ratios):
     """With shapes that do not change; ``max_counts`` are the most there can be."""
-    selector = cls(**arguments, layer_ratios=ratios).train()
+    selector = cls(**arguments, layer_ratios=ratios).train(cls is ElasticSelector)
+    if cls is AdaptiveSelector:
+        selector.calibrate(scores, features)
     compiled = torch.compile(selector, backend="aot_eager", fullgraph=True)
     shapes, counts = set(), set()
     for seed in range(4):
@@ -382,7 +506,8 @@ def test_compiled_selectors_keep_the_same_tokens(features, scores, cls, argument
 def test_the_form_for_compilers_gives_the_same_answer(selector, system, ratios):
     """Also where an image keeps fewer tokens than may attend to each other."""
     combination = replace(small.NAMED[system], selector=selector, layer_ratios=ratios)
-    arguments = dict(mass=0.02, train_ratios=(0.03, 0.4))
+    arguments = dict(train_ratios=(0.03, 0.4))
+    arguments |= dict(keep_ratio=0.05) if selector == "AdaptiveSelector" else {}
     model = small.detector(combination, **arguments).train(selector == "ElasticSelector")
     features, fewer = small.features(model, SIZES), []
     for seed in range(3):
@@ -410,10 +535,11 @@ def test_the_form_for_compilers_gives_the_same_answer(selector, system, ratios):
 def test_a_compiled_detector_says_the_same(selector, training):
     model = small.detector(replace(small.NAMED["sparse"], selector=selector)).train(training)
     batch = model.preprocess(small.samples(((64, 96), (96, 70)), (2, 1)))
+    eager = copy.deepcopy(model)
     detect = torch.compile(model.detect, backend="aot_eager", fullgraph=True)
     for seed in range(3):
         answers = []
-        for each in (model.detect, detect):
+        for each in (eager.detect, detect):
             torch.manual_seed(seed)
             with torch.set_grad_enabled(training):
                 answers.append(each(batch.images, batch.image_sizes, batch.targets))
@@ -425,12 +551,14 @@ def test_a_compiled_detector_says_the_same(selector, training):
 @pytest.mark.slow
 @pytest.mark.parametrize("selector", ["AdaptiveSelector", "LevelScheduleSelector"])
 def test_exported_selectors_keep_the_same_tokens(features, scores, selector):
-    arguments = dict(mass=0.6, keep_ratio=0.7, levels=LEVELS[:2])
+    arguments = dict(keep_ratio=0.6, levels=LEVELS[:2])
 
     class Kept(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.selector = small.build(small.SELECTORS.get(selector), **arguments)
+            self.selector = small.build(small.SELECTORS.get(selector), **arguments).eval()
+            if selector == "AdaptiveSelector":
+                self.selector.calibrate(scores, features)
 
         def forward(self, logits):
             return self.selector(TokenScores(logits), features, 2)
@@ -471,12 +599,16 @@ BAD = {
     "neither": (TopKSelector, r"TopKSelector\.keep_ratio must be given unless layer_ratios are"),
     "no layers": (lambda: TopKSelector(layer_ratios=[]), r"one per layer, got \[\]"),
     "mass": (
-        lambda: AdaptiveSelector(0.0, keep_ratio=0.5),
-        r"AdaptiveSelector\.mass must be in \(0, 1\], got 0\.0\. Set model\.selector\.mass",
+        lambda: AdaptiveSelector(mass=0.8, keep_ratio=0.5),
+        r"AdaptiveSelector\.mass is gone .* write the share as keep_ratio, and max_ratio=0\.5",
+    ),
+    "adaptive ratio": (
+        lambda: AdaptiveSelector(float("nan")),
+        r"AdaptiveSelector\.keep_ratio must be in \(0, 1\], got nan",
     ),
     "cap": (
-        lambda: AdaptiveSelector(0.5, keep_ratio=float("nan")),
-        r"keep_ratio must be in \(0, 1\], got nan",
+        lambda: AdaptiveSelector(0.5, max_ratio=0),
+        r"AdaptiveSelector\.max_ratio must be in \(0, 1\], got 0\. Set model\.selector\.max",
     ),
     "layers": (
         lambda: TopKSelector(0.3, layer_ratios="1.0"),
@@ -518,7 +650,7 @@ OVERRIDE = "model.selector.schedule=[1.0,0.8,0.6,0.6,0.4,0.2]"
     [
         (OLD, [], NEW),
         (OLD, ["model.selector.keep_ratio=0.25"], "keep_ratio=0.15, layer_ratios=[0.25, 0.2,"),
-        (OLD, ["model.selector._target_=AdaptiveSelector", "model.selector.mass=0.5"], NEW),
+        (OLD, ["model.selector._target_=AdaptiveSelector"], NEW),
         (OLD | ELASTIC, [], "keep_ratio=0.3, train_ratios=[0.06, 0.51], layer_ratios=[0.5, 0.4"),
         (dict(keep_ratio=0.3, schedule=None), [], "keep_ratio=0.3, layer_ratios=null"),
         (dict(keep_ratio=0.3), [OVERRIDE], "write layer_ratios=[1.0, 0.8,"),
@@ -542,7 +674,7 @@ def test_the_old_spelling_ends_in_one_sentence(tmp_path, old, overrides, new):
 def test_the_old_spelling_in_python():
     for build in (
         lambda: TopKSelector(0.5, schedule=OLD["schedule"]),
-        lambda: AdaptiveSelector(0.9, **OLD),
+        lambda: AdaptiveSelector(**OLD),
         lambda: ElasticSelector(**OLD, train_ratios=(0.1, 0.5)),
     ):
         with pytest.raises(

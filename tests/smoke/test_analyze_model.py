@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sparsedet.analysis import calibrate_selector
 from sparsedet.checkpoint import save_checkpoint
 from sparsedet.config import LazyCall, LazyConfig, instantiate
+from sparsedet.loading import load_detector
 from sparsedet.modeling import TimmBackbone
 
 CONFIG = "projects/sparse_detr/configs/sparse_detr_r50_rho30_50ep.py"
@@ -133,12 +135,17 @@ def test_tokens_and_corr(
 def test_a_model_that_looks_first_is_counted_on_a_picture(
     tool: ModuleType, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adaptive = ("model.selector._target_=AdaptiveSelector", "model.selector.mass=0.5")
-    adaptive += ("model.selector.keep_ratio=0.5",)
+    adaptive = ("model.selector._target_=AdaptiveSelector", "model.selector.keep_ratio=0.3")
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(run / "config.yaml"), adaptive)
+    model = load_detector(cfg, run / "model.pth")
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    calibrate_selector(model, [[{"image": image}]])
+    save_checkpoint({"model": model.state_dict()}, tmp_path / "calibrated.pth")
     arguments = ["--config-file", str(run / "config.yaml"), "--size", "64", "96", *adaptive]
     assert tool.main(arguments) == 2
     assert "depends on the image" in capsys.readouterr().err
-    figures = analyze(tool, run, tmp_path, "--image", str(run / "3.png"), *adaptive)
+    words = ("--image", str(run / "3.png"), "--weights", str(tmp_path / "calibrated.pth"))
+    figures = analyze(tool, run, tmp_path, *words, *adaptive)
     assert figures["gflops"]["sizes"] == [[85, 64, 1]]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparsedet.checkpoint import save_checkpoint
+from sparsedet.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.data.shapes import CLASS_NAMES, ShapesOptions, write_shapes
 from sparsedet.evaluation import evaluate
@@ -34,8 +35,9 @@ def small(cfg: Any, folder: Path) -> Any:
     model.query_initializer.num_queries = 10
     model.criterion.stage[0].size_ranges = [[-1, 16], [8, 32], [16, 999999]]
     model.selector = LazyCall(ElasticSelector)(keep_ratio=0.5, train_ratios=[0.1, 0.5])
-    dataset.val_json = str(folder / "set/annotations/instances_val.json")
-    dataset.val_images = str(folder / "set/val")
+    for split in ("train", "val"):
+        dataset[f"{split}_json"] = str(folder / f"set/annotations/instances_{split}.json")
+        dataset[f"{split}_images"] = str(folder / f"set/{split}")
     dataset.class_names, dataset.num_classes = list(CLASS_NAMES), len(CLASS_NAMES)
     dataset.test_short_side, dataset.max_size = 64, 128
     cfg.dataloader.test.batch_size = 2
@@ -60,7 +62,7 @@ def save(cfg: Any, folder: Path, seed: int) -> None:
 def work(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An elastic model in `run`, a dense one in `dense`, and pictures for both in `set`."""
     folder = tmp_path_factory.mktemp("work")
-    write_shapes(folder / "set", num_train=1, num_val=3, options=ShapesOptions(size=(64, 96)))
+    write_shapes(folder / "set", num_train=4, num_val=3, options=ShapesOptions(size=(64, 96)))
     cfg = small(LazyConfig.load(root / "configs/quickstart.py"), folder)
     save(cfg, folder / "run", 0)
     dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
@@ -70,16 +72,32 @@ def work(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def loaded(path: Path) -> Iterator[Any]:
+    """A tool as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[path.stem]
+
+
 @pytest.fixture(scope="module")
 def tool(root: Path) -> Iterator[Any]:
     """The tool as a module."""
-    spec = importlib.util.spec_from_file_location("sweep", root / "tools/sweep_keep_ratio.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sweep"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["sweep"]
+    with loaded(root / "tools/sweep_keep_ratio.py") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def calibrate(root: Path, work: Path) -> Iterator[Callable[..., int]]:
+    """`main` of the tool that calibrates, with the elastic model."""
+    model = ["--config-file", str(work / "run/config.yaml")]
+    model += ["--weights", str(work / "run/model.pth")]
+    with loaded(root / "tools/calibrate_selector.py") as module:
+        yield lambda *words: module.main([*model, *words])
 
 
 @pytest.fixture
@@ -186,6 +204,83 @@ def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path
     assert list(subject.cfg.dataset.class_names) == list(CLASS_NAMES)
 
 
+# --- a share for every image
+
+
+ADAPTIVE = "model.selector._target_=AdaptiveSelector"
+
+
+def test_an_adaptive_model_is_calibrated_and_swept(
+    calibrate: Callable[..., int],
+    sweep: Callable[..., int],
+    work: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    new = tmp_path / "adaptive"
+    assert calibrate("--output", str(new), ADAPTIVE) == 0
+    assert "calibrated on 4 images" in capsys.readouterr().out
+    assert sorted(path.name for path in new.iterdir()) == ["config.yaml", "model_calibrated.pth"]
+    known, old = (
+        load_checkpoint(p)["model"] for p in (new / "model_calibrated.pth", work / "run/model.pth")
+    )
+    assert {name for name in known if name not in old} == {
+        "selector.curve.num_images",
+        "selector.curve.shares",
+    }
+    assert all(torch.equal(known[name], old[name]) for name in old)
+    beside = f"{work}/run/config.yaml:{work}/run/model.pth"
+    words = ["--config-file", str(new / "config.yaml"), "--ratios", "0.2", "0.5"]
+    words += ["--weights", str(new / "model_calibrated.pth"), "--beside", beside]
+    assert sweep(*words, "--output", str(tmp_path)) == 0
+    adaptive, elastic = models(tmp_path)
+    assert (adaptive["name"], elastic["name"]) == ("adaptive", "run")
+    assert all(each["swept"] and len(each["rows"]) == 2 for each in (adaptive, elastic))
+    for row, fixed in zip(adaptive["rows"], elastic["rows"], strict=True):
+        assert fixed["by_content"] is None and fixed["protocol"]["input"] == "noise"
+        kept = [each["kept"] for each in row["per_image"]]
+        assert sum(kept) / 3 == pytest.approx(row["keep_ratio"])
+        assert all(each["objects"] > 0 and each["area"] > 0 for each in row["per_image"])
+        assert set(row["by_content"]) == {"area", "objects"} and 0 < row["blank"] < 1
+        assert row["protocol"]["input"] == "image" and row["protocol"]["costed_images"] == 3
+    table = capsys.readouterr().out.splitlines()[-4:-1]
+    assert table[0].split()[:4] == ["model", "asked_ratio", "keep_ratio", "blank"]
+    assert [line.split()[:2] for line in table[1:]] == [
+        ["adaptive", "0.200"],
+        ["adaptive", "0.500"],
+    ]
+    with Image.open(tmp_path / "kept.png") as picture:
+        assert picture.width > 600
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--output", "{work}/run"], ("/run holds a run", "--output")),
+        (["--images", "0"], ("--images", "got 0")),
+        (["model.selector._target_=TopKSelector"], ("TopKSelector", "AdaptiveSelector")),
+        (["--config-file", "{work}/model.yaml"], ("model.yaml", "dataloader, dataset, train")),
+        (["--weights", "{work}/none.pth"], ("none.pth", "does not exist")),
+        (["dataset.train_json=none.json"], ("none.json",)),
+    ],
+)
+def test_what_cannot_be_calibrated(
+    calibrate: Callable[..., int],
+    work: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: tuple[str, ...],
+) -> None:
+    output = ["--output", str(tmp_path / "out"), ADAPTIVE]
+    assert calibrate(*output, *(word.format(work=work) for word in words)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert all(text in lines[0] for text in says), lines[0]
+    assert not (tmp_path / "out").exists()
+
+
 # --- bad input
 
 
@@ -215,13 +310,10 @@ def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path
             ("DenseSelector has no keep_ratio", "--fixed"),
         ),
         (
-            [
-                "model.selector._target_=AdaptiveSelector",
-                "model.selector.mass=0.5",
-                "model.selector.keep_ratio=0.5",
-            ],
-            ("AdaptiveSelector", "Leave"),
+            ["model.selector._target_=AdaptiveSelector"],
+            ("AdaptiveSelector must know", "tools/calibrate_selector.py"),
         ),
+        (["--beside", "config.yaml"], ("--beside", "CONFIG:WEIGHTS", "'config.yaml'")),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -1,4 +1,4 @@
-"""Focus-DETR that keeps as few tokens of an image as hold most of its foreground score."""
+"""Focus-DETR that keeps the tokens above one threshold, and 30 % in the mean over the images."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import AdaptiveSelector
@@ -13,6 +13,6 @@ from .focus_detr_r50_12ep import (
 )
 
 model.selector = L(AdaptiveSelector)(
-    mass=0.8, keep_ratio=0.3, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1]
+    keep_ratio=0.3, max_ratio=0.9, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1]
 )
 train.output_dir = "output/focus_detr_r50_adaptive_12ep"

@@ -1,0 +1,100 @@
+"""How the share of the tokens that an image keeps goes with what it shows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sparsedet.analysis.passes import evaluating
+from sparsedet.modeling import TokenSparseDetector
+from sparsedet.modeling.stages import Size
+
+_GREY = 128
+
+
+def depends_on_image(model: TokenSparseDetector) -> bool:
+    """Whether the number of tokens that the encoder updates depends on what an image shows."""
+    return getattr(model.selector, "depends_on_image", False)
+
+
+@dataclass(frozen=True)
+class ImageShare:
+    """What one image keeps beside what it shows.
+
+    Attributes:
+        image_id: of the data set.
+        kept: kept / all tokens, the mean over the encoder layers.
+        objects: number of objects.
+        area: summed areas of their boxes / area of the image.
+    """
+
+    image_id: Any
+    kept: float
+    objects: int
+    area: float
+
+
+@dataclass
+class WatchedEvaluator:
+    """An evaluator that also writes down what every image keeps.
+
+    Attributes:
+        evaluator: the one that evaluates.
+        shares: the images that were processed.
+    """
+
+    evaluator: Any
+    shares: list[ImageShare] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.shares.clear()
+        self.evaluator.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Take the samples of a batch, with their instances, and the model's answers."""
+        for sample, output in zip(inputs, outputs, strict=True):
+            boxes = sample["instances"].gt_boxes
+            height, width = sample["image"].shape[-2:]
+            area = float(boxes.area().sum()) / (height * width)
+            share = ImageShare(sample["image_id"], output["keep_ratio"], len(boxes), area)
+            self.shares.append(share)
+        self.evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        """The results of the evaluator."""
+        return self.evaluator.evaluate()
+
+
+def share_by_content(shares: Sequence[ImageShare]) -> dict[str, dict[str, float | None]]:
+    """How kept shares go with the ``area`` and with the number of ``objects``.
+
+    For each of both: ``correlation`` (Pearson's; None where all are alike), and the mean share of
+    the eighth of the images with least (``plain``) and with most (``busy``) of it.
+
+    Args:
+        shares: at least one image.
+    """
+    found = {}
+    for name, other in (("area", "objects"), ("objects", "area")):
+        ordered = sorted(shares, key=lambda each: (getattr(each, name), getattr(each, other)))
+        kept, amounts = [x.kept for x in ordered], [float(getattr(x, name)) for x in ordered]
+        count = max(1, len(ordered) // 8)
+        alike = len(set(kept)) == 1 or len(set(amounts)) == 1
+        found[name] = {
+            "correlation": None if alike else statistics.correlation(kept, amounts),
+            "plain": statistics.fmean(kept[:count]),
+            "busy": statistics.fmean(kept[-count:]),
+        }
+    return found
+
+
+def blank_share(model: TokenSparseDetector, image_size: Size) -> float:
+    """Share of the tokens that a grey picture of this size (h, w) keeps."""
+    sample: Mapping[str, Any] = {"image": torch.full((3, *image_size), _GREY, dtype=torch.uint8)}
+    with evaluating(model), torch.inference_mode():
+        return model([sample])[0]["keep_ratio"]
