@@ -22,6 +22,7 @@ from sparsedet.analysis import (
     kept_tokens,
     mean_flops,
     measure_latency,
+    share_by_content,
     token_statistics,
 )
 from tests.modeling.small import (

@@ -529,7 +529,7 @@ def draw_kept(models: Sequence[dict[str, Any]], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
     axes = figure.subplots(1, 3)
     rows = list(_content_rows(models))
     for plot, (amount, label) in zip(axes[:2], _AMOUNTS.items(), strict=True):
@@ -543,7 +543,9 @@ def draw_kept(models: Sequence[dict[str, Any]], path: Path) -> None:
         plot.set_xlabel(label)
         plot.set_ylabel("kept share of the tokens")
         plot.grid(alpha=0.3)
-    axes[0].legend(title="keep ratio; dotted: a grey picture", fontsize="small")
+    handles, names = axes[0].get_legend_handles_labels()
+    title = "model and keep ratio; dotted: a grey picture"
+    figure.legend(handles, names, title=title, loc="outside lower left", ncols=6, fontsize="small")
     for model in models:
         x, y = zip(*sorted((row["keep_ratio"], row["AP"]) for row in model["rows"]), strict=True)
         axes[2].plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])

@@ -171,7 +171,7 @@ def test_it_goes_on_where_it_stopped(
         measured.append(ratio)
         numbers = dict.fromkeys(("tokens", "AP", "AP50", "APs", "APm", "GFLOPs", "ms"), 1.0)
         ratios = {"asked_ratio": ratio, "keep_ratio": ratio + 0.001}
-        return {**ratios, "APl": None, "protocol": {}, **numbers}
+        return {**ratios, "APl": None, "protocol": {}, "by_content": None, **numbers}
 
     monkeypatch.setattr(tool, "measure", measure)
     output = work / "run/sweep"
@@ -260,7 +260,6 @@ def test_an_adaptive_model_is_calibrated_and_swept(
         (["--output", "{work}/run"], ("/run holds a run", "--output")),
         (["--images", "0"], ("--images", "got 0")),
         (["model.selector._target_=TopKSelector"], ("TopKSelector", "AdaptiveSelector")),
-        (["--config-file", "{work}/model.yaml"], ("model.yaml", "dataloader, dataset, train")),
         (["--weights", "{work}/none.pth"], ("none.pth", "does not exist")),
         (["dataset.train_json=none.json"], ("none.json",)),
     ],
