@@ -27,7 +27,6 @@ VARIANTS = {
     "objectness": ["model.scorer._target_=ObjectnessScorer", "model.criterion.stage=[]"],
     "adaptive": [
         "model.selector._target_=AdaptiveSelector",
-        "+model.selector.mass=0.5",
         "model.selector.keep_ratio=0.4",
         "model.criterion.stage=[{_target_: SalienceLoss, weight: 1.0}]",
     ],
