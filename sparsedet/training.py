@@ -1,28 +1,15 @@
-"""Train and evaluate a detector from a config file.
-
-    tools/train_net.py --config-file configs/quickstart.py
-    tools/train_net.py --config-file FILE train.output_dir=DIR optimizer.lr=1e-4 ...
-    tools/train_net.py --config-file DIR/config.yaml --resume
-    tools/train_net.py --config-file FILE --eval-only train.init_checkpoint=DIR/model_best.pth
-    torchrun --nproc-per-node 8 tools/train_net.py --config-file FILE
-
-Exit codes: 0 done; 1 the loss was not finite; 2 something given is wrong (one sentence says what);
-128 + n stopped by signal n with a checkpoint to go on from.
-"""
+"""Training and evaluating what a config describes, from its data set to `results.json`."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import logging
 import math
 import platform
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +26,17 @@ from sparsedet.checkpoint import (
     CheckpointError,
     CheckpointStore,
     LoadReport,
-    atomic_write,
     load_checkpoint,
     load_weights,
 )
-from sparsedet.config import ConfigError, LazyConfig, check_keys, get_config, instantiate
+from sparsedet.config import (
+    ConfigError,
+    LazyConfig,
+    check_keys,
+    get_config,
+    instantiate,
+    setting,
+)
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
     CheckpointHook,
@@ -51,84 +44,35 @@ from sparsedet.engine import (
     Hook,
     LogHook,
     ModelEma,
-    NonFiniteError,
     StopHook,
     Trainer,
-    launch,
 )
 from sparsedet.engine.hooks import flatten_metrics
-from sparsedet.engine.launch import check_processes, is_first_process, resolve_device
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
 from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Writer
+from sparsedet.files import write_json
 from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
 from sparsedet.structures import Boxes, Instances
 
-logger = logging.getLogger("sparsedet.tools.train_net")
+logger = logging.getLogger(__name__)
 
-_SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "keep_ratio")
+SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "keep_ratio")
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run."""
-    args = _parser().parse_intermixed_args(argv)
-    try:
-        cfg = load_config(args.config_file, args.overrides, evaluates=args.eval_only)
-        device_type = resolve_device(cfg.train.device)
-        check_processes(args.num_gpus, device_type)
-        Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        if is_first_process():
-            _print_error(error)
-        return 2
-    try:
-        return launch(run, (cfg, args), num_processes=args.num_gpus, device_type=device_type)
-    except KeyboardInterrupt:
-        return 130
+def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
+    """Check the settings of a run and fill in the facts of its data set.
 
+    Args:
+        cfg: the config; changed in place.
+        evaluates: nothing will be trained: classes are those of the weights where their file
+            tells, and the training split may be absent.
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="F", help=".py or .yaml config")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in the output folder"
-    )
-    parser.add_argument(
-        "--eval-only",
-        action="store_true",
-        help="evaluate train.init_checkpoint, or with --resume the last checkpoint",
-    )
-    parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="processes to start on this machine"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
-    return parser
-
-
-_NEEDED = (
-    "model._target_",
-    "model.backbone",
-    "optimizer._target_",
-    "lr_multiplier._target_",
-    "dataloader.train",
-    "dataloader.test",
-    "dataloader.evaluator",
-    "dataset",
-    "train.output_dir",
-    "train.amp",
-    "train.clip_grad",
-)
-
-
-def load_config(path: str, overrides: Sequence[str], *, evaluates: bool = False) -> Any:
-    """The config with overrides and the facts of its data set, checked."""
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(path), overrides)
-    absent = [key for key in _NEEDED if not _at(cfg, key)]
-    if absent:
-        raise ConfigError(f"{path} does not set {', '.join(absent)}, which a run needs.")
+    Raises:
+        ConfigError: a setting is wrong.
+        DatasetError: the data set cannot be used.
+    """
     check_keys(cfg.train, get_config("common/train.py").train, "train")
     if cfg.train.amp.dtype not in _AMP_DTYPES:
         raise ConfigError(
@@ -138,7 +82,6 @@ def load_config(path: str, overrides: Sequence[str], *, evaluates: bool = False)
         cfg.dataset.class_names = _trained_classes(cfg.train)
     resolve_dataset(cfg, ("val",) if evaluates else ("train", "val"))
     require_same_classes(cfg)
-    return cfg
 
 
 def _trained_classes(settings: Any) -> list[str] | None:
@@ -153,47 +96,36 @@ def _trained_classes(settings: Any) -> list[str] | None:
     return trained_class_names(checkpoint)
 
 
-def run(device: torch.device, cfg: Any, args: argparse.Namespace) -> int:
-    """Train or evaluate, in one of the processes; returns the exit code."""
-    try:
-        with _logging(Path(cfg.train.output_dir)):
-            job = _build_everywhere(cfg, args, device)
-            if job is None:
-                return 2
-            return job.evaluate_only() if args.eval_only else job.train()
-    except NonFiniteError as error:
-        _print_error(error)
-        return 1
-
-
-def _build_everywhere(cfg: Any, args: argparse.Namespace, device: torch.device) -> Job | None:
-    """The job of this process; None, and one message in all, if it fails in any of them."""
-    job, failure = None, None
-    try:
-        job = Job(cfg, args, device)
-    except (ValueError, OSError) as error:
-        failure = _sentence(error)
-    failures = [text for text in comm.all_gather(failure) if text is not None]
-    if not failures:
-        return job
-    if comm.is_main_process():
-        _print_error(failures[0])
-    return None
-
-
 class Job:
     """Everything that a config describes, built and wired; nothing has run yet.
 
     Args:
-        cfg: The resolved config.
-        args: The command line.
+        cfg: The config after `resolve_run`.
         device: Where this process computes.
+        resume: Go on from the last checkpoint in `train.output_dir`.
+        eval_only: Build what evaluation needs; weights are those of `train.init_checkpoint`, or
+            with `resume` of the last checkpoint.
+        origin: What `results.json` tells of where the config comes from.
+
+    Raises:
+        ConfigError: The parts of the config do not fit together.
+        CheckpointError: A checkpoint cannot be read, does not fit or is that of another run.
     """
 
-    def __init__(self, cfg: Any, args: argparse.Namespace, device: torch.device) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        device: torch.device,
+        *,
+        resume: bool = False,
+        eval_only: bool = False,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
         self._cfg = cfg
-        self._args = args
         self._device = device
+        self._resume = resume
+        self._eval_only = eval_only
+        self._origin = dict(origin or {})
         self._output_dir = Path(cfg.train.output_dir)
         self._store = CheckpointStore(
             self._output_dir, max_to_keep=cfg.train.checkpointer.max_to_keep
@@ -206,7 +138,7 @@ class Job:
         self._model = self._build_model(replaced=last is not None)
         self._test_loader = instantiate(cfg.dataloader.test)
         self._evaluator = instantiate(cfg.dataloader.evaluator)
-        if args.eval_only:
+        if eval_only:
             self._load_for_evaluation(last)
             return
         self._train_loader = instantiate(cfg.dataloader.train)
@@ -220,8 +152,12 @@ class Job:
                 logger.info("the run is finished (%d of %d), only evaluating", done, length)
         self._trainer.hooks = self._build_hooks()
 
-    def train(self) -> int:
-        """Run to the end, or until a signal; write `results.json`."""
+    def train(self) -> dict[str, Any] | int:
+        """Run to the end and write `results.json`.
+
+        Returns:
+            The results of the last evaluation, or the signal that stopped the run before.
+        """
         trainer = self._trainer
         with logging_redirect_tqdm([logging.getLogger("sparsedet")]):
             trainer.train()
@@ -231,9 +167,9 @@ class Job:
                 trainer.iteration,
                 trainer.max_iter,
             )
-            return 128 + (trainer.stop_signal or 15)
+            return trainer.stop_signal or 15
+        evaluation = trainer.hook_state["eval"]
         if comm.is_main_process():
-            evaluation = trainer.hook_state["eval"]
             self._write_results(
                 "results.json",
                 evaluation["results"],
@@ -242,24 +178,24 @@ class Job:
                 seconds_training=trainer.train_seconds,
                 seconds_per_iteration=trainer.train_seconds / trainer.iteration,
             )
-        return 0
+        return evaluation["results"]
 
-    def evaluate_only(self) -> int:
-        """Evaluate once; write `eval_results.json`."""
+    def evaluate_only(self) -> dict[str, Any]:
+        """Evaluate once; write `eval_results.json` and return what is in it."""
         results = self._evaluate(self._model.eval())
         if comm.is_main_process():
             self._write_results("eval_results.json", results)
-        return 0
+        return results
 
     # --- building -------------------------------------------------------------------------------
 
     def _find_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
-        if self._args.resume:
+        if self._resume:
             last = self._store.load_last()
             if last is None:
                 logger.warning("no checkpoint in %s: beginning at the start", self._output_dir)
             return last
-        if not self._args.eval_only and self._store.paths():
+        if not self._eval_only and self._store.paths():
             raise CheckpointError(
                 f"train.output_dir={self._output_dir} holds the checkpoints of another run. Add "
                 "--resume to go on with it, or set another train.output_dir."
@@ -268,7 +204,7 @@ class Job:
 
     def _save_config(self, resumed: bool) -> dict[str, str]:
         """Write `config.yaml`; what checkpoints hold beside the weights."""
-        if self._args.eval_only or not comm.is_main_process():
+        if self._eval_only or not comm.is_main_process():
             return {}
         self._store.clean()
         path = self._output_dir / "config.yaml"
@@ -285,10 +221,10 @@ class Job:
         model = instantiate(self._cfg.model)
         _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
-            reinit = settings.reinit_class_heads and not self._args.eval_only
+            reinit = settings.reinit_class_heads and not self._eval_only
             path = settings.init_checkpoint
             report = load_weights(model, path, reinit_class_heads=reinit)
-            if self._args.eval_only and report.module:
+            if self._eval_only and report.module:
                 raise CheckpointError(
                     f"{path} holds the {report.module} alone, and --eval-only needs a whole model. "
                     "Train it first, without --eval-only."
@@ -384,7 +320,7 @@ class Job:
         results = evaluate(model, self._test_loader, self._evaluator)
         if comm.is_main_process():
             numbers = {**flatten_metrics(results.get("bbox", {})), **flatten_metrics(results)}
-            shown = [f"{name} {numbers[name]:.4g}" for name in _SHOWN_METRICS if name in numbers]
+            shown = [f"{name} {numbers[name]:.4g}" for name in SHOWN_METRICS if name in numbers]
             logger.info("evaluation: %s", "  ".join(shown))
         return results
 
@@ -393,8 +329,7 @@ class Job:
             "metrics": metrics,
             "keep_ratio": metrics.get("keep_ratio"),
             **facts,
-            "config": str(self._args.config_file),
-            "overrides": list(self._args.overrides),
+            **self._origin,
             "seed": self._cfg.train.seed,
             "device": self._device.type,
             "num_processes": comm.get_world_size(),
@@ -406,11 +341,8 @@ class Job:
                 "numpy": np.__version__,
             },
         }
-        path = self._output_dir / name
-        with atomic_write(path) as file:
-            file.write((json.dumps(content, indent=2) + "\n").encode())
-        logger.info("results are in %s", path)
-        print(_table(metrics))
+        write_json(self._output_dir / name, content)
+        logger.info("results are in %s", self._output_dir / name)
 
 
 def _check_parts_fit(model: nn.Module) -> None:
@@ -439,21 +371,13 @@ def _require_same_run(path: Path, cfg: Any) -> None:
         new = LazyConfig.load(Path(folder) / path.name)
     old = LazyConfig.load(path)
     for key in ("model", "optimizer", "lr_multiplier", "train.seed", "dataset.class_names"):
-        changed = _first_difference(_at(old, key), _at(new, key), key)
+        changed = _first_difference(setting(old, key), setting(new, key), key)
         if changed is not None:
             key, before, now = changed
             raise ConfigError(
                 f"{key} is {before} in the run to resume ({path}) and {now} here. Set it as it "
                 "was, or set another train.output_dir."
             )
-
-
-def _at(cfg: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(cfg, Mapping) or part not in cfg:
-            return None
-        cfg = cfg[part]
-    return cfg
 
 
 def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
@@ -467,19 +391,6 @@ def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | No
     return key, old, new
 
 
-def _table(metrics: Mapping[str, Any]) -> str:
-    """The main numbers under their names, in two lines."""
-    named = {**metrics.get("bbox", {}), "keep_ratio": metrics.get("keep_ratio")}
-    shown = [name for name in _SHOWN_METRICS if name in named]
-    cells = ["-" if named[name] is None else f"{named[name]:.3f}" for name in shown]
-    widths = [max(len(name), len(cell)) for name, cell in zip(shown, cells, strict=True)]
-    lines = (
-        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
-        for row in (shown, cells)
-    )
-    return "\n".join(lines)
-
-
 def _log_report(report: LoadReport, path: str) -> None:
     part = f"model.{report.module}" if report.module else "the model"
     logger.info("%d tensors of %s are from %s", report.num_loaded, part, path)
@@ -489,36 +400,5 @@ def _log_report(report: LoadReport, path: str) -> None:
         logger.info("left out: %s", ", ".join(report.unused))
 
 
-@contextmanager
-def _logging(output_dir: Path) -> Iterator[None]:
-    """Log lines to stderr and `log.txt`, of the main process alone."""
-    root = logging.getLogger("sparsedet")
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if comm.is_main_process():
-        handlers.append(logging.FileHandler(output_dir / "log.txt", encoding="utf-8"))
-    before = root.level, root.propagate
-    root.setLevel(logging.INFO if comm.is_main_process() else logging.ERROR)
-    root.propagate = False
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.level, root.propagate = before
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
-
-
 def _sentence(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _print_error(error: Exception | str) -> None:
-    text = error if isinstance(error, str) else _sentence(error)
-    print(f"error: {text}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

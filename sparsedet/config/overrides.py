@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -22,6 +22,7 @@ from sparsedet.config.naming import (
     locate,
     nearest,
 )
+from sparsedet.config.stand_ins import StandIn, source_parameters
 from sparsedet.registry import find_component, list_components, retired_arguments
 
 logger = logging.getLogger(__name__)
@@ -153,8 +154,18 @@ def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
     if isinstance(node, ListConfig):
         return [str(i) for i in range(len(node))]
     keys = [str(key) for key in node]
-    parameters = keyword_parameters(_target(node))
-    return [*keys, *(key for key in (parameters[0] if parameters else ()) if key not in keys)]
+    return [*keys, *(key for key in _arguments(node.get("_target_")) if key not in keys)]
+
+
+def _arguments(target: Any) -> Iterable[str]:
+    """What a target takes by name; nothing where it does not tell."""
+    if isinstance(target, (str, StandIn)):
+        found = source_parameters(target)
+        if found is not None:
+            return found
+        target = locate(target)
+    parameters = keyword_parameters(target)
+    return parameters[0] if parameters else ()
 
 
 def _target(node: DictConfig | ListConfig) -> Any:

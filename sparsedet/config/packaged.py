@@ -1,0 +1,47 @@
+"""The configs that come with the package, by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sparsedet.config.naming import ConfigError, nearest
+
+# In a checkout these are links to the folders of the repository; a wheel has copies.
+PACKAGE = Path(__file__).resolve().parent.parent
+_SUFFIXES = (".py", ".yaml", ".yml")
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Name and file of every config that describes a model.
+
+    ``focus_detr_r50_12ep`` is a recipe to train by, ``released/focus_detr_r50`` the model of
+    published weights.
+    """
+    found = {path.stem: path for path in sorted((PACKAGE / "configs").glob("*.py"))}
+    for path in sorted((PACKAGE / "projects").glob("*/configs/*.py")):
+        found[path.stem] = path
+    for path in sorted((PACKAGE / "projects").glob("*/configs/released/*.py")):
+        found[f"released/{path.stem}"] = path
+    return found
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """The file of a config.
+
+    Args:
+        name: a ``.py`` or ``.yaml`` file, or the name of a packaged config without a suffix.
+
+    Raises:
+        ConfigError: there is none of that name; the message lists the nearest.
+    """
+    path = Path(name)
+    if path.suffix in _SUFFIXES:
+        return path
+    known = packaged_configs()
+    if str(name) not in known:
+        raise ConfigError(
+            f"There is no config '{name}'. {nearest(str(name), known)} `sparsedet configs` lists "
+            "all; a file ends in .py or .yaml."
+        )
+    return known[str(name)]

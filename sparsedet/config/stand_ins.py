@@ -1,0 +1,150 @@
+"""Reading a Python config without importing what it names.
+
+A config names classes of torch, timm and this package, whose import takes seconds. To tell whether
+a key exists, their dotted paths are enough: while a config is described, imports in it give
+stand-ins that know their path, and what a class takes is read from its source.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_DESCRIBING: ContextVar[bool] = ContextVar("describing", default=False)
+
+
+class CannotDescribe(Exception):
+    """Only the imported objects themselves can tell."""
+
+
+class StandIn:
+    """Takes the place of an imported object in a config that is only described.
+
+    Args:
+        dotted: the path of the object.
+    """
+
+    def __init__(self, dotted: str) -> None:
+        self._dotted = dotted
+
+    def __getattr__(self, name: str) -> StandIn:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return StandIn(f"{self._dotted}.{name}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise CannotDescribe(self._dotted)
+
+    __bool__ = __eq__ = __iter__ = __getitem__ = __call__
+    __hash__ = object.__hash__
+
+
+@contextmanager
+def describing() -> Iterator[None]:
+    """Config files that are loaded inside hold stand-ins for what they import."""
+    token = _DESCRIBING.set(True)
+    try:
+        yield
+    finally:
+        _DESCRIBING.reset(token)
+
+
+def stand_in(module: str, fromlist: Sequence[str]) -> StandIn | None:
+    """What an import in a config file gives; None if it is to be carried out."""
+    root = module.partition(".")[0]
+    own = module == "sparsedet" or f"{module}.".startswith("sparsedet.config.")
+    if not _DESCRIBING.get() or own or root in sys.stdlib_module_names:
+        return None
+    return StandIn(module if fromlist else root)
+
+
+# --- what a callable takes, by its source
+
+
+def source_parameters(target: Any) -> list[str] | None:
+    """Names of the arguments that a class or function takes, without importing it.
+
+    Args:
+        target: its dotted path, or a stand-in for it.
+
+    Returns:
+        None where its source does not tell: what it inherits, decorators that may change it,
+        ``**kwargs``, code that is not Python.
+
+    Raises:
+        CannotDescribe: it does not tell of a stand-in.
+    """
+    found = _parameters(target._dotted if isinstance(target, StandIn) else target)
+    if found is None and isinstance(target, StandIn):
+        raise CannotDescribe(target._dotted)
+    return found
+
+
+@cache
+def _parameters(dotted: str) -> list[str] | None:
+    try:
+        node = _definition(dotted, hops=8)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    bound = isinstance(node, ast.ClassDef)
+    if isinstance(node, ast.ClassDef):
+        node = _constructor(node)
+    if not isinstance(node, ast.FunctionDef) or node.args.kwarg or node.decorator_list:
+        return None
+    skipped = int(bound and not node.args.posonlyargs)
+    return [each.arg for each in (*node.args.args[skipped:], *node.args.kwonlyargs)]
+
+
+def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
+    """The class's own, unless something else may make its instances."""
+    registered = all(
+        isinstance(each, ast.Call) and ast.unparse(each.func).endswith(".register")
+        for each in node.decorator_list
+    )
+    own = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
+    plain = registered and not node.keywords and "__new__" not in own
+    return own.get("__init__") if plain else None
+
+
+def _definition(dotted: str, hops: int) -> ast.AST | None:
+    """The class or function, followed through the modules that hand it on."""
+    parts = dotted.split(".")
+    path = _source(parts[:-1])
+    if path is None or not hops:
+        return None
+    found = None
+    for node in _body(path):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == parts[-1]:
+            found = node
+        elif isinstance(node, ast.Assign) and parts[-1] in map(ast.unparse, node.targets):
+            found = None
+        elif isinstance(node, ast.ImportFrom):
+            package = parts[:-1] if path.name == "__init__.py" else parts[:-2]
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                if (alias.asname or alias.name) == parts[-1]:
+                    found = _definition(".".join([*base, alias.name]), hops - 1)
+    return found
+
+
+@cache
+def _body(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_bytes()).body
+
+
+def _source(module: list[str]) -> Path | None:
+    """The file of a module, found without importing its packages."""
+    spec = importlib.util.find_spec(module[0]) if module else None
+    for part in module[1:]:
+        folders = spec.submodule_search_locations if spec else None
+        spec = importlib.machinery.PathFinder.find_spec(part, folders) if folders else None
+    return Path(spec.origin) if spec and str(spec.origin).endswith(".py") else None
