@@ -1,111 +1,68 @@
-"""Evaluate one model at several keep ratios: accuracy, cost and time, as JSON, table and plot.
-
-    tools/sweep_keep_ratio.py --config-file DIR/config.yaml --weights DIR/model_best.pth \\
-        --ratios 0.05 0.1 0.2 0.3 0.5
-    tools/sweep_keep_ratio.py --config-file F --weights W --fixed A/config.yaml:A/model_best.pth \\
-        B/config.yaml:B/model_best.pth --output DIR key=value
-
-Any model whose selector has a keep_ratio will do; `ElasticSelector` trains one for many ratios.
---ratios asks for keep_ratio as configs write it; the column keep_ratio has what the encoder kept,
-the mean over its layers and over the images, a little more since a layer keeps whole tokens.
---fixed adds models that were trained for one ratio, or dense ones, as they are. Changes of the
-config go for all of them. What `sweep.json` holds already of the same weights and settings is not
-measured again, so a sweep that was stopped goes on from there.
-Exit codes: 0 done; 2 something given is wrong (one sentence says what).
-"""
+"""One model at several keep ratios: accuracy, cost and time, as JSON, table and plot."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import importlib.util
 import io
 import json
-import re
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsedet.analysis import count_flops, measure_latency
-from sparsedet.checkpoint import atomic_write, load_checkpoint
-from sparsedet.config import ConfigError, LazyConfig, instantiate
+from sparsedet.checkpoint import load_checkpoint
+from sparsedet.config import ConfigError, LazyConfig, instantiate, read_config
 from sparsedet.data import load_coco, resolve_dataset
 from sparsedet.evaluation import evaluate
+from sparsedet.files import atomic_write, write_json
 from sparsedet.loading import load_detector, require_same_classes, trained_class_names
 from sparsedet.modeling import AdaptiveSelector, TokenSparseDetector
 from sparsedet.modeling.stages import Size
+from sparsedet.tables import format_table
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _RATIOS = ("asked_ratio", "keep_ratio")
 _COLUMNS = (*_RATIOS, "tokens", "AP", "AP50", "APs", "APm", "APl", "GFLOPs", "ms")
 _DIGITS = {"tokens": 0, "GFLOPs": 2, "ms": 1}
-_OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
 Row = dict[str, Any]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run."""
-    args = _parser().parse_intermixed_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 2
-    return 0
+def run_sweep(
+    config: str,
+    weights: str,
+    *,
+    ratios: Sequence[float],
+    fixed: Sequence[tuple[str, str]] = (),
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    image_size: Size | None = None,
+    repetitions: int = 20,
+    report: Callable[[str], None] = lambda line: None,
+) -> Sheet:
+    """Measure what is missing, and write all of it: `sweep.json` and `sweep.png`.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="F", help=".py or .yaml config")
-    parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
-    parser.add_argument(
-        "--ratios",
-        nargs="+",
-        default=["0.05", "0.1", "0.2", "0.3", "0.5"],
-        metavar="R",
-        help="of model.selector.keep_ratio, the mean over the encoder layers; default: %(default)s",
-    )
-    parser.add_argument(
-        "--fixed",
-        nargs="+",
-        default=[],
-        metavar="CONFIG:WEIGHTS",
-        help="models to show beside it, evaluated as they are",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: 'sweep' in train.output_dir"
-    )
-    parser.add_argument(
-        "--image-size",
-        metavar="HxW",
-        help="for GFLOPs and milliseconds (default: that of the test image of median area)",
-    )
-    parser.add_argument(
-        "--repetitions", type=int, default=20, metavar="N", help="timed passes (%(default)s)"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the configs")
-    return parser
-
-
-def run(args: argparse.Namespace) -> None:
-    """Measure what is missing, and write all of it.
+    Args:
+        config: name or file of the config of a model whose selector has a keep ratio.
+        weights: of this model.
+        ratios: keep ratios in (0, 1].
+        fixed: config and weights of models to measure as they are.
+        overrides: changes of all configs.
+        output: folder of the results; None = "sweep" in ``train.output_dir``.
+        image_size: (h, w) of GFLOPs and milliseconds; None = that of the test image of median area.
+        repetitions: timed passes.
+        report: gets a line for each row that was measured.
 
     Raises:
         ValueError: something given is wrong; nothing has been measured then.
     """
-    ratios, pairs, overrides = _read_words(args)
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("The plot needs matplotlib. Run: pip install 'sparsedet[plot]'")
-    if args.repetitions < 1:
-        raise ConfigError(f"--repetitions must be at least 1, got {args.repetitions}.")
-    swept = load_subject(args.config_file, args.weights, overrides)
+    swept = load_subject(config, weights, overrides)
     selector: Any = swept.model.selector
     if not hasattr(selector, "keep_ratio"):
         raise ConfigError(
@@ -113,42 +70,19 @@ def run(args: argparse.Namespace) -> None:
             "TopKSelector or ElasticSelector, and give this one by --fixed."
         )
     _check_ratios(selector, ratios)
-    fixed = [load_subject(*pair, overrides) for pair in pairs]
-    size = _read_size(args.image_size) if args.image_size else median_size(swept.cfg)
-    output = args.output or Path(swept.cfg.train.output_dir) / "sweep"
-    sheet = Sheet(output / "sweep.json", size)
-    for subject in (swept, *fixed):
+    others = [load_subject(*pair, overrides) for pair in fixed]
+    size = image_size or median_size(swept.cfg)
+    output = output or Path(swept.cfg.train.output_dir) / "sweep"
+    sheet = Sheet(output / "sweep.json", size, report=report)
+    for subject in (swept, *others):
         sheet.add(subject, swept=subject is swept)
     for ratio in ratios:
         selector.keep_ratio = ratio
-        sheet.complete(swept, ratio, args.repetitions)
-    for subject in fixed:
-        sheet.complete(subject, _own_ratio(subject.model), args.repetitions)
-    print(table(sheet.models))
+        sheet.complete(swept, ratio, repetitions)
+    for subject in others:
+        sheet.complete(subject, _own_ratio(subject.model), repetitions)
     draw(sheet.models, output / "sweep.png")
-    print(f"{sheet.path}, {output / 'sweep.png'}")
-
-
-def _read_words(
-    args: argparse.Namespace,
-) -> tuple[list[float], list[tuple[str, str]], list[str]]:
-    """Ratios, pairs of config and weights, and overrides, which may follow either list."""
-    overrides = list(args.overrides)
-    for words in (args.ratios, args.fixed):
-        overrides += [word for word in words if _OVERRIDE.match(word)]
-    ratios = {_read_ratio(word) for word in args.ratios if not _OVERRIDE.match(word)}
-    pairs = [_read_pair(word) for word in args.fixed if not _OVERRIDE.match(word)]
-    return sorted(ratios), pairs, overrides
-
-
-def _read_ratio(word: str) -> float:
-    try:
-        ratio = float(word)
-    except ValueError:
-        ratio = 0.0
-    if not 0 < ratio <= 1:
-        raise ConfigError(f"--ratios must be numbers in (0, 1], got {word!r}.")
-    return ratio
+    return sheet
 
 
 def _check_ratios(selector: Any, ratios: Sequence[float]) -> None:
@@ -157,22 +91,6 @@ def _check_ratios(selector: Any, ratios: Sequence[float]) -> None:
             selector.keep_ratio = ratio
     except ValueError as error:
         raise ConfigError(f"--ratios: {error}") from error
-
-
-def _read_pair(word: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(.+\.(?:py|ya?ml)):(.+)", word)
-    if match is None:
-        raise ConfigError(
-            f"--fixed must name a config file and weights as CONFIG:WEIGHTS, got {word!r}."
-        )
-    return match[1], match[2]
-
-
-def _read_size(word: str) -> Size:
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word)
-    if match is None:
-        raise ConfigError(f"--image-size must be HxW, such as 800x1066, got {word!r}.")
-    return int(match[1]), int(match[2])
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -199,10 +117,7 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
         CheckpointError: the weights cannot be read or do not fit.
         DatasetError: the test set cannot be used.
     """
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(config), overrides)
-    absent = [name for name in ("model", "dataloader", "dataset", "train") if name not in cfg]
-    if absent:
-        raise ConfigError(f"{config} has no {', '.join(absent)}. Use the config of a training run.")
+    cfg = read_config(config, overrides, needs=("model", "dataloader", "dataset", "train"))
     if cfg.dataset.class_names is None:
         cfg.dataset.class_names = trained_class_names(load_checkpoint(weights))
     resolve_dataset(cfg, ("val",))
@@ -308,13 +223,15 @@ class Sheet:
     Args:
         path: the file; what it holds already is kept.
         size: image size of cost and time.
+        report: gets a line for each row that was measured.
 
     Raises:
         ConfigError: the file is something else.
     """
 
-    def __init__(self, path: Path, size: Size) -> None:
+    def __init__(self, path: Path, size: Size, *, report: Callable[[str], None]) -> None:
         self.path = path
+        self._report = report
         self._size = size
         self.models: list[dict[str, Any]] = []
         if path.is_file():
@@ -365,12 +282,11 @@ class Sheet:
         row = measure(subject, self._size, repetitions)
         if row["protocol"] != self._protocol:
             self._protocol = row["protocol"]
-            print(" ".join(f"{key}={value}" for key, value in row["protocol"].items()))
+            self._report(" ".join(f"{key}={value}" for key, value in row["protocol"].items()))
         shown = [f"{name} {_text(row, name)}" for name in _COLUMNS]
-        print(f"{entry['name']}: {'  '.join(shown)}", flush=True)
+        self._report(f"{entry['name']}: {'  '.join(shown)}")
         entry["rows"] = sorted([*entry["rows"], row], key=lambda each: each["keep_ratio"])
-        with atomic_write(self.path) as file:
-            file.write((json.dumps({"models": self.models}, indent=2) + "\n").encode())
+        write_json(self.path, {"models": self.models})
 
 
 def _text(row: Row, column: str) -> str:
@@ -387,11 +303,7 @@ def table(models: Sequence[dict[str, Any]]) -> str:
         lines += [
             [model["name"], *(_text(row, name) for name in _COLUMNS)] for row in model["rows"]
         ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return format_table(lines, left=())
 
 
 def draw(models: Sequence[dict[str, Any]], path: Path) -> None:
@@ -420,7 +332,3 @@ def draw(models: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(content, format="png", dpi=150)
     with atomic_write(path) as file:
         file.write(content.getvalue())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

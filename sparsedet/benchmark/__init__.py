@@ -1,1 +1,1 @@
-"""What tools/benchmark.py measures, one module for each mode, and what the modes share."""
+"""What `sparsedet benchmark` measures, one module for each mode, and what the modes share."""

@@ -1,13 +1,14 @@
 """Convert a published checkpoint to the names of this package.
 
-    tools/convert_checkpoint.py --source sparse-detr published.pth converted.safetensors
-    tools/convert_checkpoint.py --source sparse-detr --classes contiguous published.pth out.pth
-    tools/convert_checkpoint.py --source detrex in.pth out.pth --config-file F key=value ...
+    sparsedet convert-weights --source sparse-detr published.pth converted.safetensors
+    sparsedet convert-weights --source sparse-detr --classes contiguous published.pth out.pth
+    sparsedet convert-weights --source detrex in.pth out.pth --config-file F key=value ...
 
 Published heads have either 91 rows, one per COCO category id with gaps, or 80, one per class that
 there is. ``--classes contiguous`` picks the 80 of 91, so that the result fits configs of COCO's 80
 classes. Every tensor of the file is used or named in an error, and every tensor of a model must be
-there in its shape: of the one of ``--config-file``, else of one in projects/*/configs/released.
+there in its shape: of the one of ``--config-file``, else of one of the released configs that
+`sparsedet configs released` lists.
 docs/published_weights.md lists the files that there are. Exit codes: 0 done; 2 something given is
 wrong (one sentence says what), nothing is written.
 """
@@ -15,52 +16,34 @@ wrong (one sentence says what), nothing is written.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from sparsedet.cli.common import answer, make_parser
+from sparsedet.config import ConfigError, check_overrides, read_config
 
-from sparsedet.checkpoint import (
-    CheckpointError,
-    Differences,
-    check_weights,
-    compare_weights,
-    load_checkpoint,
-    model_weights,
-    save_checkpoint,
-)
-from sparsedet.config import ConfigError, LazyConfig, instantiate
-from sparsedet.conversion import SOURCES, contiguous_classes, convert, num_classes
-from sparsedet.loading import leave_out_pretrained
+if TYPE_CHECKING:
+    from torch import nn
 
-_ROOT = Path(__file__).resolve().parent.parent
-_RELEASED = "projects/*/configs/released/*.py"
+SOURCES = ("deformable-detr", "detrex", "focus-detr", "huggingface", "sparse-detr")
 _SUFFIXES = (".pth", ".safetensors")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and run."""
-    args = _parser().parse_intermixed_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 2
-    return 0
+    return answer(run, _parser(prog).parse_intermixed_args(argv))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--source", required=True, choices=sorted(SOURCES), help="who made it")
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument("--source", required=True, choices=SOURCES, help="who made it")
     parser.add_argument(
         "--classes", choices=["contiguous"], help="pick COCO's 80 classes of 91 category ids"
     )
-    parser.add_argument("--config-file", metavar="F", help="a config whose model it must fit")
+    parser.add_argument(
+        "--config-file", metavar="F", help="a config, by name or file, whose model it must fit"
+    )
     parser.add_argument("input", type=Path, help=".pth or .safetensors file")
     parser.add_argument("output", type=Path, help=".pth or .safetensors file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
@@ -73,21 +56,33 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: something given is wrong; nothing has been written then.
     """
+    if args.config_file is not None:
+        check_overrides(args.config_file, args.overrides)
+    elif args.overrides:
+        raise ConfigError(f"{args.overrides[0]} changes a config, and none is given. Add one.")
+    from sparsedet.checkpoint import (
+        CheckpointError,
+        check_weights,
+        load_checkpoint,
+        model_weights,
+        save_checkpoint,
+    )
+    from sparsedet.conversion import contiguous_classes, convert, num_classes
+    from sparsedet.loading import fitting_configs
+
     if args.output.suffix not in _SUFFIXES:
         raise CheckpointError(
             f"output {args.output} must end in {' or '.join(_SUFFIXES)}. Choose such a name."
         )
     if args.output.exists() and args.output.samefile(args.input):
         raise CheckpointError(f"output {args.output} is the input. Choose another name.")
-    if args.overrides and args.config_file is None:
-        raise ConfigError(f"{args.overrides[0]} changes a config, and none is given. Add one.")
     published = model_weights(load_checkpoint(args.input))
     weights = convert(published, args.source)
     found = num_classes(weights)
     if args.classes == "contiguous":
         weights = contiguous_classes(weights)
     if args.config_file is None:
-        configs = fitting(weights, found)
+        configs = fitting_configs(weights, found)
     else:
         check_weights(load_model(args, num_classes(weights)), weights, args.input)
         configs = [args.config_file]
@@ -104,56 +99,12 @@ def load_model(args: argparse.Namespace, classes: int) -> nn.Module:
     Raises:
         ConfigError: the config has no model.
     """
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.overrides)
-    if "model" not in cfg:
-        raise ConfigError(f"{args.config_file} has no model. Use a config that describes one.")
+    from sparsedet.loading import build_on_meta
+
+    cfg = read_config(args.config_file, args.overrides, needs=("model",))
     if "dataset" in cfg and cfg.dataset.get("num_classes") is None:
         cfg.dataset.num_classes = classes  # follows from data that need not be here
-    return _build(cfg)
-
-
-def _build(cfg: Any) -> nn.Module:
-    leave_out_pretrained(cfg)
-    with torch.device("meta"):
-        return instantiate(cfg.model)
-
-
-def fitting(weights: Mapping[str, Tensor], published: int) -> list[str]:
-    """The released configs whose model has these tensors, with the override that makes it fit.
-
-    Configs of as many classes as were published go first; those of another number count where
-    none of these fits.
-
-    Args:
-        weights: converted ones.
-        published: classes before some were picked.
-
-    Raises:
-        CheckpointError: no model has them; it names the nearest and what is different.
-    """
-    classes = num_classes(weights)
-    others: list[tuple[str, Differences]] = []
-    configs = {path: LazyConfig.load(path) for path in sorted(_ROOT.glob(_RELEASED))}
-    first = [path for path, cfg in configs.items() if cfg.model.num_classes == published]
-    for paths in (first, [path for path in configs if path not in first]):
-        fits = []
-        for path in paths:
-            model = configs[path].model
-            override = "" if model.num_classes == classes else f" model.num_classes={classes}"
-            name = f"{path.relative_to(_ROOT)}{override}"
-            model.num_classes = classes
-            differences = compare_weights(_build(configs[path]).state_dict(), weights)
-            if differences:
-                others.append((name, differences))
-            else:
-                fits.append(name)
-        if fits:
-            return fits
-    name, differences = min(others, key=lambda other: len(other[1]))
-    raise CheckpointError(
-        f"the file fits no config in {_RELEASED}. The nearest is {name}: tensors {differences}. "
-        "If the file is whole, name the config of its model with --config-file."
-    )
+    return build_on_meta(cfg)
 
 
 def _classes(before: int, after: int) -> str:
@@ -162,7 +113,3 @@ def _classes(before: int, after: int) -> str:
     if after == 91:
         return "91, COCO's category ids (--classes contiguous picks the 80 that there are)"
     return f"{after}, contiguous"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -110,9 +110,7 @@ def start(command: Command) -> int:
     check_processes(command.num_gpus, device_type)
     Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
     try:
-        return launch(
-            run, (cfg, command), num_processes=command.num_gpus, device_type=device_type
-        )
+        return launch(run, (cfg, command), num_processes=command.num_gpus, device_type=device_type)
     except KeyboardInterrupt:
         return 130
 

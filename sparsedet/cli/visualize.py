@@ -1,8 +1,8 @@
 """Draw which tokens a detector keeps, beside what it finds: one PNG per image.
 
-    tools/visualize_tokens.py --config-file DIR/config.yaml --weights DIR/model_best.pth a.jpg b.png
-    tools/visualize_tokens.py --config-file F --weights W --scores a.jpg key=value ...
-    tools/visualize_tokens.py --config-file F --weights W --beside F2 W2 a.jpg
+    sparsedet visualize DIR/config.yaml --weights DIR/model_best.pth a.jpg b.png
+    sparsedet visualize CONFIG --weights W --scores a.jpg key=value ...
+    sparsedet visualize CONFIG --weights W --beside CONFIG2 W2 a.jpg
 
 The images pass through the config's test transforms, so their size is that of the evaluation. A
 kept cell shows the image, the others are dim; a color says how many encoder layers keep a cell.
@@ -13,40 +13,25 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
+from sparsedet.cli.common import add_config, answer, make_parser, take_config
+from sparsedet.config import ConfigError, check_overrides, instantiate, read_config
 
-from sparsedet.config import ConfigError, LazyConfig, instantiate
-from sparsedet.data import DatasetError, read_categories
-from sparsedet.data.images import inspect_image, read_image
-from sparsedet.loading import load_detector, require_same_classes
-from sparsedet.visualization import stack, token_figure
-
-_OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
+if TYPE_CHECKING:
+    from PIL import Image
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and run."""
-    args = _parser().parse_intermixed_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 2
-    return 0
+    return answer(run, _parser(prog).parse_intermixed_args(argv))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="F", help=".py or .yaml config")
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    add_config(parser, "IMAGE")
     parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: 'tokens' in train.output_dir"
@@ -63,9 +48,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("F", "W"),
         help="draw what another model makes of the image below; may be given several times",
     )
-    parser.add_argument(
-        "words", nargs="+", metavar="image|key=value", help="images, and changes of the config"
-    )
     return parser
 
 
@@ -75,11 +57,14 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: something given is wrong; nothing has been written then.
     """
-    overrides = [word for word in args.words if _is_override(word)]
-    records = [image_record(word) for word in args.words if not _is_override(word)]
-    if not records:
+    take_config(args, others=True)
+    if not args.words:
         raise ConfigError("No image is given. Name one or more image files.")
-    cfg = load_config(args.config_file, overrides)
+    check_overrides(args.config_file, args.overrides)
+    from sparsedet.visualization import stack
+
+    records = [image_record(word) for word in args.words]
+    cfg = load_config(args.config_file, args.overrides)
     output = args.output or Path(cfg.get("train", {}).get("output_dir", "output")) / "tokens"
     drawers = [Drawer(cfg, args.weights, args)]
     drawers += [Drawer(load_config(path, ()), weights, args) for path, weights in args.beside]
@@ -91,10 +76,6 @@ def run(args: argparse.Namespace) -> None:
         stack(figures).save(path)
         for summary in summaries:
             print(f"{record['file_name']}: {summary}: {path}")
-
-
-def _is_override(word: str) -> bool:
-    return _OVERRIDE.match(word) is not None and not Path(word).exists()
 
 
 def _free_name(stem: str, names: set[str]) -> str:
@@ -113,6 +94,9 @@ def image_record(path: str) -> dict[str, Any]:
     Raises:
         DatasetError: it is not there, or no image.
     """
+    from sparsedet.data import DatasetError
+    from sparsedet.data.images import inspect_image
+
     header = inspect_image(path)
     if isinstance(header, str):
         raise DatasetError(f"image file {path!r} cannot be read ({header}).")
@@ -129,10 +113,10 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
         ConfigError: it cannot be read, or lacks what is needed here.
         DatasetError: the annotation file that has the classes cannot be read.
     """
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(path), overrides)
-    absent = [name for name in ("model", "dataloader", "dataset") if name not in cfg]
-    if absent:
-        raise ConfigError(f"{path} has no {', '.join(absent)}. Use the config of a training run.")
+    from sparsedet.data import read_categories
+    from sparsedet.loading import require_same_classes
+
+    cfg = read_config(path, overrides, needs=("model", "dataloader", "dataset"))
     dataset = cfg.dataset
     if dataset.class_names is None:  # as training resolves them: from the training split
         files = [dataset[key] for key in ("train_json", "val_json") if dataset[key] is not None]
@@ -154,20 +138,28 @@ class Drawer:
     """Draws what one model makes of images."""
 
     def __init__(self, cfg: Any, weights: str, args: argparse.Namespace) -> None:
+        from sparsedet.loading import load_detector
+
         self.model = load_detector(cfg, weights)
         self.mapper = instantiate(cfg.dataloader.test.mapper)
         self.class_names = cfg.dataset.class_names
         self.threshold, self.show_scores = args.score_threshold, args.scores
         self.name = f"{weights}: " if args.beside else ""
 
-    @torch.inference_mode()
     def __call__(self, record: dict[str, Any]) -> tuple[Image.Image, str]:
         """The figure of one image, and its numbers in words."""
+        import torch
+        from PIL import Image
+
+        from sparsedet.data.images import read_image
+        from sparsedet.visualization import token_figure
+
         sample = self.mapper(record, random.Random(0))
         del sample["instances"]  # nothing is known of this image: a scorer that looks must say so
-        batch = self.model.preprocess([sample])
-        output = self.model.detect(batch.images, batch.image_sizes)
-        instances = self.model.postprocess(output, [sample])[0]["instances"]
+        with torch.inference_mode():
+            batch = self.model.preprocess([sample])
+            output = self.model.detect(batch.images, batch.image_sizes)
+            instances = self.model.postprocess(output, [sample])[0]["instances"]
         size = record["width"], record["height"]
         picture = Image.fromarray(read_image(record["file_name"], size).permute(1, 2, 0).numpy())
         figure = token_figure(
@@ -182,7 +174,3 @@ class Drawer:
         found = int((instances.scores >= self.threshold).sum())
         share, total = output.keep_ratios[0], output.features.num_valid[0]
         return figure, f"{self.name}detections: {found}, tokens kept: {share:.1%} of {total}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -131,8 +131,8 @@ def read_config(
     Raises:
         ConfigError: the config cannot be read, an override is wrong or a key is absent.
     """
+    check_overrides(name, overrides)
     path = find_config(name)
-    check_overrides(path, overrides)
     cfg = LazyConfig.apply_overrides(LazyConfig.load(path), overrides)
     absent = [key for key in needs if not setting(cfg, key)]
     if absent:
@@ -143,21 +143,29 @@ def read_config(
     return cfg
 
 
-def check_overrides(path: Path, overrides: Sequence[str]) -> None:
-    """Refuse mistyped keys by a description of the config, without importing what it names.
+def check_overrides(name: str | os.PathLike[str], overrides: Sequence[str]) -> None:
+    """Refuse mistyped names and keys by a description of the config, at once.
 
-    Where the description is not enough to tell, nothing is refused: the config itself tells then.
+    Nothing that the config names is imported. Where its description is not enough to tell, nothing
+    is refused: :func:`read_config` tells then.
+
+    Args:
+        name: as :func:`sparsedet.config.find_config` takes it.
+        overrides: changes, see :meth:`LazyConfig.apply_overrides`.
 
     Raises:
-        ConfigError: an override is wrong.
+        ConfigError: there is no such config, or an override is wrong.
     """
+    path = find_config(name)
     if any(override.swaps for override in map(Override.parse, overrides)):
         return  # components are registered when their modules are imported
     try:
         with describing():
             cfg = LazyConfig.load(path)
     except ConfigError:
-        return
+        if path.is_file():
+            return
+        raise
     with suppress(CannotDescribe):
         apply_overrides(cfg, overrides)
 

@@ -30,14 +30,16 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     """The file of a config.
 
     Args:
-        name: a ``.py`` or ``.yaml`` file, or the name of a packaged config without a suffix.
+        name: the name of a packaged config; or a ``.py`` or ``.yaml`` file, also the path that a
+            packaged one has in the repository (``projects/dino/configs/...``).
 
     Raises:
         ConfigError: there is none of that name; the message lists the nearest.
     """
     path = Path(name)
     if path.suffix in _SUFFIXES:
-        return path
+        packaged = PACKAGE / path
+        return packaged if packaged.is_file() and not path.is_file() else path
     known = packaged_configs()
     if str(name) not in known:
         raise ConfigError(

@@ -40,10 +40,10 @@ class StandIn:
             raise AttributeError(name)
         return StandIn(f"{self._dotted}.{name}")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _cannot(self, *args: Any, **kwargs: Any) -> Any:
         raise CannotDescribe(self._dotted)
 
-    __bool__ = __eq__ = __iter__ = __getitem__ = __call__
+    __call__ = __bool__ = __eq__ = __iter__ = __getitem__ = _cannot
     __hash__ = object.__hash__
 
 

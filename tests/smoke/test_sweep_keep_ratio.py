@@ -1,11 +1,9 @@
-"""tools/sweep_keep_ratio.py, whole: small models with random weights, and bad input."""
+"""`sparsedet sweep`, whole: small models with random weights, and bad input."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+import sparsedet.sweep
 from sparsedet.checkpoint import save_checkpoint
+from sparsedet.cli.sweep import main
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.data.shapes import CLASS_NAMES, ShapesOptions, write_shapes
 from sparsedet.evaluation import evaluate
@@ -70,24 +70,21 @@ def work(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def tool(root: Path) -> Iterator[Any]:
-    """The tool as a module."""
-    spec = importlib.util.spec_from_file_location("sweep", root / "tools/sweep_keep_ratio.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sweep"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["sweep"]
+@pytest.fixture
+def tool() -> Any:
+    return sparsedet.sweep
 
 
 @pytest.fixture
-def sweep(tool: Any, work: Path) -> Callable[..., int]:
-    """`main` of the tool with the elastic model."""
-    model = ["--config-file", str(work / "run/config.yaml")]
-    model += ["--weights", str(work / "run/model.pth")]
-    return lambda *words: tool.main([*model, *QUICK, *words])
+def sweep(work: Path) -> Callable[..., int]:
+    """The command with the elastic model."""
+    model = [str(work / "run/config.yaml"), "--weights", str(work / "run/model.pth")]
+
+    def run(*words: str) -> int:
+        given = model[1:] if "--config-file" in words else model
+        return main([*given, *QUICK, *words])
+
+    return run
 
 
 def models(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""tools/benchmark.py: what each mode times is what it says, and figures are written."""
+"""`sparsedet benchmark`: what each mode times is what it says, and figures are written."""
 
 from __future__ import annotations
 
@@ -24,19 +24,14 @@ BRIEF = ("--seconds", "0", "--rounds", "2", "--threads", "1")
 SHAPES = [(6, 9), (3, 5)]
 
 
-@pytest.fixture(scope="module")
-def tool(root: Path) -> Iterator[Any]:
-    """The modules beside the tool, as it sees them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(root / "tools"))
-        yield importlib.import_module("benchmark")
-        for name in [name for name in sys.modules if name.split(".")[0].startswith("benchmark")]:
-            del sys.modules[name]
+@pytest.fixture
+def tool() -> Any:
+    return importlib.import_module("sparsedet.cli.benchmark")
 
 
 @pytest.fixture
-def part(tool):
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
+def part():
+    return lambda name: importlib.import_module(f"sparsedet.benchmark.{name}")
 
 
 @pytest.fixture(autouse=True)
@@ -561,7 +556,7 @@ def test_a_form_that_fails_in_a_section_leaves_what_was_measured(part, monkeypat
 
 
 def test_a_section_that_fails_leaves_the_others(tool, part, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "run_mode", fake)
+    monkeypatch.setattr(part("modes"), "run_mode", fake)
     target, page = tmp_path / "gpu.json", tmp_path / "page.md"
     words = ["--suite", "gpu", "--json", str(target), "--markdown", str(page)]
     assert tool.main(words) == 1
@@ -571,8 +566,8 @@ def test_a_section_that_fails_leaves_the_others(tool, part, tmp_path, monkeypatc
     assert "Failed: RuntimeError: broken." in page.read_text()
 
 
-def test_a_budget_that_is_spent(tool, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "run_mode", fake)
+def test_a_budget_that_is_spent(tool, part, tmp_path, monkeypatch):
+    monkeypatch.setattr(part("modes"), "run_mode", fake)
     target = tmp_path / "gpu.json"
     assert tool.main(["--suite", "gpu", "--budget-s", "0", "--json", str(target)]) == 0
     sections = json.loads(target.read_text())["sections"]
