@@ -332,7 +332,7 @@ def _class_sentence(differences: Differences) -> str:
     if any(not given or given[1:] != own[1:] for given, own in mismatched.values()):
         return ""
     given, own = mismatched[heads[0]]
-    picks = " tools/convert_checkpoint.py --classes contiguous picks the 80 of COCO's 91 ids."
+    picks = " `sparsedet convert-weights --classes contiguous` picks the 80 of COCO's 91 ids."
     return (
         f"is for {given[0]} classes, the model for {own[0]} "
         f"({heads[0]} is {given} in the file and {own} in the model)."

@@ -20,8 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import sparsedet
-from sparsedet import comm
+from sparsedet import __version__, comm
 from sparsedet.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -334,7 +333,7 @@ class Job:
             "device": self._device.type,
             "num_processes": comm.get_world_size(),
             "versions": {
-                "sparsedet": sparsedet.__version__,
+                "sparsedet": __version__,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "torchvision": torchvision.__version__,

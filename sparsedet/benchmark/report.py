@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-import sparsedet
+from sparsedet import __version__
 from sparsedet.analysis import Timing, machine_facts
 from sparsedet.tables import format_table
 
@@ -29,7 +29,7 @@ def environment(device: str) -> dict[str, object]:
         "allocator": allocator(),
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
-        "sparsedet": sparsedet.__version__,
+        "sparsedet": __version__,
     }
 
 

@@ -28,7 +28,8 @@ MODES = ("op", "encoder", "model", "train-step", "dataloader", "eval", "gpu-op")
 SUITES = ("cpu", "gpu")
 
 
-def _parser(prog: str | None) -> argparse.ArgumentParser:
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line of a suite."""
     made = make_parser(__doc__, prog)
     what = made.add_mutually_exclusive_group(required=True)
     what.add_argument("--suite", choices=SUITES, help="measure a whole table")
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             return int(failures(run_mode(words)))
         if words and not words[0].startswith("-"):
             raise ValueError(f"There is no mode {words[0]!r}. {nearest(words[0], MODES)}")
-        return _suite(_parser(prog).parse_args(words))
+        return _suite(parser(prog).parse_args(words))
     except (ValueError, OSError) as error:
         print_error(error)
         return 2

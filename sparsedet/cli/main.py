@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-import sparsedet
+from sparsedet import __version__
 from sparsedet.config.naming import nearest
 
 # name: module with main(argv, prog), and what it does
@@ -52,5 +52,5 @@ def _parser() -> argparse.ArgumentParser:
         epilog="\n".join(["commands:", *lines, "", "sparsedet COMMAND --help tells more."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"sparsedet {sparsedet.__version__}")
+    parser.add_argument("--version", action="version", version=f"sparsedet {__version__}")
     return parser

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from sparsedet.config.naming import ConfigError, nearest
 
@@ -24,6 +26,17 @@ def packaged_configs() -> dict[str, Path]:
     for path in sorted((PACKAGE / "projects").glob("*/configs/released/*.py")):
         found[f"released/{path.stem}"] = path
     return found
+
+
+def config_index() -> dict[str, dict[str, Any]]:
+    """What there is to say of every packaged config, without loading it.
+
+    By name: ``method``, ``backbone``, ``keep_ratio`` (mean share of the tokens over the encoder
+    layers; None where it is not one number), ``epochs`` (None for the released ones),
+    ``published_ap`` (on COCO val2017; None where none is published) and ``parameters`` (trainable
+    ones, without the encoder's auxiliary heads).
+    """
+    return json.loads((PACKAGE / "configs/index.json").read_text(encoding="utf-8"))
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:

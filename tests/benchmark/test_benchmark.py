@@ -514,10 +514,10 @@ def test_later_options_take_the_place_of_earlier_ones(part):
 
 @pytest.mark.parametrize("suite", ["cpu", "gpu"])
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_section_is_a_command_of_the_tool(part, suite, quick):
+def test_every_section_is_a_command_of_the_tool(tool, part, suite, quick):
     modes, suites = part("modes"), part("suites")
     words = ["--suite", suite, *(["--quick"] if quick else [])]
-    args = importlib.import_module("benchmark").parser().parse_args(words)
+    args = tool.parser().parse_args(words)
     for section in suites.chosen_sections(args):
         line = suites.command(section, args)
         modes.parser(line[0]).parse_intermixed_args(line[1:])
@@ -543,12 +543,12 @@ def fake(words: Sequence[str]) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not has_compiled_kernel(), reason="needs the compiled CPU kernels")
-def test_a_form_that_fails_in_a_section_leaves_what_was_measured(part, monkeypatch):
+def test_a_form_that_fails_in_a_section_leaves_what_was_measured(tool, part, monkeypatch):
     suites, pages = part("suites"), part("pages")
     words = ("op", "--image-size", "64x96", "--against", "--peer", "math:floor", "--no-memory")
     section = suites.Section("op", "The op", (*words, *BRIEF))
     monkeypatch.setitem(suites.SUITES, "cpu", (section,))
-    args = importlib.import_module("benchmark").parser().parse_args(["--suite", "cpu"])
+    args = tool.parser().parse_args(["--suite", "cpu"])
     suite = suites.run_suite(args, None)
     (entry,) = suite["sections"]
     assert entry["status"] == "done" and len(entry["result"]["rows"]) == 8
