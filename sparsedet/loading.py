@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsedet.checkpoint import CheckpointError, Differences, compare_weights, load_weights
 from sparsedet.config import ConfigError, LazyConfig, instantiate, packaged_configs
@@ -95,7 +95,7 @@ def trained_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
         return LazyConfig.load(path).get("dataset", {}).get("class_names")
 
 
-def build_on_meta(cfg: Any) -> nn.Module:
+def build_on_meta(cfg: Any) -> TokenSparseDetector:
     """The model of a config without memory for its weights.
 
     Args:

@@ -74,22 +74,22 @@ def run(args: argparse.Namespace) -> None:
     take_config(args)
     if args.repetitions < 1:
         raise ConfigError(f"--repetitions must be at least 1, got {args.repetitions}.")
-    given = dict(
-        ratios=sorted({_read_ratio(word) for word in ratios}),
-        fixed=[_read_pair(word) for word in pairs],
-        image_size=_read_size(args.image_size) if args.image_size else None,
-    )
+    shares = sorted({_read_ratio(word) for word in ratios})
+    fixed = [_read_pair(word) for word in pairs]
+    size = _read_size(args.image_size) if args.image_size else None
     check_overrides(args.config_file, args.overrides)
     from sparsedet.sweep import run_sweep, table
 
     sheet = run_sweep(
         args.config_file,
         args.weights,
+        ratios=shares,
+        fixed=fixed,
         overrides=args.overrides,
         output=args.output,
+        image_size=size,
         repetitions=args.repetitions,
         report=partial(print, flush=True),
-        **given,
     )
     print(table(sheet.models))
     print(f"{sheet.path}, {sheet.path.with_name('sweep.png')}")

@@ -22,7 +22,7 @@ from sparsedet.config.naming import (
     locate,
     nearest,
 )
-from sparsedet.config.stand_ins import StandIn, source_parameters
+from sparsedet.config.stand_ins import CannotDescribe, StandIn, source_parameters
 from sparsedet.registry import find_component, list_components, retired_arguments
 
 logger = logging.getLogger(__name__)
@@ -160,9 +160,12 @@ def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
 def _arguments(target: Any) -> Iterable[str]:
     """What a target takes by name; nothing where it does not tell."""
     if isinstance(target, (str, StandIn)):
-        found = source_parameters(target)
+        found = source_parameters(str(target))
         if found is not None:
             return found
+    if isinstance(target, StandIn):
+        raise CannotDescribe(str(target))
+    if isinstance(target, str):
         target = locate(target)
     parameters = keyword_parameters(target)
     return parameters[0] if parameters else ()

@@ -35,6 +35,9 @@ class StandIn:
     def __init__(self, dotted: str) -> None:
         self._dotted = dotted
 
+    def __str__(self) -> str:
+        return self._dotted
+
     def __getattr__(self, name: str) -> StandIn:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -69,27 +72,17 @@ def stand_in(module: str, fromlist: Sequence[str]) -> StandIn | None:
 # --- what a callable takes, by its source
 
 
-def source_parameters(target: Any) -> list[str] | None:
+@cache
+def source_parameters(dotted: str) -> list[str] | None:
     """Names of the arguments that a class or function takes, without importing it.
 
     Args:
-        target: its dotted path, or a stand-in for it.
+        dotted: its path.
 
     Returns:
         None where its source does not tell: what it inherits, decorators that may change it,
         ``**kwargs``, code that is not Python.
-
-    Raises:
-        CannotDescribe: it does not tell of a stand-in.
     """
-    found = _parameters(target._dotted if isinstance(target, StandIn) else target)
-    if found is None and isinstance(target, StandIn):
-        raise CannotDescribe(target._dotted)
-    return found
-
-
-@cache
-def _parameters(dotted: str) -> list[str] | None:
     try:
         node = _definition(dotted, hops=8)
     except (OSError, SyntaxError, ValueError):
@@ -147,4 +140,5 @@ def _source(module: list[str]) -> Path | None:
     for part in module[1:]:
         folders = spec.submodule_search_locations if spec else None
         spec = importlib.machinery.PathFinder.find_spec(part, folders) if folders else None
-    return Path(spec.origin) if spec and str(spec.origin).endswith(".py") else None
+    origin = spec.origin if spec else None
+    return Path(origin) if origin and origin.endswith(".py") else None
