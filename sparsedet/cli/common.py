@@ -75,14 +75,14 @@ def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Names
     try:
         return run(args) or 0
     except (ValueError, OSError) as error:
-        print_error(error)
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started one speaks
+            print_error(error)
         return 2
 
 
 def print_error(error: Exception | str) -> None:
-    """One sentence to stderr, by the first of the processes that torchrun started."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+    """One sentence to stderr."""
+    print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

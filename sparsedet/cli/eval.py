@@ -32,32 +32,33 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     take_config(args)
-    if Path(args.config_file).suffix == ".pth":
-        return _evaluate_file(args)
-    if args.weights:
-        args.overrides.append(f"train.init_checkpoint={args.weights}")
-    return _start(args, args.config_file)
+    alone = Path(args.config_file).suffix == ".pth"
+    weights = args.config_file if alone else args.weights
+    if weights:
+        args.overrides.append(f"train.init_checkpoint={weights}")
+    command = Command(
+        args.config_file,
+        tuple(args.overrides),
+        resume=args.resume,
+        eval_only=True,
+        num_gpus=args.num_gpus,
+    )
+    if not alone:
+        return start(command)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(_config_in(weights), encoding="utf-8")
+        return start(command, str(path))
 
 
-def _evaluate_file(args: argparse.Namespace) -> int:
-    """By the config that the checkpoint of a run holds."""
+def _config_in(weights: str) -> str:
+    """The config that the checkpoint of a run holds."""
     from sparsedet.checkpoint import CheckpointError, load_checkpoint
 
-    weights = args.config_file
     config = load_checkpoint(weights).get("config")
     if config is None:
         raise CheckpointError(
             f"{weights} does not hold the config of its model. Name it: sparsedet eval CONFIG "
             f"--weights {weights}"
         )
-    args.overrides.append(f"train.init_checkpoint={weights}")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(config, encoding="utf-8")
-        return _start(args, str(path))
-
-
-def _start(args: argparse.Namespace, config: str) -> int:
-    return start(
-        Command(config, tuple(args.overrides), args.resume, eval_only=True, num_gpus=args.num_gpus)
-    )
+    return config

@@ -95,13 +95,17 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def start(command: Command) -> int:
+def start(command: Command, config_file: str | None = None) -> int:
     """Run in as many processes as asked for; return the exit code.
+
+    Args:
+        command: what was asked for.
+        config_file: where its config is, if not under its own name.
 
     Raises:
         ValueError: something given is wrong, and nothing has run.
     """
-    cfg = read_config(command.config, command.overrides, needs=_NEEDS)
+    cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
     from sparsedet.engine.launch import check_processes, launch, resolve_device
     from sparsedet.training import resolve_run
 
