@@ -159,14 +159,13 @@ def check_overrides(name: str | os.PathLike[str], overrides: Sequence[str]) -> N
     path = find_config(name)
     if any(override.swaps for override in map(Override.parse, overrides)):
         return  # components are registered when their modules are imported
-    try:
-        with describing():
+    with describing(), suppress(CannotDescribe):
+        try:
             cfg = LazyConfig.load(path)
-    except ConfigError:
-        if path.is_file():
-            return
-        raise
-    with suppress(CannotDescribe):
+        except ConfigError:
+            if path.is_file():
+                return
+            raise
         apply_overrides(cfg, overrides)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -22,7 +22,7 @@ from sparsedet.config.naming import (
     locate,
     nearest,
 )
-from sparsedet.config.stand_ins import CannotDescribe, StandIn, source_parameters
+from sparsedet.config.stand_ins import StandIn, described_parameters, is_describing
 from sparsedet.registry import find_component, list_components, retired_arguments
 
 logger = logging.getLogger(__name__)
@@ -154,27 +154,20 @@ def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
     if isinstance(node, ListConfig):
         return [str(i) for i in range(len(node))]
     keys = [str(key) for key in node]
-    return [*keys, *(key for key in _arguments(node.get("_target_")) if key not in keys)]
-
-
-def _arguments(target: Any) -> Iterable[str]:
-    """What a target takes by name; nothing where it does not tell."""
-    if isinstance(target, (str, StandIn)):
-        found = source_parameters(str(target))
-        if found is not None:
-            return found
+    target = _target(node)
     if isinstance(target, StandIn):
-        raise CannotDescribe(str(target))
-    if isinstance(target, str):
-        target = locate(target)
-    parameters = keyword_parameters(target)
-    return parameters[0] if parameters else ()
+        arguments = described_parameters(target)
+    else:
+        arguments = (keyword_parameters(target) or ({}, True))[0]
+    return [*keys, *(key for key in arguments if key not in keys)]
 
 
 def _target(node: DictConfig | ListConfig) -> Any:
     """What a node calls, None if it calls nothing."""
     target = node.get("_target_") if isinstance(node, DictConfig) else None
-    return locate(target) if isinstance(target, str) else target
+    if not isinstance(target, str):
+        return target
+    return StandIn(target) if is_describing() else locate(target)
 
 
 def _unknown_key(cfg: DictConfig, override: Override, position: int, node: Any) -> ConfigError:

@@ -50,9 +50,14 @@ class StandIn:
     __hash__ = object.__hash__
 
 
+def is_describing() -> bool:
+    """Whether configs are only described, here and now."""
+    return _DESCRIBING.get()
+
+
 @contextmanager
 def describing() -> Iterator[None]:
-    """Config files that are loaded inside hold stand-ins for what they import."""
+    """Inside, configs are not carried out: they hold stand-ins for what they import or name."""
     token = _DESCRIBING.set(True)
     try:
         yield
@@ -64,12 +69,24 @@ def stand_in(module: str, fromlist: Sequence[str]) -> StandIn | None:
     """What an import in a config file gives; None if it is to be carried out."""
     root = module.partition(".")[0]
     own = module == "sparsedet" or f"{module}.".startswith("sparsedet.config.")
-    if not _DESCRIBING.get() or own or root in sys.stdlib_module_names:
+    if not is_describing() or own or root in sys.stdlib_module_names:
         return None
     return StandIn(module if fromlist else root)
 
 
 # --- what a callable takes, by its source
+
+
+def described_parameters(target: StandIn) -> list[str]:
+    """Names of the arguments that the object takes.
+
+    Raises:
+        CannotDescribe: its source does not tell.
+    """
+    found = source_parameters(str(target))
+    if found is None:
+        raise CannotDescribe(str(target))
+    return found
 
 
 @cache
