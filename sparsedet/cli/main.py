@@ -14,9 +14,6 @@ from sparsedet.config.naming import nearest
 COMMANDS = {
     "train": ("sparsedet.cli.train", "train a detector and evaluate it"),
     "eval": ("sparsedet.cli.eval", "evaluate weights on a test set"),
-    "predict": ("sparsedet.cli.predict", "detect objects in pictures"),
-    "check-data": ("sparsedet.cli.check_data", "say what is wrong with a data set"),
-    "convert-data": ("sparsedet.cli.convert_data", "bring a data set to COCO's format"),
     "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
     "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),
