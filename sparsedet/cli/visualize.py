@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> None:
     records = [image_record(word) for word in args.words]
     cfg = load_config(args.config_file, args.overrides)
     output = args.output or Path(cfg.get("train", {}).get("output_dir", "output")) / "tokens"
-    drawers = [Drawer(cfg, args.weights, args)]
-    drawers += [Drawer(load_config(path, ()), weights, args) for path, weights in args.beside]
+    drawers = [Drawer(cfg, args.weights, args=args)]
+    drawers += [Drawer(load_config(path, ()), weights, args=args) for path, weights in args.beside]
     output.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
     for record in records:
@@ -137,7 +137,7 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
 class Drawer:
     """Draws what one model makes of images."""
 
-    def __init__(self, cfg: Any, weights: str, args: argparse.Namespace) -> None:
+    def __init__(self, cfg: Any, weights: str, *, args: argparse.Namespace) -> None:
         from sparsedet.loading import load_detector
 
         self.model = load_detector(cfg, weights)

@@ -119,5 +119,5 @@ def test_the_installed_command_finds_its_configs(installed: Path, tmp_path: Path
     # one that is made of others, in other folders
     done = command(installed, tmp_path, "train", "focus_detr_dino_sparse_dual_36ep")
     assert done.returncode == 2
-    assert "datasets/coco" in done.stderr and "does not exist" in done.stderr
+    assert "datasets/coco" in done.stderr and "No such file" in done.stderr
     assert not list(tmp_path.iterdir())
