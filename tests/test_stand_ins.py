@@ -175,6 +175,12 @@ def test_imports_are_carried_out_where_they_cost_nothing(tmp_path: Path) -> None
     assert cfg.model._target_.__name__ == "AdamW" and cfg.model.lr == 0.5
 
 
+def test_an_argument_that_is_gone_has_the_sentence_of_its_class() -> None:
+    check_overrides("quickstart", ["model.selector.schedule=[1.0,0.5]"])
+    with pytest.raises(ConfigError, match=r"TopKSelector\.schedule is gone"):
+        read_config("quickstart", ["model.selector.schedule=[1.0,0.5]"])
+
+
 def test_a_key_that_is_absent(tmp_path: Path) -> None:
     path = config(tmp_path, "model = dict(x=dict(y=1), z={})")
     assert read_config(path, needs=("model.x.y",)).model.x.y == 1

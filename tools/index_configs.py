@@ -67,12 +67,7 @@ def backbone(name: str) -> str:
 
 def keep_ratio(selector: Any) -> float | None:
     """Mean share of the tokens over the encoder layers; None where it is not one number."""
-    if selector is None:
-        return 1.0
-    if "keep_ratio" not in selector:
-        return None
-    schedule = selector.get("schedule") or [1.0]
-    return round(selector.keep_ratio * sum(schedule) / len(schedule), 3)
+    return 1.0 if selector is None else selector.get("keep_ratio")
 
 
 def published_ap(page: Path) -> dict[str, float]:

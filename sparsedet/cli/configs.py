@@ -56,7 +56,7 @@ def _row(name: str, entry: dict[str, Any]) -> list[str]:
         entry["method"],
         name,
         entry["backbone"],
-        "-" if keep is None else "all" if keep == 1 else f"{keep:g}",
+        "-" if keep is None else "all" if keep == 1 else f"{keep:.2g}",
         str(entry["epochs"] or "-"),
         str(entry["published_ap"] or "-"),
         f"{parameters / 1e6:.1f}",

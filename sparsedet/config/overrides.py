@@ -22,7 +22,13 @@ from sparsedet.config.naming import (
     locate,
     nearest,
 )
-from sparsedet.config.stand_ins import StandIn, described_parameters, is_describing
+from sparsedet.config.stand_ins import (
+    CannotDescribe,
+    StandIn,
+    described_parameters,
+    described_retired,
+    is_describing,
+)
 from sparsedet.registry import find_component, list_components, retired_arguments
 
 logger = logging.getLogger(__name__)
@@ -96,6 +102,8 @@ def _refuse_retired(cfg: DictConfig, override: Override, typed: Sequence[Overrid
     """
     node, argument = _parent(cfg, override), override.parts[-1]
     target = _target(node)
+    if isinstance(target, StandIn) and argument in described_retired(target):
+        raise CannotDescribe(override.key)  # the class has a sentence for it
     sentence = retired_arguments(target).get(argument)
     if sentence is not None and argument not in _valid_keys(node):
         siblings = (each for each in typed if each.parts[:-1] == override.parts[:-1])

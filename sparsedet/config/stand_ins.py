@@ -89,6 +89,16 @@ def described_parameters(target: StandIn) -> list[str]:
     return found
 
 
+def described_retired(target: StandIn) -> set[str]:
+    """Names of the arguments of a class that are gone, see :func:`sparsedet.registry.retires`."""
+    calls = getattr(_found(str(target)), "decorator_list", [])
+    return {
+        call.args[0].value
+        for call in calls
+        if _is_call(call, "retires") and isinstance(call.args[0], ast.Constant)
+    }
+
+
 @cache
 def source_parameters(dotted: str) -> list[str] | None:
     """Names of the arguments that a class or function takes, without importing it.
@@ -100,10 +110,7 @@ def source_parameters(dotted: str) -> list[str] | None:
         None where its source does not tell: what it inherits, decorators that may change it,
         ``**kwargs``, code that is not Python.
     """
-    try:
-        node = _definition(dotted, hops=8)
-    except (OSError, SyntaxError, ValueError):
-        return None
+    node = _found(dotted)
     bound = isinstance(node, ast.ClassDef)
     if isinstance(node, ast.ClassDef):
         node = _constructor(node)
@@ -113,15 +120,23 @@ def source_parameters(dotted: str) -> list[str] | None:
     return [each.arg for each in (*node.args.args[skipped:], *node.args.kwonlyargs)]
 
 
+def _is_call(node: ast.AST, *names: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith(names)
+
+
 def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
     """The class's own, unless something else may make its instances."""
-    registered = all(
-        isinstance(each, ast.Call) and ast.unparse(each.func).endswith(".register")
-        for each in node.decorator_list
-    )
+    registered = all(_is_call(each, ".register", "retires") for each in node.decorator_list)
     own = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
     plain = registered and not node.keywords and "__new__" not in own
     return own.get("__init__") if plain else None
+
+
+def _found(dotted: str) -> ast.AST | None:
+    try:
+        return _definition(dotted, hops=8)
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 def _definition(dotted: str, hops: int) -> ast.AST | None:
