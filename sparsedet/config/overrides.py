@@ -102,8 +102,10 @@ def _refuse_retired(cfg: DictConfig, override: Override, typed: Sequence[Overrid
     """
     node, argument = _parent(cfg, override), override.parts[-1]
     target = _target(node)
-    if isinstance(target, StandIn) and argument in described_retired(target):
-        raise CannotDescribe(override.key)  # the class has a sentence for it
+    if isinstance(target, StandIn):
+        if argument in described_retired(target):
+            raise CannotDescribe(override.key)  # the class has a sentence for it
+        return
     sentence = retired_arguments(target).get(argument)
     if sentence is not None and argument not in _valid_keys(node):
         siblings = (each for each in typed if each.parts[:-1] == override.parts[:-1])
