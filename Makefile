@@ -19,6 +19,8 @@ SHAPES := datasets/shapes
 BENCH := output/benchmark
 # Where a Python keeps its packages; PYTHON may itself be that of an environment.
 SITE := import sysconfig; print(sysconfig.get_paths()['purelib'])
+# One process of tests per core, each with its own stretch of them: neighbours share what is built.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 # The tools of the extra "lint" alone: installing the package again would compile again.
 LINT_TOOLS := import importlib.metadata as m; \
   print(*(r.split(';')[0] for r in m.requires('sparsedet') if 'lint' in r.partition(';')[2]))
@@ -85,7 +87,7 @@ quickstart: $(VENV)/.installed
 	@echo "to begin anew: rm -r $(QUICKSTART)"
 
 test: $(VENV)/.installed
-	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+	$(PY) -m pytest $(PARALLEL) -m "not slow and not gpu" $(ARGS)
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .

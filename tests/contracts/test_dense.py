@@ -26,11 +26,10 @@ def sparse_choices() -> list[dict]:
 
 def twins() -> list[tuple[small.Combination, small.Combination]]:
     """Every dense combination with every scorer, and the selectors and layer ratios in turn."""
-    pairs = []
+    pairs, by_scorer = [], {}
+    for choice in sparse_choices():
+        by_scorer.setdefault((choice["scorer"], choice["term"]), []).append(choice)
     for number, dense in enumerate(DENSE):
-        by_scorer: dict = {}
-        for choice in sparse_choices():
-            by_scorer.setdefault((choice["scorer"], choice["term"]), []).append(choice)
         for variants in by_scorer.values():
             sparse = replace(dense, **variants[number % len(variants)])
             if not small.weighs(sparse):

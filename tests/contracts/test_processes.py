@@ -16,30 +16,47 @@ NAMES = ("deformable_two_stage", "dn_deformable", "focus", "sparse_dual")
 COUNTS = (3, 0)
 
 
-def _gradients(device: torch.device, folder: str) -> int:
-    """Gradients of one step, by the name of the system."""
-    torch.set_num_threads(1)
+def _gradients(model: nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
+    """Of one step in which every process has its part of the batch."""
     rank, world_size = comm.get_rank(), comm.get_world_size()
+    wrapped = model
+    if world_size > 1:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    share = len(batch) // world_size
+    losses = wrapped(batch[rank * share : (rank + 1) * share])
+    sum(losses.values()).backward()
+    return {key: p.grad for key, p in model.named_parameters()}
+
+
+def _steps(device: torch.device, folder: str) -> int:
+    """Gradients by the name of the system; and with its layers kept, and computed again."""
+    torch.set_num_threads(1)
     found = {}
     for name in NAMES:
         model = small.fix_noise(small.detector(small.NAMED[name]).train())
-        wrapped: nn.Module = model
-        if world_size > 1:
-            wrapped = nn.parallel.DistributedDataParallel(model)
-        batch = small.samples([(64, 96)] * 2, COUNTS)
-        losses = wrapped(batch if world_size == 1 else batch[rank : rank + 1])
-        sum(losses.values()).backward()
-        found[name] = {key: p.grad for key, p in model.named_parameters()}
-    if rank == 0:
-        torch.save(found, Path(folder) / f"{world_size}.pt")
+        found[name] = _gradients(model, small.samples([(64, 96)] * 2, COUNTS))
+    for key, flag in (("kept", False), ("anew", True)):
+        options = dict(activation_checkpointing=flag, dropout=0.2)
+        model = small.detector(small.NAMED["focus"], **options).train()
+        torch.manual_seed(0)
+        found[key] = _gradients(model, small.samples(((96, 128), (128, 70)), (4, 3)))
+    if comm.get_rank() == 0:
+        torch.save(found, Path(folder) / f"{comm.get_world_size()}.pt")
     return 0
 
 
-def test_one_process_without_objects(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """What one process finds, and what two do: starting those takes longer than all their work."""
+    folder = tmp_path_factory.mktemp("steps")
     for processes in (1, 2):
-        args = (str(tmp_path),)
-        assert launch(_gradients, args, num_processes=processes, device_type="cpu") == 0
-    one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
+        args = (str(folder),)
+        assert launch(_steps, args, num_processes=processes, device_type="cpu") == 0
+    return [torch.load(folder / f"{processes}.pt") for processes in (1, 2)]
+
+
+def test_one_process_without_objects(steps) -> None:
+    one, two = steps
     for name in NAMES:
         for key, expected in one[name].items():
             assert expected is not None, (name, key)
@@ -47,6 +64,12 @@ def test_one_process_without_objects(tmp_path: Path) -> None:
             assert difference <= 1e-3 * expected.norm() + 1e-3, (name, key)
     embedding = two["focus"]["denoising.label_embedding.weight"]
     assert embedding.any(), "the process with objects has no say"
+
+
+def test_layers_that_are_computed_again_work_in_several_processes(steps) -> None:
+    _, two = steps
+    for key, expected in two["kept"].items():
+        assert torch.equal(two["anew"][key], expected), key
 
 
 def test_the_count_of_objects_is_a_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:

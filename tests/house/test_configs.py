@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,18 @@ def nodes(cfg, path: str = ""):
                 yield from nodes(cfg[key], f"{path}.{key}" if path else str(key))
 
 
-@pytest.fixture(params=CONFIGS, ids=name)
+@pytest.fixture(scope="module", params=CONFIGS, ids=name)
 def path(request) -> Path:
     return request.param
 
 
-def test_loads_and_survives_saving(path, tmp_path):
-    cfg = LazyConfig.load(path)
+@pytest.fixture(scope="module")
+def cfg(path) -> DictConfig:
+    """What the file says; loaded once, to be looked at only."""
+    return LazyConfig.load(path)
+
+
+def test_loads_and_survives_saving(cfg, tmp_path):
     LazyConfig.save(cfg, tmp_path / "config.yaml")
     loaded = LazyConfig.load(tmp_path / "config.yaml")
     again = tmp_path / "again.yaml"
@@ -40,10 +46,16 @@ def test_loads_and_survives_saving(path, tmp_path):
     assert again.read_text() == (tmp_path / "config.yaml").read_text()
 
 
-def test_builds_its_model_on_the_meta_device(path):
-    cfg = LazyConfig.load(path)
+@pytest.fixture(scope="module")
+def built() -> dict[str, set[str]]:
+    """Where the parameters of a model are, by its description: several configs train the same."""
+    return {}
+
+
+def test_builds_its_model_on_the_meta_device(cfg, built):
     if "model" not in cfg:
         pytest.skip("defines no model")
+    cfg = copy.deepcopy(cfg)
     if "dataset" not in cfg:
         cfg.dataset = {"num_classes": None, "class_names": None}
     cfg.dataset.num_classes = cfg.dataset.num_classes or 3
@@ -52,22 +64,23 @@ def test_builds_its_model_on_the_meta_device(path):
             node.weights = None  # would be fetched
         if isinstance(node, DictConfig) and node.get("pretrained"):
             node.pretrained = False
-    with torch.device("meta"):
-        model = instantiate(cfg.model)
-    devices = {parameter.device.type for parameter in model.parameters()}
-    assert devices == {"meta"}
+    description = repr(OmegaConf.to_container(cfg.model, resolve=True))
+    if description not in built:
+        with torch.device("meta"):
+            model = instantiate(cfg.model)
+        built[description] = {parameter.device.type for parameter in model.parameters()}
+    assert built[description] == {"meta"}
 
 
-def test_holds_no_absolute_path(path):
-    for where, node in nodes(LazyConfig.load(path)):
+def test_holds_no_absolute_path(cfg):
+    for where, node in nodes(cfg):
         if isinstance(node, str):
             absolute = node.startswith(("/", "~")) or node[1:3] in (":/", ":\\")
             assert not absolute, f"{where} = {node}"
 
 
-def test_calls_sit_where_both_instantiators_look(path):
+def test_calls_sit_where_both_instantiators_look(cfg):
     """detectron2's does not look for calls inside plain dicts that are arguments of a call."""
-    cfg = LazyConfig.load(path)
     targets = [
         where for where, node in nodes(cfg) if isinstance(node, DictConfig) and "_target_" in node
     ]
@@ -83,8 +96,7 @@ def test_calls_sit_where_both_instantiators_look(path):
             assert not (inside and outer), f"{where} sits in the plain dict {holder}"
 
 
-def test_whole_configs_have_the_common_sections(path):
-    cfg = LazyConfig.load(path)
+def test_whole_configs_have_the_common_sections(path, cfg):
     if {"model", "dataloader"} <= set(cfg):
         assert set(cfg) >= SECTIONS, f"{name(path)} lacks {SECTIONS - set(cfg)}"
         extra = set(cfg) - SECTIONS

@@ -228,7 +228,8 @@ def pairwise_cover(*, dense: bool = False) -> tuple[Combination, ...]:
 def _pairs(candidates: Sequence[Combination]) -> tuple[np.ndarray, int]:
     """Which pairs of choices ``[candidates, pairs of fields]`` every candidate makes, numbered."""
     columns = []
-    for values in zip(*(astuple(each) for each in candidates), strict=True):
+    for field in fields(Combination):
+        values = [getattr(each, field.name) for each in candidates]
         numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
         columns.append(np.array([numbers[value] for value in values]))
     pairs, total = [], 0

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-import warnings
-
-from jaxtyping import install_import_hook
-
-warnings.simplefilter("ignore")
-with install_import_hook("sparsedet.modeling", "beartype.beartype"):
-    import sparsedet.modeling
-    from sparsedet.modeling.stages import Prediction
-from tests.modeling import small
-
-import torch
-
-try:
-    Prediction(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4))
-except Exception as error:
-    assert "TypeCheckError" in type(error).__name__, error
-else:
-    raise SystemExit("the shapes are not checked")
-
-for name, combination in small.NAMED.items():
-    model = small.detector(combination)
-    batch = small.samples(((64, 96), (128, 70)), (2, 0))
-    losses = model.train()(batch)
-    sum(losses.values()).backward()
-    with torch.no_grad():
-        model.eval()(batch)
-for combination in small.pairwise_cover():
-    small.detector(combination).train()(small.samples(((64, 96), (8, 8)), (2, 1)))
-print("checked")
-"""
+from tests.modeling.checked_shapes import PARTS
 
 
-def test_shapes_of_the_signatures(root):
+@pytest.fixture(scope="module")
+def reports(root: Path) -> dict[str, str | None]:
     pytest.importorskip("beartype")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tests.modeling.checked_shapes"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.strip() == "checked"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_shapes_of_the_signatures(reports, part):
+    assert reports[part] is None, reports[part]

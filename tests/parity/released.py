@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -328,13 +329,16 @@ def canonical_keys(name: str) -> dict[str, str]:
     return {row[0]: row[3] for row in listing(name)}
 
 
-def checkpoint(name: str) -> dict[str, Tensor]:
-    """The whole checkpoint of a listing: floating numbers by the rule, counters zero."""
+def checkpoint(
+    name: str, value_for: Callable[[str, tuple[int, ...]], np.ndarray] | None = None
+) -> dict[str, Tensor]:
+    """The whole checkpoint of a listing: counters zero, floating numbers by the fixtures' rule."""
+    value_for = value_for or fill().value_for
     state = {}
     for key, shape, dtype, canonical, _ in listing(name):
         size = tuple(int(x) for x in shape.strip("()").split(",") if x.strip())
         state[key] = (
-            torch.from_numpy(fill().value_for(canonical, size))
+            torch.from_numpy(value_for(canonical, size))
             if dtype.startswith("float")
             else torch.zeros(size, dtype=getattr(torch, dtype))
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import zlib
+
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +51,19 @@ ABSENT = not (PARITY / "keys").is_dir()
 pytestmark = pytest.mark.skipif(ABSENT, reason="needs the key listings in ../shared/parity")
 
 
+@functools.cache
+def numbers() -> np.ndarray:
+    """As many as the largest tensor has, and some."""
+    return np.random.default_rng(0).standard_normal(5_000_000, dtype=np.float32)
+
+
+def stretch(key: str, size: tuple[int, ...]) -> np.ndarray:
+    """Some of these numbers for a tensor, others for another: all drawn anew take a second."""
+    count = int(np.prod(size))
+    start = zlib.crc32(key.encode()) % (len(numbers()) - count)
+    return numbers()[start : start + count].reshape(size)
+
+
 @pytest.fixture(scope="module", params=LISTINGS)
 def published(request):
     """Name, source, checkpoint and the model's state dict on the meta device."""
@@ -56,7 +73,7 @@ def published(request):
         cfg[name] = value
     with torch.device("meta"):
         target = instantiate(cfg).state_dict()
-    return request.param, source, checkpoint(request.param), target
+    return request.param, source, checkpoint(request.param, stretch), target
 
 
 def test_every_listing_has_a_source():
