@@ -80,9 +80,8 @@ $(VENV)/.lint: $(VENV)/.installed
 
 quickstart: $(VENV)/.installed
 	$(PY) -m sparsedet.data.shapes --output $(SHAPES) --train 2000
-	$(PY) tools/train_net.py --config-file configs/quickstart.py --resume \
-	  train.output_dir=$(QUICKSTART) $(ARGS)
-	$(PY) tools/visualize_tokens.py --config-file $(QUICKSTART)/config.yaml \
+	$(VENV)/bin/sparsedet train quickstart --resume train.output_dir=$(QUICKSTART) $(ARGS)
+	$(VENV)/bin/sparsedet visualize $(QUICKSTART)/config.yaml \
 	  --weights $(QUICKSTART)/model_best.pth $(SHAPES)/val/00000[0-3].png
 	@echo "results: $(QUICKSTART)/results.json   pictures: $(QUICKSTART)/tokens/"
 	@echo "to begin anew: rm -r $(QUICKSTART)"
@@ -102,7 +101,7 @@ format: $(VENV)/.lint
 	$(VENV)/bin/clang-format -i $(SOURCES)
 
 bench: $(VENV)/.installed
-	$(PY) tools/benchmark.py --suite cpu --json $(BENCH)/cpu.json --markdown $(BENCH)/cpu.md \
+	$(VENV)/bin/sparsedet benchmark --suite cpu --json $(BENCH)/cpu.json --markdown $(BENCH)/cpu.md \
 	  --plot $(BENCH)/cpu.png $(ARGS)
 
 clean:

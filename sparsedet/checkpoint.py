@@ -13,13 +13,14 @@ import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
+
+from sparsedet.files import atomic_write
 
 __all__ = [
     "CheckpointError",
@@ -88,33 +89,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     return _with_model(content, path)
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` that takes its place, on disk, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    with suppress(OSError):  # not every file system can do it
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read_pickle(path: Path) -> Any:
@@ -372,7 +346,7 @@ def _class_sentence(differences: Differences) -> str:
     if any(not given or given[1:] != own[1:] for given, own in mismatched.values()):
         return ""
     given, own = mismatched[heads[0]]
-    picks = " tools/convert_checkpoint.py --classes contiguous picks the 80 of COCO's 91 ids."
+    picks = " `sparsedet convert-weights --classes contiguous` picks the 80 of COCO's 91 ids."
     return (
         f"is for {given[0]} classes, the model for {own[0]} "
         f"({heads[0]} is {given} in the file and {own} in the model)."

@@ -1,81 +1,12 @@
-"""Measure speed and memory, always side by side in the same run.
+"""The same as `sparsedet benchmark`.
 
-    tools/benchmark.py op --threads 1 --scaling 2       deformable attention, other forms of it
-    tools/benchmark.py encoder --keep-ratio dense 0.1 0.3 0.5             time beside GFLOPs
-    tools/benchmark.py model --config-file A B --image-size 640x640 1280x1280 --json FILE
-    tools/benchmark.py train-step | dataloader | eval | gpu-op ...
-    tools/benchmark.py MODE --help                                        options of a mode
-    tools/benchmark.py --suite cpu --json FILE --markdown PAGE --plot PICTURE
-    tools/benchmark.py --suite gpu --quick                                the main tables alone
-    tools/benchmark.py --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
-
-docs/performance.md says how each mode measures. Weights are random, pictures are noise, nothing is
-fetched. Exit codes: 0 done; 1 something that was to be measured failed; 2 something given is wrong.
+tools/benchmark.py op | encoder | model | train-step | dataloader | eval | gpu-op ...
+tools/benchmark.py --suite cpu --json FILE --markdown PAGE --plot PICTURE
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from benchmarks.modes import MODES, failures, run_mode
-from benchmarks.pages import draw, page
-from benchmarks.report import read_json
-from benchmarks.suites import SUITES, run_suite
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of a suite."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = made.add_mutually_exclusive_group(required=True)
-    what.add_argument("--suite", choices=SUITES, help="measure a whole table")
-    what.add_argument("--render", type=Path, metavar="JSON", help="show what a suite measured")
-    add = made.add_argument
-    add("--quick", action="store_true", help="the main sections, few rounds")
-    add("--only", nargs="+", default=[], metavar="SECTION", help="these sections")
-    add("--budget-s", type=float, metavar="N", help="begin no section after so many seconds")
-    add("--device", help="instead of that of the suite")
-    add("--naive-library", metavar="FILE", help="for the section of the op on a GPU")
-    add("--dry-run", action="store_true", help="tiny images, one round: does everything run?")
-    add("--json", type=Path, metavar="FILE", help="write the figures here after every section")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables for a page here")
-    add("--plot", type=Path, metavar="FILE", help="draw time and memory here (matplotlib)")
-    return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a mode or a suite; return the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if words and words[0] in MODES:
-            return int(failures(run_mode(words)))
-        if words and not words[0].startswith("-"):
-            raise ValueError(f"There is no mode {words[0]!r}. Choose from {', '.join(MODES)}.")
-        args = parser().parse_args(words)
-        suite = _read_suite(args.render) if args.render else run_suite(args, run_mode)
-        if args.markdown:
-            args.markdown.write_text(page(suite), encoding="utf-8")
-        if args.plot:
-            draw(suite, args.plot)
-    except (ValueError, OSError) as error:
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 2
-    return int(any(section["status"] == "failed" for section in suite["sections"]))
-
-
-def _read_suite(path: Path) -> dict[str, Any]:
-    suite = read_json(path)
-    if not isinstance(suite, dict) or "sections" not in suite:
-        raise ValueError(
-            f"--render {path} is not the JSON of a suite, as --suite --json writes it."
-        )
-    return suite
-
+from sparsedet.cli.benchmark import main
 
 if __name__ == "__main__":
     sys.exit(main())

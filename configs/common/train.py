@@ -1,4 +1,4 @@
-"""Settings of tools/train_net.py. Lengths are in epochs; one in iterations wins where it is set."""
+"""Settings of `sparsedet train`. Lengths are in epochs; one in iterations wins where it is set."""
 
 train = dict(
     output_dir="output",

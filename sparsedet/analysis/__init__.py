@@ -1,6 +1,6 @@
 """What a detector costs and what it looks at: parameters, GFLOPs, milliseconds, kept tokens, Corr.
 
-The formulas are stated in ``docs/analysis.md``; ``tools/analyze_model.py`` prints all of it.
+The formulas are stated in ``docs/analysis.md``; ``sparsedet analyze`` prints all of it.
 """
 
 from sparsedet.analysis.calibration import calibrate_selector

@@ -7,9 +7,10 @@ read the files and both instantiators accept the trees. This is the only room th
 """
 
 from sparsedet.config.calls import LazyCall, check_keys, instantiate
-from sparsedet.config.lazy import LazyConfig, get_config
+from sparsedet.config.lazy import LazyConfig, check_overrides, get_config, read_config, setting
 from sparsedet.config.naming import ConfigError
 from sparsedet.config.overrides import ComponentSwap, swap_component
+from sparsedet.config.packaged import find_config, packaged_configs
 
 __all__ = [
     "ComponentSwap",
@@ -17,7 +18,12 @@ __all__ = [
     "LazyCall",
     "LazyConfig",
     "check_keys",
+    "check_overrides",
+    "find_config",
     "get_config",
     "instantiate",
+    "packaged_configs",
+    "read_config",
+    "setting",
     "swap_component",
 ]

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from sparsedet.config.calls import FLAGS
 from sparsedet.config.naming import ConfigError, dotted_name, join, locate, nearest
+from sparsedet.config.stand_ins import stand_in
 
 _PACKAGE = "sparsedet._config_files"
 
@@ -45,6 +46,9 @@ def run_python(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
         level: int = 0,
     ) -> Any:
         if level == 0:
+            described = stand_in(name, fromlist or ())
+            if described is not None:
+                return described
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         return _import_config(name, fromlist or (), level, (*importers, path))
 

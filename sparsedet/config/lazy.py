@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sparsedet.config.calls import FLAGS
 from sparsedet.config.files import as_config, dump_yaml, read_yaml, run_python
 from sparsedet.config.naming import ConfigError, nearest
-from sparsedet.config.overrides import apply_overrides
-
-_PACKAGED = Path(__file__).resolve().parent.parent / "configs"
+from sparsedet.config.overrides import Override, apply_overrides
+from sparsedet.config.packaged import PACKAGE, find_config
+from sparsedet.config.stand_ins import CannotDescribe, describing
+from sparsedet.files import atomic_write
 
 
 class LazyConfig:
@@ -68,18 +70,8 @@ class LazyConfig:
         if path.suffix not in (".yaml", ".yml"):
             raise ConfigError(f"A config is saved as .yaml, got {path}.")
         text = dump_yaml(OmegaConf.to_container(cfg, resolve=False))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_write(path) as file:
+            file.write(text.encode())
 
     @staticmethod
     def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -106,22 +98,84 @@ def get_config(name: str) -> DictConfig:
     """Load one of the configs that come with the package.
 
     Args:
-        name: path under ``configs/`` (``common/train.py``, ``quickstart.py``), or, in a checkout
-            of the repository, one that begins with ``projects/``.
+        name: as `sparsedet configs` lists it (``focus_detr_r50_12ep``), or a path under
+            ``configs/`` (``common/train.py``, ``quickstart.py``), or one that begins with
+            ``projects/``.
 
     Raises:
         ConfigError: if there is none of that name.
     """
-    if name.startswith("projects/"):
-        root = _PACKAGED.resolve().parent  # configs/ is a link to that of the repository
-        if not (root / "projects").is_dir():
-            raise ConfigError(f"{name} comes with the repository, not with the installed package.")
-        return LazyConfig.load(root / name)
-    path = _PACKAGED / name
-    if not path.is_file():
-        names = [each.relative_to(_PACKAGED).as_posix() for each in _PACKAGED.rglob("*.py")]
+    if not name.endswith(".py"):
+        return LazyConfig.load(find_config(name))
+    folder = PACKAGE if name.startswith("projects/") else PACKAGE / "configs"
+    if not (folder / name).is_file():
+        shown = folder / "projects" if folder == PACKAGE else folder
+        names = [each.relative_to(folder).as_posix() for each in shown.rglob("*.py")]
         raise ConfigError(f"There is no packaged config '{name}'. {nearest(name, names)}")
-    return LazyConfig.load(path)
+    return LazyConfig.load(folder / name)
+
+
+def read_config(
+    name: str | os.PathLike[str], overrides: Sequence[str] = (), *, needs: Sequence[str] = ()
+) -> DictConfig:
+    """Load a config for a command: by name or file, with what was typed, checked.
+
+    The overrides are checked before the modules of the components are imported, so that a mistyped
+    key is answered at once.
+
+    Args:
+        name: as :func:`sparsedet.config.find_config` takes it.
+        overrides: changes, see :meth:`LazyConfig.apply_overrides`.
+        needs: keys that must be there, such as ``model`` or ``train.output_dir``.
+
+    Raises:
+        ConfigError: the config cannot be read, an override is wrong or a key is absent.
+    """
+    check_overrides(name, overrides)
+    path = find_config(name)
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(path), overrides)
+    absent = [key for key in needs if not setting(cfg, key)]
+    if absent:
+        raise ConfigError(
+            f"{path} has no {', '.join(absent)}, which this needs. Use the config of a training "
+            "run, or write one like it."
+        )
+    return cfg
+
+
+def check_overrides(name: str | os.PathLike[str], overrides: Sequence[str]) -> None:
+    """Refuse mistyped names and keys by a description of the config, at once.
+
+    Nothing that the config names is imported. Where its description is not enough to tell, nothing
+    is refused: :func:`read_config` tells then.
+
+    Args:
+        name: as :func:`sparsedet.config.find_config` takes it.
+        overrides: changes, see :meth:`LazyConfig.apply_overrides`.
+
+    Raises:
+        ConfigError: there is no such config, or an override is wrong.
+    """
+    path = find_config(name)
+    if any(override.swaps for override in map(Override.parse, overrides)):
+        return  # components are registered when their modules are imported
+    with describing(), suppress(CannotDescribe):
+        try:
+            cfg = LazyConfig.load(path)
+        except ConfigError:
+            if path.is_file():
+                return
+            raise
+        apply_overrides(cfg, overrides)
+
+
+def setting(cfg: Any, key: str) -> Any:
+    """The value at a dotted key; None if there is none."""
+    for part in key.split("."):
+        if not isinstance(cfg, Mapping) or part not in cfg:
+            return None
+        cfg = cfg[part]
+    return cfg
 
 
 def _no_file(path: Path) -> str:

@@ -22,6 +22,13 @@ from sparsedet.config.naming import (
     locate,
     nearest,
 )
+from sparsedet.config.stand_ins import (
+    CannotDescribe,
+    StandIn,
+    described_parameters,
+    described_retired,
+    is_describing,
+)
 from sparsedet.registry import find_component, list_components, retired_arguments
 
 logger = logging.getLogger(__name__)
@@ -95,6 +102,10 @@ def _refuse_retired(cfg: DictConfig, override: Override, typed: Sequence[Overrid
     """
     node, argument = _parent(cfg, override), override.parts[-1]
     target = _target(node)
+    if isinstance(target, StandIn):
+        if argument in described_retired(target):
+            raise CannotDescribe(override.key)  # the class has a sentence for it
+        return
     sentence = retired_arguments(target).get(argument)
     if sentence is not None and argument not in _valid_keys(node):
         siblings = (each for each in typed if each.parts[:-1] == override.parts[:-1])
@@ -153,14 +164,20 @@ def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
     if isinstance(node, ListConfig):
         return [str(i) for i in range(len(node))]
     keys = [str(key) for key in node]
-    parameters = keyword_parameters(_target(node))
-    return [*keys, *(key for key in (parameters[0] if parameters else ()) if key not in keys)]
+    target = _target(node)
+    if isinstance(target, StandIn):
+        arguments = described_parameters(target)
+    else:
+        arguments = (keyword_parameters(target) or ({}, True))[0]
+    return [*keys, *(key for key in arguments if key not in keys)]
 
 
 def _target(node: DictConfig | ListConfig) -> Any:
     """What a node calls, None if it calls nothing."""
     target = node.get("_target_") if isinstance(node, DictConfig) else None
-    return locate(target) if isinstance(target, str) else target
+    if not isinstance(target, str):
+        return target
+    return StandIn(target) if is_describing() else locate(target)
 
 
 def _unknown_key(cfg: DictConfig, override: Override, position: int, node: Any) -> ConfigError:

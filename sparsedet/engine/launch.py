@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 from sparsedet import comm
 
-__all__ = ["check_processes", "is_first_process", "is_launched", "launch", "resolve_device"]
+__all__ = ["check_processes", "is_launched", "launch", "resolve_device"]
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -24,11 +24,6 @@ _TIMEOUT = timedelta(minutes=30)
 def is_launched() -> bool:
     """Whether torchrun (or alike) started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that speaks, also before the processes know each other."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def resolve_device(name: str) -> str:

@@ -286,7 +286,9 @@ class Assembly:
                 "when that is given)."
             )
         parts = {each.name: getattr(self, each.name) for each in fields(self)[3:]}
-        parts = {name: part for name, part in parts.items() if part is not None}
+        for name in ("scorer", "denoising"):
+            if parts[name] is None:  # the only ones that may be absent
+                del parts[name]
         for name, part in parts.items():
             _check_protocol(name, part)
         for name, part in parts.items():

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "sparsedet"
 
 TEXT = {".py", ".md", ".toml", ".cfg", ".yaml", ".yml", ".json", ".h", ".cpp", ".cu", ".cuh", ""}
+LINKS = {("sparsedet", "configs"), ("sparsedet", "projects")}
 OUTSIDE = {".git", ".venv", "build", "dist", "output", "outputs", "data", "datasets", "weights"}
 
 
@@ -20,7 +21,7 @@ def files(*folders: str, suffix: str = ".py") -> list[Path]:
     for folder in folders:
         for path in sorted((ROOT / folder).rglob(f"*{suffix}")):
             inside = path.relative_to(ROOT)
-            if "__pycache__" not in inside.parts and inside.parts[:2] != ("sparsedet", "configs"):
+            if "__pycache__" not in inside.parts and inside.parts[:2] not in LINKS:
                 found.append(path)
     return found
 

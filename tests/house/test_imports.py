@@ -14,6 +14,8 @@ FLOORS = {
     "registry": 0,
     "comm": 0,
     "events": 0,
+    "files": 0,
+    "tables": 0,
     "structures": 1,
     "layers": 1,
     "modeling": 2,
@@ -27,16 +29,21 @@ FLOORS = {
     "visualization": 4,
     "export": 4,
     "predictor": 4,
-    "interop": 5,
+    "training": 5,
+    "sweep": 5,
+    "published": 5,
+    "benchmark": 5,
+    "interop": 6,
+    "cli": 6,
+    "__main__": 6,
 }
-SAME_FLOOR = {("config", "registry"), ("events", "comm")}
+SAME_FLOOR = {("config", "registry"), ("config", "files"), ("events", "comm"), ("__main__", "cli")}
 STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed what it runs
 
 MODELING_BASE = {"stages", "heads", "parts"}  # what every component may know
 MODELING_EXTRA = {
     "criterion": {"losses", "matcher"},
     "losses": {"matcher"},
-    "selection": {"calibration"},
     "inference": {"detector"},
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
 }
@@ -46,7 +53,7 @@ THIRD_PARTY = {
     "torch": EVERYWHERE,
     "numpy": EVERYWHERE,
     "jaxtyping": EVERYWHERE,
-    "torchvision": {"modeling", "data", "structures", "layers", "engine"},
+    "torchvision": {"modeling", "data", "structures", "layers", "engine", "training"},
     "timm": {"modeling"},
     "scipy": {"modeling"},
     "omegaconf": {"config"},
@@ -54,8 +61,9 @@ THIRD_PARTY = {
     "fvcore": {"registry", "checkpoint", "engine"},
     "safetensors": {"checkpoint"},
     "pycocotools": {"data.coco", "evaluation.coco"},
-    "PIL": {"data", "visualization", "predictor"},
-    "tqdm": {"events", "engine", "evaluation", "data"},
+    "PIL": {"data", "visualization", "predictor", "cli.visualize"},
+    "matplotlib": {"sweep", "benchmark"},
+    "tqdm": {"events", "engine", "evaluation", "data", "training"},
     "tensorboard": {"events"},
     "wandb": {"events"},
     "onnx": {"export"},

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sparsedet.config import LazyConfig
+from sparsedet.cli.common import is_override
+from sparsedet.cli.main import COMMANDS
+from sparsedet.config import LazyConfig, find_config
 from tests.house.source import ROOT, files, name
 
 README = ROOT / "README.md"
@@ -68,6 +70,8 @@ def test_shell_lines_name_what_exists(page, command):
     scripts = [i for i, word in enumerate(words) if re.fullmatch(r"(tools|projects)/.+\.py", word)]
     if scripts and words[0] in ("python", "python3", "torchrun"):
         check_script(words[scripts[0]], words[scripts[0] + 1 :])
+    if words[:1] == ["sparsedet"] or words[1:3] == ["-m", "sparsedet"]:
+        check_command(words[words.index("sparsedet") + 1 :])
 
 
 def check_make(words: list[str]) -> None:
@@ -78,9 +82,54 @@ def check_make(words: list[str]) -> None:
         assert re.search(pattern, makefile, re.M), f"the Makefile does not know {word}"
 
 
+CONFIG_FIRST = ("train", "eval", "analyze", "visualize", "sweep")
+
+
+def check_command(words: list[str]) -> None:
+    name, *arguments = words
+    if name.startswith("-"):
+        assert name in ("--help", "--version")
+        return
+    assert name in COMMANDS, f"there is no command {name}"
+    module = ROOT / COMMANDS[name][0].replace(".", "/")
+    sources = [module.with_suffix(".py"), ROOT / "sparsedet/cli/common.py"]
+    sources += files("sparsedet/benchmark") if name == "benchmark" else [module.parent / "train.py"]
+    source = "".join(path.read_text(encoding="utf-8") for path in sources)
+    for word in arguments:
+        flag = word.partition("=")[0]
+        if word.startswith("--") and flag != "--help":
+            assert f'"{flag}"' in source, f"sparsedet {name} has no {flag}"
+    config = arguments[0] if name in CONFIG_FIRST and arguments else "-"
+    if config[0] != "-" and not config.startswith(("output/", "DIR")):
+        overrides = [each for each in arguments[1:] if is_override(each)]
+        LazyConfig.apply_overrides(LazyConfig.load(find_config(config)), overrides)
+
+
+def test_the_environment_is_active_before_its_commands_are_used():
+    lines = [command for page, command in shell_lines() if page == "README.md"]
+    first = next(i for i, line in enumerate(lines) if line.startswith(("sparsedet", "python")))
+    assert "source .venv/bin/activate" in lines[:first]
+    assert lines.index("make quickstart") < first
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trian quickstart",
+        "train qickstart",
+        "train quickstart --resum",
+        "train quickstart model.selectr.keep_ratio=0.1",
+        "eval quickstart --weihgts=a.pth",
+    ],
+)
+def test_a_wrong_line_would_be_found(line):
+    with pytest.raises((AssertionError, ValueError)):
+        check_command(line.split())
+
+
 def check_script(script: str, arguments: list[str]) -> None:
     assert (ROOT / script).is_file(), f"there is no {script}"
-    sources = [ROOT / script, *files("sparsedet/engine")]
+    sources = [ROOT / script, *files("sparsedet/cli", "sparsedet/benchmark")]
     source = "".join(path.read_text(encoding="utf-8") for path in sources)
     for word in arguments:
         if word.startswith("--"):

@@ -1,11 +1,9 @@
-"""tools/analyze_model.py, whole: a small model, bad input, and rows of the published table."""
+"""`sparsedet analyze`, whole: a small model, bad input, and rows of the published table."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+import sparsedet.cli.analyze
+from sparsedet import published as costs
 from sparsedet.analysis import calibrate_selector
 from sparsedet.checkpoint import save_checkpoint
 from sparsedet.config import LazyCall, LazyConfig, instantiate
@@ -41,16 +41,9 @@ def small(cfg: Any) -> Any:
     return cfg
 
 
-@pytest.fixture(scope="module")
-def tool(root: Path) -> Iterator[ModuleType]:
-    """The tool, imported into this process."""
-    spec = importlib.util.spec_from_file_location("analyze", root / "tools/analyze_model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there for their annotations
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+@pytest.fixture
+def tool() -> ModuleType:
+    return sparsedet.cli.analyze
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +181,7 @@ def test_a_config_of_a_model_alone_needs_a_size(
     tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = "projects/sparse_detr/configs/released/sparse_detr_r50_rho30.py"
-    for words, says in (([], "--size H W"), (["--tokens"], "no data set")):
+    for words, says in (([], "--size H W"), (["--tokens"], "has no dataloader, dataset")):
         assert tool.main(["--config-file", str(root / config), *words]) == 2
         assert says in capsys.readouterr().err
 
@@ -202,11 +195,11 @@ def published(
     tmp_path: Path,
     wanted: Callable[[tuple], bool] = lambda row: True,
 ) -> list[dict[str, Any]]:
-    rows = tuple(filter(wanted, tool.REFERENCES))
+    rows = tuple(filter(wanted, costs.REFERENCES))
     names = {row[0] for row in rows}
-    models = {name: model for name, model in tool.MODELS.items() if name in names}
-    monkeypatch.setattr(tool, "REFERENCES", rows)
-    monkeypatch.setattr(tool, "MODELS", models)
+    models = {name: model for name, model in costs.MODELS.items() if name in names}
+    monkeypatch.setattr(costs, "REFERENCES", rows)
+    monkeypatch.setattr(costs, "MODELS", models)
     assert tool.main(["--paper-table", "--output", str(tmp_path / "table.json")]) == 0
     return json.loads((tmp_path / "table.json").read_text())["rows"]
 
@@ -231,7 +224,7 @@ def test_some_published_numbers(
         tool,
         monkeypatch,
         tmp_path,
-        lambda row: row[0] in models and row[2] in (None, tool.S) and row[4] != tool.FOCUS,
+        lambda row: row[0] in models and row[2] in (None, costs.S) and row[4] != costs.FOCUS,
     )
     check(rows)
     assert {row["model"] for row in rows} == set(models)
@@ -246,5 +239,5 @@ def test_all_published_numbers(
 ) -> None:
     rows = published(tool, monkeypatch, tmp_path)
     check(rows)
-    assert len(rows) == len(tool.REFERENCES) > 50
-    assert {row["model"] for row in rows} == set(tool.MODELS)
+    assert len(rows) == len(costs.REFERENCES) > 50
+    assert {row["model"] for row in rows} == set(costs.MODELS)

@@ -1,9 +1,8 @@
-"""tools/convert_checkpoint.py, whole: a small model under published names, and bad input."""
+"""`sparsedet convert-weights`, whole: a small model under published names, and bad input."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import sparsedet.cli.convert_weights
 from sparsedet.checkpoint import load_checkpoint
-from sparsedet.config import LazyConfig, instantiate
+from sparsedet.config import LazyConfig, instantiate, packaged
 from sparsedet.conversion import COCO_CATEGORY_IDS
 
 CONFIG = "projects/deformable_detr/configs/released/deformable_detr_r50_refine.py"
@@ -53,12 +53,8 @@ THEIRS = (
 
 
 @pytest.fixture(scope="module")
-def tool(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert", root / "tools/convert_checkpoint.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool() -> ModuleType:
+    return sparsedet.cli.convert_weights
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +152,7 @@ def test_the_80_classes_that_there_are(
 
 
 @pytest.fixture
-def released(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two released configs, ``right.py`` of the small model and ``other.py``; their folder."""
     folder = tmp_path / "projects/method/configs/released"
     folder.mkdir(parents=True)
@@ -165,7 +161,7 @@ def released(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     lines = ["from sparsedet.config import get_config", f"model = get_config({CONFIG!r}).model"]
     (folder / "right.py").write_text("\n".join([*lines, changes, ""]))
     (folder / "other.py").write_text("\n".join([*lines, changes, "model.num_levels = 3", ""]))
-    monkeypatch.setattr(tool, "_ROOT", tmp_path)
+    monkeypatch.setattr(packaged, "PACKAGE", tmp_path)
     return folder
 
 

@@ -1,12 +1,9 @@
-"""tools/sweep_keep_ratio.py, whole: small models with random weights, and bad input."""
+"""`sparsedet sweep`, whole: small models with random weights, and bad input."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+import sparsedet.sweep
 from sparsedet.checkpoint import load_checkpoint, save_checkpoint
+from sparsedet.cli import calibrate as calibrate_command
+from sparsedet.cli.sweep import main
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.data.shapes import CLASS_NAMES, ShapesOptions, write_shapes
 from sparsedet.evaluation import evaluate
@@ -72,40 +72,28 @@ def work(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def loaded(path: Path) -> Iterator[Any]:
-    """A tool as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[path.stem]
+@pytest.fixture
+def tool() -> Any:
+    return sparsedet.sweep
 
 
 @pytest.fixture(scope="module")
-def tool(root: Path) -> Iterator[Any]:
-    """The tool as a module."""
-    with loaded(root / "tools/sweep_keep_ratio.py") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def calibrate(root: Path, work: Path) -> Iterator[Callable[..., int]]:
-    """`main` of the tool that calibrates, with the elastic model."""
-    model = ["--config-file", str(work / "run/config.yaml")]
-    model += ["--weights", str(work / "run/model.pth")]
-    with loaded(root / "tools/calibrate_selector.py") as module:
-        yield lambda *words: module.main([*model, *words])
+def calibrate(work: Path) -> Callable[..., int]:
+    """The command that calibrates, with the elastic model."""
+    model = [str(work / "run/config.yaml"), "--weights", str(work / "run/model.pth")]
+    return lambda *words: calibrate_command.main([*model, *words])
 
 
 @pytest.fixture
-def sweep(tool: Any, work: Path) -> Callable[..., int]:
-    """`main` of the tool with the elastic model."""
-    model = ["--config-file", str(work / "run/config.yaml")]
-    model += ["--weights", str(work / "run/model.pth")]
-    return lambda *words: tool.main([*model, *QUICK, *words])
+def sweep(work: Path) -> Callable[..., int]:
+    """The command with the elastic model."""
+    model = [str(work / "run/config.yaml"), "--weights", str(work / "run/model.pth")]
+
+    def run(*words: str) -> int:
+        given = model[1:] if "--config-file" in words else model
+        return main([*given, *QUICK, *words])
+
+    return run
 
 
 def models(folder: Path) -> list[dict[str, Any]]:
@@ -310,7 +298,7 @@ def test_what_cannot_be_calibrated(
         ),
         (
             ["model.selector._target_=AdaptiveSelector"],
-            ("AdaptiveSelector must know", "tools/calibrate_selector.py"),
+            ("AdaptiveSelector must know", "sparsedet calibrate"),
         ),
         (["--beside", "config.yaml"], ("--beside", "CONFIG:WEIGHTS", "'config.yaml'")),
     ],

@@ -1,4 +1,4 @@
-"""tools/train_net.py, whole: a tiny set of drawn images, and what it says to bad input."""
+"""`sparsedet train` and its tool, whole: a tiny set of drawn images, and answers to bad input."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from sparsedet.checkpoint import load_checkpoint, save_checkpoint
+from sparsedet.cli.main import main
 
 CONFIG = "projects/sparse_detr/configs/sparse_detr_r50_rho30_50ep.py"
 SMALL = (
@@ -184,6 +185,22 @@ def test_evaluation_alone(
     expected = json.loads((trained / "results.json").read_text())["metrics"]["bbox"]
     assert found == expected
     assert "AP50" in capsys.readouterr().out
+
+
+def test_evaluation_by_the_config_in_the_file(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = json.loads((trained / "results.json").read_text())["metrics"]["bbox"]
+    weights = str(trained / "model_final.pth")
+    here = f"train.output_dir={tmp_path}"
+    for words in ([weights], [str(trained / "config.yaml"), "--weights", weights]):
+        assert main(["eval", *words, here]) == 0
+        found = json.loads((tmp_path / "eval_results.json").read_text())
+        assert found["metrics"]["bbox"] == expected
+        assert found["config"] == words[0]
+    save_checkpoint({"model": load_checkpoint(weights)["model"]}, tmp_path / "bare.pth")
+    assert main(["eval", str(tmp_path / "bare.pth")]) == 2
+    assert "sparsedet eval CONFIG --weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", [("hand", "foot"), ("hand", "foot", "head")])

@@ -1,8 +1,7 @@
-"""tools/visualize_tokens.py, whole: a small model with random weights, and bad input."""
+"""`sparsedet visualize`, whole: a small model with random weights, and bad input."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 from sparsedet.checkpoint import save_checkpoint
+from sparsedet.cli.visualize import main
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.modeling import TimmBackbone
 
@@ -36,13 +36,9 @@ def small(cfg: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tool(root: Path) -> Callable[..., int]:
-    """`main` of the tool, run in this process."""
-    spec = importlib.util.spec_from_file_location("visualize", root / "tools/visualize_tokens.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def tool() -> Callable[..., int]:
+    """The command, run in this process."""
+    return main
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from sparsedet.files import write_json
+
 from . import dataloader, encoder, evaluation, gpu, model, op, train_step
 from .cases import positive
-from .report import Table, environment, print_facts, write_json
+from .report import Table, environment, print_facts
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     """The command line of a mode."""
     mode = MODES[name]
     made = argparse.ArgumentParser(
-        prog=f"benchmark.py {name}",
+        prog=f"sparsedet benchmark {name}",
         description=sys.modules[mode.run.__module__].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""tools/benchmark.py: what each mode times is what it says, and figures are written."""
+"""`sparsedet benchmark`: what each mode times is what it says, and figures are written."""
 
 from __future__ import annotations
 
@@ -24,19 +24,14 @@ BRIEF = ("--seconds", "0", "--rounds", "2", "--threads", "1")
 SHAPES = [(6, 9), (3, 5)]
 
 
-@pytest.fixture(scope="module")
-def tool(root: Path) -> Iterator[Any]:
-    """The modules beside the tool, as it sees them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(root / "tools"))
-        yield importlib.import_module("benchmark")
-        for name in [name for name in sys.modules if name.split(".")[0].startswith("benchmark")]:
-            del sys.modules[name]
+@pytest.fixture
+def tool() -> Any:
+    return importlib.import_module("sparsedet.cli.benchmark")
 
 
 @pytest.fixture
-def part(tool):
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
+def part():
+    return lambda name: importlib.import_module(f"sparsedet.benchmark.{name}")
 
 
 @pytest.fixture(autouse=True)
@@ -519,10 +514,10 @@ def test_later_options_take_the_place_of_earlier_ones(part):
 
 @pytest.mark.parametrize("suite", ["cpu", "gpu"])
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_section_is_a_command_of_the_tool(part, suite, quick):
+def test_every_section_is_a_command_of_the_tool(tool, part, suite, quick):
     modes, suites = part("modes"), part("suites")
     words = ["--suite", suite, *(["--quick"] if quick else [])]
-    args = importlib.import_module("benchmark").parser().parse_args(words)
+    args = tool.parser().parse_args(words)
     for section in suites.chosen_sections(args):
         line = suites.command(section, args)
         modes.parser(line[0]).parse_intermixed_args(line[1:])
@@ -548,12 +543,12 @@ def fake(words: Sequence[str]) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not has_compiled_kernel(), reason="needs the compiled CPU kernels")
-def test_a_form_that_fails_in_a_section_leaves_what_was_measured(part, monkeypatch):
+def test_a_form_that_fails_in_a_section_leaves_what_was_measured(tool, part, monkeypatch):
     suites, pages = part("suites"), part("pages")
     words = ("op", "--image-size", "64x96", "--against", "--peer", "math:floor", "--no-memory")
     section = suites.Section("op", "The op", (*words, *BRIEF))
     monkeypatch.setitem(suites.SUITES, "cpu", (section,))
-    args = importlib.import_module("benchmark").parser().parse_args(["--suite", "cpu"])
+    args = tool.parser().parse_args(["--suite", "cpu"])
     suite = suites.run_suite(args, None)
     (entry,) = suite["sections"]
     assert entry["status"] == "done" and len(entry["result"]["rows"]) == 8
@@ -561,7 +556,7 @@ def test_a_form_that_fails_in_a_section_leaves_what_was_measured(part, monkeypat
 
 
 def test_a_section_that_fails_leaves_the_others(tool, part, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "run_mode", fake)
+    monkeypatch.setattr(part("modes"), "run_mode", fake)
     target, page = tmp_path / "gpu.json", tmp_path / "page.md"
     words = ["--suite", "gpu", "--json", str(target), "--markdown", str(page)]
     assert tool.main(words) == 1
@@ -571,8 +566,8 @@ def test_a_section_that_fails_leaves_the_others(tool, part, tmp_path, monkeypatc
     assert "Failed: RuntimeError: broken." in page.read_text()
 
 
-def test_a_budget_that_is_spent(tool, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "run_mode", fake)
+def test_a_budget_that_is_spent(tool, part, tmp_path, monkeypatch):
+    monkeypatch.setattr(part("modes"), "run_mode", fake)
     target = tmp_path / "gpu.json"
     assert tool.main(["--suite", "gpu", "--budget-s", "0", "--json", str(target)]) == 0
     sections = json.loads(target.read_text())["sections"]

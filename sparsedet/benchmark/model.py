@@ -21,9 +21,9 @@ from .memory import device_peak, process_peak
 from .reference import locate
 from .report import CASE_HEAD, Table, case_cells, number, print_table, without_empty
 
-DINO = "projects/dino/configs/dino_r50_4scale_12ep.py"
-SPARSE = "projects/sparse_detr/configs/sparse_detr_r50_rho30_50ep.py"
-FOCUS = "projects/focus_detr/configs/focus_detr_r50_12ep.py"
+DINO = "dino_r50_4scale_12ep"
+SPARSE = "sparse_detr_r50_rho30_50ep"
+FOCUS = "focus_detr_r50_12ep"
 STAGES = ("backbone", "neck", "scorer", "encoder", "query_initializer", "decoder")
 
 

@@ -6,16 +6,15 @@ import json
 import os
 import platform
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import sparsedet
+from sparsedet import __version__
 from sparsedet.analysis import Timing, machine_facts
-from sparsedet.checkpoint import atomic_write
+from sparsedet.tables import format_table
 
 Table = list[list[str]]
 _ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
@@ -30,7 +29,7 @@ def environment(device: str) -> dict[str, object]:
         "allocator": allocator(),
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
-        "sparsedet": sparsedet.__version__,
+        "sparsedet": __version__,
     }
 
 
@@ -52,14 +51,8 @@ def _cpu_name() -> str:
     return found[1].strip() if found else platform.processor()
 
 
-def write_json(path: Path, figures: object) -> None:
-    """Write all of a file or nothing."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(figures, indent=2) + "\n").encode())
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """What ``write_json`` has written.
+    """What a suite or a mode has written.
 
     Raises:
         ValueError: it is something else.
@@ -77,11 +70,7 @@ def print_facts(facts: dict[str, object]) -> None:
 
 def print_table(table: Table) -> None:
     """Columns under their names, numbers to the right; the first column to the left."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
-    sys.stdout.flush()
+    print(format_table(table), flush=True)
 
 
 def markdown(table: Table) -> str:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: there is no GPU, or no compiler for the naive kernels.
     """
-    gpu_op = importlib.import_module("benchmarks.gpu_op")
+    gpu_op = importlib.import_module(f"{__package__}.gpu_op")
     cases = gpu_op.usual_cases()
     if args.quick:
         cases = [case for case in cases if case.queries == "all"]
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {"lines": len(cases), "rows": []}
     if torch.device(args.device).type != "cuda":
         raise ValueError(f"gpu-op needs --device cuda, got {args.device}.")
-    naive = importlib.import_module("benchmarks.naive").load_naive(args.naive_library)
+    naive = importlib.import_module(f"{__package__}.naive").load_naive(args.naive_library)
     return gpu_op.run(naive, cases)
 
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.analysis import FlopCount, count_flops, divisibility
-from sparsedet.config import ConfigError, LazyConfig, instantiate
+from sparsedet.config import ConfigError, instantiate
+from sparsedet.config import read_config as read_any_config
+from sparsedet.loading import leave_out_pretrained
 from sparsedet.modeling import (
     DeformableEncoder,
     TokenSparseDetector,
@@ -34,7 +36,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 PRECISIONS = ("float32", "bfloat16", "float16")
-ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 80  # where a config takes the number from its data set
 OURS, GRID_SAMPLE, PEER = "sparsedet", "grid_sample", "peer"
 OBJECTS = 12
@@ -216,27 +217,16 @@ def _ratios(config: str, overrides: Sequence[str], ratios: Sequence[str]) -> lis
 # --- models ---------------------------------------------------------------------------------------
 
 
-def find_config(config: str) -> Path:
-    """A path as it is, or below the repository."""
-    path = Path(config)
-    return path if path.is_file() else ROOT / config
-
-
 def read_config(config: str, overrides: tuple[str, ...]) -> Any:
     """The config of a model with random weights.
 
     Raises:
         ConfigError: it cannot be read, or has no model.
     """
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(find_config(config)), list(overrides))
-    if "model" not in cfg:
-        raise ConfigError(f"{config} has no model. Name the config of a detector.")
+    cfg = read_any_config(config, overrides, needs=("model",))
     if "dataset" in cfg and cfg.dataset.get("num_classes") is None:
         cfg.dataset.num_classes = CLASSES
-    backbone = cfg.model.get("backbone") or {}
-    for name, absent in (("weights", None), ("pretrained", False)):
-        if backbone.get(name):
-            backbone[name] = absent
+    leave_out_pretrained(cfg)
     return cfg
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sparsedet.checkpoint import atomic_write
 from sparsedet.config import ConfigError
+from sparsedet.files import atomic_write
 
 from .modes import MODES
 from .report import markdown

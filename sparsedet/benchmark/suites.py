@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from .cases import ROOT
+from sparsedet.files import write_json
+
 from .model import DINO, FOCUS, SPARSE
-from .report import read_json, write_json
+from .report import read_json
 
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2"}
@@ -299,7 +300,7 @@ def _tiny(words: list[str]) -> list[str]:
 def shell_line(section: Section, words: Sequence[str]) -> str:
     """What to type to get the same."""
     variables = [f"{name}={value}" for name, value in section.environment.items()]
-    return " ".join([*variables, "python tools/benchmark.py", shlex.join(words)])
+    return " ".join([*variables, "sparsedet benchmark", shlex.join(words)])
 
 
 def _run_section(
@@ -325,9 +326,9 @@ def _run_section(
 def _run_child(section: Section, words: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
-        tool = str(ROOT / "tools" / "benchmark.py")
+        tool = [sys.executable, "-m", "sparsedet", "benchmark"]
         done = subprocess.run(
-            [sys.executable, tool, *words, "--json", str(path)],
+            [*tool, *words, "--json", str(path)],
             env={**os.environ, **section.environment},
         )
         if not path.is_file():  # a case that failed is a row of what was measured

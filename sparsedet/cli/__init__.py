@@ -1,0 +1,1 @@
+"""The command ``sparsedet``: one module for each subcommand, imported when it is called."""

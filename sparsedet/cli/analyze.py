@@ -1,0 +1,345 @@
+"""What a detector costs and what it looks at: parameters, GFLOPs, milliseconds, tokens, Corr.
+
+    sparsedet analyze CONFIG                                           a 480 x 640 picture, resized
+    sparsedet analyze CONFIG --size 800 1066 --latency key=value ...
+    sparsedet analyze CONFIG --coco-sizes instances_val2017.json --max-images 100
+    sparsedet analyze DIR/config.yaml --weights W --tokens --images 100
+    sparsedet analyze --paper-table                                    ours beside published numbers
+
+A multiply-add is 1 FLOP; docs/analysis.md states the formulas. --tokens runs the model on the
+images of the config's test set: tokens kept by encoder layer and level, and Corr, the share of the
+decoder's cross-attention that falls on a tenth of the tokens with the best scores.
+Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsedet.cli.common import add_config, answer, make_parser, take_config
+from sparsedet.config import ConfigError, check_overrides, instantiate, read_config
+from sparsedet.files import write_json
+from sparsedet.tables import format_table
+
+if TYPE_CHECKING:
+    from sparsedet.analysis import (
+        Counting,
+        FlopCount,
+        Latency,
+        ParameterCount,
+        TokenStatistics,
+    )
+
+Size = tuple[int, int]
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and run."""
+    return answer(run, _parser(prog).parse_intermixed_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Show what was asked for, and write it where a file is named.
+
+    Raises:
+        ValueError: something given is wrong; nothing has been computed then.
+    """
+    if args.paper_table:
+        figures = paper_table()
+    else:
+        take_config(args)
+        _check_numbers(args)
+        check_overrides(args.config_file, args.overrides)
+        figures = analyze(args)
+    if args.output is not None:
+        write_json(args.output, figures)
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    add_config(parser)
+    parser.add_argument("--paper-table", action="store_true", help="ours beside published numbers")
+    parser.add_argument("--weights", metavar="W", help=".pth or .safetensors file")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the model's input")
+    size.add_argument(
+        "--coco-sizes",
+        metavar="FILE",
+        help="mean GFLOPs over the images of an annotation file, resized as the config's test set",
+    )
+    size.add_argument(
+        "--image", metavar="FILE", help="GFLOPs of this picture, for models that look at it first"
+    )
+    parser.add_argument(
+        "--max-images",
+        type=int,
+        metavar="N",
+        help="of --coco-sizes, at even distances in the order of their area",
+    )
+    parser.add_argument(
+        "--full-sampling",
+        action="store_true",
+        help="count 5 instead of 4 per sampled value of deformable attention",
+    )
+    parser.add_argument("--latency", action="store_true", help="milliseconds by stage")
+    parser.add_argument(
+        "--repetitions", type=int, default=20, metavar="N", help="of --latency (%(default)s)"
+    )
+    parser.add_argument("--tokens", action="store_true", help="kept tokens and Corr (test set)")
+    parser.add_argument(
+        "--images", type=int, default=100, metavar="N", help="of --tokens (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, metavar="JSON", help="also write the figures here")
+    return parser
+
+
+# --- one model ------------------------------------------------------------------------------------
+
+
+def analyze(args: argparse.Namespace) -> dict[str, Any]:
+    """Analyze the model of a config, print tables and return the figures.
+
+    Raises:
+        ValueError: something given is wrong; nothing has been computed then.
+    """
+    from sparsedet.analysis import (
+        WEIGHTED_READ,
+        Counting,
+        count_flops,
+        count_parameters,
+        depends_on_image,
+        mean_flops,
+        measure_latency,
+        token_statistics,
+    )
+    from sparsedet.loading import load_detector
+
+    cfg = load_config(args.config_file, args.overrides, uses_set=args.tokens)
+    sizes = input_sizes(cfg, args)
+    image = read_picture(cfg, args.image) if args.image else None
+    loader = instantiate(cfg.dataloader.test) if args.tokens else None
+    model = load_detector(cfg, args.weights)
+    parameters = count_parameters(model)
+    counting = Counting(WEIGHTED_READ) if args.full_sampling else Counting()
+    if image is not None:
+        batch = model.preprocess([image])
+        sizes = list(batch.image_sizes)
+        flops = count_flops(model, sizes[0], image=batch.images[0], counting=counting)
+    elif depends_on_image(model):
+        raise ConfigError(
+            f"What a model with {type(model.selector).__name__} costs depends on the image. Add "
+            "--image FILE."
+        )
+    else:
+        flops = mean_flops(model, sizes, max_images=args.max_images, counting=counting)
+    latency = None
+    if args.latency:
+        latency = measure_latency(model, next(iter(flops.sizes)), repetitions=args.repetitions)
+    print_costs(parameters, flops, latency, counting)
+    figures: dict[str, Any] = {
+        "config": str(args.config_file),
+        "overrides": list(args.overrides),
+        "parameters": {**asdict(parameters), "total": parameters.total},
+        "gflops": {
+            "stages": dict(flops.stages),
+            "total": flops.total,
+            "sizes": [[*size, images] for size, images in flops.sizes.items()],
+            "counting": asdict(counting),
+        },
+        "latency": None if latency is None else asdict(latency),
+    }
+    if loader is not None:
+        tokens = token_statistics(model, _first_images(loader, args.images))
+        print_tokens(tokens)
+        figures["tokens"] = asdict(tokens)
+    return figures
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    numbers = {
+        "--size": min(args.size or [1]),
+        "--max-images": 1 if args.max_images is None else args.max_images,
+        "--repetitions": args.repetitions,
+        "--images": args.images,
+    }
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
+    if args.max_images is not None and not args.coco_sizes:
+        raise ValueError("--max-images goes with --coco-sizes. Add it, or leave both out.")
+    if args.latency and args.coco_sizes:
+        raise ValueError("--latency is that of one size. Give --size H W instead of --coco-sizes.")
+
+
+def load_config(path: str | Path, overrides: Sequence[str], *, uses_set: bool = False) -> Any:
+    """The config with overrides, the number of its classes known.
+
+    Args:
+        path: of the config.
+        overrides: changes.
+        uses_set: the images of the test set are needed.
+
+    Raises:
+        ConfigError: it cannot be read, or lacks what is needed here.
+        DatasetError: the files that have the classes cannot be read.
+    """
+    from sparsedet.data import resolve_dataset
+    from sparsedet.loading import leave_out_pretrained
+
+    needs = ("model", "dataloader", "dataset") if uses_set else ("model",)
+    cfg = read_config(path, overrides, needs=needs)
+    if "dataset" in cfg:
+        dataset = cfg.dataset
+        if uses_set:
+            resolve_dataset(cfg, ("val",))
+        elif dataset.class_names is not None:
+            dataset.num_classes = len(dataset.class_names)
+        elif dataset.num_classes is None:
+            resolve_dataset(cfg, ("train",))
+    leave_out_pretrained(cfg)  # costs do not depend on them
+    return cfg
+
+
+def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
+    """Sizes (h, w) of the model's input to count on.
+
+    Raises:
+        ConfigError: the config cannot tell how images are resized.
+        DatasetError: the annotation file cannot be read.
+    """
+    from sparsedet.data import DatasetError, load_coco
+
+    if args.size:
+        return [tuple(args.size)]
+    if "dataloader" not in cfg:
+        raise ConfigError(
+            f"{args.config_file} does not say how images are resized. Add --size H W."
+        )
+    if args.coco_sizes:
+        records = load_coco(args.coco_sizes, None).records
+        originals = [(record["height"], record["width"]) for record in records]
+    else:
+        originals = [(480, 640)]
+    if any(None in size for size in originals):
+        raise DatasetError(f"{args.coco_sizes}: an image has no height or width. Add them.")
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    sizes = [mapper.output_size(*size) for size in originals]
+    if None in sizes:
+        raise ConfigError(
+            "dataloader.test.mapper draws the size of its images. Set dataset.test_short_side to "
+            "one number, or add --size H W."
+        )
+    return sizes
+
+
+def read_picture(cfg: Any, path: str) -> dict[str, Any]:
+    """The sample of a picture, as the test set would have it.
+
+    Raises:
+        DatasetError: it is not there, or no image.
+    """
+    from sparsedet.data import DatasetError
+    from sparsedet.data.images import inspect_image
+
+    header = inspect_image(path)
+    if isinstance(header, str):
+        raise DatasetError(f"image file {path!r} cannot be read ({header}).")
+    width, height = header.size
+    if header.needs_turning(height, width):
+        width, height = height, width
+    record = dict(file_name=path, width=width, height=height, image_id=0, annotations=[])
+    return instantiate(cfg.dataloader.test.mapper)(record, random.Random(0))
+
+
+def _first_images(loader: Any, count: int) -> Iterator[list[dict[str, Any]]]:
+    for batch in loader:
+        yield batch[:count]
+        count -= len(batch)
+        if count <= 0:
+            return
+
+
+def print_costs(
+    parameters: ParameterCount, flops: FlopCount, latency: Latency | None, counting: Counting
+) -> None:
+    """Parameters, GFLOPs and milliseconds, a line for each stage."""
+    stages = list(dict.fromkeys([*flops.stages, *parameters.by_stage]))
+    rows = []
+    for stage in stages:
+        every, trained = parameters.by_stage.get(stage), parameters.trainable_by_stage.get(stage)
+        milliseconds = latency.stages.get(stage) if latency else None
+        rows.append([stage, every, trained, flops.stages.get(stage), milliseconds])
+    total = latency.total if latency else None
+    rows.append(["total", parameters.total, parameters.trainable, flops.total, total])
+    scales = (1e6, 1e6, 1, 1)
+    cells = [
+        [
+            row[0],
+            *("" if x is None else f"{x / s:.2f}" for x, s in zip(row[1:], scales, strict=True)),
+        ]
+        for row in rows
+    ]
+    head = ["stage", "parameters M", "trainable M", "GFLOPs", "ms"]
+    print(format_table([head, *cells]))
+    images, (size, *_) = sum(flops.sizes.values()), flops.sizes
+    where = (
+        f"{size[0]} x {size[1]}" if images == 1 else f"{images} images, {len(flops.sizes)} sizes"
+    )
+    print(f"GFLOPs: {where}, {counting.sampling_cost} per sampled value; a multiply-add is 1")
+    if latency is not None:
+        facts = " ".join(f"{key}={value}" for key, value in latency.protocol.items())
+        print(f"ms: neck with the embedding, decoder with its heads; {facts}")
+
+
+def print_tokens(tokens: TokenStatistics) -> None:
+    """Kept tokens, a line for each encoder layer, and Corr."""
+    levels = range(len(tokens.tokens))
+    rows = [
+        [f"layer {index + 1}", *(f"{count:.1f}" for count in layer), f"{sum(layer):.1f}"]
+        for index, layer in enumerate(tokens.kept)
+    ]
+    rows.append(["all", *(f"{n:.1f}" for n in tokens.tokens), f"{sum(tokens.tokens):.1f}"])
+    print()
+    head = ["kept tokens", *(f"level {level + 1}" for level in levels), "sum"]
+    print(format_table([head, *rows]))
+    print(f"means over {tokens.num_images} images; keep ratio {tokens.keep_ratio:.4f}")
+    if tokens.corr is not None:
+        print(
+            f"Corr: {tokens.corr:.4f} on the best {tokens.share:.0%} of the tokens by their score"
+        )
+    print(f"Corr: {tokens.corr_kept:.4f} on the tokens that the encoder updates")
+
+
+# --- the published numbers ------------------------------------------------------------------------
+
+
+def paper_table() -> dict[str, Any]:
+    """Print the published costs beside ours; return the rows."""
+    import torch
+
+    from sparsedet.published import compare_published
+
+    found = compare_published(lambda name: print(f"counting {name}", file=sys.stderr))
+    head = ["model", "what", "size", "ours", "reference", "diff %", "runs", "source"]
+    print(format_table([head, *map(_cells, found.rows)]))
+    print(found.notes, end="")
+    return {"rows": found.rows, "torch": torch.__version__}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["model"],
+        row["what"],
+        "x".join(map(str, row["size"] or ())),
+        f"{row['ours']:.2f}",
+        f"{row['reference']:g}",
+        f"{row['difference_percent']:+.2f}",
+        "" if row["runs"] == row["ours"] else f"{row['runs']:.2f}",
+        row["source"],
+    ]

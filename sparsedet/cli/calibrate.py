@@ -1,0 +1,93 @@
+"""Tell the selector of trained weights how the scores of images lie, for its threshold.
+
+    sparsedet calibrate DIR/config.yaml --weights DIR/model_best.pth --output NEW \\
+        model.selector._target_=AdaptiveSelector
+
+A model with `AdaptiveSelector` keeps the tokens that score above a threshold, which follows from
+its keep ratio once it has seen some images: the training set, resized as the config's test set.
+NEW gets `config.yaml`, with the changes, and `model_calibrated.pth`. Any keep ratio can be set
+afterwards.
+Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsedet.cli.common import add_config, answer, make_parser, take_config
+from sparsedet.config import ConfigError, LazyConfig, check_overrides, instantiate, read_config
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and run."""
+    return answer(run, _parser(prog).parse_intermixed_args(argv))
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    add_config(parser)
+    parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
+    parser.add_argument("--output", required=True, type=Path, metavar="NEW", help="a new folder")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=500,
+        metavar="N",
+        help="about so many of the training set, at even distances (%(default)s)",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Calibrate, and write both files.
+
+    Raises:
+        ValueError: something given is wrong; nothing has been written then.
+    """
+    take_config(args)
+    if args.images < 1:
+        raise ConfigError(f"--images must be at least 1, got {args.images}.")
+    if (args.output / "config.yaml").exists():
+        raise ConfigError(f"{args.output} holds a run already. Name a new folder by --output.")
+    check_overrides(args.config_file, args.overrides)
+    from sparsedet.analysis import calibrate_selector
+    from sparsedet.checkpoint import save_checkpoint
+    from sparsedet.loading import load_detector
+
+    cfg = _load_config(args)
+    loader = _training_images(cfg, args.images)
+    model = load_detector(cfg, args.weights)
+    images = calibrate_selector(model, loader)
+    cfg.train.output_dir = str(args.output)
+    LazyConfig.save(cfg, args.output / "config.yaml")
+    text = (args.output / "config.yaml").read_text(encoding="utf-8")
+    path = args.output / "model_calibrated.pth"
+    save_checkpoint({"model": model.state_dict(), "config": text}, path)
+    print(f"{path}: calibrated on {images} images")
+
+
+def _load_config(args: argparse.Namespace) -> Any:
+    from sparsedet.checkpoint import load_checkpoint
+    from sparsedet.data import resolve_dataset
+    from sparsedet.loading import require_same_classes, trained_class_names
+
+    needs = ("model", "dataloader", "dataset", "train")
+    cfg = read_config(args.config_file, args.overrides, needs=needs)
+    if cfg.dataset.class_names is None:
+        cfg.dataset.class_names = trained_class_names(load_checkpoint(args.weights))
+    resolve_dataset(cfg, ("train",))
+    require_same_classes(cfg)
+    return cfg
+
+
+def _training_images(cfg: Any, count: int) -> Any:
+    """A loader of about so many training images, with the transforms of the test set."""
+    shown = cfg.copy()
+    shown.dataset.update(val_json=cfg.dataset.train_json, val_images=cfg.dataset.train_images)
+    loader = instantiate(shown.dataloader.test)
+    step = max(1, sum(map(len, loader.batches)) // count)
+    loader.batches = loader.batches[::step]
+    return loader

@@ -1,0 +1,93 @@
+"""What the subcommands share: their parser, the config and its changes, errors as one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sparsedet.config import ConfigError
+
+_OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
+
+
+def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the docstring of its module as it stands.
+
+    Args:
+        doc: the docstring.
+        prog: how the command was called; None = by the name of the script.
+    """
+    return argparse.ArgumentParser(
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
+    """Add the config and, at the end of the line, its changes.
+
+    Args:
+        parser: gets `--config-file` and `words`, see :func:`take_config`.
+        others: what else `words` may be, such as "IMAGE".
+    """
+    parser.add_argument(
+        "--config-file",
+        metavar="F",
+        help="the same as CONFIG: a name that `sparsedet configs` lists, or a .py or .yaml file",
+    )
+    metavar = "|".join([*others, "key=value"])
+    parser.add_argument(
+        "words", nargs="*", metavar=f"CONFIG {metavar}", help="the config, and changes of it"
+    )
+
+
+def take_config(args: argparse.Namespace, *, others: bool = False) -> None:
+    """Set `config_file`, `overrides` and, of what else was given, `words`.
+
+    Args:
+        args: as parsed; changed in place.
+        others: whether words that are no changes of the config mean something.
+
+    Raises:
+        ConfigError: no config was given.
+    """
+    words = list(args.words)
+    if args.config_file is None:
+        if not words or is_override(words[0]):
+            raise ConfigError(
+                "No config is given. Name one that `sparsedet configs` lists, or a .py or .yaml "
+                "file."
+            )
+        args.config_file = words.pop(0)
+    args.words, args.overrides = split_overrides(words) if others else ([], words)
+
+
+def is_override(word: str) -> bool:
+    """Whether a word is a change of the config rather than a file."""
+    return _OVERRIDE.match(word) is not None and not Path(word).exists()
+
+
+def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+    """The exit code of a command: 2, with one sentence, where something given is wrong."""
+    try:
+        return run(args) or 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started one speaks
+            print_error(error)
+        return 2
+
+
+def print_error(error: Exception | str) -> None:
+    """One sentence to stderr."""
+    print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Other words, and changes of the config, from an option that takes many."""
+    return (
+        [word for word in words if not is_override(word)],
+        [word for word in words if is_override(word)],
+    )

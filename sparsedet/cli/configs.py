@@ -1,0 +1,63 @@
+"""List the configs that come with the package.
+
+    sparsedet configs
+    sparsedet configs focus r50          those in whose line both words are
+    sparsedet configs --json
+
+keep: mean share of the tokens over the encoder layers (the cap of an adaptive one). AP: on COCO
+val2017, as published, nothing that was measured here. params: trainable millions. A name with
+released/ is the model of published weights and has no recipe to train by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sparsedet.cli.common import answer, make_parser
+from sparsedet.config import ConfigError
+from sparsedet.config.packaged import config_index
+from sparsedet.tables import format_table
+
+_HEAD = ["method", "config", "backbone", "keep", "epochs", "AP", "params M"]
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and list."""
+    parser = make_parser(__doc__, prog)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="show lines with all of these")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return answer(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table.
+
+    Raises:
+        ConfigError: no config has all of the words.
+    """
+    index = config_index()
+    rows = {name: _row(name, entry) for name, entry in index.items()}
+    words = [word.lower() for word in args.words]
+    found = [name for name, row in rows.items() if all(w in " ".join(row).lower() for w in words)]
+    if not found:
+        raise ConfigError(f"No config has {' and '.join(args.words)} in its line. Leave one out.")
+    if args.json:
+        print(json.dumps({name: index[name] for name in found}, indent=2))
+    else:
+        print(format_table([_HEAD, *(rows[name] for name in found)], left=(0, 1, 2)))
+
+
+def _row(name: str, entry: dict[str, Any]) -> list[str]:
+    keep, parameters = entry["keep_ratio"], entry["parameters"]
+    return [
+        entry["method"],
+        name,
+        entry["backbone"],
+        "-" if keep is None else "all" if keep == 1 else f"{keep:.2g}",
+        str(entry["epochs"] or "-"),
+        str(entry["published_ap"] or "-"),
+        f"{parameters / 1e6:.1f}",
+    ]

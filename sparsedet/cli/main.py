@@ -1,0 +1,54 @@
+"""Token-sparse detection transformers, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from sparsedet import __version__
+from sparsedet.config.naming import nearest
+
+# name: module with main(argv, prog), and what it does
+COMMANDS = {
+    "train": ("sparsedet.cli.train", "train a detector and evaluate it"),
+    "eval": ("sparsedet.cli.eval", "evaluate weights on a test set"),
+    "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
+    "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
+    "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),
+    "calibrate": ("sparsedet.cli.calibrate", "fit a content-adaptive selector to trained weights"),
+    "convert-weights": ("sparsedet.cli.convert_weights", "bring published weights to our names"),
+    "benchmark": ("sparsedet.cli.benchmark", "measure speed and memory"),
+    "configs": ("sparsedet.cli.configs", "list the configs that come with the package"),
+    "components": ("sparsedet.cli.components", "list what a config can be built of"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        name, *rest = words
+        if name in COMMANDS:
+            return import_module(COMMANDS[name][0]).main(rest, prog=f"sparsedet {name}")
+        print(f"error: there is no command '{name}'. {nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    parser = _parser()
+    parser.parse_args(words)
+    parser.print_help()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {about}" for name, (_, about) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="sparsedet",
+        usage="sparsedet COMMAND ...",
+        description=__doc__,
+        epilog="\n".join(["commands:", *lines, "", "sparsedet COMMAND --help tells more."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sparsedet {__version__}")
+    return parser

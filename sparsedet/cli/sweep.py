@@ -1,0 +1,138 @@
+"""Evaluate one model at several keep ratios: accuracy, cost and time, as JSON, table and plot.
+
+    sparsedet sweep DIR/config.yaml --weights DIR/model_best.pth --ratios 0.05 0.1 0.2 0.3 0.5
+    sparsedet sweep CONFIG --weights W --fixed A/config.yaml:A/model_best.pth \\
+        B/config.yaml:B/model_best.pth --output DIR key=value
+    sparsedet sweep CONFIG --weights W --beside A/config.yaml:A/model_best.pth
+
+Any model whose selector has a keep_ratio will do; `ElasticSelector` trains one for many ratios.
+--ratios asks for keep_ratio as configs write it; the column keep_ratio has what the encoder kept,
+the mean over its layers and over the images, a little more since a layer keeps whole tokens.
+--beside adds models that are swept too, --fixed those that were trained for one ratio, or dense
+ones, as they are. Changes of the config go for all of them. What `sweep.json` holds already of the
+same weights and settings is not measured again, so a sweep that was stopped resumes.
+
+`AdaptiveSelector` keeps another share of every image: its cost is the mean over a few test images,
+and `kept.png` shows the share of each image against the area and the number of its objects.
+Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from sparsedet.cli.common import add_config, answer, make_parser, split_overrides, take_config
+from sparsedet.config import ConfigError, check_overrides
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and run."""
+    return answer(run, _parser(prog).parse_intermixed_args(argv))
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    add_config(parser)
+    parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
+    parser.add_argument(
+        "--ratios",
+        nargs="+",
+        default=["0.05", "0.1", "0.2", "0.3", "0.5"],
+        metavar="R",
+        help="of model.selector.keep_ratio, the mean over the encoder layers; default: %(default)s",
+    )
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="CONFIG:WEIGHTS",
+        help="models to sweep as well",
+    )
+    parser.add_argument(
+        "--fixed",
+        nargs="+",
+        default=[],
+        metavar="CONFIG:WEIGHTS",
+        help="models to show beside it, evaluated as they are",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: 'sweep' in train.output_dir"
+    )
+    parser.add_argument(
+        "--image-size",
+        metavar="HxW",
+        help="for GFLOPs and milliseconds (default: that of the test image of median area)",
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=20, metavar="N", help="timed passes (%(default)s)"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what is missing, and show all of it.
+
+    Raises:
+        ValueError: something given is wrong; nothing has been measured then.
+    """
+    ratios, more = split_overrides(args.ratios)
+    beside, others = split_overrides(args.beside)
+    fixed, last = split_overrides(args.fixed)
+    args.words = [*args.words, *more, *others, *last]  # changes may follow any list
+    take_config(args)
+    if args.repetitions < 1:
+        raise ConfigError(f"--repetitions must be at least 1, got {args.repetitions}.")
+    shares = sorted({_read_ratio(word) for word in ratios})
+    swept = [_read_pair(word, "--beside") for word in beside]
+    as_they_are = [_read_pair(word, "--fixed") for word in fixed]
+    size = _read_size(args.image_size) if args.image_size else None
+    check_overrides(args.config_file, args.overrides)
+    from sparsedet.sweep import content_table, run_sweep, table
+
+    sheet = run_sweep(
+        args.config_file,
+        args.weights,
+        ratios=shares,
+        beside=swept,
+        fixed=as_they_are,
+        overrides=args.overrides,
+        output=args.output,
+        image_size=size,
+        repetitions=args.repetitions,
+        report=partial(print, flush=True),
+    )
+    print(table(sheet.models))
+    print(f"{sheet.path}, {sheet.path.with_name('sweep.png')}")
+    if sheet.by_content:
+        print(content_table(sheet.models))
+        print(sheet.path.with_name("kept.png"))
+
+
+def _read_ratio(word: str) -> float:
+    try:
+        ratio = float(word)
+    except ValueError:
+        ratio = 0.0
+    if not 0 < ratio <= 1:
+        raise ConfigError(f"--ratios must be numbers in (0, 1], got {word!r}.")
+    return ratio
+
+
+def _read_pair(word: str, option: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(.+\.(?:py|ya?ml)):(.+)", word)
+    if match is None:
+        raise ConfigError(
+            f"{option} must name a config file and weights as CONFIG:WEIGHTS, got {word!r}."
+        )
+    return match[1], match[2]
+
+
+def _read_size(word: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word)
+    if match is None:
+        raise ConfigError(f"--image-size must be HxW, such as 800x1066, got {word!r}.")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,85 @@
+"""Models at several keep ratios: accuracy, cost and time, as JSON, tables and plots."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsedet.config import ConfigError
+from sparsedet.modeling.stages import Size
+from sparsedet.sweep.measuring import load_subject, median_size, own_ratio
+from sparsedet.sweep.results import Sheet, content_table, draw, draw_kept, table
+
+__all__ = ["Sheet", "content_table", "run_sweep", "table"]
+
+
+def run_sweep(
+    config: str,
+    weights: str,
+    *,
+    ratios: Sequence[float],
+    beside: Sequence[tuple[str, str]] = (),
+    fixed: Sequence[tuple[str, str]] = (),
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    image_size: Size | None = None,
+    repetitions: int = 20,
+    report: Callable[[str], None] = lambda line: None,
+) -> Sheet:
+    """Measure what is missing, and write all of it: `sweep.json` and `sweep.png`.
+
+    Where a selector keeps another share of every image, `kept.png` shows what they keep against
+    what they show.
+
+    Args:
+        config: name or file of the config of a model whose selector has a keep ratio.
+        weights: of this model.
+        ratios: keep ratios in (0, 1].
+        beside: config and weights of models to sweep as well.
+        fixed: config and weights of models to measure as they are.
+        overrides: changes of all configs.
+        output: folder of the results; None = "sweep" in ``train.output_dir``.
+        image_size: (h, w) of GFLOPs and milliseconds; None = that of the test image of median area.
+        repetitions: timed passes.
+        report: gets a line for each row that was measured.
+
+    Raises:
+        ValueError: something given is wrong; nothing has been measured then.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("The plot needs matplotlib. Run: pip install 'sparsedet[plot]'")
+    pairs = [(config, weights), *beside]
+    swept = [load_subject(*pair, overrides) for pair in pairs]
+    for subject in swept:
+        _check_ratios(subject.model.selector, ratios)
+    others = [load_subject(*pair, overrides) for pair in fixed]
+    size = image_size or median_size(swept[0].cfg)
+    output = output or Path(swept[0].cfg.train.output_dir) / "sweep"
+    sheet = Sheet(output / "sweep.json", size, report=report)
+    sheet.add(swept, others)
+    for subject in swept:
+        selector: Any = subject.model.selector
+        for ratio in ratios:
+            selector.keep_ratio = ratio
+            sheet.complete(subject, ratio, repetitions)
+    for subject in others:
+        sheet.complete(subject, own_ratio(subject.model), repetitions)
+    draw(sheet.models, output / "sweep.png")
+    if sheet.by_content:
+        draw_kept(sheet.models, output / "kept.png")
+    return sheet
+
+
+def _check_ratios(selector: Any, ratios: Sequence[float]) -> None:
+    if not hasattr(selector, "keep_ratio"):
+        raise ConfigError(
+            f"{type(selector).__name__} has no keep_ratio to sweep. Sweep a model with "
+            "TopKSelector or ElasticSelector, and give this one by --fixed."
+        )
+    try:
+        for ratio in ratios:
+            selector.keep_ratio = ratio
+    except ValueError as error:
+        raise ConfigError(f"--ratios: {error}") from error

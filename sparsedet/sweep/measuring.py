@@ -1,0 +1,184 @@
+"""The models of a sweep, and what is measured of each at one keep ratio."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sparsedet.analysis import (
+    ImageShare,
+    WatchedEvaluator,
+    blank_share,
+    count_flops,
+    depends_on_image,
+    measure_latency,
+    share_by_content,
+)
+from sparsedet.checkpoint import load_checkpoint
+from sparsedet.config import LazyConfig, instantiate, read_config
+from sparsedet.data import load_coco, resolve_dataset
+from sparsedet.evaluation import evaluate
+from sparsedet.loading import load_detector, require_same_classes, trained_class_names
+from sparsedet.modeling import TokenSparseDetector
+from sparsedet.modeling.stages import Size
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_COSTED_IMAGES = 8
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure, and what its results depend on."""
+
+    name: str
+    config: str
+    weights: str
+    cfg: Any
+    model: TokenSparseDetector
+    loader: Any
+    evaluator: Any
+
+
+def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject:
+    """Load a model with its weights, ready to detect.
+
+    Raises:
+        ConfigError: the config cannot be read, or is not that of a training run.
+        CheckpointError: the weights cannot be read or do not fit.
+        DatasetError: the test set cannot be used.
+    """
+    cfg = read_config(config, overrides, needs=("model", "dataloader", "dataset", "train"))
+    if cfg.dataset.class_names is None:
+        cfg.dataset.class_names = trained_class_names(load_checkpoint(weights))
+    resolve_dataset(cfg, ("val",))
+    require_same_classes(cfg)
+    if "output_dir" in cfg.dataloader.evaluator:
+        cfg.dataloader.evaluator.output_dir = None  # the predictions of a run are not ours to write
+    model = load_detector(cfg, weights)
+    return Subject(
+        name=Path(weights).resolve().parent.name,
+        config=config,
+        weights=weights,
+        cfg=cfg,
+        model=model,
+        loader=instantiate(cfg.dataloader.test),
+        evaluator=instantiate(cfg.dataloader.evaluator),
+    )
+
+
+def own_ratio(model: TokenSparseDetector) -> float | None:
+    """The keep ratio that the selector is set to; None where it has none."""
+    return getattr(model.selector, "keep_ratio", None)
+
+
+def median_size(cfg: Any) -> Size:
+    """Size, as the model gets it, of the test image of median area."""
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    records = load_coco(cfg.dataset.val_json, None, class_names=cfg.dataset.class_names).records
+    sizes = [mapper.output_size(record["height"], record["width"]) for record in records]
+    return sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
+
+
+def digest(subject: Subject, size: Size, *, swept: bool) -> str:
+    """A name for everything but the keep ratio that accuracy and cost depend on."""
+    cfg = copy.deepcopy(subject.cfg)
+    for key in [key for key in cfg if key not in ("model", "dataset", "dataloader")]:
+        del cfg[key]
+    cfg.dataloader.train = None
+    if swept:
+        cfg.model.selector.keep_ratio = 1.0
+    with tempfile.TemporaryDirectory() as folder:
+        LazyConfig.save(cfg, Path(folder) / "config.yaml")
+        text = (Path(folder) / "config.yaml").read_bytes()
+    content = hashlib.sha256(text + repr((size, str(subject.model.device))).encode())
+    for path in (subject.weights, cfg.dataset.val_json):
+        content.update(Path(path).read_bytes())
+    return content.hexdigest()
+
+
+def measure(subject: Subject, size: Size, repetitions: int) -> Row:
+    """Accuracy over the test set, cost and time at one image size, or of some test images."""
+    model, watched = subject.model, WatchedEvaluator(subject.evaluator)
+    with _counted_tokens(model) as count:
+        results = evaluate(model, subject.loader, watched)
+    return {
+        "asked_ratio": own_ratio(model),
+        "keep_ratio": results["keep_ratio"],
+        "tokens": count["kept"] / count["images"],
+        "all_tokens": count["all"] / count["images"],
+        **{name: results["bbox"].get(name) for name in METRICS},
+        "images": results["num_images"],
+        **_costs(subject, size, repetitions),
+        **_content(model, size, watched.shares),
+    }
+
+
+def _costs(subject: Subject, size: Size, repetitions: int) -> Row:
+    """GFLOPs and milliseconds; means over a few test images where these differ by content."""
+    model, shown = subject.model, [None]
+    if depends_on_image(model):
+        shown = _some_images(subject)
+    sizes = [size if image is None else (image.shape[-2], image.shape[-1]) for image in shown]
+    flops = [count_flops(model, each, image=x) for each, x in zip(sizes, shown, strict=True)]
+    latency = [
+        measure_latency(model, each, image=x, repetitions=repetitions)
+        for each, x in zip(sizes, shown, strict=True)
+    ]
+    return {
+        "GFLOPs": fmean(each.total for each in flops),
+        "GFLOPs_by_stage": _mean_by_stage([each.stages for each in flops]),
+        "ms": fmean(each.total for each in latency),
+        "ms_by_stage": _mean_by_stage([each.stages for each in latency]),
+        "protocol": {**latency[0].protocol, "costed_images": len(shown)},
+    }
+
+
+def _some_images(subject: Subject) -> list[Any]:
+    """Normalized test images at even distances."""
+    loader = copy.copy(subject.loader)
+    keys = [key for batch in loader.batches for key in batch]
+    count = min(_COSTED_IMAGES, len(keys))
+    loader.batches = [[keys[(2 * i + 1) * len(keys) // (2 * count)]] for i in range(count)]
+    return [subject.model.preprocess(batch).images[0] for batch in loader]
+
+
+def _mean_by_stage(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: fmean(row[name] for row in rows) for name in rows[0]}
+
+
+def _content(model: TokenSparseDetector, size: Size, shares: Sequence[ImageShare]) -> Row:
+    """What images keep beside what they show, where that is not the same for all."""
+    if not depends_on_image(model):
+        return {"by_content": None}
+    return {
+        "by_content": share_by_content(shares),
+        "blank": blank_share(model, size),
+        "per_image": [asdict(each) for each in shares],
+    }
+
+
+@contextmanager
+def _counted_tokens(model: TokenSparseDetector) -> Iterator[dict[str, float]]:
+    """Sums over images: tokens, and those that an encoder layer updates, the mean over layers."""
+    count = {"images": 0.0, "all": 0.0, "kept": 0.0}
+
+    def add(module: Any, args: tuple, selections: tuple) -> None:
+        features = args[1]
+        count["images"] += len(features.num_valid)
+        count["all"] += sum(features.num_valid)
+        count["kept"] += sum(sum(each.counts) for each in selections) / len(selections)
+
+    selector: Any = model.selector
+    hook = selector.register_forward_hook(add)
+    try:
+        yield count
+    finally:
+        hook.remove()

@@ -1,0 +1,220 @@
+"""The results of a sweep: a file that grows row by row, tables and plots."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sparsedet.config import ConfigError
+from sparsedet.files import atomic_write, write_json
+from sparsedet.modeling.stages import Size
+from sparsedet.sweep.measuring import Row, Subject, digest, measure
+from sparsedet.tables import format_table
+
+_RATIOS = ("asked_ratio", "keep_ratio")
+_COLUMNS = (*_RATIOS, "tokens", "AP", "AP50", "APs", "APm", "APl", "GFLOPs", "ms")
+_DIGITS = {"tokens": 0, "GFLOPs": 2, "ms": 1}
+_AMOUNTS = {"area": "area of the objects / area of the image", "objects": "number of objects"}
+
+
+class Sheet:
+    """`sweep.json`: models with a row for each keep ratio, on disk after every row.
+
+    Args:
+        path: the file; what it holds already is kept.
+        size: image size of cost and time.
+        report: gets a line for each row that was measured.
+
+    Raises:
+        ConfigError: the file is something else.
+    """
+
+    def __init__(self, path: Path, size: Size, *, report: Callable[[str], None]) -> None:
+        self.path = path
+        self._report = report
+        self._size = size
+        self.models: list[dict[str, Any]] = []
+        if path.is_file():
+            try:
+                self.models = json.loads(path.read_text(encoding="utf-8"))["models"]
+                _ = [row["asked_ratio"] for model in self.models for row in model["rows"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"{path} is not the result of a sweep, or of one with an older version. Move "
+                    "it away."
+                ) from error
+        self._entries: dict[int, dict[str, Any]] = {}
+        self._protocol: dict[str, Any] | None = None
+
+    @property
+    def by_content(self) -> bool:
+        """Whether there are models that keep another share of every image."""
+        return any(row["by_content"] for model in self.models for row in model["rows"])
+
+    def add(self, swept: Sequence[Subject], fixed: Sequence[Subject]) -> None:
+        """Find or make the places of the models.
+
+        Raises:
+            ConfigError: the file holds the sweep of another model.
+        """
+        digests = [digest(each, self._size, swept=True) for each in swept]
+        others = [model for model in self.models if model["swept"]]
+        others = [model for model in others if model["digest"] not in digests]
+        if others:
+            raise ConfigError(
+                f"{self.path} is a sweep of {others[0]['weights']} with other weights or settings. "
+                "Give another --output, or move it away."
+            )
+        for subject, name in zip(swept, digests, strict=True):
+            self._place(subject, name, swept=True)
+        for subject in fixed:
+            self._place(subject, digest(subject, self._size, swept=False), swept=False)
+
+    def _place(self, subject: Subject, name: str, *, swept: bool) -> None:
+        found = [model for model in self.models if model["digest"] == name]
+        if not found:
+            found = [
+                {
+                    "name": subject.name,
+                    "swept": swept,
+                    "config": subject.config,
+                    "weights": subject.weights,
+                    "digest": name,
+                    "rows": [],
+                }
+            ]
+            self.models += found
+        self._entries[id(subject)] = found[0]
+
+    def complete(self, subject: Subject, ratio: float | None, repetitions: int) -> None:
+        """Measure a model at this ratio unless that is done, and write the file."""
+        entry = self._entries[id(subject)]
+        if any(row["asked_ratio"] == ratio for row in entry["rows"]):
+            return
+        row = measure(subject, self._size, repetitions)
+        if row["protocol"] != self._protocol:
+            self._protocol = row["protocol"]
+            self._report(" ".join(f"{key}={value}" for key, value in row["protocol"].items()))
+        shown = [f"{name} {_text(row, name)}" for name in _COLUMNS]
+        self._report(f"{entry['name']}: {'  '.join(shown)}")
+        entry["rows"] = sorted([*entry["rows"], row], key=lambda each: each["keep_ratio"])
+        write_json(self.path, {"models": self.models})
+
+
+def _text(row: Row, column: str) -> str:
+    value = row[column]
+    if value is None:
+        return "-"
+    return f"{value:.{_DIGITS.get(column, 3)}f}"
+
+
+def table(models: Sequence[dict[str, Any]]) -> str:
+    """One line for each row of each model."""
+    lines = [["model", *_COLUMNS]]
+    for model in models:
+        lines += [
+            [model["name"], *(_text(row, name) for name in _COLUMNS)] for row in model["rows"]
+        ]
+    return format_table(lines, left=())
+
+
+def draw(models: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot AP against GFLOPs and against milliseconds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, column, label in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("GFLOPs", "ms"),
+        ("GFLOPs", "milliseconds per image"),
+        strict=True,
+    ):
+        for model in models:
+            rows = model["rows"]
+            x, y = [row[column] for row in rows], [row["AP"] for row in rows]
+            axes.plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])
+            for row in rows if column == "GFLOPs" else []:
+                place, text = (row[column], row["AP"]), f"{row['keep_ratio']:.2g}"
+                axes.annotate(text, place, (4, 4), textcoords="offset points")
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("AP")
+    figure.axes[0].legend(title="numbers: keep ratio")
+    _write(figure, path)
+
+
+def content_table(models: Sequence[dict[str, Any]]) -> str:
+    """What plain and busy images keep, for rows where that is not the same."""
+    head = ["model", "asked_ratio", "keep_ratio", "blank"]
+    kinds = ("plain", "busy", "correlation")
+    lines = [[*head, *(f"{name}:{kind}" for name in _AMOUNTS for kind in kinds)]]
+    for model, row in _content_rows(models):
+        found = [row["by_content"][name][kind] for name in _AMOUNTS for kind in kinds]
+        numbers = [row["asked_ratio"], row["keep_ratio"], row["blank"], *found]
+        lines.append([model["name"], *("-" if x is None else f"{x:.3f}" for x in numbers)])
+    return format_table(lines, left=())
+
+
+def _content_rows(
+    models: Sequence[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], Row]]:
+    for model in models:
+        for row in model["rows"]:
+            if row["by_content"]:
+                yield model, row
+
+
+def draw_kept(models: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot what images keep against what they show, and AP against the mean of it.
+
+    Lines are means of an eighth of the images; one keep ratio shows all images as dots.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    rows = list(_content_rows(models))
+    for plot, (amount, label) in zip(axes[:2], _AMOUNTS.items(), strict=True):
+        for number, (model, row) in enumerate(rows):
+            x, y = zip(*[(each[amount], each["kept"]) for each in row["per_image"]], strict=True)
+            name, color = f"{model['name']}, {row['asked_ratio']:.3g}", f"C{number}"
+            plot.plot(*_binned(x, y), color=color, label=name)
+            plot.axhline(row["blank"], color=color, ls=":", lw=1)
+            if number == len(rows) // 2:
+                plot.scatter(x, y, s=6, alpha=0.4, color=color)
+        plot.set_xlabel(label)
+        plot.set_ylabel("kept share of the tokens")
+        plot.grid(alpha=0.3)
+    handles, names = axes[0].get_legend_handles_labels()
+    title = "model and keep ratio; dotted: a grey picture"
+    figure.legend(handles, names, title=title, loc="outside lower left", ncols=6, fontsize="small")
+    for model in models:
+        x, y = zip(*sorted((row["keep_ratio"], row["AP"]) for row in model["rows"]), strict=True)
+        axes[2].plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])
+    axes[2].set_xlabel("kept share, the mean over images")
+    axes[2].set_ylabel("AP")
+    axes[2].grid(alpha=0.3)
+    axes[2].legend(fontsize="small")
+    _write(figure, path)
+
+
+def _binned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Means of eight parts of the images, in the order of x."""
+    pairs = sorted(zip(x, y, strict=True))
+    edges = [len(pairs) * part // 8 for part in range(9)]
+    parts = [pairs[low:high] for low, high in itertools.pairwise(edges) if low < high]
+    return [fmean(p[0] for p in part) for part in parts], [
+        fmean(p[1] for p in part) for part in parts
+    ]
+
+
+def _write(figure: Any, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    with atomic_write(path) as file:
+        file.write(content.getvalue())

@@ -1,0 +1,405 @@
+"""Training and evaluating what a config describes, from its data set to `results.json`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import platform
+import random
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sparsedet import __version__, comm
+from sparsedet.checkpoint import (
+    CheckpointError,
+    CheckpointStore,
+    LoadReport,
+    load_checkpoint,
+    load_weights,
+)
+from sparsedet.config import (
+    ConfigError,
+    LazyConfig,
+    check_keys,
+    get_config,
+    instantiate,
+    setting,
+)
+from sparsedet.data.catalog import resolve_dataset
+from sparsedet.engine import (
+    CheckpointHook,
+    EvalHook,
+    Hook,
+    LogHook,
+    ModelEma,
+    StopHook,
+    Trainer,
+)
+from sparsedet.engine.hooks import flatten_metrics
+from sparsedet.engine.random_state import seed_everything
+from sparsedet.evaluation.loop import evaluate
+from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Writer
+from sparsedet.files import write_json
+from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
+from sparsedet.structures import Boxes, Instances
+
+logger = logging.getLogger(__name__)
+
+SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "keep_ratio")
+_AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
+    """Check the settings of a run and fill in the facts of its data set.
+
+    Args:
+        cfg: the config; changed in place.
+        evaluates: nothing will be trained: classes are those of the weights where their file
+            tells, and the training split may be absent.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        DatasetError: the data set cannot be used.
+    """
+    check_keys(cfg.train, get_config("common/train.py").train, "train")
+    if cfg.train.amp.dtype not in _AMP_DTYPES:
+        raise ConfigError(
+            f"train.amp.dtype must be one of {', '.join(_AMP_DTYPES)}, got {cfg.train.amp.dtype!r}."
+        )
+    if evaluates and cfg.dataset.get("class_names") is None:
+        cfg.dataset.class_names = _trained_classes(cfg.train)
+    resolve_dataset(cfg, ("val",) if evaluates else ("train", "val"))
+    require_same_classes(cfg)
+
+
+def _trained_classes(settings: Any) -> list[str] | None:
+    """Class names in the order of the weights that will be evaluated, where their file tells."""
+    if not settings.init_checkpoint:
+        last = CheckpointStore(settings.output_dir).load_last()
+        checkpoint = last[0] if last else {}
+    elif Path(settings.init_checkpoint).is_file():
+        checkpoint = load_checkpoint(settings.init_checkpoint)
+    else:
+        checkpoint = {}  # said when the weights are loaded
+    return trained_class_names(checkpoint)
+
+
+class Job:
+    """Everything that a config describes, built and wired; nothing has run yet.
+
+    Args:
+        cfg: The config after `resolve_run`.
+        device: Where this process computes.
+        resume: Go on from the last checkpoint in `train.output_dir`.
+        eval_only: Build what evaluation needs; weights are those of `train.init_checkpoint`, or
+            with `resume` of the last checkpoint.
+        origin: What `results.json` tells of where the config comes from.
+
+    Raises:
+        ConfigError: The parts of the config do not fit together.
+        CheckpointError: A checkpoint cannot be read, does not fit or is that of another run.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        device: torch.device,
+        *,
+        resume: bool = False,
+        eval_only: bool = False,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._cfg = cfg
+        self._device = device
+        self._resume = resume
+        self._eval_only = eval_only
+        self._origin = dict(origin or {})
+        self._output_dir = Path(cfg.train.output_dir)
+        self._store = CheckpointStore(
+            self._output_dir, max_to_keep=cfg.train.checkpointer.max_to_keep
+        )
+        last = self._find_checkpoint()
+        if cfg.train.seed is None:
+            cfg.train.seed = comm.all_gather(random.randrange(2**31))[0]
+        self._extra = self._save_config(resumed=last is not None)
+        seed_everything(cfg.train.seed)
+        self._model = self._build_model(replaced=last is not None)
+        self._test_loader = instantiate(cfg.dataloader.test)
+        self._evaluator = instantiate(cfg.dataloader.evaluator)
+        if eval_only:
+            self._load_for_evaluation(last)
+            return
+        self._train_loader = instantiate(cfg.dataloader.train)
+        self._trainer = self._build_trainer()
+        if last is not None:
+            self._trainer.load_state_dict(*last)
+            done, length = self._trainer.iteration, self._trainer.max_iter
+            if done < length:
+                logger.info("resuming at iteration %d from %s", done, last[1])
+            else:
+                logger.info("the run is finished (%d of %d), only evaluating", done, length)
+        self._trainer.hooks = self._build_hooks()
+
+    def train(self) -> dict[str, Any] | int:
+        """Run to the end and write `results.json`.
+
+        Returns:
+            The results of the last evaluation, or the signal that stopped the run before.
+        """
+        trainer = self._trainer
+        with logging_redirect_tqdm([logging.getLogger("sparsedet")]):
+            trainer.train()
+        if trainer.stop_requested:
+            logger.warning(
+                "stopped at iteration %d of %d; add --resume to go on",
+                trainer.iteration,
+                trainer.max_iter,
+            )
+            return trainer.stop_signal or 15
+        evaluation = trainer.hook_state["eval"]
+        if comm.is_main_process():
+            self._write_results(
+                "results.json",
+                evaluation["results"],
+                best=evaluation["best"],
+                iterations=trainer.iteration,
+                seconds_training=trainer.train_seconds,
+                seconds_per_iteration=trainer.train_seconds / trainer.iteration,
+            )
+        return evaluation["results"]
+
+    def evaluate_only(self) -> dict[str, Any]:
+        """Evaluate once; write `eval_results.json` and return what is in it."""
+        results = self._evaluate(self._model.eval())
+        if comm.is_main_process():
+            self._write_results("eval_results.json", results)
+        return results
+
+    # --- building -------------------------------------------------------------------------------
+
+    def _find_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
+        if self._resume:
+            last = self._store.load_last()
+            if last is None:
+                logger.warning("no checkpoint in %s: beginning at the start", self._output_dir)
+            return last
+        if not self._eval_only and self._store.paths():
+            raise CheckpointError(
+                f"train.output_dir={self._output_dir} holds the checkpoints of another run. Add "
+                "--resume to go on with it, or set another train.output_dir."
+            )
+        return None
+
+    def _save_config(self, resumed: bool) -> dict[str, str]:
+        """Write `config.yaml`; what checkpoints hold beside the weights."""
+        if self._eval_only or not comm.is_main_process():
+            return {}
+        self._store.clean()
+        path = self._output_dir / "config.yaml"
+        if resumed and path.is_file():
+            _require_same_run(path, self._cfg)
+        LazyConfig.save(self._cfg, path)
+        return {"config": path.read_text(encoding="utf-8")}
+
+    def _build_model(self, replaced: bool) -> nn.Module:
+        settings = self._cfg.train
+        if replaced or settings.init_checkpoint:
+            for key in leave_out_pretrained(self._cfg):
+                logger.info("model.backbone.%s: not fetched, a checkpoint takes their place", key)
+        model = instantiate(self._cfg.model)
+        _check_parts_fit(model)
+        if settings.init_checkpoint and not replaced:
+            reinit = settings.reinit_class_heads and not self._eval_only
+            path = settings.init_checkpoint
+            report = load_weights(model, path, reinit_class_heads=reinit)
+            if self._eval_only and report.module:
+                raise CheckpointError(
+                    f"{path} holds the {report.module} alone, and --eval-only needs a whole model. "
+                    "Train it first, without --eval-only."
+                )
+            _log_report(report, path)
+        return model.to(self._device)
+
+    def _load_for_evaluation(self, last: tuple[dict[str, Any], Path] | None) -> None:
+        if last is not None:
+            load_weights(self._model, last[1])
+        elif not self._cfg.train.init_checkpoint:
+            raise ConfigError(
+                "--eval-only needs weights: set train.init_checkpoint, or add --resume to evaluate "
+                f"the last checkpoint in {self._output_dir}."
+            )
+
+    def _build_trainer(self) -> Trainer:
+        cfg, settings = self._cfg, self._cfg.train
+        model = self._model
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        settings.max_iter = self._iterations(settings.max_iter, settings.epochs)
+        lr_multiplier = instantiate(cfg.lr_multiplier)
+        ema = (
+            ModelEma(model, decay=settings.model_ema.decay) if settings.model_ema.enabled else None
+        )
+        if comm.get_world_size() > 1:
+            ids = None if self._device.type == "cpu" else [self._device]
+            model = DistributedDataParallel(model, device_ids=ids, **settings.ddp)
+        seed_everything(settings.seed + comm.get_rank())
+        clip = settings.clip_grad
+        return Trainer(
+            model,
+            self._train_loader.iter_from,
+            optimizer=optimizer,
+            lr_multiplier=lr_multiplier,
+            max_iter=settings.max_iter,
+            amp_dtype=_AMP_DTYPES[settings.amp.dtype] if settings.amp.enabled else None,
+            clip_grad=clip.params if clip.enabled else None,
+            accumulation_steps=settings.accumulation_steps,
+            ema=ema,
+            seed=settings.seed,
+        )
+
+    def _build_hooks(self) -> list[Hook]:
+        settings, trainer, start = self._cfg.train, self._trainer, self._trainer.iteration
+        writers: list[Writer] = []
+        console = None
+        if comm.is_main_process():
+            writers.append(JsonWriter(self._output_dir / "metrics.json", start_iteration=start))
+            if settings.tensorboard and importlib.util.find_spec("tensorboard"):
+                writers.append(TensorBoardWriter(self._output_dir / "tensorboard"))
+            console = ConsoleWriter(
+                trainer.max_iter, start_iteration=start, show_bar=sys.stderr.isatty()
+            )
+        checkpointer = settings.checkpointer
+        return [
+            StopHook(),
+            LogHook(
+                settings.log_period,
+                writers,
+                console=console,
+                iterations_per_epoch=self._iterations_per_epoch,
+            ),
+            EvalHook(
+                self._iterations(settings.eval_period, settings.eval_epochs),
+                self._evaluate,
+                writers=writers,
+                store=self._store,
+                best_metric=settings.best_metric,
+                extra=self._extra,
+            ),
+            CheckpointHook(
+                self._store,
+                self._iterations(checkpointer.period, checkpointer.epochs),
+                extra=self._extra,
+            ),
+        ]
+
+    @property
+    def _iterations_per_epoch(self) -> float:
+        return len(self._train_loader) / self._cfg.train.accumulation_steps
+
+    def _iterations(self, iterations: int | None, epochs: float) -> int:
+        """A length in iterations: as given, or from one in epochs (at least 1 unless 0)."""
+        if iterations is not None:
+            return iterations
+        return math.ceil(epochs * self._iterations_per_epoch)
+
+    # --- results --------------------------------------------------------------------------------
+
+    def _evaluate(self, model: nn.Module) -> dict[str, Any]:
+        results = evaluate(model, self._test_loader, self._evaluator)
+        if comm.is_main_process():
+            numbers = {**flatten_metrics(results.get("bbox", {})), **flatten_metrics(results)}
+            shown = [f"{name} {numbers[name]:.4g}" for name in SHOWN_METRICS if name in numbers]
+            logger.info("evaluation: %s", "  ".join(shown))
+        return results
+
+    def _write_results(self, name: str, metrics: dict[str, Any], **facts: Any) -> None:
+        content = {
+            "metrics": metrics,
+            "keep_ratio": metrics.get("keep_ratio"),
+            **facts,
+            **self._origin,
+            "seed": self._cfg.train.seed,
+            "device": self._device.type,
+            "num_processes": comm.get_world_size(),
+            "versions": {
+                "sparsedet": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        write_json(self._output_dir / name, content)
+        logger.info("results are in %s", self._output_dir / name)
+
+
+def _check_parts_fit(model: nn.Module) -> None:
+    """Evaluate the model on a small empty image: parts that do not fit are found before training.
+
+    Raises:
+        ConfigError: naming what failed.
+    """
+    nothing = Instances((64, 64), gt_boxes=Boxes(torch.zeros(0, 4)))
+    nothing.gt_classes = torch.zeros(0, dtype=torch.long)
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            model.eval()([{"image": image, "instances": nothing}])
+    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ConfigError(f"the parts of model do not fit together: {_sentence(error)}") from error
+    model.train()
+
+
+def _require_same_run(path: Path, cfg: Any) -> None:
+    """Refuse to resume a run whose results would be told as those of other settings."""
+    with tempfile.TemporaryDirectory() as folder:  # as both read when they come from a file
+        LazyConfig.save(cfg, Path(folder) / path.name)
+        new = LazyConfig.load(Path(folder) / path.name)
+    old = LazyConfig.load(path)
+    for key in ("model", "optimizer", "lr_multiplier", "train.seed", "dataset.class_names"):
+        changed = _first_difference(setting(old, key), setting(new, key), key)
+        if changed is not None:
+            key, before, now = changed
+            raise ConfigError(
+                f"{key} is {before} in the run to resume ({path}) and {now} here. Set it as it "
+                "was, or set another train.output_dir."
+            )
+
+
+def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
+    if old == new:
+        return None
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in dict.fromkeys([*old, *new]):
+            changed = _first_difference(old.get(name), new.get(name), f"{key}.{name}")
+            if changed is not None:
+                return changed
+    return key, old, new
+
+
+def _log_report(report: LoadReport, path: str) -> None:
+    part = f"model.{report.module}" if report.module else "the model"
+    logger.info("%d tensors of %s are from %s", report.num_loaded, part, path)
+    if report.reinitialized:
+        logger.info("new class heads: %s", ", ".join(report.reinitialized))
+    if report.unused:
+        logger.info("left out: %s", ", ".join(report.unused))
+    if report.uncalibrated:
+        logger.info("not in it, to be calibrated: %s", ", ".join(report.uncalibrated))
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) or type(error).__name__
