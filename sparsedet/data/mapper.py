@@ -52,8 +52,9 @@ class DetectionMapper:
     ) -> tuple[Tensor, Tensor]:
         """Applies the transforms to the pixels (3, h, w) and the boxes (N, 4) of a picture."""
         image: Tensor = Image(pixels)
+        height, width = pixels.shape[-2:]
         boxes: Tensor = BoundingBoxes(  # pyright: ignore[reportCallIssue]
-            boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=tuple(pixels.shape[-2:])
+            boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
         )
         for transform in self.transforms:
             image, boxes = transform(image, boxes, rng)

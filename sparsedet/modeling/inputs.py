@@ -77,15 +77,16 @@ def check_image(image: Any, name: str) -> None:
         raise ValueError(
             f"{name} must be uint8 or float, got {image.dtype}. Pass values in 0..255 as uint8."
         )
-    if image.is_floating_point() and image.device.type == "cpu" and not _is_traced():
+    on_host = image.device.type == "cpu" and not torch.compiler.is_compiling()
+    if image.is_floating_point() and on_host:
         _check_range(image, name)
 
 
 def _check_range(image: Tensor, name: str) -> None:
     low, high = (float(bound) for bound in image.detach().aminmax())
-    if 0 <= low and (high == 0 or 1 < high <= 255):  # black is black on either scale
+    if low >= 0 and (high == 0 or 1 < high <= 255):  # black is black on either scale
         return
-    if 0 <= low and high <= 1:
+    if low >= 0 and high <= 1:
         got, mend = f"a float image in [{low:.3g}, {high:.3g}]", "Multiply it by 255."
     elif low <= high:
         got = f"values in [{low:.4g}, {high:.4g}]"
@@ -93,10 +94,6 @@ def _check_range(image: Tensor, name: str) -> None:
     else:
         got, mend = "values that are no numbers (NaN)", "Look where they come from."
     raise ValueError(f"{name} must hold values in 0..255, got {got}. {mend}")
-
-
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _layout(shape: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -20,10 +20,15 @@ from sparsedet.data import DetectionMapper
 from sparsedet.data.images import upright_pixels
 from sparsedet.modeling.inputs import check_image
 
-__all__ = ["Picture", "PictureSource", "make_sample", "read_picture"]
+__all__ = ["Picture", "PictureSource", "is_picture", "make_sample", "read_picture"]
 
 # A path, a Pillow image, an array (h, w, 3) or a tensor (3, h, w): RGB, uint8 or float in 0..255.
 PictureSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+
+def is_picture(source: Any) -> TypeGuard[PictureSource]:
+    """Whether this is one picture, or the path of one, rather than several."""
+    return isinstance(source, (str, os.PathLike, Image.Image, np.ndarray, Tensor))
 
 
 @dataclass(frozen=True)
