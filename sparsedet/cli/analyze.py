@@ -15,7 +15,6 @@ Exit codes: 0 done; 2 something given is wrong (one sentence says what).
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -118,10 +117,12 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         token_statistics,
     )
     from sparsedet.loading import load_detector
+    from sparsedet.predictor.pictures import make_sample, read_picture
 
     cfg = load_config(args.config_file, args.overrides, uses_set=args.tokens)
     sizes = input_sizes(cfg, args)
-    image = read_picture(cfg, args.image) if args.image else None
+    mapper = instantiate(cfg.dataloader.test.mapper) if args.image else None
+    image = make_sample(mapper, read_picture(args.image)) if mapper else None
     loader = instantiate(cfg.dataloader.test) if args.tokens else None
     model = load_detector(cfg, args.weights)
     parameters = count_parameters(model)
@@ -242,25 +243,6 @@ def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
             "one number, or add --size H W."
         )
     return sizes
-
-
-def read_picture(cfg: Any, path: str) -> dict[str, Any]:
-    """The sample of a picture, as the test set would have it.
-
-    Raises:
-        DatasetError: it is not there, or no image.
-    """
-    from sparsedet.data import DatasetError
-    from sparsedet.data.images import inspect_image
-
-    header = inspect_image(path)
-    if isinstance(header, str):
-        raise DatasetError(f"image file {path!r} cannot be read ({header}).")
-    width, height = header.size
-    if header.needs_turning(height, width):
-        width, height = height, width
-    record = dict(file_name=path, width=width, height=height, image_id=0, annotations=[])
-    return instantiate(cfg.dataloader.test.mapper)(record, random.Random(0))
 
 
 def _first_images(loader: Any, count: int) -> Iterator[list[dict[str, Any]]]:

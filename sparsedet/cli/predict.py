@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from sparsedet.cli.common import answer, make_parser, print_error
 
@@ -63,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: something given is wrong; nothing has been written then.
     """
+    from tqdm import tqdm
+
     from sparsedet.predictor.sources import find_files
+    from sparsedet.predictor.video import is_live
 
     files = list(dict.fromkeys(file for path in args.paths for file in find_files(path)))
     _check(args, files)
@@ -74,15 +77,20 @@ def run(args: argparse.Namespace) -> int:
         print_error(error)
         return 2
     failures: list[str] = []
+    pairs = _predict(predictor, files, args, failures)
+    stopped = False
     with Output(args.output, files) as output:
-        for picture, found in _progress(_predict(predictor, files, args, failures), total):
-            output.add(picture, found)
-            if args.tokens and picture.frame is None:
-                output.add_tokens(predictor, picture, args)
+        try:
+            for picture, found in tqdm(pairs, total=total, unit=" pictures", dynamic_ncols=True):
+                output.add(picture, found)
+                if args.tokens and picture.frame is None:
+                    output.add_tokens(predictor, picture, args)
+        except KeyboardInterrupt:  # what there is stays
+            stopped = not any(map(is_live, files))
     print(f"{output.objects} objects in {output.pictures} pictures: {args.output}")
     if failures:
         print_error(f"{len(failures)} of {len(files)} files were left out.")
-    return 1 if failures else 0
+    return 130 if stopped else int(bool(failures))
 
 
 def _check(args: argparse.Namespace, files: Sequence[str]) -> None:
@@ -131,11 +139,13 @@ def _count(files: Sequence[str]) -> int | None:
 def _predict(
     predictor: Predictor, files: Sequence[str], args: argparse.Namespace, failures: list[str]
 ) -> Iterator[tuple[Picture, Detections]]:
+    from tqdm import tqdm
+
     from sparsedet.predictor.video import is_live
 
     def leave_out(error: Exception) -> None:
         failures.append(str(error))
-        with _bar_aside():
+        with tqdm.external_write_mode():
             print_error(error)
 
     if any(map(is_live, files)):
@@ -146,23 +156,6 @@ def _predict(
         score_threshold=args.score_threshold,
         on_error=leave_out,
     )
-
-
-def _progress(
-    pairs: Iterator[tuple[Picture, Detections]], total: int | None
-) -> Iterator[tuple[Picture, Detections]]:
-    from tqdm import tqdm
-
-    try:
-        yield from tqdm(pairs, total=total, unit=" pictures", dynamic_ncols=True)
-    except KeyboardInterrupt:  # ends a camera, and keeps what there is
-        return
-
-
-def _bar_aside():
-    from tqdm import tqdm
-
-    return tqdm.external_write_mode()
 
 
 class Output:
@@ -202,7 +195,7 @@ class Output:
         """Write what was found, and the picture with it."""
         assert picture.path is not None
         self.pictures += 1
-        facts = {"file_name": picture.path}
+        facts: dict[str, Any] = {"file_name": picture.path}
         if picture.frame is not None:
             facts["frame"] = picture.frame
         for row in found.to_coco(self.pictures):
@@ -261,13 +254,14 @@ def _names(files: Sequence[str]) -> dict[str, str]:
     from sparsedet.predictor.video import is_live, is_video
 
     names: dict[str, str] = {}
+    stems: set[str] = set()
     for file in files:
-        stem = "live" if is_live(file) else Path(file).stem
-        kind = ".jpg" if Path(file).suffix.lower() in (".jpg", ".jpeg") else ".png"
-        kind = ".mp4" if is_video(file) else kind
-        number, name = 1, stem + kind
-        while name in names.values():
+        first = stem = "live" if is_live(file) else Path(file).stem
+        number = 1
+        while stem in stems:
             number += 1
-            name = f"{stem}_{number}{kind}"
-        names[file] = name
+            stem = f"{first}_{number}"
+        stems.add(stem)
+        kind = ".jpg" if Path(file).suffix.lower() in (".jpg", ".jpeg") else ".png"
+        names[file] = stem + (".mp4" if is_video(file) else kind)
     return names

@@ -173,20 +173,20 @@ class Predictor:
         return self._run(read_pictures(sources, on_error), keep_ratio, score_threshold)
 
     def explain(
-        self, picture: PictureSource | Picture, *, keep_ratio: float | None = None
+        self, picture: PictureSource, *, keep_ratio: float | None = None
     ) -> tuple[Detections, DetectorOutput]:
         """All detections of a picture, whatever their score, and what the detector did with it.
 
         ``sparsedet.visualization.token_figure`` draws the latter. Tiles do not matter here.
         """
         self._check(keep_ratio, 0.0)
-        picture = picture if isinstance(picture, Picture) else read_picture(picture)
-        sample = make_sample(self.mapper, picture)
+        read = read_picture(picture)
+        sample = make_sample(self.mapper, read)
         with torch.inference_mode(), self._keeping(keep_ratio):
             batch = self.model.preprocess([sample])
             output = self.model.detect(batch.images, batch.image_sizes)
             result = self.model.postprocess(output, [sample])[0]
-        return self._detections(picture, result, 0.0), output
+        return self._detections(read, result, 0.0), output
 
     def _run(
         self, pictures: Iterator[Picture], keep_ratio: float | None, score_threshold: float

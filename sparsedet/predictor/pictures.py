@@ -22,14 +22,6 @@ from sparsedet.modeling.inputs import check_image
 
 __all__ = ["Picture", "PictureSource", "is_picture", "make_sample", "read_picture"]
 
-# A path, a Pillow image, an array (h, w, 3) or a tensor (3, h, w): RGB, uint8 or float in 0..255.
-PictureSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
-
-
-def is_picture(source: Any) -> TypeGuard[PictureSource]:
-    """Whether this is one picture, or the path of one, rather than several."""
-    return isinstance(source, (str, os.PathLike, Image.Image, np.ndarray, Tensor))
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -55,6 +47,15 @@ class Picture:
         return Image.fromarray(self.pixels.permute(1, 2, 0).contiguous().numpy())
 
 
+# A path, a Pillow image, an array (h, w, 3) or a tensor (3, h, w): RGB, uint8 or float in 0..255.
+PictureSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Picture
+
+
+def is_picture(source: Any) -> TypeGuard[PictureSource]:
+    """Whether this is one picture, or the path of one, rather than several."""
+    return isinstance(source, (str, os.PathLike, Image.Image, np.ndarray, Tensor, Picture))
+
+
 def read_picture(source: PictureSource) -> Picture:
     """Decode a picture, or check one that is in memory.
 
@@ -68,6 +69,8 @@ def read_picture(source: PictureSource) -> Picture:
         DatasetError: the file cannot be read.
         ValueError: another kind, layout, dtype or range; one sentence says what to pass instead.
     """
+    if isinstance(source, Picture):
+        return source
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         return Picture(upright_pixels(path), path)
