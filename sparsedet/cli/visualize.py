@@ -103,9 +103,10 @@ class Drawer:
     """Draws what one model makes of images."""
 
     def __init__(self, cfg: Any, weights: str, *, args: argparse.Namespace) -> None:
+        from sparsedet.engine.launch import resolve_device
         from sparsedet.predictor import Predictor
 
-        device = cfg.get("train", {}).get("device", "auto")
+        device = resolve_device(cfg.get("train", {}).get("device", "auto"))
         self.predictor = Predictor(weights, cfg, device=device)
         self.threshold, self.show_scores = args.score_threshold, args.scores
         self.name = f"{weights}: " if args.beside else ""

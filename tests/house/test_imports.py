@@ -66,6 +66,8 @@ THIRD_PARTY = {
     "tqdm": {"events", "engine", "evaluation", "data", "training"},
     "tensorboard": {"events"},
     "wandb": {"events"},
+    "supervision": {"predictor.detections"},
+    "av": {"predictor.video"},
     "onnx": {"export"},
     "detectron2": {"interop.detectron2"},
 }
