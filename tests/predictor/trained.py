@@ -19,7 +19,7 @@ NAMES = ["cat", "dog", "owl"]
 
 def config(folder: Path) -> Any:
     """The quickstart's config with as little of everything as there can be."""
-    cfg = get_config("quickstart.py")
+    cfg = get_config("quickstart")
     model = cfg.model
     model.embed_dim, model.num_levels = 32, 3
     model.backbone = LazyCall(TimmBackbone)(name="test_resnet")
