@@ -185,11 +185,11 @@ class Output:
         self._json.write(b"[")
         return self
 
-    def __exit__(self, *error: object) -> bool | None:
-        self._end_video()
+    def __exit__(self, *error: Any) -> bool | None:
+        self._end_video(*error)
         if error[0] is None:
             self._json.write(b"\n]\n")
-        return self._stack.__exit__(*error)  # pyright: ignore[reportArgumentType]
+        return self._stack.__exit__(*error)
 
     def add(self, picture: Picture, found: Detections) -> None:
         """Write what was found, and the picture with it."""
@@ -243,9 +243,9 @@ class Output:
             self._video = path, stack.enter_context(writer), stack
         return self._video[1]
 
-    def _end_video(self) -> None:
+    def _end_video(self, *error: Any) -> None:
         if self._video is not None:
-            self._video[2].close()
+            self._video[2].__exit__(*(error or (None, None, None)))
             self._video = None
 
 

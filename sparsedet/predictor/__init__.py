@@ -69,13 +69,14 @@ class Predictor:
         config: Any = None,
         *,
         device: str | torch.device = "auto",
-        dtype: str = "float32",
+        dtype: str | torch.dtype = "float32",
         batch_size: int = 8,
         tiles: int | None = None,
         overlap: float = 0.2,
         whole: bool = False,
     ) -> None:
-        if dtype not in _DTYPES:
+        format_ = str(dtype).removeprefix("torch.")
+        if format_ not in _DTYPES:
             raise ValueError(f"Predictor.dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"Predictor.batch_size must be at least 1, got {batch_size!r}.")
@@ -88,7 +89,7 @@ class Predictor:
         self.mapper: DetectionMapper = instantiate(cfg.dataloader.test.mapper)
         self.class_names = _class_names(cfg.dataset)
         model = prepare_for_inference(load_detector(cfg, weights, place))
-        self.model = model.to(_DTYPES[dtype])
+        self.model = model.to(_DTYPES[format_])
 
     @overload
     def __call__(

@@ -36,7 +36,7 @@ def import_supervision() -> Any:
     return supervision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays are not equal or different as a whole
 class Detections:
     """The objects found in one picture, the best first.
 

@@ -27,8 +27,9 @@ class Slicer:
     """Detects in overlapping tiles of a picture and joins what was found.
 
     Boxes of one class that overlap are joined by non-maximum suppression. Before, a box that ends
-    at a border inside of the picture and is narrower than the overlap is left out: the tile beside
-    sees all of the object that this one saw, and more.
+    at a border inside of the picture is left out where another pass sees all of the object that
+    this one saw, and more: the tile beside, if the box is narrower than the overlap, and the whole
+    picture.
 
     Args:
         detect: makes the detections of a list of pictures.
@@ -108,8 +109,8 @@ class Slicer:
         inside = _gaps(found.xyxy, image_size) > gaps + 0.5  # this border is not the picture's
         cut = (gaps < reach) & inside
         sides = (found.xyxy[:, 2:] - found.xyxy[:, :2])[:, [0, 1, 0, 1]]
-        seen_beside = cut & (sides + reach < self._overlap)
-        return found[~seen_beside.any(axis=1)]
+        seen_beside = sides + 2 * reach < self._overlap  # and there it does not seem cut as well
+        return found[~(cut & (seen_beside | self._whole)).any(axis=1)]
 
 
 def _gaps(boxes_xyxy: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
