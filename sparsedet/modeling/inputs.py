@@ -69,10 +69,8 @@ def check_image(image: Any, name: str) -> None:
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         layout = _layout(tuple(image.shape))
         mend = _LAYOUTS.get(layout, "Pass an RGB picture with the channels first.")
-        raise ValueError(
-            f"{name} must be (3, h, w), got {' '.join(filter(None, (layout, 'of shape')))} "
-            f"{tuple(image.shape)}. {mend}"
-        )
+        got = f"{layout} of shape" if layout else "shape"
+        raise ValueError(f"{name} must be (3, h, w), got {got} {tuple(image.shape)}. {mend}")
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ValueError(
             f"{name} must be uint8 or float, got {image.dtype}. Pass values in 0..255 as uint8."

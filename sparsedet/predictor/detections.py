@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Detections", "import_supervision"]
 
+_LEAST_DRAWN = 480  # pixels of a drawn picture's long side
+
 
 def import_supervision() -> Any:
     """The package supervision.
@@ -136,6 +138,9 @@ class Detections:
     def draw(self, picture: PictureSource | None = None) -> Image.Image:
         """Boxes, classes and scores on a copy of the picture.
 
+        A picture of a long side below 480 pixels is drawn a whole number of times as large, since
+        words would hide it.
+
         Args:
             picture: the one that was looked at; a file is read again without it.
 
@@ -146,9 +151,10 @@ class Detections:
             raise ValueError("Detections.draw needs the picture, which is from no file. Pass it.")
         source = self.path if picture is None else picture
         assert source is not None
+        shown = read_picture(source).to_pillow()
+        times = -(-_LEAST_DRAWN // max(shown.size))
+        if times > 1:
+            shown = shown.resize((times * shown.width, times * shown.height))
         return draw_detections(
-            read_picture(source).to_pillow(),
-            self.instances,
-            class_names=self.class_names,
-            score_threshold=0.0,
+            shown, self.instances, class_names=self.class_names, score_threshold=0.0
         )

@@ -49,7 +49,7 @@ def test_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     drawn = {path.name for path in tmp_path.iterdir()} - {"predictions.json"}
     assert drawn == {path.name for path in files}
     with Image.open(tmp_path / "turned.jpg") as picture:
-        assert picture.size == (90, 120)
+        assert picture.size == (4 * 90, 4 * 120)
     assert f"420 objects in 7 pictures: {tmp_path}" in capsys.readouterr().out
 
 

@@ -348,22 +348,28 @@ def test_supervision_takes_the_results(predictor: Predictor, files: list[str]) -
     assert detections["class_name"].tolist() == found.names
     empty = found.above(1).to_supervision()
     assert len(empty) == 0
-    tracked = supervision.ByteTrack().update_with_detections(found.to_supervision())
-    assert len(tracked) <= len(found)
+    picture = np.asarray(Image.open(files[0]).convert("RGB")).copy()
+    drawn = supervision.BoxAnnotator().annotate(picture.copy(), detections)
+    assert (drawn != picture).any()
+    zone = supervision.PolygonZone(np.array([[0, 0], [119, 0], [119, 89], [0, 89]]))
+    assert zone.trigger(detections).any()
 
 
 def test_drawing(predictor: Predictor, files: list[str]) -> None:
     found = predictor(files, score_threshold=0)
     for file, each in zip(files, found, strict=True):
-        drawn = each.draw()
-        plain = upright_pixels(file)
-        assert drawn.size == (plain.shape[2], plain.shape[1])
-        assert (np.asarray(drawn) != plain.permute(1, 2, 0).numpy()).any()
+        drawn, nothing = each.draw(), each.above(1).draw()
+        height, width = each.image_size
+        times = 8 if "small" in file else 4  # of 60 and 120 pixels, to have 480
+        assert drawn.size == nothing.size == (times * width, times * height)
+        assert (np.asarray(drawn) != np.asarray(nothing)).any()
+    large = np.zeros((400, 500, 3), np.uint8)
+    assert found[0].draw(large).size == (500, 400)
     array = np.zeros((40, 50, 3), np.uint8)
     nothing = predictor(array, score_threshold=1)
     with pytest.raises(ValueError, match="needs the picture"):
         nothing.draw()
-    assert (np.asarray(nothing.draw(array)) == 0).all()
+    assert not np.asarray(nothing.draw(array)).any()
 
 
 def test_what_a_result_says(predictor: Predictor, files: list[str]) -> None:

@@ -29,11 +29,12 @@ GRAYS = [20, 60, 100, 140, 180, 220]
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six frames, each brighter than the one before."""
+    """Six frames of noise, each brighter than the one before."""
+    noise = np.random.default_rng(0).integers(-20, 21, size=(64, 97, 3))
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
     with VideoWriter(path, Fraction(10)) as writer:
         for gray in GRAYS:
-            writer.write(Image.new("RGB", (97, 64), (gray, gray, gray)))
+            writer.write(Image.fromarray((gray + noise).astype(np.uint8)))
     return path
 
 
