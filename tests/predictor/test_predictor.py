@@ -116,6 +116,7 @@ def test_inputs_of_all_kinds_are_equal(predictor: Predictor, run: Path, name: st
     expected = predictor(str(path), score_threshold=0)
     assert len(expected) == 60
     kinds = [path, Image.open(path), array, pixels, pixels.float(), array.astype(np.float64)]
+    kinds += [(pixels.float() - 0.4).clamp(min=0)]  # the nearest of 256 levels
     kinds += [np.ascontiguousarray(array[..., ::-1])[..., ::-1]]  # BGR turned to RGB
     for picture in kinds:
         assert same(predictor(picture, score_threshold=0), expected)
