@@ -36,7 +36,8 @@ _PANEL_LIMIT = 900  # and how far it grows to give every cell this many pixels
 _CELL_SIDE = 4
 _GRID_FROM = 8  # cells of so many pixels are told apart by lines
 _GAP, _LINE, _TEXT = 12, 18, 14
-_BOX_LINE, _BOX_TYPE = 2.0, (10.0, 14.0)  # of boxes, where a picture's long side has 1000 pixels
+_BOX_LINE, _BOX_TYPE = 2.0, 14.0  # of boxes, where a picture's long side has 1000 pixels
+_LEAST_TYPE = 10.0
 _PAPER: Color = (255, 255, 255)
 _INK: Color = (32, 32, 32)
 _DIM, _TINT = 0.3, 0.3
@@ -170,7 +171,8 @@ def draw_detections(
 ) -> Image.Image:
     """Boxes with class and score on a copy of the picture, the best on top.
 
-    Lines and type are in proportion to the picture; a class has the same color everywhere.
+    Lines and type are in proportion to the picture, and smaller where the boxes are small; a class
+    has the same color everywhere.
 
     Args:
         picture: the image, at any scale.
@@ -182,16 +184,16 @@ def draw_detections(
     shown = picture.convert("RGB")
     draw = ImageDraw.Draw(shown)
     scale = np.array((shown.width, shown.height) * 2) / np.array(instances.image_size[::-1] * 2)
-    unit = max(shown.size) / 1000
     order = instances.scores.argsort()
-    for index in order[instances.scores[order] >= score_threshold].tolist():
+    order = order[instances.scores[order] >= score_threshold]
+    boxes = instances.pred_boxes.tensor[order].numpy() * scale
+    line, size = _pen(boxes, max(shown.size))
+    for index, box in zip(order.tolist(), boxes, strict=True):
         label = int(instances.pred_classes[index])
         name = class_names[label] if class_names is not None else f"class {label}"
-        box = instances.pred_boxes.tensor[index].tolist() * scale
-        color = class_color(label)
-        draw.rectangle(box.tolist(), outline=color, width=max(1, round(_BOX_LINE * unit)))
         words = f"{name} {float(instances.scores[index]):.2f}"
-        _draw_label(draw, shown.size, box, words, color, max(_BOX_TYPE[0], _BOX_TYPE[1] * unit))
+        draw.rectangle(box.tolist(), outline=class_color(label), width=line)
+        _draw_label(draw, shown.size, box, words, class_color(label), size)
     return shown
 
 
@@ -376,6 +378,16 @@ def _page(
     if legend:
         draw.text((x + 2, y), "layers", font=_font(), fill=_INK)
     return page
+
+
+def _pen(boxes: np.ndarray, long_side: int) -> tuple[int, float]:
+    """Width of lines and size of type, in pixels, that neither get lost nor hide the objects."""
+    unit = long_side / 1000
+    line, size = _BOX_LINE * unit, _BOX_TYPE * unit
+    if len(boxes):
+        side = float(np.median((boxes[:, 2:] - boxes[:, :2]).max(1)))
+        line, size = min(line, side / 12), min(size, 0.6 * side)
+    return max(1, round(line)), max(_LEAST_TYPE, size)
 
 
 def _draw_label(

@@ -167,6 +167,19 @@ def test_lines_are_in_proportion_to_the_picture(times: int, line: int) -> None:
     assert across.sum() == 2 * line
 
 
+def test_lines_do_not_hide_small_objects() -> None:
+    picture = Image.new("RGB", (108 * 40, 80 * 40))
+    small = Instances(
+        (40, 54),
+        pred_boxes=Boxes([[30.0, 20.0, 30.6, 20.6]]),  # 48 pixels of the picture
+        scores=torch.tensor([0.9]),
+        pred_classes=torch.tensor([0]),
+    )
+    drawn = np.asarray(draw_detections(picture, small, score_threshold=0.5)).any(-1)
+    assert drawn[round(20.3 * 80)].sum() == 2 * 4
+    assert drawn[: round(20 * 80)].any(1).sum() < 48  # rows of the label
+
+
 def test_colors_belong_to_classes() -> None:
     colors = [class_color(label) for label in range(40)]
     assert len(set(colors)) == 40

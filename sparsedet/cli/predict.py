@@ -53,7 +53,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--tokens", action="store_true", help="draw what is kept of each picture")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pays on a GPU")
     return parser
 
 
@@ -141,15 +141,11 @@ def _predict(
 ) -> Iterator[tuple[Picture, Detections]]:
     from tqdm import tqdm
 
-    from sparsedet.predictor.video import is_live
-
     def leave_out(error: Exception) -> None:
         failures.append(str(error))
         with tqdm.external_write_mode():
             print_error(error)
 
-    if any(map(is_live, files)):
-        predictor.batch_size = 1  # a frame is answered when it is there
     return predictor.stream_pictures(
         files,
         keep_ratio=args.keep_ratio,

@@ -46,7 +46,7 @@ class Predictor:
             in the checkpoint, of which only parts of this package and of torch are built.
         device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
         dtype: "float32", "bfloat16" or "float16", the format of the weights.
-        batch_size: most pictures, or tiles, at a time.
+        batch_size: most pictures, or tiles, at a time. More than 1 pays on accelerators.
         tiles: side of the tiles, in pixels, in which large pictures are looked at. None = the
             whole picture at once. Needs the package supervision.
         overlap: share of a tile's side that it has in common with the next.
@@ -70,7 +70,7 @@ class Predictor:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
-        batch_size: int = 8,
+        batch_size: int = 1,
         tiles: int | None = None,
         overlap: float = 0.2,
         whole: bool = False,

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(run: Path) -> Predictor:
-    return Predictor(run / "model_best.pth", device="cpu")
+    return Predictor(run / "model_best.pth", device="cpu", batch_size=8)
 
 
 @pytest.fixture(scope="module")
