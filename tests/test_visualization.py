@@ -177,7 +177,7 @@ def test_lines_do_not_hide_small_objects() -> None:
     )
     drawn = np.asarray(draw_detections(picture, small, score_threshold=0.5)).any(-1)
     assert drawn[round(20.3 * 80)].sum() == 2 * 4
-    assert drawn[: round(20 * 80)].any(1).sum() < 48  # rows of the label
+    assert drawn[: (20 * 80)].any(1).sum() < 48  # rows of the label
 
 
 def test_colors_belong_to_classes() -> None:
