@@ -117,12 +117,10 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         token_statistics,
     )
     from sparsedet.loading import load_detector
-    from sparsedet.predictor.pictures import make_sample, read_picture
 
     cfg = load_config(args.config_file, args.overrides, uses_set=args.tokens)
     sizes = input_sizes(cfg, args)
-    mapper = instantiate(cfg.dataloader.test.mapper) if args.image else None
-    image = make_sample(mapper, read_picture(args.image)) if mapper else None
+    image = _sample(cfg, args.image) if args.image else None
     loader = instantiate(cfg.dataloader.test) if args.tokens else None
     model = load_detector(cfg, args.weights)
     parameters = count_parameters(model)
@@ -243,6 +241,13 @@ def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
             "one number, or add --size H W."
         )
     return sizes
+
+
+def _sample(cfg: Any, path: str) -> dict[str, Any]:
+    """A picture, as the test set would have it."""
+    from sparsedet.predictor.pictures import make_sample, read_picture
+
+    return make_sample(instantiate(cfg.dataloader.test.mapper), read_picture(path))
 
 
 def _first_images(loader: Any, count: int) -> Iterator[list[dict[str, Any]]]:

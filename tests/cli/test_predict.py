@@ -87,7 +87,9 @@ def test_a_video(run: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     with VideoWriter(clip, Fraction(10)) as writer:
         for _ in range(5):
-            writer.write(Image.fromarray(generator.integers(256, size=(64, 96, 3), dtype=np.uint8)))
+            writer.write(
+                Image.fromarray(generator.integers(256, size=(320, 480, 3), dtype=np.uint8))
+            )
     words = [str(clip), str(run / "val" / "plain.png"), "--score-threshold", "0"]
     assert predict(run, tmp_path / "out", *words) == 0
     found = rows(tmp_path / "out")

@@ -87,4 +87,4 @@ def test_a_stream_over_a_video(clip: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
     with pytest.raises(ValueError, match="needs the picture"):
         pairs[0][1].draw()
-    assert pairs[0][1].draw(pairs[0][0]).size == (96, 64)
+    assert pairs[0][1].draw(pairs[0][0]).size == (5 * 96, 5 * 64)
