@@ -19,14 +19,15 @@ from sparsedet.predictor.pictures import Picture
 
 __all__ = ["Slicer"]
 
-_SAME = 0.5  # boxes of one class that overlap (IoU) by more than this are one object
+_SAME = 0.5  # boxes of one class that share more than this of the smaller are one object
 _REACH = 0.02  # a box that ends so close to the border of its tile (share of it) may be cut there
 
 
 class Slicer:
     """Detects in overlapping tiles of a picture and joins what was found.
 
-    Boxes of one class that overlap are joined by non-maximum suppression. Before, a box that ends
+    Boxes of one class of which one has more than half of the other in it are joined by non-maximum
+    suppression. Before, a box that ends
     at a border inside of the picture is left out where another pass sees all of the object that
     this one saw, and more: the tile beside, if the box is narrower than the overlap, and the whole
     picture.
@@ -74,7 +75,7 @@ class Slicer:
             passes += self._detect([picture])
             parts.append(passes[-1].to_supervision())
         parts = [part for part in parts if len(part)]
-        found = self._supervision.Detections.merge(parts).with_nms(_SAME) if parts else None
+        found = self._join(parts) if parts else None
         template = replace(
             passes[0],
             image_size=picture.size,
@@ -83,6 +84,12 @@ class Slicer:
             frame=picture.frame,
         )
         return _filled(template, found)
+
+    def _join(self, parts: list[Any]) -> Any:
+        # of the smaller box, since passes at other scales draw an object tighter or wider
+        smaller = self._supervision.OverlapMetric.IOS
+        merged = self._supervision.Detections.merge(parts)
+        return merged.with_nms(_SAME, overlap_metric=smaller)
 
     def _slicer(self, passes: list[Detections]) -> Any:
         def look(tiles: list[np.ndarray]) -> list[Any]:

@@ -92,6 +92,19 @@ def test_large_objects_need_the_whole_picture() -> None:
     assert found_in(picture_of([large, *others]), whole=True) == sorted([large, *others])
 
 
+def test_passes_that_see_an_object_differently() -> None:
+    def unsteady(pictures: list[Picture]) -> list[Detections]:
+        found = find_white(pictures)
+        for each in found:  # 20 x 32 pixels here, 32 x 20 there: an IoU of 0.45
+            each.boxes_xyxy[:, 2 + len(passes) % 2] += 12
+            passes.append(each)
+        return found
+
+    passes: list[Detections] = []
+    slicer = Slicer(unsteady, 100, overlap=0.8, whole=False, batch_size=1)
+    assert len(slicer(picture_of([(60, 50, 80, 70)], 120, 300))) == 1
+
+
 def test_classes_do_not_suppress_each_other() -> None:
     def two_classes(pictures: list[Picture]) -> list[Detections]:
         doubled = []
