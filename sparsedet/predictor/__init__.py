@@ -258,6 +258,8 @@ class Predictor:
             )
         if not 0 < keep_ratio <= 1:
             raise ValueError(f"Predictor.keep_ratio must be in (0, 1], got {keep_ratio}.")
+        with self._keeping(keep_ratio):
+            pass  # a selector may know narrower limits
 
     @contextmanager
     def _keeping(self, keep_ratio: float | None) -> Iterator[None]:
