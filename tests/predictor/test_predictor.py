@@ -173,6 +173,8 @@ def test_settings_of_a_call(predictor: Predictor, files: list[str]) -> None:
     for ratio in (0, 1.5):
         with pytest.raises(ValueError, match=r"keep_ratio must be in \(0, 1\]"):
             predictor(files[0], keep_ratio=ratio)
+    with pytest.raises(ValueError, match="keep_ratio must be"):
+        predictor.stream(files, keep_ratio=0.9)  # the first layer would keep more than all
     with pytest.raises(ValueError, match=r"score_threshold must be in \[0, 1\]"):
         predictor(files[0], score_threshold=2)
 
