@@ -30,7 +30,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart   install, draw a data set, train on the CPU, evaluate, draw kept tokens"
+	@echo "make quickstart   install, draw a data set, train on the CPU, evaluate, predict"
 	@echo "make test         install, run the tests"
 	@echo "make lint         ruff, pyright and clang-format"
 	@echo "make format       let ruff and clang-format rewrite the source"
@@ -83,7 +83,10 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/sparsedet train quickstart --resume train.output_dir=$(QUICKSTART) $(ARGS)
 	$(VENV)/bin/sparsedet visualize $(QUICKSTART)/config.yaml \
 	  --weights $(QUICKSTART)/model_best.pth $(SHAPES)/val/00000[0-3].png
-	@echo "results: $(QUICKSTART)/results.json   pictures: $(QUICKSTART)/tokens/"
+	$(VENV)/bin/sparsedet predict $(QUICKSTART)/model_best.pth $(SHAPES)/val/00000[0-3].png \
+	  --output $(QUICKSTART)/predictions
+	@echo "results: $(QUICKSTART)/results.json   kept tokens: $(QUICKSTART)/tokens/"
+	@echo "pictures with what was found: $(QUICKSTART)/predictions/"
 	@echo "to begin anew: rm -r $(QUICKSTART)"
 
 test: $(VENV)/.installed

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sparsedet.config import ConfigError, LazyCall, LazyConfig, get_config, instantiate
     from sparsedet.layers import MultiScaleDeformableAttention, ms_deform_attn
     from sparsedet.modeling import TokenSparseDetector
+    from sparsedet.predictor import Predictor
     from sparsedet.registry import list_components
     from sparsedet.structures import Boxes, Instances
 
@@ -22,6 +23,7 @@ __all__ = [
     "LazyCall",
     "LazyConfig",
     "MultiScaleDeformableAttention",
+    "Predictor",
     "TokenSparseDetector",
     "get_config",
     "instantiate",
@@ -36,6 +38,7 @@ _HOMES = {
     "LazyCall": "sparsedet.config",
     "LazyConfig": "sparsedet.config",
     "MultiScaleDeformableAttention": "sparsedet.layers",
+    "Predictor": "sparsedet.predictor",
     "TokenSparseDetector": "sparsedet.modeling",
     "get_config": "sparsedet.config",
     "instantiate": "sparsedet.config",

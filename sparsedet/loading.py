@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsedet.checkpoint import CheckpointError, Differences, compare_weights, load_weights
+from sparsedet.checkpoint import (
+    CheckpointError,
+    Differences,
+    compare_weights,
+    load_checkpoint,
+    load_weights,
+)
 from sparsedet.config import ConfigError, LazyConfig, instantiate, packaged_configs
+from sparsedet.config.lazy import setting
+from sparsedet.config.naming import locate
 from sparsedet.conversion import num_classes
+from sparsedet.data import read_categories
 from sparsedet.engine.launch import resolve_device
 from sparsedet.modeling import TokenSparseDetector
+
+# where the classes live that a config in a checkpoint may build
+_OWN_CLASSES = ("sparsedet.modeling.", "sparsedet.layers.", "sparsedet.data.", "torch.nn.")
 
 
 def leave_out_pretrained(cfg: Any) -> list[str]:
@@ -56,19 +69,22 @@ def require_same_classes(cfg: Any) -> None:
     )
 
 
-def load_detector(cfg: Any, weights: str | Path | None) -> TokenSparseDetector:
+def load_detector(
+    cfg: Any, weights: str | os.PathLike[str] | None, device: torch.device | None = None
+) -> TokenSparseDetector:
     """The model of a config, ready to detect.
 
     Args:
         cfg: configuration with a ``model``; its backbone fetches no weights (changed in place).
             ``train.device`` says where the model goes ("auto" without).
         weights: checkpoint of a whole detector; None = random weights.
+        device: goes before ``train.device``.
 
     Raises:
         CheckpointError: the file cannot be read, does not fit, or holds a part of a detector alone.
         ValueError: the parts of the model do not go together.
     """
-    device = resolve_device(cfg.get("train", {}).get("device", "auto"))
+    place = device or resolve_device(cfg.get("train", {}).get("device", "auto"))
     leave_out_pretrained(cfg)
     model = instantiate(cfg.model)
     if weights is not None:
@@ -78,7 +94,7 @@ def load_detector(cfg: Any, weights: str | Path | None) -> TokenSparseDetector:
                 f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
                 "whole detector."
             )
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
 def trained_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
@@ -89,10 +105,96 @@ def trained_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
     """
     if "config" not in checkpoint:
         return None
+    return _stored_config(checkpoint).get("dataset", {}).get("class_names")
+
+
+def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
+    """The config that a training run left in its checkpoint.
+
+    A checkpoint may come from anywhere, so what its config builds is looked at before: classes of
+    this package and of ``torch.nn`` alone.
+
+    Args:
+        weights: the checkpoint.
+        keys: which parts of the config will be built.
+
+    Raises:
+        CheckpointError: the file cannot be read, holds no config, or the config has no such part
+            or would call something else.
+    """
+    checkpoint = load_checkpoint(weights)
+    if not isinstance(checkpoint.get("config"), str):
+        raise CheckpointError(
+            f"checkpoint {weights} holds no config. Give the one that its model was made with."
+        )
+    cfg = _stored_config(checkpoint)
+    for key in keys:
+        part = setting(cfg, key)
+        if part is None:
+            raise CheckpointError(
+                f"the config in checkpoint {weights} has no {key}. Give one that has."
+            )
+        _refuse_foreign_calls(part, key, weights)
+    return cfg
+
+
+def name_classes(cfg: Any, source: str | os.PathLike[str]) -> None:
+    """Set ``dataset.class_names`` and ``dataset.num_classes``, as training resolves them.
+
+    Names are taken from the annotation file of the training set, or from that of the validation
+    set, where the config has none; where neither is there, the number of classes may be known.
+
+    Args:
+        cfg: configuration with a ``model`` and a ``dataset``; changed in place.
+        source: where it is from, for messages.
+
+    Raises:
+        ConfigError: it does not say which classes there are, or the model has another number.
+        DatasetError: the annotation file cannot be read.
+    """
+    dataset = cfg.dataset
+    if dataset.class_names is None:
+        files = [dataset[key] for key in ("train_json", "val_json") if dataset[key] is not None]
+        found = [file for file in files if Path(file).is_file()]
+        if found:
+            dataset.class_names = [name for _, name in read_categories(found[0])]
+        elif dataset.num_classes is None:
+            raise ConfigError(
+                f"{source} does not say which classes there are, and {' and '.join(files)} do not "
+                "exist. Use the config.yaml of the training run, or set dataset.val_json."
+            )
+    if dataset.class_names is not None:
+        dataset.num_classes = len(dataset.class_names)
+        require_same_classes(cfg)
+
+
+def _stored_config(checkpoint: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(checkpoint["config"], encoding="utf-8")
-        return LazyConfig.load(path).get("dataset", {}).get("class_names")
+        return LazyConfig.load(path)
+
+
+def _refuse_foreign_calls(node: Any, key: str, weights: str | os.PathLike[str]) -> None:
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and not _is_own_class(target):
+            raise CheckpointError(
+                f"the config in checkpoint {weights} would call {target} for {key}, which is no "
+                "class of this package or of torch.nn. If you trust the file, give its config."
+            )
+        for name in node:
+            _refuse_foreign_calls(node[name], f"{key}.{name}", weights)
+    elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
+        for index, each in enumerate(node):
+            _refuse_foreign_calls(each, f"{key}.{index}", weights)
+
+
+def _is_own_class(target: Any) -> bool:
+    if not isinstance(target, str) or not target.startswith(("sparsedet.", "torch.nn.")):
+        return False  # not even imported
+    found = locate(target)
+    return isinstance(found, type) and found.__module__.startswith(_OWN_CLASSES)
 
 
 def build_on_meta(cfg: Any) -> TokenSparseDetector:

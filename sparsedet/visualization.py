@@ -5,6 +5,8 @@ Sizes are (height, width), as everywhere in the package; Pillow's own order is (
 
 from __future__ import annotations
 
+import colorsys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -19,6 +21,7 @@ from sparsedet.structures import Instances
 __all__ = [
     "LevelTokens",
     "cells_to_pixels",
+    "class_color",
     "draw_detections",
     "draw_kept_tokens",
     "draw_scores",
@@ -33,6 +36,8 @@ _PANEL_LIMIT = 900  # and how far it grows to give every cell this many pixels
 _CELL_SIDE = 4
 _GRID_FROM = 8  # cells of so many pixels are told apart by lines
 _GAP, _LINE, _TEXT = 12, 18, 14
+_BOX_LINE, _BOX_TYPE = 2.0, 14.0  # of boxes, where a picture's long side has 1000 pixels
+_LEAST_TYPE = 10.0
 _PAPER: Color = (255, 255, 255)
 _INK: Color = (32, 32, 32)
 _DIM, _TINT = 0.3, 0.3
@@ -166,6 +171,9 @@ def draw_detections(
 ) -> Image.Image:
     """Boxes with class and score on a copy of the picture, the best on top.
 
+    Lines and type are in proportion to the picture, and smaller where the boxes are small; a class
+    has the same color everywhere.
+
     Args:
         picture: the image, at any scale.
         instances: detections (``pred_boxes``, ``scores``, ``pred_classes``); their ``image_size``
@@ -177,14 +185,25 @@ def draw_detections(
     draw = ImageDraw.Draw(shown)
     scale = np.array((shown.width, shown.height) * 2) / np.array(instances.image_size[::-1] * 2)
     order = instances.scores.argsort()
-    for index in order[instances.scores[order] >= score_threshold].tolist():
+    order = order[instances.scores[order] >= score_threshold]
+    boxes = instances.pred_boxes.tensor[order].numpy() * scale
+    line, size = _pen(boxes, max(shown.size))
+    for index, box in zip(order.tolist(), boxes, strict=True):
         label = int(instances.pred_classes[index])
         name = class_names[label] if class_names is not None else f"class {label}"
-        box = instances.pred_boxes.tensor[index].tolist() * scale
-        color = _CLASS_COLORS[label % len(_CLASS_COLORS)]
-        draw.rectangle(box.tolist(), outline=color, width=2)
-        _draw_label(draw, shown.size, box, f"{name} {float(instances.scores[index]):.2f}", color)
+        words = f"{name} {float(instances.scores[index]):.2f}"
+        draw.rectangle(box.tolist(), outline=class_color(label), width=line)
+        _draw_label(draw, shown.size, box, words, class_color(label), size)
     return shown
+
+
+def class_color(label: int) -> Color:
+    """The color of a class, by its number alone."""
+    if label < len(_CLASS_COLORS):
+        return _CLASS_COLORS[label]
+    hue = label * (math.sqrt(5) - 1) / 2 % 1  # neighbors far apart, whatever the number of classes
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def token_figure(
@@ -361,23 +380,41 @@ def _page(
     return page
 
 
+def _pen(boxes: np.ndarray, long_side: int) -> tuple[int, float]:
+    """Width of lines and size of type, in pixels, that neither get lost nor hide the objects."""
+    unit = long_side / 1000
+    line, size = _BOX_LINE * unit, _BOX_TYPE * unit
+    if len(boxes):
+        side = float(np.median((boxes[:, 2:] - boxes[:, :2]).max(1)))
+        line, size = min(line, side / 12), min(size, 0.6 * side)
+    return max(1, round(line)), max(_LEAST_TYPE, size)
+
+
 def _draw_label(
-    draw: ImageDraw.ImageDraw, canvas: tuple[int, int], box: np.ndarray, text: str, color: Color
+    draw: ImageDraw.ImageDraw,
+    canvas: tuple[int, int],
+    box: np.ndarray,
+    text: str,
+    color: Color,
+    size: float,
 ) -> None:
     """A label above the box, or inside of it at the upper border of the picture."""
-    width, height = _text_width(text) + 6, _LINE
+    font = _font(size)
+    margin = round(0.2 * size)
+    width, height = math.ceil(font.getlength(text)) + 2 * margin, round(1.3 * size)
     x = min(max(box[0], 0), max(canvas[0] - width, 0))
     y = box[1] - height if box[1] >= height else box[1]
     draw.rectangle((x, y, x + width, y + height), fill=color)
-    draw.text((x + 3, y + 1), text, font=_font(), fill=_ink_on(color))
+    place = (x + margin, y + height / 2)
+    draw.text(place, text, font=font, fill=_ink_on(color), anchor="lm")
 
 
 # --- pixels ---------------------------------------------------------------------------------------
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(_TEXT)
+def _font(size: float = _TEXT) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 def _text_width(text: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from sparsedet.structures import Boxes, Instances
 from sparsedet.visualization import (
     LevelTokens,
     cells_to_pixels,
+    class_color,
     draw_detections,
     draw_kept_tokens,
     draw_scores,
@@ -154,6 +157,35 @@ def test_detections_are_scaled_and_below_the_threshold_left_out() -> None:
     assert not drawn[74:].any() and not drawn[:, :18].any()
     none = draw_detections(picture, detections(0.4), score_threshold=0.5)
     assert not np.asarray(none).any()
+
+
+@pytest.mark.parametrize(("times", "line"), [(1, 1), (10, 2), (40, 9)])
+def test_lines_are_in_proportion_to_the_picture(times: int, line: int) -> None:
+    picture = Image.new("RGB", (108 * times, 80 * times))
+    drawn = np.asarray(draw_detections(picture, detections(0.9), score_threshold=0.5)).any(-1)
+    across = drawn[50 * times]  # left and right side of the box
+    assert across.sum() == 2 * line
+
+
+def test_lines_do_not_hide_small_objects() -> None:
+    picture = Image.new("RGB", (108 * 40, 80 * 40))
+    small = Instances(
+        (40, 54),
+        pred_boxes=Boxes([[30.0, 20.0, 30.6, 20.6]]),  # 48 pixels of the picture
+        scores=torch.tensor([0.9]),
+        pred_classes=torch.tensor([0]),
+    )
+    drawn = np.asarray(draw_detections(picture, small, score_threshold=0.5)).any(-1)
+    assert drawn[round(20.3 * 80)].sum() == 2 * 4
+    assert drawn[: (20 * 80)].any(1).sum() < 48  # rows of the label
+
+
+def test_colors_belong_to_classes() -> None:
+    colors = [class_color(label) for label in range(40)]
+    assert len(set(colors)) == 40
+    assert colors == [class_color(label) for label in range(40)]
+    gaps = [np.abs(np.subtract(a, b)).sum() for a, b in pairwise(colors)]
+    assert min(gaps) > 60
 
 
 def test_figures_name_classes_and_count_tokens(words: list[str]) -> None:

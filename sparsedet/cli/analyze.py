@@ -15,7 +15,6 @@ Exit codes: 0 done; 2 something given is wrong (one sentence says what).
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -122,7 +121,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
 
     cfg = load_config(args.config_file, args.overrides, uses_set=args.tokens)
     sizes = input_sizes(cfg, args)
-    image = read_picture(cfg, args.image) if args.image else None
+    image = _sample(cfg, args.image) if args.image else None
     loader = instantiate(cfg.dataloader.test) if args.tokens else None
     model = load_detector(cfg, args.weights)
     parameters = count_parameters(model)
@@ -238,23 +237,11 @@ def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
     return sizes
 
 
-def read_picture(cfg: Any, path: str) -> dict[str, Any]:
-    """The sample of a picture, as the test set would have it.
+def _sample(cfg: Any, path: str) -> dict[str, Any]:
+    """A picture, as the test set would have it."""
+    from sparsedet.predictor.pictures import make_sample, read_picture
 
-    Raises:
-        DatasetError: it is not there, or no image.
-    """
-    from sparsedet.data import DatasetError
-    from sparsedet.data.images import inspect_image
-
-    header = inspect_image(path)
-    if isinstance(header, str):
-        raise DatasetError(f"image file {path!r} cannot be read ({header}).")
-    width, height = header.size
-    if header.needs_turning(height, width):
-        width, height = height, width
-    record = dict(file_name=path, width=width, height=height, image_id=0, annotations=[])
-    return instantiate(cfg.dataloader.test.mapper)(record, random.Random(0))
+    return make_sample(instantiate(cfg.dataloader.test.mapper), read_picture(path))
 
 
 def _first_images(loader: Any, count: int) -> Iterator[list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from sparsedet.config.naming import nearest
 COMMANDS = {
     "train": ("sparsedet.cli.train", "train a detector and evaluate it"),
     "eval": ("sparsedet.cli.eval", "evaluate weights on a test set"),
+    "predict": ("sparsedet.cli.predict", "find objects in pictures and videos"),
     "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
     "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),

@@ -12,13 +12,12 @@ Exit codes: 0 done; 2 something given is wrong (one sentence says what).
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsedet.cli.common import add_config, answer, make_parser, take_config
-from sparsedet.config import ConfigError, check_overrides, instantiate, read_config
+from sparsedet.config import ConfigError, check_overrides, read_config
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,19 +62,21 @@ def run(args: argparse.Namespace) -> None:
     check_overrides(args.config_file, args.overrides)
     from sparsedet.visualization import stack
 
-    records = [image_record(word) for word in args.words]
-    cfg = load_config(args.config_file, args.overrides)
+    for path in args.words:
+        check_picture(path)
+    needed = ("model", "dataloader", "dataset")
+    cfg = read_config(args.config_file, args.overrides, needs=needed)
     output = args.output or Path(cfg.get("train", {}).get("output_dir", "output")) / "tokens"
     drawers = [Drawer(cfg, args.weights, args=args)]
-    drawers += [Drawer(load_config(path, ()), weights, args=args) for path, weights in args.beside]
+    drawers += [Drawer(read_config(each, needs=needed), w, args=args) for each, w in args.beside]
     output.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
-    for record in records:
-        figures, summaries = zip(*(drawer(record) for drawer in drawers), strict=True)
-        path = output / f"{_free_name(Path(record['file_name']).stem, names)}.png"
-        stack(figures).save(path)
+    for path in args.words:
+        figures, summaries = zip(*(drawer(path) for drawer in drawers), strict=True)
+        target = output / f"{_free_name(Path(path).stem, names)}.png"
+        stack(figures).save(target)
         for summary in summaries:
-            print(f"{record['file_name']}: {summary}: {path}")
+            print(f"{path}: {summary}: {target}")
 
 
 def _free_name(stem: str, names: set[str]) -> str:
@@ -88,89 +89,44 @@ def _free_name(stem: str, names: set[str]) -> str:
     return name
 
 
-def image_record(path: str) -> dict[str, Any]:
-    """The record of an image without annotations; EXIF may turn it.
-
-    Raises:
-        DatasetError: it is not there, or no image.
-    """
+def check_picture(path: str) -> None:
+    """Raise a DatasetError where a file is not there, or no image."""
     from sparsedet.data import DatasetError
     from sparsedet.data.images import inspect_image
 
     header = inspect_image(path)
     if isinstance(header, str):
         raise DatasetError(f"image file {path!r} cannot be read ({header}).")
-    width, height = header.size
-    if header.needs_turning(height, width):
-        width, height = height, width
-    return dict(file_name=path, width=width, height=height, image_id=0, annotations=[])
-
-
-def load_config(path: str, overrides: Sequence[str]) -> Any:
-    """The config with overrides and the names of its classes.
-
-    Raises:
-        ConfigError: it cannot be read, or lacks what is needed here.
-        DatasetError: the annotation file that has the classes cannot be read.
-    """
-    from sparsedet.data import read_categories
-    from sparsedet.loading import require_same_classes
-
-    cfg = read_config(path, overrides, needs=("model", "dataloader", "dataset"))
-    dataset = cfg.dataset
-    if dataset.class_names is None:  # as training resolves them: from the training split
-        files = [dataset[key] for key in ("train_json", "val_json") if dataset[key] is not None]
-        found = [file for file in files if Path(file).is_file()]
-        if found:
-            dataset.class_names = [name for _, name in read_categories(found[0])]
-        elif dataset.num_classes is None:
-            raise ConfigError(
-                f"{path} does not say which classes there are, and {' and '.join(files)} do not "
-                "exist. Use the config.yaml of the training run, or set dataset.val_json."
-            )
-    if dataset.class_names is not None:
-        dataset.num_classes = len(dataset.class_names)
-        require_same_classes(cfg)
-    return cfg
 
 
 class Drawer:
     """Draws what one model makes of images."""
 
     def __init__(self, cfg: Any, weights: str, *, args: argparse.Namespace) -> None:
-        from sparsedet.loading import load_detector
+        from sparsedet.engine.launch import resolve_device
+        from sparsedet.predictor import Predictor
 
-        self.model = load_detector(cfg, weights)
-        self.mapper = instantiate(cfg.dataloader.test.mapper)
-        self.class_names = cfg.dataset.class_names
+        device = resolve_device(cfg.get("train", {}).get("device", "auto"))
+        self.predictor = Predictor(weights, cfg, device=device)
         self.threshold, self.show_scores = args.score_threshold, args.scores
         self.name = f"{weights}: " if args.beside else ""
 
-    def __call__(self, record: dict[str, Any]) -> tuple[Image.Image, str]:
+    def __call__(self, path: str) -> tuple[Image.Image, str]:
         """The figure of one image, and its numbers in words."""
-        import torch
-        from PIL import Image
-
-        from sparsedet.data.images import read_image
+        from sparsedet.predictor import read_picture
         from sparsedet.visualization import token_figure
 
-        sample = self.mapper(record, random.Random(0))
-        del sample["instances"]  # nothing is known of this image: a scorer that looks must say so
-        with torch.inference_mode():
-            batch = self.model.preprocess([sample])
-            output = self.model.detect(batch.images, batch.image_sizes)
-            instances = self.model.postprocess(output, [sample])[0]["instances"]
-        size = record["width"], record["height"]
-        picture = Image.fromarray(read_image(record["file_name"], size).permute(1, 2, 0).numpy())
+        picture = read_picture(path)
+        found, output = self.predictor.explain(picture)
         figure = token_figure(
-            picture,
+            picture.to_pillow(),
             output,
-            instances,
-            class_names=self.class_names,
+            found.instances,
+            class_names=found.class_names,
             score_threshold=self.threshold,
-            title=f"{self.name}{Path(record['file_name']).name}",
+            title=f"{self.name}{Path(path).name}",
             show_scores=self.show_scores,
         )
-        found = int((instances.scores >= self.threshold).sum())
-        share, total = output.keep_ratios[0], output.features.num_valid[0]
-        return figure, f"{self.name}detections: {found}, tokens kept: {share:.1%} of {total}"
+        count, total = len(found.above(self.threshold)), output.features.num_valid[0]
+        share = f"{found.keep_ratio:.1%} of {total}"
+        return figure, f"{self.name}detections: {count}, tokens kept: {share}"

@@ -1,6 +1,7 @@
 """Image files: what their header says, and their pixels as 8-bit RGB."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,12 @@ class ImageHeader:
     size: tuple[int, int]
     orientation: int
     animated: bool
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) of the picture as EXIF turns it."""
+        width, height = self.size
+        return (height, width) if self.orientation in _TURNED else (width, height)
 
     def shows(self, width: int, height: int) -> bool:
         """Whether the picture, as stored or as EXIF turns it, has this size."""
@@ -93,10 +100,7 @@ def read_image(path: str, size: tuple[int, int] | None = None) -> Tensor:
             header = _header_of(image)
             if size is not None and not header.shows(*size):
                 raise DatasetError(size_mismatch(path, header.size, size))
-            rgb = _to_rgb(image)
-            if size is not None and header.needs_turning(*size):
-                rgb = ImageOps.exif_transpose(rgb)
-            pixels = np.array(rgb)
+            return _pixels(image, size or header.size)
     except DatasetError:
         raise
     except _READ_ERRORS as error:
@@ -104,7 +108,23 @@ def read_image(path: str, size: tuple[int, int] | None = None) -> Tensor:
             f"image file {path!r} cannot be read ({_reason(error)}). "
             "Fetch it again or delete its entry."
         ) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def upright_pixels(image: Image.Image | str) -> Tensor:
+    """The pixels of a picture without annotations: `read_image` of the size to which EXIF turns it.
+
+    Args:
+        image: a picture, or the path of a file.
+
+    Raises:
+        DatasetError: it cannot be decoded.
+    """
+    name = f"image file {image!r}" if isinstance(image, str) else "the picture"
+    try:
+        with Image.open(image) if isinstance(image, str) else nullcontext(image) as opened:
+            return _pixels(opened, _header_of(opened).upright_size)
+    except _READ_ERRORS as error:
+        raise DatasetError(f"{name} cannot be read ({_reason(error)}).") from None
 
 
 def size_mismatch(path: str, found: tuple[int, int], expected: tuple[int, int]) -> str:
@@ -114,6 +134,14 @@ def size_mismatch(path: str, found: tuple[int, int], expected: tuple[int, int]) 
         f"{expected[0]}x{expected[1]}. Its boxes may belong to another resolution; correct "
         "width, height and boxes, or restore the original file."
     )
+
+
+def _pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """uint8 (3, h, w), turned where only the turned picture has this (width, height)."""
+    rgb = _to_rgb(image)
+    if _header_of(image).needs_turning(*size):
+        rgb = ImageOps.exif_transpose(rgb)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 def _header_of(image: Image.Image) -> ImageHeader:

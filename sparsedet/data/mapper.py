@@ -35,21 +35,30 @@ class DetectionMapper:
             DatasetError: the image cannot be decoded or has another size than the record says.
         """
         height, width = record["height"], record["width"]
-        image: Tensor = Image(read_image(record["file_name"], (width, height)))
+        pixels = read_image(record["file_name"], (width, height))
         boxes_xyxy, classes = _targets(record["annotations"])
+        image, boxes_xyxy = self.transform(pixels, boxes_xyxy, rng)
+        return {
+            "image": image,
+            "height": height,
+            "width": width,
+            "image_id": record["image_id"],
+            "file_name": record["file_name"],
+            "instances": _instances(boxes_xyxy, classes, image.shape[-2:]),
+        }
+
+    def transform(
+        self, pixels: Tensor, boxes_xyxy: Tensor, rng: random.Random
+    ) -> tuple[Tensor, Tensor]:
+        """Applies the transforms to the pixels (3, h, w) and the boxes (N, 4) of a picture."""
+        image: Tensor = Image(pixels)
+        height, width = pixels.shape[-2:]
         boxes: Tensor = BoundingBoxes(  # pyright: ignore[reportCallIssue]
             boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
         )
         for transform in self.transforms:
             image, boxes = transform(image, boxes, rng)
-        return {
-            "image": image.as_subclass(Tensor).contiguous(),
-            "height": height,
-            "width": width,
-            "image_id": record["image_id"],
-            "file_name": record["file_name"],
-            "instances": _instances(boxes.as_subclass(Tensor), classes, image.shape[-2:]),
-        }
+        return image.as_subclass(Tensor).contiguous(), boxes.as_subclass(Tensor)
 
     def output_size(self, height: int, width: int) -> tuple[int, int] | None:
         """Size of the sample's image where all transforms can tell it beforehand, else None."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparsedet.events import log_scalar
 from sparsedet.layers.positional import SinePositionEmbedding
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.inputs import check_samples
 from sparsedet.modeling.parts import (
     Assembly,
     Criterion,
@@ -183,7 +184,8 @@ class TokenSparseDetector(nn.Module):
             encoder layers}``.
 
         Raises:
-            ValueError: for samples without instances in training, or labels out of range.
+            ValueError: for pictures that are not (3, h, w) in 0..255, samples without instances in
+                training, or labels out of range.
         """
         batch = self.preprocess(batched_inputs)
         if not self.training:
@@ -201,6 +203,7 @@ class TokenSparseDetector(nn.Module):
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Batch:
         """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image."""
+        check_samples(batched_inputs)
         images = [
             # bytes travel, and become numbers on the device
             (sample["image"].to(self.device, non_blocking=True).float() - self.pixel_mean)

@@ -37,7 +37,14 @@ FLOORS = {
     "cli": 6,
     "__main__": 6,
 }
-SAME_FLOOR = {("config", "registry"), ("config", "files"), ("events", "comm"), ("__main__", "cli")}
+SAME_FLOOR = {
+    ("config", "registry"),
+    ("config", "files"),
+    ("events", "comm"),
+    ("__main__", "cli"),
+    ("predictor", "loading"),
+    ("predictor", "visualization"),
+}
 STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed what it runs
 
 MODELING_BASE = {"stages", "heads", "parts"}  # what every component may know
@@ -61,11 +68,13 @@ THIRD_PARTY = {
     "fvcore": {"registry", "checkpoint", "engine"},
     "safetensors": {"checkpoint"},
     "pycocotools": {"data.coco", "evaluation.coco"},
-    "PIL": {"data", "visualization", "predictor", "cli.visualize"},
+    "PIL": {"data", "visualization", "predictor", "cli.visualize", "cli.predict"},
     "matplotlib": {"sweep", "benchmark"},
-    "tqdm": {"events", "engine", "evaluation", "data", "training"},
+    "tqdm": {"events", "engine", "evaluation", "data", "training", "cli.predict"},
     "tensorboard": {"events"},
     "wandb": {"events"},
+    "supervision": {"predictor.detections"},
+    "av": {"predictor.video"},
     "onnx": {"export"},
     "detectron2": {"interop.detectron2"},
 }

@@ -1,0 +1,263 @@
+"""Find objects in pictures, folders, videos, or what a camera sees.
+
+    sparsedet predict model_best.pth photo.jpg photos/ 'more/*.png' --output DIR
+    sparsedet predict model_best.pth film.mp4 --keep-ratio 0.1
+    sparsedet predict model_best.pth aerial.jpg --tiles 1024 --whole
+    sparsedet predict weights.pth --config-file CONFIG photo.jpg
+    sparsedet predict model_best.pth camera:0
+
+DIR gets annotated pictures and videos, and predictions.json: COCO's results form, with the name of
+the file and, for videos, the number of the frame. Classes count from 1 there, in the order of the
+model. A camera or a stream runs until Ctrl-C. A folder counts with the folders below it.
+Exit codes: 0 done; 1 some files were left out, each is named; 2 something given is wrong (one
+sentence says what).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from sparsedet.cli.common import answer, make_parser, print_error
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sparsedet.predictor import Detections, Picture, Predictor
+    from sparsedet.predictor.video import VideoWriter
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and run."""
+    return answer(run, _parser(prog).parse_args(argv))
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint, such as model_best.pth")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="picture, video, folder, pattern, camera:0 or URL"
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/predictions"), metavar="DIR")
+    parser.add_argument("--config-file", metavar="CONFIG", help="where the weights hold no config")
+    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S")
+    parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens to keep")
+    parser.add_argument("--tiles", type=int, metavar="N", help="look at tiles of N x N pixels")
+    parser.add_argument("--overlap", type=float, default=0.2, metavar="SHARE", help="of the tiles")
+    parser.add_argument("--whole", action="store_true", help="with --tiles, also the whole picture")
+    parser.add_argument("--tokens", action="store_true", help="draw what is kept of each picture")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pays on a GPU")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Detect, draw and write; the number of files left out decides the exit code.
+
+    Raises:
+        ValueError: something given is wrong; nothing has been written then.
+    """
+    from tqdm import tqdm
+
+    from sparsedet.predictor.sources import find_files
+    from sparsedet.predictor.video import is_live
+
+    files = list(dict.fromkeys(file for path in args.paths for file in find_files(path)))
+    _check(args, files)
+    try:
+        predictor = _load(args)
+        total = _count(files)
+    except ImportError as error:  # an extra is missing, the message names it
+        print_error(error)
+        return 2
+    failures: list[str] = []
+    pairs = _predict(predictor, files, args, failures)
+    stopped = False
+    with Output(args.output, files) as output:
+        try:
+            for picture, found in tqdm(pairs, total=total, unit=" pictures", dynamic_ncols=True):
+                output.add(picture, found)
+                if args.tokens and picture.frame is None:
+                    output.add_tokens(predictor, picture, args)
+        except KeyboardInterrupt:  # what there is stays
+            stopped = not any(map(is_live, files))
+    print(f"{output.objects} objects in {output.pictures} pictures: {args.output}")
+    if failures:
+        print_error(f"{len(failures)} of {len(files)} files were left out.")
+    return 130 if stopped else int(bool(failures))
+
+
+def _check(args: argparse.Namespace, files: Sequence[str]) -> None:
+    folders = {Path(file).resolve().parent for file in files}
+    if args.output.resolve() in folders:
+        raise ValueError(
+            f"--output {args.output} is the folder of the pictures, which would be written over. "
+            "Name another one."
+        )
+    if args.tokens and args.tiles is not None:
+        raise ValueError("--tokens draws what is kept of a whole picture. Leave --tiles out.")
+
+
+def _load(args: argparse.Namespace) -> Predictor:
+    from sparsedet.predictor import Predictor
+
+    return Predictor(
+        args.weights,
+        args.config_file,
+        device=args.device,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        tiles=args.tiles,
+        overlap=args.overlap,
+        whole=args.whole,
+    )
+
+
+def _count(files: Sequence[str]) -> int | None:
+    """Pictures and frames of all files; None where one does not tell."""
+    from sparsedet.data import DatasetError
+    from sparsedet.predictor.video import count_frames, is_video
+
+    total = 0
+    for file in files:
+        try:
+            count = count_frames(file) if is_video(file) else 1
+        except DatasetError:
+            count = 0  # said when it is its turn
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _predict(
+    predictor: Predictor, files: Sequence[str], args: argparse.Namespace, failures: list[str]
+) -> Iterator[tuple[Picture, Detections]]:
+    from tqdm import tqdm
+
+    def leave_out(error: Exception) -> None:
+        failures.append(str(error))
+        with tqdm.external_write_mode():
+            print_error(error)
+
+    return predictor.stream_pictures(
+        files,
+        keep_ratio=args.keep_ratio,
+        score_threshold=args.score_threshold,
+        on_error=leave_out,
+    )
+
+
+class Output:
+    """The folder of the results; use it as a context manager.
+
+    Args:
+        folder: where they go.
+        files: all that will be looked at.
+
+    Attributes:
+        pictures: number of pictures and frames so far.
+        objects: number of objects so far.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+        self.folder, self.pictures, self.objects = folder, 0, 0
+        self._names = _names(files)
+        self._stack = ExitStack()
+        self._video: tuple[str, VideoWriter, ExitStack] | None = None
+        self._json: IO[bytes]
+
+    def __enter__(self) -> Output:
+        from sparsedet.files import atomic_write
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._json = self._stack.enter_context(atomic_write(self.folder / "predictions.json"))
+        self._json.write(b"[")
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        self._end_video(*error)
+        if error[0] is None:
+            self._json.write(b"\n]\n")
+        return self._stack.__exit__(*error)
+
+    def add(self, picture: Picture, found: Detections) -> None:
+        """Write what was found, and the picture with it."""
+        assert picture.path is not None
+        self.pictures += 1
+        facts: dict[str, Any] = {"file_name": picture.path}
+        if picture.frame is not None:
+            facts["frame"] = picture.frame
+        for row in found.to_coco(self.pictures):
+            separator = ",\n" if self.objects else "\n"
+            self._json.write((separator + json.dumps({**row, **facts})).encode())
+            self.objects += 1
+        drawn = found.draw(picture)
+        if picture.frame is None:
+            self._end_video()
+            self._save(drawn, self._names[picture.path])
+        else:
+            self._writer(picture.path).write(drawn)
+
+    def add_tokens(self, predictor: Predictor, picture: Picture, args: argparse.Namespace) -> None:
+        """Draw which tokens the encoder keeps."""
+        from sparsedet.visualization import token_figure
+
+        assert picture.path is not None
+        found, output = predictor.explain(picture, keep_ratio=args.keep_ratio)
+        figure = token_figure(
+            picture.to_pillow(),
+            output,
+            found.instances,
+            class_names=found.class_names,
+            score_threshold=args.score_threshold,
+            title=Path(picture.path).name,
+        )
+        self._save(figure, f"tokens/{Path(self._names[picture.path]).stem}.png")
+
+    def _save(self, picture: Image.Image, name: str) -> None:
+        from sparsedet.files import atomic_write
+
+        data = io.BytesIO()
+        picture.save(data, "PNG" if name.endswith(".png") else "JPEG", quality=92)
+        with atomic_write(self.folder / name) as file:
+            file.write(data.getbuffer())
+
+    def _writer(self, path: str) -> VideoWriter:
+        from sparsedet.predictor.video import VideoWriter, frame_rate
+
+        if self._video is None or self._video[0] != path:
+            self._end_video()
+            stack = ExitStack()
+            writer = VideoWriter(self.folder / self._names[path], frame_rate(path))
+            self._video = path, stack.enter_context(writer), stack
+        return self._video[1]
+
+    def _end_video(self, *error: Any) -> None:
+        if self._video is not None:
+            self._video[2].__exit__(*(error or (None, None, None)))
+            self._video = None
+
+
+def _names(files: Sequence[str]) -> dict[str, str]:
+    """A file name in the output folder for each file, none twice."""
+    from sparsedet.predictor.video import is_live, is_video
+
+    names: dict[str, str] = {}
+    stems: set[str] = set()
+    for file in files:
+        first = stem = "live" if is_live(file) else Path(file).stem
+        number = 1
+        while stem in stems:
+            number += 1
+            stem = f"{first}_{number}"
+        stems.add(stem)
+        kind = ".jpg" if Path(file).suffix.lower() in (".jpg", ".jpeg") else ".png"
+        names[file] = stem + (".mp4" if is_video(file) else kind)
+    return names

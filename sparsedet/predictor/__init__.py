@@ -1,0 +1,308 @@
+"""From pictures to detections: the one place that makes a picture a sample outside of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from os import PathLike
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from sparsedet.config import instantiate, read_config
+from sparsedet.data import DatasetError, DetectionMapper
+from sparsedet.engine.launch import resolve_device
+from sparsedet.loading import load_detector, name_classes, trained_config
+from sparsedet.modeling import prepare_for_inference
+from sparsedet.modeling.stages import DetectorOutput
+from sparsedet.predictor.detections import Detections
+from sparsedet.predictor.pictures import Picture, PictureSource, make_sample, read_picture
+from sparsedet.predictor.sources import read_ahead, read_pictures
+from sparsedet.predictor.tiles import Slicer
+
+__all__ = ["Detections", "Picture", "PictureSource", "Predictor", "read_picture"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NEEDED = ("model", "dataset", "dataloader.test.mapper")
+
+Sample = dict[str, Any]
+
+
+class Predictor:
+    """Finds objects in pictures, as the evaluation of the model would.
+
+    Pictures pass through the test transform of the config. Pictures of one size after it form
+    batches, so that no result depends on its companions.
+
+    >>> predictor = Predictor("output/quickstart/model_best.pth")  # doctest: +SKIP
+    >>> predictor("photo.jpg").draw().save("found.jpg")  # doctest: +SKIP
+
+    Args:
+        weights: a checkpoint of a training run, or converted weights. Averaged weights are taken
+            where the run kept an average, as in its evaluation.
+        config: a config, its file, or a name that ``sparsedet configs`` lists. None takes the one
+            in the checkpoint, of which only parts of this package and of torch are built.
+        device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
+        dtype: "float32", "bfloat16" or "float16", the format of the weights.
+        batch_size: most pictures, or tiles, at a time. More than 1 pays on accelerators.
+        tiles: side of the tiles, in pixels, in which large pictures are looked at. None = the
+            whole picture at once. Needs the package supervision.
+        overlap: share of a tile's side that it has in common with the next.
+        whole: with tiles, also look at the whole picture, for objects larger than the overlap.
+
+    Attributes:
+        model: the detector, prepared for inference.
+        class_names: the classes, in the order of their labels.
+
+    Raises:
+        CheckpointError: the weights cannot be read, do not fit, or hold no config and none is
+            given.
+        ConfigError: the config lacks something, or does not say which classes there are.
+        ValueError: a value outside of its range.
+    """
+
+    def __init__(
+        self,
+        weights: str | PathLike[str],
+        config: Any = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
+        batch_size: int = 1,
+        tiles: int | None = None,
+        overlap: float = 0.2,
+        whole: bool = False,
+    ) -> None:
+        format_ = str(dtype).removeprefix("torch.")
+        if format_ not in _DTYPES:
+            raise ValueError(f"Predictor.dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"Predictor.batch_size must be at least 1, got {batch_size!r}.")
+        place = _resolve(device)
+        cfg = _read_config(weights, config)
+        self.batch_size = batch_size
+        self._slicing = None if tiles is None else (tiles, overlap, whole)
+        if tiles is not None:
+            self._slicer(None, 0.0)  # checks its arguments
+        self.mapper: DetectionMapper = instantiate(cfg.dataloader.test.mapper)
+        self.class_names = _class_names(cfg.dataset)
+        model = prepare_for_inference(load_detector(cfg, weights, place))
+        self.model = model.to(_DTYPES[format_])
+
+    @overload
+    def __call__(
+        self,
+        pictures: PictureSource,
+        *,
+        keep_ratio: float | None = ...,
+        score_threshold: float = ...,
+    ) -> Detections: ...
+
+    @overload
+    def __call__(
+        self,
+        pictures: Sequence[PictureSource],
+        *,
+        keep_ratio: float | None = ...,
+        score_threshold: float = ...,
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self,
+        pictures: PictureSource | Sequence[PictureSource],
+        *,
+        keep_ratio: float | None = None,
+        score_threshold: float = 0.3,
+    ) -> Detections | list[Detections]:
+        """Detect objects in a picture, or in each of a list.
+
+        Args:
+            pictures: paths, Pillow images, arrays (h, w, 3) or tensors (3, h, w), RGB, uint8 or
+                float in 0..255. Arrays of OpenCV are BGR: pass ``array[..., ::-1]``.
+            keep_ratio: share of the tokens that the encoder updates, in (0, 1]; None = as
+                configured.
+            score_threshold: detections below are left out. 0 keeps what evaluation sees.
+
+        Raises:
+            DatasetError: a file cannot be read.
+            ValueError: a picture of another kind, layout or range; a keep ratio for a model that
+                has none.
+        """
+        many = isinstance(pictures, (list, tuple))
+        sources: Sequence[Any] = pictures if many else [pictures]
+        self._check(keep_ratio, score_threshold)
+        run = self._run(map(read_picture, sources), keep_ratio, score_threshold)
+        found = [detections for _, detections in run]
+        return found if many else found[0]
+
+    def stream(
+        self,
+        sources: PictureSource | Iterable[PictureSource],
+        *,
+        keep_ratio: float | None = None,
+        score_threshold: float = 0.3,
+        on_error: Callable[[DatasetError], None] | None = None,
+    ) -> Iterator[Detections]:
+        """Detections picture by picture, frame by frame, in order.
+
+        At most two batches of pictures are in memory: the next is read while the model works.
+
+        Args:
+            sources: files, folders, patterns (``"photos/*.jpg"``), videos, ``"camera:0"``,
+                addresses of streams, or pictures; or an iterable of these.
+            keep_ratio: as in a call.
+            score_threshold: as in a call.
+            on_error: gets what is wrong with a file, which is left out then. None = it is raised.
+        """
+        pairs = self.stream_pictures(
+            sources, keep_ratio=keep_ratio, score_threshold=score_threshold, on_error=on_error
+        )
+        return (detections for _, detections in pairs)
+
+    def stream_pictures(
+        self,
+        sources: PictureSource | Iterable[PictureSource],
+        *,
+        keep_ratio: float | None = None,
+        score_threshold: float = 0.3,
+        on_error: Callable[[DatasetError], None] | None = None,
+    ) -> Iterator[tuple[Picture, Detections]]:
+        """``stream`` with each picture, for drawing on frames that cannot be read again."""
+        self._check(keep_ratio, score_threshold)
+        return self._run(read_pictures(sources, on_error), keep_ratio, score_threshold)
+
+    def explain(
+        self, picture: PictureSource, *, keep_ratio: float | None = None
+    ) -> tuple[Detections, DetectorOutput]:
+        """All detections of a picture, whatever their score, and what the detector did with it.
+
+        ``sparsedet.visualization.token_figure`` draws the latter. Tiles do not matter here.
+        """
+        self._check(keep_ratio, 0.0)
+        read = read_picture(picture)
+        sample = make_sample(self.mapper, read)
+        with torch.inference_mode(), self._keeping(keep_ratio):
+            batch = self.model.preprocess([sample])
+            output = self.model.detect(batch.images, batch.image_sizes)
+            result = self.model.postprocess(output, [sample])[0]
+        return self._detections(read, result, 0.0), output
+
+    def _run(
+        self, pictures: Iterator[Picture], keep_ratio: float | None, score_threshold: float
+    ) -> Iterator[tuple[Picture, Detections]]:
+        if self._slicing is not None:
+            slicer = self._slicer(keep_ratio, score_threshold)
+            for batch in read_ahead(pictures, 1):
+                yield batch[0], slicer(batch[0])
+            return
+        prepared = ((picture, make_sample(self.mapper, picture)) for picture in pictures)
+        for batch in read_ahead(prepared, self.batch_size):
+            read, samples = zip(*batch, strict=True)
+            found = self._detect(read, samples, keep_ratio, score_threshold)
+            yield from zip(read, found, strict=True)
+
+    def _detect(
+        self,
+        pictures: Sequence[Picture],
+        samples: Sequence[Sample],
+        keep_ratio: float | None,
+        score_threshold: float,
+    ) -> list[Detections]:
+        """One pass of the model for each size that the samples have."""
+        groups: dict[Any, list[int]] = {}
+        for index, sample in enumerate(samples):
+            groups.setdefault(sample["image"].shape, []).append(index)
+        found: dict[int, Detections] = {}
+        for indices in groups.values():
+            with torch.inference_mode(), self._keeping(keep_ratio):
+                results = self.model([samples[index] for index in indices])
+            for index, result in zip(indices, results, strict=True):
+                found[index] = self._detections(pictures[index], result, score_threshold)
+        return [found[index] for index in range(len(samples))]
+
+    def _detections(self, picture: Picture, result: Sample, score_threshold: float) -> Detections:
+        instances = result["instances"].to("cpu")
+        return Detections(
+            boxes_xyxy=instances.pred_boxes.tensor.float().numpy(),
+            scores=instances.scores.float().numpy(),
+            labels=instances.pred_classes.numpy().astype(np.int64),
+            class_names=self.class_names,
+            image_size=picture.size,
+            keep_ratio=float(result["keep_ratio"]),
+            path=picture.path,
+            frame=picture.frame,
+        ).above(score_threshold)
+
+    def _slicer(self, keep_ratio: float | None, score_threshold: float) -> Slicer:
+        assert self._slicing is not None
+        tile, overlap, whole = self._slicing
+
+        def detect(tiles: list[Picture]) -> list[Detections]:
+            samples = [make_sample(self.mapper, each) for each in tiles]
+            return self._detect(tiles, samples, keep_ratio, score_threshold)
+
+        return Slicer(detect, tile, overlap=overlap, whole=whole, batch_size=self.batch_size)
+
+    def _check(self, keep_ratio: float | None, score_threshold: float) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"Predictor.score_threshold must be in [0, 1], got {score_threshold}.")
+        if keep_ratio is None:
+            return
+        selector = self.model.selector
+        if getattr(selector, "keep_ratio", None) is None:
+            raise ValueError(
+                f"Predictor.keep_ratio needs a model that selects tokens by one, got "
+                f"{type(selector).__name__}. Leave keep_ratio out."
+            )
+        if not 0 < keep_ratio <= 1:
+            raise ValueError(f"Predictor.keep_ratio must be in (0, 1], got {keep_ratio}.")
+        with self._keeping(keep_ratio):
+            pass  # a selector may know narrower limits
+
+    @contextmanager
+    def _keeping(self, keep_ratio: float | None) -> Iterator[None]:
+        """The selector with another ratio, put back afterwards."""
+        if keep_ratio is None:
+            yield
+            return
+        selector: Any = self.model.selector
+        before = selector.keep_ratio
+        selector.keep_ratio = keep_ratio
+        try:
+            yield
+        finally:
+            selector.keep_ratio = before
+
+
+def _read_config(weights: str | PathLike[str], config: Any) -> Any:
+    if config is None:
+        cfg, source = trained_config(weights, *_NEEDED), f"the config in {weights}"
+    elif isinstance(config, (str, PathLike)):
+        cfg, source = read_config(config, needs=_NEEDED), str(config)
+    else:
+        cfg, source = deepcopy(config), "the config"
+    name_classes(cfg, source)
+    return cfg
+
+
+def _class_names(dataset: Any) -> tuple[str, ...]:
+    if dataset.class_names is None:
+        return tuple(f"class {label}" for label in range(dataset.num_classes))
+    return tuple(map(str, dataset.class_names))
+
+
+def _resolve(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device(resolve_device("auto"))
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"Predictor.device must be auto or a device of this machine, got {str(device)!r} "
+            f"({reason})."
+        ) from None
+    return place

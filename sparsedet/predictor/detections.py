@@ -1,0 +1,160 @@
+"""What was found in a picture, for Python, COCO's tools, supervision and the eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sparsedet.predictor.pictures import PictureSource, read_picture
+from sparsedet.structures import Boxes, BoxMode, Instances
+from sparsedet.visualization import draw_detections
+
+if TYPE_CHECKING:
+    import supervision
+
+__all__ = ["Detections", "import_supervision"]
+
+_LEAST_DRAWN = 480  # pixels of a drawn picture's long side
+
+
+def import_supervision() -> Any:
+    """The package supervision.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise ImportError(
+            "Tiles and to_supervision() need the package supervision. "
+            "Run: pip install 'sparsedet[supervision]'"
+        ) from error
+    return supervision
+
+
+@dataclass(frozen=True, eq=False)  # arrays are not equal or different as a whole
+class Detections:
+    """The objects found in one picture, the best first.
+
+    Attributes:
+        boxes_xyxy: float32 (N, 4), corners in pixels of the picture.
+        scores: float32 (N,), in [0, 1].
+        labels: int64 (N,), places in ``class_names``.
+        class_names: the classes of the model.
+        image_size: (height, width) of the picture.
+        keep_ratio: share of the tokens that the encoder updated, the mean over its layers.
+        path: the file of the picture; None for pictures from memory.
+        frame: number of the frame in a video, from 0; None elsewhere.
+    """
+
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    keep_ratio: float
+    path: str | None = None
+    frame: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        names = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores, strict=True)]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return f"Detections({len(self)} in {width} x {height} pixels{': ' if names else ''}{shown})"
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each box."""
+        return [self.class_names[label] for label in self.labels]
+
+    @property
+    def instances(self) -> Instances:
+        """The detections as the model gives them: ``pred_boxes, scores, pred_classes``."""
+        return Instances(
+            self.image_size,
+            pred_boxes=Boxes(torch.from_numpy(self.boxes_xyxy)),
+            scores=torch.from_numpy(self.scores),
+            pred_classes=torch.from_numpy(self.labels),
+        )
+
+    def above(self, score: float) -> Detections:
+        """Those whose score is at least ``score``."""
+        kept = self.scores >= score
+        boxes, scores, labels = self.boxes_xyxy[kept], self.scores[kept], self.labels[kept]
+        return replace(self, boxes_xyxy=boxes, scores=scores, labels=labels)
+
+    def to_coco(
+        self, image_id: int | str, category_ids: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of COCO's results form, such as ``COCO.loadRes`` takes.
+
+        Args:
+            image_id: that of the picture.
+            category_ids: by class; without them classes count from 1, in the order of
+                ``class_names``. COCO's own 80 classes have ids with gaps.
+
+        Raises:
+            ValueError: there are not as many ids as classes.
+        """
+        ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
+        if len(ids) != len(self.class_names):
+            raise ValueError(
+                f"Detections.category_ids must have one id for each of the {len(self.class_names)} "
+                f"classes, got {len(ids)}. Their order is that of class_names."
+            )
+        boxes = BoxMode.convert(self.boxes_xyxy.astype(float), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(ids[label]),
+                "bbox": [round(float(value), 3) for value in box],
+                "score": round(float(score), 6),
+            }
+            for box, score, label in zip(boxes, self.scores, self.labels, strict=True)
+        ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """The detections for supervision's annotators, trackers, zones and metrics.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        return import_supervision().Detections(
+            xyxy=self.boxes_xyxy.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array(self.names, dtype=object).astype(str)},
+        )
+
+    def draw(self, picture: PictureSource | None = None) -> Image.Image:
+        """Boxes, classes and scores on a copy of the picture.
+
+        A picture of a long side below 480 pixels is drawn a whole number of times as large, since
+        words would hide it.
+
+        Args:
+            picture: the one that was looked at; a file is read again without it.
+
+        Raises:
+            ValueError: none is given, and the picture is not from a file.
+        """
+        if picture is None and (self.path is None or self.frame is not None):
+            raise ValueError("Detections.draw needs the picture, which is from no file. Pass it.")
+        source = self.path if picture is None else picture
+        assert source is not None
+        shown = read_picture(source).to_pillow()
+        times = -(-_LEAST_DRAWN // max(shown.size))
+        if times > 1:
+            shown = shown.resize((times * shown.width, times * shown.height))
+        return draw_detections(
+            shown, self.instances, class_names=self.class_names, score_threshold=0.0
+        )

@@ -1,0 +1,96 @@
+"""Pictures from files, folders, patterns, videos and memory, one after the other."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sparsedet.data import DatasetError
+from sparsedet.predictor.pictures import Picture, PictureSource, is_picture, read_picture
+from sparsedet.predictor.video import is_live, is_video, read_frames
+
+__all__ = ["find_files", "read_ahead", "read_pictures"]
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+
+T = TypeVar("T")
+
+
+def find_files(source: str | os.PathLike[str]) -> list[str]:
+    """The files that a word names.
+
+    Args:
+        source: a file; a folder, of which all pictures and videos are taken, those in folders
+            below as well; a pattern such as ``photos/**/*.jpg``; ``camera:0`` or an address.
+
+    Raises:
+        DatasetError: it names no file.
+    """
+    word = os.fspath(source)
+    if is_live(word) or os.path.isfile(word):
+        return [word]
+    if os.path.isdir(word):
+        found = [path for path in Path(word).rglob("*") if _is_readable(path, Path(word))]
+        what = "folder {!r} has no pictures and no videos. Its files may have other suffixes."
+    elif glob.has_magic(word):
+        found = [Path(path) for path in glob.glob(word, recursive=True) if os.path.isfile(path)]
+        what = "there is no file like {!r}. Put a pattern into quotes, and look at its folder."
+    else:
+        found, what = [], "there is no file {!r}. Name pictures, videos, folders or patterns."
+    if not found:
+        raise DatasetError(what.format(word))
+    return [str(path) for path in sorted(found)]
+
+
+def _is_readable(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return (path.suffix.lower() in _IMAGES or is_video(path.name)) and not hidden
+
+
+def read_pictures(
+    sources: Iterable[PictureSource] | PictureSource,
+    on_error: Callable[[DatasetError], None] | None = None,
+) -> Iterator[Picture]:
+    """The pictures of all sources; each is decoded when it is its turn.
+
+    Args:
+        sources: what ``find_files`` and ``read_picture`` take, or several of these.
+        on_error: gets what is wrong with a file, which is left out then. None = it is raised.
+
+    Raises:
+        DatasetError: a file cannot be read.
+    """
+    several: Any = [sources] if is_picture(sources) else sources
+    for source in several:
+        if not isinstance(source, (str, os.PathLike)):
+            yield read_picture(source)
+            continue
+        for path in find_files(source):
+            try:
+                yield from _read_file(path)
+            except DatasetError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+
+
+def _read_file(path: str) -> Iterator[Picture]:
+    if is_video(path):
+        for number, pixels in enumerate(read_frames(path)):
+            yield Picture(pixels, path, number)
+    else:
+        yield read_picture(path)
+
+
+def read_ahead(items: Iterator[T], count: int) -> Iterator[list[T]]:
+    """Lists of ``count`` items, the last one shorter; the next is made while one is in use."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = thread.submit(lambda: list(islice(items, count)))
+        while batch := coming.result():
+            coming = thread.submit(lambda: list(islice(items, count)))
+            yield batch
