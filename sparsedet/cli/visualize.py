@@ -113,23 +113,19 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
         ConfigError: it cannot be read, or lacks what is needed here.
         DatasetError: the annotation file that has the classes cannot be read.
     """
-    from sparsedet.data import read_categories
+    from sparsedet.data import resolve_classes
     from sparsedet.loading import require_same_classes
 
     cfg = read_config(path, overrides, needs=("model", "dataloader", "dataset"))
     dataset = cfg.dataset
-    if dataset.class_names is None:  # as training resolves them: from the training split
-        files = [dataset[key] for key in ("train_json", "val_json") if dataset[key] is not None]
-        found = [file for file in files if Path(file).is_file()]
-        if found:
-            dataset.class_names = [name for _, name in read_categories(found[0])]
-        elif dataset.num_classes is None:
-            raise ConfigError(
-                f"{path} does not say which classes there are, and {' and '.join(files)} do not "
-                "exist. Use the config.yaml of the training run, or set dataset.val_json."
-            )
+    resolve_classes(cfg)
+    if dataset.num_classes is None:
+        paths = [dataset[key] for key in ("train_json", "val_json") if dataset[key] is not None]
+        raise ConfigError(
+            f"{path} does not say which classes there are, and {' and '.join(paths)} do not "
+            "exist. Use the config.yaml of the training run, or set dataset.val_json."
+        )
     if dataset.class_names is not None:
-        dataset.num_classes = len(dataset.class_names)
         require_same_classes(cfg)
     return cfg
 
