@@ -210,7 +210,7 @@ class _XmlReader:
         for entry in entries:
             alone.append(entry)
             for polygon in entry.findall("polygon"):
-                entry.remove(polygon)  # only boxes are wanted, and masks take time
+                entry.remove(polygon)  # only boxes are wanted, whatever is wrong with it
         try:
             boxes, names = self._parsers.parse_objects(alone)
             return list(zip(boxes, names, strict=True))
