@@ -22,7 +22,7 @@ from sparsedet.config import ConfigError, LazyConfig, instantiate, packaged_conf
 from sparsedet.config.lazy import setting
 from sparsedet.config.naming import locate
 from sparsedet.conversion import num_classes
-from sparsedet.data import read_categories
+from sparsedet.data import resolve_classes
 from sparsedet.engine.launch import resolve_device
 from sparsedet.modeling import TokenSparseDetector
 
@@ -141,8 +141,8 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
 def name_classes(cfg: Any, source: str | os.PathLike[str]) -> None:
     """Set ``dataset.class_names`` and ``dataset.num_classes``, as training resolves them.
 
-    Names are taken from the annotation file of the training set, or from that of the validation
-    set, where the config has none; where neither is there, the number of classes may be known.
+    Names are taken from the annotations of the training set, or from those of the validation set,
+    where the config has none; where neither is there, the number of classes may be known.
 
     Args:
         cfg: configuration with a ``model`` and a ``dataset``; changed in place.
@@ -153,18 +153,14 @@ def name_classes(cfg: Any, source: str | os.PathLike[str]) -> None:
         DatasetError: the annotation file cannot be read.
     """
     dataset = cfg.dataset
-    if dataset.class_names is None:
+    resolve_classes(cfg)
+    if dataset.num_classes is None:
         files = [dataset[key] for key in ("train_json", "val_json") if dataset[key] is not None]
-        found = [file for file in files if Path(file).is_file()]
-        if found:
-            dataset.class_names = [name for _, name in read_categories(found[0])]
-        elif dataset.num_classes is None:
-            raise ConfigError(
-                f"{source} does not say which classes there are, and {' and '.join(files)} do not "
-                "exist. Use the config.yaml of the training run, or set dataset.val_json."
-            )
+        raise ConfigError(
+            f"{source} does not say which classes there are, and {' and '.join(files)} do not "
+            "exist. Use the config.yaml of the training run, or set dataset.val_json."
+        )
     if dataset.class_names is not None:
-        dataset.num_classes = len(dataset.class_names)
         require_same_classes(cfg)
 
 

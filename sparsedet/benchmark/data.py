@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sparsedet.config import ConfigError
-from sparsedet.data import resolve_dataset
-from sparsedet.data.coco import read_document
+from sparsedet.data import open_dataset, resolve_dataset, write_coco
 from sparsedet.data.shapes import ShapesOptions, write_shapes
 from sparsedet.modeling.stages import Size
 
@@ -56,7 +55,7 @@ def config_with_set(args: argparse.Namespace) -> Iterator[tuple[Any, dict[str, A
         dataset = cfg.dataset
         dataset.train_json = dataset.val_json = annotations
         dataset.train_images = dataset.val_images = images
-        dataset.class_names = dataset.num_classes = None
+        dataset.path = dataset.class_names = dataset.num_classes = None
         resolve_dataset(cfg, ("train", "val"))
         cfg.train.output_dir = folder
         yield cfg, what | {"images": args.max_images}
@@ -71,9 +70,6 @@ def _shapes(folder: Path, count: int, size: Size) -> tuple[str, str]:
 
 def _first_images(path: str, folder: Path, count: int) -> str:
     """An annotation file of the first images of another."""
-    content = read_document(path)
-    content["images"] = content["images"][:count]
-    kept = {image["id"] for image in content["images"]}
-    content["annotations"] = [each for each in content["annotations"] if each["image_id"] in kept]
-    (folder / "first.json").write_text(json.dumps(content), encoding="utf-8")
+    whole = open_dataset(path)
+    write_coco(replace(whole, records=whole.records[:count]), folder / "first.json")
     return str(folder / "first.json")

@@ -188,7 +188,7 @@ def load_config(path: str | Path, overrides: Sequence[str], *, uses_set: bool = 
         ConfigError: it cannot be read, or lacks what is needed here.
         DatasetError: the files that have the classes cannot be read.
     """
-    from sparsedet.data import resolve_dataset
+    from sparsedet.data import resolve_classes, resolve_dataset
     from sparsedet.loading import leave_out_pretrained
 
     needs = ("model", "dataloader", "dataset") if uses_set else ("model",)
@@ -197,10 +197,10 @@ def load_config(path: str | Path, overrides: Sequence[str], *, uses_set: bool = 
         dataset = cfg.dataset
         if uses_set:
             resolve_dataset(cfg, ("val",))
-        elif dataset.class_names is not None:
-            dataset.num_classes = len(dataset.class_names)
-        elif dataset.num_classes is None:
-            resolve_dataset(cfg, ("train",))
+        elif dataset.class_names is not None or dataset.num_classes is None:
+            resolve_classes(cfg)
+            if dataset.num_classes is None:
+                resolve_dataset(cfg, ("train",))  # says what is missing
     leave_out_pretrained(cfg)  # costs do not depend on them
     return cfg
 
@@ -212,7 +212,7 @@ def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
         ConfigError: the config cannot tell how images are resized.
         DatasetError: the annotation file cannot be read.
     """
-    from sparsedet.data import DatasetError, load_coco
+    from sparsedet.data import DatasetError, open_dataset
 
     if args.size:
         return [tuple(args.size)]
@@ -221,7 +221,7 @@ def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
             f"{args.config_file} does not say how images are resized. Add --size H W."
         )
     if args.coco_sizes:
-        records = load_coco(args.coco_sizes, None).records
+        records = open_dataset(args.coco_sizes).records
         originals = [(record["height"], record["width"]) for record in records]
     else:
         originals = [(480, 640)]

@@ -86,7 +86,7 @@ def _load_config(args: argparse.Namespace) -> Any:
 def _training_images(cfg: Any, count: int) -> Any:
     """A loader of about so many training images, with the transforms of the test set."""
     shown = cfg.copy()
-    shown.dataset.update(val_json=cfg.dataset.train_json, val_images=cfg.dataset.train_images)
+    shown.dataloader.test.dataset = cfg.dataloader.train.dataset
     loader = instantiate(shown.dataloader.test)
     step = max(1, sum(map(len, loader.batches)) // count)
     loader.batches = loader.batches[::step]

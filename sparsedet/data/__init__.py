@@ -1,14 +1,15 @@
 """From annotation files and images to batches of samples."""
 
-from .catalog import resolve_dataset
-from .coco import CocoDataset, load_coco, read_categories
+from .catalog import resolve_classes, resolve_dataset
+from .convert import write_coco
+from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
 from .loader import DetectionDataset, SampleKey, TestLoader, TrainingBatches, TrainLoader
 from .mapper import DetectionMapper
 from .transforms import DETRAugmentation, RandomCrop, RandomHorizontalFlip, ResizeShortSide
 
 __all__ = [
-    "CocoDataset",
+    "AnnotatedDataset",
     "DETRAugmentation",
     "DatasetError",
     "DetectionDataset",
@@ -20,7 +21,8 @@ __all__ = [
     "TestLoader",
     "TrainLoader",
     "TrainingBatches",
-    "load_coco",
-    "read_categories",
+    "open_dataset",
+    "resolve_classes",
     "resolve_dataset",
+    "write_coco",
 ]

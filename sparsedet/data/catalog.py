@@ -1,9 +1,10 @@
-"""The data sets of a configuration: do their files exist, which classes do they have."""
+"""The data sets of a configuration: can they be used, which classes do they have."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from .coco import check_image_folder, match_classes, read_categories
+from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
 from .validate import warn_once
 
@@ -15,27 +16,32 @@ _HOW_TO_GET = {
 
 
 def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
-    """Checks the files named in `cfg.dataset` and fills what follows from them.
+    """Reads the sets named in `cfg.dataset` and fills what follows from them.
 
+    `cfg.dataset.path`, a set with parts, takes the place of `<split>_json` and `<split>_images`.
     Where `cfg.dataset.class_names` is None, it and `cfg.dataset.num_classes` are set from the
-    first split's annotation file (another `num_classes`, such as a config's 80 for COCO, is
-    replaced with a warning). Classes of the splits are matched by name; those of a later split
-    must be among those of the first.
+    first split (another `num_classes`, such as a config's 80 for COCO, is replaced with a
+    warning). Classes of the splits are matched by name; those of a later split must be among
+    those of the first.
 
     Args:
-        cfg: configuration whose `dataset` has `<split>_json`, `<split>_images`, `num_classes`
-            and `class_names`; changed in place.
+        cfg: configuration whose `dataset` has `path` and `format` (or neither), `<split>_json`,
+            `<split>_images`, `num_classes` and `class_names`; changed in place.
         splits: which splits will be used; ("val",) where nothing is trained.
 
     Raises:
-        DatasetError: a path is not set or does not exist, categories do not agree, or
-            `class_names` do not fit the file or `num_classes`.
+        DatasetError: a path is not set or cannot be used, categories do not agree, or
+            `class_names` do not fit the set or `num_classes`.
     """
     dataset = cfg.dataset
-    categories = {split: _read_split(dataset, split) for split in splits}
+    _place_parts(dataset)
+    sets = {split: _open(dataset, split) for split in splits}
+    if "train" in splits:
+        _require_objects(sets)
+    first = sets[splits[0]]
     if dataset.class_names is None:
-        dataset.class_names = [name for _, name in categories[splits[0]]]
-        _replace_num_classes(dataset, dataset[f"{splits[0]}_json"])
+        dataset.class_names = list(first.class_names)
+        _replace_num_classes(dataset, first.source)
     elif dataset.num_classes not in (None, len(dataset.class_names)):
         raise DatasetError(
             f"dataset.num_classes must be {len(dataset.class_names)}, the number of "
@@ -43,9 +49,66 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
         )
     dataset.num_classes = len(dataset.class_names)
     for split in splits:
-        match_classes(categories[split], dataset.class_names, dataset[f"{split}_json"])
-    if len(splits) > 1:
-        _compare_ids(dataset, categories, splits)
+        sets[split].with_classes(dataset.class_names)
+    for split in splits[1:]:
+        _compare_ids(first, sets[split])
+
+
+def resolve_classes(cfg: Any) -> None:
+    """Fills the classes alone, from the first part of the set that is there; nothing if none is.
+
+    For what needs names or a number and no pictures: a COCO set's pictures may be elsewhere.
+
+    Args:
+        cfg: as for `resolve_dataset`.
+
+    Raises:
+        DatasetError: the annotations cannot be read.
+    """
+    dataset = cfg.dataset
+    _place_parts(dataset)
+    if dataset.class_names is None:
+        for split in ("train", "val"):
+            path = dataset.get(f"{split}_json")
+            if path is not None and os.path.exists(path):
+                found = open_dataset(path, None, split=split, format=dataset.get("format", "auto"))
+                dataset.class_names = list(found.class_names)
+                _replace_num_classes(dataset, found.source)
+                break
+    if dataset.class_names is not None:
+        dataset.num_classes = len(dataset.class_names)
+
+
+def _place_parts(dataset: Any) -> None:
+    if dataset.get("path") is not None:
+        for split in ("train", "val"):
+            dataset[f"{split}_json"], dataset[f"{split}_images"] = dataset.path, None
+
+
+def _open(dataset: Any, split: str) -> AnnotatedDataset:
+    """The set as the loaders of the shipped configs open it, so that it is read once."""
+    path = dataset.get(f"{split}_json")
+    if path is None:
+        raise DatasetError(
+            f"dataset.{split}_json is not set. Add dataset.{split}_json=PATH, or dataset.path=PATH "
+            "of a set with parts."
+        )
+    try:
+        found = open_dataset(
+            path,
+            dataset.get(f"{split}_images"),
+            split=split,
+            format=dataset.get("format", "auto"),
+            skip_broken_images=split == "train",
+        )
+    except DatasetError as error:
+        raise DatasetError(f"{error}{_hint(path)}") from None
+    if found.images is None:
+        raise DatasetError(
+            f"dataset.{split}_images is not set, and {path} does not say where its pictures are. "
+            f"Add dataset.{split}_images=PATH."
+        )
+    return found
 
 
 def _replace_num_classes(dataset: Any, source: str) -> None:
@@ -57,32 +120,28 @@ def _replace_num_classes(dataset: Any, source: str) -> None:
         )
 
 
-def _read_split(dataset: Any, split: str) -> list[tuple[int, str]]:
-    for key in (f"{split}_json", f"{split}_images"):
-        if dataset.get(key) is None:
-            raise DatasetError(f"dataset.{key} is not set. Add dataset.{key}=PATH.")
-    annotations, images = dataset[f"{split}_json"], dataset[f"{split}_images"]
-    try:
-        categories = read_categories(annotations)
-        check_image_folder(images)
-    except DatasetError as error:
-        raise DatasetError(f"{error}{_hint(annotations)}") from None
-    return categories
-
-
 def _hint(path: str) -> str:
     for folder, how in _HOW_TO_GET.items():
-        if path.startswith(f"{folder}/"):
+        if str(path).startswith(f"{folder}/"):
             return f" {how}"
     return ""
 
 
-def _compare_ids(dataset: Any, categories: dict[str, list], splits: Sequence[str]) -> None:
-    first = {name: identity for identity, name in categories[splits[0]]}
-    for split in splits[1:]:
-        other = {name: identity for identity, name in categories[split]}
-        if any(first[name] != identity for name, identity in other.items() if name in first):
-            warn_once(
-                f"{dataset[f'{split}_json']}: its category ids differ from those of "
-                f"{dataset[f'{splits[0]}_json']!r}; classes are matched by name."
+def _require_objects(sets: dict[str, AnnotatedDataset]) -> None:
+    for split, found in sets.items():
+        if not found.num_objects:
+            raise DatasetError(
+                f"{found.source}: there is not a single usable box ('annotations' is missing or "
+                "empty, or has none that can be used), so there is nothing to learn and AP is "
+                f"undefined. Add annotations, or set another dataset.{split}_json."
             )
+
+
+def _compare_ids(first: AnnotatedDataset, other: AnnotatedDataset) -> None:
+    known = dict(zip(first.class_names, first.category_ids, strict=True))
+    pairs = zip(other.class_names, other.category_ids, strict=True)
+    if first.format == "coco" and any(known.get(name, i) != i for name, i in pairs):
+        warn_once(
+            f"{other.source}: its category ids differ from those of {first.source!r}; classes are "
+            "matched by name."
+        )

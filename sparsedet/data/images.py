@@ -51,6 +51,12 @@ class ImageHeader:
         )
 
     @property
+    def shown_size(self) -> tuple[int, int]:
+        """(width, height) of the picture as EXIF turns it."""
+        width, height = self.size
+        return (height, width) if self.orientation in _TURNED else (width, height)
+
+    @property
     def is_ambiguous(self) -> bool:
         """Whether stored and shown picture differ though their sizes are equal."""
         square = self.size[0] == self.size[1]

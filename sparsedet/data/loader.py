@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .. import comm
-from .coco import load_coco
+from .dataset import AnnotatedDataset
 from .errors import DatasetError
 from .mapper import DetectionMapper
 from .validate import warn_once
@@ -40,11 +39,10 @@ class DetectionDataset(Dataset):
     """Records and a mapper; gives the sample of a `SampleKey`.
 
     The same key gives the same sample in every process: the random source of its mapper call is
-    made from `seed` and the key. Records are held in packed form, so that worker processes share
-    them instead of copying them one by one.
+    made from `seed` and the key.
 
     Args:
-        records: dicts of `load_coco`.
+        records: those of an `AnnotatedDataset`.
         mapper: called as `mapper(record, rng)`.
         seed: of everything random in the mapper.
         replace_broken: give the next record's sample, with one warning, where an image cannot be
@@ -59,20 +57,13 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         replace_broken: bool = False,
     ) -> None:
-        blobs = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
-        self._data = np.frombuffer(b"".join(blobs), dtype=np.uint8)
-        self._ends = np.cumsum([len(blob) for blob in blobs])
+        self._records = records
         self._mapper = mapper
         self._seed = seed
         self._replace_broken = replace_broken
 
     def __len__(self) -> int:
-        return len(self._ends)
-
-    def record(self, index: int) -> dict[str, Any]:
-        """A copy of one record."""
-        begin = self._ends[index - 1] if index > 0 else 0
-        return pickle.loads(self._data[begin : self._ends[index]].data)
+        return len(self._records)
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
         """Makes a sample.
@@ -85,7 +76,7 @@ class DetectionDataset(Dataset):
         tries = len(self) if self._replace_broken else 1
         for step in range(tries):
             try:
-                return self._mapper(self.record((key.record + step) % len(self)), rng)
+                return self._mapper(self._records[(key.record + step) % len(self)], rng)
             except DatasetError as error:
                 if step == tries - 1:
                     raise
@@ -176,47 +167,49 @@ class _Endless:
 
 
 class TrainLoader:
-    """Endless training batches of a COCO-format set, each a list of samples.
+    """Endless training batches of a set, each a list of samples.
 
     What a batch holds follows from `seed` and its place alone: not from the number of workers,
     not from where the iteration began. `iter_from(k)` goes on exactly where a run stopped after
-    k batches. Unreadable images are left out with a warning.
+    k batches. Images that become unreadable are replaced with a warning.
 
     Args:
-        annotations: path of the annotation file.
-        images: folder of the images.
+        dataset: what `open_dataset` gives, with its pictures.
         mapper: makes a sample of a record.
         total_batch_size: images of a batch over all processes.
         num_workers: processes that decode; 0 decodes in this one.
         seed: of order and augmentation.
-        class_names: classes in their order (`dataset.class_names`); None takes the file's own.
         rank: this process; None asks `comm`.
         world_size: number of processes; None asks `comm`.
 
     Raises:
-        DatasetError: the set cannot be used.
+        DatasetError: the set has no object, or was opened without its pictures.
         ValueError: `total_batch_size` cannot be split evenly among the processes.
     """
 
     def __init__(
         self,
-        annotations: str,
-        images: str,
+        dataset: AnnotatedDataset,
         *,
         mapper: Mapper,
         total_batch_size: int,
         num_workers: int = 0,
         seed: int = 0,
-        class_names: Sequence[str] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        source = load_coco(annotations, images, class_names=class_names, skip_broken_images=True)
-        self.class_names = source.class_names
+        _require_pictures(dataset, "TrainLoader")
+        if not dataset.num_objects:
+            raise DatasetError(
+                f"{dataset.source}: there is not a single usable box, so there is nothing to learn "
+                "('annotations' is missing or empty, or has none that can be used). "
+                "Add annotations."
+            )
+        self.class_names = dataset.class_names
         self.total_batch_size = total_batch_size
-        self.dataset = DetectionDataset(source.records, mapper, seed=seed, replace_broken=True)
+        self.dataset = DetectionDataset(dataset.records, mapper, seed=seed, replace_broken=True)
         self.batches = TrainingBatches(
-            [record["width"] / record["height"] for record in source.records],
+            [record["width"] / record["height"] for record in dataset.records],
             total_batch_size,
             seed=seed,
             rank=comm.get_rank() if rank is None else rank,
@@ -226,7 +219,7 @@ class TrainLoader:
         self._start = 0
         if len(self.dataset) < total_batch_size:
             warn_once(
-                f"{annotations}: {len(self.dataset)} images are fewer than total_batch_size="
+                f"{dataset.source}: {len(self.dataset)} images are fewer than total_batch_size="
                 f"{total_batch_size}; images are repeated within a batch."
             )
 
@@ -251,24 +244,22 @@ class TrainLoader:
 
 
 class TestLoader:
-    """All images of a COCO-format set once, each batch with images of one size only.
+    """All images of a set once, each batch with images of one size only.
 
     Without padding the result of an image does not depend on its batch. With several processes
     each takes its part, none twice. Unreadable images are an error: leaving them out would change
     the metric.
 
     Args:
-        annotations: path of the annotation file.
-        images: folder of the images.
+        dataset: what `open_dataset` gives, with its pictures; the evaluator's own.
         mapper: makes a sample of a record; must be deterministic and tell its `output_size`.
         batch_size: most images of a batch in this process.
         num_workers: processes that decode; 0 decodes in this one.
-        class_names: classes in their order (`dataset.class_names`); None takes the file's own.
         rank: this process; None asks `comm`.
         world_size: number of processes; None asks `comm`.
 
     Raises:
-        DatasetError: the set cannot be used.
+        DatasetError: the set was opened without its pictures.
         ValueError: `batch_size` is not positive, or the mapper is random.
     """
 
@@ -276,13 +267,11 @@ class TestLoader:
 
     def __init__(
         self,
-        annotations: str,
-        images: str,
+        dataset: AnnotatedDataset,
         *,
         mapper: DetectionMapper,
         batch_size: int = 1,
         num_workers: int = 0,
-        class_names: Sequence[str] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -291,13 +280,13 @@ class TestLoader:
                 f"TestLoader.batch_size must be at least 1, got {batch_size}. "
                 "Set dataloader.test.batch_size."
             )
-        source = load_coco(annotations, images, class_names=class_names)
-        self.class_names = source.class_names
-        self.dataset = DetectionDataset(source.records, mapper)
+        _require_pictures(dataset, "TestLoader")
+        self.class_names = dataset.class_names
+        self.dataset = DetectionDataset(dataset.records, mapper)
         rank = comm.get_rank() if rank is None else rank
         world_size = comm.get_world_size() if world_size is None else world_size
-        mine = range(rank, len(source.records), world_size)
-        self.batches = _batches_of_one_size(source.records, mine, mapper, batch_size)
+        mine = range(rank, len(dataset.records), world_size)
+        self.batches = _batches_of_one_size(dataset.records, mine, mapper, batch_size)
         self._num_workers = num_workers
 
     def __len__(self) -> int:
@@ -306,6 +295,14 @@ class TestLoader:
 
     def __iter__(self) -> Iterator[list[Sample]]:
         return iter(_data_loader(self.dataset, self.batches, self._num_workers))
+
+
+def _require_pictures(dataset: AnnotatedDataset, loader: str) -> None:
+    if dataset.images is None:
+        raise DatasetError(
+            f"{loader}.dataset must have pictures, and {dataset.source} was opened without. Give "
+            "open_dataset its images=FOLDER."
+        )
 
 
 def _batches_of_one_size(

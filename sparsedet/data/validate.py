@@ -79,7 +79,8 @@ def check_document(document: Any, source: str) -> dict[str, list[Any]]:
     """Checks the top level of a COCO instances file.
 
     Returns:
-        The document.
+        The document. One without `annotations` gets an empty list, if `images` and `categories`
+        are there: pictures to evaluate on whose objects are kept back.
 
     Raises:
         DatasetError: it is no object, or a list is missing, of another type or empty.
@@ -92,6 +93,9 @@ def check_document(document: Any, source: str) -> dict[str, list[Any]]:
     for key in ("images", "annotations", "categories"):
         if key not in document:
             near = difflib.get_close_matches(key, [str(k) for k in document], n=1)
+            if key == "annotations" and not near:  # as COCO's image_info files are
+                document[key] = []
+                continue
             hint = f" Did you mean its key '{near[0]}'?" if near else ""
             raise DatasetError(
                 f"{source}: '{key}' is missing at the top level.{hint} "
@@ -132,6 +136,10 @@ def check_categories(categories: Sequence[dict], source: str) -> list[tuple[int,
         else:
             pairs.append((identity, name))
     findings.close()
+    repeated = [pair for pair, count in Counter(pairs).items() if count > 1]
+    for identity, name in repeated:
+        findings.warn(f"category {identity} ({name!r})", "it is listed more than once.")
+    pairs = list(dict.fromkeys(pairs))
     for identity, count in Counter(i for i, _ in pairs).items():
         if count > 1:
             findings.error(f"category {identity}", "the id is given twice. Renumber one.")
@@ -231,7 +239,8 @@ def check_files(images: Iterable[dict], root: str, findings: Findings, skip_brok
 def _compare_with_header(image: dict, path: str, header: ImageHeader, findings: Findings) -> None:
     name = f"file {image['file_name']!r}"
     if image.get("width") is None:
-        image["width"], image["height"] = header.size
+        follows = image.get("follows_exif", False)
+        image["width"], image["height"] = header.shown_size if follows else header.size
     size = (image["width"], image["height"])
     if not header.shows(*size):
         findings.error(f"image {image['id']}", size_mismatch(path, header.size, size))
@@ -294,11 +303,16 @@ def clean_annotations(
         `iscrowd` and `area`.
     """
     kept, labels, boxes, sizes = [], [], [], []
+    by_text = {str(identity): identity for identity in images}
     for place, entry in enumerate(annotations):
         label = f"annotation {entry['id']}" if "id" in entry else f"annotations[{place}]"
         box = _check_entry(entry, label, classes, findings)
         if box is None:
             continue
+        if entry["image_id"] not in images and str(entry["image_id"]) in by_text:
+            entry["image_id"] = by_text[str(entry["image_id"])]
+            fault = "its 'image_id' and the 'id' of its image are a text and a number; matched."
+            findings.warn(label, fault)
         image = images.get(entry["image_id"])
         if image is None:
             findings.warn(label, "its 'image_id' is not in 'images'; left out.")

@@ -17,9 +17,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .. import comm
-from ..checkpoint import atomic_write
-from ..data.coco import CocoDataset, load_coco
+from ..data.dataset import AnnotatedDataset
 from ..data.validate import warn_once
+from ..files import atomic_write
 from ..structures import BoxMode
 
 _MAX_DETECTIONS = (1, 10, 100)
@@ -29,27 +29,25 @@ _IOU_50, _IOU_75 = 0, 5  # places in COCO's thresholds .50:.05:.95
 
 
 class COCOEvaluator:
-    """Average precision as COCO defines it, over a COCO-format annotation file.
+    """Average precision as COCO defines it, over a set of any format.
 
-    Ground truth is what `sparsedet.data.load_coco` reads; crowd regions are ignore regions.
+    Crowd regions (and what VOC marks as difficult) are ignore regions. Without a single object, as
+    in COCO's test-dev, every result is None, and predictions are written all the same.
 
     Args:
-        annotations: path of the annotation file.
-        class_names: classes in their order (`dataset.class_names`); None takes the file's own.
+        dataset: what `sparsedet.data.open_dataset` gives: the test loader's own.
         area_bounds: areas, in square pixels of the original image, below which an object is
             small and from which on it is large. COCO's are 32^2 and 96^2.
         output_dir: where `predictions.json` is written; None writes nothing.
 
     Raises:
-        DatasetError: the annotation file cannot be used.
         ValueError: `area_bounds` are not two ascending numbers.
     """
 
     def __init__(
         self,
-        annotations: str,
+        dataset: AnnotatedDataset,
         *,
-        class_names: Sequence[str] | None = None,
         area_bounds: Sequence[float] = (32**2, 96**2),
         output_dir: str | None = None,
     ) -> None:
@@ -59,7 +57,7 @@ class COCOEvaluator:
                 "COCOEvaluator.area_bounds must be two ascending areas in square pixels, "
                 f"got {list(area_bounds)}. Set dataloader.evaluator.area_bounds."
             )
-        self._dataset = load_coco(annotations, None, class_names=class_names)
+        self._dataset = dataset
         self._area_bounds = (bounds[0], bounds[1])
         self._output_dir = output_dir
         self._places = {r["image_id"]: i + 1 for i, r in enumerate(self._dataset.records)}
@@ -115,6 +113,11 @@ class COCOEvaluator:
         if self._output_dir is not None:
             with atomic_write(Path(self._output_dir) / "predictions.json") as file:
                 file.write(json.dumps(self._predictions(detections)).encode())
+        if not self._dataset.num_objects:
+            warn_once(
+                f"{self._dataset.source!r} has no annotations, so AP is undefined. Score "
+                "predictions.json where the annotations are."
+            )
         found = _to_coco(self._dataset, self._found_annotations(detections))
         bounds = (*self._area_bounds, _EVERYTHING)
         totals = _accumulate(self._truth, found, bounds)
@@ -173,7 +176,7 @@ def _rows(instances: Any) -> np.ndarray:
     return np.concatenate(arrays, axis=1)
 
 
-def _ground_truth(dataset: CocoDataset) -> COCO:
+def _ground_truth(dataset: AnnotatedDataset) -> COCO:
     annotations = [
         {
             "image_id": place + 1,
@@ -188,7 +191,7 @@ def _ground_truth(dataset: CocoDataset) -> COCO:
     return _to_coco(dataset, annotations)
 
 
-def _to_coco(dataset: CocoDataset, annotations: list[dict[str, Any]]) -> COCO:
+def _to_coco(dataset: AnnotatedDataset, annotations: list[dict[str, Any]]) -> COCO:
     """COCO's index over annotations whose ids all count from 1."""
     for place, entry in enumerate(annotations):
         entry["id"] = place + 1

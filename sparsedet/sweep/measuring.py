@@ -23,7 +23,7 @@ from sparsedet.analysis import (
 )
 from sparsedet.checkpoint import load_checkpoint
 from sparsedet.config import LazyConfig, instantiate, read_config
-from sparsedet.data import load_coco, resolve_dataset
+from sparsedet.data import resolve_dataset
 from sparsedet.evaluation import evaluate
 from sparsedet.loading import load_detector, require_same_classes, trained_class_names
 from sparsedet.modeling import TokenSparseDetector
@@ -82,7 +82,7 @@ def own_ratio(model: TokenSparseDetector) -> float | None:
 def median_size(cfg: Any) -> Size:
     """Size, as the model gets it, of the test image of median area."""
     mapper = instantiate(cfg.dataloader.test.mapper)
-    records = load_coco(cfg.dataset.val_json, None, class_names=cfg.dataset.class_names).records
+    records = instantiate(cfg.dataloader.test.dataset).records
     sizes = [mapper.output_size(record["height"], record["width"]) for record in records]
     return sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
 
@@ -99,8 +99,8 @@ def digest(subject: Subject, size: Size, *, swept: bool) -> str:
         LazyConfig.save(cfg, Path(folder) / "config.yaml")
         text = (Path(folder) / "config.yaml").read_bytes()
     content = hashlib.sha256(text + repr((size, str(subject.model.device))).encode())
-    for path in (subject.weights, cfg.dataset.val_json):
-        content.update(Path(path).read_bytes())
+    content.update(Path(subject.weights).read_bytes())
+    content.update(instantiate(subject.cfg.dataloader.test.dataset).digest().encode())
     return content.hexdigest()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from sparsedet.data import DatasetError, load_coco, resolve_dataset
+from sparsedet.data import DatasetError, open_dataset, resolve_dataset
 
 
 def config(train, val, num_classes=None, class_names=None):
@@ -91,7 +91,7 @@ def test_missing_files_are_named(sets, tmp_path):
         resolve_dataset(config(train, (val[0], str(tmp_path / "nowhere"))))
     with pytest.raises(DatasetError, match="is not a folder"):
         resolve_dataset(config((train[0], train[0]), val))
-    with pytest.raises(DatasetError, match=r"annotation file"):
+    with pytest.raises(DatasetError, match=r"annotation folder .* holds pictures alone"):
         resolve_dataset(config((train[1], train[1]), val))
 
 
@@ -111,4 +111,4 @@ def test_repeated_faults_make_one_message(make_set):
     with open(annotations, "w") as file:
         json.dump(document, file)
     with pytest.raises(DatasetError, match=r"annotation 2 .* and 6 more"):
-        load_coco(annotations, images)
+        open_dataset(annotations, images)

@@ -17,7 +17,7 @@ from sparsedet.data import (
     TestLoader,
     TrainingBatches,
     TrainLoader,
-    load_coco,
+    open_dataset,
 )
 
 SIZES = [(24, 40), (40, 24), (32, 32)] * 6 + [(24, 40)]
@@ -25,11 +25,16 @@ SIZES = [(24, 40), (40, 24), (32, 32)] * 6 + [(24, 40)]
 
 def train_loader(source, **options):
     mapper = DetectionMapper([DETRAugmentation([24, 28, 32], 64)])
-    return TrainLoader(*source, mapper=mapper, **{"total_batch_size": 4, **options})
+    return TrainLoader(
+        open_dataset(*source, skip_broken_images=True),
+        mapper=mapper,
+        **{"total_batch_size": 4, **options},
+    )
 
 
 def test_loader(source, **options):
-    return TestLoader(*source, mapper=DetectionMapper([ResizeShortSide(30, 60)]), **options)
+    mapper = DetectionMapper([ResizeShortSide(30, 60)])
+    return TestLoader(open_dataset(*source), mapper=mapper, **options)
 
 
 test_loader.__test__ = False
@@ -142,7 +147,7 @@ def test_broken_image_found_late_is_replaced_with_a_warning(make_set, caplog):
     (batch,) = take(loader, 1)
     assert sorted(s["image_id"] for s in batch) == [0, 1, 3, 3]
     assert "2.png" in caplog.text
-    records = load_coco(annotations, None).records
+    records = open_dataset(annotations).records
     dataset = DetectionDataset(records, DetectionMapper([]))
     with pytest.raises(DatasetError, match=r"2\.png"):
         dataset[2]
@@ -175,7 +180,7 @@ def test_refusals_of_the_test_loader(make_set):
         test_loader(source, batch_size=0)
     for transform in (ResizeShortSide([10, 20], 40), DETRAugmentation([10], 40)):
         with pytest.raises(ValueError, match="deterministic"):
-            TestLoader(*source, mapper=DetectionMapper([transform]))
+            TestLoader(open_dataset(*source), mapper=DetectionMapper([transform]))
 
 
 def test_sample_is_detectron2_s_dict(make_set):
@@ -195,7 +200,7 @@ def test_sample_is_detectron2_s_dict(make_set):
 def test_crop_drops_classes_with_their_boxes(make_set):
     sizes, boxes = [(100, 100)] * 1, [[0, 0, 10, 10]]
     loader = TrainLoader(
-        *make_set(sizes, boxes=boxes),
+        open_dataset(*make_set(sizes, boxes=boxes)),
         mapper=DetectionMapper([DETRAugmentation([100], 200, crop_probability=1.0)]),
         total_batch_size=1,
     )

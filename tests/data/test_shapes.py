@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from sparsedet.data import DatasetError, load_coco
+from sparsedet.data import DatasetError, open_dataset
 from sparsedet.data.shapes import CLASS_NAMES, ShapesOptions, shapes_sample, write_shapes
 from sparsedet.data.shapes.__main__ import main
 
@@ -96,7 +96,7 @@ def test_folder_goes_through_the_file_loader(tmp_path):
     assert write_shapes(tmp_path / "s", num_train=3, num_val=2)
     for split, count in (("train", 3), ("val", 2)):
         source = tmp_path / "s" / "annotations" / f"instances_{split}.json"
-        dataset = load_coco(str(source), str(tmp_path / "s" / split))
+        dataset = open_dataset(str(source), str(tmp_path / "s" / split))
         assert len(dataset.records) == count
         assert dataset.class_names == CLASS_NAMES
         boxes = [entry["bbox"] for entry in dataset.records[1]["annotations"]]

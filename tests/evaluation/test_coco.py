@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sparsedet import comm
-from sparsedet.data import DatasetError, load_coco
+from sparsedet.data import DatasetError, open_dataset
 from sparsedet.evaluation import COCOEvaluator
 from sparsedet.structures import Boxes, BoxMode, Instances
 
@@ -57,7 +57,7 @@ def answer(boxes_xywh, classes, scores=None):
 
 
 def truth_as_answers(evaluator, source):
-    for record in load_coco(source, None).records:
+    for record in open_dataset(source).records:
         objects = [a for a in record["annotations"] if not a["iscrowd"]]
         output = answer([a["bbox"] for a in objects], [a["category_id"] for a in objects])
         evaluator.process([{"image_id": record["image_id"]}], [output])
@@ -65,7 +65,7 @@ def truth_as_answers(evaluator, source):
 
 def test_ground_truth_as_predictions_is_perfect(tmp_path):
     source = write(tmp_path / "a.json")
-    evaluator = COCOEvaluator(source)
+    evaluator = COCOEvaluator(open_dataset(source))
     truth_as_answers(evaluator, source)
     results = evaluator.evaluate()["bbox"]
     for name in ("AP", "AP50", "AP75", "APs", "APm", "AR100", "AP50_class_agnostic"):
@@ -77,21 +77,21 @@ def test_ground_truth_as_predictions_is_perfect(tmp_path):
 
 def test_sizes_follow_the_bounds(tmp_path):
     source = write(tmp_path / "a.json")
-    evaluator = COCOEvaluator(source, area_bounds=(10**2, 30**2))
+    evaluator = COCOEvaluator(open_dataset(source), area_bounds=(10**2, 30**2))
     small_only = answer([[10, 10, 8, 8]], [1])
     evaluator.process([{"image_id": HUGE + 1}], [small_only])
     results = evaluator.evaluate()["bbox"]
     assert results["APs"] == pytest.approx(1.0)
     assert results["APm"] == results["APl"] == 0.0
     assert results["area_bounds"] == [100.0, 900.0]
-    default = COCOEvaluator(source).evaluate()["bbox"]
+    default = COCOEvaluator(open_dataset(source)).evaluate()["bbox"]
     assert default["AP"] == 0.0
-    assert COCOEvaluator(source, area_bounds=(1, 2)).evaluate()["bbox"]["APs"] is None
+    assert COCOEvaluator(open_dataset(source), area_bounds=(1, 2)).evaluate()["bbox"]["APs"] is None
 
 
 def test_wrong_class_counts_only_without_classes(tmp_path):
     source = write(tmp_path / "a.json", {1: [([10, 10, 20, 20], 7)], 2: [([9, 9, 30, 20], 1000)]})
-    evaluator = COCOEvaluator(source)
+    evaluator = COCOEvaluator(open_dataset(source))
     evaluator.process([{"image_id": 1}], [answer([[10, 10, 20, 20]], [2])])
     evaluator.process([{"image_id": 2}], [answer([[9, 9, 30, 20]], [1])])
     results = evaluator.evaluate()["bbox"]
@@ -103,7 +103,7 @@ def test_crowds_are_ignored(tmp_path):
     source = write(
         tmp_path / "a.json", {1: [([10, 10, 20, 20], 7), ([60, 10, 50, 50], 7)]}, crowd={1}
     )
-    evaluator = COCOEvaluator(source)
+    evaluator = COCOEvaluator(open_dataset(source))
     inside = answer([[65, 15, 10, 10], [10, 10, 20, 20]], [1, 1], [0.9, 0.8])
     evaluator.process([{"image_id": 1}], [inside])
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(1.0)
@@ -111,7 +111,7 @@ def test_crowds_are_ignored(tmp_path):
 
 def test_detections_on_empty_images_are_false_positives(tmp_path):
     source = write(tmp_path / "a.json", {1: [([10, 10, 20, 20], 7)], 2: []})
-    evaluator = COCOEvaluator(source)
+    evaluator = COCOEvaluator(open_dataset(source))
     evaluator.process([{"image_id": 1}], [answer([[10, 10, 20, 20]], [1], [0.5])])
     evaluator.process([{"image_id": 2}], [answer([[10, 10, 20, 20]], [1], [0.9])])
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(0.5)
@@ -119,7 +119,7 @@ def test_detections_on_empty_images_are_false_positives(tmp_path):
 
 def test_predictions_keep_the_ids_of_the_file(tmp_path):
     source = write(tmp_path / "a.json")
-    evaluator = COCOEvaluator(source, output_dir=str(tmp_path / "out"))
+    evaluator = COCOEvaluator(open_dataset(source), output_dir=str(tmp_path / "out"))
     truth_as_answers(evaluator, source)
     evaluator.evaluate()
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -143,7 +143,7 @@ def test_agrees_with_pycocotools_summary(tmp_path, capsys):
             found[image_id][1].append(category + 1)
             found[image_id][2].append(float(torch.rand(1, generator=generator)))
     source = write(tmp_path / "a.json", boxes)
-    evaluator = COCOEvaluator(source, output_dir=str(tmp_path))
+    evaluator = COCOEvaluator(open_dataset(source), output_dir=str(tmp_path))
     for image_id, columns in found.items():
         evaluator.process([{"image_id": image_id}], [answer(*columns)])
     results = evaluator.evaluate()["bbox"]
@@ -166,21 +166,21 @@ def test_agrees_with_pycocotools_summary(tmp_path, capsys):
 
 def test_classes_are_matched_by_name(tmp_path):
     source = write(tmp_path / "a.json")
-    evaluator = COCOEvaluator(source, class_names=["bolt", "extra", "never", "nut"])
-    for record in load_coco(source, None).records:
+    evaluator = COCOEvaluator(open_dataset(source, class_names=["bolt", "extra", "never", "nut"]))
+    for record in open_dataset(source).records:
         classes = [{1: 3, 2: 0}[a["category_id"]] for a in record["annotations"]]
         output = answer([a["bbox"] for a in record["annotations"]], classes)
         evaluator.process([{"image_id": record["image_id"]}], [output])
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(1.0)
     with pytest.raises(DatasetError, match="'never' is not one of the 1 classes"):
-        COCOEvaluator(source, class_names=["nut"])
+        COCOEvaluator(open_dataset(source, class_names=["nut"]))
 
 
 def test_gathers_over_processes(tmp_path, monkeypatch):
     source = write(tmp_path / "a.json")
-    other = COCOEvaluator(source)
+    other = COCOEvaluator(open_dataset(source))
     truth_as_answers(other, source)
-    mine = COCOEvaluator(source)
+    mine = COCOEvaluator(open_dataset(source))
     first = HUGE + 1
     mine._detections = {first: other._detections[first]}
     rest = {i: rows for i, rows in other._detections.items() if i != first}
@@ -195,8 +195,8 @@ def test_gathers_over_processes(tmp_path, monkeypatch):
 def test_refusals(tmp_path):
     source = write(tmp_path / "a.json")
     with pytest.raises(ValueError, match="area_bounds"):
-        COCOEvaluator(source, area_bounds=(9, 4))
+        COCOEvaluator(open_dataset(source), area_bounds=(9, 4))
     with pytest.raises(ValueError, match="image_id 5"):
-        COCOEvaluator(source).process([{"image_id": 5}], [answer([], [])])
+        COCOEvaluator(open_dataset(source)).process([{"image_id": 5}], [answer([], [])])
     with pytest.raises(DatasetError, match=r"gone\.json"):
-        COCOEvaluator(str(tmp_path / "gone.json"))
+        COCOEvaluator(open_dataset(str(tmp_path / "gone.json")))

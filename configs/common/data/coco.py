@@ -2,7 +2,9 @@
 
 Every path, size and batch size is an override: `dataset.train_json=...`, and
 `dataset.test_short_side=480 'dataset.short_sides=[320,400,480]' dataset.max_size=800` for smaller
-images. `num_classes` and `class_names` follow from the annotation file where they are None.
+images. `dataset.path` is a set with its parts (the data.yaml of YOLO, a folder of Pascal VOC or
+COCO) and takes the place of the four paths. `num_classes` and `class_names` follow from the
+annotations where they are None.
 """
 
 from sparsedet.config import LazyCall as L
@@ -12,10 +14,13 @@ from sparsedet.data import (
     ResizeShortSide,
     TestLoader,
     TrainLoader,
+    open_dataset,
 )
 from sparsedet.evaluation import COCOEvaluator
 
 dataset = dict(
+    path=None,
+    format="auto",
     train_json="datasets/coco/annotations/instances_train2017.json",
     train_images="datasets/coco/train2017",
     val_json="datasets/coco/annotations/instances_val2017.json",
@@ -29,9 +34,14 @@ dataset = dict(
 
 dataloader = dict(
     train=L(TrainLoader)(
-        annotations="${dataset.train_json}",
-        images="${dataset.train_images}",
-        class_names="${dataset.class_names}",
+        dataset=L(open_dataset)(
+            annotations="${dataset.train_json}",
+            images="${dataset.train_images}",
+            split="train",
+            format="${dataset.format}",
+            class_names="${dataset.class_names}",
+            skip_broken_images=True,
+        ),
         mapper=L(DetectionMapper)(
             transforms=[
                 L(DETRAugmentation)(
@@ -47,9 +57,13 @@ dataloader = dict(
         seed="${train.seed}",
     ),
     test=L(TestLoader)(
-        annotations="${dataset.val_json}",
-        images="${dataset.val_images}",
-        class_names="${dataset.class_names}",
+        dataset=L(open_dataset)(
+            annotations="${dataset.val_json}",
+            images="${dataset.val_images}",
+            split="val",
+            format="${dataset.format}",
+            class_names="${dataset.class_names}",
+        ),
         mapper=L(DetectionMapper)(
             transforms=[
                 L(ResizeShortSide)(
@@ -61,8 +75,7 @@ dataloader = dict(
         num_workers=4,
     ),
     evaluator=L(COCOEvaluator)(
-        annotations="${dataset.val_json}",
-        class_names="${dataset.class_names}",
+        dataset="${dataloader.test.dataset}",  # the same object: it is read once
         output_dir="${train.output_dir}",
         area_bounds=[1024, 9216],
     ),

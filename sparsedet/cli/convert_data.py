@@ -1,0 +1,65 @@
+"""Bring a data set to COCO's format, one file for each part.
+
+    sparsedet convert-data mine/data.yaml train.json --split train
+    sparsedet convert-data VOCdevkit/VOC2007 val.json --split val
+    sparsedet convert-data labels/ all.json --images photos/
+
+SOURCE is what `dataset.path` or `dataset.train_json` may be: a folder of Pascal VOC, a YOLO set's
+data.yaml, a COCO or LVIS file (polygons without a box get one). It is checked as before training.
+docs/data.md says what becomes of each field. Exit codes: 0 done; 2 something given is wrong (one
+sentence says what), nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsedet.cli.common import answer, make_parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and run."""
+    return answer(run, _parser(prog).parse_args(argv))
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="file or folder of annotations")
+    add("output", type=Path, metavar="OUT.json", help="file to write")
+    add("--images", metavar="DIR", help="folder of the pictures, where SOURCE does not say it")
+    add("--split", metavar="NAME", help="which part of a set that has several: train, val, ...")
+    add("--format", default="auto", metavar="F", help="coco, voc or yolo (default: by SOURCE)")
+    add("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, check, write, and say how to train on the result.
+
+    Raises:
+        DatasetError: the set cannot be used, or the output is the source.
+    """
+    from sparsedet.data import DatasetError, open_dataset, write_coco
+
+    logging.basicConfig(format="%(message)s")
+    if args.output.exists() and args.output.samefile(args.source):
+        raise DatasetError(f"output {args.output} is the source. Choose another name.")
+    dataset = open_dataset(
+        args.source,
+        args.images,
+        split=args.split,
+        format=args.format,
+        skip_broken_images=args.skip_broken,
+    )
+    write_coco(dataset, args.output)
+    print(
+        f"{len(dataset.records)} images with {dataset.num_objects} objects of "
+        f"{len(dataset.class_names)} classes ({dataset.format}) are in {args.output}"
+    )
+    if dataset.images is not None:
+        part = args.split if args.split in ("train", "val") else "train"
+        print(f"dataset.{part}_json={args.output} dataset.{part}_images={dataset.images}")

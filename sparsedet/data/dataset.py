@@ -1,0 +1,219 @@
+"""A set of annotated pictures, read and checked once, whatever its format.
+
+This is the place that knows category ids; everything behind it sees contiguous classes.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..structures import BoxMode
+from .errors import DatasetError
+from .formats import Source, check_image_folder, read_source
+from .records import Records
+from .validate import Findings, check_categories, check_files, check_images, clean_annotations
+
+_Stamp = tuple[int, int] | None
+_KEPT = 16  # sets that a process remembers
+
+_opened: dict[tuple, "tuple[dict[str, _Stamp], AnnotatedDataset]"] = {}
+
+
+@dataclass(frozen=True)
+class AnnotatedDataset:
+    """A checked set, as loaders, evaluator and catalog share it.
+
+    Args:
+        source: path of the annotation file or folder.
+        format: `coco`, `voc` or `yolo`.
+        images: folder that the pictures lie in; None where no picture was looked at.
+        records: one dict per image: `file_name` (full path), `height`, `width`, `image_id`,
+            `annotations` (dicts with `bbox`, `bbox_mode` = XYWH_ABS, `category_id` contiguous,
+            `iscrowd`, `area`). Images without objects are there, too.
+        class_names: name of each contiguous class.
+        category_ids: id in the file of each contiguous class; None for a class it lacks. Formats
+            without ids count from 1.
+        num_objects: how many boxes the records have, ignore regions included.
+    """
+
+    source: str
+    format: str
+    images: str | None
+    records: Records
+    class_names: tuple[str, ...]
+    category_ids: tuple[int | None, ...]
+    num_objects: int
+
+    def with_classes(self, class_names: Sequence[str]) -> "AnnotatedDataset":
+        """The same set with its classes numbered as another list has them, matched by name.
+
+        Raises:
+            DatasetError: a class of the set is none of them.
+        """
+        names = tuple(class_names)
+        if names == self.class_names:
+            return self
+        own = [(i, name) for i, name in enumerate(self.class_names) if self._has(i)]
+        unknown = [name for _, name in own if name not in names]
+        if unknown:
+            raise DatasetError(
+                f"{self.source}: category {unknown[0]!r} is not one of the {len(names)} classes "
+                f"{_shorten(names)}. Use one list of categories in training and validation files."
+            )
+        ids: list[int | None] = [None] * len(names)
+        numbers = [0] * len(self.class_names)
+        for number, name in own:
+            numbers[number] = names.index(name)
+            ids[numbers[number]] = self.category_ids[number]
+        return replace(
+            self,
+            records=self.records.with_classes(numbers),
+            class_names=names,
+            category_ids=tuple(ids),
+        )
+
+    def _has(self, number: int) -> bool:
+        return self.category_ids[number] is not None
+
+    def digest(self) -> str:
+        """A name for what the set says: equal for equal records and classes."""
+        content = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
+        for record in self.records:
+            content.update(repr(record).encode())
+        return content.hexdigest()
+
+
+def open_dataset(
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+    *,
+    split: str | None = None,
+    format: str = "auto",
+    class_names: Sequence[str] | None = None,
+    skip_broken_images: bool = False,
+) -> AnnotatedDataset:
+    """Reads and checks a set, once in a process.
+
+    Equal arguments give the same object, until a file that was read has changed. Processes that
+    are handed it do not read the files again.
+
+    Args:
+        annotations: a COCO instances file (or LVIS's), a YOLO set's `data.yaml`, a folder of Pascal
+            VOC, or a folder that holds one of them.
+        images: folder that the file names are relative to; None where the format says itself where
+            the pictures lie. A COCO file does not: with None no picture is opened, `file_name`
+            stays as it is, and sizes are those of the file.
+        split: which part of a set that has several (`train`, `val`, ...); a COCO file is one part.
+        format: `coco`, `voc`, `yolo`, or `auto` to go by what is at `annotations`.
+        class_names: classes in their order, where another file (that of training) sets them; they
+            are matched by name. None takes the set's own: by id in COCO, by name in VOC, by
+            number in YOLO.
+        skip_broken_images: leave unreadable image files out with a warning instead of stopping.
+
+    Raises:
+        DatasetError: anything about the set that would make training or evaluation wrong.
+        ValueError: `format` is none of those.
+    """
+    if not isinstance(annotations, (str, os.PathLike)):
+        raise DatasetError(
+            f"open_dataset.annotations must be a path, got {annotations!r}. Set "
+            "dataset.train_json and dataset.val_json, or dataset.path."
+        )
+    annotations, images = os.fspath(annotations), None if images is None else os.fspath(images)
+    key = (os.getcwd(), annotations, images, split, format, skip_broken_images)
+    names = None if class_names is None else tuple(class_names)
+    dataset = _remembered((*key, names))
+    if dataset is not None:
+        return dataset
+    whole = _remembered((*key, None))
+    if whole is None:
+        source, whole = _read(annotations, images, split, format, skip_broken_images)
+        stamps = {path: _stamp(path) for path in (annotations, *source.files)}
+        _remember((*key, None), stamps, whole)
+    dataset = whole if names is None else whole.with_classes(names)
+    _remember((*key, names), _opened[(*key, None)][0], dataset)
+    return dataset
+
+
+def _remembered(key: tuple) -> AnnotatedDataset | None:
+    stamps, dataset = _opened.get(key, ({}, None))
+    return dataset if all(_stamp(path) == stamp for path, stamp in stamps.items()) else None
+
+
+def _remember(key: tuple, stamps: dict[str, _Stamp], dataset: AnnotatedDataset) -> None:
+    _opened.pop(key, None)
+    while len(_opened) >= _KEPT:
+        del _opened[next(iter(_opened))]
+    _opened[key] = (stamps, dataset)
+
+
+def _stamp(path: str) -> _Stamp:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
+
+
+def _read(
+    annotations: str, images: str | None, split: str | None, format: str, skip_broken: bool
+) -> tuple[Source, AnnotatedDataset]:
+    findings = Findings(annotations)
+    source = read_source(annotations, images, split=split, format=format, findings=findings)
+    findings.source = annotations = source.path
+    findings.close()
+    pairs = check_categories(source.categories, annotations)
+    classes = {category_id: place for place, (category_id, _) in enumerate(pairs)}
+    by_id = check_images(source.images, findings)
+    skipped: set = set()
+    if source.root is not None:
+        findings.close()  # file names that leave the folder must not be opened
+        check_image_folder(source.root)
+        skipped = check_files(by_id.values(), source.root, findings, skip_broken)
+        findings.close()
+    if source.in_fractions:
+        _to_pixels(source, by_id, skipped)
+    objects = clean_annotations(source.annotations, by_id, classes, findings)
+    findings.close()
+    records = [
+        _record(image, source.root, objects.get(identity, []))
+        for identity, image in by_id.items()
+        if identity not in skipped
+    ]
+    if not records:
+        raise DatasetError(f"{annotations}: no image is left that can be read. Fetch them again.")
+    return source, AnnotatedDataset(
+        source=annotations,
+        format=source.format,
+        images=source.root,
+        records=Records(records),
+        class_names=tuple(name for _, name in pairs),
+        category_ids=tuple(category_id for category_id, _ in pairs),
+        num_objects=sum(len(record["annotations"]) for record in records),
+    )
+
+
+def _to_pixels(source: Source, images: dict[Any, dict], skipped: set) -> None:
+    source.annotations = [e for e in source.annotations if e["image_id"] not in skipped]
+    for entry in source.annotations:
+        image = images[entry["image_id"]]
+        scale = (image["width"], image["height"]) * 2
+        entry["bbox"] = [value * factor for value, factor in zip(entry["bbox"], scale, strict=True)]
+
+
+def _record(image: dict, root: str | None, objects: list[dict]) -> dict[str, Any]:
+    name = image["file_name"]
+    return {
+        "file_name": name if root is None else os.path.join(root, name),
+        "height": image.get("height"),
+        "width": image.get("width"),
+        "image_id": image["id"],
+        "annotations": [{**entry, "bbox_mode": BoxMode.XYWH_ABS} for entry in objects],
+    }
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:8])
+    return f"({shown})" if len(names) <= 8 else f"({shown}, ...)"

@@ -1,0 +1,70 @@
+"""Formats of annotations: which one is at a path, and its content as a `Source`."""
+
+import os
+
+from ..errors import DatasetError
+from ..validate import Findings
+from .coco import holds_coco, read_coco
+from .foreign import describe_file, describe_folder
+from .source import Source, check_image_folder, missing_file
+from .voc import holds_voc, read_voc
+from .yolo import holds_yolo, read_yolo
+
+__all__ = ["FORMATS", "Source", "check_image_folder", "read_source"]
+
+_READERS = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
+FORMATS = tuple(_READERS)
+
+
+def read_source(
+    path: str, images: str | None, *, split: str | None, format: str, findings: Findings
+) -> Source:
+    """Reads what is at a path.
+
+    Args:
+        path: file or folder.
+        images: folder of the pictures, where the format does not say it.
+        split: which part of a set that has several.
+        format: one of `FORMATS`, or "auto".
+        findings: where faults are noted.
+
+    Raises:
+        DatasetError: it cannot be read, or is of another format, which is named.
+        ValueError: there is no such format.
+    """
+    if format not in ("auto", *FORMATS):
+        raise ValueError(
+            f"open_dataset.format must be auto, {', '.join(FORMATS)}, got {format!r}. "
+            "Set dataset.format."
+        )
+    if not os.path.exists(path):
+        raise missing_file(path)
+    return _READERS[recognize(path) if format == "auto" else format](path, images, split, findings)
+
+
+def recognize(path: str) -> str:
+    """The format of what is at a path that exists.
+
+    Raises:
+        DatasetError: it is none that is read.
+    """
+    if os.path.isfile(path):
+        if path.lower().endswith((".yaml", ".yml")):
+            return "yolo"
+        other = describe_file(path)
+        if other is not None:
+            raise DatasetError(f"annotation file {path!r} {other}")
+        return "coco"
+    found = [
+        name
+        for name, holds in (("yolo", holds_yolo), ("coco", holds_coco), ("voc", holds_voc))
+        if holds(path)
+    ]
+    if len(found) > 1:
+        raise DatasetError(
+            f"annotation folder {path!r} holds {' and '.join(found)}. Say which with "
+            f"dataset.format={found[0]}."
+        )
+    if not found:
+        raise DatasetError(f"annotation folder {path!r} {describe_folder(path)}")
+    return found[0]

@@ -1,0 +1,161 @@
+"""COCO instances files and LVIS's dialect of them."""
+
+import glob
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pycocotools import mask
+
+from ..errors import DatasetError
+from ..validate import Findings, check_document
+from .foreign import describe_file, describe_json
+from .source import Source, check_image_folder, missing_file, names_of_split
+
+_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+def holds_coco(folder: str) -> bool:
+    """Whether a folder is laid out as COCO's own or as exports with a JSON file for each part."""
+    inside = glob.escape(folder)
+    patterns = ("annotations/instances_*.json", "*/_annotations.coco.json")
+    return any(glob.glob(os.path.join(inside, pattern)) for pattern in patterns)
+
+
+def read_coco(path: str, images: str | None, split: str | None, findings: Findings) -> Source:
+    """Reads an instances file.
+
+    Args:
+        path: the JSON file (UTF-8, with or without byte order mark), or a folder with
+            `annotations/instances_SPLIT*.json` beside `SPLIT*/`, or `SPLIT/_annotations.coco.json`
+            beside its pictures.
+        images: folder of the pictures; None opens none unless `path` is a folder.
+        split: which part of the folder; a file is one part.
+        findings: where faults are noted.
+
+    Raises:
+        DatasetError: the file is missing, of another format, is not JSON or lacks a list.
+    """
+    if os.path.isdir(path):
+        path, found = _part(path, split)
+        images = images or found
+    other = describe_file(path)
+    if other is not None and os.path.isfile(path):
+        raise DatasetError(f"annotation file {path!r} {other}")
+    document = _read_json(path)
+    other = describe_json(document)
+    if other is not None:
+        raise DatasetError(f"annotation file {path!r} {other}")
+    document = check_document(document, path)
+    if images is not None:
+        check_image_folder(images)
+    _name_by_address(document["images"])
+    if any(key in image for image in document["images"][:1] for key in _FEDERATED):
+        findings.warn(
+            "'neg_category_ids' and 'not_exhaustive_category_ids'",
+            "not used: COCO's AP takes every image as labelled for every class, so it lies below "
+            "LVIS's own AP. Score predictions.json with the lvis package for that.",
+        )
+    _box_segmentations(document, findings)
+    return Source(
+        path=path,
+        format="coco",
+        root=images,
+        categories=document["categories"],
+        images=document["images"],
+        annotations=document["annotations"],
+        files=[path],
+    )
+
+
+def _part(folder: str, split: str | None) -> tuple[str, str]:
+    """Annotation file and picture folder of a part of a folder."""
+    inside = glob.escape(folder)
+    for name in names_of_split(split or "*"):
+        exported = glob.glob(os.path.join(inside, name, "_annotations.coco.json"))
+        if len(exported) == 1:
+            return exported[0], os.path.dirname(exported[0])
+        files = glob.glob(os.path.join(inside, "annotations", f"instances_{name}*.json"))
+        pictures = glob.glob(os.path.join(inside, f"{name}*", ""))
+        if len(files) == 1 and len(pictures) == 1:
+            return files[0], os.path.dirname(pictures[0])
+    found = glob.glob(os.path.join(inside, "*", "*.json"))
+    listed = ", ".join(sorted(os.path.relpath(each, folder) for each in found)[:6])
+    part = split or "SPLIT"
+    raise DatasetError(
+        f"{folder}: which file is the part {part} is not clear. There must be one file "
+        f"annotations/instances_{part}*.json and one folder {part}*, or "
+        f"{part}/_annotations.coco.json; there are {listed}. Name a part (split), or give the "
+        "annotation file and the folder of each (dataset.train_json, dataset.train_images, "
+        "dataset.val_json, dataset.val_images)."
+    )
+
+
+def _read_json(path: str) -> Any:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+    except OSError as error:
+        raise missing_file(path, error.strerror or "cannot be read") from None
+    if not raw.strip():
+        raise DatasetError(f"annotation file {path!r} is empty. Write or fetch it again.")
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"annotation file {path!r} is not UTF-8 at byte {error.start}. Save it as UTF-8."
+        ) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data":
+            raise DatasetError(
+                f"annotation file {path!r} has several JSON values, as JSON Lines does ({error}). "
+                "Give one COCO instances file."
+            ) from None
+        raise DatasetError(
+            f"annotation file {path!r} is not valid JSON: {error}. Write or fetch it again."
+        ) from None
+
+
+def _name_by_address(images: Sequence[dict]) -> None:
+    """LVIS names a picture by its address alone: folder and file are its last two parts."""
+    for image in images:
+        if "file_name" not in image and isinstance(image.get("coco_url"), str):
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
+
+
+def _box_segmentations(document: dict[str, Any], findings: Findings) -> None:
+    """Gives annotations without a box the one around their segmentation."""
+    for place, entry in enumerate(document["annotations"]):
+        if entry.get("bbox") in (None, []) and entry.get("segmentation"):
+            box = box_of_segmentation(entry["segmentation"])
+            if box is not None:
+                entry["bbox"] = box
+                findings.warn(
+                    f"annotation {entry.get('id', place)}",
+                    "it has no 'bbox'; the box around its 'segmentation' is used.",
+                )
+
+
+def box_of_segmentation(segmentation: Any) -> list[float] | None:
+    """Box (xywh) around polygons or a run-length mask; None where it is neither.
+
+    Args:
+        segmentation: a list of polygons [x1, y1, x2, y2, ...] or a dict with `counts`, a list or
+            a compressed text, and `size` (h, w).
+    """
+    try:
+        if isinstance(segmentation, dict):
+            codec: Any = mask  # its types leave out the form that files have
+            if isinstance(segmentation["counts"], list):
+                segmentation = codec.frPyObjects(segmentation, *segmentation["size"])
+            return [float(value) for value in codec.toBbox(segmentation)]
+        polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+        numbers = [float(value) for polygon in polygons for value in polygon]
+    except (TypeError, ValueError, KeyError, IndexError):
+        return None
+    x, y = numbers[::2], numbers[1::2]
+    if len(x) != len(y) or len(x) < 3 or not all(map(math.isfinite, numbers)):
+        return None
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]

@@ -1,0 +1,66 @@
+"""The one place that imports `supervision`, which parses what VOC and YOLO write."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import cast
+from xml.etree.ElementTree import Element
+
+from ..errors import DatasetError
+
+Box = list[float]
+
+
+@dataclass(frozen=True)
+class Parsers:
+    """What is used of `supervision`.
+
+    Its loaders of whole folders do not serve: the one of VOC decodes every picture, and neither
+    knows of difficult objects, parts of a folder or what to do with a faulty file among good ones.
+
+    Args:
+        parse_xml: root of an XML file; refuses entities, which can be made to fill the memory.
+        parse_objects: boxes (xyxy, pixels) and class names of a VOC `<annotation>`; raises a
+            ValueError.
+        parse_rows: boxes (xyxy, fractions) and class indices of YOLO rows; raises a ValueError.
+    """
+
+    parse_xml: Callable[[str], Element]
+    parse_objects: Callable[[Element], tuple[list[Box], list[str]]]
+    parse_rows: Callable[[list[str]], tuple[list[Box], list[int]]]
+
+
+def supervision_parsers() -> Parsers:
+    """The parsers.
+
+    Raises:
+        DatasetError: `supervision` is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            # it says that OpenCV is missing, which what is used here does not need
+            warnings.simplefilter("ignore")
+            from defusedxml import ElementTree
+            from supervision.dataset.formats import pascal_voc, yolo
+    except ImportError as error:
+        raise DatasetError(
+            f"reading Pascal VOC and YOLO needs the package supervision ({error}). Install it with "
+            "pip install 'sparsedet[formats]', or give COCO files."
+        ) from None
+    return Parsers(
+        parse_xml=lambda path: cast(Element, ElementTree.parse(path).getroot()),
+        parse_objects=lambda element: _objects(pascal_voc, element),
+        parse_rows=lambda rows: _rows(yolo, rows),
+    )
+
+
+def _objects(pascal_voc: ModuleType, element: Element) -> tuple[list[Box], list[str]]:
+    # the size is that of a mask, of which there is none
+    found, names = pascal_voc.detections_from_xml_obj(element, [], (1, 1))
+    return found.xyxy.tolist(), [names[index] for index in found.class_id]
+
+
+def _rows(yolo: ModuleType, rows: list[str]) -> tuple[list[Box], list[int]]:
+    found = yolo.yolo_annotations_to_detections(rows, (1, 1), with_masks=False)
+    return found.xyxy.tolist(), found.class_id.tolist()

@@ -1,0 +1,145 @@
+"""Formats that are not read, by name, so that an error can say what a file is and how to go on."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from .source import is_picture
+
+_EXPORT = "Export it as COCO, Pascal VOC or YOLO from the program that wrote it."
+_UNPACK = "Unpack it and give the folder or the annotation file inside."
+_BY_ENDING = {
+    ".csv": ("a CSV table", _EXPORT),
+    ".tsv": ("a table", _EXPORT),
+    ".xlsx": ("a spreadsheet", _EXPORT),
+    ".tfrecord": ("a TFRecord file", _EXPORT),
+    ".tfrecords": ("a TFRecord file", _EXPORT),
+    ".record": ("a TFRecord file", _EXPORT),
+    ".parquet": ("a Parquet table", _EXPORT),
+    ".arrow": ("an Arrow table", _EXPORT),
+    ".mat": ("a MATLAB file", _EXPORT),
+    ".h5": ("an HDF5 file", _EXPORT),
+    ".hdf5": ("an HDF5 file", _EXPORT),
+    ".npy": ("a NumPy array", _EXPORT),
+    ".npz": ("a NumPy archive", _EXPORT),
+    ".pkl": ("a Python pickle, which is not opened", _EXPORT),
+    ".jsonl": ("JSON Lines", _EXPORT),
+    ".ndjson": ("JSON Lines", _EXPORT),
+    ".zip": ("an archive", _UNPACK),
+    ".tar": ("an archive", _UNPACK),
+    ".gz": ("an archive", _UNPACK),
+    ".tgz": ("an archive", _UNPACK),
+    ".7z": ("an archive", _UNPACK),
+    ".rar": ("an archive", _UNPACK),
+    ".xml": (
+        "one XML file, and Pascal VOC has one for each picture",
+        "Give the folder of the XML files, or with dataset.path the folder above them.",
+    ),
+    ".txt": (
+        "a text file, such as YOLO's labels of one picture or a list of pictures",
+        "Give the set's data.yaml, which names the classes and the folders: "
+        "dataset.path=.../data.yaml.",
+    ),
+}
+_INSTANCES = "Give the set's file of boxes, instances_*.json."
+
+
+def describe_file(path: str) -> str | None:
+    """What a file is by its ending, and how to go on; None where the ending says nothing."""
+    if is_picture(path):
+        return "is a picture. Give the file or folder that has the boxes."
+    name = os.path.basename(path).lower()
+    for ending, (what, advice) in _BY_ENDING.items():
+        if name.endswith(ending) or f"{ending}-" in name:  # as in train.record-00000-of-00010
+            return f"is {what}. {advice}"
+    return None
+
+
+def describe_folder(path: str) -> str:
+    """What a folder without annotations of a known format holds, and how to go on."""
+    names = sorted(os.listdir(path))
+    endings = [os.path.splitext(name)[1].lower() for name in names]
+    if any(map(is_picture, names)) and ".txt" in endings:
+        return f"holds pictures and text files. {_BY_ENDING['.txt'][1]}"
+    if any(map(is_picture, names)) and ".json" in endings:
+        return (
+            "holds pictures and JSON files, such as LabelMe's. Give the one instances file, or "
+            "convert the folder to COCO (labelme2coco)."
+        )
+    if any(map(is_picture, names)):
+        return "holds pictures alone. Give the file or folder that has their boxes."
+    listed = ", ".join(names[:4]) or "nothing"
+    return (
+        f"holds no annotations that are known ({listed}). Give a COCO instances file, the "
+        "data.yaml of a YOLO set or a folder of Pascal VOC XML files."
+    )
+
+
+def describe_json(document: Any) -> str | None:
+    """What the content of a JSON file is, and how to go on; None where it may be COCO's.
+
+    A file with the three lists of COCO's instances files is named only if its annotations cannot
+    be boxes.
+    """
+    if isinstance(document, list):
+        found = _describe_list([each for each in document if isinstance(each, Mapping)])
+    elif isinstance(document, Mapping):
+        found = _describe_mapping(document)
+    else:
+        found = None
+    if found is None:
+        return None
+    name, advice = found if isinstance(found, tuple) else (found, _EXPORT)
+    return f"is {name}. {advice}"
+
+
+def _describe_list(entries: list[Mapping]) -> str | tuple[str, str] | None:
+    first = entries[0] if entries else {}
+    if "image_id" in first and ("score" in first or "category_id" in first):
+        return "a list of detections (COCO's results format), not of objects", _INSTANCES
+    names_picture = "image" in first or "imagefilename" in first
+    if names_picture and isinstance(first.get("annotations"), list):
+        return "a CreateML file"
+    if "data" in first and ("annotations" in first or "completions" in first):
+        return "a Label Studio file", "Export it there as COCO, Pascal VOC or YOLO."
+    if "External ID" in first or "data_row" in first:
+        return "a Labelbox file"
+    if "labels" in first and "name" in first:
+        return "a file of BDD100K's or Scale's form"
+    return None
+
+
+def _describe_mapping(document: Mapping) -> str | tuple[str, str] | None:
+    if isinstance(document.get("annotations"), list) and "images" in document:
+        return _describe_coco_kin(document)
+    if "_via_img_metadata" in document or _is_via(document):
+        return "a VGG Image Annotator (VIA) project", "Export it there as COCO."
+    if isinstance(document.get("shapes"), list):
+        return "a LabelMe file, of one picture", "Convert the folder to COCO (labelme2coco)."
+    if isinstance(document.get("objects"), list) and "size" in document:
+        return "a Supervisely file, of one picture", "Export the project there as COCO."
+    if isinstance(document.get("classes"), list) and "projectType" in document:
+        return "a Supervisely project's meta.json", "Export the project there as COCO."
+    if isinstance(document.get("items"), list) and "categories" in document:
+        return "a Datumaro file", "Export it there as COCO."
+    if document.get("type") == "FeatureCollection":
+        return "a GeoJSON file"
+    if "database" in document and isinstance(document["database"], Mapping):
+        return "a file of videos (ActivityNet's form)"
+    return None
+
+
+def _describe_coco_kin(document: Mapping) -> tuple[str, str] | None:
+    first = next((each for each in document["annotations"] if isinstance(each, Mapping)), {})
+    if "bbox" in first:
+        return None
+    if "segments_info" in first:
+        return "COCO's panoptic format, which has no boxes of objects", _INSTANCES
+    if "caption" in first:
+        return "COCO's file of captions", _INSTANCES
+    return None
+
+
+def _is_via(document: Mapping) -> bool:
+    first = next(iter(document.values()), None)
+    return isinstance(first, Mapping) and "regions" in first and "filename" in first

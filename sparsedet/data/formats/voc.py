@@ -1,0 +1,226 @@
+"""Pascal VOC: one XML file for each picture.
+
+`supervision` turns the objects of an XML file into boxes: VOC counts pixels from 1 and includes the
+last, so (xmin - 1, ymin - 1, xmax, ymax) are the corners. What its own loader passes over is read
+here: parts of a set, sizes, and objects marked as difficult.
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+from ..errors import DatasetError
+from ..validate import Findings
+from .extra import Box, supervision_parsers
+from .source import Source, check_image_folder, is_picture, names_of_split
+
+_ANNOTATIONS, _PICTURES = "Annotations", "JPEGImages"
+
+
+def holds_voc(folder: str) -> bool:
+    """Whether XML files lie in a folder, in its `Annotations`, or in those of its parts."""
+    inside = glob.escape(folder)
+    patterns = ("*.xml", "*/*.xml", f"*/{_ANNOTATIONS}/*.xml")
+    return any(next(glob.iglob(os.path.join(inside, each)), None) for each in patterns)
+
+
+def read_voc(path: str, images: str | None, split: str | None, findings: Findings) -> Source:
+    """Reads folders of XML files.
+
+    Args:
+        path: a folder with `Annotations`, `JPEGImages` and `ImageSets/Main/SPLIT.txt`; one that
+            holds such folders (their parts are joined); one with a folder of XML files for each
+            part; or a folder of XML files.
+        images: folder of the pictures; None takes `JPEGImages`, or the folder of the XML files.
+        split: which part; None takes all XML files.
+        findings: where faults are noted.
+
+    Raises:
+        DatasetError: there is no such part, or `supervision` is not installed.
+    """
+    if not os.path.isdir(path):
+        raise DatasetError(f"{path!r} must be a folder to hold Pascal VOC XML files. Give one.")
+    if images is not None:
+        check_image_folder(images)
+    if os.path.basename(os.path.normpath(path)) == _ANNOTATIONS:
+        path = os.path.dirname(os.path.normpath(path)) or "."
+    root = images or path
+    source = Source(path=path, format="voc", root=root)
+    read = _XmlReader(source, findings)
+    for folder, stems in _parts(path, images, split):
+        pictures = images or _picture_folder(folder)
+        source.files += [folder, pictures]
+        read(folder, stems, _Pictures(pictures, root))
+    names = sorted({entry["category_id"] for entry in source.annotations})
+    source.categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    ids = {name: i + 1 for i, name in enumerate(names)}
+    for entry in source.annotations:
+        entry["category_id"] = ids[entry["category_id"]]
+    return source
+
+
+def _parts(
+    path: str, images: str | None, split: str | None
+) -> list[tuple[str, Sequence[str] | None]]:
+    """Folders of XML files and the names in them that belong to a part (None: all)."""
+    roots = [path, *sorted(each.path for each in os.scandir(path) if each.is_dir())]
+    devkits = [root for root in roots if os.path.isdir(os.path.join(root, _ANNOTATIONS))]
+    listed = [(root, _listed(root, split)) for root in devkits]
+    if split is not None and any(names is not None for _, names in listed):
+        return [(os.path.join(r, _ANNOTATIONS), names) for r, names in listed if names is not None]
+    for name in names_of_split(split) if split is not None else ():
+        folder = os.path.join(path, name)
+        if os.path.isdir(folder):
+            inner = os.path.join(folder, _ANNOTATIONS)
+            return [(inner if os.path.isdir(inner) else folder, None)]
+    if split is None or images is not None:
+        whole = [os.path.join(root, _ANNOTATIONS) for root in devkits] or [path]
+        return [(folder, None) for folder in whole]
+    raise DatasetError(
+        f"{path}: which XML files are its part {split!r} is not said by "
+        f"ImageSets/Main/{split}.txt nor by a folder {split}. Write that list, one name a line, or "
+        "give the folders of each part: dataset.train_json and dataset.train_images, "
+        "dataset.val_json and dataset.val_images."
+    )
+
+
+def _listed(root: str, split: str | None) -> list[str] | None:
+    for name in names_of_split(split) if split is not None else ():
+        path = os.path.join(root, "ImageSets", "Main", f"{name}.txt")
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                return [line.split()[0] for line in file if line.strip()]
+    return None
+
+
+def _picture_folder(folder: str) -> str:
+    if os.path.basename(folder) != _ANNOTATIONS:
+        return folder
+    for name in (_PICTURES, "images"):
+        beside = os.path.join(os.path.dirname(folder), name)
+        if os.path.isdir(beside):
+            return beside
+    raise DatasetError(
+        f"{folder}: there is no folder {_PICTURES} beside it. Give the folder of the pictures "
+        "(dataset.train_images and dataset.val_images)."
+    )
+
+
+class _Pictures:
+    """The pictures of a folder, found by the name of an XML file or the name in it."""
+
+    def __init__(self, folder: str, root: str) -> None:
+        self._prefix = os.path.relpath(folder, root)
+        names = sorted(each for each in os.listdir(folder) if is_picture(each))
+        self._by_stem = {os.path.splitext(name)[0]: name for name in names}
+        self._names = set(names)
+
+    def path(self, stem: str, given: str) -> str:
+        """Path below the root; the name that was given where there is no such picture."""
+        given = os.path.basename(given.replace("\\", "/"))
+        name = self._by_stem.get(stem) or (given if given in self._names else None)
+        name = name or self._by_stem.get(given) or given or stem
+        return os.path.normpath(os.path.join(self._prefix, name))
+
+    def without(self, stems: Iterable[str]) -> list[str]:
+        """Names of pictures that none of the XML files belongs to."""
+        return sorted(self._by_stem[each] for each in set(self._by_stem) - set(stems))
+
+
+class _XmlReader:
+    """Adds what XML files hold to a source."""
+
+    def __init__(self, source: Source, findings: Findings) -> None:
+        self._source, self._findings = source, findings
+        self._parsers = supervision_parsers()
+
+    def __call__(self, folder: str, names: Sequence[str] | None, pictures: _Pictures) -> None:
+        found = sorted(each for each in os.listdir(folder) if each.endswith(".xml"))
+        stems = [os.path.splitext(each)[0] for each in found]
+        if names is None:
+            for name in pictures.without(stems):
+                self._findings.warn(f"picture {name!r}", "it has no XML file; left out.")
+        else:
+            stems = sorted({os.path.splitext(n)[0] if is_picture(n) else n for n in names})
+        for stem in stems:
+            self._read(os.path.join(folder, f"{stem}.xml"), stem, pictures)
+
+    def _read(self, path: str, stem: str, pictures: _Pictures) -> None:
+        label = f"{stem}.xml"
+        try:
+            tree = self._parsers.parse_xml(path)
+        except FileNotFoundError:
+            fault = "it is listed and not there. Restore it or take it from the list."
+            self._findings.error(f"file {label!r}", fault)
+            return
+        except (ParseError, ValueError) as error:
+            self._findings.error(f"file {label!r} ({error})", "it cannot be read. Write it again.")
+            return
+        if tree.tag != "annotation":
+            self._findings.error(
+                f"file {label!r} (<{tree.tag}>)",
+                "its top level is not <annotation>, so it is not Pascal VOC. Give VOC files alone.",
+            )
+            return
+        self._source.files.append(path)
+        identity = len(self._source.images) + 1
+        image = {"id": identity, "file_name": pictures.path(stem, _text(tree, "filename"))}
+        self._source.images.append(image | self._size(tree, label))
+        self._source.annotations += self._objects(tree, identity, label)
+
+    def _size(self, tree: Element, label: str) -> dict[str, int]:
+        texts = _text(tree, "size/width"), _text(tree, "size/height")
+        try:
+            width, height = (int(float(text)) for text in texts)
+        except ValueError:
+            width = height = 0
+        if width > 0 and height > 0:
+            return {"width": width, "height": height}
+        self._findings.warn(f"file {label!r}", "it gives no size; that of the picture is used.")
+        return {}
+
+    def _objects(self, tree: Element, image_id: int, label: str) -> list[dict[str, Any]]:
+        entries = tree.findall("object")
+        labels = [f"{label} object {place + 1}" for place in range(len(entries))]
+        found = []
+        for entry, name, parsed in zip(entries, labels, self._parse(entries, labels), strict=True):
+            if parsed is None:
+                continue
+            (x0, y0, x1, y1), category = parsed
+            difficult = _text(entry, "difficult") == "1"
+            if difficult:
+                fault = "marked as difficult: an ignore region, neither learned nor to be found."
+                self._findings.warn(name, fault)
+            found.append(
+                {
+                    "id": name,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "iscrowd": int(difficult),
+                }
+            )
+        return found
+
+    def _parse(self, entries: list[Element], labels: list[str]) -> Sequence[tuple[Box, str] | None]:
+        """Box and class of each object; None, and an error noted, where it has none."""
+        alone = Element("annotation")
+        for entry in entries:
+            alone.append(entry)
+            for polygon in entry.findall("polygon"):
+                entry.remove(polygon)  # only boxes are wanted, whatever is wrong with it
+        try:
+            boxes, names = self._parsers.parse_objects(alone)
+            return list(zip(boxes, names, strict=True))
+        except ValueError as error:
+            if len(entries) > 1:  # which one is it?
+                pairs = zip(entries, labels, strict=True)
+                return [found for entry, name in pairs for found in self._parse([entry], [name])]
+            self._findings.error(labels[0], f"{error} Correct or delete the object.")
+            return [None]
+
+
+def _text(element: Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()

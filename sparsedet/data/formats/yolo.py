@@ -1,0 +1,282 @@
+"""YOLO: a `data.yaml` that names classes and folders, and a text file of rows for each picture.
+
+`supervision` turns rows into boxes; what its own loader passes over is read here: parts that are
+lists, classes that have no name, and rows that are no boxes.
+"""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from ..errors import DatasetError
+from ..validate import Findings
+from .extra import Box, Parsers, supervision_parsers
+from .source import Source, is_picture, missing_file, names_of_split
+
+_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_FAR = 1.0  # a box that leaves the picture by more than the picture's size is in other units
+_SPLITS = ("train", "val", "valid", "test")
+
+
+def holds_yolo(folder: str) -> str | None:
+    """Path of the `data.yaml` in a folder, if there is one."""
+    named = [os.path.join(folder, name) for name in _NAMES]
+    return next((path for path in named if os.path.isfile(path)), None)
+
+
+def read_yolo(path: str, images: str | None, split: str | None, findings: Findings) -> Source:
+    """Reads a part of the set that a `data.yaml` describes.
+
+    Args:
+        path: the `data.yaml`, or its folder.
+        images: must be None, since the file names the folders.
+        split: `train`, `val` or `test`; None where there is only one.
+        findings: where faults are noted.
+
+    Raises:
+        DatasetError: the file or its part is missing, or `supervision` is not installed.
+    """
+    path = (holds_yolo(path) or path) if os.path.isdir(path) else path
+    if images is not None:
+        raise DatasetError(
+            f"{path} (YOLO) names the folders of its pictures, so the image folder {images!r} has "
+            f"no place. Set dataset.path={path} alone."
+        )
+    content = _read_yaml(path)
+    names = _class_names(content, path)
+    source = Source(path=path, format="yolo", root=None, in_fractions=True, files=[path])
+    source.categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    pictures = list(_pictures(content, path, split, source.files))
+    if len({os.path.isabs(picture) for picture in pictures}) > 1:
+        pictures = [os.path.abspath(picture) for picture in pictures]
+    source.root = os.path.commonpath([os.path.dirname(picture) for picture in pictures]) or "."
+    rows = _RowReader(source, findings, _keypoint_numbers(content, path))
+    for place, picture in enumerate(sorted(set(pictures))):
+        name = os.path.relpath(picture, source.root)
+        source.images.append({"id": place + 1, "file_name": name, "follows_exif": True})
+        rows.read(picture, place + 1)
+    rows.require_labels(len(source.images))
+    source.files += sorted({os.path.dirname(each) for each in [*source.files, *pictures]})
+    return source
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise missing_file(path, error.strerror or "cannot be read") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{path} is not valid YAML: {reason}. Write it again.") from None
+    if not isinstance(content, dict) or "names" not in content:
+        raise DatasetError(
+            f"{path} has no 'names', so it is not the data.yaml of a YOLO set. Give a file with "
+            "'names', 'train' and 'val'."
+        )
+    return content
+
+
+def _class_names(content: dict[str, Any], path: str) -> list[str]:
+    names = content["names"]
+    if isinstance(names, dict):
+        keys = sorted(names, key=str)
+        if sorted(str(key) for key in keys) != sorted(str(i) for i in range(len(keys))):
+            raise DatasetError(
+                f"{path}: the keys of 'names' must be 0 to {len(keys) - 1}, got {keys[:5]}. "
+                "Number the classes without gaps."
+            )
+        names = [names[key] for key in sorted(names, key=int)]
+    if not isinstance(names, list) or not names:
+        raise DatasetError(f"{path}: 'names' must be a list of classes, got {names!r}. Write one.")
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise DatasetError(
+            f"{path}: 'nc' is {count} and there are {len(names)} 'names'. Correct or delete 'nc'."
+        )
+    return [str(name) for name in names]
+
+
+def _keypoint_numbers(content: dict[str, Any], path: str) -> int:
+    """How many numbers of keypoints follow the box in a row."""
+    shape = content.get("kpt_shape") or [0, 0]
+    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(n, int) for n in shape):
+        raise DatasetError(
+            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shape}. Correct it."
+        )
+    return shape[0] * shape[1]
+
+
+def _pictures(
+    content: dict[str, Any], path: str, split: str | None, files: list[str]
+) -> Iterator[str]:
+    """Paths of the pictures of a part; adds the folders and lists it was read from to `files`."""
+    known = [name for name in _SPLITS if content.get(name)]
+    if split is None and len(known) == 1:
+        split = known[0]
+    key = next((name for name in names_of_split(split or "") if content.get(name)), None)
+    if key is None:
+        asked = "which is meant is not said" if split is None else f"{split!r} is asked for"
+        raise DatasetError(
+            f"{path}: it has the parts {', '.join(known) or '(none)'}, and {asked}. Name one of "
+            "them (split), or write where its pictures are."
+        )
+    entries = content[key] if isinstance(content[key], list) else [content[key]]
+    base = os.path.dirname(path)
+    count = 0
+    for entry in entries:
+        place = _find(str(entry), base, str(content.get("path") or ""), path)
+        files.append(place)
+        for picture in _below(place) if os.path.isdir(place) else _in_list(place, base):
+            count += 1
+            yield picture
+    if not count:
+        raise DatasetError(f"{path}: no picture is in {key}: {content[key]}. Correct the path.")
+
+
+def _find(entry: str, base: str, root: str, path: str) -> str:
+    """The folder or list that an entry means.
+
+    Entries are relative to `path`, which is relative to the file. Exports are known to write
+    `../train/images` for what lies beside the file.
+    """
+    places = [os.path.join(base, root, entry), os.path.join(base, entry)]
+    places.append(os.path.join(base, entry.removeprefix("../")))
+    places = list(dict.fromkeys(os.path.normpath(place) for place in places))
+    for place in places:
+        if os.path.exists(place):
+            return place
+    raise DatasetError(
+        f"{path}: {entry!r} is not there; looked for {' and '.join(map(repr, places))}. Correct "
+        "the entry or 'path', which is relative to the file's own folder."
+    )
+
+
+def _below(folder: str) -> Iterator[str]:
+    for name in glob.iglob("**", root_dir=folder, recursive=True):
+        if is_picture(name):
+            yield os.path.join(folder, name)
+
+
+def _in_list(file: str, base: str) -> Iterator[str]:
+    """Pictures of a list; relative ones begin at the list's folder or at that of data.yaml."""
+    with open(file, encoding="utf-8-sig") as lines:
+        for line in lines:
+            name = line.strip()
+            if name:
+                beside = os.path.normpath(os.path.join(os.path.dirname(file), name))
+                below = os.path.normpath(os.path.join(base, name))
+                yield below if os.path.exists(below) and not os.path.exists(beside) else beside
+
+
+def _label_file(picture: str) -> str:
+    """Its path with the last folder `images` called `labels`; beside the picture without one."""
+    folders, name = os.path.split(os.path.splitext(picture)[0] + ".txt")
+    parts = folders.split(os.sep)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return os.path.join(os.sep.join(parts), name)
+
+
+class _RowReader:
+    """Adds the rows of label files to a source."""
+
+    def __init__(self, source: Source, findings: Findings, keypoint_numbers: int) -> None:
+        self._source, self._findings = source, findings
+        self._parsers: Parsers = supervision_parsers()
+        self._pose = 5 + keypoint_numbers if keypoint_numbers else 0
+        self._missing: list[str] = []
+
+    def read(self, picture: str, image_id: int) -> None:
+        """Reads the label file of a picture."""
+        path = _label_file(picture)
+        self._source.files.append(path)
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                rows = [line.split() for line in file]
+        except (FileNotFoundError, NotADirectoryError):
+            self._missing.append(path)
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            self._findings.error(f"file {path!r} ({error})", "it cannot be read. Write it again.")
+            return
+        base = os.path.dirname(self._source.path)
+        label = os.path.relpath(path, base) if path.startswith(base) else path
+        labels = [f"{label} row {place + 1}" for place, row in enumerate(rows) if row]
+        numbers = [self._box_of(r, n) for r, n in zip(filter(None, rows), labels, strict=True)]
+        boxes = self._parse(numbers, labels)
+        for name, found in zip(labels, boxes, strict=True):
+            if found is not None:
+                self._add(*found, image_id, name)
+
+    def require_labels(self, num_pictures: int) -> None:
+        """Says which pictures have no label file, after the last was read.
+
+        Raises:
+            DatasetError: none has one.
+        """
+        if len(self._missing) == num_pictures:
+            raise DatasetError(
+                f"{self._source.path}: none of the {num_pictures} pictures has a label file; the "
+                f"first would be {self._missing[0]!r}. Put the text files there."
+            )
+        for path in self._missing:
+            fault = "not there: its picture is taken as one without objects."
+            self._findings.warn(f"label file {os.path.basename(path)!r}", fault)
+
+    def _parse(self, rows: list[str], labels: list[str]) -> Sequence[tuple[Box, int] | None]:
+        """Box and class of each row; None, and an error noted, where it has none."""
+        try:
+            boxes, classes = self._parsers.parse_rows(rows)
+            return list(zip(boxes, classes, strict=True))
+        except ValueError as error:
+            if len(rows) > 1:  # which one is it?
+                pairs = zip(rows, labels, strict=True)
+                return [found for row, label in pairs for found in self._parse([row], [label])]
+            fault = "cannot be read. Correct or delete the row."
+            self._findings.error(f"{labels[0]} ({error})", fault)
+            return [None]
+
+    def _add(self, box: Box, class_index: int, image_id: int, label: str) -> None:
+        count = len(self._source.categories)
+        x0, y0, x1, y1 = box
+        if not 0 <= class_index < count:
+            self._findings.error(
+                f"{label} (class {class_index})",
+                f"its class is not one of the {count} 'names'. Correct the row, or add the name.",
+            )
+        elif min(x0, y0) < -_FAR or max(x1, y1) > 1 + _FAR:
+            self._findings.error(
+                label,
+                "its numbers are not fractions of the picture, from 0 to 1. Divide x and width by "
+                "the picture's width, y and height by its height.",
+            )
+        else:
+            self._source.annotations.append(
+                {
+                    "id": label,
+                    "image_id": image_id,
+                    "category_id": class_index + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                }
+            )
+
+    def _box_of(self, row: list[str], label: str) -> str:
+        """The row without keypoints; says what it is if it is no plain box."""
+        if len(row) == self._pose:
+            self._findings.warn(label, "keypoints are not used.")
+            row = row[:5]
+        if len(row) == 6:
+            self._findings.warn(label, "its sixth number (a confidence) is not used.")
+        elif len(row) == 9:
+            self._findings.warn(
+                label,
+                "eight numbers, an oriented box or a polygon of four points: the upright box "
+                "around it is used.",
+            )
+        elif len(row) > 6:
+            self._findings.warn(label, "a polygon: the box around it is used.")
+        return " ".join(row)
