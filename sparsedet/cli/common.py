@@ -44,6 +44,16 @@ def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
     )
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add a data set and how to read it: the arguments of `sparsedet.data.open_dataset`."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="file or folder of annotations")
+    add("--images", metavar="DIR", help="folder of the pictures, where SOURCE does not say it")
+    add("--split", metavar="NAME", help="which part of a set that has several: train, val, ...")
+    add("--format", default="auto", metavar="F", help="coco, voc or yolo (default: by SOURCE)")
+    add("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
+
+
 def take_config(args: argparse.Namespace, *, others: bool = False) -> None:
     """Set `config_file`, `overrides` and, of what else was given, `words`.
 

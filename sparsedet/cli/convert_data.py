@@ -17,7 +17,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsedet.cli.common import answer, make_parser
+from sparsedet.cli.common import add_source, answer, make_parser
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -27,13 +27,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
-    add = parser.add_argument
-    add("source", metavar="SOURCE", help="file or folder of annotations")
-    add("output", type=Path, metavar="OUT.json", help="file to write")
-    add("--images", metavar="DIR", help="folder of the pictures, where SOURCE does not say it")
-    add("--split", metavar="NAME", help="which part of a set that has several: train, val, ...")
-    add("--format", default="auto", metavar="F", help="coco, voc or yolo (default: by SOURCE)")
-    add("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
+    add_source(parser)
+    parser.add_argument("output", type=Path, metavar="OUT.json", help="file to write")
     return parser
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
     "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),
     "calibrate": ("sparsedet.cli.calibrate", "fit a content-adaptive selector to trained weights"),
+    "check-data": ("sparsedet.cli.check_data", "check a data set, and say what is in it"),
     "convert-data": ("sparsedet.cli.convert_data", "bring a data set to COCO's format"),
     "convert-weights": ("sparsedet.cli.convert_weights", "bring published weights to our names"),
     "benchmark": ("sparsedet.cli.benchmark", "measure speed and memory"),
