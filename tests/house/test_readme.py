@@ -82,7 +82,7 @@ def check_make(words: list[str]) -> None:
         assert re.search(pattern, makefile, re.M), f"the Makefile does not know {word}"
 
 
-CONFIG_FIRST = ("train", "eval", "analyze", "visualize", "sweep")
+CONFIG_FIRST = ("train", "eval", "analyze", "visualize", "sweep", "calibrate")
 
 
 def check_command(words: list[str]) -> None:
