@@ -157,7 +157,7 @@ def test_other_classes_are_an_error_that_names_the_way_out(tmp_path: Path) -> No
     assert "91 classes, the model for 3" in message
     assert f"{HEADS[0]} is (91, 4) in the file and (3, 4) in the model" in message
     assert "train.reinit_class_heads=True" in message and "contiguous" not in message
-    with pytest.raises(CheckpointError, match="--classes contiguous picks the 80"):
+    with pytest.raises(CheckpointError, match="--classes contiguous` picks the 80"):
         load_weights(Detector(80), path)
 
 

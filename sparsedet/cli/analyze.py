@@ -110,10 +110,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     from sparsedet.analysis import (
         WEIGHTED_READ,
         Counting,
-        count_flops,
         count_parameters,
-        depends_on_image,
-        mean_flops,
         measure_latency,
         token_statistics,
     )
@@ -126,17 +123,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     model = load_detector(cfg, args.weights)
     parameters = count_parameters(model)
     counting = Counting(WEIGHTED_READ) if args.full_sampling else Counting()
-    if image is not None:
-        batch = model.preprocess([image])
-        sizes = list(batch.image_sizes)
-        flops = count_flops(model, sizes[0], image=batch.images[0], counting=counting)
-    elif depends_on_image(model):
-        raise ConfigError(
-            f"What a model with {type(model.selector).__name__} costs depends on the image. Add "
-            "--image FILE."
-        )
-    else:
-        flops = mean_flops(model, sizes, max_images=args.max_images, counting=counting)
+    flops = _flops(model, sizes, image, args.max_images, counting)
     latency = None
     if args.latency:
         latency = measure_latency(model, next(iter(flops.sizes)), repetitions=args.repetitions)
@@ -158,6 +145,24 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         print_tokens(tokens)
         figures["tokens"] = asdict(tokens)
     return figures
+
+
+def _flops(
+    model: Any, sizes: Any, image: Any, max_images: int | None, counting: Counting
+) -> FlopCount:
+    """The cost of one image, or the mean over sizes."""
+    from sparsedet.analysis import count_flops, depends_on_image, mean_flops
+
+    if image is not None:
+        batch = model.preprocess([image])
+        size = batch.image_sizes[0]
+        return count_flops(model, size, image=batch.images[0], counting=counting)
+    if depends_on_image(model):
+        raise ConfigError(
+            f"What a model with {type(model.selector).__name__} costs depends on the image. Add "
+            "--image FILE."
+        )
+    return mean_flops(model, sizes, max_images=max_images, counting=counting)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

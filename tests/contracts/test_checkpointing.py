@@ -88,7 +88,7 @@ def test_it_compiles(name):
     """With one layer of each kind: tracing takes its time, and the layers are alike."""
     torch.compiler.reset()
     options = dict(label_noise=0.0, box_noise=0.0, num_layers=1)
-    combination = replace(small.NAMED[name], schedule=None)
+    combination = replace(small.NAMED[name], layer_ratios=None)
     gradients = []
     for checkpointing in (False, True):
         model = small.detector(

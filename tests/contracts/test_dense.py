@@ -44,7 +44,9 @@ def test_keeping_every_token_is_the_dense_model(combination, sparse):
     sparse_model = small.detector(sparse, num_objects=1000, **small.KEEP_ALL).train()
     missing, extra = sparse_model.load_state_dict(dense_model.state_dict(), strict=False)
     assert not extra
-    assert all(key.startswith(("scorer", "heads.scorer", "heads.embedding")) for key in missing)
+    assert all(
+        key.startswith(("scorer", "heads.scorer", "heads.embedding", "selector")) for key in missing
+    )
 
     features, targets = small.features(dense_model, SIZES), small.targets((3, 2, 1))
     with torch.no_grad():

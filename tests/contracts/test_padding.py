@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,8 +33,10 @@ def run(model, images, canvas=None) -> tuple[DetectorOutput, Targets, dict]:
     features = small.features(model, [SIZES[i] for i in images], images, canvas=canvas)
     targets = small.targets([COUNTS[i] for i in images], images)
     torch.manual_seed(0)  # selectors may draw the ratio of a training step
+    learned = copy.deepcopy(model.selector.state_dict())  # and learn from it for the next one
     with torch.no_grad():
         output = model.detect_features(features, targets, record=model.criterion.requires)
+        model.selector.load_state_dict(learned)
         return output, targets, model.criterion(output, targets)
 
 

@@ -18,7 +18,8 @@ from sparsedet.cli.sweep import main
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.data.shapes import CLASS_NAMES, ShapesOptions, write_shapes
 from sparsedet.evaluation import evaluate
-from sparsedet.modeling import ElasticSelector, TimmBackbone
+from sparsedet.modeling import ElasticSelector
+from sparsedet.sweep import TimmBackbone, measuring, results
 
 QUICK = ("--repetitions", "1")
 # 64 x 96: 8 x 12 + 4 x 6 + 2 x 3 tokens
@@ -135,8 +136,8 @@ def test_a_sweep_beside_another_model(
 def test_rows_are_those_of_an_evaluation_at_that_ratio(tool: Any, work: Path) -> None:
     weights = str(work / "run/model.pth")
     config = str(work / "run/config.yaml")
-    subject = tool.load_subject(config, weights, ["model.selector.keep_ratio=0.2"])
-    row = tool.measure(subject, (64, 96), 1)
+    subject = measuring.load_subject(config, weights, ["model.selector.keep_ratio=0.2"])
+    row = measuring.measure(subject, (64, 96), 1)
     results = evaluate(subject.model, subject.loader, subject.evaluator)
     assert row["AP"] == results["bbox"]["AP"]
     assert row["keep_ratio"] == results["keep_ratio"] == pytest.approx(26 / TOKENS)
@@ -161,7 +162,7 @@ def test_it_goes_on_where_it_stopped(
         ratios = {"asked_ratio": ratio, "keep_ratio": ratio + 0.001}
         return {**ratios, "APl": None, "protocol": {}, "by_content": None, **numbers}
 
-    monkeypatch.setattr(tool, "measure", measure)
+    monkeypatch.setattr(results, "measure", measure)
     output = work / "run/sweep"
     assert sweep("--ratios", "0.1", "0.4") == 2
     assert [row["asked_ratio"] for row in models(output)[0]["rows"]] == [0.1]
@@ -188,7 +189,7 @@ def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path
     (tmp_path / "val.json").write_text(json.dumps(content))
     override = f"dataset.val_json={tmp_path}/val.json"
     weights = str(work / "run/model.pth")
-    subject = tool.load_subject(str(tmp_path / "config.yaml"), weights, [override])
+    subject = measuring.load_subject(str(tmp_path / "config.yaml"), weights, [override])
     assert list(subject.cfg.dataset.class_names) == list(CLASS_NAMES)
 
 

@@ -114,7 +114,7 @@ def _describe_mapping(document: Mapping) -> str | tuple[str, str] | None:
         return _describe_coco_kin(document)
     if "_via_img_metadata" in document or _is_via(document):
         return "a VGG Image Annotator (VIA) project", "Export it there as COCO."
-    if isinstance(document.get("shapes"), list):
+    if isinstance(document.get("shapes"), list) and {"imagePath", "imageData"} & document.keys():
         return "a LabelMe file, of one picture", "Convert the folder to COCO (labelme2coco)."
     if isinstance(document.get("objects"), list) and "size" in document:
         return "a Supervisely file, of one picture", "Export the project there as COCO."
