@@ -29,7 +29,8 @@ FLOORS = {
     "predictor": 4,
     "interop": 5,
 }
-SAME_FLOOR = {("config", "registry"), ("events", "comm")}
+# a backbone that begins from a file reads it as everybody does
+SAME_FLOOR = {("config", "registry"), ("events", "comm"), ("modeling", "checkpoint")}
 STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed what it runs
 
 MODELING_BASE = {"stages", "heads", "parts"}  # what every component may know
@@ -57,6 +58,7 @@ THIRD_PARTY = {
     "tqdm": {"events", "engine", "evaluation", "data"},
     "tensorboard": {"events"},
     "wandb": {"events"},
+    "mlflow": {"events"},
     "onnx": {"export"},
     "detectron2": {"interop.detectron2"},
 }
