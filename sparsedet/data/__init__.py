@@ -5,16 +5,27 @@ from .coco import CocoDataset, load_coco, read_categories
 from .errors import DatasetError
 from .loader import DetectionDataset, SampleKey, TestLoader, TrainingBatches, TrainLoader
 from .mapper import DetectionMapper
-from .transforms import DETRAugmentation, RandomCrop, RandomHorizontalFlip, ResizeShortSide
+from .transforms import (
+    AerialAugmentation,
+    DETRAugmentation,
+    PhotographAugmentation,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomQuarterTurn,
+    ResizeShortSide,
+)
 
 __all__ = [
+    "AerialAugmentation",
     "CocoDataset",
     "DETRAugmentation",
     "DatasetError",
     "DetectionDataset",
     "DetectionMapper",
+    "PhotographAugmentation",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "RandomQuarterTurn",
     "ResizeShortSide",
     "SampleKey",
     "TestLoader",
