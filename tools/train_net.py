@@ -13,7 +13,6 @@ Exit codes: 0 done; 1 the loss was not finite; 2 something given is wrong (one s
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import math
@@ -60,7 +59,7 @@ from sparsedet.engine.hooks import flatten_metrics
 from sparsedet.engine.launch import check_processes, is_first_process, resolve_device
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
-from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Writer
+from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
 from sparsedet.structures import Boxes, Instances
 
@@ -238,6 +237,7 @@ class Job:
                 "results.json",
                 evaluation["results"],
                 best=evaluation["best"],
+                ended=trainer.end_reason or "all iterations are done",
                 iterations=trainer.iteration,
                 seconds_training=trainer.train_seconds,
                 seconds_per_iteration=trainer.train_seconds / trainer.iteration,
@@ -339,8 +339,13 @@ class Job:
         console = None
         if comm.is_main_process():
             writers.append(JsonWriter(self._output_dir / "metrics.json", start_iteration=start))
-            if settings.tensorboard and importlib.util.find_spec("tensorboard"):
-                writers.append(TensorBoardWriter(self._output_dir / "tensorboard"))
+            writers += service_writers(
+                self._output_dir,
+                resumed=start > 0,
+                tensorboard=settings.tensorboard,
+                wandb=settings.wandb,
+                mlflow=settings.mlflow,
+            )
             console = ConsoleWriter(
                 trainer.max_iter, start_iteration=start, show_bar=sys.stderr.isatty()
             )
@@ -359,6 +364,7 @@ class Job:
                 writers=writers,
                 store=self._store,
                 best_metric=settings.best_metric,
+                patience=settings.early_stopping.patience,
                 extra=self._extra,
             ),
             CheckpointHook(
