@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import platform
@@ -49,7 +48,7 @@ from sparsedet.engine import (
 from sparsedet.engine.hooks import flatten_metrics
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
-from sparsedet.events import ConsoleWriter, JsonWriter, TensorBoardWriter, Writer
+from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
 from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
 from sparsedet.structures import Boxes, Instances
@@ -155,7 +154,8 @@ class Job:
         """Run to the end and write `results.json`.
 
         Returns:
-            The results of the last evaluation, or the signal that stopped the run before.
+            The results of the last evaluation, which the main process alone has (the others: an
+            empty dict), or the signal that stopped the run before.
         """
         trainer = self._trainer
         with logging_redirect_tqdm([logging.getLogger("sparsedet")]):
@@ -167,16 +167,18 @@ class Job:
                 trainer.max_iter,
             )
             return trainer.stop_signal or 15
+        if not comm.is_main_process():
+            return {}
         evaluation = trainer.hook_state["eval"]
-        if comm.is_main_process():
-            self._write_results(
-                "results.json",
-                evaluation["results"],
-                best=evaluation["best"],
-                iterations=trainer.iteration,
-                seconds_training=trainer.train_seconds,
-                seconds_per_iteration=trainer.train_seconds / trainer.iteration,
-            )
+        self._write_results(
+            "results.json",
+            evaluation["results"],
+            best=evaluation["best"],
+            ended=trainer.end_reason or "all iterations are done",
+            iterations=trainer.iteration,
+            seconds_training=trainer.train_seconds,
+            seconds_per_iteration=trainer.train_seconds / trainer.iteration,
+        )
         return evaluation["results"]
 
     def evaluate_only(self) -> dict[str, Any]:
@@ -274,8 +276,13 @@ class Job:
         console = None
         if comm.is_main_process():
             writers.append(JsonWriter(self._output_dir / "metrics.json", start_iteration=start))
-            if settings.tensorboard and importlib.util.find_spec("tensorboard"):
-                writers.append(TensorBoardWriter(self._output_dir / "tensorboard"))
+            writers += service_writers(
+                self._output_dir,
+                resumed=start > 0,
+                tensorboard=settings.tensorboard,
+                wandb=settings.wandb,
+                mlflow=settings.mlflow,
+            )
             console = ConsoleWriter(
                 trainer.max_iter, start_iteration=start, show_bar=sys.stderr.isatty()
             )
@@ -294,6 +301,7 @@ class Job:
                 writers=writers,
                 store=self._store,
                 best_metric=settings.best_metric,
+                patience=settings.early_stopping.patience,
                 extra=self._extra,
             ),
             CheckpointHook(

@@ -23,9 +23,14 @@ train = dict(
     eval_epochs=1,
     eval_period=None,
     best_metric="bbox/AP",
+    # end after this many evaluations in a row without a better best_metric; null = never
+    early_stopping=dict(patience=None),
     checkpointer=dict(epochs=1, period=None, max_to_keep=2),
     # iterations per line of metrics.json and of the log
     log_period=20,
     # write TensorBoard files if the package is installed
     tensorboard=True,
+    # the same rows to Weights & Biases and MLflow; each needs its package
+    wandb=dict(enabled=False, project="sparsedet", name=None),
+    mlflow=dict(enabled=False, tracking_uri=None, experiment="sparsedet", name=None),
 )

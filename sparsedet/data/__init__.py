@@ -6,16 +6,27 @@ from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
 from .loader import DetectionDataset, SampleKey, TestLoader, TrainingBatches, TrainLoader
 from .mapper import DetectionMapper
-from .transforms import DETRAugmentation, RandomCrop, RandomHorizontalFlip, ResizeShortSide
+from .transforms import (
+    AerialAugmentation,
+    DETRAugmentation,
+    PhotographAugmentation,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomQuarterTurn,
+    ResizeShortSide,
+)
 
 __all__ = [
+    "AerialAugmentation",
     "AnnotatedDataset",
     "DETRAugmentation",
     "DatasetError",
     "DetectionDataset",
     "DetectionMapper",
+    "PhotographAugmentation",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "RandomQuarterTurn",
     "ResizeShortSide",
     "SampleKey",
     "TestLoader",

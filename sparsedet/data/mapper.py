@@ -6,18 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
 
 from ..structures import Boxes, BoxMode, Instances
 from .images import read_image
-from .transforms import Transform
+from .transforms import Transform, call_v2
 
 
 class DetectionMapper:
     """Reads the image of a record and applies transforms to it and its boxes.
 
     Args:
-        transforms: applied in order, each as `transform(image, boxes, rng)`.
+        transforms: applied in order: ours, each as `transform(image, boxes, rng)`, and any of
+            `torchvision.transforms.v2` as it is, which may also leave out objects. The image must
+            stay uint8 with three channels; the model normalizes.
 
     The sample is detectron2's dict: `image` (uint8 RGB, (3, h, w), after the transforms),
     `height` and `width` (of the original), `image_id`, `file_name` and `instances`
@@ -25,7 +28,7 @@ class DetectionMapper:
     training targets and do not appear; neither do boxes of which a crop left nothing.
     """
 
-    def __init__(self, transforms: Sequence[Transform]) -> None:
+    def __init__(self, transforms: Sequence[Transform | v2.Transform]) -> None:
         self.transforms = tuple(transforms)
 
     def __call__(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -33,11 +36,12 @@ class DetectionMapper:
 
         Raises:
             DatasetError: the image cannot be decoded or has another size than the record says.
+            ValueError: a transform changed the format of the image.
         """
         height, width = record["height"], record["width"]
         pixels = read_image(record["file_name"], (width, height))
         boxes_xyxy, classes = _targets(record["annotations"])
-        image, boxes_xyxy = self.transform(pixels, boxes_xyxy, rng)
+        image, boxes_xyxy, classes = self.transform(pixels, boxes_xyxy, classes, rng)
         return {
             "image": image,
             "height": height,
@@ -48,17 +52,31 @@ class DetectionMapper:
         }
 
     def transform(
-        self, pixels: Tensor, boxes_xyxy: Tensor, rng: random.Random
-    ) -> tuple[Tensor, Tensor]:
-        """Applies the transforms to the pixels (3, h, w) and the boxes (N, 4) of a picture."""
+        self, pixels: Tensor, boxes_xyxy: Tensor, classes: Tensor, rng: random.Random
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Applies the transforms to a picture.
+
+        Args:
+            pixels: (3, h, w), uint8.
+            boxes_xyxy: (N, 4), in pixels.
+            classes: (N,); a transform may leave objects out.
+            rng: decides all that is random.
+
+        Returns:
+            The image, boxes and classes.
+        """
         image: Tensor = Image(pixels)
         height, width = pixels.shape[-2:]
         boxes: Tensor = BoundingBoxes(  # pyright: ignore[reportCallIssue]
             boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
         )
         for transform in self.transforms:
-            image, boxes = transform(image, boxes, rng)
-        return image.as_subclass(Tensor).contiguous(), boxes.as_subclass(Tensor)
+            if isinstance(transform, v2.Transform):
+                image, boxes, classes = call_v2(transform, (image, boxes, classes), rng)
+                _check_format(image, transform)
+            else:
+                image, boxes = transform(image, boxes, rng)
+        return image.as_subclass(Tensor).contiguous(), boxes.as_subclass(Tensor), classes
 
     def output_size(self, height: int, width: int) -> tuple[int, int] | None:
         """Size of the sample's image where all transforms can tell it beforehand, else None."""
@@ -67,6 +85,16 @@ class DetectionMapper:
             known = getattr(transform, "output_size", None)
             size = known(*size) if known is not None and size is not None else None
         return size
+
+
+def _check_format(image: Tensor, transform: v2.Transform) -> None:
+    kind = f"{image.dtype} with {image.shape[0]}" if isinstance(image, Tensor) else type(image)
+    if kind != "torch.uint8 with 3":
+        name = type(transform).__name__
+        raise ValueError(
+            f"DetectionMapper.transforms must keep images uint8 with 3 channels, got {kind} after "
+            f"{name}. The model normalizes; take {name} out of dataloader.train.mapper.transforms."
+        )
 
 
 def _targets(annotations: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:

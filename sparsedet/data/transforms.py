@@ -3,15 +3,21 @@
 A transform is called with `(image, boxes, rng)` and returns the new image and boxes. Images and
 boxes are torchvision's tv_tensors (`Image`, `BoundingBoxes`), so the kernels of
 `torchvision.transforms.v2.functional` do the work. Chance comes from `rng` alone, a
-`random.Random` that belongs to the sample: the same sample is made whoever makes it.
+`random.Random` that belongs to the sample: the same sample is made whoever makes it. The transforms
+of `torchvision.transforms.v2` draw from torch's global source; `call_v2` lends them one of the
+sample's.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, wrap
 
 
 class Transform(Protocol):
@@ -20,6 +26,44 @@ class Transform(Protocol):
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Returns the changed image and boxes; the number of boxes stays."""
         ...
+
+
+@contextmanager
+def _drawing_from(rng: random.Random) -> Iterator[None]:
+    """Lend `rng` to what draws from torch's global source, whose state is the same afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the accelerators as well
+        torch.default_generator.manual_seed(rng.getrandbits(63))
+        yield
+
+
+def call_v2(
+    transform: v2.Transform, sample: tuple[Tensor, Tensor, Tensor], rng: random.Random
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply a transform of torchvision to an image, its boxes and their classes.
+
+    Boxes are cut at the border of the new image, and those of which nothing is left go, with their
+    classes.
+
+    Args:
+        transform: of `torchvision.transforms.v2`.
+        sample: tv_tensors.Image, tv_tensors.BoundingBoxes (xyxy) and classes (N,).
+        rng: decides what is drawn.
+    """
+    image, boxes, classes = sample
+    boxes, classes = _visible(boxes, classes)
+    with _drawing_from(rng):
+        result = transform({"image": image, "boxes": boxes, "labels": classes})
+    return result["image"], *_visible(result["boxes"], result["labels"])
+
+
+def _visible(boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes of which something lies in the image, cut at its border, and their classes."""
+    boxes = functional.convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
+    boxes = functional.clamp_bounding_boxes(boxes)
+    corners = boxes.as_subclass(Tensor)
+    kept = (corners[:, 2:] > corners[:, :2]).all(dim=-1)
+    return wrap(corners[kept], like=boxes), classes[kept]  # pyright: ignore[reportCallIssue]
 
 
 def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
@@ -93,6 +137,26 @@ class RandomHorizontalFlip:
         if rng.random() >= self.probability:
             return image, boxes
         return functional.horizontal_flip(image), functional.horizontal_flip(boxes)
+
+
+class RandomQuarterTurn:
+    """Turns by 0, 90, 180 or 270 degrees, for pictures that have no upper side.
+
+    Height and width change places in half of the cases; batches of pictures that are far from
+    square then hold more padding.
+    """
+
+    def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Turns image and boxes counterclockwise."""
+        for _ in range(rng.randrange(4)):
+            x0, y0, x1, y1 = boxes.as_subclass(Tensor).unbind(-1)
+            height, width = image.shape[-2:]
+            turned = torch.stack((y0, width - x1, y1, width - x0), dim=-1)
+            image = Image(torch.rot90(image.as_subclass(Tensor), 1, (-2, -1)))
+            boxes = BoundingBoxes(  # pyright: ignore[reportCallIssue]
+                turned, format=BoundingBoxFormat.XYXY, canvas_size=(width, height)
+            )
+        return image, boxes
 
 
 class RandomCrop:
@@ -186,3 +250,91 @@ class DETRAugmentation:
             image, boxes = self.resize_before_crop(image, boxes, rng)
             image, boxes = self.crop(image, boxes, rng)
         return self.resize(image, boxes, rng)
+
+
+class PhotographAugmentation:
+    """Training augmentation of photographs: that of DETR, then brightness, contrast and color.
+
+    Args:
+        short_sides: short sides of the result, in pixels; one is drawn for each image.
+        max_size: limit of the long side of the result.
+        flip_probability: chance of a flip of left and right, in [0, 1]; 0 where sides tell classes
+            apart, as in texts or hands.
+        crop_probability: chance of a crop, in [0, 1], see `DETRAugmentation`.
+        color_probability: chance of other colors, in [0, 1].
+        color_strength: the largest change of brightness, contrast and saturation, as a share; the
+            hue changes by a twentieth of it.
+
+    Raises:
+        ValueError: a value outside of its range.
+    """
+
+    def __init__(
+        self,
+        short_sides: Sequence[int],
+        max_size: int,
+        *,
+        flip_probability: float = 0.5,
+        crop_probability: float = 0.5,
+        color_probability: float = 0.5,
+        color_strength: float = 0.4,
+    ) -> None:
+        if not 0 <= color_probability <= 1:
+            raise ValueError(
+                f"PhotographAugmentation.color_probability must be in [0, 1], got "
+                f"{color_probability}."
+            )
+        self.geometry = DETRAugmentation(
+            short_sides,
+            max_size,
+            flip_probability=flip_probability,
+            crop_probability=crop_probability,
+        )
+        self.color_probability = color_probability
+        self.colors = v2.ColorJitter(
+            color_strength, color_strength, color_strength, hue=color_strength / 20
+        )
+
+    def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Augments one image and its boxes."""
+        image, boxes = self.geometry(image, boxes, rng)
+        if rng.random() < self.color_probability:  # of the small image: that is quicker
+            with _drawing_from(rng):
+                image = self.colors(image)
+        return image, boxes
+
+
+class AerialAugmentation:
+    """Training augmentation of pictures from above: a quarter turn, then `PhotographAugmentation`.
+
+    With its flip of left and right, all eight ways to lay a picture down are as likely.
+
+    Args:
+        short_sides: short sides of the result, in pixels; one is drawn for each image.
+        max_size: limit of the long side of the result.
+        crop_probability: chance of a crop, in [0, 1], see `DETRAugmentation`.
+        color_probability: chance of other colors, in [0, 1].
+
+    Raises:
+        ValueError: a value outside of its range.
+    """
+
+    def __init__(
+        self,
+        short_sides: Sequence[int],
+        max_size: int,
+        *,
+        crop_probability: float = 0.5,
+        color_probability: float = 0.5,
+    ) -> None:
+        self.turn = RandomQuarterTurn()
+        self.rest = PhotographAugmentation(
+            short_sides,
+            max_size,
+            crop_probability=crop_probability,
+            color_probability=color_probability,
+        )
+
+    def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Augments one image and its boxes."""
+        return self.rest(*self.turn(image, boxes, rng), rng)

@@ -89,6 +89,10 @@ def _ignore(number: int, frame: Any) -> None:
     """Unlike SIG_IGN it leaves the exit codes of child processes to be asked for."""
 
 
+# iterations of this process after which a person is told something before the first row
+_EARLY = (1, 2, 5, 10)
+
+
 class LogHook(Hook):
     """Averages over the last iterations, to the writers.
 
@@ -99,7 +103,8 @@ class LogHook(Hook):
     Args:
         period: Iterations per row.
         writers: Where rows go, on the main process.
-        console: Also told of every single iteration.
+        console: Also told of every single iteration, and of the averages so far after the first
+            ones, which a person waits for.
         iterations_per_epoch: For `epoch`.
     """
 
@@ -119,10 +124,12 @@ class LogHook(Hook):
         self._writers = list(writers) + ([console] if console is not None else [])
         self._console = console
         self._iterations_per_epoch = iterations_per_epoch
+        self._start = 0
         self._last = (0, 0.0)
 
     def before_train(self, trainer: Trainer) -> None:
         """Start the clock."""
+        self._start = trainer.iteration
         self._last = (trainer.iteration, trainer.train_seconds)
 
     def after_iteration(self, trainer: Trainer) -> None:
@@ -130,20 +137,29 @@ class LogHook(Hook):
         if self._console is not None:
             self._console.advance(trainer.iteration)
         if trainer.iteration % self._period and trainer.iteration != trainer.max_iter:
+            if self._console is not None and trainer.iteration - self._start in _EARLY:
+                scalars = trainer.recorder.averages()
+                self._console.write(trainer.iteration, scalars | self._facts(trainer))
             return
         started = time.perf_counter()
         scalars = _mean_over_processes(trainer.recorder.flush())
         trainer.train_seconds += time.perf_counter() - started  # the device's share
-        iteration, seconds = self._last
-        elapsed = trainer.train_seconds - seconds
-        scalars["lr"] = max(group["lr"] for group in trainer.optimizer.param_groups)
-        scalars["seconds_per_iteration"] = elapsed / (trainer.iteration - iteration)
-        scalars["epoch"] = trainer.iteration / self._iterations_per_epoch
-        if trainer.device.type != "cpu":
-            scalars["memory_mb"] = torch.accelerator.max_memory_allocated(trainer.device) / 2**20
+        scalars |= self._facts(trainer)
         self._last = (trainer.iteration, trainer.train_seconds)
         for writer in self._writers:
             writer.write(trainer.iteration, scalars)
+
+    def _facts(self, trainer: Trainer) -> dict[str, float]:
+        iteration, seconds = self._last
+        elapsed = trainer.train_seconds - seconds
+        facts = {
+            "lr": max(group["lr"] for group in trainer.optimizer.param_groups),
+            "seconds_per_iteration": elapsed / (trainer.iteration - iteration),
+            "epoch": trainer.iteration / self._iterations_per_epoch,
+        }
+        if trainer.device.type != "cpu":
+            facts["memory_mb"] = torch.accelerator.max_memory_allocated(trainer.device) / 2**20
+        return facts
 
     def after_train(self, trainer: Trainer) -> None:
         """Close the writers."""
@@ -159,10 +175,11 @@ def _mean_over_processes(scalars: dict[str, float]) -> dict[str, float]:
 
 
 class EvalHook(Hook):
-    """Evaluates now and then and at the end, and keeps the best weights.
+    """Evaluates now and then and at the end, keeps the best weights, and may end the run early.
 
-    `trainer.hook_state["eval"]` holds the last results and the best value, so that a resumed run
-    neither repeats nor misses an evaluation.
+    `trainer.hook_state["eval"]` holds the last results, the best value and the number of
+    evaluations since it (`stale`), so that a resumed run neither repeats nor misses an evaluation
+    and ends where it would have ended.
 
     Args:
         period: Iterations between evaluations; 0 for one at the end alone.
@@ -171,6 +188,8 @@ class EvalHook(Hook):
         writers: Take the metrics as `eval/<name>`.
         store: Takes `model_best.pth`.
         best_metric: Name of the metric to keep the best weights by, as `"bbox/AP"`.
+        patience: Evaluations in a row without a better value of `best_metric` after which the run
+            ends; None for no such end.
         extra: Kept beside the best weights.
     """
 
@@ -182,17 +201,29 @@ class EvalHook(Hook):
         writers: Sequence[Writer] = (),
         store: CheckpointStore | None = None,
         best_metric: str = "bbox/AP",
+        patience: int | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         if period < 0:
             raise ValueError(
                 f"EvalHook.period must be 0 or more, got {period}. Set train.eval_period."
             )
+        if patience is not None and (not isinstance(patience, int) or patience < 1):
+            raise ValueError(
+                f"EvalHook.patience must be None or an integer of at least 1, got {patience}. Set "
+                "train.early_stopping.patience."
+            )
+        if patience is not None and period == 0:
+            raise ValueError(
+                f"EvalHook.patience={patience} needs evaluations before the end, got period 0. Set "
+                "train.eval_period, or train.early_stopping.patience=null."
+            )
         self._period = period
         self._evaluate = evaluate
         self._writers = list(writers)
         self._store = store
         self._best_metric = best_metric
+        self._patience = patience
         self._extra = dict(extra or {})
 
     def before_train(self, trainer: Trainer) -> None:
@@ -200,6 +231,8 @@ class EvalHook(Hook):
         done = trainer.hook_state.get("eval", {}).get("iteration")
         if trainer.iteration and done != trainer.iteration:
             self.after_iteration(trainer)
+        elif done is not None:
+            self._end_if_stale(trainer)
 
     def after_iteration(self, trainer: Trainer) -> None:
         """Evaluate when it is time."""
@@ -211,6 +244,19 @@ class EvalHook(Hook):
         results = self._run(trainer)
         if results is not None and comm.is_main_process():
             self._keep(trainer, results)
+        self._end_if_stale(trainer)
+
+    def _end_if_stale(self, trainer: Trainer) -> None:
+        """End the run if the patience is used up; all processes call it together."""
+        if self._patience is None or trainer.iteration >= trainer.max_iter:
+            return
+        # a process other than the main one knows what it resumed from, and no more
+        stale = trainer.hook_state.get("eval", {}).get("stale", 0)
+        if comm.any_process(comm.is_main_process() and stale >= self._patience):
+            trainer.end_reason = (
+                f"early stopping: no better {self._best_metric} in {self._patience} evaluations"
+            )
+            logger.info("the run ends at iteration %d, %s", trainer.iteration, trainer.end_reason)
 
     def _run(self, trainer: Trainer) -> dict[str, Any] | None:
         trainer.interruptible = comm.get_world_size() == 1
@@ -227,7 +273,8 @@ class EvalHook(Hook):
 
     def _keep(self, trainer: Trainer, results: dict[str, Any]) -> None:
         metrics = flatten_metrics(results)
-        best = trainer.hook_state.get("eval", {}).get("best")
+        state = trainer.hook_state.get("eval", {})
+        best, stale = state.get("best"), state.get("stale", 0)
         value = metrics.get(self._best_metric)
         if value is None:
             logger.warning(
@@ -238,11 +285,15 @@ class EvalHook(Hook):
             )
         elif best is None or value > best["value"]:
             best = {"metric": self._best_metric, "value": value, "iteration": trainer.iteration}
+            stale = 0
             self._save_best(trainer, best)
+        else:
+            stale += 1
         trainer.hook_state["eval"] = {
             "iteration": trainer.iteration,
             "results": results,
             "best": best,
+            "stale": stale,
         }
         for writer in self._writers:
             writer.write(trainer.iteration, {f"eval/{name}": v for name, v in metrics.items()})
@@ -301,10 +352,9 @@ class CheckpointHook(Hook):
 
     def after_iteration(self, trainer: Trainer) -> None:
         """Save when it is time."""
-        at_end = trainer.iteration == trainer.max_iter
-        if at_end or (self._period > 0 and trainer.iteration % self._period == 0):
+        if trainer.at_end or (self._period > 0 and trainer.iteration % self._period == 0):
             self._save(trainer)
-        if at_end and comm.is_main_process():
+        if trainer.at_end and comm.is_main_process():
             weights = {"model": trainer.eval_model.state_dict(), "iteration": trainer.iteration}
             self._store.save_weights(weights | self._extra, "final")
 

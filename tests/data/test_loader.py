@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from sparsedet.data import (
     DatasetError,
@@ -108,6 +109,61 @@ def test_workers_change_nothing(make_set):
     plain, parallel = (take(train_loader(source, num_workers=n), 6) for n in (0, 2))
     for first, second in zip(plain, parallel, strict=True):
         same(first, second)
+
+
+def torchvision_mapper():
+    return DetectionMapper(
+        [
+            v2.RandomPhotometricDistort(),
+            DETRAugmentation([24, 28, 32], 64),
+            v2.RandomRotation(30),
+            v2.RandomCrop(16),
+        ]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_torchvision_s_transforms_give_the_same_sample_everywhere(make_set):
+    """In any process, whatever was drawn before, and others in the next epoch."""
+    source = make_set(SIZES)
+    loaders = [train_loader(source, mapper=torchvision_mapper(), num_workers=n) for n in (0, 2)]
+    plain = take(loaders[0], 6)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    again = take(loaders[0], 3, 3)
+    assert torch.equal(state, torch.get_rng_state())
+    for first, second in zip(plain, take(loaders[1], 6), strict=True):
+        same(first, second)
+    for first, second in zip(plain[3:], again, strict=True):
+        same(first, second)
+    dataset = loaders[0].dataset
+    first, later = dataset[0], dataset[(0, 1, 0)]
+    assert not torch.equal(first["image"], later["image"])
+    assert torch.equal(dataset[0]["image"], first["image"])
+
+
+def test_torchvision_s_transforms_drop_classes_with_their_boxes(make_set):
+    mapper = DetectionMapper([v2.RandomCrop(30)])
+    source = make_set([(100, 100)], boxes=[[0, 0, 20, 20]])
+    loader = TrainLoader(*source, mapper=mapper, total_batch_size=1)
+    counts = set()
+    for (sample,) in take(loader, 30):
+        targets = sample["instances"]
+        assert targets.image_size == (30, 30) == sample["image"].shape[1:]
+        assert len(targets.gt_classes) == len(targets.gt_boxes)
+        assert type(targets.gt_boxes.tensor) is type(targets.gt_classes) is torch.Tensor
+        counts.add(len(targets))
+    assert counts == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "transform", [v2.ToDtype(torch.float32, scale=True), v2.Grayscale(1), v2.ToPILImage()]
+)
+def test_transforms_that_change_the_format_of_the_image(make_set, transform):
+    name = type(transform).__name__
+    loader = train_loader(make_set(SIZES[:4]), mapper=DetectionMapper([transform]))
+    with pytest.raises(ValueError, match=rf"must keep images uint8 .* take {name} out of"):
+        take(loader, 1)
 
 
 def test_a_start_in_the_middle_gives_the_same_batches(make_set):

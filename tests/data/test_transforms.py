@@ -1,26 +1,40 @@
 """Boxes move with the pixels, sizes follow DETR's rules, chance comes from the given source."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
+from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Image
 
 from sparsedet.data import (
+    AerialAugmentation,
     DETRAugmentation,
+    PhotographAugmentation,
     RandomCrop,
     RandomHorizontalFlip,
+    RandomQuarterTurn,
     ResizeShortSide,
 )
-from sparsedet.data.transforms import resized_size
+from sparsedet.data.transforms import call_v2, resized_size
 
 
-def scene(height=60, width=90):
+def scene():
     """A white rectangle on black, and its box."""
-    image = torch.zeros(3, height, width, dtype=torch.uint8)
-    image[:, 20:40, 10:50] = 255
-    boxes = torch.tensor([[10.0, 20.0, 50.0, 40.0]])
-    return Image(image), BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+    return box_on_black([10.0, 20.0, 50.0, 40.0], (60, 90))
+
+
+def box_on_black(box, size):
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    x0, y0, x1, y1 = map(int, box)
+    image[:, y0:y1, x0:x1] = 255
+    return Image(image), boxes_of([box], size)
+
+
+def boxes_of(rows, size=(60, 90)):
+    rows = torch.tensor(rows).reshape(-1, 4)
+    return BoundingBoxes(rows, format="XYXY", canvas_size=size)
 
 
 def bright_box(image):
@@ -41,6 +55,9 @@ def bright_box(image):
         ResizeShortSide(30, 400),
         RandomCrop(30, 55),
         DETRAugmentation([64, 80, 96], 140, crop_probability=1.0),
+        RandomQuarterTurn(),
+        PhotographAugmentation([64, 80, 96], 140, color_probability=0.0),
+        AerialAugmentation([64, 80, 96], 140, color_probability=0.0),
     ],
     ids=lambda transform: type(transform).__name__,
 )
@@ -140,8 +157,132 @@ def test_same_source_same_result():
         (lambda: RandomHorizontalFlip(1.5), "probability"),
         (lambda: RandomCrop(9, 5), "min_size"),
         (lambda: DETRAugmentation([5], 10, crop_probability=-1), "crop_probability"),
+        (lambda: PhotographAugmentation([5], 10, color_probability=2), "color_probability"),
     ],
 )
 def test_refusals(build, name):
     with pytest.raises(ValueError, match=name):
         build()
+
+
+# --- presets
+
+
+def test_all_ways_to_lay_a_picture_down_are_as_likely():
+    augmentation = AerialAugmentation([60], 90, crop_probability=0.0, color_probability=0.0)
+    image, boxes = box_on_black([5.0, 20.0, 35.0, 30.0], (60, 60))
+    rng, seen = random.Random(0), Counter()
+    for _ in range(400):
+        turned = augmentation(image, boxes, rng)
+        seen[tuple(turned[1].as_subclass(torch.Tensor)[0].tolist())] += 1
+        assert bright_box(turned[0]) == turned[1].tolist()[0]
+    assert len(seen) == 8 and min(seen.values()) > 30
+    turned = {tuple(RandomQuarterTurn()(*scene(), rng)[0].shape[1:]) for _ in range(20)}
+    assert turned == {(60, 90), (90, 60)}
+
+
+def test_colors_change_with_their_probability_and_boxes_stay():
+    augmentation = PhotographAugmentation([60], 90, flip_probability=0.0, crop_probability=0.0)
+    image, boxes = scene()
+    image[1] += 40
+    rng, changed = random.Random(0), 0
+    for _ in range(200):
+        result, moved = augmentation(image, boxes, rng)
+        assert torch.equal(moved, boxes)
+        changed += not torch.equal(result, image)
+    assert 70 < changed < 130
+
+
+@pytest.mark.parametrize("build", [PhotographAugmentation, AerialAugmentation])
+def test_presets_draw_from_the_given_source_alone(build):
+    augmentation = build([64, 80, 96], 140, color_probability=1.0)
+    torch.manual_seed(1)
+    first = augmentation(*scene(), random.Random(5))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = augmentation(*scene(), random.Random(5))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# --- torchvision's
+
+
+def call(transform, seed=0, boxes=None):
+    image, own = scene()
+    boxes = own if boxes is None else boxes
+    classes = torch.arange(len(boxes)) + 3
+    return call_v2(transform, (image, boxes, classes), random.Random(seed))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.RandomHorizontalFlip(1.0),
+        v2.RandomRotation((90, 90), expand=True),
+        v2.RandomCrop(45),
+        v2.RandomIoUCrop(),
+        v2.RandomZoomOut(p=1.0),
+        v2.RandomResizedCrop((50, 70)),
+        v2.Compose([v2.RandomVerticalFlip(1.0), v2.Resize(80)]),
+        v2.RandomApply([v2.RandomCrop(45)], p=1.0),
+        v2.RandomPhotometricDistort(p=1.0),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_follow_the_pixels_of_torchvision_s_transforms(transform, seed):
+    image, boxes, classes = call(transform, seed)
+    assert len(boxes) == len(classes) <= 1
+    assert boxes.canvas_size == tuple(image.shape[1:])
+    if len(boxes):
+        box = boxes.as_subclass(torch.Tensor)[0]
+        if (box[2:] > box[:2] + 2).all():
+            assert bright_box(image / image.max() * 255) == pytest.approx(box.tolist(), abs=1.0)
+    else:
+        assert (image > 127).sum() == 0
+
+
+def test_a_turned_box_holds_the_turned_pixels():
+    image, boxes, _ = call(v2.RandomRotation((20, 20)))
+    x0, y0, x1, y1 = boxes.as_subclass(torch.Tensor)[0].tolist()
+    left, top, right, bottom = bright_box(image)
+    assert x0 - 1 <= left < right <= x1 + 1 and y0 - 1 <= top < bottom <= y1 + 1
+    assert (x1 - x0) * (y1 - y0) > 800  # that of the box before
+
+
+def test_boxes_without_a_rest_go_with_their_classes():
+    none = [5.0, 5, 5, 9]
+    boxes = boxes_of([[0.0, 0, 10, 10], [80, 50, 90, 60], none])
+    _, kept, classes = call(v2.CenterCrop((60, 80)), boxes=boxes)
+    assert kept.tolist() == [[0, 0, 5, 10], [75, 50, 80, 60]]
+    assert classes.tolist() == [3, 4]
+    _, kept, classes = call(v2.CenterCrop((20, 20)), boxes=boxes)
+    assert kept.shape == (0, 4) and classes.shape == (0,)
+    # one without a size does not come back by a turn
+    assert len(call(v2.RandomRotation((45, 45)), boxes=boxes_of([none]))[1]) == 0
+    for transform in (v2.RandomIoUCrop(), v2.RandomPerspective(p=1.0), v2.RandomRotation(30)):
+        assert call(transform, boxes=boxes_of([]))[1].shape == (0, 4)
+
+
+def test_transforms_that_leave_out_boxes_or_change_their_format():
+    boxes = boxes_of([[0.0, 0, 10, 10], [10, 20, 50, 40]])
+    _, kept, classes = call(v2.SanitizeBoundingBoxes(min_size=15), boxes=boxes)
+    assert kept.tolist() == [[10, 20, 50, 40]] and classes.tolist() == [4]
+    _, kept, _ = call(v2.ConvertBoundingBoxFormat("CXCYWH"), boxes=boxes)
+    assert kept.tolist() == boxes.tolist()
+
+
+@pytest.mark.parametrize(
+    "transform", [v2.RandomCrop(20), v2.ColorJitter(0.5, 0.5), v2.RandomRotation(30)]
+)
+def test_torchvision_s_transforms_draw_from_the_given_source_alone(transform):
+    torch.manual_seed(1)
+    first = call(transform, seed=5)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = call(transform, seed=5)
+    assert torch.equal(first[0], second[0])
+    others = [call(transform, seed=seed)[0] for seed in range(6, 12)]
+    assert not all(torch.equal(first[0], other) for other in others)
+    assert torch.equal(state, torch.get_rng_state())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,7 +85,40 @@ def test_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert terms == pytest.approx([row["loss"] for row in rows])
     assert all(row["kept"] == 0.25 and row["lr"] == 0.01 for row in rows)
     assert all(row["seconds_per_iteration"] > 0 for row in rows)
-    assert len(caplog.messages) == 3
+    said = [int(re.match(r"iteration (\d+)/7", text)[1]) for text in caplog.messages]
+    assert said == [1, 2, 3, 5, 6, 7]
+
+
+def test_a_person_is_told_something_before_the_first_row(caplog: pytest.LogCaptureFixture) -> None:
+    """Also after a resume, and the first row still holds all iterations."""
+    caplog.set_level(logging.INFO)
+    rows: list[tuple[int, dict[str, float]]] = []
+
+    class Rows:
+        def write(self, iteration: int, scalars: dict[str, float]) -> None:
+            rows.append((iteration, scalars))
+
+        def close(self) -> None:
+            pass
+
+    class Counting(TinyModel):
+        calls = 0
+
+        def forward(self, samples: list[dict[str, Any]]) -> Any:
+            self.calls += 1
+            log_scalar("calls", self.calls)
+            return super().forward(samples)
+
+    trainer = make_trainer(12)
+    trainer.model = Counting()
+    trainer.iteration, trainer.train_seconds = 4, 100.0
+    trainer.hooks = [LogHook(12, [Rows()], console=ConsoleWriter(12))]
+    trainer.train()
+    said = [text for text in caplog.messages if text.startswith("iteration")]
+    assert [int(re.findall(r"\d+", text)[0]) for text in said] == [5, 6, 9, 12]
+    assert all("eta 0:00:0" in text and "loss" in text for text in said)
+    ((iteration, scalars),) = rows
+    assert iteration == 12 and scalars["calls"] == 4.5  # of 1 to 8
 
 
 def test_bad_periods(tmp_path: Path) -> None:
@@ -92,6 +126,10 @@ def test_bad_periods(tmp_path: Path) -> None:
         LogHook(0, [])
     with pytest.raises(ValueError, match=r"EvalHook\.period must be 0 or more, got -1"):
         EvalHook(-1, Scores())
+    with pytest.raises(ValueError, match=r"EvalHook\.patience must be None or .* got 0"):
+        EvalHook(1, Scores(), patience=0)
+    with pytest.raises(ValueError, match=r"patience=2 needs evaluations before the end"):
+        EvalHook(0, Scores(), patience=2)
     with pytest.raises(ValueError, match=r"CheckpointHook\.period must be 0 or more"):
         CheckpointHook(CheckpointStore(tmp_path), -1)
 
@@ -192,6 +230,60 @@ def test_a_resumed_run_neither_repeats_nor_misses_an_evaluation(tmp_path: Path) 
     (tmp_path / "checkpoint_0000006.pth").unlink()
     (tmp_path / "last_checkpoint").unlink()
     run(Scores(0.3))
+
+
+# --- early stopping
+
+
+def stopping(store: CheckpointStore, scores: Scores, patience: int | None, *hooks: Hook) -> Trainer:
+    """A run, or the rest of one, of at most 9 iterations with an evaluation after each."""
+    trainer = make_trainer(9, ema=True)
+    last = store.load_last()
+    if last is not None:
+        trainer.load_state_dict(*last)
+    evaluation = EvalHook(1, scores, store=store, patience=patience)
+    trainer.hooks = [*hooks, evaluation, CheckpointHook(store, 3)]
+    trainer.train()
+    return trainer
+
+
+def test_a_run_ends_when_nothing_becomes_better(tmp_path: Path) -> None:
+    scores = Scores(0.1, 0.3, 0.3, 0.2, 0.25, 0.9)
+    trainer = stopping(CheckpointStore(tmp_path), scores, 3)
+    assert trainer.iteration == 5 and scores.values == [0.9]
+    assert trainer.at_end and not trainer.stop_requested
+    assert trainer.end_reason == "early stopping: no better bbox/AP in 3 evaluations"
+    assert load_checkpoint(tmp_path / "model_best.pth")["best"]["iteration"] == 2
+    assert load_checkpoint(tmp_path / "model_final.pth")["iteration"] == 5
+    assert load_checkpoint(tmp_path / "checkpoint_0000005.pth")["iteration"] == 5
+
+
+def test_patience_begins_again_with_every_better_value(tmp_path: Path) -> None:
+    scores = Scores(0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.4)
+    trainer = stopping(CheckpointStore(tmp_path), scores, 2)
+    assert trainer.iteration == 9 and trainer.end_reason is None
+    scores = Scores(*[0.1] * 9)
+    assert stopping(CheckpointStore(tmp_path / "none"), scores, None).iteration == 9
+
+
+def test_early_stopping_of_a_resumed_run(tmp_path: Path) -> None:
+    """The evaluations before the interruption count."""
+    store = CheckpointStore(tmp_path)
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopping(store, Scores(0.5, 0.1, 0.1), 4, At(4, fail))
+    trainer = stopping(store, Scores(0.1, 0.1), 4)
+    assert trainer.iteration == 5 and trainer.end_reason is not None
+    # it has ended: nothing is trained or evaluated any more
+    trainer = stopping(store, Scores(), 4)
+    assert trainer.iteration == 5 and trainer.end_reason is not None
+    # unless the patience is raised
+    trainer = stopping(store, Scores(0.1, 0.6, 0.1, 0.1), 6)
+    assert trainer.iteration == 9 and trainer.end_reason is None
+    assert trainer.hook_state["eval"]["stale"] == 2
 
 
 # --- stopping

@@ -44,6 +44,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
     ("predictor", "loading"),
     ("predictor", "visualization"),
+    ("modeling", "checkpoint"),  # a backbone that begins from a file reads it as everybody does
 }
 STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed what it runs
 
@@ -76,6 +77,7 @@ THIRD_PARTY = {
     "tensorboard": {"events"},
     "wandb": {"events"},
     "av": {"predictor.video"},
+    "mlflow": {"events"},
     "onnx": {"export"},
     "detectron2": {"interop.detectron2"},
 }

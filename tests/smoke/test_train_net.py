@@ -147,6 +147,7 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
     results = json.loads((trained / "results.json").read_text())
     assert results["iterations"] == 6
     assert results["seconds_training"] > 0
+    assert results["ended"] == "all iterations are done"
     assert 0 < results["keep_ratio"] < 0.6
     assert results["metrics"]["bbox"]["AP50"] >= 0
     assert results["versions"]["torch"] == torch.__version__
@@ -174,6 +175,44 @@ def test_resuming_a_run_that_is_done(train_net: Callable[..., int], trained: Pat
         json.loads((trained / "results.json").read_text())["metrics"]
         == (json.loads(before)["metrics"])
     )
+
+
+def test_a_run_that_learns_nothing_ends_early(
+    train_net: Callable[..., int], trained: Path, tmp_path: Path
+) -> None:
+    arguments = (
+        f"train.output_dir={tmp_path}",
+        "optimizer.lr=0.0",
+        "train.eval_period=1",
+        "train.early_stopping.patience=2",
+    )
+    for _ in range(2):  # resumed, it does not go on
+        assert train_net("--resume", *arguments, config=trained / "config.yaml") == 0
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert results["iterations"] == 3 and results["best"]["iteration"] == 1
+        assert results["ended"] == "early stopping: no better bbox/AP in 2 evaluations"
+    assert [row["iteration"] for row in _rows(tmp_path) if "loss" in row] == [1, 2, 3]
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_any_transform_of_torchvision_is_an_override(
+    train_net: Callable[..., int], trained: Path, tmp_path: Path
+) -> None:
+    """They come before or after our own, and survive the saved config."""
+    transforms = (
+        "dataloader.train.mapper.transforms="
+        "[{_target_: torchvision.transforms.v2.RandomPhotometricDistort, p: 1.0},"
+        " {_target_: sparsedet.data.AerialAugmentation, short_sides: [48], max_size: 96},"
+        " {_target_: torchvision.transforms.v2.RandomRotation, degrees: 10}]"
+    )
+    output = f"train.output_dir={tmp_path}/"
+    assert (
+        train_net(transforms, output + "a", "train.max_iter=1", config=trained / "config.yaml") == 0
+    )
+    again = tmp_path / "a" / "config.yaml"
+    assert train_net(output + "b", config=again) == 0
+    assert _rows(tmp_path / "a")[0]["loss"] == _rows(tmp_path / "b")[0]["loss"]
+    assert _rows(tmp_path / "a")[0]["loss"] != _rows(trained)[0]["loss"]
 
 
 def test_evaluation_alone(
@@ -285,6 +324,8 @@ def test_spoiled_sets(
         (["lr_multiplier.warmup_length=2.0"], "warmup_length"),
         (["train.max_iter=0"], "max_iter"),
         (["train.init_checkpoint=nowhere.pth"], "nowhere.pth"),
+        (["train.early_stopping.patience=0"], "train.early_stopping.patience"),
+        (["train.early_stopping.patience=2", "train.eval_period=0"], "Set train.eval_period"),
         (["--num-gpus", "0"], "--num-gpus"),
         (["--eval-only"], "train.init_checkpoint"),
     ],
