@@ -28,8 +28,7 @@ def train_loader(source, **options):
     mapper = DetectionMapper([DETRAugmentation([24, 28, 32], 64)])
     return TrainLoader(
         open_dataset(*source, skip_broken_images=True),
-        mapper=mapper,
-        **{"total_batch_size": 4, **options},
+        **{"mapper": mapper, "total_batch_size": 4, **options},
     )
 
 
@@ -145,7 +144,7 @@ def test_torchvision_s_transforms_give_the_same_sample_everywhere(make_set):
 def test_torchvision_s_transforms_drop_classes_with_their_boxes(make_set):
     mapper = DetectionMapper([v2.RandomCrop(30)])
     source = make_set([(100, 100)], boxes=[[0, 0, 20, 20]])
-    loader = TrainLoader(*source, mapper=mapper, total_batch_size=1)
+    loader = TrainLoader(open_dataset(*source), mapper=mapper, total_batch_size=1)
     counts = set()
     for (sample,) in take(loader, 30):
         targets = sample["instances"]

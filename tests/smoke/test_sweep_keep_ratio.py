@@ -18,8 +18,8 @@ from sparsedet.cli.sweep import main
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.data.shapes import CLASS_NAMES, ShapesOptions, write_shapes
 from sparsedet.evaluation import evaluate
-from sparsedet.modeling import ElasticSelector
-from sparsedet.sweep import TimmBackbone, measuring, results
+from sparsedet.modeling import ElasticSelector, TimmBackbone
+from sparsedet.sweep import measuring, results
 
 QUICK = ("--repetitions", "1")
 # 64 x 96: 8 x 12 + 4 x 6 + 2 x 3 tokens
