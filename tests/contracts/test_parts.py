@@ -142,6 +142,15 @@ MISFITS = {
         r"denoising must be None for EfficientQueries.*got Denoising.*"
         r"model\.denoising=null or model\.query_initializer\._target_=MixedQueries",
     ),
+    "denoising of fewer classes": (
+        dict(
+            query_initializer=MixedQueries(32, 5),
+            decoder=small.build(DeformableDecoder, conditional_pos=True),
+            denoising=ContrastiveDenoising(32, 2),
+        ),
+        r"ContrastiveDenoising\.num_classes must be 3 as in the detector, got an embedding of 2 "
+        r"labels.*model\.denoising\.num_classes",
+    ),
     "not a denoising": (
         dict(denoising=RandomScorer()),
         r"denoising must be a Denoising.*got RandomScorer.*model\.denoising",
