@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,9 +80,11 @@ def run(args: argparse.Namespace) -> int:
     failures: list[str] = []
     pairs = _predict(predictor, files, args, failures)
     stopped = False
+    seconds = 0.1 if sys.stderr.isatty() else 30  # between lines; a log is not to be filled
+    bar = tqdm(pairs, total=total, unit=" pictures", dynamic_ncols=True, mininterval=seconds)
     with Output(args.output, files) as output:
         try:
-            for picture, found in tqdm(pairs, total=total, unit=" pictures", dynamic_ncols=True):
+            for picture, found in bar:
                 output.add(picture, found)
                 if args.tokens and picture.frame is None:
                     output.add_tokens(predictor, picture, args)
