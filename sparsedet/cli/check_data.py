@@ -12,12 +12,11 @@ Exit codes: 0 it can be used; 2 it cannot, or something given is wrong (one sent
 from __future__ import annotations
 
 import argparse
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sparsedet.cli.common import add_source, answer, make_parser
+from sparsedet.cli.common import add_source, answer, make_parser, open_source
 from sparsedet.tables import format_table
 
 if TYPE_CHECKING:
@@ -41,16 +40,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         DatasetError: the set cannot be used.
     """
-    from sparsedet.data import open_dataset
-
-    logging.basicConfig(format="%(message)s")
-    dataset = open_dataset(
-        args.source,
-        args.images,
-        split=args.split,
-        format=args.format,
-        skip_broken_images=args.skip_broken,
-    )
+    dataset = open_source(args)
     looked = "opened" if dataset.images is not None else "not opened, add --images"
     print(f"{dataset.source}: {dataset.format}, {len(dataset.records)} images ({looked})")
     print(_objects(dataset))

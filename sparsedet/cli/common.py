@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsedet.config import ConfigError
+
+if TYPE_CHECKING:
+    from sparsedet.data import AnnotatedDataset
 
 _OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
 
@@ -52,6 +57,24 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add("--split", metavar="NAME", help="which part of a set that has several: train, val, ...")
     add("--format", default="auto", metavar="F", help="coco, voc or yolo (default: by SOURCE)")
     add("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
+
+
+def open_source(args: argparse.Namespace) -> AnnotatedDataset:
+    """The data set of :func:`add_source`, read and checked.
+
+    Raises:
+        DatasetError: it cannot be used.
+    """
+    from sparsedet.data import open_dataset
+
+    logging.basicConfig(format="%(message)s")  # what is left out is said in warnings
+    return open_dataset(
+        args.source,
+        args.images,
+        split=args.split,
+        format=args.format,
+        skip_broken_images=args.skip_broken,
+    )
 
 
 def take_config(args: argparse.Namespace, *, others: bool = False) -> None:

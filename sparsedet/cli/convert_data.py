@@ -13,11 +13,10 @@ sentence says what), nothing is written.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsedet.cli.common import add_source, answer, make_parser
+from sparsedet.cli.common import add_source, answer, make_parser, open_source
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -38,18 +37,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         DatasetError: the set cannot be used, or the output is the source.
     """
-    from sparsedet.data import DatasetError, open_dataset, write_coco
+    from sparsedet.data import DatasetError, write_coco
 
-    logging.basicConfig(format="%(message)s")
     if args.output.exists() and args.output.samefile(args.source):
         raise DatasetError(f"output {args.output} is the source. Choose another name.")
-    dataset = open_dataset(
-        args.source,
-        args.images,
-        split=args.split,
-        format=args.format,
-        skip_broken_images=args.skip_broken,
-    )
+    dataset = open_source(args)
     write_coco(dataset, args.output)
     print(
         f"{len(dataset.records)} images with {dataset.num_objects} objects of "

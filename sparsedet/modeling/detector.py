@@ -128,7 +128,7 @@ class TokenSparseDetector(nn.Module):
         self.denoising, self.criterion = denoising, criterion
         self.num_classes, self.max_detections = num_classes, max_detections
         self.position_embedding = position_embedding or SinePositionEmbedding(embed_dim)
-        Assembly(
+        parts = Assembly(
             embed_dim=embed_dim,
             num_levels=num_levels,
             num_classes=num_classes,
@@ -142,24 +142,14 @@ class TokenSparseDetector(nn.Module):
             denoising=denoising,
             position_embedding=self.position_embedding,
             criterion=criterion,
-        ).check()
+        )
+        parts.check()
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embed)
-        point_layers = (
-            (1 if decoder.refine else decoder.num_layers)
-            if query_initializer.reference_dim == 2
-            else 0
-        )
-        num_heads = 1 if shared_heads else decoder.num_layers
-        self.heads = Heads(
-            embed_dim,
-            num_classes,
-            size_biases=[-2.0 if layer < point_layers else 0.0 for layer in range(num_heads)],
-            proposal=query_initializer.needs_proposals,
-            num_encoder=encoder.num_layers - 1 if encoder_aux_loss else 0,
-            scorer=scorer is not None and scorer.needs_head,
-            token_embedding=query_initializer.needs_proposals
-            or (scorer is not None and scorer.needs_token_embedding),
+        self.heads = _make_heads(
+            parts,
+            shared=shared_heads,
+            encoder_aux=encoder_aux_loss,
             unmasked_border=unmasked_border,
         )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
@@ -346,6 +336,28 @@ class TokenSparseDetector(nn.Module):
             )
             results.append({"instances": instances, "keep_ratio": keep_ratios[index]})
         return results
+
+
+def _make_heads(
+    parts: Assembly, *, shared: bool, encoder_aux: bool, unmasked_border: bool
+) -> Heads:
+    """The heads that the parts ask for."""
+    decoder, queries, scorer = parts.decoder, parts.query_initializer, parts.scorer
+    from_points = 0
+    if queries.reference_dim == 2:
+        from_points = 1 if decoder.refine else decoder.num_layers
+    layers = range(1 if shared else decoder.num_layers)
+    embeds_for_scorer = scorer is not None and scorer.needs_token_embedding
+    return Heads(
+        parts.embed_dim,
+        parts.num_classes,
+        size_biases=[-2.0 if layer < from_points else 0.0 for layer in layers],
+        proposal=queries.needs_proposals,
+        num_encoder=parts.encoder.num_layers - 1 if encoder_aux else 0,
+        scorer=scorer is not None and scorer.needs_head,
+        token_embedding=queries.needs_proposals or embeds_for_scorer,
+        unmasked_border=unmasked_border,
+    )
 
 
 def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, Tensor]:
