@@ -140,6 +140,7 @@ class Job:
             self._load_for_evaluation(last)
             return
         self._train_loader = instantiate(cfg.dataloader.train)
+        self._log_sets()
         self._trainer = self._build_trainer()
         if last is not None:
             self._trainer.load_state_dict(*last)
@@ -189,6 +190,14 @@ class Job:
         return results
 
     # --- building -------------------------------------------------------------------------------
+
+    def _log_sets(self) -> None:
+        """Say what was read: a path may hold another set than the one that was meant."""
+        for part in ("train", "test"):
+            source = self._cfg.dataloader[part].get("dataset")
+            if source is not None:
+                found = instantiate(source)
+                logger.info("%s: %s", "training" if part == "train" else "validation", found)
 
     def _find_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
         if self._resume:

@@ -398,12 +398,14 @@ def _draw_label(
     color: Color,
     size: float,
 ) -> None:
-    """A label above the box, or inside of it at the upper border of the picture."""
+    """A label above the box, below it at the upper border, inside of it where both lack room."""
     font = _font(size)
-    margin = round(0.2 * size)
+    margin = math.ceil(0.2 * size)
     width, height = math.ceil(font.getlength(text)) + 2 * margin, round(1.3 * size)
     x = min(max(box[0], 0), max(canvas[0] - width, 0))
-    y = box[1] - height if box[1] >= height else box[1]
+    y = box[1] - height
+    if y < 0:
+        y = box[3] if box[3] + height <= canvas[1] else box[1]
     draw.rectangle((x, y, x + width, y + height), fill=color)
     place = (x + margin, y + height / 2)
     draw.text(place, text, font=font, fill=_ink_on(color), anchor="lm")

@@ -239,3 +239,13 @@ def test_figures_of_extreme_images(size: tuple[int, int]) -> None:
     output = DetectorOutput((prediction,), features, features, (selection,))
     figure = token_figure(Image.new("RGB", size[::-1]), output, detections(0.9, size=size))
     assert max(figure.size) < 4000
+
+
+def test_a_label_without_room_above_leaves_the_box_in_sight() -> None:
+    """At the upper border it goes below the box; a dark box stays dark."""
+    box = torch.tensor([[10.0, 2.0, 60.0, 42.0]])
+    found = Instances((400, 600), pred_boxes=Boxes(box), scores=torch.ones(1))
+    found.pred_classes = torch.zeros(1, dtype=torch.long)
+    drawn = np.asarray(draw_detections(Image.new("RGB", (600, 400)), found, class_names=["a"]))
+    assert not drawn[10:36, 16:54].any()
+    assert drawn[44:52, 12:].any()

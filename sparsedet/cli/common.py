@@ -107,6 +107,9 @@ def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Names
     """The exit code of a command: 2, with one sentence, where something given is wrong."""
     try:
         return run(args) or 0
+    except BrokenPipeError:  # who reads has enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started one speaks
             print_error(error)

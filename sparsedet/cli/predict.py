@@ -44,9 +44,21 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="picture, video, folder, pattern, camera:0 or URL"
     )
-    parser.add_argument("--output", type=Path, default=Path("output/predictions"), metavar="DIR")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/predictions"),
+        metavar="DIR",
+        help="folder of the results (%(default)s)",
+    )
     parser.add_argument("--config-file", metavar="CONFIG", help="where the weights hold no config")
-    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        metavar="S",
+        help="leave out objects that score less (%(default)s)",
+    )
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens to keep")
     parser.add_argument("--tiles", type=int, metavar="N", help="look at tiles of N x N pixels")
     parser.add_argument("--overlap", type=float, default=0.2, metavar="SHARE", help="of the tiles")
@@ -90,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
                     output.add_tokens(predictor, picture, args)
         except KeyboardInterrupt:  # what there is stays
             stopped = not any(map(is_live, files))
-    print(f"{output.objects} objects in {output.pictures} pictures: {args.output}")
+    print(f"{output.objects} objects in {output.pictures} pictures; results are in {args.output}")
+    if not output.objects:
+        print(f"Nothing scores {args.score_threshold} or more. Try a lower --score-threshold.")
     if failures:
         print_error(f"{len(failures)} of {len(files)} files were left out.")
     return 130 if stopped else int(bool(failures))
@@ -197,9 +211,10 @@ class Output:
         facts: dict[str, Any] = {"file_name": picture.path}
         if picture.frame is not None:
             facts["frame"] = picture.frame
-        for row in found.to_coco(self.pictures):
+        for row, name in zip(found.to_coco(self.pictures), found.names, strict=True):
             separator = ",\n" if self.objects else "\n"
-            self._json.write((separator + json.dumps({**row, **facts})).encode())
+            words = json.dumps({**row, "category_name": name, **facts})
+            self._json.write((separator + words).encode())
             self.objects += 1
         drawn = found.draw(picture)
         if picture.frame is None:

@@ -46,6 +46,13 @@ class AnnotatedDataset:
     category_ids: tuple[int | None, ...]
     num_objects: int
 
+    def __str__(self) -> str:
+        names = _shorten(self.class_names)
+        return (
+            f"{self.source} ({self.format}), {len(self.records)} images with {self.num_objects} "
+            f"objects of {len(self.class_names)} classes {names}"
+        )
+
     def with_classes(self, class_names: Sequence[str]) -> "AnnotatedDataset":
         """The same set with its classes numbered as another list has them, matched by name.
 

@@ -45,12 +45,19 @@ def test_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for index, each in enumerate(expected):
         own = found[60 * index : 60 * index + 60]
         assert [row["score"] for row in own] == pytest.approx(each.scores.tolist(), abs=1e-5)
-        assert own[0].keys() == {"image_id", "category_id", "bbox", "score", "file_name"}
+        assert own[0].keys() == {
+            "image_id",
+            "category_id",
+            "category_name",
+            "bbox",
+            "score",
+            "file_name",
+        }
     drawn = {path.name for path in tmp_path.iterdir()} - {"predictions.json"}
     assert drawn == {path.name for path in files}
     with Image.open(tmp_path / "turned.jpg") as picture:
         assert picture.size == (4 * 90, 4 * 120)
-    assert f"420 objects in 7 pictures: {tmp_path}" in capsys.readouterr().out
+    assert f"420 objects in 7 pictures; results are in {tmp_path}" in capsys.readouterr().out
 
 
 def test_broken_files_are_named_and_left_out(
