@@ -52,7 +52,7 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
     root = images or path
     source = Source(path=path, format="voc", root=root)
     read = _XmlReader(source, findings)
-    for folder, stems in _parts(path, images, split):
+    for folder, stems in _parts(path, images, split, source.files):
         pictures = images or _picture_folder(folder)
         source.files += [folder, pictures]
         read(folder, stems, _Pictures(pictures, root))
@@ -65,12 +65,15 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
 
 
 def _parts(
-    path: str, images: str | None, split: str | None
+    path: str, images: str | None, split: str | None, files: list[str]
 ) -> list[tuple[str, Sequence[str] | None]]:
-    """Folders of XML files and the names in them that belong to a part (None: all)."""
+    """Folders of XML files and the names in them that belong to a part (None: all).
+
+    Lists that were read are added to `files`.
+    """
     roots = [path, *sorted(each.path for each in os.scandir(path) if each.is_dir())]
     devkits = [root for root in roots if os.path.isdir(os.path.join(root, _ANNOTATIONS))]
-    listed = [(root, _listed(root, split)) for root in devkits]
+    listed = [(root, _listed(root, split, files)) for root in devkits]
     if split is not None and any(names is not None for _, names in listed):
         return [(os.path.join(r, _ANNOTATIONS), names) for r, names in listed if names is not None]
     for name in names_of_split(split) if split is not None else ():
@@ -89,10 +92,11 @@ def _parts(
     )
 
 
-def _listed(root: str, split: str | None) -> list[str] | None:
+def _listed(root: str, split: str | None, files: list[str]) -> list[str] | None:
     for name in names_of_split(split) if split is not None else ():
         path = os.path.join(root, "ImageSets", "Main", f"{name}.txt")
         if os.path.isfile(path):
+            files.append(path)
             names = [_FLAG.sub("", line) for line in read_lines(path) if line]
             if not names:
                 raise DatasetError(f"{path} is empty. Write one name a line.")
