@@ -185,7 +185,8 @@ def _gray_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _check_floats(image: Image.Image) -> None:
-    low, high = np.min(image), np.max(image)
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
     if not 0 <= low <= high <= 255 or 0 < high <= 1:
         raise ValueError(
             f"its values are floats in [{low:g}, {high:g}], not in 0..255; save it with 8 or 16 "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Real
@@ -12,7 +12,6 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
 from sparsedet.config import ConfigError, instantiate, read_config, setting
 from sparsedet.data import DatasetError, DetectionMapper
@@ -300,7 +299,7 @@ def _read_config(weights: str | PathLike[str], config: Any) -> Any:
         cfg, source = trained_config(weights, *_NEEDED), f"the config in {weights}"
     elif isinstance(config, (str, PathLike)):
         cfg, source = read_config(config, needs=_NEEDED), str(config)
-    elif isinstance(config, DictConfig):
+    elif isinstance(config, Mapping) and not isinstance(config, dict):
         missing = [key for key in _NEEDED if setting(config, key) is None]
         if missing:
             raise ConfigError(f"Predictor.config has no {', '.join(missing)}, which this needs.")
