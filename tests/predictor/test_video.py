@@ -98,7 +98,7 @@ def test_a_video_of_which_no_frame_can_be_decoded(tmp_path: Path) -> None:
         writer.write(Image.new("RGB", (64, 48)))
     data = whole.read_bytes()
     broken = tmp_path / "broken.mkv"
-    broken.write_bytes(data[: data.index(b"\x1f\x43\xb6\x75")])  # up to the first cluster
-    assert count_frames(str(broken)) != 0
+    cluster = data.index(b"\x1f\x43\xb6\x75")
+    broken.write_bytes(data[: cluster + 40])  # the head of the frame, and no more
     with pytest.raises(DatasetError, match=r"broken\.mkv' has no frame that can be decoded"):
         list(read_frames(str(broken)))
