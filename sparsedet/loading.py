@@ -19,15 +19,22 @@ from sparsedet.checkpoint import (
     load_weights,
 )
 from sparsedet.config import ConfigError, LazyConfig, instantiate, packaged_configs
+from sparsedet.config.calls import value_at
 from sparsedet.config.lazy import setting
 from sparsedet.config.naming import locate
 from sparsedet.conversion import num_classes
-from sparsedet.data import resolve_classes
+from sparsedet.data import open_dataset, resolve_classes
 from sparsedet.engine.launch import resolve_device
 from sparsedet.modeling import TokenSparseDetector
 
 # where the classes live that a config in a checkpoint may build
-_OWN_CLASSES = ("sparsedet.modeling.", "sparsedet.layers.", "sparsedet.data.", "torch.nn.")
+_OWN_CLASSES = (
+    "sparsedet.modeling.",
+    "sparsedet.layers.",
+    "sparsedet.data.",
+    "sparsedet.evaluation.",
+    "torch.nn.",
+)
 
 
 def leave_out_pretrained(cfg: Any) -> list[str]:
@@ -103,9 +110,9 @@ def trained_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
     Args:
         checkpoint: a loaded file; that of a training run holds its config.
     """
-    if "config" not in checkpoint:
+    if not isinstance(checkpoint.get("config"), str):
         return None
-    return _stored_config(checkpoint).get("dataset", {}).get("class_names")
+    return setting(_stored_config(checkpoint["config"], "the checkpoint"), "dataset.class_names")
 
 
 def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
@@ -125,16 +132,20 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
     checkpoint = load_checkpoint(weights)
     if not isinstance(checkpoint.get("config"), str):
         raise CheckpointError(
-            f"checkpoint {weights} holds no config. Give the one that its model was made with."
+            f"checkpoint {weights} holds no config of its model. Give it, too: "
+            "`sparsedet eval CONFIG --weights FILE`, `sparsedet predict FILE --config-file CONFIG`."
         )
-    cfg = _stored_config(checkpoint)
+    cfg = _stored_config(checkpoint["config"], f"checkpoint {weights}")
     for key in keys:
         part = setting(cfg, key)
         if part is None:
             raise CheckpointError(
                 f"the config in checkpoint {weights} has no {key}. Give one that has."
             )
-        _refuse_foreign_calls(part, key, weights)
+        try:
+            _refuse_foreign_calls(part, key, weights)
+        except ConfigError as error:
+            raise CheckpointError(f"the config in checkpoint {weights}: {error}") from None
     return cfg
 
 
@@ -164,11 +175,15 @@ def name_classes(cfg: Any, source: str | os.PathLike[str]) -> None:
         require_same_classes(cfg)
 
 
-def _stored_config(checkpoint: Mapping[str, Any]) -> Any:
+def _stored_config(text: str, source: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(checkpoint["config"], encoding="utf-8")
-        return LazyConfig.load(path)
+        path.write_text(text, encoding="utf-8")
+        try:
+            return LazyConfig.load(path)
+        except ConfigError as error:
+            reason = str(error).replace(str(path), f"the config in {source}")
+            raise CheckpointError(f"{reason} Give its config as a file.") from None
 
 
 def _refuse_foreign_calls(node: Any, key: str, weights: str | os.PathLike[str]) -> None:
@@ -180,7 +195,7 @@ def _refuse_foreign_calls(node: Any, key: str, weights: str | os.PathLike[str]) 
                 "class of this package or of torch.nn. If you trust the file, give its config."
             )
         for name in node:
-            _refuse_foreign_calls(node[name], f"{key}.{name}", weights)
+            _refuse_foreign_calls(value_at(node, name, key), f"{key}.{name}", weights)
     elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
         for index, each in enumerate(node):
             _refuse_foreign_calls(each, f"{key}.{index}", weights)
@@ -190,6 +205,8 @@ def _is_own_class(target: Any) -> bool:
     if not isinstance(target, str) or not target.startswith(("sparsedet.", "torch.nn.")):
         return False  # not even imported
     found = locate(target)
+    if found is open_dataset:
+        return True
     return isinstance(found, type) and found.__module__.startswith(_OWN_CLASSES)
 
 

@@ -88,7 +88,8 @@ def retires(argument: str, sentence: Sentence) -> Callable[[_Class], _Class]:
         @functools.wraps(construct)
         def checked(self: Any, *args: Any, **kwargs: Any) -> None:
             if argument in kwargs:
-                old = {argument: kwargs.pop(argument)}
+                gone = [name for name in kwargs if name in retired_arguments(type(self))]
+                old = {name: kwargs.pop(name) for name in gone}
                 given = inspect.signature(construct).bind_partial(self, *args, **kwargs)
                 given.apply_defaults()
                 raise ValueError(sentence(cls.__name__, {**given.arguments, **old}))

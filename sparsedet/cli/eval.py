@@ -18,6 +18,8 @@ from pathlib import Path
 from sparsedet.cli.common import add_config, answer, make_parser, take_config
 from sparsedet.cli.train import Command, add_running, start
 
+_BUILT = ("model", "dataset", "dataloader.test", "dataloader.evaluator")
+
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and evaluate."""
@@ -33,7 +35,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     take_config(args)
     alone = Path(args.config_file).suffix == ".pth"
+    if alone and args.weights:
+        raise ValueError(
+            f"{args.config_file} is a checkpoint, and --weights {args.weights} names another. Give "
+            "a config before --weights, or leave --weights out."
+        )
     weights = args.config_file if alone else args.weights
+    if weights and args.resume:
+        raise ValueError(
+            f"--resume evaluates the last checkpoint of a run, and {weights} is named. Leave one "
+            "of them out."
+        )
     if weights:
         args.overrides.append(f"train.init_checkpoint={weights}")
     command = Command(
@@ -46,19 +58,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     if not alone:
         return start(command)
     with tempfile.TemporaryDirectory() as folder:
+        from sparsedet.config import LazyConfig
+        from sparsedet.loading import trained_config
+
         path = Path(folder) / "config.yaml"
-        path.write_text(_config_in(weights), encoding="utf-8")
+        LazyConfig.save(trained_config(weights, *_BUILT), path)
         return start(command, str(path))
-
-
-def _config_in(weights: str) -> str:
-    """The config that the checkpoint of a run holds."""
-    from sparsedet.checkpoint import CheckpointError, load_checkpoint
-
-    config = load_checkpoint(weights).get("config")
-    if config is None:
-        raise CheckpointError(
-            f"{weights} does not hold the config of its model. Name it: sparsedet eval CONFIG "
-            f"--weights {weights}"
-        )
-    return config

@@ -111,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace, files: Sequence[str]) -> None:
-    folders = {Path(file).resolve().parent for file in files}
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a file. Name a folder.")
+    paths = [Path(file) for file in files]
+    folders = {place for path in paths for place in (path.resolve().parent, path.parent.resolve())}
     if args.output.resolve() in folders:
         raise ValueError(
             f"--output {args.output} is the folder of the pictures, which would be written over. "
@@ -272,10 +275,10 @@ def _names(files: Sequence[str]) -> dict[str, str]:
     for file in files:
         first = stem = "live" if is_live(file) else Path(file).stem
         number = 1
-        while stem in stems:
+        while stem.casefold() in stems:  # some file systems do not tell a.jpg from A.jpg
             number += 1
             stem = f"{first}_{number}"
-        stems.add(stem)
+        stems.add(stem.casefold())
         kind = ".jpg" if Path(file).suffix.lower() in (".jpg", ".jpeg") else ".png"
         names[file] = stem + (".mp4" if is_video(file) else kind)
     return names

@@ -34,6 +34,7 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
             `class_names` do not fit the set or `num_classes`.
     """
     dataset = cfg.dataset
+    _check_class_names(dataset)
     _place_parts(dataset)
     sets = {split: _open(dataset, split) for split in splits}
     if "train" in splits:
@@ -66,6 +67,7 @@ def resolve_classes(cfg: Any) -> None:
         DatasetError: the annotations cannot be read.
     """
     dataset = cfg.dataset
+    _check_class_names(dataset)
     _place_parts(dataset)
     if dataset.class_names is None:
         for split in ("train", "val"):
@@ -77,6 +79,23 @@ def resolve_classes(cfg: Any) -> None:
                 break
     if dataset.class_names is not None:
         dataset.num_classes = len(dataset.class_names)
+
+
+def _check_class_names(dataset: Any) -> None:
+    names = dataset.class_names
+    if names is None:
+        return
+    several = isinstance(names, Sequence) and not isinstance(names, str)
+    if not several or not names or not all(isinstance(n, str) for n in names):
+        raise DatasetError(
+            f"dataset.class_names must be a list of texts, got {names!r}. Write "
+            "'dataset.class_names=[cat,dog]', or null for those of the annotations."
+        )
+    if len(set(names)) < len(names):
+        raise DatasetError(
+            f"dataset.class_names must be different, got {list(names)}. Leave out what is there "
+            "twice."
+        )
 
 
 def _place_parts(dataset: Any) -> None:
@@ -129,11 +148,11 @@ def _hint(path: str) -> str:
 
 def _require_objects(sets: dict[str, AnnotatedDataset]) -> None:
     for split, found in sets.items():
-        if not found.num_objects:
+        if all(entry["iscrowd"] for record in found.records for entry in record["annotations"]):
             raise DatasetError(
                 f"{found.source}: there is not a single usable box ('annotations' is missing or "
-                "empty, or has none that can be used), so there is nothing to learn and AP is "
-                f"undefined. Add annotations, or set another dataset.{split}_json."
+                "empty, or has ignore regions or unusable boxes alone), so there is nothing to "
+                f"learn and AP is undefined. Add annotations, or set another dataset.{split}_json."
             )
 
 

@@ -168,6 +168,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     exif = image.getexif()
     if image.mode.startswith("I"):
         image = _gray_to_8_bits(image)
+    elif image.mode == "F":
+        _check_floats(image)
     elif image.mode == "P":
         image = image.convert("RGBA")
     rgb = image.convert("RGB")
@@ -180,6 +182,16 @@ def _gray_to_8_bits(image: Image.Image) -> Image.Image:
     if values.max(initial=0) > 255:
         values = values >> 8
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _check_floats(image: Image.Image) -> None:
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 255 or 0 < high <= 1:
+        raise ValueError(
+            f"its values are floats in [{low:g}, {high:g}], not in 0..255; save it with 8 or 16 "
+            "bits"
+        )
 
 
 def _reason(error: Exception) -> str:

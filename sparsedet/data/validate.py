@@ -28,6 +28,7 @@ _ROUNDING = 1.0
 # COCO's evaluation looks at this many detections of an image.
 _MANY_OBJECTS = 100
 _NAMES_SHOWN = 3
+_HUGE = 1e300
 
 
 class Findings:
@@ -359,6 +360,11 @@ def _check_entry(
             "Correct or delete the annotation.",
         )
         return None
+    if entry.get("iscrowd") not in (0, 1, None):
+        findings.error(
+            f"{label} (iscrowd {entry['iscrowd']!r})", "'iscrowd' must be 0 or 1. Correct it."
+        )
+        return None
     return [float(v) for v in box]
 
 
@@ -403,7 +409,7 @@ def _clip(
 def _check_format(xywh: np.ndarray, limit: np.ndarray, findings: Findings) -> None:
     """Recognizes files in which all boxes are corners or fractions."""
     bounded = np.isfinite(limit).all(axis=1)
-    if (np.abs(xywh) <= 1).all() and (limit > 2).any():
+    if (np.abs(xywh) <= 1).all() and (xywh > 0).any() and (limit > 2).any():
         findings.error(
             "all boxes",
             "no number is above 1, so they look like fractions of the image. "
@@ -463,4 +469,5 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and -_HUGE < value < _HUGE  # math.isfinite fails on integers beyond floats

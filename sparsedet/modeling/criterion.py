@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -63,6 +64,17 @@ class SetCriterion:
                     f"SetCriterion.{family} must be terms of different names, got {names}. "
                     f"Set model.criterion.{family}."
                 )
+        for term in (*self.matched, *self.stage):
+            weight = getattr(term, "weight", None)
+            if isinstance(weight, bool) or not isinstance(weight, Real):
+                raise ValueError(
+                    f"{type(term).__name__}.weight must be a number, got {weight!r}. Set it."
+                )
+            if isinstance(requires := getattr(term, "requires", ()), str):
+                raise ValueError(
+                    f"{type(term).__name__}.requires must be a set of texts, got {requires!r}. "
+                    f"Write {{{requires!r}}}."
+                )
         if not self.matched:
             raise ValueError(
                 "SetCriterion.matched must hold at least one term, got none. "
@@ -81,7 +93,7 @@ class SetCriterion:
             ValueError: the message says what to change.
         """
         scorer = assembly.scorer
-        learns = None if scorer is None else scorer.learns
+        learns = None if scorer is None else _kind(scorer, "learns")
         taught = {term: _taught(term) for term in self.stage}
         if learns is not None and not any(_fits(kind, learns) for kind in taught.values()):
             raise ValueError(_untrained(scorer, learns, self.stage))
@@ -127,10 +139,14 @@ class SetCriterion:
 
 def _taught(term: StageTerm) -> type[TokenTarget] | None:
     """The kind of target that a term teaches to the scorer."""
-    kind = getattr(term, "teaches", None)
+    return _kind(term, "teaches")
+
+
+def _kind(part: Any, attribute: str) -> type[TokenTarget] | None:
+    kind = getattr(part, attribute, None)
     if kind is not None and not (isinstance(kind, type) and issubclass(kind, TokenTarget)):
         raise ValueError(
-            f"{type(term).__name__}.teaches must be a subclass of "
+            f"{type(part).__name__}.{attribute} must be a subclass of "
             f"sparsedet.modeling.parts.TokenTarget or None, got {kind!r}. Set it in the class."
         )
     return kind

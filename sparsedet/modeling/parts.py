@@ -337,8 +337,21 @@ def check_part(part: Any, assembly: Assembly) -> None:
     """Let a part check itself, if it does.
 
     Raises:
-        ValueError: the part does not go with the others.
+        ValueError: the part does not go with the others, or cannot be asked.
     """
+    if isinstance(part, type):
+        raise ValueError(
+            f"TokenSparseDetector takes built parts, got the class {part.__name__}. Call it."
+        )
     check = getattr(part, "check", None)
-    if check is not None:
+    if check is None:
+        return
+    try:
         check(assembly)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{type(part).__name__}.check, which gets the assembly of all parts, fails with "
+            f"{type(error).__name__}: {error}. Correct it."
+        ) from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from numbers import Real
 from os import PathLike
+from threading import RLock
 from typing import Any, overload
 
 import numpy as np
 import torch
 
-from sparsedet.config import instantiate, read_config
+from sparsedet.config import ConfigError, instantiate, read_config, setting
 from sparsedet.data import DatasetError, DetectionMapper
 from sparsedet.engine.launch import resolve_device
 from sparsedet.loading import load_detector, name_classes, trained_config
@@ -80,9 +82,15 @@ class Predictor:
             raise ValueError(f"Predictor.dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"Predictor.batch_size must be at least 1, got {batch_size!r}.")
+        if not isinstance(weights, (str, PathLike)):
+            raise ValueError(
+                f"Predictor.weights must be the path of a checkpoint, got {type(weights).__name__}."
+            )
         place = _resolve(device)
         cfg = _read_config(weights, config)
         self.batch_size = batch_size
+        if whole and tiles is None:
+            raise ValueError("Predictor.whole goes with tiles. Set tiles, or leave whole out.")
         self._slicing = None if tiles is None else (tiles, overlap, whole)
         if tiles is not None:
             self._slicer(None, 0.0)  # checks its arguments
@@ -90,6 +98,13 @@ class Predictor:
         self.class_names = _class_names(cfg.dataset)
         model = prepare_for_inference(load_detector(cfg, weights, place))
         self.model = model.to(_DTYPES[format_])
+        self._lock = RLock()  # the keep ratio of one thread's call is not that of another's
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=RLock())
 
     @overload
     def __call__(
@@ -246,8 +261,10 @@ class Predictor:
         return Slicer(detect, tile, overlap=overlap, whole=whole, batch_size=self.batch_size)
 
     def _check(self, keep_ratio: float | None, score_threshold: float) -> None:
-        if not 0 <= score_threshold <= 1:
-            raise ValueError(f"Predictor.score_threshold must be in [0, 1], got {score_threshold}.")
+        if not isinstance(score_threshold, Real) or not 0 <= score_threshold <= 1:
+            raise ValueError(
+                f"Predictor.score_threshold must be in [0, 1], got {score_threshold!r}."
+            )
         if keep_ratio is None:
             return
         selector = self.model.selector
@@ -256,24 +273,25 @@ class Predictor:
                 f"Predictor.keep_ratio needs a model that selects tokens by one, got "
                 f"{type(selector).__name__}. Leave keep_ratio out."
             )
-        if not 0 < keep_ratio <= 1:
-            raise ValueError(f"Predictor.keep_ratio must be in (0, 1], got {keep_ratio}.")
+        if not isinstance(keep_ratio, Real) or not 0 < keep_ratio <= 1:
+            raise ValueError(f"Predictor.keep_ratio must be in (0, 1], got {keep_ratio!r}.")
         with self._keeping(keep_ratio):
             pass  # a selector may know narrower limits
 
     @contextmanager
     def _keeping(self, keep_ratio: float | None) -> Iterator[None]:
-        """The selector with another ratio, put back afterwards."""
-        if keep_ratio is None:
-            yield
-            return
-        selector: Any = self.model.selector
-        before = selector.keep_ratio
-        selector.keep_ratio = keep_ratio
-        try:
-            yield
-        finally:
-            selector.keep_ratio = before
+        """The selector with another ratio, put back afterwards; other threads wait."""
+        with self._lock:
+            if keep_ratio is None:
+                yield
+                return
+            selector: Any = self.model.selector
+            before = selector.keep_ratio
+            selector.keep_ratio = float(keep_ratio)
+            try:
+                yield
+            finally:
+                selector.keep_ratio = before
 
 
 def _read_config(weights: str | PathLike[str], config: Any) -> Any:
@@ -281,8 +299,15 @@ def _read_config(weights: str | PathLike[str], config: Any) -> Any:
         cfg, source = trained_config(weights, *_NEEDED), f"the config in {weights}"
     elif isinstance(config, (str, PathLike)):
         cfg, source = read_config(config, needs=_NEEDED), str(config)
-    else:
+    elif isinstance(config, Mapping) and not isinstance(config, dict):
+        missing = [key for key in _NEEDED if setting(config, key) is None]
+        if missing:
+            raise ConfigError(f"Predictor.config has no {', '.join(missing)}, which this needs.")
         cfg, source = deepcopy(config), "the config"
+    else:
+        raise ConfigError(
+            f"Predictor.config must be a config, its file or its name, got {type(config).__name__}."
+        )
     name_classes(cfg, source)
     return cfg
 
@@ -299,7 +324,7 @@ def _resolve(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last where torch has no CUDA
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"Predictor.device must be auto or a device of this machine, got {str(device)!r} "

@@ -49,7 +49,8 @@ def find_files(source: str | os.PathLike[str]) -> list[str]:
 
 def _is_readable(path: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return (path.suffix.lower() in _IMAGES or is_video(path.name)) and not hidden
+    named = path.suffix.lower() in _IMAGES or is_video(path.name)
+    return named and not hidden and path.is_file()
 
 
 def read_pictures(
@@ -66,17 +67,31 @@ def read_pictures(
         DatasetError: a file cannot be read.
     """
     several: Any = [sources] if is_picture(sources) else sources
+    if not isinstance(several, Iterable):
+        read_picture(several)  # which says what to pass
     for source in several:
         if not isinstance(source, (str, os.PathLike)):
             yield read_picture(source)
             continue
-        for path in find_files(source):
+        for path in _found(source, on_error):
             try:
                 yield from _read_file(path)
             except DatasetError as error:
                 if on_error is None:
                     raise
                 on_error(error)
+
+
+def _found(
+    source: str | os.PathLike[str], on_error: Callable[[DatasetError], None] | None
+) -> list[str]:
+    try:
+        return find_files(source)
+    except DatasetError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+        return []
 
 
 def _read_file(path: str) -> Iterator[Picture]:

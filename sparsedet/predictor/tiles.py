@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,12 @@ class Slicer:
                 f"Predictor.tiles must be a side in pixels, got {tile!r}. "
                 "Set it near the size of the pictures that the model was trained on."
             )
-        if not 0 <= overlap < 1:
-            raise ValueError(f"Predictor.overlap must be in [0, 1), got {overlap}. Take 0.2.")
+        if not isinstance(overlap, Real) or not 0 <= overlap < 1:
+            raise ValueError(f"Predictor.overlap must be in [0, 1), got {overlap!r}. Take 0.2.")
         self._supervision = import_supervision()
         self._detect, self._whole = detect, whole
-        self._tile, self._overlap, self._batch_size = tile, round(overlap * tile), batch_size
+        step = max(1, tile - round(overlap * tile))
+        self._tile, self._overlap, self._batch_size = tile, tile - step, batch_size
 
     def __call__(self, picture: Picture) -> Detections:
         """The detections in the whole picture; the keep ratio is the mean over all passes."""

@@ -49,7 +49,7 @@ def read_frames(source: str) -> Iterator[Tensor]:
         DatasetError: it cannot be opened, or breaks off; the frames before have come then.
         ImportError: PyAV is not installed.
     """
-    av = _av()
+    av, frame = _av(), None
     try:
         with _open(source) as container:
             for frame in container.decode(video=0):
@@ -58,6 +58,8 @@ def read_frames(source: str) -> Iterator[Tensor]:
                 yield torch.from_numpy(np.rot90(pixels, turns).copy()).permute(2, 0, 1)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DatasetError(f"video {source!r} cannot be read ({_reason(error)}).") from None
+    if frame is None:
+        raise DatasetError(f"video {source!r} has no frame that can be decoded. Fetch it again.")
 
 
 def count_frames(source: str) -> int | None:

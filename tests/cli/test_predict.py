@@ -88,6 +88,25 @@ def test_names_that_occur_twice(run: Path, tmp_path: Path) -> None:
     assert names == pictures | tokens | {"predictions.json"}
 
 
+def test_what_lies_in_a_folder_beside_pictures(run: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    (inside / "album.jpg").mkdir(parents=True)
+    for name in ("a.png", "A.png", "album.jpg/b.png"):
+        Image.new("RGB", (40, 30)).save(inside / name)
+    assert predict(run, tmp_path / "out", str(inside)) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"predictions.json"}
+    assert len({name.lower() for name in names}) == 3  # also where a.png is A.png
+
+
+def test_pictures_behind_links_are_not_written_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").symlink_to(run / "val" / "plain.png")
+    assert predict(run, tmp_path, str(tmp_path / "a.png")) == 2
+    assert "the folder of the pictures" in capsys.readouterr().err
+    assert (tmp_path / "a.png").is_symlink()
+
+
 def test_a_video(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("av")
     clip = tmp_path / "clip.mp4"
@@ -129,6 +148,8 @@ def test_tiles_and_keep_ratio(run: Path, tmp_path: Path) -> None:
         (["{run}/val", "--device", "tpu7"], "device must be auto or a device"),
         (["{run}/val", "--output", "{run}/val"], "the folder of the pictures"),
         (["{run}/val", "--tokens", "--tiles", "50"], "Leave --tiles out"),
+        (["{run}/val", "--output", "{run}/val.json"], "val.json is a file. Name a folder"),
+        (["{run}/val", "--whole"], "whole goes with tiles"),
         (["{run}/val", "--config-file", "{run}/none.yaml"], "none.yaml"),
     ],
 )

@@ -210,6 +210,30 @@ def test_own_parts_check_themselves(own_parts):
         build(*overrides, "model.encoder.num_layers=7")
 
 
+def test_a_check_that_is_broken_names_its_part(own_parts, monkeypatch):
+    import own_parts as module  # pyright: ignore[reportMissingImports]
+
+    _, overrides = OVERRIDES["selector"]
+    for check in (lambda self, assembly: assembly.nothing, lambda self: None, 5):
+        monkeypatch.setattr(module.FirstTokens, "check", check)
+        with pytest.raises(ConfigError, match=r"FirstTokens\.check, .* fails with \w+Error: "):
+            build(*overrides)
+
+
+def test_terms_whose_attributes_are_of_another_kind(own_parts, monkeypatch):
+    import own_parts as module  # pyright: ignore[reportMissingImports]
+
+    term = "model.criterion.stage=[{_target_: own_parts.SmallMemory}]"
+    for name, value in (("weight", "x"), ("weight", None), ("requires", "token_mass")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module.SmallMemory, name, value, raising=False)
+            with pytest.raises(ConfigError, match=rf"SmallMemory\.{name} must be a .*{value!r}"):
+                build(term)
+    monkeypatch.setattr(module.NormScorer, "learns", "Depth")
+    with pytest.raises(ConfigError, match=r"NormScorer\.learns must be a subclass"):
+        build("model.scorer._target_=own_parts.NormScorer", "model.criterion.stage=[]")
+
+
 def test_a_kind_of_target_that_nobody_teaches_or_learns_is_refused(own_parts):
     _, (scorer, loss) = OVERRIDES["scorer with a loss"]
     with pytest.raises(

@@ -65,11 +65,27 @@ def test_order_of_given_names_holds(sets):
     [
         ({"class_names": ["cat", "dog"], "num_classes": 5}, r"num_classes must be 2"),
         ({"class_names": ["cat"]}, "'dog' is not one of the 1 classes"),
+        ({"class_names": "None"}, r"class_names must be a list of texts, got 'None'"),
+        ({"class_names": 5}, r"class_names must be a list of texts, got 5"),
+        ({"class_names": ["cat", "dog", "cat"]}, r"class_names must be different"),
     ],
 )
 def test_explicit_values_must_fit(sets, options, words):
     with pytest.raises(DatasetError, match=words):
         resolve_dataset(config(*sets, **options))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_ignore_regions_alone_teach_nothing(sets, place):
+    path = sets[place][0]
+    with open(path) as file:
+        document = json.load(file)
+    for entry in document["annotations"]:
+        entry["iscrowd"] = 1
+    with open(path, "w") as file:
+        json.dump(document, file)
+    with pytest.raises(DatasetError, match=r"not a single usable box .*ignore regions"):
+        resolve_dataset(config(*sets))
 
 
 def test_splits_must_agree(make_set, caplog):

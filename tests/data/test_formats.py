@@ -233,6 +233,33 @@ def test_a_segmentation_without_a_box_gives_its_box(tmp_path, caplog):
         open_dataset(*broken)
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"segmentation": {"size": [30, 40], "counts": [-5, 10]}}, "must be four finite numbers"),
+        ({"bbox": [10**400, 1, 2, 2]}, "must be four finite numbers"),
+        ({"bbox": [1, 2, 3, 4], "iscrowd": "0"}, r"\(iscrowd '0'\): 'iscrowd' must be 0 or 1"),
+        ({"bbox": [1, 2, 3, 4], "iscrowd": [0]}, "'iscrowd' must be 0 or 1"),
+    ],
+)
+def test_odd_values_of_coco_name_their_annotation(tmp_path, entry, words):
+    with pytest.raises(DatasetError, match=rf"annotation 0 .*{words}"):
+        open_dataset(*coco(tmp_path, [entry]))
+
+
+def test_a_mask_without_pixels_is_not_taken_for_fractions(tmp_path, caplog):
+    empty = {"segmentation": {"size": [30, 40], "counts": [30 * 40]}}
+    assert open_dataset(*coco(tmp_path, [empty])).num_objects == 0
+    assert "no width or height; left out" in caplog.text
+
+
+def test_a_number_too_long_names_its_file(tmp_path):
+    path, images = coco(tmp_path, [{"bbox": [1, 2, 3, 4]}])
+    Path(path).write_text(Path(path).read_text().replace("40", "4" * 5000))
+    with pytest.raises(DatasetError, match=r"coco\.json' is not valid JSON"):
+        open_dataset(path, images)
+
+
 def test_lvis_names_pictures_by_address_and_is_said_to_be_federated(tmp_path, caplog):
     image = {
         "file_name": None,
@@ -346,6 +373,48 @@ def test_faults_of_voc_are_named_by_file_and_object(tmp_path, caplog):
         open_dataset(str(folder))
 
 
+def test_lists_of_voc(tmp_path):
+    box = [("dog", False, (1, 1, 9, 9))]
+    files = {stem: (f"{stem}.png", (40, 30), box) for stem in ("a", "my pic", "c")}
+    folder = voc(tmp_path / "set", files, listed=["a  1", "my pic -1", "c.xml"])
+    listed = folder / "ImageSets/Main/train.txt"
+    listed.write_bytes(b"\xef\xbb\xbf" + listed.read_bytes().replace(b"\n", b"\r\n"))
+    found = open_dataset(str(folder), split="train").records
+    assert [Path(r["file_name"]).stem for r in found] == ["a", "c", "my pic"]
+    listed.write_text("\n")
+    with pytest.raises(DatasetError, match=r"train\.txt is empty"):
+        open_dataset(str(folder), split="train")
+    listed.write_bytes(b"\xe4\n")
+    with pytest.raises(DatasetError, match=r"train\.txt' must be a list of pictures in UTF-8"):
+        open_dataset(str(folder), split="train")
+
+
+def test_what_programs_write_into_voc(tmp_path, caplog):
+    corners = [("dog", False, (20, 12, 11, 6))]
+    files = {"a": ("a", ("inf", 30), corners), "b": ("b", (40, 30), corners)}
+    folder = voc(tmp_path / "set", files)
+    path = folder / "Annotations/b.xml"
+    text = path.read_text().replace("<difficult>0<", "<difficult>True<")
+    path.with_suffix(".XML").write_text(text)
+    path.unlink()
+    dataset = open_dataset(str(folder))
+    assert boxes(dataset) == [[[10, 5, 10, 7]]] * 2
+    assert [r["annotations"][0]["iscrowd"] for r in dataset.records] == [0, 1]
+    assert "a.xml object 1, b.xml object 1: its corners are not in order" in caplog.text
+    assert "'a.xml': it gives no size" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["encoding", "folder"])
+def test_an_xml_file_that_cannot_be_opened_is_named(tmp_path, kind):
+    folder = voc(tmp_path / "set", {"a": ("a", (40, 30), [])})
+    path = folder / "Annotations/a.xml"
+    text = '<?xml version="1.0" encoding="nope"?>' + path.read_text()
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.write_text(text)
+    with pytest.raises(DatasetError, match=r"'a\.xml' .*cannot be read\. Write it again"):
+        open_dataset(str(folder))
+
+
 def test_polygons_of_voc_do_not_hide_the_box(tmp_path):
     text = xml("a", (40, 30), [("dog", False, (1, 1, 9, 9))])
     polygon = "<polygon><x1>3</x1><y1>3</y1><x2>5</x2><y2>9</y2><x3></x3></polygon>"  # cut
@@ -431,6 +500,10 @@ def test_a_row_that_leaves_the_picture_is_clipped_and_said(tmp_path, caplog):
     [
         ({"names": {0: "cat", 2: "dog"}}, "keys of 'names' must be 0 to 1"),
         ({"names": "cat"}, "'names' must be a list"),
+        ({"names": [True, False]}, "each of 'names' must be a text, got True. Put it into quotes"),
+        ({"names": ["cat", None]}, "each of 'names' must be a text, got None"),
+        ({"names": ["cat", ["dog"]]}, r"each of 'names' must be a text, got \['dog'\]"),
+        ({"train": "images/a.png"}, r"a\.png' must be a list of pictures in UTF-8"),
         ({"nc": 3}, "'nc' is 3 and there are 2 'names'"),
         ({"train": "pictures"}, "'pictures' is not there; looked for"),
         ({"train": "labels"}, "no picture is in train"),
@@ -442,6 +515,13 @@ def test_faults_of_data_yaml(tmp_path, content, words):
     path = yolo(tmp_path, {"a": BOX}, **content)
     with pytest.raises(DatasetError, match=words):
         open_dataset(path, split="train")
+
+
+def test_a_folder_without_data_yaml_says_so(tmp_path):
+    with pytest.raises(DatasetError, match=r"has none of data\.yaml"):
+        open_dataset(str(tmp_path), format="yolo")
+    path = yolo(tmp_path, {"a": BOX}, nc="2")  # as text, with the right number
+    assert open_dataset(path).num_objects == 1
 
 
 def test_where_pictures_of_yolo_are(tmp_path):

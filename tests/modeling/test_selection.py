@@ -687,6 +687,14 @@ def test_the_old_spelling_in_python():
             build()
 
 
+def test_two_old_arguments_and_odd_values_end_in_the_sentence_too():
+    for arguments in (dict(mass=0.8), dict(mass=0.8, schedule=[1.0, 0.5])):
+        with pytest.raises(ValueError, match=r"mass is gone .*write the share as keep_ratio ins"):
+            AdaptiveSelector(**arguments)
+    with pytest.raises(ValueError, match=r"schedule is gone"):
+        TopKSelector("x", schedule=[1.0, 0.5])
+
+
 def test_only_a_falling_cascade_carries_rows_on(features, scores):
     """A ratio that rises by less than a token of the largest image adds one to a smaller one."""
     for ratios, falls in (((0.9, 0.45), True), ((0.45, 0.45), True), ((0.45, 0.4509), False)):

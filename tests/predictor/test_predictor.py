@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -179,6 +182,39 @@ def test_settings_of_a_call(predictor: Predictor, files: list[str]) -> None:
         predictor(files[0], score_threshold=2)
 
 
+def test_calls_of_several_threads_keep_their_own_ratios(
+    run: Path, predictor: Predictor, files: list[str]
+) -> None:
+    before = predictor(files[0]).keep_ratio
+    ratios = [0.05, 0.3, 0.6] * 4
+    with ThreadPoolExecutor(3) as threads:
+        work = [threads.submit(predictor, files[0], keep_ratio=each) for each in ratios]
+        found = [each.result().keep_ratio for each in work]
+    np.testing.assert_allclose(found, ratios, atol=0.06)
+    assert predictor(files[0]).keep_ratio == before
+    copy = pickle.loads(pickle.dumps(predictor))
+    assert copy(files[0], keep_ratio=0.3).keep_ratio == pytest.approx(0.3, abs=0.06)
+
+
+def test_numbers_of_numpy_and_what_is_none(predictor: Predictor, files: list[str]) -> None:
+    found = predictor(files[0], keep_ratio=np.float32(0.05), score_threshold=np.float64(0))  # pyright: ignore[reportArgumentType]
+    assert same(found, predictor(files[0], keep_ratio=0.05, score_threshold=0))
+    for name in ("keep_ratio", "score_threshold"):
+        with pytest.raises(ValueError, match=rf"Predictor\.{name} must be in .*, got 'x'"):
+            predictor(files[0], **{name: "x"})
+    with pytest.raises(ValueError, match="must be pictures, got NoneType"):
+        next(predictor.stream(None))  # pyright: ignore[reportArgumentType]
+
+
+def test_float_pictures_of_another_range(predictor: Predictor, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((30, 40), dtype=np.float32)
+    for name, factor in (("a", 1), ("b", 1000)):
+        Image.fromarray(values * factor).save(tmp_path / f"{name}.tif")
+        with pytest.raises(DatasetError, match=r"its values are floats in .*not in 0\.\.255"):
+            predictor(tmp_path / f"{name}.tif")
+    assert predictor(Image.fromarray(values * 255)).image_size == (30, 40)
+
+
 def test_a_dense_model_has_no_keep_ratio(run: Path, files: list[str]) -> None:
     cfg = LazyConfig.load(run / "config.yaml")
     dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
@@ -235,11 +271,40 @@ def test_a_config_in_a_checkpoint_calls_nothing_foreign(
         (dict(device="tpu7"), "device must be auto or a device"),
         (dict(dtype="int8"), "dtype must be one of float32"),
         (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(whole=True), r"whole goes with tiles"),
+        (dict(device=None), "device must be auto or a device"),
+        (dict(config=5), "config must be a config, its file or its name, got int"),
+        (dict(config=OmegaConf.create({"a": 1})), "config has no model, dataset, dataloader"),
     ],
 )
 def test_refused_settings(run: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Predictor(run / "model_best.pth", **arguments)
+
+
+@pytest.mark.parametrize("weights", [None, {"model": {}}])
+def test_weights_that_are_no_path(weights: Any) -> None:
+    with pytest.raises(ValueError, match=r"weights must be the path of a checkpoint, got \w+\.$"):
+        Predictor(weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [b", "the config in checkpoint .*model.pth, line 1: not YAML"),
+        ("", "the config in checkpoint .*model.pth must hold a mapping"),
+        ("model: {a: '${nope}'}", "config in checkpoint .*model.pth: model.a has no value"),
+        (b"a", "model.pth holds no config"),
+    ],
+)
+def test_a_config_in_a_checkpoint_that_is_none(
+    run: Path, tmp_path: Path, text: Any, words: str
+) -> None:
+    checkpoint = load_checkpoint(run / "model_best.pth")
+    save_checkpoint({**checkpoint, "config": text}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=words) as error:
+        Predictor(tmp_path / "model.pth")
+    assert "config.yaml" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_bfloat16(run: Path, predictor: Predictor, files: list[str]) -> None:
@@ -316,6 +381,9 @@ def test_broken_files_of_a_stream(predictor: Predictor, files: list[str], tmp_pa
     assert len(errors) == 1 and "broken.jpg" in str(errors[0])
     with pytest.raises(DatasetError, match=r"broken\.jpg"):
         list(predictor.stream(sources))
+    gone = [files[0], str(tmp_path / "gone.png"), files[1]]
+    assert len(list(predictor.stream(gone, on_error=errors.append))) == 2
+    assert "gone.png" in str(errors[1])
 
 
 # --- results --------------------------------------------------------------------------------------

@@ -139,6 +139,11 @@ def test_a_picture_of_one_tile_is_looked_at_once() -> None:
     assert [each.size for each in passes[1:]] == [(100, 100), (100, 100), (100, 180)]
 
 
+def test_tiles_step_by_a_pixel_at_least() -> None:
+    picture = picture_of([(10, 10, 30, 30)], height=101, width=102)
+    assert found_in(picture, overlap=0.999) == [(10, 10, 30, 30)]
+
+
 def test_nothing_to_find() -> None:
     found = Slicer(find_white, 100, overlap=0.2, whole=True, batch_size=2)(picture_of([]))
     assert len(found) == 0 and found.boxes_xyxy.shape == (0, 4) and found.keep_ratio == 0.5
@@ -160,6 +165,7 @@ def test_a_predictor_with_tiles(tmp_path: Path) -> None:
     for arguments, words in (
         (dict(tiles=0), r"tiles must be a side in pixels, got 0"),
         (dict(tiles=64, overlap=1.0), r"overlap must be in \[0, 1\), got 1.0"),
+        (dict(tiles=64, overlap="0.2"), r"overlap must be in \[0, 1\), got '0.2'"),
     ):
         with pytest.raises(ValueError, match=words):
             Predictor(weights, **arguments)

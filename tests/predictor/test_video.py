@@ -90,3 +90,15 @@ def test_a_stream_over_a_video(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs the picture"):
         pairs[0][1].draw()
     assert pairs[0][1].draw(pairs[0][0]).size == (5 * 96, 5 * 64)
+
+
+def test_a_video_of_which_no_frame_can_be_decoded(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.mkv"
+    with VideoWriter(whole, Fraction(5)) as writer:
+        writer.write(Image.new("RGB", (64, 48)))
+    data = whole.read_bytes()
+    broken = tmp_path / "broken.mkv"
+    cluster = data.index(b"\x1f\x43\xb6\x75")
+    broken.write_bytes(data[: cluster + 40])  # the head of the frame, and no more
+    with pytest.raises(DatasetError, match=r"broken\.mkv' has no frame that can be decoded"):
+        list(read_frames(str(broken)))

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from sparsedet.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.cli.main import main
+from sparsedet.config import LazyConfig
 
 CONFIG = "projects/sparse_detr/configs/sparse_detr_r50_rho30_50ep.py"
 SMALL = (
@@ -240,6 +241,29 @@ def test_evaluation_by_the_config_in_the_file(
     save_checkpoint({"model": load_checkpoint(weights)["model"]}, tmp_path / "bare.pth")
     assert main(["eval", str(tmp_path / "bare.pth")]) == 2
     assert "sparsedet eval CONFIG --weights" in capsys.readouterr().err
+    for words, says in (
+        (["--weights", weights], "is a checkpoint, and --weights"),
+        (["--resume"], "--resume evaluates the last checkpoint of a run"),
+    ):
+        assert main(["eval", weights, *words, here]) == 2
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["model.backbone", "dataloader.evaluator", "dataloader.test"])
+def test_evaluation_by_a_config_that_calls_something_foreign(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    mark = tmp_path / "called"
+    checkpoint = load_checkpoint(trained / "model_final.pth")
+    cfg = LazyConfig.load(trained / "config.yaml")
+    group, key = place.split(".")
+    cfg[group][key] = {"_target_": "os.mkdir", "path": str(mark)}
+    LazyConfig.save(cfg, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    save_checkpoint({**checkpoint, "config": text}, tmp_path / "model.pth")
+    assert main(["eval", str(tmp_path / "model.pth"), f"train.output_dir={tmp_path}"]) == 2
+    assert f"would call os.mkdir for {place}" in capsys.readouterr().err
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("names", [("hand", "foot"), ("hand", "foot", "head")])

@@ -82,7 +82,7 @@ def _part(folder: str, split: str | None) -> tuple[str, str]:
         if len(files) == 1 and len(pictures) == 1:
             return files[0], os.path.dirname(pictures[0])
     found = glob.glob(os.path.join(inside, "*", "*.json"))
-    listed = ", ".join(sorted(os.path.relpath(each, folder) for each in found)[:6])
+    listed = ", ".join(sorted(os.path.relpath(each, folder) for each in found)[:6]) or "none"
     part = split or "SPLIT"
     raise DatasetError(
         f"{folder}: which file is the part {part} is not clear. There must be one file "
@@ -107,7 +107,7 @@ def _read_json(path: str) -> Any:
         raise DatasetError(
             f"annotation file {path!r} is not UTF-8 at byte {error.start}. Save it as UTF-8."
         ) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for absurdly long numbers
         if getattr(error, "msg", "") == "Extra data":
             raise DatasetError(
                 f"annotation file {path!r} has several JSON values, as JSON Lines does ({error}). "
@@ -153,7 +153,7 @@ def box_of_segmentation(segmentation: Any) -> list[float] | None:
             return [float(value) for value in codec.toBbox(segmentation)]
         polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
         numbers = [float(value) for polygon in polygons for value in polygon]
-    except (TypeError, ValueError, KeyError, IndexError):
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         return None
     x, y = numbers[::2], numbers[1::2]
     if len(x) != len(y) or len(x) < 3 or not all(map(math.isfinite, numbers)):

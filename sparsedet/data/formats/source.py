@@ -64,6 +64,22 @@ def check_image_folder(images: str) -> None:
         )
 
 
+def read_lines(path: str) -> list[str]:
+    """The lines of a list, without byte order mark.
+
+    Raises:
+        DatasetError: it is not text.
+    """
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            return [line.strip() for line in file]
+        except UnicodeDecodeError as error:
+            raise DatasetError(
+                f"{path!r} must be a list of pictures in UTF-8, and is not at byte {error.start}. "
+                "Save it as UTF-8, or give a folder."
+            ) from None
+
+
 def missing_file(path: str, reason: str = "No such file or directory") -> DatasetError:
     """The error about an annotation file that cannot be opened."""
     return DatasetError(

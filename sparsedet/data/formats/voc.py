@@ -7,6 +7,7 @@ here: parts of a set, sizes, and objects marked as difficult.
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -14,15 +15,17 @@ from xml.etree.ElementTree import Element, ParseError
 from ..errors import DatasetError
 from ..validate import Findings
 from .extra import Box, supervision_parsers
-from .source import Source, check_image_folder, is_picture, names_of_split
+from .source import Source, check_image_folder, is_picture, names_of_split, read_lines
 
 _ANNOTATIONS, _PICTURES = "Annotations", "JPEGImages"
+_FLAG = re.compile(r"\s+(-1|0|1)$")  # in the lists of one class: whether the picture has it
+_YES = ("1", "true", "yes")
 
 
 def holds_voc(folder: str) -> bool:
     """Whether XML files lie in a folder, in its `Annotations`, or in those of its parts."""
     inside = glob.escape(folder)
-    patterns = ("*.xml", "*/*.xml", f"*/{_ANNOTATIONS}/*.xml")
+    patterns = ("*.[xX][mM][lL]", "*/*.[xX][mM][lL]", f"*/{_ANNOTATIONS}/*.[xX][mM][lL]")
     return any(next(glob.iglob(os.path.join(inside, each)), None) for each in patterns)
 
 
@@ -49,7 +52,7 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
     root = images or path
     source = Source(path=path, format="voc", root=root)
     read = _XmlReader(source, findings)
-    for folder, stems in _parts(path, images, split):
+    for folder, stems in _parts(path, images, split, source.files):
         pictures = images or _picture_folder(folder)
         source.files += [folder, pictures]
         read(folder, stems, _Pictures(pictures, root))
@@ -62,12 +65,15 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
 
 
 def _parts(
-    path: str, images: str | None, split: str | None
+    path: str, images: str | None, split: str | None, files: list[str]
 ) -> list[tuple[str, Sequence[str] | None]]:
-    """Folders of XML files and the names in them that belong to a part (None: all)."""
+    """Folders of XML files and the names in them that belong to a part (None: all).
+
+    Lists that were read are added to `files`.
+    """
     roots = [path, *sorted(each.path for each in os.scandir(path) if each.is_dir())]
     devkits = [root for root in roots if os.path.isdir(os.path.join(root, _ANNOTATIONS))]
-    listed = [(root, _listed(root, split)) for root in devkits]
+    listed = [(root, _listed(root, split, files)) for root in devkits]
     if split is not None and any(names is not None for _, names in listed):
         return [(os.path.join(r, _ANNOTATIONS), names) for r, names in listed if names is not None]
     for name in names_of_split(split) if split is not None else ():
@@ -86,12 +92,15 @@ def _parts(
     )
 
 
-def _listed(root: str, split: str | None) -> list[str] | None:
+def _listed(root: str, split: str | None, files: list[str]) -> list[str] | None:
     for name in names_of_split(split) if split is not None else ():
         path = os.path.join(root, "ImageSets", "Main", f"{name}.txt")
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                return [line.split()[0] for line in file if line.strip()]
+            files.append(path)
+            names = [_FLAG.sub("", line) for line in read_lines(path) if line]
+            if not names:
+                raise DatasetError(f"{path} is empty. Write one name a line.")
+            return names
     return None
 
 
@@ -137,15 +146,19 @@ class _XmlReader:
         self._parsers = supervision_parsers()
 
     def __call__(self, folder: str, names: Sequence[str] | None, pictures: _Pictures) -> None:
-        found = sorted(each for each in os.listdir(folder) if each.endswith(".xml"))
-        stems = [os.path.splitext(each)[0] for each in found]
+        found = sorted(each for each in os.listdir(folder) if _is_xml(each))
+        files = {os.path.splitext(each)[0]: each for each in found}
+        stems = list(files)
         if names is None:
             for name in pictures.without(stems):
                 self._findings.warn(f"picture {name!r}", "it has no XML file; left out.")
         else:
-            stems = sorted({os.path.splitext(n)[0] if is_picture(n) else n for n in names})
+            named = is_picture, _is_xml
+            stems = sorted(
+                {os.path.splitext(n)[0] if any(is_(n) for is_ in named) else n for n in names}
+            )
         for stem in stems:
-            self._read(os.path.join(folder, f"{stem}.xml"), stem, pictures)
+            self._read(os.path.join(folder, files.get(stem, f"{stem}.xml")), stem, pictures)
 
     def _read(self, path: str, stem: str, pictures: _Pictures) -> None:
         label = f"{stem}.xml"
@@ -155,7 +168,7 @@ class _XmlReader:
             fault = "it is listed and not there. Restore it or take it from the list."
             self._findings.error(f"file {label!r}", fault)
             return
-        except (ParseError, ValueError) as error:
+        except (ParseError, ValueError, LookupError, OSError) as error:  # Lookup: the encoding
             self._findings.error(f"file {label!r} ({error})", "it cannot be read. Write it again.")
             return
         if tree.tag != "annotation":
@@ -174,7 +187,7 @@ class _XmlReader:
         texts = _text(tree, "size/width"), _text(tree, "size/height")
         try:
             width, height = (int(float(text)) for text in texts)
-        except ValueError:
+        except (ValueError, OverflowError):
             width = height = 0
         if width > 0 and height > 0:
             return {"width": width, "height": height}
@@ -189,7 +202,9 @@ class _XmlReader:
             if parsed is None:
                 continue
             (x0, y0, x1, y1), category = parsed
-            difficult = _text(entry, "difficult") == "1"
+            if any(_number(entry, f"{a}min") > _number(entry, f"{a}max") for a in "xy"):
+                self._findings.warn(name, "its corners are not in order; they are put in order.")
+            difficult = _text(entry, "difficult").lower() in _YES
             if difficult:
                 fault = "marked as difficult: an ignore region, neither learned nor to be found."
                 self._findings.warn(name, fault)
@@ -220,6 +235,14 @@ class _XmlReader:
                 return [found for entry, name in pairs for found in self._parse([entry], [name])]
             self._findings.error(labels[0], f"{error} Correct or delete the object.")
             return [None]
+
+
+def _number(element: Element, corner: str) -> float:
+    return float(_text(element, f"bndbox/{corner}"))
+
+
+def _is_xml(name: str) -> bool:
+    return name.lower().endswith(".xml")
 
 
 def _text(element: Element, path: str) -> str:

@@ -14,7 +14,7 @@ import yaml
 from ..errors import DatasetError
 from ..validate import Findings
 from .extra import Box, Parsers, supervision_parsers
-from .source import Source, is_picture, missing_file, names_of_split
+from .source import Source, is_picture, missing_file, names_of_split, read_lines
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _FAR = 1.0  # a box that leaves the picture by more than the picture's size is in other units
@@ -39,7 +39,13 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
     Raises:
         DatasetError: the file or its part is missing, or `supervision` is not installed.
     """
-    path = (holds_yolo(path) or path) if os.path.isdir(path) else path
+    if os.path.isdir(path):
+        found = holds_yolo(path)
+        if found is None:
+            raise DatasetError(
+                f"folder {path!r} has none of {', '.join(_NAMES)}. Give the YAML file of the set."
+            )
+        path = found
     if images is not None:
         raise DatasetError(
             f"{path} (YOLO) names the folders of its pictures, so the image folder {images!r} has "
@@ -92,8 +98,14 @@ def _class_names(content: dict[str, Any], path: str) -> list[str]:
         names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not names:
         raise DatasetError(f"{path}: 'names' must be a list of classes, got {names!r}. Write one.")
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, (str, int, float)) or name == "":
+            raise DatasetError(
+                f"{path}: each of 'names' must be a text, got {name!r}. Put it into quotes: YAML "
+                "reads yes, no, on and off as true and false."
+            )
     count = content.get("nc", len(names))
-    if count != len(names):
+    if str(count) != str(len(names)):
         raise DatasetError(
             f"{path}: 'nc' is {count} and there are {len(names)} 'names'. Correct or delete 'nc'."
         )
@@ -163,13 +175,10 @@ def _below(folder: str) -> Iterator[str]:
 
 def _in_list(file: str, base: str) -> Iterator[str]:
     """Pictures of a list; relative ones begin at the list's folder or at that of data.yaml."""
-    with open(file, encoding="utf-8-sig") as lines:
-        for line in lines:
-            name = line.strip()
-            if name:
-                beside = os.path.normpath(os.path.join(os.path.dirname(file), name))
-                below = os.path.normpath(os.path.join(base, name))
-                yield below if os.path.exists(below) and not os.path.exists(beside) else beside
+    for name in filter(None, read_lines(file)):
+        beside = os.path.normpath(os.path.join(os.path.dirname(file), name))
+        below = os.path.normpath(os.path.join(base, name))
+        yield below if os.path.exists(below) and not os.path.exists(beside) else beside
 
 
 def _label_file(picture: str) -> str:

@@ -31,10 +31,11 @@ _UNCALIBRATED = (
 
 def _without_mass(name: str, arguments: Mapping[str, Any]) -> str:
     """What to write instead of a share of the summed scores, below a cap named ``keep_ratio``."""
+    cap = arguments.get("keep_ratio")
+    was_cap = "" if cap is None else f", and max_ratio={cap} for the cap that it was,"
     return (
         f"{name}.mass is gone and keep_ratio is the mean share of the tokens over layers and "
-        f"images: write the share as keep_ratio, and max_ratio={arguments.get('keep_ratio')} for "
-        "the cap that it was, instead."
+        f"images: write the share as keep_ratio{was_cap} instead."
     )
 
 

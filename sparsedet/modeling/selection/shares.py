@@ -21,6 +21,7 @@ ROUNDING = 1e-9  # more than numbers of tokens lose to the rounding of ratios: 0
 def new_spelling(name: str, arguments: Mapping[str, Any]) -> str:
     """What to write for a schedule: factors of the layers on a ``keep_ratio`` of the factor 1."""
     schedule, keep_ratio = arguments["schedule"], arguments.get("keep_ratio")
+    keep_ratio = keep_ratio if is_share(keep_ratio) else None
     listed = schedule if isinstance(schedule, list | tuple) else ()
     factors = [each for each in listed if is_share(each)] or [1.0]
     mean, words = fsum(factors) / len(factors), []
