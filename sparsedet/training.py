@@ -8,7 +8,7 @@ import platform
 import random
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,22 +280,40 @@ class Job:
         )
 
     def _build_hooks(self) -> list[Hook]:
-        settings, trainer, start = self._cfg.train, self._trainer, self._trainer.iteration
-        writers: list[Writer] = []
-        console = None
-        if comm.is_main_process():
-            writers.append(JsonWriter(self._output_dir / "metrics.json", start_iteration=start))
-            writers += service_writers(
+        writers = self._open_writers()
+        try:
+            return self._hooks(writers)
+        except BaseException:
+            for writer in writers:
+                writer.close()
+            raise
+
+    def _open_writers(self) -> list[Writer]:
+        if not comm.is_main_process():
+            return []
+        settings, start = self._cfg.train, self._trainer.iteration
+        return [
+            JsonWriter(self._output_dir / "metrics.json", start_iteration=start),
+            *service_writers(
                 self._output_dir,
                 resumed=start > 0,
                 tensorboard=settings.tensorboard,
                 wandb=settings.wandb,
                 mlflow=settings.mlflow,
-            )
+            ),
+        ]
+
+    def _hooks(self, writers: Sequence[Writer]) -> list[Hook]:
+        settings, trainer, checkpointer = (
+            self._cfg.train,
+            self._trainer,
+            self._cfg.train.checkpointer,
+        )
+        console = None
+        if comm.is_main_process():
             console = ConsoleWriter(
-                trainer.max_iter, start_iteration=start, show_bar=sys.stderr.isatty()
+                trainer.max_iter, start_iteration=trainer.iteration, show_bar=sys.stderr.isatty()
             )
-        checkpointer = settings.checkpointer
         return [
             StopHook(),
             LogHook(
