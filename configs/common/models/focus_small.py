@@ -1,0 +1,22 @@
+"""A Focus-DINO small enough for a CPU; it takes another backbone with the ranges that fit it."""
+
+from sparsedet.config import LazyCall as L
+from sparsedet.modeling import (
+    DualAttentionEncoder,
+    ForegroundLoss,
+    ForegroundTokenSelector,
+    TopKSelector,
+)
+
+from .dino import model
+
+model.embed_dim = 64
+model.scorer = L(ForegroundTokenSelector)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
+model.selector = L(TopKSelector)(keep_ratio=0.2925, layer_ratios=[0.39, 0.195])
+model.encoder._target_ = DualAttentionEncoder
+model.encoder.update(num_heads=4, feedforward_dim=256, num_layers=2, num_objects=60)
+model.decoder.update(num_heads=4, feedforward_dim=256, num_layers=3)
+model.query_initializer.num_queries = 150
+model.max_detections = 100
+model.criterion.matched[0].weight = 2.0
+model.criterion.stage = [L(ForegroundLoss)(weight=1.5)]
