@@ -1,7 +1,7 @@
 """Scalars from anywhere, to whoever listens.
 
-`log_scalar` may be called from any module; it does nothing unless a `Recorder` is active. The
-trainer keeps one, asks it for the averages at every logging period and hands them to its writers.
+`log_scalar` may be called from any module; it does nothing unless somebody listens. The trainer
+keeps a `Recorder`, asks it for the averages at every logging period and hands them to its writers.
 """
 
 from __future__ import annotations
@@ -22,22 +22,39 @@ import torch
 __all__ = [
     "ConsoleWriter",
     "JsonWriter",
+    "Listener",
     "MLflowWriter",
     "Recorder",
     "TensorBoardWriter",
     "WandbWriter",
     "Writer",
+    "listen",
     "log_scalar",
     "service_writers",
 ]
 
 logger = logging.getLogger(__name__)
 
-_recorders: list[Recorder] = []
+
+class Listener(Protocol):
+    """Something that hears each scalar when it is logged."""
+
+    def record(self, name: str, value: float | torch.Tensor) -> None:
+        """Take one value; a tensor may still be on its device and part of a graph."""
+        ...
+
+
+_listeners: list[Listener] = []
+
+
+def listen(listener: Listener) -> None:
+    """Hand a listener every scalar that is logged from now on, each once however often it asks."""
+    if listener not in _listeners:
+        _listeners.append(listener)
 
 
 def log_scalar(name: str, value: float | torch.Tensor) -> None:
-    """Hand a scalar to the active recorders; nothing happens when there is none.
+    """Hand a scalar to whoever listens; nothing happens when nobody does.
 
     A tensor is kept as it is (detached), so a call never waits for the device. Inside compiled
     code the call is dropped.
@@ -46,10 +63,10 @@ def log_scalar(name: str, value: float | torch.Tensor) -> None:
         name: What the value is, as `"group/name"`.
         value: A number or a tensor of one element.
     """
-    if not _recorders or torch.compiler.is_compiling():
+    if not _listeners or torch.compiler.is_compiling():
         return
-    for recorder in _recorders:
-        recorder.record(name, value)
+    for listener in _listeners:
+        listener.record(name, value)
 
 
 class Recorder:
@@ -62,11 +79,11 @@ class Recorder:
         self._values: dict[str, list[float | torch.Tensor]] = {}
 
     def __enter__(self) -> Recorder:
-        _recorders.append(self)
+        _listeners.append(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _recorders.remove(self)
+        _listeners.remove(self)
 
     def record(self, name: str, value: float | torch.Tensor) -> None:
         """Keep one value; a tensor is detached and stays on its device."""

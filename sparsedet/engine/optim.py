@@ -8,8 +8,9 @@ from typing import Any
 
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
+from torch.optim import AdamW, Optimizer
 
-__all__ = ["WarmupParamScheduler", "param_groups", "scaled_lr"]
+__all__ = ["WarmupParamScheduler", "clipping_adamw", "param_groups", "scaled_lr"]
 
 _RULE_KEYS = {"pattern", "lr_factor", "weight_decay"}
 
@@ -144,3 +145,46 @@ class WarmupParamScheduler(ParamScheduler):
         if where >= self._length:
             return self._scheduler(where)
         return self._start + (self._end - self._start) * where / self._length
+
+
+def clipping_adamw(
+    params: Any,
+    lr: float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 1e-4,
+    fused: bool | None = None,
+    max_norm: float = 0.1,
+    norm_type: float = 2.0,
+) -> AdamW:
+    """AdamW that limits the norm of all gradients together before each step.
+
+    For trainers that do not, such as detectron2's. Ours does it by `train.clip_grad`.
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate of groups without one of their own.
+        betas: Coefficients of the running averages.
+        weight_decay: Of groups without one of their own.
+        fused: Whether the step is one kernel; None leaves it to AdamW.
+        max_norm: The norm that gradients are limited to.
+        norm_type: Which norm.
+
+    Raises:
+        ValueError: If `max_norm` is not positive.
+    """
+    if max_norm <= 0:
+        raise ValueError(
+            f"clipping_adamw.max_norm must be positive, got {max_norm}. Set optimizer.max_norm."
+        )
+    optimizer = AdamW(params, lr, betas=betas, weight_decay=weight_decay, fused=fused)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+
+    def clip(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # a gradient scaler leaves it to the fused kernel to divide, so the limit is scaled as well
+        scale = getattr(optimizer, "grad_scale", None)
+        limit = max_norm if scale is None else max_norm * float(scale)
+        nn.utils.clip_grad_norm_(parameters, limit, norm_type)
+
+    optimizer.register_step_pre_hook(clip)
+    return optimizer

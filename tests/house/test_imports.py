@@ -69,7 +69,7 @@ THIRD_PARTY = {
     "yaml": {"config", "data.formats"},
     "fvcore": {"registry", "checkpoint", "engine"},
     "safetensors": {"checkpoint"},
-    "pycocotools": {"data.formats", "evaluation.coco"},
+    "pycocotools": {"data.formats", "evaluation.coco", "interop.detectron2"},
     "supervision": {"data.formats.extra", "predictor.detections"},
     "defusedxml": {"data.formats.extra"},
     "PIL": {"data", "visualization", "predictor", "cli.visualize", "cli.predict"},

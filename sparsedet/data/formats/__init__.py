@@ -2,6 +2,8 @@
 
 import os
 
+from sparsedet.config.naming import locate
+
 from ..errors import DatasetError
 from ..validate import Findings
 from .coco import holds_coco, read_coco
@@ -25,17 +27,20 @@ def read_source(
         path: file or folder.
         images: folder of the pictures, where the format does not say it.
         split: which part of a set that has several.
-        format: one of `FORMATS`, or "auto".
+        format: one of `FORMATS`, "auto", or the dotted path of a reader of your own, a function
+            that takes `path`, `images`, `split` and `findings` and returns a `Source`.
         findings: where faults are noted.
 
     Raises:
         DatasetError: it cannot be read, or is of another format, which is named.
         ValueError: there is no such format.
     """
+    if "." in format:
+        return locate(format)(path, images, split, findings)
     if format not in ("auto", *FORMATS):
         raise ValueError(
-            f"open_dataset.format must be auto, {', '.join(FORMATS)}, got {format!r}. "
-            "Set dataset.format."
+            f"open_dataset.format must be auto, {', '.join(FORMATS)} or the dotted path of a "
+            f"reader, got {format!r}. Set dataset.format."
         )
     if not os.path.exists(path):
         raise missing_file(path)

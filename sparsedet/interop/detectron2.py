@@ -1,0 +1,228 @@
+"""Beside detectron2: its structures, its catalogs of data sets and its event storage.
+
+Most seams need nothing from here, since samples, results, backbones, checkpoints and configs have
+detectron2's shapes; docs/interop.md shows each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from pycocotools import mask as mask_util
+
+from sparsedet.config.naming import nearest
+from sparsedet.data import AnnotatedDataset, DatasetError
+from sparsedet.data.formats import Source
+from sparsedet.data.validate import Findings
+from sparsedet.events import listen
+from sparsedet.structures import Boxes, BoxMode, Instances
+
+try:
+    import detectron2.structures as theirs  # pyright: ignore[reportMissingImports]
+    from detectron2.data import (  # pyright: ignore[reportMissingImports]
+        DatasetCatalog,
+        MetadataCatalog,
+    )
+    from detectron2.utils.events import (  # pyright: ignore[reportMissingImports]
+        get_event_storage,
+        has_event_storage,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"sparsedet.interop.detectron2 needs detectron2, which cannot be imported ({error}). "
+        "Install it as docs/interop.md says."
+    ) from error
+
+__all__ = ["forward_events", "read_registered", "register_dataset", "to_detectron2"]
+
+
+def to_detectron2(instances: Instances) -> theirs.Instances:
+    """The same objects in detectron2's classes, for code that asks for them by `isinstance`.
+
+    Most of its code does not: evaluators, `Visualizer` and `detector_postprocess` take ours.
+
+    Args:
+        instances: Of a sample or a result. Tensors are shared, not copied.
+    """
+    fields = {
+        name: theirs.Boxes(value.tensor) if isinstance(value, Boxes) else value
+        for name, value in instances.get_fields().items()
+    }
+    return theirs.Instances(instances.image_size, **fields)
+
+
+# --- events
+
+
+class _Forwarder:
+    """Listens to `log_scalar`; hands on what comes while a trainer of detectron2 runs."""
+
+    def record(self, name: str, value: float | torch.Tensor) -> None:
+        """Put the value into the event storage, under the name that it has here."""
+        if has_event_storage():
+            get_event_storage().put_scalar(name, float(value))
+
+
+_FORWARDER = _Forwarder()
+
+
+def forward_events() -> None:
+    """From now on, what our parts log reaches the event storage of detectron2.
+
+    Its trainers log the losses by themselves; this adds the rest, such as `keep_ratio`. Without an
+    active storage nothing happens, and calling it again changes nothing. A value on an accelerator
+    is waited for, as its trainers wait for the losses.
+    """
+    listen(_FORWARDER)
+
+
+# --- data sets
+
+
+def register_dataset(name: str, dataset: AnnotatedDataset) -> None:
+    """Register a data set in detectron2's catalogs.
+
+    Its loaders, mappers, evaluators and `Visualizer` know it by that name then.
+
+    Args:
+        name: Under which; it must be free.
+        dataset: What `sparsedet.data.open_dataset` gives, with its pictures.
+
+    Raises:
+        ValueError: The name is taken, or the set was opened without its pictures.
+    """
+    if name in DatasetCatalog:
+        raise ValueError(
+            f"register_dataset.name must be new, got {name!r}, which is in detectron2's "
+            "DatasetCatalog. Choose another name."
+        )
+    if dataset.images is None:
+        raise ValueError(
+            f"register_dataset.dataset must have pictures, and {dataset.source} was opened without."
+            " Give open_dataset its images=FOLDER."
+        )
+    DatasetCatalog.register(name, lambda: [_to_their_record(each) for each in dataset.records])
+    metadata = MetadataCatalog.get(name).set(
+        thing_classes=list(dataset.class_names),
+        image_root=dataset.images,
+        evaluator_type="coco",
+    )
+    if None not in dataset.category_ids:  # a class that the set lacks has no id
+        ids = {i: number for number, i in enumerate(dataset.category_ids)}
+        metadata.set(thing_dataset_id_to_contiguous_id=ids)
+
+
+def _to_their_record(record: dict[str, Any]) -> dict[str, Any]:
+    mode = theirs.BoxMode.XYWH_ABS
+    return {**record, "annotations": [{**e, "bbox_mode": mode} for e in record["annotations"]]}
+
+
+def read_registered(name: str, images: str | None, split: str | None, findings: Findings) -> Source:
+    """Read a data set that is registered with detectron2; `format` of a `dataset` here.
+
+    In a config `dataset.format="sparsedet.interop.detectron2.read_registered"`, and
+    `dataset.train_json="my_train"` with `dataset.train_images=None`, or, for `sparsedet train`
+    alone, `dataset.path="my"`, which finds `my_train` and `my_val`.
+
+    The code that registers the set must have been imported; the config file is a place for it.
+
+    Args:
+        name: In `DatasetCatalog`, or the name without `_train` or `_val`.
+        images: Must be None, since the records say where the pictures are.
+        split: The ending, where `name` has none.
+        findings: Where faults are noted.
+
+    Raises:
+        DatasetError: There is no such set, it does not tell its classes or has other boxes.
+    """
+    name = _registered(name, split)
+    if images is not None:
+        raise DatasetError(
+            f"{name}: a set that is registered with detectron2 says itself where its pictures are, "
+            f"got the folder {images!r}. Set dataset.train_images=null and dataset.val_images=null."
+        )
+    records = DatasetCatalog.get(name)
+    paths = [os.path.abspath(record["file_name"]) for record in records]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else None
+    source = Source(path=name, format="detectron2", root=root)
+    ids = _category_ids(name)
+    source.categories = [{"id": i, "name": text} for i, text in ids.values()]
+    for place, (record, path) in enumerate(zip(records, paths, strict=True)):
+        image_id = record.get("image_id", place)
+        source.images.append(
+            {
+                "id": image_id,
+                "file_name": os.path.relpath(path, root),
+                **{key: record[key] for key in ("height", "width") if key in record},
+            }
+        )
+        for entry in record.get("annotations", ()):
+            source.annotations.append(_to_coco(entry, image_id, ids, name))
+    return source
+
+
+def _registered(name: str, split: str | None) -> str:
+    for each in (name, f"{name}_{split}"):
+        if each in DatasetCatalog:
+            return each
+    raise DatasetError(
+        f"no data set {name!r} is registered with detectron2. {nearest(name, DatasetCatalog)} "
+        "Import the code that registers it, for example in the config file."
+    )
+
+
+def _category_ids(name: str) -> dict[int, tuple[int, str]]:
+    """By contiguous class: id in the file, and name."""
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    if not names:
+        raise DatasetError(
+            f"{name}: its classes are not in detectron2's MetadataCatalog. Add "
+            f"MetadataCatalog.get({name!r}).thing_classes = [...]."
+        )
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id")
+    ids = {number: i for i, number in mapping.items()} if mapping else dict(enumerate(names, 1))
+    if [ids.get(number) for number in range(len(names))] != sorted(ids.values()):
+        raise DatasetError(
+            f"{name}: thing_dataset_id_to_contiguous_id must have an id for each of the "
+            f"{len(names)} thing_classes, rising with them, got {mapping}. Correct it in "
+            "MetadataCatalog."
+        )
+    return {number: (ids[number], text) for number, text in enumerate(names)}
+
+
+def _to_coco(
+    entry: Mapping[str, Any], image_id: Any, ids: Mapping[int, tuple[int, str]], name: str
+) -> dict[str, Any]:
+    mode, box = entry["bbox_mode"], [float(value) for value in entry["bbox"]]
+    if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        raise DatasetError(
+            f"{name}: boxes must be in pixels and upright (XYXY_ABS or XYWH_ABS), got {mode!r} in "
+            f"image {image_id}. Convert them in the function that is registered."
+        )
+    if entry["category_id"] not in ids:
+        raise DatasetError(
+            f"{name}: category_id {entry['category_id']} in image {image_id} is none of the "
+            f"{len(ids)} thing_classes, which count from 0. Correct one of the two."
+        )
+    box = BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
+    return {
+        "image_id": image_id,
+        "category_id": ids[entry["category_id"]][0],
+        "bbox": box,
+        "iscrowd": entry.get("iscrowd", 0),
+        "area": _area(entry, box),
+    }
+
+
+def _area(entry: Mapping[str, Any], box_xywh: list[float]) -> float:
+    """Of the mask, where there is one, as COCO has it; its evaluation by size goes by that."""
+    segmentation = entry.get("segmentation")
+    if isinstance(segmentation, dict):
+        return float(mask_util.area(cast(Any, segmentation)))
+    if segmentation:
+        return float(theirs.PolygonMasks([segmentation]).area()[0])
+    return box_xywh[2] * box_xywh[3]
