@@ -24,7 +24,8 @@ RIM = {"cli", "benchmark"}  # what a command line reaches: it prints and names d
 FOREIGN_SIGNATURES = {  # those of torch, detectron2 and detrex
     "sparsedet/structures/instances.py",
     "sparsedet/layers/deformable_attention/module.py",
-    "sparsedet/interop/detrex.py",
+    "sparsedet/interop/detrex/attention.py",
+    "sparsedet/interop/detrex/encoder.py",
 }
 DEVICE_NAMES = {"layers"}  # an operator registers its kernels by device
 

@@ -30,24 +30,18 @@ from sparsedet.structures import xyxy_to_cxcywh
 
 
 class _HostHeads:
-    """Class heads of the host and the token embedding of the encoder, as parts ask for them.
+    """Class heads of the host, as the encoders ask for them.
 
-    It is no module: whoever owns these modules has them in its state dict, once.
+    It is no module: the host owns its heads, and its checkpoint holds them once.
 
     Args:
         class_embed: class head, or a list of them: one for each decoder layer and one for the
             first stage where there is one; None = the host has none under this name.
         num_layers: decoder layers.
-        embedding: the encoder's token embedding.
     """
 
-    num_encoder = 0
-
-    def __init__(
-        self, class_embed: nn.Module | None, num_layers: int, *, embedding: nn.Module | None
-    ) -> None:
+    def __init__(self, class_embed: nn.Module | None, num_layers: int) -> None:
         self._class_embed, self._num_layers = class_embed, num_layers
-        self._embedding = embedding
 
     def decoder(self, layer: int) -> _ClassHead:
         """Head of a decoder layer, -1 being the last."""
@@ -68,14 +62,6 @@ class _HostHeads:
                 f"model.class_embed, got {heads}. Use DeformableEncoder, which needs none."
             )
         return _ClassHead(heads[index])
-
-    def token_embedding(
-        self, features: MultiScaleFeatures, *, with_pos: bool
-    ) -> Float[Tensor, "B N C"]:
-        """Embedded tokens, see ``sparsedet.modeling.heads.Heads``."""
-        assert self._embedding is not None
-        tokens = features.tokens + features.pos if with_pos else features.tokens
-        return self._embedding(tokens, features.padding_if_any)
 
 
 @dataclass(frozen=True)
@@ -180,7 +166,7 @@ class SparseEncoder(nn.Module):
             # in evaluation the masks of the hosts say that all is valid
             image_sizes=now.image_sizes if self.training else None,
         )
-        scores = None if self.scorer is None else self.scorer(features, self._heads, now.targets)
+        scores = None if self.scorer is None else self.scorer(features, self.embedding, now.targets)
         selections = self.selector(scores, features, self.num_layers)
         now.features, now.scores, now.selections = features, scores, selections
         return self.encoder(features, selections, scores, self._heads).memory.tokens
@@ -196,9 +182,7 @@ class SparseEncoder(nn.Module):
         transformer = next(module for module in model.modules() if self in module.children())
         decoder = getattr(transformer, "decoder", None) or nn.Identity()
         attentions = [module for module in decoder.modules() if isinstance(module, HostAttention)]
-        self._heads = _HostHeads(
-            getattr(model, "class_embed", None), len(attentions), embedding=self.embedding
-        )
+        self._heads = _HostHeads(getattr(model, "class_embed", None), len(attentions))
         if any("token_mass" in getattr(term, "requires", ()) for term in self.losses):
             if not attentions:
                 raise ValueError(
@@ -215,7 +199,14 @@ class SparseEncoder(nn.Module):
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the host: what the samples say."""
-        samples = args[0] if args else ()
+        samples = args[0] if args else None
+        if not isinstance(samples, Sequence) or not all(
+            isinstance(sample, Mapping) and "image" in sample for sample in samples
+        ):
+            raise ValueError(
+                "connect.model must be the whole model, called with a list of samples, got a "
+                f"{type(model).__name__} that is called with {type(samples).__name__}."
+            )
         device = next(model.parameters()).device
         self._pass = _Pass(
             tuple((int(h), int(w)) for h, w in (sample["image"].shape[-2:] for sample in samples)),
