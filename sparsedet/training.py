@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import math
 import platform
@@ -9,7 +11,7 @@ import random
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,6 @@ from sparsedet.checkpoint import (
 from sparsedet.config import (
     ConfigError,
     LazyConfig,
-    check_keys,
-    get_config,
     instantiate,
     setting,
 )
@@ -52,6 +52,8 @@ from sparsedet.evaluation.loop import evaluate
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
 from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
+from sparsedet.modeling import TokenSparseDetector
+from sparsedet.run_settings import run_settings
 from sparsedet.structures import Boxes, Instances
 
 logger = logging.getLogger(__name__)
@@ -71,11 +73,13 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
         ConfigError: a setting is wrong.
         DatasetError: the data set cannot be used.
     """
-    check_keys(cfg.train, get_config("common/train.py").train, "train")
+    cfg.train = run_settings(cfg.train)
     if cfg.train.amp.dtype not in _AMP_DTYPES:
         raise ConfigError(
             f"train.amp.dtype must be one of {', '.join(_AMP_DTYPES)}, got {cfg.train.amp.dtype!r}."
         )
+    if "dataset" not in cfg:
+        return  # the loaders of detectron2 and detrex know their sets by themselves
     if evaluates and cfg.dataset.get("class_names") is None:
         cfg.dataset.class_names = _trained_classes(cfg.train)
     resolve_dataset(cfg, ("val",) if evaluates else ("train", "val"))
@@ -235,7 +239,11 @@ class Job:
         path = self._output_dir / "config.yaml"
         if resumed and path.is_file():
             _require_same_run(path, self._cfg)
-        LazyConfig.save(self._cfg, path)
+        try:
+            LazyConfig.save(self._cfg, path)
+        except ConfigError as error:  # e.g. a function in a config of detrex
+            logger.warning("%s is not written, and checkpoints lack it: %s", path.name, error)
+            return {}
         return {"config": path.read_text(encoding="utf-8")}
 
     def _build_model(self, replaced: bool) -> nn.Module:
@@ -244,7 +252,8 @@ class Job:
             for key in leave_out_pretrained(self._cfg):
                 logger.info("model.backbone.%s: not fetched, a checkpoint takes their place", key)
         model = instantiate(self._cfg.model)
-        _check_parts_fit(model)
+        if isinstance(model, TokenSparseDetector):
+            _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
             reinit = settings.reinit_class_heads and not self._eval_only
             path = settings.init_checkpoint
@@ -283,7 +292,7 @@ class Job:
         clip = settings.clip_grad
         return Trainer(
             model,
-            self._train_loader.iter_from,
+            _batches(self._train_loader),
             optimizer=optimizer,
             lr_multiplier=lr_multiplier,
             max_iter=settings.max_iter,
@@ -335,7 +344,7 @@ class Job:
                 settings.log_period,
                 writers,
                 console=console,
-                iterations_per_epoch=self._iterations_per_epoch,
+                iterations_per_epoch=self._iterations_per_epoch(),
             ),
             EvalHook(
                 self._iterations(settings.eval_period, settings.eval_epochs),
@@ -353,15 +362,26 @@ class Job:
             ),
         ]
 
-    @property
-    def _iterations_per_epoch(self) -> float:
-        return len(self._train_loader) / self._cfg.train.accumulation_steps
+    def _iterations_per_epoch(self) -> float | None:
+        """None where the loader does not say how many batches it has."""
+        try:
+            return len(self._train_loader) / self._cfg.train.accumulation_steps
+        except TypeError:
+            return None
 
     def _iterations(self, iterations: int | None, epochs: float) -> int:
         """A length in iterations: as given, or from one in epochs (at least 1 unless 0)."""
         if iterations is not None:
             return iterations
-        return math.ceil(epochs * self._iterations_per_epoch)
+        if not epochs:
+            return 0
+        if (length := self._iterations_per_epoch()) is None:
+            raise ConfigError(
+                f"train counts {epochs} epochs, and {type(self._train_loader).__name__} does not "
+                "say how many batches one has. Set train.max_iter, train.eval_period and "
+                "train.checkpointer.period."
+            )
+        return math.ceil(epochs * length)
 
     # --- results --------------------------------------------------------------------------------
 
@@ -391,6 +411,33 @@ class Job:
         }
         write_json(self._output_dir / name, content)
         logger.info("results are in %s", self._output_dir / name)
+
+
+def _batches(loader: Any) -> Callable[[int], Iterator[Any]]:
+    """What the trainer takes batches from: of a loader of ours, or of any that can be iterated."""
+    if not isinstance(loader, Iterable):
+        raise ConfigError(
+            f"dataloader.train must give batches one after the other, got {type(loader).__name__}."
+        )
+    return getattr(loader, "iter_from", None) or functools.partial(_epochs, loader)
+
+
+def _epochs(loader: Iterable[Any], skipped: int) -> Iterator[Any]:
+    """Batches of a loader without ``iter_from``, epoch after epoch."""
+    if skipped:
+        logger.warning(
+            "%s cannot begin in the middle, as it has no iter_from: a new epoch begins",
+            type(loader).__name__,
+        )
+    for epoch in itertools.count():
+        for part in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+            if hasattr(part, "set_epoch"):  # of torch's distributed sampler
+                part.set_epoch(epoch)
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise ConfigError(f"dataloader.train: {type(loader).__name__} has no batch.")
 
 
 def _check_parts_fit(model: nn.Module) -> None:

@@ -37,16 +37,12 @@ if TYPE_CHECKING:
 
 _NEEDS = (
     "model._target_",
-    "model.backbone",
     "optimizer._target_",
     "lr_multiplier._target_",
     "dataloader.train",
     "dataloader.test",
     "dataloader.evaluator",
-    "dataset",
     "train.output_dir",
-    "train.amp",
-    "train.clip_grad",
 )
 
 

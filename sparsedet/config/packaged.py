@@ -15,14 +15,16 @@ _SUFFIXES = (".py", ".yaml", ".yml")
 
 
 def packaged_configs() -> dict[str, Path]:
-    """Name and file of every config that describes a model.
+    """Name and file of every config that describes a model of this library.
 
     ``focus_detr_r50_12ep`` is a recipe to train by, ``released/focus_detr_r50`` the model of
-    published weights.
+    published weights. Those of ``projects/interop`` load beside another library alone, and are
+    named by their path.
     """
     found = {path.stem: path for path in sorted((PACKAGE / "configs").glob("*.py"))}
     for path in sorted((PACKAGE / "projects").glob("*/configs/*.py")):
-        found[path.stem] = path
+        if path.parts[-3] != "interop":
+            found[path.stem] = path
     for path in sorted((PACKAGE / "projects").glob("*/configs/released/*.py")):
         found[f"released/{path.stem}"] = path
     return found

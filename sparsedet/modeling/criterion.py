@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from sparsedet import comm
 from sparsedet.modeling.losses import SupervisedStages
 from sparsedet.modeling.matcher import HungarianMatcher
 from sparsedet.modeling.parts import Assembly, StageTerm, TokenTarget, check_part
-from sparsedet.modeling.stages import DetectorOutput, Prediction, Targets
+from sparsedet.modeling.stages import DenoisingOutput, DetectorOutput, Prediction, Targets
 from sparsedet.registry import LOSSES, SCORERS
 
 
@@ -110,31 +110,49 @@ class SetCriterion:
         box terms are divided by the number of objects, averaged over the processes, at least 1;
         those of denoising also by the number of groups.
         """
-        names, predictions = zip(*_supervised(output), strict=True)
-        matchings = self.matcher.match(predictions, targets)
-        groups = [1] * len(names)
-        if (denoised := output.denoising) is not None:
-            layers = len(denoised.predictions)
-            names += tuple(f"denoising.{layer}" for layer in range(layers))
-            predictions += denoised.predictions
-            matchings += (denoised.matching,) * layers
-            groups += [denoised.num_groups] * layers
-        stages = SupervisedStages.join(predictions, matchings)
-        num_boxes = _num_boxes(targets, groups, stages.logits.device)
-        values = []
-        for term in self.matched:
-            weighted = term.weight * term(stages, num_boxes)
-            # by index: views of unbind must not be changed in place, as some trainers do
-            values.append([weighted[i] for i in range(len(names))])
-        losses = {
-            f"{name}/{term.name}": value
-            for name, own in zip(names, zip(*values, strict=True), strict=True)
-            for term, value in zip(self.matched, own, strict=True)
-        }
+        losses = self.matched_losses(dict(_supervised(output)), targets, output.denoising)
         for term in self.stage:
             key = term.name if _taught(term) is None else f"scorer/{term.name}"
             losses[key] = term.weight * term(output, targets)
         return losses
+
+    def matched_losses(
+        self,
+        stages: Mapping[str, Prediction],
+        targets: Targets,
+        denoising: DenoisingOutput | None = None,
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the matched terms alone, for a detector of another codebase.
+
+        Args:
+            stages: by name, such as "decoder.5": predictions that are to be matched.
+            targets: the objects.
+            denoising: predictions for noised objects, if there are any.
+
+        Returns:
+            See ``__call__``.
+        """
+        names, predictions = tuple(stages), tuple(stages.values())
+        matchings = self.matcher.match(predictions, targets)
+        groups = [1] * len(names)
+        if denoising is not None:
+            layers = len(denoising.predictions)
+            names += tuple(f"denoising.{layer}" for layer in range(layers))
+            predictions += denoising.predictions
+            matchings += (denoising.matching,) * layers
+            groups += [denoising.num_groups] * layers
+        supervised = SupervisedStages.join(predictions, matchings)
+        num_boxes = _num_boxes(targets, groups, supervised.logits.device)
+        values = []
+        for term in self.matched:
+            weighted = term.weight * term(supervised, num_boxes)
+            # by index: views of unbind must not be changed in place, as some trainers do
+            values.append([weighted[i] for i in range(len(names))])
+        return {
+            f"{name}/{term.name}": value
+            for name, own in zip(names, zip(*values, strict=True), strict=True)
+            for term, value in zip(self.matched, own, strict=True)
+        }
 
 
 def _taught(term: StageTerm) -> type[TokenTarget] | None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "sparsedet"
 
 TEXT = {".py", ".md", ".toml", ".cfg", ".yaml", ".yml", ".json", ".h", ".cpp", ".cu", ".cuh", ""}
+GUESTS = ROOT / "projects/interop"  # configs that load where their guest is: tests/interop does
 LINKS = {("sparsedet", "configs"), ("sparsedet", "projects")}
 OUTSIDE = {".git", ".venv", "build", "dist", "output", "outputs", "data", "datasets", "weights"}
 

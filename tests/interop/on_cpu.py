@@ -15,6 +15,12 @@ from unittest import mock
 
 import torch
 
+_to = torch.Tensor.to
+
+
+def _to_where_it_is(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    return _to(self, *("cpu" if isinstance(a, str) and a == "cuda" else a for a in args), **kwargs)
+
 
 def without_cuda() -> list:
     """Patches, not yet started, under which detrex computes on the CPU."""
@@ -22,6 +28,7 @@ def without_cuda() -> list:
         mock.patch.dict(sys.modules, {"detrex._C": types.ModuleType("detrex._C")}),
         mock.patch.object(torch.Tensor, "cuda", lambda self, *_, **__: self),
         mock.patch.object(torch.nn.Module, "cuda", lambda self, *_, **__: self),
+        mock.patch.object(torch.Tensor, "to", _to_where_it_is),
     ]
 
 

@@ -1,0 +1,30 @@
+"""Configs of detrex's projects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import detrex
+from detectron2.config import LazyConfig
+
+from sparsedet.config import ConfigError
+
+
+def project_config(path: str) -> Any:
+    """A config of one of detrex's projects; every call loads it anew.
+
+    Args:
+        path: in the folder ``projects`` of detrex's clone, for instance
+            ``"dino/configs/dino-resnet/dino_r50_4scale_12ep.py"``.
+
+    Raises:
+        ConfigError: the file is not there.
+    """
+    file = Path(detrex.__file__).resolve().parents[1] / "projects" / path
+    if not file.is_file():
+        raise ConfigError(
+            f"project_config.path must be a file in projects of detrex's clone, got {path!r}, "
+            f"and there is no {file}. Its package alone lacks them: put the clone on PYTHONPATH."
+        )
+    return LazyConfig.load(str(file))
