@@ -1,7 +1,7 @@
 """Focus-DETR of this library, ResNet-50, 12 epochs, for detectron2's lazyconfig_train_net.py."""
 
 from sparsedet.config import get_config
-from sparsedet.engine.optim import clipping_adamw
+from sparsedet.engine import clipping_adamw
 
 _host = get_config("focus_detr_r50_12ep")
 model, dataset, dataloader = _host.model, _host.dataset, _host.dataloader
