@@ -24,21 +24,29 @@ PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 # The tools of the extra "lint" alone: installing the package again would compile again.
 LINT_TOOLS := import importlib.metadata as m; \
   print(*(r.split(';')[0] for r in m.requires('sparsedet') if 'lint' in r.partition(';')[2]))
+# Where the clones of detectron2 and detrex are, for `make interop`, and the environment for them.
+DETECTRON2 ?=
+DETREX ?=
+GUESTS := $(VENV)-interop
+# What they need beside what sparsedet has. The last pin is for pkg_resources, which detrex imports.
+GUESTS_NEED := "iopath<0.1.10" "hydra-core>=1.1" cloudpickle tensorboard matplotlib \
+  $(if $(DETREX),opencv-python-headless wandb fairscale einops psutil) "setuptools<81"
 SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help quickstart test lint format bench clean
+.PHONY: help quickstart test interop lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   install, draw a data set, train on the CPU, evaluate, predict"
 	@echo "make test         install, run the tests"
+	@echo "make interop      the tests beside detectron2 and detrex: DETECTRON2=CLONE DETREX=CLONE"
 	@echo "make lint         ruff, pyright and clang-format"
 	@echo "make format       let ruff and clang-format rewrite the source"
 	@echo "make bench        measure speed on the CPU (half an hour; ARGS='--quick' takes five minutes)"
 	@echo "make clean        remove what was built (not the environment, data or output)"
 	@echo
 	@echo "PYTHON=python3.12      the Python to make the environment with (3.10 or later)"
-	@echo "VENV=.venv             where the environment is"
+	@echo "VENV=.venv             where the environment is; that of make interop is beside it"
 	@echo "SYSTEM_TORCH=1         use the torch and torchvision that PYTHON has already"
 	@echo "TORCH='--index-url U'  more pip arguments for torch, here the index of its CPU-only build"
 	@echo "                       (pytorch.org names it under Get Started)"
@@ -91,6 +99,25 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(PY) -m pytest $(PARALLEL) -m "not slow and not gpu" $(ARGS)
+
+# The clones are read where they are: what is compiled in them is not needed. Each gets the link to
+# its configs that its own installation makes.
+interop: $(VENV)/.installed
+	@test -f "$(DETECTRON2)/detectron2/__init__.py" || { \
+	  echo "error: DETECTRON2='$(DETECTRON2)' is no clone of detectron2" >&2; exit 2; }
+	@test -z "$(DETREX)" || test -f "$(DETREX)/detrex/__init__.py" || { \
+	  echo "error: DETREX='$(DETREX)' is no clone of detrex" >&2; exit 2; }
+	$(PY) -m venv $(GUESTS)
+	@site="$$($(GUESTS)/bin/python -c "$(SITE)")"; own="$$($(PY) -c "$(SITE)")"; \
+	  echo "import site; site.addsitedir('$$own')" > "$$site/sparsedet.pth"; \
+	  for clone in $(abspath $(DETECTRON2) $(DETREX)); do echo "$$clone"; done > "$$site/guests.pth"
+	test -e $(DETECTRON2)/detectron2/model_zoo/configs || \
+	  ln -s ../../configs $(DETECTRON2)/detectron2/model_zoo/configs
+	test -z "$(DETREX)" || test -e $(DETREX)/detrex/config/configs || \
+	  ln -s ../../configs $(DETREX)/detrex/config/configs
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(GUESTS)/bin/python -m pip install --no-build-isolation \
+	  $(GUESTS_NEED)
+	$(GUESTS)/bin/python -m pytest tests/interop $(ARGS)
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .

@@ -41,6 +41,24 @@ def test_every_recorder_hears() -> None:
     assert outer.flush() == inner.flush() == {"a": 1.0}
 
 
+def test_a_listener_hears_each_value_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, float]] = []
+
+    class Listener:
+        def record(self, name: str, value: float | torch.Tensor) -> None:
+            heard.append((name, float(value)))
+
+    monkeypatch.setattr(events, "_listeners", [])
+    listener = Listener()
+    events.listen(listener)
+    events.listen(listener)
+    log_scalar("a", 1.0)
+    with Recorder() as recorder:
+        log_scalar("b", torch.tensor(2.0))
+    assert heard == [("a", 1.0), ("b", 2.0)]
+    assert recorder.flush() == {"b": 2.0}
+
+
 def test_graph_is_not_kept_alive() -> None:
     with Recorder() as recorder:
         log_scalar("a", torch.ones((), requires_grad=True) * 2)

@@ -9,7 +9,12 @@ from sparsedet.engine.hooks import (
     StopHook,
 )
 from sparsedet.engine.launch import launch
-from sparsedet.engine.optim import WarmupParamScheduler, param_groups, scaled_lr
+from sparsedet.engine.optim import (
+    WarmupParamScheduler,
+    clipping_adamw,
+    param_groups,
+    scaled_lr,
+)
 from sparsedet.engine.trainer import NonFiniteError, Trainer
 
 __all__ = [
@@ -22,6 +27,7 @@ __all__ = [
     "StopHook",
     "Trainer",
     "WarmupParamScheduler",
+    "clipping_adamw",
     "launch",
     "param_groups",
     "scaled_lr",

@@ -49,9 +49,10 @@ def evaluate(
         progress: called with the number of images after every batch of this process.
 
     Returns:
-        The evaluator's results and, over all processes: `num_images`; `keep_ratio`, the mean over
-        the images (None where the model does not tell it); `seconds_per_image`, the model's time
-        alone without the first batches (which warm up) unless there are no others.
+        The evaluator's results; its `details`, where it has any; and, over all processes:
+        `num_images`; `keep_ratio`, the mean over the images (None where the model does not tell
+        it); `seconds_per_image`, the model's time alone without the first batches (which warm up)
+        unless there are no others.
     """
     evaluator.reset()
     keep_ratios: list[float] = []
@@ -65,7 +66,9 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
-    return {**evaluator.evaluate(), **_totals(keep_ratios, timings)}
+    results = {**evaluator.evaluate(), **_totals(keep_ratios, timings)}
+    details = getattr(evaluator, "details", None)  # evaluators of others have none
+    return results if details is None else {**results, "details": details}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from fvcore.common.param_scheduler import ConstantParamScheduler, CosineParamSch
 from torch import nn
 
 from sparsedet.config import LazyConfig, instantiate
-from sparsedet.engine import WarmupParamScheduler, param_groups, scaled_lr
+from sparsedet.engine import WarmupParamScheduler, clipping_adamw, param_groups, scaled_lr
 
 
 class Model(nn.Module):
@@ -92,6 +92,37 @@ def test_scaled_lr() -> None:
     assert scaled_lr(2e-4, 64) == pytest.approx(4e-4)
     with pytest.raises(ValueError, match="batch_size"):
         scaled_lr(2e-4, 0)
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_clipping_in_the_optimizer_is_that_of_the_trainer(scale: float | None) -> None:
+    """With a scale that a gradient scaler left to the fused kernel, too."""
+    start = [torch.randn(4, 3), torch.randn(5)]
+    gradients = [torch.randn(4, 3), torch.randn(5)]
+    settings = dict(betas=(0.8, 0.9), weight_decay=0.1, fused=True)
+    ours, theirs = ([nn.Parameter(each.clone()) for each in start] for _ in range(2))
+    groups = [{"params": ours[:1]}, {"params": ours[1:], "lr": 0.3}]
+    clipping = clipping_adamw(groups, 0.5, max_norm=0.01, **settings)
+    plain = torch.optim.AdamW(
+        [{"params": theirs[:1]}, {"params": theirs[1:], "lr": 0.3}], 0.5, **settings
+    )
+    for step in range(3):
+        for mine, other, gradient in zip(ours, theirs, gradients, strict=True):
+            mine.grad = gradient * (step + 1) * (scale or 1.0)
+            other.grad = gradient * (step + 1)
+        if scale is not None:
+            clipping.grad_scale, clipping.found_inf = torch.tensor(scale), torch.tensor(0.0)
+        clipping.step()
+        nn.utils.clip_grad_norm_(theirs, 0.01)
+        plain.step()
+    for mine, other, begin in zip(ours, theirs, start, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(mine, begin, atol=0.1)
+
+
+def test_a_norm_that_cannot_be_reached() -> None:
+    with pytest.raises(ValueError, match=r"max_norm must be positive, got 0\.0"):
+        clipping_adamw([nn.Parameter(torch.zeros(1))], 0.1, max_norm=0.0)
 
 
 def test_warmup() -> None:

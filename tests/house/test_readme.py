@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 PAGES = [path for path in [README, ROOT / "CONTRIBUTING.md"] if path.is_file()]
 PAGES += [
     ROOT / "docs/configs.md",
+    ROOT / "docs/interop.md",
     ROOT / "docs/photographs.md",
     *files("projects", suffix="README.md"),
 ]

@@ -26,7 +26,7 @@ train.output_dir = "{output}"
 
 GUEST = """
 from sparsedet.config import LazyCall as L
-from sparsedet.engine.optim import clipping_adamw
+from sparsedet.engine import clipping_adamw
 from reseeded import Reseeded
 """
 IN_A_GUEST = """
