@@ -13,7 +13,9 @@ from sparsedet.layers.deformable_attention import ms_deform_attn
 from sparsedet.modeling.features import Size
 
 try:
-    from detrex.layers import MultiScaleDeformableAttention as HostAttention
+    from detrex.layers import (  # pyright: ignore[reportMissingImports]
+        MultiScaleDeformableAttention as HostAttention,
+    )
 except ImportError as error:
     raise ImportError(
         f"sparsedet.interop.detrex needs detrex, and its import fails: {error}. Put a clone of "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import detrex
-from detectron2.config import LazyConfig
+import detrex  # pyright: ignore[reportMissingImports]
+from detectron2.config import LazyConfig  # pyright: ignore[reportMissingImports]
 
 from sparsedet.config import ConfigError
 
