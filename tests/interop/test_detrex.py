@@ -146,6 +146,19 @@ def test_attention_drops_out_before_the_residual(parts, call):
     assert torch.equal(module(**call), call["identity"])
 
 
+def test_attention_in_half_precision_places_samples_in_full(parts, call):
+    torch.manual_seed(0)
+    module = parts.MultiScaleDeformableAttention(32, 4, 2, 3, dropout=0.0, batch_first=True)
+    wanted = module(**call)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(**call)
+        locations, weights = parts.attention.sampling(
+            module, call["query"], call["reference_points"], ((8, 12), (4, 6))
+        )
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=5e-2)
+    assert locations.dtype == weights.dtype == torch.float32
+
+
 def test_attention_says_what_is_missing(parts, call):
     module = parts.MultiScaleDeformableAttention(32, 4, 2, 3, batch_first=True)
     with pytest.raises(ValueError, match="needs reference_points and spatial_shapes, got NoneType"):

@@ -164,7 +164,7 @@ def test_a_config_of_detrex_runs_in_our_tool_as_it_is(detrex, coco, root, tmp_pa
     config = clone / "projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py"
     given = [*overrides("model"), "model.transformer.encoder.num_layers=1"]
     given += [f"train.output_dir={tmp_path / 'out'}"]
-    arguments = ["--config-file", str(config), *(each.lstrip("+") for each in given)]
+    arguments = ["--config-file", str(config), *given]
     done = run_our_tool(root, coco, tmp_path, arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "out/results.json").read_text())

@@ -12,6 +12,7 @@ import torch
 from sparsedet.cli.main import main
 
 CONFIG = """
+from copy import deepcopy
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch.optim import SGD
 from sparsedet.config import LazyCall as L
@@ -23,7 +24,7 @@ lr_multiplier = L(ConstantParamScheduler)(value=1.0)
 dataloader = dict(
     train=L(Loader)(numbers=[1.0, 2.0]), test=L(Loader)(numbers=[0.0]), evaluator=L(Evaluator)()
 )
-train = dict(TRAIN)
+train = deepcopy(TRAIN)
 """
 
 
