@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import logging
 import math
 import platform
@@ -11,7 +9,7 @@ import random
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +44,7 @@ from sparsedet.engine import (
     StopHook,
     Trainer,
 )
+from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
@@ -280,6 +279,7 @@ class Job:
         model = self._model
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
+        self._require_lengths()
         settings.max_iter = self._iterations(settings.max_iter, settings.epochs)
         lr_multiplier = instantiate(cfg.lr_multiplier)
         ema = (
@@ -292,7 +292,7 @@ class Job:
         clip = settings.clip_grad
         return Trainer(
             model,
-            _batches(self._train_loader),
+            batches_from(self._train_loader),
             optimizer=optimizer,
             lr_multiplier=lr_multiplier,
             max_iter=settings.max_iter,
@@ -344,7 +344,7 @@ class Job:
                 settings.log_period,
                 writers,
                 console=console,
-                iterations_per_epoch=self._iterations_per_epoch(),
+                iterations_per_epoch=self._iterations_per_epoch,
             ),
             EvalHook(
                 self._iterations(settings.eval_period, settings.eval_epochs),
@@ -362,26 +362,34 @@ class Job:
             ),
         ]
 
+    @property
     def _iterations_per_epoch(self) -> float | None:
-        """None where the loader does not say how many batches it has."""
-        try:
-            return len(self._train_loader) / self._cfg.train.accumulation_steps
-        except TypeError:
-            return None
+        length = epoch_length(self._train_loader)
+        return None if length is None else length / self._cfg.train.accumulation_steps
+
+    def _require_lengths(self) -> None:
+        """Refuse lengths in epochs where nobody knows how long an epoch is."""
+        settings = self._cfg.train
+        lengths = {
+            "train.max_iter": (settings.max_iter, settings.epochs),
+            "train.eval_period": (settings.eval_period, settings.eval_epochs),
+            "train.checkpointer.period": (
+                settings.checkpointer.period,
+                settings.checkpointer.epochs,
+            ),
+        }
+        unknown = [key for key, (given, epochs) in lengths.items() if given is None and epochs]
+        if unknown and self._iterations_per_epoch is None:
+            raise ConfigError(
+                f"dataloader.train is a {type(self._train_loader).__name__} without a length, so "
+                f"epochs cannot be counted. Set {', '.join(unknown)} in iterations."
+            )
 
     def _iterations(self, iterations: int | None, epochs: float) -> int:
         """A length in iterations: as given, or from one in epochs (at least 1 unless 0)."""
         if iterations is not None:
             return iterations
-        if not epochs:
-            return 0
-        if (length := self._iterations_per_epoch()) is None:
-            raise ConfigError(
-                f"train counts {epochs} epochs, and {type(self._train_loader).__name__} does not "
-                "say how many batches one has. Set train.max_iter, train.eval_period and "
-                "train.checkpointer.period."
-            )
-        return math.ceil(epochs * length)
+        return math.ceil(epochs * (self._iterations_per_epoch or 0))
 
     # --- results --------------------------------------------------------------------------------
 
@@ -411,33 +419,6 @@ class Job:
         }
         write_json(self._output_dir / name, content)
         logger.info("results are in %s", self._output_dir / name)
-
-
-def _batches(loader: Any) -> Callable[[int], Iterator[Any]]:
-    """What the trainer takes batches from: of a loader of ours, or of any that can be iterated."""
-    if not isinstance(loader, Iterable):
-        raise ConfigError(
-            f"dataloader.train must give batches one after the other, got {type(loader).__name__}."
-        )
-    return getattr(loader, "iter_from", None) or functools.partial(_epochs, loader)
-
-
-def _epochs(loader: Iterable[Any], skipped: int) -> Iterator[Any]:
-    """Batches of a loader without ``iter_from``, epoch after epoch."""
-    if skipped:
-        logger.warning(
-            "%s cannot begin in the middle, as it has no iter_from: a new epoch begins",
-            type(loader).__name__,
-        )
-    for epoch in itertools.count():
-        for part in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
-            if hasattr(part, "set_epoch"):  # of torch's distributed sampler
-                part.set_epoch(epoch)
-        batch = None
-        for batch in loader:
-            yield batch
-        if batch is None:
-            raise ConfigError(f"dataloader.train: {type(loader).__name__} has no batch.")
 
 
 def _check_parts_fit(model: nn.Module) -> None:

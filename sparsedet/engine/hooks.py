@@ -106,15 +106,15 @@ class LogHook(Hook):
     """Averages over the last iterations, to the writers.
 
     Rows hold `loss`, its terms as `loss/<term>`, what was logged through `events`, `lr` (of the
-    fastest group), `seconds_per_iteration`, `data_seconds`, `epoch` and, on an accelerator,
-    `memory_mb`.
+    fastest group), `seconds_per_iteration`, `data_seconds`, `epoch` where its length is known and,
+    on an accelerator, `memory_mb`.
 
     Args:
         period: Iterations per row.
         writers: Where rows go, on the main process.
         console: Also told of every single iteration, and of the averages so far after the first
             ones, which a person waits for.
-        iterations_per_epoch: For `epoch`; None leaves it out.
+        iterations_per_epoch: For `epoch`; None where it is not known.
     """
 
     def __init__(

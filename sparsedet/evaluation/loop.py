@@ -26,8 +26,8 @@ class Evaluator(Protocol):
         """Takes the samples of a batch and the model's answers in the same order."""
         ...
 
-    def evaluate(self) -> dict[str, Any]:
-        """Results over everything processed, on all processes."""
+    def evaluate(self) -> dict[str, Any] | None:
+        """Results over everything processed; called on all processes, answered on the main one."""
         ...
 
 
@@ -66,7 +66,8 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
-    results = {**evaluator.evaluate(), **_totals(keep_ratios, timings)}
+    found = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
+    results = {**found, **_totals(keep_ratios, timings)}
     details = getattr(evaluator, "details", None)  # evaluators of others have none
     return results if details is None else {**results, "details": details}
 
