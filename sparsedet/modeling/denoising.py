@@ -143,13 +143,14 @@ def match_slots(targets: Targets, slots: int, num_groups: int) -> Matching:
     for index, count in enumerate(targets.counts):
         own = torch.arange(count)
         query = (torch.arange(num_groups)[:, None] * slots + own).flatten()
-        place = (start + own).repeat(num_groups)
-        pairs.append(torch.stack((torch.full_like(query, index), query, place)))
+        target = own.repeat(num_groups)
+        image = torch.full_like(query, index)
+        pairs.append(torch.stack((image, query, target, start + target)))
         start += count
     boxes, labels = torch.cat(targets.boxes), torch.cat(targets.labels)
     # Made on the host, of its numbers, and copied at once: the device is not waited for.
-    image, query, place = torch.cat(pairs, dim=1).to(boxes.device, non_blocking=True)
-    return Matching(image, query, boxes[place], labels[place])
+    image, query, target, place = torch.cat(pairs, dim=1).to(boxes.device, non_blocking=True)
+    return Matching(image, query, target, boxes[place], labels[place])
 
 
 def _pad(

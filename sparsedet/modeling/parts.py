@@ -80,9 +80,9 @@ class Scorer(Protocol):
     learns: type[TokenTarget] | None
 
     def __call__(
-        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+        self, features: MultiScaleFeatures, heads: Any, targets: Targets | None = None
     ) -> TokenScores:
-        """Score every token."""
+        """Score every token; ``heads`` are the detector's, or any object with what is called."""
         ...
 
 
@@ -91,7 +91,10 @@ class ObjectScorer(Protocol):
     """Decides which of the kept tokens attend to each other in the dual-attention encoder."""
 
     def __call__(self, tokens: Tensor, logits: Tensor | None, category: Head) -> Tensor:
-        """Scores ``[B K]`` of the kept ``tokens[B K C]`` with their token scores (logits)."""
+        """Scores ``[B K]`` of the kept ``tokens[B K C]`` with their token scores (logits).
+
+        ``category`` has ``logits(tokens)``, which gives class logits ``[B K classes]``.
+        """
         ...
 
 
