@@ -63,7 +63,9 @@ def test_both_loaders_read_a_config_alike(path):
     from omegaconf import OmegaConf
 
     ours, theirs = LazyConfig.load(path), TheirLazyConfig.load(str(path))
-    assert set(ours) == {"model", "dataloader", "optimizer", "lr_multiplier", "train"} == set(theirs)
+    assert (
+        set(ours) == {"model", "dataloader", "optimizer", "lr_multiplier", "train"} == set(theirs)
+    )
     assert OmegaConf.to_container(ours.model) == OmegaConf.to_container(theirs.model)
 
 
@@ -140,9 +142,7 @@ def overrides(prefix: str) -> list[str]:
     ]
 
 
-def test_a_config_runs_in_the_tool_of_detrex(
-    detrex, coco, run_guest_tool, tmp_path, monkeypatch
-):
+def test_a_config_runs_in_the_tool_of_detrex(detrex, coco, run_guest_tool, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(coco))
     config = GUESTS / "configs/interop_dino_sparse_12ep.py"
     given = [*overrides("model.model"), f"train.output_dir={tmp_path / 'out'}"]
