@@ -71,9 +71,10 @@ def resolve_classes(cfg: Any) -> None:
     _place_parts(dataset)
     if dataset.class_names is None:
         for split in ("train", "val"):
-            path = dataset.get(f"{split}_json")
-            if path is not None and os.path.exists(path):
-                found = open_dataset(path, None, split=split, format=dataset.get("format", "auto"))
+            path, format = dataset.get(f"{split}_json"), dataset.get("format", "auto")
+            named = "." in format  # a reader of the user's own, which knows sets by name
+            if path is not None and (named or os.path.exists(path)):
+                found = open_dataset(path, None, split=split, format=format)
                 dataset.class_names = list(found.class_names)
                 _replace_num_classes(dataset, found.source)
                 break

@@ -27,7 +27,7 @@ class AnnotatedDataset:
 
     Args:
         source: path of the annotation file or folder.
-        format: `coco`, `voc` or `yolo`.
+        format: `coco`, `voc`, `yolo`, or what a reader of your own calls it.
         images: folder that the pictures lie in; None where no picture was looked at.
         records: one dict per image: `file_name` (full path), `height`, `width`, `image_id`,
             `annotations` (dicts with `bbox`, `bbox_mode` = XYWH_ABS, `category_id` contiguous,
@@ -113,7 +113,10 @@ def open_dataset(
             the pictures lie. A COCO file does not: with None no picture is opened, `file_name`
             stays as it is, and sizes are those of the file.
         split: which part of a set that has several (`train`, `val`, ...); a COCO file is one part.
-        format: `coco`, `voc`, `yolo`, or `auto` to go by what is at `annotations`.
+        format: `coco`, `voc`, `yolo`, or `auto` to go by what is at `annotations`; or the dotted
+            path of a reader of your own, which `annotations` is a name for. It is called with
+            `annotations`, `images`, `split` and where to note faults, and returns a
+            `sparsedet.data.formats.Source`.
         class_names: classes in their order, where another file (that of training) sets them; they
             are matched by name. None takes the set's own: by id in COCO, by name in VOC, by
             number in YOLO.

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask
 
-from sparsedet.config import LazyConfig, instantiate
+from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.data import (
     DatasetError,
     DetectionMapper,
@@ -26,6 +27,7 @@ from sparsedet.data import (
     resolve_dataset,
     write_coco,
 )
+from sparsedet.data.formats import Source
 from sparsedet.data.shapes import CLASS_NAMES, write_shapes
 from sparsedet.evaluation import COCOEvaluator
 from tests.data.written import write_voc, write_yolo, xml
@@ -106,12 +108,45 @@ def test_conversion_keeps_ids_and_gives_absent_classes_free_ones(make_set, tmp_p
 def test_a_format_can_be_said_and_must_exist(other):
     named = open_dataset(str(other), split="val", format=other.name)
     assert list(named.records) == list(open_dataset(str(other), split="val").records)
-    with pytest.raises(ValueError, match="must be auto, coco, voc, yolo, got 'pascal'"):
+    with pytest.raises(ValueError, match=r"must be auto, coco, voc, yolo or .*, got 'pascal'"):
         open_dataset(str(other), split="val", format="pascal")
     (other / "annotations").mkdir()
     (other / "annotations" / "instances_val.json").write_text("{}")
     with pytest.raises(DatasetError, match=r"holds .* and .*dataset\.format="):
         open_dataset(str(other), split="val")
+
+
+def test_a_reader_of_ones_own_is_named_by_its_path(shapes, monkeypatch):
+    """What it gives is checked as files are."""
+    module = ModuleType("my_formats")
+    picture = next((shapes / "val").glob("*.png"))
+    entry = {"image_id": "a", "category_id": 4, "bbox": [2.0, 3, 5, 6]}
+    asked = []
+
+    def read_mine(path, images, split, findings):
+        asked.append((path, images, split))
+        return Source(
+            path=path,
+            format="mine",
+            root=str(picture.parent),
+            categories=[{"id": 4, "name": "thing"}],
+            images=[{"id": "a", "file_name": picture.name}],
+            annotations=[entry],
+        )
+
+    module.read_mine = read_mine
+    monkeypatch.setitem(sys.modules, "my_formats", module)
+    found = open_dataset("my set", split="val", format="my_formats.read_mine")
+    assert asked == [("my set", None, "val")]
+    assert (found.source, found.format, found.class_names) == ("my set", "mine", ("thing",))
+    assert found.records[0]["file_name"] == str(picture)
+    assert found.records[0]["annotations"][0]["bbox"] == [2, 3, 5, 6]
+    assert open_dataset("my set", split="val", format="my_formats.read_mine") is found
+    entry["bbox"] = [2.0, 3, math.nan, 6]
+    with pytest.raises(DatasetError, match=r"another set: .* must be four finite numbers"):
+        open_dataset("another set", format="my_formats.read_mine")
+    with pytest.raises(ConfigError, match=r"my_formats has no 'read'"):
+        open_dataset("my set", format="my_formats.read")
 
 
 def test_one_key_trains_on_a_set_with_its_parts(other):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sparsedet.checkpoint import load_weights
-from sparsedet.config import ConfigError, LazyConfig, instantiate
+from sparsedet.config import LazyConfig, instantiate
 from sparsedet.data import DatasetError, DetectionMapper, TestLoader, open_dataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.evaluation import COCOEvaluator
@@ -409,8 +409,3 @@ def test_without_detectron2_one_sentence_says_so(root, tmp_path):
         text=True,
     )
     assert "needs detectron2, which cannot be imported" in done.stdout, done.stderr
-
-
-def test_a_reader_that_cannot_be_found_is_named(files):
-    with pytest.raises(ConfigError, match=r"has no 'read'"):
-        open_dataset(files.annotations, format="sparsedet.data.read")
