@@ -61,7 +61,7 @@ def test_it_trains_epoch_after_epoch_and_evaluates(train):
 def test_a_resumed_run_begins_a_new_epoch_and_says_so(train, capsys):
     assert train() == 0
     assert train("train.max_iter=5", "--resume") == 0
-    assert "Loader cannot begin in the middle, as it has no iter_from" in capsys.readouterr().err
+    assert "Loader without iter_from, which cannot go on in the middle" in capsys.readouterr().err
     assert len(rows()) == 5
     assert json.loads(Path("output/results.json").read_text())["iterations"] == 5
 
@@ -81,11 +81,9 @@ def test_a_config_with_a_function_is_trained_and_not_written(train, capsys):
         ("train['ddp']['fp16_compression'] = True", "train.ddp.fp16_compression must be False"),
         ("train['max_itr'] = 4", "train.max_itr is not a known setting. Nearest: train.max_iter"),
         ("del train['max_iter']", "train must have epochs or max_iter, got neither"),
-        ("dataloader['train'].numbers = []", "Loader has no batch"),
-        ("dataloader['train'] = L(Evaluator)()", "must give batches one after the other"),
         (
             "from sparsedet.config import get_config\ntrain = get_config('common/train.py').train",
-            "Loader does not say how many batches one has. Set train.max_iter",
+            "Loader without a length, so epochs cannot be counted. Set train.max_iter",
         ),
     ],
 )
