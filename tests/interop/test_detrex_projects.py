@@ -19,11 +19,7 @@ from sparsedet.config import LazyConfig
 from tests.house.source import GUESTS, tree
 from tests.interop.hosts import build, losses, samples, shrink, wake
 
-CONFIGS = [
-    path
-    for path in sorted(GUESTS.glob("configs/*.py"))
-    if "detectron2" not in path.stem
-]
+CONFIGS = [path for path in sorted(GUESTS.glob("configs/*.py")) if "detectron2" not in path.stem]
 MOST_LINES = 20
 
 
