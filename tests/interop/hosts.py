@@ -23,6 +23,8 @@ def shrink(model: DictConfig) -> DictConfig:
     model.select_box_nums_for_evaluation = 20
     for name in ("encoder", "decoder"):
         part = model.transformer[name]
+        if part.get("selector", {}).get("layer_ratios"):
+            part.selector.layer_ratios = [0.4, 0.2]
         part = part.encoder if "encoder" in part else part
         part.num_layers = 2
     if "dn_number" in model:

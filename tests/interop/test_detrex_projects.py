@@ -174,10 +174,9 @@ def test_a_config_of_detrex_runs_in_our_tool_as_it_is(detrex, coco, root, tmp_pa
 
 ON_CPU = """
 import runpy, sys
-from tests.interop.on_cpu import without_cuda
-for patch in without_cuda():
+for patch in runpy.run_path(sys.argv[1])["without_cuda"]():
     patch.start()
-del sys.argv[0]
+del sys.argv[:2]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -185,7 +184,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def run_our_tool(root, coco, folder, arguments):
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-c", ON_CPU, str(root / "tools/train_net.py"), *arguments],
+        [
+            *(sys.executable, "-c", ON_CPU, str(root / "tests/interop/on_cpu.py")),
+            *(str(root / "tools/train_net.py"), *arguments),
+        ],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, "DETECTRON2_DATASETS": str(coco)},
         capture_output=True,
