@@ -26,12 +26,13 @@ train.output_dir = "{output}"
 
 GUEST = """
 from sparsedet.config import LazyCall as L
+from sparsedet.data import resolve_dataset
 from sparsedet.engine import clipping_adamw
 from reseeded import Reseeded
 """
 IN_A_GUEST = """
 optimizer.update(_target_=clipping_adamw, max_norm=0.1)
-dataset.num_classes = 8
+resolve_dataset(_ours)
 dataloader.train = L(Reseeded)(loader=dataloader.train, seed="${train.seed}")
 """
 
