@@ -184,7 +184,8 @@ def _category_ids(name: str) -> dict[int, tuple[int, str]]:
             f"MetadataCatalog.get({name!r}).thing_classes = [...]."
         )
     mapping = metadata.get("thing_dataset_id_to_contiguous_id")
-    ids = {number: i for i, number in mapping.items()} if mapping else dict(enumerate(names, 1))
+    pairs = mapping.items() if mapping else enumerate(range(len(names)), 1)
+    ids = {number: i for i, number in pairs}
     if [ids.get(number) for number in range(len(names))] != sorted(ids.values()):
         raise DatasetError(
             f"{name}: thing_dataset_id_to_contiguous_id must have an id for each of the "
