@@ -63,7 +63,8 @@ class _Forwarder:
     def record(self, name: str, value: float | torch.Tensor) -> None:
         """Put the value into the event storage, under the name that it has here."""
         if has_event_storage():
-            get_event_storage().put_scalar(name, float(value))
+            number = value.detach() if isinstance(value, torch.Tensor) else value
+            get_event_storage().put_scalar(name, float(number))
 
 
 _FORWARDER = _Forwarder()
