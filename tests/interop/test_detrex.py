@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections import defaultdict
 
 import pytest
@@ -442,3 +445,18 @@ def test_a_criterion_with_stage_terms_is_refused(parts):
     )
     with pytest.raises(ValueError, match=r"no stage terms, got \['foreground'\]"):
         parts.Criterion(terms)
+
+
+def test_without_detrex_one_sentence_says_so(root, tmp_path):
+    (tmp_path / "detrex.py").write_text("raise ImportError('there is no detrex')")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sparsedet.interop.detrex"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, root)))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("ImportError: sparsedet.interop.detrex needs detrex")
+    assert "there is no detrex" in said and "PYTHONPATH" in said
