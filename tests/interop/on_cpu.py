@@ -53,7 +53,8 @@ def _let_step_on_cpu(trainer: type) -> None:
     run_step = trainer.run_step
 
     def run_step_on_cpu(self) -> None:
-        with mock.patch.object(torch.cuda, "is_available", lambda: True):
+        answers = iter([True])  # to the tool itself, which asks first; the loader is told the truth
+        with mock.patch.object(torch.cuda, "is_available", lambda: next(answers, False)):
             run_step(self)
 
     trainer.run_step = run_step_on_cpu
