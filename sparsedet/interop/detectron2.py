@@ -63,7 +63,8 @@ class _Forwarder:
     def record(self, name: str, value: float | torch.Tensor) -> None:
         """Put the value into the event storage, under the name that it has here."""
         if has_event_storage():
-            get_event_storage().put_scalar(name, float(value))
+            number = value.detach() if isinstance(value, torch.Tensor) else value
+            get_event_storage().put_scalar(name, float(number))
 
 
 _FORWARDER = _Forwarder()
@@ -184,7 +185,8 @@ def _category_ids(name: str) -> dict[int, tuple[int, str]]:
             f"MetadataCatalog.get({name!r}).thing_classes = [...]."
         )
     mapping = metadata.get("thing_dataset_id_to_contiguous_id")
-    ids = {number: i for i, number in mapping.items()} if mapping else dict(enumerate(names, 1))
+    pairs = mapping.items() if mapping else enumerate(range(len(names)), 1)
+    ids = {number: i for i, number in pairs}
     if [ids.get(number) for number in range(len(names))] != sorted(ids.values()):
         raise DatasetError(
             f"{name}: thing_dataset_id_to_contiguous_id must have an id for each of the "

@@ -295,7 +295,8 @@ class Assembly:
         for name, part in parts.items():
             _check_protocol(name, part)
         for name, part in parts.items():
-            self._check_sizes(name, part)
+            if name != "backbone":  # its widths are its own affair, and the neck's
+                self._check_sizes(name, part)
         for part in parts.values():
             check_part(part, self)
 

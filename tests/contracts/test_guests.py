@@ -178,3 +178,10 @@ def test_the_loops_of_guests_find_the_starts_of_our_attention():
         if hasattr(module, "init_weights"):
             module.init_weights()
     assert attentions and not any(each.sampling_offsets.weight.any() for each in attentions)
+
+
+def test_a_backbone_has_widths_of_its_own():
+    """detectron2's Swin calls that of its first stage by a name that parts of ours share."""
+    parts = small.parts(small.PLAIN)
+    parts["backbone"].embed_dim = parts["backbone"].num_levels = 7
+    modeling.TokenSparseDetector(**parts).train()(small.samples(SIZES, (2, 1)))
