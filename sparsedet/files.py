@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -28,10 +30,28 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     _sync_directory(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write all of an indented JSON file or nothing."""
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write all of a JSON file or nothing; numbers that are not finite become null."""
+    text = json.dumps(_finite(content), indent=indent, allow_nan=False)
     with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        file.write((text + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_figure(path: Path, figure: Any, *, dpi: int = 100) -> None:
+    """Write all of a PNG of a matplotlib figure or nothing."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    with atomic_write(path) as file:
+        file.write(content.getvalue())
 
 
 def _sync_directory(directory: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import platform
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ from sparsedet.engine import (
     Trainer,
 )
 from sparsedet.engine.batches import batches_from, epoch_length
-from sparsedet.engine.hooks import flatten_metrics
+from sparsedet.engine.hooks import plain_metrics
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
@@ -56,7 +57,6 @@ from sparsedet.structures import Boxes, Instances
 
 logger = logging.getLogger(__name__)
 
-SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "keep_ratio")
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -93,6 +93,22 @@ def _trained_classes(settings: Any) -> list[str] | None:
     else:
         checkpoint = {}  # said when the weights are loaded
     return trained_class_names(checkpoint)
+
+
+def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers that a person looks at first: AP, also by size, in percent, and `keep_ratio`.
+
+    Args:
+        results: what `sparsedet.evaluation.evaluate` gives, by any evaluator of boxes.
+    """
+    found = {
+        name: f"{value:.1f}"
+        for name, value in results.get("bbox", {}).items()
+        if re.fullmatch(r"AP(50|75|[a-z]+)?", name)
+    }
+    if results.get("keep_ratio") is not None:
+        found["keep_ratio"] = f"{results['keep_ratio']:.3f}"
+    return {name: "-" if text == "nan" else text for name, text in found.items()}
 
 
 class Job:
@@ -185,7 +201,7 @@ class Job:
 
     def evaluate_only(self) -> dict[str, Any]:
         """Evaluate once; write `eval_results.json` and return what is in it."""
-        results = self._evaluate(self._model.eval())
+        results = plain_metrics(self._evaluate(self._model.eval()))
         if comm.is_main_process():
             self._write_results("eval_results.json", results)
         return results
@@ -373,8 +389,7 @@ class Job:
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         results = evaluate(model, self._test_loader, self._evaluator)
         if comm.is_main_process():
-            numbers = {**flatten_metrics(results.get("bbox", {})), **flatten_metrics(results)}
-            shown = [f"{name} {numbers[name]:.4g}" for name in SHOWN_METRICS if name in numbers]
+            shown = [f"{name} {text}" for name, text in main_metrics(results).items()]
             logger.info("evaluation: %s", "  ".join(shown))
         return results
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sparsedet.config import ConfigError
-from sparsedet.files import atomic_write
+from sparsedet.files import write_figure
 
 from .modes import MODES
 from .report import markdown
@@ -67,10 +66,7 @@ def draw(suite: Suite, path: Path) -> None:
         each.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
         each.grid(alpha=0.3)
         each.legend(fontsize="x-small")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    with atomic_write(path) as file:
-        file.write(content.getvalue())
+    write_figure(path, figure, dpi=120)
 
 
 def _rows(suite: Suite, name: str) -> list[Row]:

@@ -133,7 +133,7 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
             if isinstance(found, int):
                 return 128 + found
             if comm.is_main_process():
-                print(_table(found))
+                print(_tables(found))
             return 0
     except NonFiniteError as error:
         print_error(error)
@@ -159,14 +159,17 @@ def _build_everywhere(cfg: Any, command: Command, device: torch.device) -> Job |
     return None
 
 
-def _table(metrics: Mapping[str, Any]) -> str:
-    """The main numbers under their names, in two lines."""
-    from sparsedet.training import SHOWN_METRICS
+def _tables(results: Mapping[str, Any]) -> str:
+    """The main numbers under their names, and a row for each class."""
+    from sparsedet.evaluation import class_table
+    from sparsedet.training import main_metrics
 
-    named = {**metrics.get("bbox", {}), "keep_ratio": metrics.get("keep_ratio")}
-    shown = [name for name in SHOWN_METRICS if name in named]
-    cells = ["-" if named[name] is None else f"{named[name]:.3f}" for name in shown]
-    return format_table([shown, cells], left=())
+    shown = main_metrics(results)
+    tables = [format_table([list(shown), list(shown.values())], left=())]
+    rows = results.get("details", {}).get("per_class", [])
+    if any(row["boxes"] for row in rows):
+        tables.append(class_table(rows))
+    return "\n\n".join(tables)
 
 
 @contextmanager

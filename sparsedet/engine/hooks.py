@@ -7,6 +7,7 @@ knows of the evaluation of its iteration, and is the last thing that happens at 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -23,7 +24,15 @@ from sparsedet.engine.random_state import isolated_random_state
 from sparsedet.engine.trainer import StopTraining, Trainer
 from sparsedet.events import ConsoleWriter, Writer
 
-__all__ = ["CheckpointHook", "EvalHook", "Hook", "LogHook", "StopHook", "flatten_metrics"]
+__all__ = [
+    "CheckpointHook",
+    "EvalHook",
+    "Hook",
+    "LogHook",
+    "StopHook",
+    "flatten_metrics",
+    "plain_metrics",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +272,7 @@ class EvalHook(Hook):
         trainer.interruptible = comm.get_world_size() == 1
         try:
             with isolated_random_state(trainer.device):
-                return _plain(self._evaluate(trainer.eval_model))
+                return plain_metrics(self._evaluate(trainer.eval_model))
         except (StopTraining, RuntimeError):
             if trainer.stop_signal is None:
                 raise
@@ -306,22 +315,25 @@ class EvalHook(Hook):
 
 
 def flatten_metrics(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested dicts, by path: `{"bbox": {"AP": 0.3}}` gives `{"bbox/AP": 0.3}`."""
+    """Numbers of nested dicts, by path: `{"bbox": {"AP": 30.0}}` gives `{"bbox/AP": 30.0}`.
+
+    NaN, which evaluators give where there is nothing to find, is no number.
+    """
     flat: dict[str, float] = {}
     for name, value in results.items():
         if isinstance(value, Mapping):
             flat |= flatten_metrics(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)):
+        elif isinstance(value, (int, float)) and not math.isnan(value):
             flat[f"{prefix}{name}"] = float(value)
     return flat
 
 
-def _plain(value: Any) -> Any:
+def plain_metrics(value: Any) -> Any:
     """Metrics as plain Python values, which checkpoints and JSON can hold."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain_metrics(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_metrics(item) for item in value]
     return value.item() if hasattr(value, "item") else value
 
 

@@ -1,6 +1,7 @@
 """Detections in, average precision out."""
 
 from .coco import COCOEvaluator
+from .details import class_table
 from .loop import evaluate
 
-__all__ = ["COCOEvaluator", "evaluate"]
+__all__ = ["COCOEvaluator", "class_table", "evaluate"]

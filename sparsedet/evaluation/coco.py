@@ -1,68 +1,101 @@
 """COCO's average precision.
 
-Here contiguous classes become category ids again. Inside of this file images and annotations get
+Here contiguous classes become category ids again. Inside of this package images and annotations get
 new ids, since COCO's own code takes annotation id 0 for "no match", overwrites repeated ids and
 is not made for ids that are texts or exceed 64 bits.
 """
 
-import contextlib
-import io
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from .. import comm
 from ..data.dataset import AnnotatedDataset
 from ..data.validate import warn_once
-from ..files import atomic_write
+from ..files import write_json
 from ..structures import BoxMode
+from .backends import Backend
+from .confusion import confusion_matrix, confusion_summary
+from .details import IOU_50, IOU_75, class_rows, curves, percent
+from .rules import make_rules
 
-_MAX_DETECTIONS = (1, 10, 100)
-_SIZES = ("all", "small", "medium", "large")
-_EVERYTHING = 1e10
-_IOU_50, _IOU_75 = 0, 5  # places in COCO's thresholds .50:.05:.95
+Results = dict[str, dict[str, float]]
 
 
 class COCOEvaluator:
     """Average precision as COCO defines it, over a set of any format.
 
-    Crowd regions (and what VOC marks as difficult) are ignore regions. Without a single object, as
-    in COCO's test-dev, every result is None, and predictions are written all the same.
+    All numbers are in percent, as in detectron2 and in papers, and NaN where there is nothing to
+    find. Crowd regions (and what VOC marks as difficult) are ignore regions. Without a single
+    object, as in COCO's test-dev, every number is NaN, and predictions are written all the same.
 
     Args:
         dataset: what `sparsedet.data.open_dataset` gives: the test loader's own.
-        area_bounds: areas, in square pixels of the original image, below which an object is
-            small and from which on it is large. COCO's are 32^2 and 96^2.
-        output_dir: where `predictions.json` is written; None writes nothing.
+        area_bounds: two areas, in square pixels of the original image, below which an object is
+            small and from which on it is large; or the rules of a benchmark by name: `coco`
+            (32^2 and 96^2, 100 detections), `visdrone` (the same areas, 500 detections) or
+            `ai-tod` (8^2, 16^2 and 32^2: very tiny, tiny, small, medium; 1500 detections).
+        max_detections: detections per image and class, ascending: AP is at the last, AR at each.
+            None takes what goes with `area_bounds`; with two areas [1, 10, 100].
+        output_dir: where `predictions.json`, `curves.json` and `confusion.json` are written; None
+            writes nothing.
+        plots: draw the last two, too (`curves.png`, `confusion.png`).
+        confusion_threshold: detections that score less are left out of the confusion matrix.
+        backend: `pycocotools`, or `faster-coco-eval`, which is faster and needs the extra
+            `faster-eval`.
 
     Raises:
-        ValueError: `area_bounds` are not two ascending numbers.
+        ValueError: an argument is none of these, or a package that it needs is missing.
     """
 
     def __init__(
         self,
         dataset: AnnotatedDataset,
         *,
-        area_bounds: Sequence[float] = (32**2, 96**2),
+        area_bounds: str | Sequence[float] = "coco",
+        max_detections: Sequence[int] | None = None,
         output_dir: str | None = None,
+        plots: bool = False,
+        confusion_threshold: float = 0.3,
+        backend: str = "pycocotools",
     ) -> None:
-        bounds = tuple(float(bound) for bound in area_bounds)
-        if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+        if not 0 <= confusion_threshold <= 1:
             raise ValueError(
-                "COCOEvaluator.area_bounds must be two ascending areas in square pixels, "
-                f"got {list(area_bounds)}. Set dataloader.evaluator.area_bounds."
+                "COCOEvaluator.confusion_threshold must be in [0, 1], got "
+                f"{confusion_threshold}. Set dataloader.evaluator.confusion_threshold."
+            )
+        if plots and find_spec("matplotlib") is None:
+            raise ValueError(
+                "COCOEvaluator.plots=True needs matplotlib, which is not installed. Run: pip "
+                "install 'sparsedet[plot]'"
             )
         self._dataset = dataset
-        self._area_bounds = (bounds[0], bounds[1])
-        self._output_dir = output_dir
+        self._rules = make_rules(area_bounds, max_detections)
+        self._backend_name, self._backend = backend, Backend(backend)
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._plots = plots
+        self._confusion_threshold = confusion_threshold
         self._places = {r["image_id"]: i + 1 for i, r in enumerate(self._dataset.records)}
-        self._truth = _ground_truth(self._dataset)
+        self._truth = self._index(self._true_annotations())
         self._detections: dict[Any, np.ndarray] = {}
+        self._details: dict[str, Any] = {}
+
+    @property
+    def max_detections(self) -> tuple[int, ...]:
+        """Detections per image and class that count."""
+        return self._rules.max_detections
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the results of the last `evaluate` mean, and more of them; empty before.
+
+        `unit`, `area_bounds`, `area_names`, `max_detections`, `backend`; and in `per_class` a dict
+        for each class of the set with `class`, `images`, `boxes`, `AP`, `AP50` and `AR`.
+        """
+        return self._details
 
     def reset(self) -> None:
         """Forgets all detections."""
@@ -87,56 +120,121 @@ class COCOEvaluator:
                 )
             self._detections[sample["image_id"]] = _rows(output["instances"])
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Results:
         """Computes the results over the detections of all processes; the same on each.
 
         Returns:
-            `{"bbox": {...}}` with values in [0, 1]: `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`,
-            `AR1`, `AR10`, `AR100`, `ARs`, `ARm`, `ARl`, `AP50_class_agnostic`; `per_class`, by
-            name, for classes that have objects; and what the numbers mean: `area_bounds`,
-            `max_detections`. A value is None where there is no object to find.
+            `{"bbox": {...}}`, as detectron2's tools take it: every value is a float, in percent.
+            `AP`, `AP50`, `AP75`; `AP` and `AR` by size (`APs`, `APm`, `APl`; `APvt`, `APt`, `APs`,
+            `APm` by AI-TOD's rules); `AR` with the number of detections (`AR1`, `AR10`, `AR100`);
+            `AP50_class_agnostic`; and `AP-<name>` for each class of the set.
         """
         parts = comm.all_gather(self._detections)
-        results = None
+        answer = None
         if comm.is_main_process():
             merged = {image_id: rows for part in parts for image_id, rows in part.items()}
-            results = self._results(merged)
-        return comm.all_gather(results)[0]
+            answer = self._evaluate(merged)
+        results, self._details = comm.all_gather(answer)[0]
+        return results
 
-    def _results(self, detections: dict[Any, np.ndarray]) -> dict[str, Any]:
+    def _evaluate(self, detections: dict[Any, np.ndarray]) -> tuple[Results, dict[str, Any]]:
         missing = len(self._places) - len(detections)
         if missing:
             warn_once(
                 f"{missing} of {len(self._places)} images of {self._dataset.source!r} were not "
                 "processed; they count as images without detections."
             )
-        if self._output_dir is not None:
-            with atomic_write(Path(self._output_dir) / "predictions.json") as file:
-                file.write(json.dumps(self._predictions(detections)).encode())
-        if not self._dataset.num_objects:
+        self._write("predictions.json", self._predictions(detections))
+        found = self._index(self._found_annotations(detections))
+        totals = self._backend.accumulate(self._truth, found, self._rules)
+        agnostic = self._backend.accumulate(self._truth, found, self._rules, class_agnostic=True)
+        rows = class_rows(self._dataset, totals)
+        results = self._summarize(totals)
+        results["AP50_class_agnostic"] = percent(agnostic["precision"][IOU_50, :, :, 0, -1])
+        results |= {f"AP-{row['class']}": row["AP"] for row in rows}
+        if any(row["boxes"] for row in rows):
+            self._write_figures(totals, detections)
+        else:
             warn_once(
-                f"{self._dataset.source!r} has no annotations, so AP is undefined. Score "
-                "predictions.json where the annotations are."
+                f"{self._dataset.source!r} has no annotated boxes, which AP needs, so AP is "
+                "undefined. Score predictions.json where the boxes are."
             )
-        found = _to_coco(self._dataset, self._found_annotations(detections))
-        bounds = (*self._area_bounds, _EVERYTHING)
-        totals = _accumulate(self._truth, found, bounds)
-        results: dict[str, Any] = _summarize(totals)
-        agnostic = _accumulate(self._truth, found, bounds, class_agnostic=True)
-        results["AP50_class_agnostic"] = _mean(agnostic["precision"][_IOU_50, :, :, 0, -1])
-        results["per_class"] = self._per_class(totals)
-        results["area_bounds"] = list(self._area_bounds)
-        results["max_detections"] = list(_MAX_DETECTIONS)
-        return {"bbox": results}
+        details = {
+            "unit": "percent",
+            "area_bounds": list(self._rules.area_bounds),
+            "area_names": list(self._rules.area_names),
+            "max_detections": list(self._rules.max_detections),
+            "backend": self._backend_name,
+            "per_class": rows,
+        }
+        return {"bbox": results}, details
 
-    def _per_class(self, totals: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
-        precision = totals["precision"][..., 0, -1]
-        rows = {}
-        for place, name in enumerate(self._dataset.class_names):
-            average = _mean(precision[:, :, place])
-            if average is not None:
-                rows[name] = {"AP": average, "AP50": _mean(precision[_IOU_50, :, place])}
-        return rows
+    def _summarize(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        precision, recall = totals["precision"], totals["recall"]
+        sizes = list(enumerate(self._rules.suffixes, 1))
+        results = {
+            "AP": percent(precision[:, :, :, 0, -1]),
+            "AP50": percent(precision[IOU_50, :, :, 0, -1]),
+            "AP75": percent(precision[IOU_75, :, :, 0, -1]),
+        }
+        for size, suffix in sizes:
+            results[f"AP{suffix}"] = percent(precision[:, :, :, size, -1])
+        for place, count in enumerate(self._rules.max_detections):
+            results[f"AR{count}"] = percent(recall[:, :, 0, place])
+        for size, suffix in sizes:
+            results[f"AR{suffix}"] = percent(recall[:, :, size, -1])
+        return results
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def _write(self, name: str, content: Any) -> None:
+        if self._output_dir is not None:
+            write_json(self._output_dir / name, content, indent=None)
+
+    def _write_figures(
+        self, totals: dict[str, np.ndarray], detections: dict[Any, np.ndarray]
+    ) -> None:
+        if self._output_dir is None:
+            return
+        names, threshold = self._dataset.class_names, self._confusion_threshold
+        pairs = self._images(detections)
+        matrix = confusion_matrix(pairs, len(names), score_threshold=threshold)
+        confusion = confusion_summary(matrix, names, score_threshold=threshold)
+        found = curves(names, totals)
+        self._write("curves.json", found)
+        self._write("confusion.json", confusion)
+        if self._plots:
+            from .figures import draw_confusion, draw_curves
+
+            draw_curves(found, self._output_dir / "curves.png")
+            draw_confusion(confusion, self._output_dir / "confusion.png")
+
+    def _images(self, detections: dict[Any, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Truth and detections of every image, as `confusion_matrix` takes them."""
+        for record in self._dataset.records:
+            truth = [
+                [*entry["bbox"], entry["category_id"], entry["iscrowd"]]
+                for entry in record["annotations"]
+            ]
+            found = detections.get(record["image_id"], np.zeros((0, 6)))
+            yield np.array(truth, dtype=float).reshape(-1, 6), found
+
+    def _index(self, annotations: list[dict[str, Any]]) -> Any:
+        dataset = self._dataset
+        return self._backend.index(len(dataset.records), dataset.class_names, annotations)
+
+    def _true_annotations(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "image_id": place + 1,
+                "category_id": entry["category_id"] + 1,
+                "bbox": list(entry["bbox"]),
+                "area": entry["area"],
+                "iscrowd": entry["iscrowd"],
+            }
+            for place, record in enumerate(self._dataset.records)
+            for entry in record["annotations"]
+        ]
 
     def _found_annotations(self, detections: dict[Any, np.ndarray]) -> list[dict[str, Any]]:
         return [
@@ -174,72 +272,3 @@ def _rows(instances: Any) -> np.ndarray:
     columns = (boxes, instances.scores[:, None], instances.pred_classes[:, None])
     arrays = [column.detach().cpu().double().numpy() for column in columns]
     return np.concatenate(arrays, axis=1)
-
-
-def _ground_truth(dataset: AnnotatedDataset) -> COCO:
-    annotations = [
-        {
-            "image_id": place + 1,
-            "category_id": entry["category_id"] + 1,
-            "bbox": list(entry["bbox"]),
-            "area": entry["area"],
-            "iscrowd": entry["iscrowd"],
-        }
-        for place, record in enumerate(dataset.records)
-        for entry in record["annotations"]
-    ]
-    return _to_coco(dataset, annotations)
-
-
-def _to_coco(dataset: AnnotatedDataset, annotations: list[dict[str, Any]]) -> COCO:
-    """COCO's index over annotations whose ids all count from 1."""
-    for place, entry in enumerate(annotations):
-        entry["id"] = place + 1
-    coco: Any = COCO()
-    coco.dataset = {
-        "images": [{"id": i + 1} for i in range(len(dataset.records))],
-        "categories": [{"id": i + 1, "name": n} for i, n in enumerate(dataset.class_names)],
-        "annotations": annotations,
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
-def _accumulate(
-    truth: COCO, found: COCO, bounds: tuple[float, float, float], class_agnostic: bool = False
-) -> dict[str, np.ndarray]:
-    """COCO's precision [IoU, recall, class, size, detections] and recall [IoU, class, ...]."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation: Any = COCOeval(truth, found, "bbox")
-        small, large, everything = bounds
-        ranges = ((0, everything), (0, small), (small, large), (large, everything))
-        evaluation.params.areaRng = [list(pair) for pair in ranges]
-        evaluation.params.areaRngLbl = list(_SIZES)
-        evaluation.params.maxDets = list(_MAX_DETECTIONS)
-        evaluation.params.useCats = 0 if class_agnostic else 1
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation.eval
-
-
-def _summarize(totals: dict[str, np.ndarray]) -> dict[str, float | None]:
-    precision, recall = totals["precision"], totals["recall"]
-    results = {
-        "AP": _mean(precision[:, :, :, 0, -1]),
-        "AP50": _mean(precision[_IOU_50, :, :, 0, -1]),
-        "AP75": _mean(precision[_IOU_75, :, :, 0, -1]),
-    }
-    for size in (1, 2, 3):
-        results[f"AP{_SIZES[size][0]}"] = _mean(precision[:, :, :, size, -1])
-    for place, count in enumerate(_MAX_DETECTIONS):
-        results[f"AR{count}"] = _mean(recall[:, :, 0, place])
-    for size in (1, 2, 3):
-        results[f"AR{_SIZES[size][0]}"] = _mean(recall[:, :, size, -1])
-    return results
-
-
-def _mean(values: np.ndarray) -> float | None:
-    """Mean without the -1 that COCO writes where there is no object to find."""
-    known = values[values > -1]
-    return float(known.mean()) if known.size else None

@@ -49,9 +49,10 @@ def evaluate(
         progress: called with the number of images after every batch of this process.
 
     Returns:
-        The evaluator's results and, over all processes: `num_images`; `keep_ratio`, the mean over
-        the images (None where the model does not tell it); `seconds_per_image`, the model's time
-        alone without the first batches (which warm up) unless there are no others.
+        The evaluator's results; its `details`, where it has any; and, over all processes:
+        `num_images`; `keep_ratio`, the mean over the images (None where the model does not tell
+        it); `seconds_per_image`, the model's time alone without the first batches (which warm up)
+        unless there are no others.
     """
     evaluator.reset()
     keep_ratios: list[float] = []
@@ -66,7 +67,9 @@ def evaluate(
             if progress is not None:
                 progress(len(batch))
     results = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
-    return {**results, **_totals(keep_ratios, timings)}
+    results = {**results, **_totals(keep_ratios, timings)}
+    details = getattr(evaluator, "details", None)  # evaluators of others have none
+    return results if details is None else {**results, "details": details}
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,11 +115,16 @@ def measure(subject: Subject, size: Size, repetitions: int) -> Row:
         "keep_ratio": results["keep_ratio"],
         "tokens": count["kept"] / count["images"],
         "all_tokens": count["all"] / count["images"],
-        **{name: results["bbox"].get(name) for name in METRICS},
+        **{name: _known(results["bbox"].get(name)) for name in METRICS},
         "images": results["num_images"],
         **_costs(subject, size, repetitions),
         **_content(model, size, watched.shares),
     }
+
+
+def _known(value: float | None) -> float | None:
+    """NaN is what an evaluator gives where there is nothing to find."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _costs(subject: Subject, size: Size, repetitions: int) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +10,14 @@ from statistics import fmean
 from typing import Any
 
 from sparsedet.config import ConfigError
-from sparsedet.files import atomic_write, write_json
+from sparsedet.files import write_figure, write_json
 from sparsedet.modeling.stages import Size
-from sparsedet.sweep.measuring import Row, Subject, digest, measure
+from sparsedet.sweep.measuring import METRICS, Row, Subject, digest, measure
 from sparsedet.tables import format_table
 
 _RATIOS = ("asked_ratio", "keep_ratio")
 _COLUMNS = (*_RATIOS, "tokens", "AP", "AP50", "APs", "APm", "APl", "GFLOPs", "ms")
-_DIGITS = {"tokens": 0, "GFLOPs": 2, "ms": 1}
+_DIGITS = {"tokens": 0, **dict.fromkeys(METRICS, 1), "GFLOPs": 2, "ms": 1}
 _AMOUNTS = {"area": "area of the objects / area of the image", "objects": "number of objects"}
 
 
@@ -41,8 +40,10 @@ class Sheet:
         self.models: list[dict[str, Any]] = []
         if path.is_file():
             try:
-                self.models = json.loads(path.read_text(encoding="utf-8"))["models"]
+                content = json.loads(path.read_text(encoding="utf-8"))
+                self.models = content["models"]
                 _ = [row["asked_ratio"] for model in self.models for row in model["rows"]]
+                _ = content["unit"]  # files of before have AP as a fraction
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
                     f"{path} is not the result of a sweep, or of one with an older version. Move "
@@ -103,7 +104,7 @@ class Sheet:
         shown = [f"{name} {_text(row, name)}" for name in _COLUMNS]
         self._report(f"{entry['name']}: {'  '.join(shown)}")
         entry["rows"] = sorted([*entry["rows"], row], key=lambda each: each["keep_ratio"])
-        write_json(self.path, {"models": self.models})
+        write_json(self.path, {"unit": "percent", "models": self.models})
 
 
 def _text(row: Row, column: str) -> str:
@@ -143,9 +144,9 @@ def draw(models: Sequence[dict[str, Any]], path: Path) -> None:
                 axes.annotate(text, place, (4, 4), textcoords="offset points")
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("AP")
+    figure.axes[0].set_ylabel("AP in %")
     figure.axes[0].legend(title="numbers: keep ratio")
-    _write(figure, path)
+    write_figure(path, figure)
 
 
 def content_table(models: Sequence[dict[str, Any]]) -> str:
@@ -197,10 +198,10 @@ def draw_kept(models: Sequence[dict[str, Any]], path: Path) -> None:
         x, y = zip(*sorted((row["keep_ratio"], row["AP"]) for row in model["rows"]), strict=True)
         axes[2].plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])
     axes[2].set_xlabel("kept share, the mean over images")
-    axes[2].set_ylabel("AP")
+    axes[2].set_ylabel("AP in %")
     axes[2].grid(alpha=0.3)
     axes[2].legend(fontsize="small")
-    _write(figure, path)
+    write_figure(path, figure)
 
 
 def _binned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -211,10 +212,3 @@ def _binned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
     return [fmean(p[0] for p in part) for part in parts], [
         fmean(p[1] for p in part) for part in parts
     ]
-
-
-def _write(figure: Any, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    with atomic_write(path) as file:
-        file.write(content.getvalue())

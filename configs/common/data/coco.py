@@ -77,6 +77,6 @@ dataloader = dict(
     evaluator=L(COCOEvaluator)(
         dataset="${dataloader.test.dataset}",  # the same object: it is read once
         output_dir="${train.output_dir}",
-        area_bounds=[1024, 9216],
+        area_bounds="coco",
     ),
 )

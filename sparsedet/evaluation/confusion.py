@@ -1,0 +1,80 @@
+"""Which class is taken for which: a confusion matrix of detections.
+
+The counting is our own since that of `supervision` knows no ignore regions: what lies in a crowd
+would count as found in the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from sparsedet.evaluation.backends import overlaps
+
+BACKGROUND = "background"
+
+
+def confusion_matrix(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    num_classes: int,
+    *,
+    score_threshold: float,
+    iou: float = 0.5,
+) -> np.ndarray:
+    """Counts objects by their class and by the class that they are found as.
+
+    Detections are taken one after the other, the highest score first. Each takes an object that
+    none has taken yet and that it overlaps by `iou` or more: one of its own class if there is any,
+    and of several the one that it overlaps most. A detection without one counts in the row of the
+    background, unless it lies in an ignore region of its class (its share inside is `iou` or more).
+    Objects that are left count in the column of the background.
+
+    Args:
+        pairs: for each image the truth (M, 6): x, y, width, height, class, 1 for ignore regions;
+            and the detections (N, 6): x, y, width, height, score, class.
+        num_classes: classes are 0 to this less 1.
+        score_threshold: detections that score less are left out.
+        iou: least overlap.
+
+    Returns:
+        Counts (num_classes + 1, num_classes + 1): rows are true classes, columns found ones, the
+        background is last in both.
+    """
+    matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+    for truth, found in pairs:
+        found = found[found[:, 4] >= score_threshold]
+        found = found[np.argsort(-found[:, 4], kind="stable")]
+        _count_image(matrix, truth, found, iou)
+    return matrix
+
+
+def _count_image(matrix: np.ndarray, truth: np.ndarray, found: np.ndarray, iou: float) -> None:
+    crowd, classes = truth[:, 5] == 1, truth[:, 4].astype(int)
+    overlap = overlaps(found[:, :4], truth[:, :4], crowd)
+    free = ~crowd
+    for row, label in zip(overlap, found[:, 5].astype(int), strict=True):
+        own, near = classes == label, row >= iou
+        candidates = np.flatnonzero(free & near)
+        if candidates.size:
+            best = max(candidates, key=lambda place: (own[place], row[place]))
+            matrix[classes[best], label] += 1
+            free[best] = False
+        elif not (crowd & near & own).any():
+            matrix[-1, label] += 1
+    np.add.at(matrix[:, -1], classes[free], 1)
+
+
+def confusion_summary(
+    matrix: np.ndarray, names: list[str], *, score_threshold: float, iou: float = 0.5
+) -> dict[str, Any]:
+    """The matrix and what it means, as `confusion.json` has it."""
+    return {
+        "score_threshold": score_threshold,
+        "iou": iou,
+        "rows": "true class",
+        "columns": "class that it is found as",
+        "classes": [*names, BACKGROUND],
+        "matrix": matrix.tolist(),
+    }

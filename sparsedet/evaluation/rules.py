@@ -1,0 +1,88 @@
+"""Which areas AP is told for, and how many detections count: COCO's, VisDrone's, AI-TOD's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+_EVERYTHING = 1e10
+_SUFFIXES = {"very tiny": "vt", "tiny": "t", "small": "s", "medium": "m", "large": "l"}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may differ between benchmarks that count as COCO does.
+
+    Attributes:
+        area_bounds: areas in square pixels, ascending; an object between two of them is of one
+            size.
+        area_names: of the sizes, the smallest first: one more than bounds.
+        max_detections: detections per image and class, ascending. AP is at the last, AR at each.
+    """
+
+    area_bounds: tuple[float, ...]
+    area_names: tuple[str, ...]
+    max_detections: tuple[int, ...]
+
+    @property
+    def ranges(self) -> list[list[float]]:
+        """From and to, of all objects and of each size."""
+        return [[0, _EVERYTHING], *map(list, pairwise((0, *self.area_bounds, _EVERYTHING)))]
+
+    @property
+    def suffixes(self) -> list[str]:
+        """How the sizes are called in the names of metrics: `APs` is that of small objects."""
+        return [_SUFFIXES[name] for name in self.area_names]
+
+
+_COCO = Rules((32**2, 96**2), ("small", "medium", "large"), (1, 10, 100))
+PRESETS = {
+    "coco": _COCO,
+    "visdrone": replace(_COCO, max_detections=(1, 10, 100, 500)),
+    "ai-tod": Rules((8**2, 16**2, 32**2), ("very tiny", "tiny", "small", "medium"), (1, 100, 1500)),
+}
+
+
+def make_rules(
+    area_bounds: str | Sequence[float], max_detections: Sequence[int] | None = None
+) -> Rules:
+    """Rules by name or by their numbers; what is wrong is told as the evaluator's argument.
+
+    Args:
+        area_bounds: a key of `PRESETS`, or two areas: below the first an object is small, from
+            the second on it is large.
+        max_detections: None takes those of the preset; COCO's where areas are given.
+
+    Raises:
+        ValueError: something else.
+    """
+    if isinstance(area_bounds, str):
+        if area_bounds not in PRESETS:
+            raise ValueError(
+                f"COCOEvaluator.area_bounds must be {', '.join(PRESETS)} or two areas in square "
+                f"pixels, got {area_bounds!r}. Set dataloader.evaluator.area_bounds."
+            )
+        rules = PRESETS[area_bounds]
+    else:
+        rules = replace(_COCO, area_bounds=_ascending_areas(area_bounds))
+    if max_detections is None:
+        return rules
+    counts = tuple(max_detections)
+    whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
+    if not counts or not whole or counts[0] < 1 or any(a >= b for a, b in pairwise(counts)):
+        raise ValueError(
+            "COCOEvaluator.max_detections must be ascending whole numbers from 1 on, got "
+            f"{list(counts)}. Set dataloader.evaluator.max_detections, such as [1,10,500]."
+        )
+    return replace(rules, max_detections=counts)
+
+
+def _ascending_areas(given: Sequence[float]) -> tuple[float, ...]:
+    bounds = tuple(float(bound) for bound in given)
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+        raise ValueError(
+            "COCOEvaluator.area_bounds must be two ascending areas in square pixels, got "
+            f"{list(given)}. Set dataloader.evaluator.area_bounds."
+        )
+    return bounds
