@@ -57,6 +57,13 @@ def test_results_and_means():
     assert ticks == [2, 1, 1]
 
 
+def test_details_of_the_evaluator_are_kept():
+    recorder = Recorder()
+    assert "details" not in evaluate(Model(), batches(), recorder)  # those of others have none
+    recorder.details = {"unit": "percent"}
+    assert evaluate(Model(), batches(), recorder)["details"] == {"unit": "percent"}
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_modes_are_put_back(training):
     model = Model().train(training)

@@ -20,7 +20,8 @@ from tests.house.source import ROOT, files, name
 
 README = ROOT / "README.md"
 PAGES = [path for path in [README, ROOT / "CONTRIBUTING.md"] if path.is_file()]
-PAGES += [ROOT / "docs/photographs.md", *files("projects", suffix="README.md")]
+PAGES += [ROOT / f"docs/{page}.md" for page in ("evaluation", "photographs")]
+PAGES += files("projects", suffix="README.md")
 
 BLOCK = re.compile(
     r"(?P<skip><!-- not run: .+? -->\s*)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -150,7 +151,12 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
     assert results["seconds_training"] > 0
     assert results["ended"] == "all iterations are done"
     assert 0 < results["keep_ratio"] < 0.6
-    assert results["metrics"]["bbox"]["AP50"] >= 0
+    bbox = results["metrics"]["bbox"]
+    assert results["metrics"]["details"]["unit"] == "percent"
+    assert [row["class"] for row in results["metrics"]["details"]["per_class"]]
+    evaluated = [row for row in rows if "eval/bbox/AP" in row]
+    assert evaluated[-1]["eval/bbox/AP50"] == bbox["AP50"] >= 0
+    assert not [name for row in rows for name in row if "details" in name]
     assert results["versions"]["torch"] == torch.__version__
 
 
@@ -225,6 +231,107 @@ def test_evaluation_alone(
     expected = json.loads((trained / "results.json").read_text())["metrics"]["bbox"]
     assert found == expected
     assert "AP50" in capsys.readouterr().out
+
+
+def _strict(path: Path) -> Any:
+    """JSON as other programs read it, which know no NaN."""
+    return json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
+
+
+@pytest.mark.parametrize("kept", [{}, {"annotations": []}])
+def test_evaluation_without_annotations(
+    train_net: Callable[..., int],
+    trained: Path,
+    drawn: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kept: dict[str, Any],
+) -> None:
+    """Of COCO's test-dev nobody has the boxes: the predictions are what is wanted."""
+    content = json.loads((drawn / "instances.json").read_text())
+    del content["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(content | kept))
+    words = [f"dataset.val_json={tmp_path}/test.json", f"train.output_dir={tmp_path}"]
+    weights = f"{trained}/model_final.pth"
+    config = trained / "config.yaml"
+    ways: list[Callable[[], int]] = [
+        lambda: train_net("--eval-only", f"train.init_checkpoint={weights}", *words, config=config),
+        lambda: main(["eval", weights, *words, "dataloader.evaluator.plots=true"]),
+    ]
+    for run in ways:
+        (tmp_path / "predictions.json").unlink(missing_ok=True)
+        assert run() == 0
+        assert {each["image_id"] for each in _strict(tmp_path / "predictions.json")} == set(
+            range(6)
+        )
+        metrics = _strict(tmp_path / "eval_results.json")["metrics"]
+        assert set(metrics["bbox"].values()) == {None}
+        assert "has no annotated boxes, which AP needs" in (tmp_path / "log.txt").read_text()
+        table = capsys.readouterr().out.splitlines()
+        assert table[0].split()[:2] == ["AP", "AP50"] and table[1].split()[:2] == ["-", "-"]
+        assert len(table) == 2  # no class has boxes
+        assert not list(tmp_path.glob("c*.json"))
+
+
+def test_tables_and_rules_of_an_evaluation(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Old configs too take the evaluator's settings as overrides."""
+    evaluator = "dataloader.evaluator."
+    words = [
+        f"train.output_dir={tmp_path}",
+        f"{evaluator}area_bounds=ai-tod",
+        f"{evaluator}max_detections=[1,7]",
+    ]
+    assert main(["eval", str(trained / "model_final.pth"), *words]) == 0
+    metrics = _strict(tmp_path / "eval_results.json")["metrics"]
+    names = [name for name in metrics["bbox"] if not name.startswith("AP-")]
+    assert names == [
+        *("AP", "AP50", "AP75", "APvt", "APt", "APs", "APm"),
+        *("AR1", "AR7", "ARvt", "ARt", "ARs", "ARm", "AP50_class_agnostic"),
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["AP", "AP50", "AP75", "APvt", "APt", "APs", "APm", "keep_ratio"]
+    assert lines[3].split() == ["class", "images", "boxes", "AP", "AP50", "AR"]
+    rows = {row["class"]: row for row in metrics["details"]["per_class"]}
+    assert set(rows) == {line.split()[0] for line in lines[4:]} == {"box", "dot", "bar"}
+    assert sum(row["boxes"] for row in rows.values()) == 9
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"curves.json", "confusion.json"} <= written and "curves.png" not in written
+
+
+def test_an_evaluator_of_others(
+    train_net: Callable[..., int],
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its NaN and its numbers of numpy become valid JSON."""
+    words = (
+        "dataloader.evaluator._target_=tests.smoke.test_train_net.ForeignEvaluator",
+        f"train.init_checkpoint={trained}/model_final.pth",
+        f"train.output_dir={tmp_path}",
+    )
+    assert train_net("--eval-only", *words, config=trained / "config.yaml") == 0
+    metrics = _strict(tmp_path / "eval_results.json")["metrics"]
+    assert metrics["bbox"] == {"AP": 12.5, "AP50": None, "AP-box": None}
+    assert metrics["segm"] == {"AP": 1.0}
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["12.5", "-"]
+
+
+class ForeignEvaluator:
+    """As detectron2's: no details, NaN where there is nothing, numbers of numpy."""
+
+    def reset(self) -> None:
+        pass
+
+    def process(self, inputs: list[Any], outputs: list[Any]) -> None:
+        pass
+
+    def evaluate(self) -> dict[str, Any]:
+        nan = float("nan")
+        bbox = {"AP": np.float32(12.5), "AP50": np.float64(nan), "AP-box": nan}
+        return {"bbox": bbox, "segm": {"AP": 1.0}}
 
 
 def test_evaluation_by_the_config_in_the_file(
@@ -451,8 +558,8 @@ def test_evaluation_keeps_the_order_of_the_classes_of_the_weights(
     arguments = (*SMALL, *set_overrides(drawn), f"dataset.val_json={other}", "--eval-only")
     weights = f"train.init_checkpoint={trained}/model_final.pth"
     assert train_net(*arguments, weights, f"train.output_dir={tmp_path}/run") == 0
-    found = json.loads((tmp_path / "run/eval_results.json").read_text())["metrics"]["bbox"]
-    expected = json.loads((trained / "results.json").read_text())["metrics"]["bbox"]
+    found = json.loads((tmp_path / "run/eval_results.json").read_text())["metrics"]["details"]
+    expected = json.loads((trained / "results.json").read_text())["metrics"]["details"]
     assert found["per_class"] == expected["per_class"]
 
 
