@@ -66,8 +66,8 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
-    results = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
-    results = {**results, **_totals(keep_ratios, timings)}
+    found = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
+    results = {**found, **_totals(keep_ratios, timings)}
     details = getattr(evaluator, "details", None)  # evaluators of others have none
     return results if details is None else {**results, "details": details}
 
