@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -89,6 +89,7 @@ class Head(nn.Module):
         return Prediction(self.logits(x), boxes, valid, class_agnostic)
 
 
+@runtime_checkable
 class TokenEmbedder(Protocol):
     """What most scorers ask of ``heads``: any object that embeds tokens will do."""
 
