@@ -374,8 +374,8 @@ class Job:
         unknown = [key for key, (given, epochs) in lengths.items() if given is None and epochs]
         if unknown and self._iterations_per_epoch is None:
             raise ConfigError(
-                f"dataloader.train is a {type(self._train_loader).__name__} without a length, so "
-                f"epochs cannot be counted. Set {', '.join(unknown)} in iterations."
+                f"dataloader.train ({type(self._train_loader).__name__}) has no length, so epochs "
+                f"cannot be counted. Set {', '.join(unknown)} in iterations."
             )
 
     def _iterations(self, iterations: int | None, epochs: float) -> int:

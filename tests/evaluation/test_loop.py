@@ -64,6 +64,13 @@ def test_details_of_the_evaluator_are_kept():
     assert evaluate(Model(), batches(), recorder)["details"] == {"unit": "percent"}
 
 
+def test_an_evaluator_that_answers_on_the_main_process_alone(monkeypatch):
+    """As those of detectron2, which give None on the others."""
+    monkeypatch.setattr(Recorder, "evaluate", lambda self: None)
+    results = evaluate(Model(), batches(), Recorder())
+    assert results["num_images"] == 4 and "bbox" not in results
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_modes_are_put_back(training):
     model = Model().train(training)
