@@ -14,7 +14,6 @@ from omegaconf.errors import ReadonlyConfigError
 
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.config import LazyCall as L
-from sparsedet.modeling import DAMPredictor
 from sparsedet.registry import SCORERS
 
 
@@ -174,6 +173,7 @@ def test_star_imports_what_is_public(tmp_path):
         ("from .absent import x\n", r"bad\.py, line 2: .*absent\.py does not exist"),
         ("from . import base\n", r"bad\.py, line 2: .*a relative import"),
         ("from .base import modle\n", r"bad\.py, line 2: .*Nearest: model"),
+        (f"from {'.' * 99}absent import x\n", r"bad\.py, line 2: .*absent\.py does not exist"),
         ("import no_such_package_here\n", r"bad\.py, line 2: .*no_such_package_here"),
         ("from .nested import x\n", r"nested\.py, line 1: .*absent\.py does not exist"),
     ],
@@ -392,7 +392,6 @@ def test_registered_names_in_a_file_are_saved_as_paths(tmp_path, monkeypatch):
     text = saved(cfg, tmp_path).model
     assert text.scorer._target_ == f"{__name__}.Scorer" and text.scorer.dim == 3
     assert text.others[0]._target_ == "sparsedet.modeling.DAMPredictor"
-    assert DAMPredictor.__name__ in text.others[0]._target_
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
@@ -437,9 +436,6 @@ def test_typed_arguments_leave_the_component_in_place():
     assert instantiate(cfg.scorer).kwargs == {"dim": 3, "heads": 2}
     LazyConfig.apply_overrides(cfg, [f"scorer={{_target_: {__name__}.Adds, summand: 3}}"])
     assert instantiate(cfg.scorer)(1) == 4
-
-
-# --- instantiate
 
 
 def test_plain_python_is_returned_as_it_is():

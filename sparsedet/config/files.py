@@ -106,7 +106,8 @@ def _import_config(
             "a relative import in a config file names a file and what it takes from it: "
             "from ..folder.file import name."
         )
-    found = importer.parents[level - 1].joinpath(*name.split(".")).with_suffix(".py")
+    folder = importer.parents[min(level, len(importer.parents)) - 1]
+    found = folder.joinpath(*name.split(".")).with_suffix(".py")
     if not found.is_file():
         raise ImportError(f"the config file {found} does not exist.")
     namespace = run_python(found)
