@@ -236,7 +236,7 @@ def test_loading_does_not_touch_the_import_system(tmp_path):
         ("x = 1\ny = undefined\n", ["bad.py, line 2", "undefined"]),
         ("\nfrom .good import dd\n", ["bad.py, line 2", "Nearest: d"]),
         ("from .god import d\n", ["bad.py, line 1", "god.py"]),
-        ("from .good import *\n", ["bad.py, line 1", "from ..folder.file import name"]),
+        ("from .good import *\nx = dd\n", ["bad.py, line 2", "dd"]),
         ("from . import good\n", ["bad.py, line 1", "from ..folder.file import name"]),
         ("from .broken import d\n", ["broken.py, line 3", "ZeroDivisionError"]),
         ("from .circle import d\n", ["circle", "circle.py -> bad.py"]),
