@@ -38,8 +38,8 @@ class PaceHook(Hook):
         pace = (trainer.train_seconds - seconds) / done
         left = trainer.max_iter - trainer.iteration
         logger.info(
-            "%.3g s per iteration over the last %d, memory: %s; about %s left (%d of %d iterations), "
-            "evaluations not counted",
+            "%.3g s per iteration over the last %d; memory: %s; about %s left for %d of %d "
+            "iterations, evaluations not counted",
             pace,
             done,
             _memory(trainer.device),

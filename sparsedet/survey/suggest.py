@@ -39,6 +39,7 @@ _EASY = 2  # times the goal: pictures are enlarged no further than to that
 _BETTER = 1.1  # times the tenth, to suggest larger sides that do not reach the goal
 _WORTH = 0.5  # of the pixels must be saved to suggest smaller sides
 _STEP = 16  # of sides, in pixels
+_NEAR = 1.3  # the factor within which size ranges are as good
 _ROUNDS = 10  # through the training pictures
 _EVALUATIONS = 10
 _SPARE = 1.5  # queries and detections for each object of the fullest picture
@@ -291,13 +292,20 @@ def _ranges(part: Part, settings: Settings, ranges: Ranges, sizes: Sizes) -> lis
     lows, highs = [-1, *(bound // 2 for bound in bounds)], [*bounds, highest]
     lows[-1] = bounds[-1] // 2
     value = [[low, high] for low, high in zip(lows, highs, strict=True)]
-    if [list(pair) for pair in ranges.pairs] == value:
+    if _fits(ranges, first):
         return []
     reason = (
         f"the longer side of the median box has {longer:.0f} pixels at the model's input, which "
         "belongs to the middle levels"
     )
     return [Override(ranges.key, value, reason)]
+
+
+def _fits(ranges: Ranges, first: int) -> bool:
+    """Whether ranges double from level to level and begin near a bound."""
+    highs = [high for _, high in ranges.pairs[:-1]]
+    doubled = all(high == highs[0] * 2**level for level, high in enumerate(highs))
+    return doubled and first / _NEAR <= highs[0] <= first * _NEAR
 
 
 def _counts(parts: Sequence[Part], settings: Settings) -> list[Override]:
