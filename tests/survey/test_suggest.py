@@ -83,12 +83,12 @@ def test_the_median_object_belongs_to_the_middle_levels(tmp_path, longer, first)
 
 
 def test_many_pictures_take_more_iterations(tmp_path):
-    found = suggestion_for(tmp_path, [(240, 320, [(48, 48, 0)])] * 1000)
+    length = "train.max_iter=500", "dataloader.train.total_batch_size=8"
+    found = suggestion_for(tmp_path, [(240, 320, [(48, 48, 0)])] * 1000, "photos", *length)
     assert values(found)["train.max_iter"] == 1250
     assert values(found)["train.eval_period"] == 130
-    assert "train.max_iter" not in values(
-        suggestion_for(tmp_path, [(240, 320, [(48, 48, 0)])] * 400)
-    )
+    fewer = suggestion_for(tmp_path, [(240, 320, [(48, 48, 0)])] * 400, "photos", *length)
+    assert "train.max_iter" not in values(fewer)
 
 
 @pytest.mark.parametrize(
