@@ -58,8 +58,8 @@ class Part:
                 if entry["iscrowd"]:
                     ignored[entry["category_id"]] += 1
                 else:
-                    width, height = entry["bbox"][2:]
-                    rows.append((height, width, place, entry["category_id"]))
+                    across, down = entry["bbox"][2:]
+                    rows.append((down, across, place, entry["category_id"]))
         table = np.array(rows, dtype=float).reshape(-1, 4)
         return cls(
             name=name,

@@ -47,7 +47,7 @@ _MOST_QUERIES = 1500
 _SHARE_OF_A_SIZE = 0.05  # of the boxes, for small, medium or large to mean something
 _APART = 1.2  # the factor between sides that tells small from large
 _COCO_BOUNDS = (32**2, 96**2)
-_SAMPLED = 20_000  # boxes that sizes are chosen by
+_SAMPLED = 2000  # pictures that sizes are chosen by
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def suggest(parts: Sequence[Part], settings: Settings) -> Suggestion:
     """
     goal = float(_CELLS * min(settings.strides, default=4))
     trained = parts[0]
-    sizes = choose_sizes(trained, settings, goal) if len(trained.boxes) else None
+    sizes = choose_sizes(trained, settings, goal)
     overrides = []
     if sizes is not None:
         reason = _why_sides(trained, settings, sizes, goal)
@@ -158,10 +158,11 @@ def choose_sizes(
         bounded: whether there is such a thing as too much.
 
     Returns:
-        The sizes; None where pictures have no known sizes or the config has no sides.
+        The sizes; None where there is no box, pictures have no known sizes or the config has no
+        sides.
     """
     side, limit = settings.test_short_side, settings.max_size
-    if side is None or limit is None or np.isnan(part.pictures).any():
+    if side is None or limit is None or not len(part.boxes) or np.isnan(part.pictures).any():
         return None
     try_out = _Trial(part)
     present = try_out(side, limit)
@@ -201,27 +202,30 @@ def _first_side(part: Part, side: int, goal: float) -> int:
 
 
 class _Trial:
-    """What sizes of the model's input come to, by a sample of the boxes."""
+    """What sizes of the model's input come to, by some of the pictures of a large set."""
 
     def __init__(self, part: Part) -> None:
-        step = math.ceil(len(part.boxes) / _SAMPLED)
-        self._part = part
-        self._sides, self._places = part.sides[::step], part.picture[::step]
+        step = math.ceil(len(part.pictures) / _SAMPLED)
+        chosen = part.picture % step == 0
+        if not chosen.any():
+            step, chosen = 1, np.ones(len(part.picture), dtype=bool)
+        self._all, self._pictures = part.pictures, part.pictures[::step]
+        self._sides, self._places = part.sides[chosen], part.picture[chosen] // step
 
     def __call__(self, short_side: int, max_size: int) -> Sizes:
-        scales = limited_scales(self._part.pictures, short_side, max_size)
+        scales = limited_scales(self._pictures, short_side, max_size)
         tenth = float(np.quantile(self._sides * scales[self._places], _QUANTILE))
-        pixels = mean_pixels(self._part, short_side, max_size)
+        pixels = float((self._pictures.prod(axis=1) * scales**2).mean())
         return Sizes(short_side, max_size, tenth, pixels)
 
     def scale(self, sizes: Sizes) -> float:
         """By which the median picture is scaled."""
-        return float(np.median(limited_scales(self._part.pictures, *sizes.sides)))
+        return float(np.median(limited_scales(self._pictures, *sizes.sides)))
 
     def tightened(self, sizes: Sizes) -> Sizes:
         """The same with the short side that is reached, where the long one limits all pictures."""
-        pictures = self._part.pictures
-        reached = float((limited_scales(pictures, *sizes.sides) * pictures.min(axis=1)).max())
+        short = limited_scales(self._all, *sizes.sides) * self._all.min(axis=1)
+        reached = float(short.max())
         return replace(sizes, short_side=min(sizes.short_side, _rounded(reached, up=True)))
 
 
