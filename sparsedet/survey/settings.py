@@ -96,7 +96,7 @@ def _counted(evaluator: Any) -> int | None:
         return None
     given, rules = _argument(evaluator, "max_detections"), _argument(evaluator, "area_bounds")
     if given is not None:
-        return max(given)
+        return given if isinstance(given, int) else max(given)
     return _COUNTED.get(rules, _COCO_COUNTED) if isinstance(rules, str) else _COCO_COUNTED
 
 
