@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     """
     from sparsedet.survey import Survey
 
+    if args.preview is not None and args.preview < 1:
+        raise ConfigError(f"--preview must be at least 1, got {args.preview}. Give a number.")
     logging.basicConfig(format="%(message)s")  # what is left out is said in warnings
     cfg, source = _settings(args)
     sets = _sets_of_run(args, cfg) if source is None else _sets_of_source(args, cfg, source)
