@@ -10,6 +10,7 @@ from sparsedet.engine.hooks import (
 )
 from sparsedet.engine.launch import launch
 from sparsedet.engine.optim import WarmupParamScheduler, param_groups, scaled_lr
+from sparsedet.engine.pace import PaceHook
 from sparsedet.engine.trainer import NonFiniteError, Trainer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LogHook",
     "ModelEma",
     "NonFiniteError",
+    "PaceHook",
     "StopHook",
     "Trainer",
     "WarmupParamScheduler",
