@@ -18,8 +18,8 @@ train = dict(
     # 0 for the end alone
     eval_period=7_393,
     log_period=20,
-    # the rest is read by detrex's tool alone
-    clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2.0)),
+    # the rest is read by detrex's tool alone; `clipping_adamw` clips in both
+    clip_grad=dict(enabled=False, params=dict(max_norm=0.1, norm_type=2.0)),
     fast_dev_run=dict(enabled=False),
     model_ema=dict(enabled=False, decay=0.9997, device="", use_ema_weights_for_eval_only=False),
     wandb=dict(enabled=False, params=dict(dir="output", project="sparsedet", name=None)),

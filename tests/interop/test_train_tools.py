@@ -30,9 +30,8 @@ from sparsedet.data import resolve_dataset
 from sparsedet.engine import clipping_adamw
 from reseeded import Reseeded
 """
-# detrex's trainer limits the norm of the gradients itself, by train.clip_grad
-CLIPPING = {"detectron2": "optimizer.update(_target_=clipping_adamw, max_norm=0.1)", "detrex": ""}
 IN_A_GUEST = """
+optimizer.update(_target_=clipping_adamw, max_norm=0.1)
 resolve_dataset(_ours)
 dataloader.train = L(Reseeded)(loader=dataloader.train, seed="${train.seed}")
 """
@@ -65,7 +64,7 @@ def write_config(folder: Path, name: str, guest: str | None) -> Path:
             imports=GUEST if guest else "",
             name=name,
             train=train,
-            changes=SHRUNK[name] + (IN_A_GUEST + CLIPPING[guest] if guest else ""),
+            changes=SHRUNK[name] + (IN_A_GUEST if guest else ""),
             output=path.stem,
         )
     )
