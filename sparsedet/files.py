@@ -32,13 +32,15 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write all of a JSON file or nothing; numbers that are not finite become null."""
-    text = json.dumps(_finite(content), indent=indent, allow_nan=False)
+    try:
+        text = json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:  # JSON has no word for NaN and infinity
+        text = json.dumps(_finite(content), indent=indent, allow_nan=False)
     with atomic_write(path) as file:
         file.write((text + "\n").encode())
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no word for NaN and infinity."""
     if isinstance(value, Mapping):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -34,6 +34,7 @@ from sparsedet.config import (
     instantiate,
     setting,
 )
+from sparsedet.data import AnnotatedDataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
     CheckpointHook,
@@ -41,11 +42,13 @@ from sparsedet.engine import (
     Hook,
     LogHook,
     ModelEma,
+    PaceHook,
     StopHook,
     Trainer,
 )
 from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
+from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
@@ -54,6 +57,7 @@ from sparsedet.loading import leave_out_pretrained, require_same_classes, traine
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.run_settings import run_settings
 from sparsedet.structures import Boxes, Instances
+from sparsedet.survey import Survey
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +163,8 @@ class Job:
             self._load_for_evaluation(last)
             return
         self._train_loader = instantiate(cfg.dataloader.train)
-        self._log_sets()
         self._trainer = self._build_trainer()
+        self._log_survey()
         if last is not None:
             self._trainer.load_state_dict(*last)
             done, length = self._trainer.iteration, self._trainer.max_iter
@@ -210,12 +214,30 @@ class Job:
 
     # --- building -------------------------------------------------------------------------------
 
-    def _log_sets(self) -> None:
-        """Say what was read: a path may hold another set than the one that was meant."""
-        for name, loader in (("training", self._train_loader), ("validation", self._test_loader)):
-            description = getattr(loader, "description", None)  # other loaders have none
-            if description is not None:
-                logger.info("%s: %s", name, description)
+    def _log_survey(self) -> None:
+        """Say what was read, how the model will see it, and what of it does not fit."""
+        if not comm.is_main_process():
+            return
+        loaders = {"training": self._train_loader, "validation": self._test_loader}
+        sets = {
+            name: (loader.source, loader.mapper)
+            for name, loader in loaders.items()
+            if isinstance(getattr(loader, "source", None), AnnotatedDataset)  # others tell nothing
+        }
+        for name, (source, _) in sets.items():
+            logger.info("%s: %s", name, source)
+        survey = Survey.of(sets, self._cfg) if "training" in sets else None
+        for line in survey.report().splitlines() if survey is not None else ():
+            logger.info("%s", line)
+        counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
+        logger.info(
+            "%s, %.2f million parameters, of which %.2f million learn",
+            describe_device(self._device),
+            sum(number for number, _ in counts) / 1e6,
+            sum(number for number, learns in counts if learns) / 1e6,
+        )
+        for text in survey.misfits() if survey is not None else ():
+            logger.warning("%s", text)
 
     def _find_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
         if self._resume:
@@ -340,6 +362,7 @@ class Job:
             )
         return [
             StopHook(),
+            PaceHook(),
             LogHook(
                 settings.log_period,
                 writers,
@@ -381,8 +404,8 @@ class Job:
         unknown = [key for key, (given, epochs) in lengths.items() if given is None and epochs]
         if unknown and self._iterations_per_epoch is None:
             raise ConfigError(
-                f"dataloader.train is a {type(self._train_loader).__name__} without a length, so "
-                f"epochs cannot be counted. Set {', '.join(unknown)} in iterations."
+                f"dataloader.train ({type(self._train_loader).__name__}) has no length, so epochs "
+                f"cannot be counted. Set {', '.join(unknown)} in iterations."
             )
 
     def _iterations(self, iterations: int | None, epochs: float) -> int:

@@ -25,6 +25,7 @@ __all__ = [
     "draw_detections",
     "draw_kept_tokens",
     "draw_scores",
+    "draw_targets",
     "token_figure",
     "token_levels",
 ]
@@ -181,19 +182,47 @@ def draw_detections(
         class_names: by class index; without them a class is shown as its number.
         score_threshold: detections below are left out.
     """
-    shown = picture.convert("RGB")
-    draw = ImageDraw.Draw(shown)
-    scale = np.array((shown.width, shown.height) * 2) / np.array(instances.image_size[::-1] * 2)
     order = instances.scores.argsort()
     order = order[instances.scores[order] >= score_threshold]
+    classes = instances.pred_classes[order].tolist()
+    names = [f"class {i}" if class_names is None else class_names[i] for i in classes]
+    scores = instances.scores[order].tolist()
+    words = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    scale = np.array(picture.size * 2) / np.array(instances.image_size[::-1] * 2)
     boxes = instances.pred_boxes.tensor[order].numpy() * scale
+    return _draw_boxes(picture, boxes, classes, words)
+
+
+def draw_targets(
+    picture: Image.Image, instances: Instances, *, class_names: Sequence[str] | None = None
+) -> Image.Image:
+    """Boxes with classes, as a model is trained on them, the smallest on top.
+
+    Args:
+        picture: the image, at any scale.
+        instances: targets (``gt_boxes``, ``gt_classes``); their ``image_size`` is that of the
+            unscaled image.
+        class_names: by class index; without them the color alone tells the class.
+    """
+    order = instances.gt_boxes.area().argsort(descending=True)
+    classes: list[int] = instances.gt_classes[order].tolist()
+    scale = np.array(picture.size * 2) / np.array(instances.image_size[::-1] * 2)
+    boxes = instances.gt_boxes.tensor[order].numpy() * scale
+    names = ["" if class_names is None else class_names[i] for i in classes]
+    return _draw_boxes(picture, boxes, classes, names)
+
+
+def _draw_boxes(
+    picture: Image.Image, boxes: np.ndarray, classes: Sequence[int], words: Sequence[str]
+) -> Image.Image:
+    """Boxes (N, 4), xyxy in pixels of the picture, on a copy of it; the last on top."""
+    shown = picture.convert("RGB")
+    draw = ImageDraw.Draw(shown)
     line, size = _pen(boxes, max(shown.size))
-    for index, box in zip(order.tolist(), boxes, strict=True):
-        label = int(instances.pred_classes[index])
-        name = class_names[label] if class_names is not None else f"class {label}"
-        words = f"{name} {float(instances.scores[index]):.2f}"
+    for box, label, text in zip(boxes, classes, words, strict=True):
         draw.rectangle(box.tolist(), outline=class_color(label), width=line)
-        _draw_label(draw, shown.size, box, words, class_color(label), size)
+        if text:
+            _draw_label(draw, shown.size, box, text, class_color(label), size)
     return shown
 
 

@@ -154,7 +154,10 @@ def test_lazy_call_refuses_what_cannot_be_called():
         ({"model.scorer._target_": "torch.nn.Linaer"}, ["model.scorer._target_", "Linear"]),
         ({"model.scorer._target_": "no_such_package.A"}, ["no module 'no_such_package'"]),
         ({"model.scorer._target_": 3}, ["model.scorer._target_ must be callable"]),
-        ({"model.scorer.embed_dim": "???"}, ["model.scorer.embed_dim has no value"]),
+        (
+            {"model.scorer.embed_dim": "???"},
+            ["embed_dim has no value", "Set model.scorer.embed_dim."],
+        ),
         ({"model.scorer.embed_dim": "${nowhere}"}, ["model.scorer.embed_dim", "nowhere"]),
     ],
 )

@@ -51,8 +51,13 @@ def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add a data set and how to read it: the arguments of `sparsedet.data.open_dataset`."""
+    parser.add_argument("source", metavar="SOURCE", help="file or folder of annotations")
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add how to read a data set."""
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="file or folder of annotations")
     add("--images", metavar="DIR", help="folder of the pictures, where SOURCE does not say it")
     add("--split", metavar="NAME", help="which part of a set that has several: train, val, ...")
     add("--format", default="auto", metavar="F", help="coco, voc or yolo (default: by SOURCE)")

@@ -113,7 +113,8 @@ def value_at(cfg: Any, key: Any, path: str) -> Any:
         return cfg[key]
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{join(path, key)} has no value: {reason}.") from error
+        place = join(path, key)
+        raise ConfigError(f"{place} has no value: {reason.rstrip('.')}. Set {place}.") from error
 
 
 def _call(target: Any, kwargs: dict[str, Any], path: str) -> Any:

@@ -4,6 +4,7 @@ from .catalog import resolve_classes, resolve_dataset
 from .convert import write_coco
 from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
+from .formats import list_parts
 from .loader import DetectionDataset, SampleKey, TestLoader, TrainingBatches, TrainLoader
 from .mapper import DetectionMapper
 from .transforms import (
@@ -32,6 +33,7 @@ __all__ = [
     "TestLoader",
     "TrainLoader",
     "TrainingBatches",
+    "list_parts",
     "open_dataset",
     "resolve_classes",
     "resolve_dataset",

@@ -205,7 +205,7 @@ class TrainLoader:
                 "('annotations' is missing or empty, or has none that can be used). "
                 "Add annotations."
             )
-        self.class_names, self.description = dataset.class_names, str(dataset)
+        self.class_names, self.source, self.mapper = dataset.class_names, dataset, mapper
         self.total_batch_size = total_batch_size
         self.dataset = DetectionDataset(dataset.records, mapper, seed=seed, replace_broken=True)
         self.batches = TrainingBatches(
@@ -281,7 +281,7 @@ class TestLoader:
                 "Set dataloader.test.batch_size."
             )
         _require_pictures(dataset, "TestLoader")
-        self.class_names, self.description = dataset.class_names, str(dataset)
+        self.class_names, self.source, self.mapper = dataset.class_names, dataset, mapper
         self.dataset = DetectionDataset(dataset.records, mapper)
         rank = comm.get_rank() if rank is None else rank
         world_size = comm.get_world_size() if world_size is None else world_size

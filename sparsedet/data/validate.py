@@ -25,8 +25,6 @@ _already_logged: set[str] = set()
 
 # Boxes may leave the image by this many pixels (rounding in exporters) without a word.
 _ROUNDING = 1.0
-# COCO's evaluation looks at this many detections of an image.
-_MANY_OBJECTS = 100
 _NAMES_SHOWN = 3
 _HUGE = 1e300
 
@@ -335,7 +333,7 @@ def clean_annotations(
                     "area": _area(entry, box, label, findings),
                 }
             )
-    _check_counts(by_image, findings)
+    _check_repeated(by_image, findings)
     return by_image
 
 
@@ -438,14 +436,8 @@ def _area(entry: dict, box: list[float], label: str, findings: Findings) -> floa
     return float(area)
 
 
-def _check_counts(by_image: dict[Any, list[dict]], findings: Findings) -> None:
+def _check_repeated(by_image: dict[Any, list[dict]], findings: Findings) -> None:
     for identity, objects in by_image.items():
-        if len(objects) > _MANY_OBJECTS:
-            findings.warn(
-                f"image {identity} ({len(objects)} objects)",
-                f"over {_MANY_OBJECTS} objects: give the model at least as many queries; "
-                f"evaluation counts the best {_MANY_OBJECTS} detections of an image and class.",
-            )
         different = {(o["category_id"], o["iscrowd"], *o["bbox"]) for o in objects}
         if len(different) < len(objects):
             findings.warn(

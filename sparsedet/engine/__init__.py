@@ -15,6 +15,7 @@ from sparsedet.engine.optim import (
     param_groups,
     scaled_lr,
 )
+from sparsedet.engine.pace import PaceHook
 from sparsedet.engine.trainer import NonFiniteError, Trainer
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LogHook",
     "ModelEma",
     "NonFiniteError",
+    "PaceHook",
     "StopHook",
     "Trainer",
     "WarmupParamScheduler",

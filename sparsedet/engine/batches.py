@@ -42,8 +42,8 @@ def _passes(loader: Iterable[Batch], skipped: int) -> Iterator[Batch]:
     length = epoch_length(loader) or 1
     if skipped:
         logger.warning(
-            "dataloader.train is a %s without iter_from, which cannot go on in the middle: the "
-            "resumed run begins a new epoch",
+            "dataloader.train (%s) has no iter_from and cannot go on in the middle: the resumed "
+            "run begins a new epoch",
             type(loader).__name__,
         )
     for epoch in itertools.count(-(-skipped // length)):
@@ -55,6 +55,6 @@ def _passes(loader: Iterable[Batch], skipped: int) -> Iterator[Batch]:
             yield batch
         if batch is None:
             raise ValueError(
-                f"dataloader.train must have a batch in every epoch, got a {type(loader).__name__} "
-                "that gives none. Give a list or a loader, not an iterator that can be read once."
+                f"dataloader.train ({type(loader).__name__}) must have a batch in every epoch, got "
+                "none. Give a list or a loader, not an iterator that can be read once."
             )

@@ -95,7 +95,7 @@ def overlaps(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndar
     """
     if not len(found) or not len(truth):
         return np.zeros((len(found), len(truth)))
-    return mask.iou(found, truth, crowd.astype(np.uint8).tolist())
+    return np.asarray(mask.iou(found, truth, crowd.astype(np.uint8).tolist()))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ would count as found in the background.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def _count_image(matrix: np.ndarray, truth: np.ndarray, found: np.ndarray, iou: 
 
 
 def confusion_summary(
-    matrix: np.ndarray, names: list[str], *, score_threshold: float, iou: float = 0.5
+    matrix: np.ndarray, names: Sequence[str], *, score_threshold: float, iou: float = 0.5
 ) -> dict[str, Any]:
     """The matrix and what it means, as `confusion.json` has it."""
     return {

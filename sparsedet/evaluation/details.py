@@ -84,9 +84,9 @@ def curves(class_names: Sequence[str], totals: Totals) -> dict[str, Any]:
     for name, place in (("0.50", IOU_50), ("0.75", IOU_75)):
         precision = 100 * totals["precision"][place, :, :, 0, -1]
         scores = totals["scores"][place, :, :, 0, -1]
-        known = np.flatnonzero((precision > -1).all(axis=0))
+        known = np.flatnonzero((precision > -1).all(axis=0)).tolist()
         found[name] = {
-            "mean": _rounded(precision[:, known].mean(axis=1)) if known.size else None,
+            "mean": _rounded(precision[:, known].mean(axis=1)) if known else None,
             "classes": {
                 class_names[i]: {
                     "precision": _rounded(precision[:, i]),

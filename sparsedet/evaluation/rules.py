@@ -68,21 +68,21 @@ def make_rules(
         rules = replace(_COCO, area_bounds=_ascending_areas(area_bounds))
     if max_detections is None:
         return rules
-    counts = tuple(max_detections)
+    counts = tuple(max_detections) if isinstance(max_detections, Sequence) else ()
     whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
     if not counts or not whole or counts[0] < 1 or any(a >= b for a, b in pairwise(counts)):
         raise ValueError(
             "COCOEvaluator.max_detections must be ascending whole numbers from 1 on, got "
-            f"{list(counts)}. Set dataloader.evaluator.max_detections, such as [1,10,500]."
+            f"{max_detections}. Set dataloader.evaluator.max_detections, such as [1,10,500]."
         )
     return replace(rules, max_detections=counts)
 
 
 def _ascending_areas(given: Sequence[float]) -> tuple[float, ...]:
-    bounds = tuple(float(bound) for bound in given)
+    bounds = tuple(map(float, given)) if isinstance(given, Sequence) else ()
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
         raise ValueError(
             "COCOEvaluator.area_bounds must be two ascending areas in square pixels, got "
-            f"{list(given)}. Set dataloader.evaluator.area_bounds."
+            f"{given}. Set dataloader.evaluator.area_bounds."
         )
     return bounds

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.positional import inverse_sigmoid
+from sparsedet.modeling.heads import require_classes
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import (
     DenoisingOutput,
@@ -204,6 +205,7 @@ class Denoising(_NoisedQueries):
         eps: float = 1e-5,
         mask_unused: bool = True,
     ) -> None:
+        require_classes(num_classes, "Denoising")
         super().__init__(num_classes + 1, embed_dim - 1, eps=eps, mask_unused=mask_unused)
         require_positive(num_groups, "Denoising.num_groups", key="model.denoising.num_groups")
         self._check_noise(label_noise, box_noise)
@@ -262,6 +264,7 @@ class ContrastiveDenoising(_NoisedQueries):
         eps: float = 1e-5,
         mask_unused: bool = True,
     ) -> None:
+        require_classes(num_classes, "ContrastiveDenoising")
         super().__init__(num_classes, embed_dim, eps=eps, mask_unused=mask_unused)
         name = "ContrastiveDenoising.num_queries"
         require_positive(num_queries, name, key="model.denoising.num_queries")

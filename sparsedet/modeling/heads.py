@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.mlp import MLP
 from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction
@@ -17,6 +18,20 @@ from sparsedet.modeling.stages import MultiScaleFeatures, Prediction
 # A first-stage box of the released codes on a token whose proposal leaves the image: sigmoid gives
 # 1 whatever the head adds, and the number stays finite.
 _OUTSIDE_LOGIT = 1e4
+
+
+def require_classes(num_classes: int, owner: str) -> None:
+    """Refuse a number of classes that is none, such as that of data which nobody has looked at.
+
+    Args:
+        num_classes: the argument.
+        owner: name of the class that takes it.
+
+    Raises:
+        ValueError: saying what to set.
+    """
+    key = "model.num_classes, or dataset.num_classes where the config refers to it"
+    require_positive(num_classes, f"{owner}.num_classes", key=key)
 
 
 class Head(nn.Module):
@@ -31,6 +46,7 @@ class Head(nn.Module):
 
     def __init__(self, embed_dim: int, num_classes: int, *, size_bias: float = 0.0) -> None:
         super().__init__()
+        require_classes(num_classes, "Head")
         self.class_embed = nn.Linear(embed_dim, num_classes)
         self.box_embed = MLP(embed_dim, 4, hidden_dim=embed_dim, num_layers=3)
         nn.init.constant_(self.class_embed.bias, -math.log(99.0))
@@ -73,6 +89,7 @@ class Head(nn.Module):
         return Prediction(self.logits(x), boxes, valid, class_agnostic)
 
 
+@runtime_checkable
 class TokenEmbedder(Protocol):
     """What most scorers ask of ``heads``: any object that embeds tokens will do."""
 

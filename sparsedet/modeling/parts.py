@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from sparsedet.modeling.heads import Head, Heads
+from sparsedet.modeling.heads import Head, Heads, require_classes
 from sparsedet.modeling.stages import (
     DecoderOutput,
     DenoisingOutput,
@@ -282,12 +282,7 @@ class Assembly:
         Raises:
             ValueError: the message says what to change.
         """
-        if not isinstance(self.num_classes, int) or self.num_classes < 1:
-            raise ValueError(
-                "TokenSparseDetector.num_classes must be a positive integer, got "
-                f"{self.num_classes}. Set dataset.num_classes (it is read from dataset.train_json "
-                "when that is given)."
-            )
+        require_classes(self.num_classes, "TokenSparseDetector")
         parts = {each.name: getattr(self, each.name) for each in fields(self)[3:]}
         for name in ("scorer", "denoising"):
             if parts[name] is None:  # the only ones that may be absent

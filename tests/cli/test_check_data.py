@@ -1,15 +1,21 @@
-"""`sparsedet check-data`: what it counts, and when it refuses."""
+"""`sparsedet check-data`: what it counts, of what, and when it refuses."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sparsedet.cli.main import main
+from sparsedet.config import LazyConfig
 from sparsedet.data.shapes import write_shapes
-from tests.data.written import write_yolo
+from tests.data.written import write_voc, write_yolo
+from tests.survey.made import make_set
 
 
 @pytest.fixture
@@ -23,6 +29,10 @@ def words(shapes: Path) -> list[str]:
     return ["check-data", str(source), "--images", str(shapes / "train")]
 
 
+def row(out: str, title: str) -> list[str]:
+    return next(line for line in out.splitlines() if line.startswith(title)).split()
+
+
 def test_it_counts_what_the_file_holds(shapes, capsys):
     source = shapes / "annotations/instances_train.json"
     content = json.loads(source.read_text())
@@ -31,27 +41,65 @@ def test_it_counts_what_the_file_holds(shapes, capsys):
     content["annotations"] = [e for e in content["annotations"] if e["image_id"] != taken]
     source.write_text(json.dumps(content))
     assert main(words(shapes)) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"{source}: coco, 3 images (opened)"
-    rows = {line.split()[0]: line.split()[1:] for line in out[2 : 3 + len(content["categories"])]}
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == f"{source}: coco, 3 images (opened)"
     for category in content["categories"]:
         own = [e for e in content["annotations"] if e["category_id"] == category["id"]]
-        crowds = sum(e["iscrowd"] for e in own)
-        images = len({e["image_id"] for e in own})
-        assert rows[category["name"]] == [str(len(own) - crowds), str(crowds), str(images)]
-    assert rows["all"] == [str(len(content["annotations"]) - 1), "1", "2"]
-    last = [line.split()[-3:] for line in out if line.startswith("objects in a picture")]
-    per_image = sorted(
-        sum(e["image_id"] == image["id"] for e in content["annotations"])
+        boxes = [e for e in own if not e["iscrowd"]]
+        counts = len(boxes), len(own) - len(boxes), len({e["image_id"] for e in boxes})
+        assert row(out, category["name"])[1:] == [str(count) for count in counts]
+    assert row(out, "boxes")[-1] == str(len(content["annotations"]) - 1)
+    assert row(out, "ignore regions")[-1] == "1"
+    assert row(out, "pictures without a box")[-1] == "1"
+    per_image = [
+        sum(e["image_id"] == image["id"] and not e["iscrowd"] for e in content["annotations"])
         for image in content["images"]
-    )
-    assert last == [[str(number) for number in per_image]]
+    ]
+    assert row(out, "most boxes in a picture")[-1] == str(max(per_image))
 
 
-def test_parts_of_a_yolo_set(shapes, tmp_path, capsys):
-    yolo = write_yolo(tmp_path / "yolo", shapes) / "data.yaml"
-    assert main(["check-data", str(yolo), "--split", "val"]) == 0
-    assert ": yolo, 1 images (opened)" in capsys.readouterr().out
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def test_all_parts_of_a_set_are_reported(shapes, tmp_path, capsys, kind):
+    write = {"coco": lambda *_: shapes, "yolo": write_yolo, "voc": write_voc}[kind]
+    source = str(write(tmp_path / kind, shapes))
+    assert main(["check-data", source]) == 0
+    out = capsys.readouterr().out
+    assert f"{kind}, 3 images (opened)" in out and f"{kind}, 1 images (opened)" in out
+    assert "training boxes  training pictures  validation boxes  validation pictures" in out
+    assert row(out, "pictures ")[1:] == ["3", "1"]
+    assert main(["check-data", source, "--split", "val"]) == 0
+    assert row(capsys.readouterr().out, "pictures ")[1:] == ["1"]
+
+
+def test_the_data_of_a_config_at_its_sizes(shapes, capsys):
+    run = ["check-data", "quickstart", f"dataset.path={shapes}"]
+    assert main([*run, "dataset.test_short_side=320", "dataset.max_size=640"]) == 0
+    out = capsys.readouterr().out
+    sides = [line.split()[-3:] for line in out.splitlines() if "at the model's input" in line]
+    assert sides[0] == ["320"] * 3, "the validation pictures"
+    assert row(out, "pictures ")[1:] == ["3", "1"]
+    assert main([*run, "--split", "val"]) == 2
+    assert "--split goes with a SOURCE" in capsys.readouterr().err
+
+
+def test_another_config_for_a_data_set(shapes, capsys):
+    assert main(["check-data", str(shapes), "--config-file", "quickstart"]) == 0
+    assert "100 detections of a picture at most" in capsys.readouterr().out
+    assert main(["check-data", str(shapes), "--config-file", "focus_detr_r50_12ep"]) == 0
+    assert "900 queries, 300 detections of a picture" in capsys.readouterr().out
+
+
+def test_words_that_are_neither_data_nor_config(shapes, capsys):
+    for given, said in (
+        ([], "No data set is given"),
+        (["dataset.path=x"], "No data set is given"),
+        ([str(shapes), "more"], "'more' is one word too many"),
+        (["fotos"], "'fotos'"),
+        ([str(shapes), "dataset.max_sized=3"], "dataset.max_size"),
+    ):
+        assert main(["check-data", *given]) == 2
+        error = capsys.readouterr().err.splitlines()
+        assert len(error) == 1 and said in error[0], given
 
 
 def test_a_set_that_training_would_refuse_is_refused(shapes, capsys):
@@ -62,3 +110,88 @@ def test_a_set_that_training_would_refuse_is_refused(shapes, capsys):
     assert len(error) == 1 and picture.name in error[0]
     assert main([*words(shapes), "--skip-broken"]) == 0
     assert "2 images (opened)" in capsys.readouterr().out
+
+
+def test_long_lists_of_classes_are_cut_and_the_rest_is_counted(tmp_path, capsys):
+    names = [f"class{i:02d}" for i in range(60)]
+    boxes = [(30, 30, i) for i in range(60) for _ in range(1 + i)]
+    source = make_set(tmp_path, [(240, 320, boxes)], names)
+    assert main(["check-data", str(source)]) == 0
+    out = capsys.readouterr().out
+    shown = re.findall(r"^(class\d\d) +(\d+)", out, re.MULTILINE)
+    assert shown == [(names[i], str(i + 1)) for i in [*range(59, 47, -1), *range(4, -1, -1)]]
+    hidden = sum(i + 1 for i in range(5, 48))
+    assert re.search(rf"^\.\.\. 43 more classes +{hidden} ", out, re.MULTILINE)
+
+
+def test_what_does_not_fit_is_said_once(tmp_path, capsys):
+    source = make_set(tmp_path, [(240, 320, [(30, 30, 0)] * 180)])
+    assert main(["check-data", str(source)]) == 0
+    out = capsys.readouterr().out
+    warnings = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert len([line for line in warnings if "num_queries" in line]) == 1
+    assert "30 of 180 objects" in next(line for line in warnings if "num_queries" in line)
+
+
+def test_the_suggested_line_trains_and_the_log_says_what_the_model_sees(tmp_path, capsys):
+    write_shapes(tmp_path / "shapes", num_train=4, num_val=1)
+    data = f"dataset.path={tmp_path / 'shapes'}"
+    given = ["quickstart", data, "dataset.test_short_side=64", "dataset.max_size=96"]
+    given += ["dataset.short_sides=[56,64]", "model.query_initializer.num_queries=5"]
+    assert main(["check-data", *given, "--suggest"]) == 0
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    suggested = shlex.split(line)
+    assert any(word.startswith("dataset.test_short_side=") for word in suggested)
+    assert "model.query_initializer.num_queries=" in line
+    for word in suggested:
+        assert f"{word.partition('=')[0]}: " in captured.err, "each has its reason"
+    output = tmp_path / "run"
+    few = ["train.max_iter=1", "dataloader.train.num_workers=0", "train.tensorboard=false"]
+    few += ["dataloader.train.total_batch_size=2", f"train.output_dir={output}"]
+    assert main(["train", *given, *suggested, *few]) == 0
+    written = LazyConfig.load(output / "config.yaml")
+    for word in suggested:
+        key, _, value = word.partition("=")
+        node = written
+        for part in key.split("."):
+            node = node[int(part)] if part.isdigit() else node[part]
+        assert str(node).replace(" ", "") == value
+    log = (output / "log.txt").read_text()
+    assert "training boxes  training pictures" in log
+    assert "1 iterations of 2 pictures, 0.5 times through 4" in log
+    assert re.search(r"device cpu with \d+ threads, [\d.]+ million parameters", log)
+    assert "iteration 1/1" in log
+
+
+def test_where_nothing_is_to_change_the_line_is_empty(tmp_path, capsys):
+    source = make_set(tmp_path, [(240, 320, [(48, 48, 0), (30, 30, 0), (120, 100, 0)])])
+    assert main(["check-data", str(source), "--suggest"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and "fit as they are" in captured.err
+
+
+def test_the_preview_is_a_picture_of_augmented_samples(shapes, tmp_path, capsys):
+    first, second, other = (tmp_path / f"{name}.png" for name in "abc")
+    for path, seed in ((first, 0), (second, 0), (other, 1)):
+        run = ["check-data", "quickstart", f"dataset.path={shapes}", f"train.seed={seed}"]
+        assert main([*run, "--preview", "5", "--output", str(path)]) == 0
+        assert f"5 samples of {shapes}/annotations/instances_train.json" in capsys.readouterr().err
+    assert first.read_bytes() == second.read_bytes() != other.read_bytes()
+    sheet = np.asarray(Image.open(first).convert("RGB"))
+    assert sheet.shape[1] == 3 * 480 + 4 * 12
+    for column in range(3):  # pictures in the first row, and two in the second
+        left = 12 + column * 492
+        second_row = sheet[-400:-20, left : left + 480]
+        assert (sheet[100:400, left : left + 480] != 255).mean() > 0.9
+        assert ((second_row != 255).mean() > 0.9) == (column < 2)
+    assert main(["check-data", str(shapes), "--preview", "0"]) == 2
+    assert "must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_preview_needs_pictures(shapes, tmp_path, capsys):
+    source = shapes / "annotations/instances_train.json"
+    output = tmp_path / "sheet.png"
+    assert main(["check-data", str(source), "--preview", "2", "--output", str(output)]) == 2
+    assert "--preview needs the pictures" in capsys.readouterr().err
+    assert not output.exists()

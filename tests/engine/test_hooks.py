@@ -182,8 +182,25 @@ def test_a_metric_that_does_not_exist(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_flatten_metrics() -> None:
-    nested = {"a": {"b": 1, "c": {"d": 0.5}}, "e": None, "f": "text", "g": [1]}
+    nested = {"a": {"b": 1, "c": {"d": 0.5}}, "e": None, "f": "text", "g": [1], "h": float("nan")}
     assert flatten_metrics(nested) == {"a/b": 1.0, "a/c/d": 0.5}
+
+
+def test_a_metric_that_is_not_a_number_is_never_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """detectron2's evaluators give NaN where there is nothing to find, and so do ours."""
+    nan = float("nan")
+    trainer, store = make_trainer(4, ema=True), CheckpointStore(tmp_path)
+    writer = JsonWriter(tmp_path / "metrics.json")
+    trainer.hooks = [EvalHook(1, Scores(nan, 20.0, nan, 10.0), writers=[writer], store=store)]
+    trainer.train()
+    writer.close()
+    assert trainer.hook_state["eval"]["best"]["value"] == 20.0
+    assert load_checkpoint(tmp_path / "model_best.pth")["best"]["iteration"] == 2
+    assert caplog.text.count("gives no bbox/AP") == 2
+    values = [row.get("eval/bbox/AP", "none") for row in _rows(tmp_path / "metrics.json")]
+    assert values == ["none", 20.0, "none", 10.0]
 
 
 # --- checkpoints

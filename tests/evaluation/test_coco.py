@@ -164,6 +164,8 @@ def test_gathers_over_processes(tmp_path, monkeypatch):
         ({"area_bounds": (9, 4)}, "area_bounds must be two ascending areas"),
         ({"area_bounds": "voc"}, "area_bounds must be coco, visdrone, ai-tod or two areas"),
         ({"max_detections": [10, 1]}, r"ascending whole numbers from 1 on, got \[10, 1\]"),
+        ({"area_bounds": 256}, "two ascending areas in square pixels, got 256"),
+        ({"max_detections": 500}, r"ascending whole numbers from 1 on, got 500"),
         ({"max_detections": []}, r"ascending whole numbers"),
         ({"max_detections": [0, 10]}, r"ascending whole numbers"),
         ({"max_detections": [1, 2.5]}, r"ascending whole numbers"),

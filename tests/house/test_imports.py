@@ -30,6 +30,7 @@ FLOORS = {
     "export": 4,
     "predictor": 4,
     "run_settings": 4,
+    "survey": 4,
     "training": 5,
     "sweep": 5,
     "published": 5,
@@ -45,6 +46,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
     ("predictor", "loading"),
     ("predictor", "visualization"),
+    ("survey", "visualization"),
     ("modeling", "checkpoint"),  # a backbone that begins from a file reads it as everybody does
 }
 STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed what it runs
@@ -73,7 +75,7 @@ THIRD_PARTY = {
     "faster_coco_eval": {"evaluation.backends"},
     "supervision": {"data.formats.extra", "predictor.detections"},
     "defusedxml": {"data.formats.extra"},
-    "PIL": {"data", "visualization", "predictor", "cli.visualize", "cli.predict"},
+    "PIL": {"data", "visualization", "predictor", "survey.preview", "cli.visualize", "cli.predict"},
     "matplotlib": {"sweep", "benchmark", "evaluation.figures"},
     "tqdm": {"events", "engine", "evaluation", "data", "training", "cli.predict"},
     "tensorboard": {"events"},

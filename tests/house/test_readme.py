@@ -23,6 +23,7 @@ PAGES = [path for path in [README, ROOT / "CONTRIBUTING.md"] if path.is_file()]
 PAGES += [
     ROOT / "docs/configs.md",
     ROOT / "docs/interop.md",
+    ROOT / "docs/evaluation.md",
     ROOT / "docs/photographs.md",
     *files("projects", suffix="README.md"),
 ]
@@ -52,6 +53,15 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     for line in re.findall(r"which prints `(.+?)`", page.read_text(encoding="utf-8")):
         assert line in printed
+
+
+def test_overrides_of_the_page_on_configs_apply():
+    text = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`[^|]+`) \|", text, re.M)
+    overrides = [each for cell in cells for each in re.findall(r"`(.+?)`", cell)]
+    assert len(overrides) > 8
+    for each in overrides:
+        LazyConfig.apply_overrides(LazyConfig.load(find_config("quickstart")), shlex.split(each))
 
 
 def shell_lines() -> list[tuple[str, str]]:

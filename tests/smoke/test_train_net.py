@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -150,7 +151,12 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
     assert results["seconds_training"] > 0
     assert results["ended"] == "all iterations are done"
     assert 0 < results["keep_ratio"] < 0.6
-    assert results["metrics"]["bbox"]["AP50"] >= 0
+    bbox = results["metrics"]["bbox"]
+    assert results["metrics"]["details"]["unit"] == "percent"
+    assert [row["class"] for row in results["metrics"]["details"]["per_class"]]
+    evaluated = [row for row in rows if "eval/bbox/AP" in row]
+    assert evaluated[-1]["eval/bbox/AP50"] == bbox["AP50"] >= 0
+    assert not [name for row in rows for name in row if "details" in name]
     assert results["versions"]["torch"] == torch.__version__
 
 
@@ -196,6 +202,75 @@ def test_a_run_that_learns_nothing_ends_early(
     assert (tmp_path / "model_final.pth").is_file()
 
 
+# Loaders and an evaluator as detectron2 has them: nothing but what its tools ask for.
+GUEST = """
+import itertools
+import math
+from collections import OrderedDict
+
+
+class Endless:
+    def __init__(self, dataset, mapper, total_batch_size):
+        self.dataset, self.mapper, self.size = dataset, mapper, total_batch_size
+
+    def __iter__(self):
+        records = itertools.cycle(list(self.dataset.records))
+        while True:
+            yield [self.mapper(record) for record in itertools.islice(records, self.size)]
+
+
+def batches(dataset, mapper):
+    return [[mapper(record)] for record in dataset.records]
+
+
+class Evaluator:
+    def reset(self):
+        self.count = 0
+
+    def process(self, inputs, outputs):
+        self.count += len([o["instances"].pred_boxes.tensor.shape[0] for o in outputs])
+
+    def evaluate(self):
+        assert self.count == 6
+        return OrderedDict(bbox={"AP": 30.5, "APl": math.nan, "AP-box": 30.5})
+"""
+
+
+def test_loaders_and_evaluators_of_others(
+    train_net: Callable[..., int],
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "guest.py").write_text(GUEST)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    output = tmp_path / "run"
+    ours = ("dataloader.train.num_workers", "dataloader.test.num_workers", "dataloader.test.batch")
+    arguments = (
+        *(each for each in SMALL if not each.startswith(ours)),
+        *set_overrides(drawn),
+        f"train.output_dir={output}",
+        "dataloader.train._target_=guest.Endless",
+        "dataloader.test._target_=guest.batches",
+        "dataloader.evaluator._target_=guest.Evaluator",
+    )
+    assert train_net(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "dataloader.train (Endless) has no length" in error
+    assert "Set train.max_iter, train.eval_period, train.checkpointer.period" in error
+    lengths = ("train.eval_period=0", "train.checkpointer.period=2")
+    assert train_net(*arguments, *lengths, "train.max_iter=2") == 0
+    results = json.loads((output / "results.json").read_text())
+    assert results["metrics"]["bbox"]["AP-box"] == 30.5
+    assert results["best"]["value"] == 30.5
+    assert "30.5" in capsys.readouterr().out
+    assert train_net(*arguments, *lengths, "train.max_iter=3", "--resume") == 0
+    assert (output / "log.txt").read_text().count("the resumed run begins a new epoch") == 1
+    rows = [row for row in _rows(output) if "loss" in row]
+    assert [row["iteration"] for row in rows] == [1, 2, 3] and "epoch" not in rows[0]
+
+
 def test_any_transform_of_torchvision_is_an_override(
     train_net: Callable[..., int], trained: Path, tmp_path: Path
 ) -> None:
@@ -225,6 +300,107 @@ def test_evaluation_alone(
     expected = json.loads((trained / "results.json").read_text())["metrics"]["bbox"]
     assert found == expected
     assert "AP50" in capsys.readouterr().out
+
+
+def _strict(path: Path) -> Any:
+    """JSON as other programs read it, which know no NaN."""
+    return json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
+
+
+@pytest.mark.parametrize("kept", [{}, {"annotations": []}])
+def test_evaluation_without_annotations(
+    train_net: Callable[..., int],
+    trained: Path,
+    drawn: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kept: dict[str, Any],
+) -> None:
+    """Of COCO's test-dev nobody has the boxes: the predictions are what is wanted."""
+    content = json.loads((drawn / "instances.json").read_text())
+    del content["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(content | kept))
+    words = [f"dataset.val_json={tmp_path}/test.json", f"train.output_dir={tmp_path}"]
+    weights = f"{trained}/model_final.pth"
+    config = trained / "config.yaml"
+    ways: list[Callable[[], int]] = [
+        lambda: train_net("--eval-only", f"train.init_checkpoint={weights}", *words, config=config),
+        lambda: main(["eval", weights, *words, "dataloader.evaluator.plots=true"]),
+    ]
+    for run in ways:
+        (tmp_path / "predictions.json").unlink(missing_ok=True)
+        assert run() == 0
+        assert {each["image_id"] for each in _strict(tmp_path / "predictions.json")} == set(
+            range(6)
+        )
+        metrics = _strict(tmp_path / "eval_results.json")["metrics"]
+        assert set(metrics["bbox"].values()) == {None}
+        assert "has no annotated boxes, which AP needs" in (tmp_path / "log.txt").read_text()
+        table = capsys.readouterr().out.splitlines()
+        assert table[0].split()[:2] == ["AP", "AP50"] and table[1].split()[:2] == ["-", "-"]
+        assert len(table) == 2  # no class has boxes
+        assert not list(tmp_path.glob("c*.json"))
+
+
+def test_tables_and_rules_of_an_evaluation(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Old configs too take the evaluator's settings as overrides."""
+    evaluator = "dataloader.evaluator."
+    words = [
+        f"train.output_dir={tmp_path}",
+        f"{evaluator}area_bounds=ai-tod",
+        f"{evaluator}max_detections=[1,7]",
+    ]
+    assert main(["eval", str(trained / "model_final.pth"), *words]) == 0
+    metrics = _strict(tmp_path / "eval_results.json")["metrics"]
+    names = [name for name in metrics["bbox"] if not name.startswith("AP-")]
+    assert names == [
+        *("AP", "AP50", "AP75", "APvt", "APt", "APs", "APm"),
+        *("AR1", "AR7", "ARvt", "ARt", "ARs", "ARm", "AP50_class_agnostic"),
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["AP", "AP50", "AP75", "APvt", "APt", "APs", "APm", "keep_ratio"]
+    assert lines[3].split() == ["class", "images", "boxes", "AP", "AP50", "AR"]
+    rows = {row["class"]: row for row in metrics["details"]["per_class"]}
+    assert set(rows) == {line.split()[0] for line in lines[4:]} == {"box", "dot", "bar"}
+    assert sum(row["boxes"] for row in rows.values()) == 9
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"curves.json", "confusion.json"} <= written and "curves.png" not in written
+
+
+def test_an_evaluator_of_others(
+    train_net: Callable[..., int],
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its NaN and its numbers of numpy become valid JSON."""
+    words = (
+        "dataloader.evaluator._target_=tests.smoke.test_train_net.ForeignEvaluator",
+        f"train.init_checkpoint={trained}/model_final.pth",
+        f"train.output_dir={tmp_path}",
+    )
+    assert train_net("--eval-only", *words, config=trained / "config.yaml") == 0
+    metrics = _strict(tmp_path / "eval_results.json")["metrics"]
+    assert metrics["bbox"] == {"AP": 12.5, "AP50": None, "AP-box": None}
+    assert metrics["segm"] == {"AP": 1.0}
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["12.5", "-"]
+
+
+class ForeignEvaluator:
+    """As detectron2's: no details, NaN where there is nothing, numbers of numpy."""
+
+    def reset(self) -> None:
+        pass
+
+    def process(self, inputs: list[Any], outputs: list[Any]) -> None:
+        pass
+
+    def evaluate(self) -> dict[str, Any]:
+        nan = float("nan")
+        bbox = {"AP": np.float32(12.5), "AP50": np.float64(nan), "AP-box": nan}
+        return {"bbox": bbox, "segm": {"AP": 1.0}}
 
 
 def test_evaluation_by_the_config_in_the_file(
@@ -451,8 +627,8 @@ def test_evaluation_keeps_the_order_of_the_classes_of_the_weights(
     arguments = (*SMALL, *set_overrides(drawn), f"dataset.val_json={other}", "--eval-only")
     weights = f"train.init_checkpoint={trained}/model_final.pth"
     assert train_net(*arguments, weights, f"train.output_dir={tmp_path}/run") == 0
-    found = json.loads((tmp_path / "run/eval_results.json").read_text())["metrics"]["bbox"]
-    expected = json.loads((trained / "results.json").read_text())["metrics"]["bbox"]
+    found = json.loads((tmp_path / "run/eval_results.json").read_text())["metrics"]["details"]
+    expected = json.loads((trained / "results.json").read_text())["metrics"]["details"]
     assert found["per_class"] == expected["per_class"]
 
 

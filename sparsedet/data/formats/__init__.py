@@ -6,15 +6,16 @@ from sparsedet.config.naming import locate
 
 from ..errors import DatasetError
 from ..validate import Findings
-from .coco import holds_coco, read_coco
+from .coco import coco_parts, holds_coco, read_coco
 from .foreign import describe_file, describe_folder
 from .source import Source, check_image_folder, missing_file
-from .voc import holds_voc, read_voc
-from .yolo import holds_yolo, read_yolo
+from .voc import holds_voc, read_voc, voc_parts
+from .yolo import holds_yolo, read_yolo, yolo_parts
 
-__all__ = ["FORMATS", "Source", "check_image_folder", "read_source"]
+__all__ = ["FORMATS", "Source", "check_image_folder", "list_parts", "read_source"]
 
 _READERS = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
+_PARTS = {"coco": coco_parts, "voc": voc_parts, "yolo": yolo_parts}
 FORMATS = tuple(_READERS)
 
 
@@ -37,6 +38,26 @@ def read_source(
     """
     if "." in format:
         return locate(format)(path, images, split, findings)
+    return _READERS[_format(path, format)](path, images, split, findings)
+
+
+def list_parts(path: str, *, format: str = "auto") -> tuple[str, ...]:
+    """Which of train, val and test a set has; empty where it is one part.
+
+    Args:
+        path: file or folder.
+        format: one of `FORMATS`, or "auto".
+
+    Raises:
+        DatasetError: it cannot be read, or is of another format, which is named.
+        ValueError: there is no such format.
+    """
+    if "." in format:
+        return ()  # a reader by its path tells of none
+    return _PARTS[_format(path, format)](path)
+
+
+def _format(path: str, format: str) -> str:
     if format not in ("auto", *FORMATS):
         raise ValueError(
             f"open_dataset.format must be auto, {', '.join(FORMATS)} or the dotted path of a "
@@ -44,7 +65,7 @@ def read_source(
         )
     if not os.path.exists(path):
         raise missing_file(path)
-    return _READERS[recognize(path) if format == "auto" else format](path, images, split, findings)
+    return recognize(path) if format == "auto" else format
 
 
 def recognize(path: str) -> str:

@@ -12,7 +12,7 @@ from pycocotools import mask
 from ..errors import DatasetError
 from ..validate import Findings, check_document
 from .foreign import describe_file, describe_json
-from .source import Source, check_image_folder, missing_file, names_of_split
+from .source import SPLITS, Source, check_image_folder, missing_file, names_of_split
 
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -70,17 +70,17 @@ def read_coco(path: str, images: str | None, split: str | None, findings: Findin
     )
 
 
+def coco_parts(path: str) -> tuple[str, ...]:
+    """The parts of a folder; none of a file, which is one."""
+    return tuple(name for name in SPLITS if os.path.isdir(path) and _found(path, name))
+
+
 def _part(folder: str, split: str | None) -> tuple[str, str]:
     """Annotation file and picture folder of a part of a folder."""
+    clear = _found(folder, split or "*")
+    if clear is not None:
+        return clear
     inside = glob.escape(folder)
-    for name in names_of_split(split or "*"):
-        exported = glob.glob(os.path.join(inside, name, "_annotations.coco.json"))
-        if len(exported) == 1:
-            return exported[0], os.path.dirname(exported[0])
-        files = glob.glob(os.path.join(inside, "annotations", f"instances_{name}*.json"))
-        pictures = glob.glob(os.path.join(inside, f"{name}*", ""))
-        if len(files) == 1 and len(pictures) == 1:
-            return files[0], os.path.dirname(pictures[0])
     found = glob.glob(os.path.join(inside, "*", "*.json"))
     listed = ", ".join(sorted(os.path.relpath(each, folder) for each in found)[:6]) or "none"
     part = split or "SPLIT"
@@ -91,6 +91,19 @@ def _part(folder: str, split: str | None) -> tuple[str, str]:
         "annotation file and the folder of each (dataset.train_json, dataset.train_images, "
         "dataset.val_json, dataset.val_images)."
     )
+
+
+def _found(folder: str, split: str) -> tuple[str, str] | None:
+    inside = glob.escape(folder)
+    for name in names_of_split(split):
+        exported = glob.glob(os.path.join(inside, name, "_annotations.coco.json"))
+        if len(exported) == 1:
+            return exported[0], os.path.dirname(exported[0])
+        files = glob.glob(os.path.join(inside, "annotations", f"instances_{name}*.json"))
+        pictures = glob.glob(os.path.join(inside, f"{name}*", ""))
+        if len(files) == 1 and len(pictures) == 1:
+            return files[0], os.path.dirname(pictures[0])
+    return None
 
 
 def _read_json(path: str) -> Any:

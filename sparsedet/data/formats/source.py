@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import DatasetError
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SPLITS = ("train", "val", "test")
 _ALIASES = {"val": ("val", "valid", "validation"), "train": ("train", "training")}
 
 

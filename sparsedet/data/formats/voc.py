@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, ParseError
 from ..errors import DatasetError
 from ..validate import Findings
 from .extra import Box, supervision_parsers
-from .source import Source, check_image_folder, is_picture, names_of_split, read_lines
+from .source import SPLITS, Source, check_image_folder, is_picture, names_of_split, read_lines
 
 _ANNOTATIONS, _PICTURES = "Annotations", "JPEGImages"
 _FLAG = re.compile(r"\s+(-1|0|1)$")  # in the lists of one class: whether the picture has it
@@ -64,6 +64,24 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
     return source
 
 
+def voc_parts(path: str) -> tuple[str, ...]:
+    """The parts of a folder that it has a list or a folder for."""
+    roots = [path, *(each.path for each in os.scandir(path) if each.is_dir())]
+    return tuple(
+        split
+        for split in SPLITS
+        if any(
+            os.path.isdir(os.path.join(path, name))
+            or any(os.path.isfile(_list_path(root, name)) for root in roots)
+            for name in names_of_split(split)
+        )
+    )
+
+
+def _list_path(root: str, name: str) -> str:
+    return os.path.join(root, "ImageSets", "Main", f"{name}.txt")
+
+
 def _parts(
     path: str, images: str | None, split: str | None, files: list[str]
 ) -> list[tuple[str, Sequence[str] | None]]:
@@ -94,7 +112,7 @@ def _parts(
 
 def _listed(root: str, split: str | None, files: list[str]) -> list[str] | None:
     for name in names_of_split(split) if split is not None else ():
-        path = os.path.join(root, "ImageSets", "Main", f"{name}.txt")
+        path = _list_path(root, name)
         if os.path.isfile(path):
             files.append(path)
             names = [_FLAG.sub("", line) for line in read_lines(path) if line]

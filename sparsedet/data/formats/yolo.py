@@ -14,7 +14,7 @@ import yaml
 from ..errors import DatasetError
 from ..validate import Findings
 from .extra import Box, Parsers, supervision_parsers
-from .source import Source, is_picture, missing_file, names_of_split, read_lines
+from .source import SPLITS, Source, is_picture, missing_file, names_of_split, read_lines
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _FAR = 1.0  # a box that leaves the picture by more than the picture's size is in other units
@@ -67,6 +67,16 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
     rows.require_labels(len(source.images))
     source.files += sorted({os.path.dirname(each) for each in [*source.files, *pictures]})
     return source
+
+
+def yolo_parts(path: str) -> tuple[str, ...]:
+    """The parts that a `data.yaml`, or that of a folder, names.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    content = _read_yaml(holds_yolo(path) or path)
+    return tuple(split for split in SPLITS if any(map(content.get, names_of_split(split))))
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -1,0 +1,225 @@
+"""What of a set the settings of a run lose: one sentence each, with the override that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from sparsedet.survey.numbers import SMALL_SIDE, InputSizes, Part
+from sparsedet.survey.settings import Ranges, Settings
+from sparsedet.survey.suggest import (
+    SIDES,
+    Suggestion,
+    choose_sizes,
+    limited_scales,
+    mean_pixels,
+    side_overrides,
+)
+
+__all__ = ["find_misfits"]
+
+_NAMES_SHOWN = 5
+_SMALL_SHARE = 0.05  # of the boxes below SMALL_SIDE is worth a word
+_VANISHED_SHARE = 0.01  # and of those with a side below a pixel
+_THIN = 0.5  # of its short side is left to a picture that max_size limits
+# the span of the distances that tokens in a box can have, in parts of its longer side
+_SPANS = {"sides": (0.5, 1.0), "center": (0.0, 0.5), "half_size": (0.5, 0.5)}
+
+
+def find_misfits(
+    parts: Sequence[Part],
+    sizes: Mapping[str, InputSizes | str],
+    settings: Settings,
+    suggestion: Suggestion,
+) -> list[str]:
+    """Sentences about what is lost, the gravest kinds first.
+
+    Args:
+        parts: of the set, that of training first.
+        sizes: by the name of a part, what the model gets.
+        settings: of the config.
+        suggestion: for the same parts and settings.
+    """
+    return [
+        *_too_small(parts, sizes, settings, suggestion),
+        *_too_many(parts, settings, suggestion),
+        *_out_of_range(parts[0], sizes[parts[0].name], settings, suggestion),
+        *_never_seen(parts),
+    ]
+
+
+def _too_small(
+    parts: Sequence[Part],
+    sizes: Mapping[str, InputSizes | str],
+    settings: Settings,
+    suggestion: Suggestion,
+) -> Iterator[str]:
+    """Boxes that are too small at the model's input, by `max_size` or altogether."""
+    lost = []
+    for part in parts:
+        given = sizes[part.name]
+        if isinstance(given, str):
+            continue
+        small, vanished = given.share_small, given.share_vanished
+        if small >= _SMALL_SHARE or vanished >= _VANISHED_SHARE:
+            gone = f" ({_percent(vanished)} have a side below 1)" if vanished else ""
+            lost.append(f"{_percent(small)} of the {part.its('boxes')}{gone}")
+    if not lost:
+        return
+    thin = [text for part in parts for text in _thin(part, settings)]
+    text = (
+        f"{_join(lost)} are below {SMALL_SIDE:.0f} pixels at the model's input, where detectors "
+        f"find little.{''.join(thin)}"
+    )
+    yield f"{text} {_larger(parts, settings, suggestion)}"
+
+
+def _larger(parts: Sequence[Part], settings: Settings, suggestion: Suggestion) -> str:
+    """Which sizes mend it, for how much, and what they leave."""
+    side, limit = settings.test_short_side, settings.max_size
+    hope = "Cut the pictures into parts before training, or go nearer with the camera."
+    if side is None or limit is None:
+        return f"Enlarge the model's input. {hope}"
+    line, sizes = suggestion.line(*SIDES), suggestion.sizes
+    if sizes is None or _small_at(parts, sizes.short_side, sizes.max_size) >= _SMALL_SHARE:
+        sizes = choose_sizes(parts[0], settings, SMALL_SIDE, bounded=False)
+        line = "" if sizes is None else " ".join(map(str, side_overrides(settings, sizes)))
+    if sizes is None or not line:
+        return hope
+    now, then = (_small_at(parts, *pair) for pair in ((side, limit), sizes.sides))
+    times = sizes.pixels / mean_pixels(parts[0], side, limit)
+    left = _percent(then) if then else "none"
+    return (
+        f"With {line}, {left} of all boxes are below {SMALL_SIDE:.0f} pixels instead of "
+        f"{_percent(now)}, for {times:.3g} times the pixels and time."
+        + (f" {hope}" if then >= _SMALL_SHARE else "")
+    )
+
+
+def _thin(part: Part, settings: Settings) -> Iterator[str]:
+    side, limit = settings.test_short_side, settings.max_size
+    if side is None or limit is None or np.isnan(part.pictures).any():
+        return
+    scales = limited_scales(part.pictures, side, limit)
+    short = part.pictures.min(axis=1) * scales
+    thin = short < _THIN * side
+    if thin.any():
+        inside = _percent(float(thin[part.picture].mean())) if len(part.boxes) else "none"
+        yield (
+            f" {int(thin.sum())} of {len(thin)} {part.its('pictures')} ({inside} of the boxes) are "
+            f"so long that dataset.max_size={limit} leaves them a short side of "
+            f"{np.median(short[thin]):.0f} instead of {side}."
+        )
+
+
+def _small_at(parts: Sequence[Part], short_side: int, max_size: int) -> float:
+    sides = [
+        part.sides * limited_scales(part.pictures, short_side, max_size)[part.picture]
+        for part in parts
+    ]
+    return float((np.concatenate(sides) < SMALL_SIDE).mean())
+
+
+def _too_many(parts: Sequence[Part], settings: Settings, suggestion: Suggestion) -> Iterator[str]:
+    """Pictures with more objects than queries, or than detections."""
+    limits: tuple[tuple[str, int | None, str, str, Callable[[Part], np.ndarray]], ...] = (
+        (
+            "model.query_initializer.num_queries",
+            settings.num_queries,
+            "have no query to be matched with",
+            "a picture",
+            lambda part: part.objects,
+        ),
+        (
+            "model.max_detections",
+            settings.max_detections,
+            "cannot be among the model's answers",
+            "a picture",
+            lambda part: part.objects,
+        ),
+        (
+            "dataloader.evaluator.max_detections",
+            settings.counted,
+            "cannot be found in the evaluation",
+            "a picture and class",
+            lambda part: part.objects_of_a_class,
+        ),
+    )
+    for key, limit, fate, unit, count in limits:
+        if limit is None:
+            continue
+        lost, most = [], 0
+        for part in parts:
+            numbers = count(part)
+            excess = np.maximum(numbers - limit, 0)
+            most = max(most, int(numbers.max(initial=0)))
+            if excess.any():
+                share = _percent(excess.sum() / len(part.boxes))
+                lost.append(
+                    f"{excess.sum()} of {len(part.boxes)} {part.its('objects')} ({share}, in "
+                    f"{int((excess > 0).sum())} of {len(part.pictures)} pictures)"
+                )
+        if lost:
+            mend = suggestion.line(key) or f"a larger {key}"
+            yield (
+                f"{_join(lost)} {fate}: {key} is {limit}, and {unit} has up to {most}. Add {mend}."
+            )
+
+
+def _out_of_range(
+    part: Part, sizes: InputSizes | str, settings: Settings, suggestion: Suggestion
+) -> Iterator[str]:
+    """Boxes none of whose tokens a foreground loss calls foreground on any level."""
+    if isinstance(sizes, str) or len(sizes.boxes) == 0:
+        return
+    for ranges in settings.ranges:
+        share = float((~_covered(sizes.boxes.max(axis=1), ranges)).mean())
+        if share > 0:
+            mend = suggestion.line(ranges.key) or f"ranges without gaps as {ranges.key}"
+            yield (
+                f"{_percent(share)} of the {part.its('boxes')} are of a size at the model's input "
+                f"that none of {ranges.key} holds, so that the token scorer learns that they are "
+                f"background. Add {mend}."
+            )
+
+
+def _covered(longer: np.ndarray, ranges: Ranges) -> np.ndarray:
+    """Whether some distance in a box, by its longer side, lies in the range of some level."""
+    nearest, farthest = (part * longer for part in _SPANS[ranges.distance])
+    covered = np.zeros(len(longer), dtype=bool)
+    for low, high in ranges.pairs:
+        covered |= (nearest <= high) & (farthest > low)
+    return covered
+
+
+def _never_seen(parts: Sequence[Part]) -> Iterator[str]:
+    """Classes without a training object."""
+    trained, *others = parts
+    if trained.name != "training" or not others:
+        return
+    names = trained.dataset.class_names
+    objects = np.bincount(trained.label, minlength=len(names))
+    absent = np.flatnonzero(objects == 0)
+    for part in others:
+        share = np.isin(part.label, absent).sum() / max(1, len(part.label))
+        if share > 0:
+            shown = ", ".join(repr(names[i]) for i in absent[:_NAMES_SHOWN])
+            more = f" and {len(absent) - _NAMES_SHOWN} more" if len(absent) > _NAMES_SHOWN else ""
+            yield (
+                f"{len(absent)} of {len(names)} classes ({shown}{more}) have no training box, and "
+                f"{_percent(share)} of the {part.its('boxes')} are theirs, which nothing can find. "
+                "Divide the pictures anew."
+            )
+
+
+def _percent(share: float) -> str:
+    """A share, never rounded to nothing or to all."""
+    percent = 100 * share
+    if 0 < percent < 1:
+        return f"{percent:.1g} %"
+    return f"{percent:.3g} %" if 99 < percent < 100 else f"{percent:.0f} %"
+
+
+def _join(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -1,0 +1,124 @@
+"""The settings of a run that have to fit its data, with the keys that change them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparsedet.config import setting
+from sparsedet.config.naming import keyword_parameters, locate
+from sparsedet.evaluation.rules import Rules, make_rules
+
+__all__ = ["Ranges", "Settings", "read_settings"]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The size ranges of a foreground loss.
+
+    Attributes:
+        key: of the override that changes them.
+        pairs: (low, high] for each level, fine to coarse.
+        distance: what has to be in them, see `sparsedet.modeling.ForegroundLoss`.
+    """
+
+    key: str
+    pairs: tuple[tuple[float, float], ...]
+    distance: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What has to fit the data; None where a config does not have it.
+
+    Attributes:
+        short_sides: of training, in pixels of the model's input.
+        test_short_side: of evaluation.
+        max_size: limit of the long side of both.
+        num_queries: queries of the model.
+        max_detections: the model's answers for an image.
+        counted: answers of an image and class that the evaluator looks at.
+        area_bounds: of the evaluator, in square pixels of the file, if there are two.
+        ranges: of each foreground loss.
+        strides: of the feature maps, fine to coarse.
+        batch_size: pictures of an iteration.
+        max_iter: iterations.
+        eval_period: iterations between evaluations.
+    """
+
+    short_sides: tuple[int, ...] | None
+    test_short_side: int | None
+    max_size: int | None
+    num_queries: int | None
+    max_detections: int | None
+    counted: int | None
+    area_bounds: tuple[float, ...] | None
+    ranges: tuple[Ranges, ...]
+    strides: tuple[int, ...]
+    batch_size: int | None
+    max_iter: int | None
+    eval_period: int | None
+
+
+def read_settings(cfg: Any) -> Settings:
+    """The settings of a config.
+
+    Args:
+        cfg: as `sparsedet train` takes it.
+    """
+    rules = _rules(setting(cfg, "dataloader.evaluator"))
+    sides = setting(cfg, "dataset.short_sides")
+    sides = [sides] if isinstance(sides, int) else sides
+    batch_size = setting(cfg, "dataloader.train.total_batch_size")
+    return Settings(
+        short_sides=tuple(sides) if sides else None,
+        test_short_side=setting(cfg, "dataset.test_short_side"),
+        max_size=setting(cfg, "dataset.max_size"),
+        num_queries=_argument(setting(cfg, "model.query_initializer"), "num_queries"),
+        max_detections=_argument(setting(cfg, "model"), "max_detections"),
+        counted=None if rules is None else rules.max_detections[-1],
+        area_bounds=rules.area_bounds
+        if rules is not None and len(rules.area_bounds) == 2
+        else None,
+        ranges=_ranges(cfg),
+        strides=tuple(setting(cfg, "model.neck.strides") or ()),
+        batch_size=batch_size and batch_size * (setting(cfg, "train.accumulation_steps") or 1),
+        max_iter=setting(cfg, "train.max_iter"),
+        eval_period=setting(cfg, "train.eval_period"),
+    )
+
+
+def _rules(evaluator: Any) -> Rules | None:
+    if "max_detections" not in _arguments(evaluator):
+        return None  # another evaluator than ours
+    bounds = _argument(evaluator, "area_bounds")
+    return make_rules(bounds, _argument(evaluator, "max_detections"))
+
+
+def _ranges(cfg: Any) -> tuple[Ranges, ...]:
+    found = []
+    for place, term in enumerate(setting(cfg, "model.criterion.stage") or ()):
+        pairs = _argument(term, "size_ranges")
+        if pairs is not None:
+            key = f"model.criterion.stage.{place}.size_ranges"
+            numbers = tuple((float(low), float(high)) for low, high in pairs)
+            found.append(Ranges(key, numbers, _argument(term, "distance") or "sides"))
+    return tuple(found)
+
+
+def _argument(node: Any, name: str) -> Any:
+    """What a call is given for an argument, or takes by default."""
+    if node is not None and name in node:
+        return node[name]
+    parameter = _arguments(node).get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _arguments(node: Any) -> Mapping[str, inspect.Parameter]:
+    target = None if node is None else node.get("_target_")
+    if target is None:
+        return {}
+    target = locate(target) if isinstance(target, str) else target
+    return (keyword_parameters(target) or ({}, False))[0]

@@ -1,0 +1,64 @@
+"""All that is said of a set and a config together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sparsedet.data import AnnotatedDataset
+from sparsedet.survey.misfits import find_misfits
+from sparsedet.survey.numbers import InputSizes, Part, input_sizes
+from sparsedet.survey.report import describe_classes, describe_parts, describe_run
+from sparsedet.survey.settings import Settings, read_settings
+from sparsedet.survey.suggest import Suggestion, suggest
+
+__all__ = ["Survey"]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a model with some settings will see of a set.
+
+    Attributes:
+        parts: of the set, that of training first.
+        sizes: by the name of a part, what the model gets, or why that is not known.
+        settings: of the config.
+    """
+
+    parts: tuple[Part, ...]
+    sizes: Mapping[str, InputSizes | str]
+    settings: Settings
+
+    @classmethod
+    def of(cls, sets: Mapping[str, tuple[AnnotatedDataset, Any]], cfg: Any) -> Survey:
+        """Count and measure; no picture is opened.
+
+        Args:
+            sets: by the name of a part, in the order to report, a set and its loader's mapper.
+            cfg: the config of the run.
+        """
+        parts = tuple(Part.of(name, dataset) for name, (dataset, _) in sets.items())
+        seed = cfg.train.get("seed") or 0
+        sizes = {part.name: input_sizes(part, sets[part.name][1], seed=seed) for part in parts}
+        return cls(parts, sizes, read_settings(cfg))
+
+    @cached_property
+    def suggestion(self) -> Suggestion:
+        """Overrides that fit the set."""
+        return suggest(self.parts, self.settings)
+
+    def report(self) -> str:
+        """Tables of the classes, and of sizes in the file and at the model's input."""
+        return "\n\n".join(
+            [
+                describe_classes(self.parts),
+                describe_parts(self.parts, self.sizes),
+                "\n".join(describe_run(self.parts, self.settings)),
+            ]
+        )
+
+    def misfits(self) -> list[str]:
+        """What is lost, one sentence each with the override that mends it."""
+        return find_misfits(self.parts, self.sizes, self.settings, self.suggestion)
