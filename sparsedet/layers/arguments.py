@@ -1,6 +1,29 @@
-"""Checks of constructor arguments."""
+"""Checks of arguments, and the forms in which they may come."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+# (height, width) per level: a sequence of pairs of ints, or an integer tensor or array [L 2]
+SpatialShapes = Sequence[Sequence[int]] | Tensor | np.ndarray
+
+
+def on_host(sizes: SpatialShapes) -> Any:
+    """Sizes as host numbers: what is no tensor or array is returned as it is.
+
+    A tensor on an accelerator waits for the device, so who calls often keeps sizes in a list.
+
+    Args:
+        sizes: pairs of numbers.
+
+    >>> on_host(np.array([[2, 3]]))
+    [[2, 3]]
+    """
+    return sizes.tolist() if isinstance(sizes, Tensor | np.ndarray) else sizes
 
 
 def require_positive(value: int, name: str, *, key: str) -> None:

@@ -1,12 +1,15 @@
-"""The detector and its interchangeable parts."""
+"""The detector, its interchangeable parts, and what they hand to each other.
+
+The protocols of the families are in ``sparsedet.modeling.parts``.
+"""
 
 from sparsedet.modeling.backbone import TimmBackbone, TorchvisionResNet, TorchvisionSwin
-from sparsedet.modeling.criterion import SetCriterion
-from sparsedet.modeling.decoder import DeformableDecoder
+from sparsedet.modeling.criterion import MatchedTerm, SetCriterion
+from sparsedet.modeling.decoder import DeformableDecoder, attention_mass
 from sparsedet.modeling.denoising import ContrastiveDenoising, Denoising
-from sparsedet.modeling.detector import TokenSparseDetector
+from sparsedet.modeling.detector import Batch, TokenSparseDetector
 from sparsedet.modeling.encoder import DeformableEncoder, DualAttentionEncoder
-from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.heads import Head, Heads, TokenEmbedding
 from sparsedet.modeling.inference import prepare_for_inference
 from sparsedet.modeling.losses import (
     BoxL1Loss,
@@ -15,6 +18,7 @@ from sparsedet.modeling.losses import (
     ForegroundLoss,
     GIoULoss,
     SalienceLoss,
+    SupervisedStages,
 )
 from sparsedet.modeling.matcher import HungarianMatcher
 from sparsedet.modeling.neck import ChannelMapper
@@ -40,42 +44,76 @@ from sparsedet.modeling.selection import (
     LevelScheduleSelector,
     TopKSelector,
 )
+from sparsedet.modeling.stages import (
+    DecoderOutput,
+    DenoisingOutput,
+    DetectorOutput,
+    EncoderOutput,
+    Matching,
+    MultiScaleFeatures,
+    NoisedTargets,
+    Prediction,
+    Queries,
+    Targets,
+    TokenScores,
+    TokenSelection,
+    flatten_maps,
+)
 
 __all__ = [
     "AdaptiveSelector",
     "AnchorQueries",
+    "Batch",
     "BoxL1Loss",
     "ChannelMapper",
     "ContrastiveDenoising",
     "DAMPredictor",
     "DecoderAttentionLoss",
+    "DecoderOutput",
     "DeformableDecoder",
     "DeformableEncoder",
     "Denoising",
+    "DenoisingOutput",
     "DenseSelector",
+    "DetectorOutput",
     "DualAttentionEncoder",
     "EfficientQueries",
     "ElasticSelector",
+    "EncoderOutput",
     "FocalLoss",
     "ForegroundLoss",
     "ForegroundTokenSelector",
     "GIoULoss",
+    "Head",
     "Heads",
     "HungarianMatcher",
     "LearnedQueries",
     "LevelScheduleSelector",
+    "MatchedTerm",
+    "Matching",
     "MixedQueries",
     "MultiCategoryScorer",
+    "MultiScaleFeatures",
+    "NoisedTargets",
     "ObjectnessScorer",
     "OracleScorer",
+    "Prediction",
+    "Queries",
     "RandomScorer",
     "SalienceLoss",
     "SetCriterion",
+    "SupervisedStages",
+    "Targets",
     "TimmBackbone",
+    "TokenEmbedding",
+    "TokenScores",
+    "TokenSelection",
     "TokenSparseDetector",
     "TopKSelector",
     "TorchvisionResNet",
     "TorchvisionSwin",
     "TwoStageQueries",
+    "attention_mass",
+    "flatten_maps",
     "prepare_for_inference",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -260,7 +260,13 @@ class DeformableDecoder(nn.Module):
             prediction = head(x if self.norm is None else self.norm(x), logits, queries.valid)
             predictions.append(prediction)
             if mass is not None:
-                mass = mass + attention_mass(memory, queries, locations, weights)
+                mass = mass + attention_mass(
+                    memory,
+                    locations,
+                    weights,
+                    valid=queries.valid,
+                    num_denoising=queries.num_denoising,
+                )
             if self.refine and index + 1 < self.num_layers:
                 given = logits if origin is reference else logits.detach()
                 origin = self._refined(head, x, given, prediction)
@@ -290,23 +296,38 @@ class DeformableDecoder(nn.Module):
 
 @torch.no_grad()
 def attention_mass(
-    memory: MultiScaleFeatures,
-    queries: Queries,
+    features: MultiScaleFeatures,
     locations: Float[Tensor, "B Q M L P 2"],
     weights: Float[Tensor, "B Q M L P"],
+    *,
+    valid: Bool[Tensor, "B Q"] | None = None,
+    num_denoising: int = 0,
 ) -> Float[Tensor, "B N"]:
     """Attention that the matching queries pay to each token (DAM of Sparse DETR, section 3.3).
 
     Every sampled point gives its weight to the four cells around it, in the shares of the bilinear
     sampling that reads them. The released code splats half a cell further to the bottom right than
     the attention reads.
+
+    The sum over the layers of a decoder is what ``DecoderAttentionLoss`` takes. A decoder of
+    another codebase gives it, too: ``MultiScaleDeformableAttention`` returns locations and weights
+    with ``return_sampling=True``.
+
+    Args:
+        features: the map that the queries read from; its sizes alone count.
+        locations: where the cross-attention of one layer samples, x and y in [0, 1] of the padded
+            map of each level.
+        weights: how much each sample counts, after the softmax.
+        valid: False = a query that fills up an image with fewer of them; None = all count.
+        num_denoising: that many queries come first which stand for noised objects; they are left
+            out.
     """
-    matching = slice(queries.num_denoising, None)
+    matching = slice(num_denoising, None)
     locations, weights = locations[:, matching].float(), weights[:, matching].float()
-    if queries.valid is not None:
-        weights = weights * queries.valid[:, matching, None, None, None]
-    height, width = memory.map_sizes[..., None].unbind(1)
-    areas = [h * w for h, w in memory.spatial_shapes]
+    if valid is not None:
+        weights = weights * valid[:, matching, None, None, None]
+    height, width = features.map_sizes[..., None].unbind(1)
+    areas = [h * w for h, w in features.spatial_shapes]
     start = constants([0, *accumulate(areas[:-1])], weights.device)[:, None]
     x, y = locations[..., 0] * width - 0.5, locations[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
@@ -317,5 +338,5 @@ def attention_mass(
             cell = torch.where(inside, start + row * width + column, start)  # NaN is never inside
             cells.append(cell.long().flatten(1))
             parts.append(torch.where(inside, in_columns * in_rows * weights, 0.0).flatten(1))
-    mass = weights.new_zeros(len(weights), memory.num_tokens)
+    mass = weights.new_zeros(len(weights), features.num_tokens)
     return mass.scatter_add_(1, torch.cat(cells, dim=1), torch.cat(parts, dim=1))

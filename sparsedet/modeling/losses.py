@@ -25,6 +25,8 @@ from sparsedet.modeling.stages import (
     MultiScaleFeatures,
     Prediction,
     Targets,
+    TokenScores,
+    TokenSelection,
 )
 from sparsedet.registry import LOSSES
 from sparsedet.structures import cxcywh_to_xyxy, generalized_iou
@@ -204,15 +206,34 @@ class DecoderAttentionLoss:
     def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
         """The unweighted loss; ``targets`` are not used."""
         assert output.scores is not None and output.token_mass is not None
-        kept = output.selections[0]
-        target = most_attended(output.token_mass, output.features, kept.max_counts)
-        if kept.indices is not None:
-            share = (output.token_mass * kept.mask(target.shape[1])).sum() / output.token_mass.sum()
+        return self.of_scores(
+            output.scores, output.features, output.selections[0], output.token_mass
+        )
+
+    def of_scores(
+        self,
+        scores: TokenScores,
+        features: MultiScaleFeatures,
+        selection: TokenSelection,
+        token_mass: Float[Tensor, "B N"],
+    ) -> Tensor:
+        """The unweighted loss, for a detector of another codebase.
+
+        Args:
+            scores: what the scorer said of the tokens.
+            features: what it was asked about.
+            selection: tokens that the first encoder layer keeps.
+            token_mass: cross-attention mass of the tokens, see ``attention_mass``, summed over the
+                decoder's layers.
+        """
+        target = most_attended(token_mass, features, selection.max_counts)
+        if selection.indices is not None:
+            share = (token_mass * selection.mask(target.shape[1])).sum() / token_mass.sum()
             log_scalar("token_mass_on_kept", share)
         loss = F.binary_cross_entropy_with_logits(
-            output.scores.logits.float(), target.float(), reduction="none"
+            scores.logits.float(), target.float(), reduction="none"
         )
-        valid = ~output.features.padding_mask
+        valid = ~features.padding_mask
         return ((loss * valid).sum(1) / valid.sum(1)).mean()
 
 
@@ -294,10 +315,24 @@ class ForegroundLoss:
         Raises:
             ValueError: if there is not one range per level.
         """
-        foreground = foreground_tokens(
-            output.features, targets, self.size_ranges, distance=self.distance
-        )
-        return _token_focal_loss(output, foreground.float(), self.alpha, self.gamma)
+        assert output.scores is not None
+        return self.of_scores(output.scores, output.features, targets)
+
+    def of_scores(
+        self, scores: TokenScores, features: MultiScaleFeatures, targets: Targets
+    ) -> Tensor:
+        """The unweighted loss, for a detector of another codebase.
+
+        Args:
+            scores: what the scorer said of the tokens.
+            features: what it was asked about; their ``strides`` and ``image_sizes`` count.
+            targets: the objects; their labels are not used.
+
+        Raises:
+            ValueError: if there is not one range per level.
+        """
+        foreground = foreground_tokens(features, targets, self.size_ranges, distance=self.distance)
+        return _token_focal_loss(scores, features, foreground.float(), self.alpha, self.gamma)
 
 
 @LOSSES.register()
@@ -325,8 +360,15 @@ class SalienceLoss:
 
     def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
         """The unweighted loss."""
-        salience = token_salience(output.features, targets)
-        return _token_focal_loss(output, salience, self.alpha, self.gamma)
+        assert output.scores is not None
+        return self.of_scores(output.scores, output.features, targets)
+
+    def of_scores(
+        self, scores: TokenScores, features: MultiScaleFeatures, targets: Targets
+    ) -> Tensor:
+        """The unweighted loss, for a detector of another codebase; see ``ForegroundLoss``."""
+        salience = token_salience(features, targets)
+        return _token_focal_loss(scores, features, salience, self.alpha, self.gamma)
 
 
 @torch.no_grad()
@@ -409,18 +451,21 @@ def _distances(
 
 
 def _token_focal_loss(
-    output: DetectorOutput, target: Float[Tensor, "B N"], alpha: float, gamma: float
+    scores: TokenScores,
+    features: MultiScaleFeatures,
+    target: Float[Tensor, "B N"],
+    alpha: float,
+    gamma: float,
 ) -> Tensor:
     """Focal loss for targets in [0, 1]; per image the sum over tokens by the positive ones."""
-    assert output.scores is not None
-    logits = output.scores.logits.float()
+    logits = scores.logits.float()
     probability = logits.sigmoid()
     factor = (
         alpha * target * (1 - probability) ** gamma
         + (1 - alpha) * (1 - target) * probability**gamma
     )
     loss = factor * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    loss = loss.masked_fill(output.features.padding_mask, 0.0)
+    loss = loss.masked_fill(features.padding_mask, 0.0)
     return (loss.sum(1) / (target > 0).sum(1).clamp(min=1)).mean()
 
 

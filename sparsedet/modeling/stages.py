@@ -1,4 +1,4 @@
-"""The nouns that the stages of a detector hand to each other. All level arithmetic lives here.
+"""The nouns that the stages of a detector hand to each other.
 
 Axes: ``B`` images, ``L`` levels, ``N`` tokens over all levels (fine to coarse, row by row), ``K``
 kept tokens, ``Q`` queries, ``C`` channels, ``M`` heads, ``P`` points. Boxes are cxcywh in [0, 1] of
@@ -7,168 +7,34 @@ the unpadded image unless a name says otherwise. Masks are named for what True m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparsedet.layers.constants import constants
+from sparsedet.modeling.features import MultiScaleFeatures, Size, flatten_maps, level_size
 
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class MultiScaleFeatures:
-    """Feature maps of a padded batch, flattened to tokens.
-
-    Attributes:
-        tokens: the features.
-        pos: position plus level embedding of every token.
-        padding_mask: True = padding.
-        valid_ratios: valid share (w, h) of each level's map.
-        reference_points: centers (x, y) of the cells, in [0, 1] of the valid part of their own
-            level.
-        map_sizes: ``spatial_shapes`` on the device.
-        valid_sizes: ``level_sizes`` on the device.
-        spatial_shapes: (H, W) of each level's padded map, fine to coarse.
-        strides: pixels per cell of each level.
-        image_sizes: (h, w) of each unpadded image in pixels.
-        level_sizes: valid (rows, columns) per image and level, the size the map would have for that
-            image alone.
-    """
-
-    tokens: Float[Tensor, "B N C"]
-    pos: Float[Tensor, "B N C"]
-    padding_mask: Bool[Tensor, "B N"]
-    valid_ratios: Float[Tensor, "B L 2"]
-    reference_points: Float[Tensor, "B N 2"]
-    map_sizes: Float[Tensor, "L 2"]
-    valid_sizes: Float[Tensor, "B L 2"]
-    spatial_shapes: tuple[Size, ...]
-    strides: tuple[int, ...]
-    image_sizes: tuple[Size, ...]
-    level_sizes: tuple[tuple[Size, ...], ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the padded map over all levels."""
-        return sum(h * w for h, w in self.spatial_shapes)
-
-    @property
-    def num_valid(self) -> tuple[int, ...]:
-        """Unpadded tokens of each image."""
-        return tuple(sum(h * w for h, w in sizes) for sizes in self.level_sizes)
-
-    @property
-    def padding_if_any(self) -> Bool[Tensor, "B N"] | None:
-        """``padding_mask``, or None where the host knows that no image has padding."""
-        return self.padding_mask if _are_padded(self.level_sizes, self.spatial_shapes) else None
-
-    def with_tokens(self, tokens: Float[Tensor, "B N C"]) -> MultiScaleFeatures:
-        """The same geometry with other features."""
-        return replace(self, tokens=tokens)
-
-    def split_levels(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""
-        return x.split([h * w for h, w in self.spatial_shapes], dim=1)
-
-    def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
-        """Points or boxes of the image as points or boxes of every level's padded map."""
-        if self.padding_if_any is None:
-            return reference[:, :, None].expand(-1, -1, len(self.spatial_shapes), -1)
-        ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
-        return reference[:, :, None] * ratios[:, None]
-
-    def proposals(self) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
-        """One box per token for two-stage detection (Deformable DETR, appendix A.4).
-
-        The box is centered on the cell, its sides are ``0.05 * 2**level`` of the image.
-
-        Returns:
-            The boxes in logit space, clamped to [0.01, 0.99] (always finite), and which tokens have
-            a box wholly inside of these bounds and are not padding.
-        """
-        centers = self.reference_points
-        sides = torch.cat(
-            [
-                centers.new_full((h * w,), 0.05 * 2.0**level)
-                for level, (h, w) in enumerate(self.spatial_shapes)
-            ]
-        )
-        boxes = torch.cat((centers, sides[None, :, None].expand(centers.shape)), dim=-1)
-        valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~self.padding_mask
-        return torch.logit(boxes.clamp(0.01, 0.99)), valid
-
-
-def level_size(image_size: Size, stride: int) -> Size:
-    """Rows and columns that an image of ``image_size`` (h, w) has on a map of this stride."""
-    return -(-image_size[0] // stride), -(-image_size[1] // stride)
-
-
-def flatten_maps(
-    maps: Sequence[Float[Tensor, "B C _ _"]],
-    embed: Callable[[Tensor, Sequence[Size]], Float[Tensor, "B N C"]],
-    *,
-    strides: Sequence[int],
-    image_sizes: Sequence[Size],
-) -> MultiScaleFeatures:
-    """Join feature maps into ``MultiScaleFeatures``.
-
-    Args:
-        maps: one map per level, fine to coarse.
-        embed: makes the position (plus level) embedding of every token, given ``valid_sizes`` and
-            ``spatial_shapes``.
-        strides: pixels per cell of each level.
-        image_sizes: (h, w) of each unpadded image.
-    """
-    shapes = tuple((int(m.shape[-2]), int(m.shape[-1])) for m in maps)
-    sizes = tuple(tuple(level_size(size, stride) for stride in strides) for size in image_sizes)
-    device = maps[0].device
-    map_sizes = _on_device((shapes,), device)
-    padded = _are_padded(sizes, shapes)
-    valid_sizes = _on_device(sizes, device) if padded else map_sizes.expand(len(sizes), -1, -1)
-    tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
-    places = torch.arange(max(length for shape in shapes for length in shape), device=device)
-    return MultiScaleFeatures(
-        tokens=tokens,
-        pos=embed(valid_sizes, shapes).to(tokens.dtype),
-        padding_mask=(
-            _of_cells(places >= valid_sizes[..., None], shapes).any(-1)
-            if padded
-            else torch.zeros(tokens.shape[:2], dtype=torch.bool, device=device)
-        ),
-        valid_ratios=(valid_sizes / map_sizes).flip(-1),
-        reference_points=_of_cells((places + 0.5) / valid_sizes[..., None], shapes),
-        map_sizes=map_sizes[0],
-        valid_sizes=valid_sizes,
-        spatial_shapes=shapes,
-        strides=tuple(strides),
-        image_sizes=tuple((int(h), int(w)) for h, w in image_sizes),
-        level_sizes=sizes,
-    )
-
-
-def _are_padded(sizes: Sequence[tuple[Size, ...]], shapes: tuple[Size, ...]) -> bool:
-    return any(each != shapes for each in sizes)
-
-
-def _on_device(sizes: Sequence[tuple[Size, ...]], device: torch.device) -> Float[Tensor, "B L 2"]:
-    """Sizes of every image and level; filled once where the images are alike."""
-    kinds = sizes[:1] if all(each == sizes[0] for each in sizes) else sizes
-    numbers = constants([n for image in kinds for size in image for n in size], device)
-    return numbers.view(len(kinds), -1, 2).expand(len(sizes), -1, -1)
-
-
-def _of_cells(axes: Shaped[Tensor, "B L 2 _"], shapes: Sequence[Size]) -> Shaped[Tensor, "B N 2"]:
-    """What the rows and columns of every level say, as pairs (column's, row's) of the cells."""
-    per_level = []
-    for level, (h, w) in enumerate(shapes):
-        y = axes[:, level, 0, :h, None].expand(-1, -1, w)
-        x = axes[:, level, 1, None, :w].expand(-1, h, -1)
-        per_level.append(torch.stack((x, y), dim=-1).flatten(1, 2))
-    return torch.cat(per_level, dim=1)
+__all__ = [
+    "DecoderOutput",
+    "DenoisingOutput",
+    "DetectorOutput",
+    "EncoderOutput",
+    "Matching",
+    "MultiScaleFeatures",
+    "NoisedTargets",
+    "Prediction",
+    "Queries",
+    "Size",
+    "Targets",
+    "TokenScores",
+    "TokenSelection",
+    "filler_mask",
+    "flatten_maps",
+    "level_size",
+]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_mass_is_the_gradient_of_the_attention(features, spread, fillers):
     """What a token gives to the output is what the mass says: the two sample alike."""
     valid = torch.rand(len(SIZES), 7) > 0.4 if fillers else None
     locations, weights = samples(features, spread)
-    mass = attention_mass(features, queries(valid), locations, weights)
+    mass = attention_mass(features, locations, weights, valid=valid)
     value = torch.ones(len(SIZES), features.num_tokens, 4, 1, requires_grad=True)
     read = ms_deform_attn_reference(value, features.spatial_shapes, locations, weights)
     if valid is not None:
@@ -63,20 +63,19 @@ def test_mass_at_cell_centers_stays_in_the_cell():
     locations = torch.full((1, 1, 1, 4, 1, 2), -9.0)
     locations[..., 0, :, :] = torch.tensor([(2 + 0.5) / width, (1 + 0.5) / height])
     weights = torch.full((1, 1, 1, 4, 1), 0.25)
-    one = Queries(torch.zeros(1, 1, 32), torch.zeros(1, 1, 2), torch.zeros(1, 1, 32))
-    mass = attention_mass(features, one, locations, weights)
+    mass = attention_mass(features, locations, weights)
     assert mass[0, width + 2].item() == pytest.approx(0.25, abs=1e-5)
     assert mass.sum().item() == pytest.approx(0.25, abs=1e-5)
 
 
 def test_places_that_are_not_finite_have_no_mass(features):
     locations, weights = samples(features, 0.1)
-    whole = attention_mass(features, queries(), locations, weights)
+    whole = attention_mass(features, locations, weights)
     locations[0, 0] = float("nan")
     locations[1, 0] = float("inf")
-    mass = attention_mass(features, queries(), locations, weights)
+    mass = attention_mass(features, locations, weights)
     locations[:, 0] = -9.0
-    assert torch.equal(mass, attention_mass(features, queries(), locations, weights))
+    assert torch.equal(mass, attention_mass(features, locations, weights))
     assert mass.isfinite().all() and mass.sum() < whole.sum()
 
 

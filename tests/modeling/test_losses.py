@@ -204,6 +204,10 @@ def test_decoder_attention_loss_leaves_padding_out(prediction):
         loss = DecoderAttentionLoss(weight=3.0)(found, Targets((), ()))
     logged = recorder.flush()
     assert loss.item() == pytest.approx((first + second) / 2, rel=1e-5)
+    alone = DecoderAttentionLoss(weight=3.0).of_scores(
+        TokenScores(scores), found.features, selection, mass
+    )
+    assert alone == loss, "without a detector"
     # Kept are tokens 2 and 0 of the first image and 0 of the second.
     assert logged["token_mass_on_kept"] == pytest.approx((3.0 + 2.0 + 1.0) / mass.sum().item())
 
@@ -391,6 +395,8 @@ def test_foreground_loss(alpha, gamma, distance):
     )
     got = loss(scored(features, scores), pixel_targets(*OBJECTS))
     assert got.item() == pytest.approx(expected, rel=1e-5)
+    alone = loss.of_scores(TokenScores(scores), features, pixel_targets(*OBJECTS))
+    assert alone == got, "without a detector"
 
 
 def test_salience_falls_from_the_center_whatever_the_size():
@@ -430,6 +436,8 @@ def test_salience_loss():
     loss = SalienceLoss(weight=9.0, alpha=0.3, gamma=1.5)
     got = loss(scored(features, scores), pixel_targets(*OBJECTS))
     assert got.item() == pytest.approx(expected, rel=1e-4)
+    alone = loss.of_scores(TokenScores(scores), features, pixel_targets(*OBJECTS))
+    assert alone == got, "without a detector"
 
 
 TOKEN_TERMS = pytest.mark.parametrize(

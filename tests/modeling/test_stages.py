@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sparsedet.layers.positional import SinePositionEmbedding, inverse_sigmoid, sine_embedding
-from sparsedet.modeling.stages import MultiScaleFeatures, TokenSelection, filler_mask, flatten_maps
+from sparsedet.modeling.stages import (
+    MultiScaleFeatures,
+    TokenSelection,
+    filler_mask,
+    flatten_maps,
+    level_size,
+)
 
 # Two images, (16, 24) and (9, 8) pixels, on a padded canvas of 16 x 24: maps of 2 x 3 and 1 x 2.
 SIZES = ((16, 24), (9, 8))
@@ -190,3 +200,107 @@ def test_inverse_sigmoid_clamps_both_sides():
     torch.testing.assert_close(y[1:4].sigmoid(), x[1:4])
     assert y[0].item() == pytest.approx(torch.log(torch.tensor(1e-3)).item(), abs=1e-5)
     assert y[4].item() == pytest.approx(-y[0].item(), abs=1e-5)
+
+
+# --- from tokens that another codebase has flattened
+
+
+def maps_of(sizes, canvas, strides=(8, 16), channels=4) -> list[torch.Tensor]:
+    cells = [level_size(canvas, stride) for stride in strides]
+    return [torch.randn(len(sizes), channels, h, w) for h, w in cells]
+
+
+def flattened(sizes, canvas) -> MultiScaleFeatures:
+    """What our own neck's maps become, with a position embedding that depends on the padding."""
+    embedding = SinePositionEmbedding(4)
+    return flatten_maps(
+        maps_of(sizes, canvas),
+        lambda valid, shapes: torch.cat(embedding(valid, shapes), dim=1),
+        strides=(8, 16),
+        image_sizes=sizes,
+    )
+
+
+def require_equal(got: MultiScaleFeatures, wanted: MultiScaleFeatures) -> None:
+    for field in fields(MultiScaleFeatures):
+        one, other = getattr(got, field.name), getattr(wanted, field.name)
+        same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        assert same, f"{field.name}: {one} is not {other}"
+
+
+@pytest.mark.parametrize("sizes", [((16, 24), (9, 8)), ((33, 50), (40, 47)), ((33, 50),) * 2])
+@pytest.mark.parametrize(
+    "form", [list, torch.tensor, np.array, lambda pairs: torch.tensor(pairs, dtype=torch.int32)]
+)
+def test_tokens_from_elsewhere_are_as_our_own_maps_give_them(sizes, form):
+    canvas = tuple(map(max, zip(*sizes, strict=True)))
+    own = flattened(sizes, canvas)
+    given = own.tokens, own.pos, form(own.spatial_shapes)
+    masks = [own.padding_mask, own.padding_mask.to(torch.uint8)]
+    masks += [None]  # then the sizes of the images say what is padding
+    for mask in masks:
+        got = MultiScaleFeatures.from_tokens(*given, mask, strides=(8, 16), image_sizes=form(sizes))
+        require_equal(got, own)
+    assert own.padding_mask.any() or sizes[0] == sizes[1]
+
+
+def test_tokens_without_sizes_of_the_images_have_the_geometry_of_the_mask():
+    own = flattened(((33, 50), (40, 20)), (40, 50))
+    got = MultiScaleFeatures.from_tokens(own.tokens, own.pos, own.spatial_shapes, own.padding_mask)
+    assert got.image_sizes == ((40, 56), (40, 24)), "whole cells of the finest level"
+    require_equal(replace(got, image_sizes=own.image_sizes), own)
+    alone = MultiScaleFeatures.from_tokens(own.tokens, own.pos, own.spatial_shapes)
+    assert alone.padding_if_any is None and alone.strides == (8, 16)
+    assert alone.image_sizes == ((40, 56), (40, 56))
+
+
+def test_a_mask_of_nearest_pixels_counts_as_it_is():
+    """128 of 192 columns: on stride 64 such masks call 2 of 3 valid, of 130 they call 3."""
+    pixels = torch.ones(2, 192, 192, dtype=torch.bool)
+    pixels[0, :, :192] = pixels[1, :128, :129] = False
+    shapes = [(24, 24), (3, 3)]
+    levels = [
+        nn.functional.interpolate(pixels[None].float(), size=shape)[0].bool() for shape in shapes
+    ]
+    mask = torch.cat([level.flatten(1) for level in levels], dim=1)
+    tokens = torch.zeros(2, 585, 4)
+    got = MultiScaleFeatures.from_tokens(
+        tokens, tokens, shapes, mask, strides=(8, 64), image_sizes=((192, 192), (128, 129))
+    )
+    assert torch.equal(got.padding_mask, mask)
+    assert got.level_sizes[1] == ((16, 17), (2, 3))
+    torch.testing.assert_close(got.valid_ratios[1, 1], torch.tensor([1, 2 / 3]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(tokens=torch.zeros(8, 2, 4)), r"tokens must be of shape \(B, 8, C\) .*transpose"),
+        (dict(pos=torch.zeros(1, 8, 4)), r"pos must be of shape \(2, 8, 4\).*Expand"),
+        (dict(padding_mask=torch.ones(2, 8)), r"padding_mask must be bool or uint8 .*float32"),
+        (
+            dict(padding_mask=torch.ones(2, 8, dtype=torch.bool)),
+            "padding_mask .* Pass ~mask",
+        ),
+        (dict(strides=(4, 8), image_sizes=SIZES), "image_sizes must be .*Set strides"),
+        (dict(strides=(8,)), r"strides must be one number for each of 2 levels, got \(8,\)"),
+        (dict(image_sizes=((16, 24),)), r"image_sizes must be \(h, w\) of 2 images"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(features, change, message):
+    given = dict(
+        tokens=torch.zeros(2, 8, 4),
+        pos=torch.zeros(2, 8, 4),
+        spatial_shapes=features.spatial_shapes,
+        padding_mask=features.padding_mask,
+    )
+    with pytest.raises(ValueError, match=f"MultiScaleFeatures.from_tokens: {message}"):
+        MultiScaleFeatures.from_tokens(**(given | change))
+
+
+def test_an_inverted_mask_is_refused(features):
+    """Also where only the padding of one image tells."""
+    with pytest.raises(ValueError, match=r"another form for image 0 on level 0\. Pass ~mask"):
+        MultiScaleFeatures.from_tokens(
+            features.tokens, features.pos, features.spatial_shapes, ~features.padding_mask
+        )

@@ -1,0 +1,334 @@
+"""Feature maps of a padded batch as one row of tokens: all level arithmetic lives here.
+
+Axes as in ``sparsedet.modeling.stages``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from sparsedet.layers.arguments import SpatialShapes, on_host
+from sparsedet.layers.constants import constants
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MultiScaleFeatures:
+    """Feature maps of a padded batch, flattened to tokens.
+
+    Attributes:
+        tokens: the features.
+        pos: position plus level embedding of every token.
+        padding_mask: True = padding.
+        valid_ratios: valid share (w, h) of each level's map.
+        reference_points: centers (x, y) of the cells, in [0, 1] of the valid part of their own
+            level.
+        map_sizes: ``spatial_shapes`` on the device.
+        valid_sizes: ``level_sizes`` on the device.
+        spatial_shapes: (H, W) of each level's padded map, fine to coarse.
+        strides: pixels per cell of each level.
+        image_sizes: (h, w) of each unpadded image in pixels.
+        level_sizes: valid (rows, columns) per image and level, the size the map would have for that
+            image alone.
+    """
+
+    tokens: Float[Tensor, "B N C"]
+    pos: Float[Tensor, "B N C"]
+    padding_mask: Bool[Tensor, "B N"]
+    valid_ratios: Float[Tensor, "B L 2"]
+    reference_points: Float[Tensor, "B N 2"]
+    map_sizes: Float[Tensor, "L 2"]
+    valid_sizes: Float[Tensor, "B L 2"]
+    spatial_shapes: tuple[Size, ...]
+    strides: tuple[int, ...]
+    image_sizes: tuple[Size, ...]
+    level_sizes: tuple[tuple[Size, ...], ...]
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: Float[Tensor, "B N C"],
+        pos: Float[Tensor, "B N C"],
+        spatial_shapes: SpatialShapes,
+        padding_mask: Shaped[Tensor, "B N"] | None = None,
+        *,
+        strides: Sequence[int] | None = None,
+        image_sizes: SpatialShapes | None = None,
+    ) -> MultiScaleFeatures:
+        """Features of tokens that are flattened already, as the encoders of other codebases get.
+
+        What the host knows of the padding is read from the mask, with one wait for the device. Two
+        ways avoid it: no mask where nothing is padded, and ``image_sizes`` in place of a mask.
+
+        Args:
+            tokens: the features, levels one after the other, fine to coarse, rows first.
+            pos: position plus level embedding of every token, as other encoders get it, too.
+            spatial_shapes: (H, W) of each level's padded map: pairs of ints, or an integer tensor
+                or array ``[L 2]`` (a tensor on an accelerator waits for the device once more).
+            padding_mask: True or 1 = padding; bool or uint8. The images are at the top left. The
+                attention masks of the transformers package are the reverse: pass ``~mask.bool()``.
+            strides: pixels per cell of each level; None = 8, 16, 32, ... They count where boxes
+                meet tokens in pixels, as in ``ForegroundLoss``.
+            image_sizes: (h, w) of each unpadded image in pixels. None = as many pixels as the valid
+                cells of the finest level cover, up to one cell more than there are. Without a mask,
+                the rows and columns that an image has on a map are ``level_size`` of its size.
+
+        Returns:
+            The features. Their ``level_sizes`` and ``valid_ratios`` are those of the mask.
+
+        Raises:
+            ValueError: the arguments do not go together; the message says what to change.
+        """
+        shapes = _checked_shapes(spatial_shapes, tokens, pos)
+        steps = [8 * 2**level for level in range(len(shapes))] if strides is None else strides
+        if len(steps) != len(shapes):
+            raise _error("strides", f"one number for each of {len(shapes)} levels", f"{steps}")
+        images = None if image_sizes is None else _pairs(image_sizes)
+        sizes = _sizes_of_levels(len(tokens), shapes, steps, images)
+        if padding_mask is not None:
+            found = _sizes_in_mask(padding_mask, shapes, tokens)
+            if images is not None:
+                # masks that take the nearest pixel round otherwise
+                _require_fit(sizes, found, steps, lambda own, there: abs(own - there) <= 1)
+            sizes = found
+        elif images is not None:
+            _require_fit(sizes, [shapes] * len(tokens), steps, lambda own, there: own <= there)
+        if images is None:
+            images = tuple((h * steps[0], w * steps[0]) for (h, w), *_ in sizes)
+        return _assemble(tokens, lambda *_: pos, shapes, sizes, steps, images)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the padded map over all levels."""
+        return sum(h * w for h, w in self.spatial_shapes)
+
+    @property
+    def num_valid(self) -> tuple[int, ...]:
+        """Unpadded tokens of each image."""
+        return tuple(sum(h * w for h, w in sizes) for sizes in self.level_sizes)
+
+    @property
+    def padding_if_any(self) -> Bool[Tensor, "B N"] | None:
+        """``padding_mask``, or None where the host knows that no image has padding."""
+        return self.padding_mask if _are_padded(self.level_sizes, self.spatial_shapes) else None
+
+    def with_tokens(self, tokens: Float[Tensor, "B N C"]) -> MultiScaleFeatures:
+        """The same geometry with other features."""
+        return replace(self, tokens=tokens)
+
+    def split_levels(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""
+        return x.split([h * w for h, w in self.spatial_shapes], dim=1)
+
+    def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
+        """Points or boxes of the image as points or boxes of every level's padded map."""
+        if self.padding_if_any is None:
+            return reference[:, :, None].expand(-1, -1, len(self.spatial_shapes), -1)
+        ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
+        return reference[:, :, None] * ratios[:, None]
+
+    def proposals(self) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
+        """One box per token for two-stage detection (Deformable DETR, appendix A.4).
+
+        The box is centered on the cell, its sides are ``0.05 * 2**level`` of the image.
+
+        Returns:
+            The boxes in logit space, clamped to [0.01, 0.99] (always finite), and which tokens have
+            a box wholly inside of these bounds and are not padding.
+        """
+        centers = self.reference_points
+        sides = torch.cat(
+            [
+                centers.new_full((h * w,), 0.05 * 2.0**level)
+                for level, (h, w) in enumerate(self.spatial_shapes)
+            ]
+        )
+        boxes = torch.cat((centers, sides[None, :, None].expand(centers.shape)), dim=-1)
+        valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~self.padding_mask
+        return torch.logit(boxes.clamp(0.01, 0.99)), valid
+
+
+def level_size(image_size: Size, stride: int) -> Size:
+    """Rows and columns that an image of ``image_size`` (h, w) has on a map of this stride."""
+    return -(-image_size[0] // stride), -(-image_size[1] // stride)
+
+
+def flatten_maps(
+    maps: Sequence[Float[Tensor, "B C _ _"]],
+    embed: Callable[[Tensor, Sequence[Size]], Float[Tensor, "B N C"]],
+    *,
+    strides: Sequence[int],
+    image_sizes: Sequence[Size],
+) -> MultiScaleFeatures:
+    """Join feature maps into ``MultiScaleFeatures``.
+
+    Args:
+        maps: one map per level, fine to coarse.
+        embed: makes the position (plus level) embedding of every token, given ``valid_sizes`` and
+            ``spatial_shapes``.
+        strides: pixels per cell of each level.
+        image_sizes: (h, w) of each unpadded image.
+    """
+    shapes = tuple((int(m.shape[-2]), int(m.shape[-1])) for m in maps)
+    images = tuple((int(h), int(w)) for h, w in image_sizes)
+    sizes = _sizes_of_levels(len(images), shapes, strides, images)
+    tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+    return _assemble(tokens, embed, shapes, sizes, strides, images)
+
+
+def _assemble(
+    tokens: Float[Tensor, "B N C"],
+    embed: Callable[[Tensor, Sequence[Size]], Float[Tensor, "B N C"]],
+    shapes: tuple[Size, ...],
+    sizes: tuple[tuple[Size, ...], ...],
+    strides: Sequence[int],
+    image_sizes: tuple[Size, ...],
+) -> MultiScaleFeatures:
+    """Tokens with all that follows from the sizes of their maps."""
+    device = tokens.device
+    map_sizes = _on_device((shapes,), device)
+    padded = _are_padded(sizes, shapes)
+    valid_sizes = _on_device(sizes, device) if padded else map_sizes.expand(len(sizes), -1, -1)
+    places = torch.arange(max(length for shape in shapes for length in shape), device=device)
+    return MultiScaleFeatures(
+        tokens=tokens,
+        pos=embed(valid_sizes, shapes).to(tokens.dtype),
+        padding_mask=(
+            _of_cells(places >= valid_sizes[..., None], shapes).any(-1)
+            if padded
+            else torch.zeros(tokens.shape[:2], dtype=torch.bool, device=device)
+        ),
+        valid_ratios=(valid_sizes / map_sizes).flip(-1),
+        reference_points=_of_cells((places + 0.5) / valid_sizes[..., None], shapes),
+        map_sizes=map_sizes[0],
+        valid_sizes=valid_sizes,
+        spatial_shapes=shapes,
+        strides=tuple(strides),
+        image_sizes=image_sizes,
+        level_sizes=sizes,
+    )
+
+
+def _sizes_of_levels(
+    batch: int, shapes: tuple[Size, ...], strides: Sequence[int], images: Sequence[Size] | None
+) -> tuple[tuple[Size, ...], ...]:
+    """Valid rows and columns of each image and level, the whole maps where no size is known."""
+    if images is None:
+        return (shapes,) * batch
+    return tuple(tuple(level_size(size, stride) for stride in strides) for size in images)
+
+
+def _are_padded(sizes: Sequence[tuple[Size, ...]], shapes: tuple[Size, ...]) -> bool:
+    return any(each != shapes for each in sizes)
+
+
+def _on_device(sizes: Sequence[tuple[Size, ...]], device: torch.device) -> Float[Tensor, "B L 2"]:
+    """Sizes of every image and level; filled once where the images are alike."""
+    kinds = sizes[:1] if all(each == sizes[0] for each in sizes) else sizes
+    numbers = constants([n for image in kinds for size in image for n in size], device)
+    return numbers.view(len(kinds), -1, 2).expand(len(sizes), -1, -1)
+
+
+def _of_cells(axes: Shaped[Tensor, "B L 2 _"], shapes: Sequence[Size]) -> Shaped[Tensor, "B N 2"]:
+    """What the rows and columns of every level say, as pairs (column's, row's) of the cells."""
+    per_level = []
+    for level, (h, w) in enumerate(shapes):
+        y = axes[:, level, 0, :h, None].expand(-1, -1, w)
+        x = axes[:, level, 1, None, :w].expand(-1, h, -1)
+        per_level.append(torch.stack((x, y), dim=-1).flatten(1, 2))
+    return torch.cat(per_level, dim=1)
+
+
+# --- tokens from elsewhere
+
+
+def _pairs(sizes: SpatialShapes) -> tuple[Size, ...]:
+    return tuple((int(h), int(w)) for h, w in on_host(sizes))
+
+
+def _checked_shapes(spatial_shapes: SpatialShapes, tokens: Tensor, pos: Tensor) -> tuple[Size, ...]:
+    shapes = _pairs(spatial_shapes)
+    total = sum(h * w for h, w in shapes)
+    if tokens.ndim != 3 or tokens.shape[1] != total:
+        raise _error(
+            "tokens",
+            f"of shape (B, {total}, C) for maps of {list(shapes)}",
+            f"{tuple(tokens.shape)}. Pass tokens.transpose(0, 1) where the batch is second",
+        )
+    if pos.shape != tokens.shape:
+        raise _error(
+            "pos",
+            f"of shape {tuple(tokens.shape)} as tokens",
+            f"{tuple(pos.shape)}. Expand it over the batch, the level embedding added",
+        )
+    return shapes
+
+
+def _sizes_in_mask(
+    padding_mask: Tensor, shapes: tuple[Size, ...], tokens: Tensor
+) -> tuple[tuple[Size, ...], ...]:
+    """Valid rows and columns of each image and level, by one copy to the host."""
+    kinds = (torch.bool, torch.uint8)
+    if padding_mask.dtype not in kinds or padding_mask.shape != tokens.shape[:2]:
+        raise _error(
+            "padding_mask",
+            f"bool or uint8 of shape {tuple(tokens.shape[:2])}",
+            f"{padding_mask.dtype} {tuple(padding_mask.shape)}. True is padding",
+        )
+    facts = []
+    for level, (h, w) in zip(
+        padding_mask.bool().split([h * w for h, w in shapes], dim=1), shapes, strict=True
+    ):
+        shown = ~level.unflatten(1, (h, w))
+        rows, columns = shown[:, :, 0].sum(1), shown[:, 0].sum(1)
+        down = torch.arange(h, device=shown.device) < rows[:, None]
+        across = torch.arange(w, device=shown.device) < columns[:, None]
+        fits = ((down[:, :, None] & across[:, None]) == shown).flatten(1).all(1) & (rows > 0)
+        facts.append(torch.stack((rows, columns, fits.long()), dim=-1))
+    found = torch.stack(facts, dim=1).tolist()
+    for image, levels in enumerate(found):
+        for level, (_, _, fits) in enumerate(levels):
+            if not fits:
+                raise _error(
+                    "padding_mask",
+                    "False on a rectangle at the top left of every level and True elsewhere",
+                    f"another form for image {image} on level {level}. Pass ~mask where True means "
+                    "that a token is valid",
+                )
+    return tuple(tuple((rows, columns) for rows, columns, _ in levels) for levels in found)
+
+
+def _require_fit(
+    sizes: Sequence[Sequence[Size]],
+    found: Sequence[Sequence[Size]],
+    strides: Sequence[int],
+    fits: Callable[[int, int], bool],
+) -> None:
+    """Refuse sizes of images, or strides, that do not fit the maps.
+
+    Args:
+        sizes: what the sizes of the images say for each image and level.
+        found: what the maps hold.
+        strides: with which ``sizes`` were made.
+        fits: whether a length of the first goes with one of the second.
+    """
+    lengths = [
+        [length for image in each for size in image for length in size] for each in (sizes, found)
+    ]
+    if len(sizes) != len(found) or not all(map(fits, *lengths)):
+        raise _error(
+            "image_sizes",
+            f"(h, w) of {len(found)} images that have maps of {[list(each) for each in found]}",
+            f"sizes with maps of {[list(each) for each in sizes]} by strides {list(strides)}. Set "
+            "strides to the pixels per cell of every level",
+        )
+
+
+def _error(argument: str, expected: str, got: str) -> ValueError:
+    return ValueError(f"MultiScaleFeatures.from_tokens: {argument} must be {expected}, got {got}.")
