@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 SpatialShapes = Sequence[Sequence[int]] | Tensor | np.ndarray
 
 
-def on_host(sizes: SpatialShapes) -> Any:
+def on_host(sizes: SpatialShapes) -> Sequence[tuple[int, int]]:
     """Sizes as host numbers: what is no tensor or array is returned as it is.
 
     A tensor on an accelerator waits for the device, so who calls often keeps sizes in a list.
@@ -23,7 +23,9 @@ def on_host(sizes: SpatialShapes) -> Any:
     >>> on_host(np.array([[2, 3]]))
     [[2, 3]]
     """
-    return sizes.tolist() if isinstance(sizes, Tensor | np.ndarray) else sizes
+    if isinstance(sizes, Tensor | np.ndarray):
+        sizes = sizes.tolist()
+    return cast(Sequence[tuple[int, int]], sizes)
 
 
 def require_positive(value: int, name: str, *, key: str) -> None:

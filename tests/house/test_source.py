@@ -21,7 +21,10 @@ BANNED = {
 MACHINE = re.compile(r"(?<![\w.:/$}{])/(?:home|root|work|mnt|Users|scratch)/\w")
 ENVIRONMENT = {"engine.launch", "comm", "cli.common"}
 RIM = {"cli", "benchmark"}  # what a command line reaches: it prints and names devices
-FOREIGN_SIGNATURES = {"sparsedet/structures/instances.py"}  # those of torch and detectron2
+FOREIGN_SIGNATURES = {  # those of torch, detectron2 and detrex
+    "sparsedet/structures/instances.py",
+    "sparsedet/layers/deformable_attention/module.py",
+}
 DEVICE_NAMES = {"layers"}  # an operator registers its kernels by device
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sparsedet.layers import (
     MultiScaleDeformableAttention,
@@ -160,9 +162,71 @@ def test_module_errors(position, change, message):
 
 
 def test_padding_mask_errors():
+    message = r"padding_mask must be bool or uint8 of shape \(2, 47\), got"
     for mask in (torch.zeros(2, TOKENS), torch.zeros(2, TOKENS - 1, dtype=torch.bool)):
-        with pytest.raises(ValueError, match=r"padding_mask must be bool of shape \(2, 47\), got"):
+        with pytest.raises(ValueError, match=message):
             make_module()(*arguments(), padding_mask=mask)
+
+
+def test_a_mask_of_bytes_is_a_mask():
+    """Deformable DETR's first release and mmcv have such masks: 1 = padding, 2 as well."""
+    module, inputs = make_module(), arguments()
+    mask = torch.rand(2, TOKENS) > 0.6
+    wanted = module(*inputs, padding_mask=mask)
+    assert torch.equal(module(*inputs, padding_mask=2 * mask.to(torch.uint8)), wanted)
+    with torch.no_grad():  # sampling first
+        few = [inputs[0][:, :2], inputs[1][:, :2], *inputs[2:]]
+        torch.testing.assert_close(
+            module(*few, padding_mask=mask.to(torch.uint8)), wanted[:, :2], atol=1e-5, rtol=1e-4
+        )
+
+
+FORMS = pytest.mark.parametrize(
+    "form",
+    [
+        list,
+        lambda pairs: [list(pair) for pair in pairs],
+        torch.tensor,
+        lambda pairs: torch.tensor(pairs, dtype=torch.int32),
+        np.array,
+    ],
+    ids=["pairs", "lists", "tensor", "int32", "array"],
+)
+
+
+@FORMS
+def test_spatial_shapes_of_any_form(form):
+    module, (query, reference, value, shapes) = make_module(), arguments()
+    wanted = module(query, reference, value, shapes)
+    assert torch.equal(module(query, reference, value, form(shapes)), wanted)
+    inputs = make_inputs()
+    value, shapes, *others = inputs.arguments
+    for function in (ms_deform_attn, ms_deform_attn_reference):
+        assert torch.equal(function(value, form(shapes), *others), function(*inputs.arguments))
+    tokens = torch.arange(TOKENS)[None]
+    assert torch.equal(tile_order(tokens, form(LEVELS)), tile_order(tokens, LEVELS))
+
+
+def test_arguments_in_the_order_of_detrex():
+    module = MultiScaleDeformableAttention(32, 4, 2, 3)
+    assert (module.num_levels, module.num_points) == (2, 3)
+
+
+def test_a_host_that_draws_all_matrices_anew_gets_the_start_back():
+    """As detrex's and mmdet's transformers do it: by ``init_weights`` of the attention."""
+    torch.manual_seed(3)
+    host = nn.Sequential(MultiScaleDeformableAttention(32, 4, 2, 3), nn.Linear(32, 32))
+    start = {name: value.clone() for name, value in host[0].state_dict().items()}
+    for parameter in host.parameters():
+        nn.init.xavier_uniform_(parameter) if parameter.dim() > 1 else nn.init.ones_(parameter)
+    for module in host.modules():
+        if hasattr(module, "init_weights"):
+            module.init_weights()
+    for name, value in host[0].state_dict().items():
+        if name.endswith("proj.weight"):  # drawn again
+            assert value.std() == pytest.approx(start[name].std().item(), rel=0.2)
+        else:
+            assert torch.equal(value, start[name]), name
 
 
 @pytest.mark.parametrize("function", [ms_deform_attn, ms_deform_attn_reference])
@@ -172,11 +236,14 @@ def test_padding_mask_errors():
         (0, lambda x: x.int(), "value must be float64, .* got torch.int32"),
         (0, lambda x: x.flatten(2), r"value must be of shape \(B, N, M, D\), got \(2, 47, 12\)"),
         (0, lambda x: x[:, 1:], r"value must be .* tokens of \[\(5, 7\), \(3, 4\)\], got \(2, 46,"),
-        (1, lambda x: torch.tensor(x), "spatial_shapes must be a sequence .*got a Tensor"),
-        (1, lambda x: [], r"spatial_shapes must be a sequence .*got \[\]"),
+        (1, lambda x: torch.tensor(x) / 2, "spatial_shapes must be .* pairs of positive ints"),
+        (1, lambda x: torch.tensor(x).flatten(), r"spatial_shapes must be .*got \[5, 7, 3, 4\]"),
+        (1, lambda x: np.array(x)[:1], "value must be of shape"),
+        (1, lambda x: 5, "spatial_shapes must be .*got 5"),
+        (1, lambda x: [], r"spatial_shapes must be .*got \[\]"),
         (1, lambda x: [(5, 0), (3, 4)], r"spatial_shapes must be .* got \[\(5, 0\), \(3, 4\)\]"),
-        (1, lambda x: [(5.0, 7), (3, 4)], "spatial_shapes must be a sequence"),
-        (1, lambda x: [(5, 7, 1), (3, 4)], "spatial_shapes must be a sequence"),
+        (1, lambda x: [(5.0, 7), (3, 4)], "spatial_shapes must be .* pairs of positive ints"),
+        (1, lambda x: [(5, 7, 1), (3, 4)], "spatial_shapes must be .* pairs of positive ints"),
         (2, lambda x: x[..., 0], r"sampling_locations must be of shape \(2, Q, 3, 2, P, 2\), got"),
         (2, lambda x: x[:1], r"sampling_locations must be .* got \(1, 6, 3, 2, 3, 2\)"),
         (2, lambda x: x[:, :, :, :1], "sampling_locations must be of shape"),

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparsedet.layers.arguments import SpatialShapes, on_host
 from sparsedet.layers.deformable_attention.operator import FORWARD
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype, reference_forward
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _TILE = 8  # as in csrc/cuda/tiles.h
-_SHAPES_FORM = "a sequence of (height, width) pairs of positive ints, one per level"
+_SHAPES_FORM = "(height, width) pairs of positive ints, one per level"
 
 
 def ms_deform_attn(
     value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
+    spatial_shapes: SpatialShapes,
     sampling_locations: Tensor,
     attention_weights: Tensor,
     *,
@@ -30,7 +31,10 @@ def ms_deform_attn(
     Args:
         value: Features (B, N, M, D), levels one after the other, rows first; any strides.
             float64, float32, float16 or bfloat16.
-        spatial_shapes: (height, width) per level as Python ints; their areas add up to N.
+        spatial_shapes: (height, width) per level; their areas add up to N. A sequence of pairs of
+            Python ints, or an integer tensor or array (L, 2). A tensor on an accelerator waits for
+            the device in every call, and compiled or exported graphs cannot hold one: the layers of
+            a model should share one list.
         sampling_locations: (B, Q, M, L, P, 2): x, y in units of the level, [0, 1] inside.
         attention_weights: (B, Q, M, L, P). Locations and weights are taken in float32, or in
             float64 where ``value`` is float64; sums are formed in the same precision.
@@ -48,6 +52,7 @@ def ms_deform_attn(
     Raises:
         ValueError: If a shape, dtype or device does not fit; the message names the argument.
     """
+    spatial_shapes = on_host(spatial_shapes)
     _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
     _check_query_order(query_order, sampling_locations)
     precise = accumulation_dtype(value.dtype)
@@ -62,7 +67,7 @@ def ms_deform_attn(
 
 def ms_deform_attn_reference(
     value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
+    spatial_shapes: SpatialShapes,
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
@@ -80,6 +85,7 @@ def ms_deform_attn_reference(
     Raises:
         ValueError: If a shape, dtype or device does not fit; the message names the argument.
     """
+    spatial_shapes = on_host(spatial_shapes)
     _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
     precise = accumulation_dtype(value.dtype)
     return reference_forward(
@@ -87,14 +93,14 @@ def ms_deform_attn_reference(
     )
 
 
-def tile_order(tokens: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
+def tile_order(tokens: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
     """Order queries that are tokens of a pyramid by tiles of 8 x 8, for ``query_order``.
 
     Worth its sort where several calls share the queries, as the layers of an encoder do.
 
     Args:
         tokens: (B, Q) int64: which tokens the queries of each image are, in any order.
-        spatial_shapes: (height, width) per level as Python ints.
+        spatial_shapes: See :func:`ms_deform_attn`.
 
     Returns:
         (B, Q) int64: for each image a permutation of its queries.
@@ -102,16 +108,17 @@ def tile_order(tokens: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Ten
     return tile_places(spatial_shapes, tokens.device)[tokens].argsort(-1)
 
 
-def tile_places(spatial_shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+def tile_places(spatial_shapes: SpatialShapes, device: torch.device) -> Tensor:
     """The numbers by which :func:`tile_order` sorts, for several selections of one pyramid.
 
     Args:
-        spatial_shapes: (height, width) per level as Python ints.
+        spatial_shapes: See :func:`ms_deform_attn`.
         device: where they are made.
 
     Returns:
         (N,) int64, one for each token.
     """
+    spatial_shapes = on_host(spatial_shapes)
     _check_spatial_shapes(spatial_shapes)
     longest = max(length for shape in spatial_shapes for length in shape)
     index = torch.arange(longest, device=device)
@@ -180,11 +187,6 @@ def _check_tensor(name: str, tensor: Tensor, value: Tensor) -> None:
 
 
 def _check_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
-    if isinstance(spatial_shapes, Tensor):
-        raise ValueError(
-            f"ms_deform_attn.spatial_shapes must be {_SHAPES_FORM}, got a Tensor. "
-            "Keep the sizes on the host, or pass spatial_shapes.tolist()."
-        )
     if not isinstance(spatial_shapes, Sequence) or not all(
         isinstance(shape, Sequence) for shape in spatial_shapes
     ):

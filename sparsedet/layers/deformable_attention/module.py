@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sparsedet.layers.arguments import SpatialShapes, on_host
 from sparsedet.layers.constants import constants
 from sparsedet.layers.deformable_attention.functional import ms_deform_attn
 from sparsedet.layers.deformable_attention.operator import has_compiled_kernel
@@ -26,6 +27,8 @@ class MultiScaleDeformableAttention(nn.Module):
     The values are projected, then sampled. Where a CPU infers for few queries (a sparse encoder, a
     decoder) that would project mostly what nobody reads, so there the order is the reverse.
 
+    The arguments are in the order that detrex and the first release of Deformable DETR have.
+
     Args:
         embed_dim: Channels of queries, values and output.
         num_heads: Heads; must divide ``embed_dim``.
@@ -37,7 +40,7 @@ class MultiScaleDeformableAttention(nn.Module):
     """
 
     def __init__(
-        self, embed_dim: int = 256, num_heads: int = 8, *, num_levels: int = 4, num_points: int = 4
+        self, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
     ) -> None:
         super().__init__()
         numbers = {
@@ -82,12 +85,20 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
+    def init_weights(self) -> None:
+        """Do ``reset_parameters``, under the name by which detrex and mmcv call it.
+
+        Models of theirs draw all their matrices anew in an ``init_weights`` of their own, which
+        takes the compass directions of the offsets away; this call puts them back.
+        """
+        self.reset_parameters()
+
     def forward(
         self,
         query: Tensor,
         reference_points: Tensor,
         value: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
+        spatial_shapes: SpatialShapes,
         *,
         padding_mask: Tensor | None = None,
         query_order: Tensor | None = None,
@@ -102,8 +113,9 @@ class MultiScaleDeformableAttention(nn.Module):
                 units of each level's full padded map. Offsets count cells of the level around
                 a point; around a box, ``num_points`` of them reach half its size.
             value: (B, N, C), levels one after the other, rows first.
-            spatial_shapes: (height, width) per level as Python ints; their areas add up to N.
-            padding_mask: (B, N), True = padding: such tokens read as zero.
+            spatial_shapes: (height, width) per level; their areas add up to N. A sequence of pairs
+                of Python ints, or an integer tensor or array; see :func:`ms_deform_attn`.
+            padding_mask: (B, N), bool or uint8, True or 1 = padding: such tokens read as zero.
             query_order: (B, Q), the order in which the queries are worked on, for speed alone; see
                 :func:`ms_deform_attn`.
             cell_sizes: (L, 2), the reciprocals of (width, height) of each level, for layers that
@@ -117,7 +129,10 @@ class MultiScaleDeformableAttention(nn.Module):
         Raises:
             ValueError: If a shape does not fit; the message names the argument.
         """
+        spatial_shapes = on_host(spatial_shapes)
         self._check(query, reference_points, value, spatial_shapes, padding_mask)
+        if padding_mask is not None:
+            padding_mask = padding_mask.bool()
         locations = self._sampling_locations(query, reference_points, spatial_shapes, cell_sizes)
         weights = self._weights(query)
         read = self._sample_first if _samples_first(query, value) else self._project_first
@@ -211,10 +226,11 @@ class MultiScaleDeformableAttention(nn.Module):
                 f"got {tuple(reference_points.shape)}."
             )
         if padding_mask is not None and (
-            padding_mask.dtype != torch.bool or padding_mask.shape != value.shape[:2]
+            padding_mask.dtype not in (torch.bool, torch.uint8)
+            or padding_mask.shape != value.shape[:2]
         ):
             raise ValueError(
-                f"{name}.padding_mask must be bool of shape {tuple(value.shape[:2])}, "
+                f"{name}.padding_mask must be bool or uint8 of shape {tuple(value.shape[:2])}, "
                 f"got {padding_mask.dtype} {tuple(padding_mask.shape)}."
             )
 
