@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sparsedet.layers import ms_deform_attn
+from sparsedet.layers.arguments import SpatialShapes, on_host
 from sparsedet.layers.deformable_attention.operator import BACKWARD
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype
 
@@ -34,8 +35,6 @@ __all__ = [
     "stand_in_for_extension",
 ]
 
-Shapes = Tensor | Sequence[Sequence[int]]
-
 
 class MultiScaleDeformableAttnFunction:
     """Deformable attention as mmcv, Grounding DINO and BEVFormer call it: by ``apply``."""
@@ -43,7 +42,7 @@ class MultiScaleDeformableAttnFunction:
     @staticmethod
     def apply(
         value: Tensor,
-        value_spatial_shapes: Shapes,
+        value_spatial_shapes: SpatialShapes,
         value_level_start_index: Tensor | Sequence[int],
         sampling_locations: Tensor,
         attention_weights: Tensor,
@@ -82,7 +81,7 @@ MSDeformAttnFunction = MultiScaleDeformableAttnFunction
 
 def multi_scale_deformable_attn_pytorch(
     value: Tensor,
-    value_spatial_shapes: Shapes,
+    value_spatial_shapes: SpatialShapes,
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
@@ -100,8 +99,7 @@ def multi_scale_deformable_attn_pytorch(
     Raises:
         ValueError: If a shape, dtype or device does not fit.
     """
-    shapes = _pairs(value_spatial_shapes)
-    return ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+    return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
 
 
 ms_deform_attn_core_pytorch = multi_scale_deformable_attn_pytorch
@@ -110,7 +108,7 @@ ms_deform_attn_core_pytorch = multi_scale_deformable_attn_pytorch
 
 def ms_deform_attn_forward(
     value: Tensor,
-    value_spatial_shapes: Shapes,
+    value_spatial_shapes: SpatialShapes,
     value_level_start_index: Tensor | Sequence[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
@@ -132,7 +130,7 @@ def ms_deform_attn_forward(
     Raises:
         ValueError: If a shape, dtype, device or level start does not fit.
     """
-    shapes = _pairs(value_spatial_shapes)
+    shapes = on_host(value_spatial_shapes)
     tokens = _tokens_of_levels(value, shapes, value_level_start_index)
     value = value if tokens is None else value[:, tokens]
     return ms_deform_attn(value, shapes, sampling_locations, attention_weights)
@@ -140,7 +138,7 @@ def ms_deform_attn_forward(
 
 def ms_deform_attn_backward(
     value: Tensor,
-    value_spatial_shapes: Shapes,
+    value_spatial_shapes: SpatialShapes,
     value_level_start_index: Tensor | Sequence[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
@@ -167,7 +165,7 @@ def ms_deform_attn_backward(
     Raises:
         ValueError: If a shape, dtype, device or level start does not fit.
     """
-    shapes = _pairs(value_spatial_shapes)
+    shapes = on_host(value_spatial_shapes)
     tokens = _tokens_of_levels(value, shapes, value_level_start_index)
     precise = accumulation_dtype(value.dtype)
     of_value, *others = BACKWARD(
@@ -224,14 +222,8 @@ def stand_in_for_extension(name: str = "MultiScaleDeformableAttention") -> Modul
     return module
 
 
-def _pairs(shapes: Shapes) -> list[tuple[int, int]]:
-    """Sizes of the levels on the host."""
-    rows = shapes.tolist() if isinstance(shapes, Tensor) else shapes
-    return [(height, width) for height, width in rows]
-
-
 def _tokens_of_levels(
-    value: Tensor, shapes: Sequence[tuple[int, int]], starts: Tensor | Sequence[int]
+    value: Tensor, shapes: Sequence[Sequence[int]], starts: Tensor | Sequence[int]
 ) -> Tensor | None:
     """The tokens that the levels name; None where these are all, one level after the other."""
     firsts = starts.tolist() if isinstance(starts, Tensor) else list(starts)

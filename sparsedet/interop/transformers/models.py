@@ -1,19 +1,21 @@
 """Models of transformers with random weights and noise to look at, for timing and for tests.
 
 Nothing is fetched. ``small`` models have the parts of the real ones with few channels and layers;
-the others have the default configuration of their class, which is that of the published weights up
-to the backbone (ResNet-50, Swin-T or HGNet).
+the others have the default configuration of their class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers as hf
 from torch import Tensor, nn
+
+from sparsedet.interop.transformers.kernel import use_sparsedet_kernel
 
 SWIN = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4)
 BERT = dict(
@@ -22,6 +24,8 @@ BERT = dict(
 CLIP = dict(hidden_size=16, projection_dim=16, **{k: v for k, v in BERT.items() if k != "hidden_size"})
 SENTENCE = (101, 1012 + 10, 1012, 1012 + 20, 1012, 102)  # [CLS] word . word . [SEP]
 CLASSES = 11
+Options = Mapping[str, Any]
+NO_OPTIONS: Options = {}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Case:
     """A model and what it is called with.
 
     Attributes:
-        model: in training mode.
+        model: the model.
         inputs: keywords of a call.
         labels: further keywords of a call that returns a loss; empty where there is none.
     """
@@ -38,14 +42,32 @@ class Case:
     inputs: Mapping[str, Any]
     labels: Mapping[str, Any]
 
-    def loss(self) -> Tensor:
-        """That of the model; where it has none for a call of so few arguments, the mean square."""
+    @torch.no_grad()
+    def predict(self) -> list[Tensor]:
+        """What the model returns, as far as that is numbers, in evaluation mode."""
+        output = self.model.eval()(**self.inputs)
+        return [each for each in output.values() if isinstance(each, Tensor)]
+
+    def step(self) -> Tensor:
+        """Forward and backward in training mode from the same random state; the loss.
+
+        Where the model has none for these arguments, it is the mean square of what it returns.
+        """
+        torch.manual_seed(0)
+        self.model.train().zero_grad()
         output = self.model(**self.inputs, **self.labels)
         if self.labels:
-            return output.loss
-        tensors = [each for each in output.values() if isinstance(each, Tensor)]
-        floats = [each.float() for each in tensors if each.requires_grad]
-        return torch.stack([each[each.isfinite()].square().mean() for each in floats]).sum()
+            loss = output.loss
+        else:
+            found = [each for each in output.values() if isinstance(each, Tensor)]
+            found = [each[each.isfinite()] for each in found if each.requires_grad]
+            loss = torch.stack([each.square().mean() for each in found]).sum()
+        loss.backward()
+        return loss.detach()
+
+    def swap(self) -> AbstractContextManager[Any]:
+        """Run by this library's op, for a while."""
+        return use_sparsedet_kernel(self.model)
 
 
 def _labels(batch: int) -> dict[str, Any]:
@@ -75,14 +97,16 @@ def _sentence(batch: int) -> dict[str, Any]:
     return {"input_ids": words, "attention_mask": torch.ones_like(words)}
 
 
-def deformable_detr(size: tuple[int, int], batch: int, *, small: bool, **options: Any) -> Case:
+def deformable_detr(
+    size: tuple[int, int], batch: int, *, small: bool, options: Options = NO_OPTIONS
+) -> Case:
     """Deformable DETR; ``options`` of its configuration."""
     few = dict(
         backbone="resnet18", d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=48,
         decoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4, num_queries=20,
         two_stage_num_proposals=20, num_labels=CLASSES,
     )  # fmt: skip
-    config = hf.DeformableDetrConfig(**(few if small else {}) | options)
+    config = hf.DeformableDetrConfig(**(few if small else {}) | dict(options))
     return Case(
         hf.DeformableDetrForObjectDetection(config), _pixels(size, batch, small), _labels(batch)
     )
@@ -168,7 +192,12 @@ def oneformer(size: tuple[int, int], batch: int, *, small: bool) -> Case:
 
 
 def rt_detr(
-    size: tuple[int, int], batch: int, *, small: bool, family: str = "RTDetr", **options: Any
+    size: tuple[int, int],
+    batch: int,
+    *,
+    small: bool,
+    family: str = "RTDetr",
+    options: Options = NO_OPTIONS,
 ) -> Case:
     """RT-DETR, and what goes by the same configuration, by its ``family``."""
     few: dict[str, Any] = dict(
@@ -189,21 +218,36 @@ def rt_detr(
             hidden_sizes=[8, 16, 32, 64], stage_num_blocks=[1, 1, 1, 1], stage_numb_of_layers=[1, 1, 1, 1],
             out_features=["stage2", "stage3", "stage4"],
         )  # fmt: skip
-    config = getattr(hf, f"{family}Config")(**(few if small else {}) | options)
+    config = getattr(hf, f"{family}Config")(**(few if small else {}) | dict(options))
     model = getattr(hf, f"{family}ForObjectDetection")(config)
     pixels = {"pixel_values": torch.randn(batch, 3, *size)}
     return Case(model, pixels, _labels(batch))
 
 
-# The hybrid encoders of these want sizes that are multiples of 32.
-DIVISIBLE = ("OmDet-Turbo", "RT-DETR", "RT-DETRv2", "D-FINE")
+def _up_to(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    return tuple(-(-length // multiple) * multiple for length in size)  # pyright: ignore
+
+
+def _hybrid(family: str) -> Callable[..., Case]:
+    """RT-DETR and its kin join maps of halved sizes, which wants multiples of 32."""
+
+    def make(size: tuple[int, int], batch: int, *, small: bool) -> Case:
+        return rt_detr(_up_to(size, 32), batch, small=small, family=family)
+
+    return make
+
+
+def _omdet(size: tuple[int, int], batch: int, *, small: bool) -> Case:
+    return omdet_turbo(_up_to(size, 32), batch, small=small)
+
+
 MODELS: Mapping[str, Callable[..., Case]] = {
     "Deformable DETR": deformable_detr,
     "Grounding DINO": grounding_dino,
-    "OmDet-Turbo": omdet_turbo,
+    "OmDet-Turbo": _omdet,
     "Mask2Former": mask2former,
     "OneFormer": oneformer,
-    "RT-DETR": rt_detr,
-    "RT-DETRv2": lambda *args, **options: rt_detr(*args, family="RTDetrV2", **options),
-    "D-FINE": lambda *args, **options: rt_detr(*args, family="DFine", **options),
+    "RT-DETR": _hybrid("RTDetr"),
+    "RT-DETRv2": _hybrid("RTDetrV2"),
+    "D-FINE": _hybrid("DFine"),
 }
