@@ -6,8 +6,8 @@ and mmcv. Code written for it needs one changed import:
 
     from sparsedet.compat import MSDeformAttnFunction
 
-or none, where :func:`stand_in_for_extension` runs before the code is imported. Everything here works
-on CPUs and on GPUs, forward and backward.
+or none, where :func:`stand_in_for_extension` runs before the code is imported. Everything here
+works on CPUs and on GPUs, forward and backward.
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def stand_in_for_extension(name: str = "MultiScaleDeformableAttention") -> Modul
         sys.modules[name] = module
     elif getattr(module, "ms_deform_attn_forward", None) is not ms_deform_attn_forward:
         raise ValueError(
-            f"stand_in_for_extension.name must be of a module that is not imported yet, got {name}. "
+            "stand_in_for_extension.name must be of a module that is not imported yet, got "
+            f"{name}. "
             "Call it before the code that imports the extension."
         )
     return module
@@ -236,7 +237,8 @@ def _tokens_of_levels(
     ):
         raise ValueError(
             "MultiScaleDeformableAttnFunction.value_level_start_index must name the first token of "
-            f"each of the levels {list(shapes)} in a value of {value.shape[1]} tokens, got {firsts}."
+            f"each of the levels {list(shapes)} in a value of {value.shape[1]} tokens, got "
+            f"{firsts}."
         )
     index = torch.arange(value.shape[1], device=value.device)
     return torch.cat([index[first:][:size] for first, size in zip(firsts, sizes, strict=True)])

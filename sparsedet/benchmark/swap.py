@@ -96,7 +96,9 @@ def _pass(case: Any, kind: str, call: Callable[[], Any]) -> Callable[[], Parts]:
 
 def _difference(before: Tensor | list[Tensor], after: Tensor | list[Tensor]) -> float:
     """The largest one of numbers that are finite, relative to those above 1."""
-    pairs = [(before, after)] if isinstance(before, Tensor) else list(zip(before, after, strict=True))
+    pairs = (
+        [(before, after)] if isinstance(before, Tensor) else list(zip(before, after, strict=True))
+    )
     found = [0.0]
     for one, other in pairs:
         one, other = one.double(), other.double()

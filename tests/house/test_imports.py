@@ -33,6 +33,7 @@ FLOORS = {
     "sweep": 5,
     "published": 5,
     "benchmark": 5,
+    "compat": 5,
     "interop": 6,
     "cli": 6,
     "__main__": 6,
@@ -80,6 +81,7 @@ THIRD_PARTY = {
     "mlflow": {"events"},
     "onnx": {"export"},
     "detectron2": {"interop.detectron2"},
+    "transformers": {"interop.transformers"},
 }
 
 LIBRARY_FILES = [path for path in files("sparsedet") if path != LIBRARY / "__init__.py"]

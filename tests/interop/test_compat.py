@@ -87,7 +87,9 @@ def test_an_extension_gives_the_same_forward_and_backward(layout):
     with torch.no_grad():
         torch.testing.assert_close(compat.ms_deform_attn_forward(*inputs, 64), reference)
         # Deformable DETR's: what is returned counts
-        for got, want in zip(compat.ms_deform_attn_backward(*inputs, grad, 64), wanted, strict=True):
+        for got, want in zip(
+            compat.ms_deform_attn_backward(*inputs, grad, 64), wanted, strict=True
+        ):
             torch.testing.assert_close(got, want)
         # mmcv's: what is passed counts
         filled = [torch.zeros_like(inputs[i]) for i in (0, 3, 4)]
@@ -169,5 +171,5 @@ def test_code_that_wraps_the_extension_runs_unchanged(package, name):
 
 
 def test_another_module_is_not_replaced():
-    with pytest.raises(ValueError, match="must be of a module that is not imported yet, got json"):
+    with pytest.raises(ValueError, match=r"must be of a module that is not imported yet, got json"):
         compat.stand_in_for_extension("json")

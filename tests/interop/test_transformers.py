@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 from functools import partial
 
@@ -21,6 +22,7 @@ from sparsedet.interop.transformers import (  # noqa: E402
     sparsify,
     use_sparsedet_kernel,
 )
+from sparsedet.interop.transformers.kernel import where_it_samples  # noqa: E402
 from sparsedet.interop.transformers.models import (  # noqa: E402
     MODELS,
     Case,
@@ -36,7 +38,6 @@ KIN = {
     "D-FINE, uneven": UNEVEN,
     "MM Grounding DINO": partial(grounding_dino, family="MMGroundingDino"),
     "DEIMv2": partial(rt_detr, family="Deimv2"),
-    "PP-DocLayoutV3": partial(rt_detr, family="PPDocLayoutV3"),
     "Deformable DETR, two stages": partial(
         deformable_detr, options=dict(two_stage=True, with_box_refine=True)
     ),
@@ -190,8 +191,17 @@ def test_sampling_without_interpolation_is_left_and_named():
 
 
 def test_a_model_without_deformable_attention_is_refused():
-    with pytest.raises(ValueError, match="must have deformable attention .* Linear has none"):
+    with pytest.raises(ValueError, match=r"must have deformable attention .* Linear has none"):
         use_sparsedet_kernel(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["grounding_dino", "lw_detr", "omdet_turbo", "pp_doclayout_v2", "pp_doclayout_v3", "rf_detr"],
+)
+def test_more_models_sample_in_a_module_that_is_known(name):
+    modeling = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    assert where_it_samples(modeling.MultiScaleDeformableAttention) == "forward"
 
 
 class WindowMultiscaleDeformableAttention(nn.Module):
@@ -256,7 +266,9 @@ def test_kept_tokens_are_updated_and_the_others_stay(case):
         assert changed[image].sum() == int(0.3 * valid[image].sum()) + 1
     assert not (changed & ~valid).any()
     kept = seen["got"].scores.logits.masked_fill(~valid, -torch.inf)
-    assert (kept.where(changed, torch.inf).amin(1) >= kept.where(~changed, -torch.inf).amax(1)).all()
+    assert (
+        kept.where(changed, torch.inf).amin(1) >= kept.where(~changed, -torch.inf).amax(1)
+    ).all()
 
 
 class Batches(torch.utils.data.Dataset):
@@ -302,7 +314,9 @@ def test_trainer_trains_it_and_its_folder_is_read_again(scorer, tmp_path):
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     trained = {name for name, parameter in sparse.named_parameters() if parameter.requires_grad}
     assert reached == trained
-    moved = {key for key, value in sparse.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {
+        key for key, value in sparse.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert {key for key in trained if "scorer" in key} <= moved
     trainer.save_model(str(tmp_path))
     want = Case(sparse, case.inputs, {}).predict()
@@ -363,7 +377,7 @@ def test_sparsify_keeps_what_the_model_is(case):
     ],
 )
 def test_scorers_that_do_not_fit_are_refused(case, scorer, sentence):
-    with pytest.raises(ValueError, match=f"SparseDeformableDetrConfig.scorer {sentence}"):
+    with pytest.raises(ValueError, match=rf"SparseDeformableDetrConfig\.scorer {sentence}"):
         sparsify(case.model, scorer)
 
 

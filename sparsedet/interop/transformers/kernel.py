@@ -70,7 +70,7 @@ def use_sparsedet_kernel(model: nn.Module) -> KernelSwap:
         if _is_swapped(module):
             there_already = True
             continue
-        seam = _seam(type(module))
+        seam = where_it_samples(type(module))
         reason = _reason_to_leave(module, seam)
         if reason:
             left[name] = reason
@@ -141,7 +141,9 @@ def _sample_by_level(
         F.pad(part, (0, 0, 0, most - part.shape[3]), value=-1.0)
         for part in sampling_locations.split(counts, dim=3)
     ]
-    weights = [F.pad(part, (0, most - part.shape[3])) for part in attention_weights.split(counts, 3)]
+    weights = [
+        F.pad(part, (0, most - part.shape[3])) for part in attention_weights.split(counts, 3)
+    ]
     return multi_scale_deformable_attn_pytorch(
         value, value_spatial_shapes, torch.stack(locations, 3), torch.stack(weights, 3)
     )
@@ -150,8 +152,15 @@ def _sample_by_level(
 _FUNCTIONS = {_ONE_NUMBER: multi_scale_deformable_attn_pytorch, _BY_LEVEL: _sample_by_level}
 
 
-def _seam(kind: type[nn.Module]) -> str | None:
-    """Where modules of a class sample, if they do and it is known where."""
+def where_it_samples(kind: type[nn.Module]) -> str | None:
+    """Where modules of a class sample: "forward", or the name of the function that they call.
+
+    Args:
+        kind: the class.
+
+    Returns:
+        None where they do not sample, or in a way that is not known.
+    """
     forward = kind.forward
     if not isinstance(forward, FunctionType):
         return None
@@ -168,7 +177,11 @@ def _reason_to_leave(module: nn.Module, seam: str | None) -> str | None:
     if seam in (_ATTRIBUTE, _BY_LEVEL) and method != "default":
         return f"its method {method!r} does not interpolate"
     named = "scaledeformableattention" in type(module).__name__.lower()
-    if named and seam is None and not any(_seam(type(child)) for child in module.children()):
+    if (
+        named
+        and seam is None
+        and not any(where_it_samples(type(child)) for child in module.children())
+    ):
         return f"{type(module).__name__} samples in a way that is not known"
     return None
 
@@ -176,7 +189,7 @@ def _reason_to_leave(module: nn.Module, seam: str | None) -> str | None:
 @cache
 def _with_kernel(kind: type[nn.Module]) -> type[nn.Module]:
     """A class of the same name, made from ``kind``, that samples by the op."""
-    seam = _seam(kind)
+    seam = where_it_samples(kind)
     members: dict[str, Any] = {_REPLACES: kind, "__module__": __name__, "__doc__": kind.__doc__}
     members["__reduce_ex__"] = _reduce
     if seam == "forward":

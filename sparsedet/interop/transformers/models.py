@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from sparsedet.interop.transformers.kernel import use_sparsedet_kernel
 
 SWIN = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4)
-BERT = dict(
-    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=1100
-)
-CLIP = dict(hidden_size=16, projection_dim=16, **{k: v for k, v in BERT.items() if k != "hidden_size"})
-SENTENCE = (101, 1012 + 10, 1012, 1012 + 20, 1012, 102)  # [CLS] word . word . [SEP]
+TEXT = dict(num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=1100)
+BERT = dict(hidden_size=16, **TEXT)
+CLIP = dict(hidden_size=16, projection_dim=16, **TEXT)
+SENTENCE = (101, 1022, 1012, 1032, 1012, 102)  # of BERT: [CLS] word . word . [SEP]
 CLASSES = 11
 Options = Mapping[str, Any]
 NO_OPTIONS: Options = {}
@@ -135,7 +134,8 @@ def omdet_turbo(size: tuple[int, int], batch: int, *, small: bool) -> Case:
     if small:
         few = dict(
             backbone_config=hf.SwinConfig(**SWIN, out_indices=[2, 3, 4]),
-            apply_layernorm_after_vision_backbone=False, text_config=hf.CLIPTextConfig(**CLIP), text_projection_in_dim=16,
+            apply_layernorm_after_vision_backbone=False, text_config=hf.CLIPTextConfig(**CLIP),
+            text_projection_in_dim=16,
             text_projection_out_dim=16, task_encoder_hidden_dim=16, class_embed_dim=16,
             num_queries=20, encoder_hidden_dim=32, vision_features_channels=[32, 32, 32],
             encoder_in_channels=[16, 32, 64], encoder_attention_heads=2, encoder_dim_feedforward=48,
@@ -215,7 +215,8 @@ def rt_detr(
         few["backbone_config"] = hf.HGNetV2Config(
             stem_channels=[3, 8, 8], stage_in_channels=[8, 8, 16, 32],
             stage_mid_channels=[8, 8, 8, 8], stage_out_channels=[8, 16, 32, 64],
-            hidden_sizes=[8, 16, 32, 64], stage_num_blocks=[1, 1, 1, 1], stage_numb_of_layers=[1, 1, 1, 1],
+            hidden_sizes=[8, 16, 32, 64], stage_num_blocks=[1, 1, 1, 1],
+            stage_numb_of_layers=[1, 1, 1, 1],
             out_features=["stage2", "stage3", "stage4"],
         )  # fmt: skip
     config = getattr(hf, f"{family}Config")(**(few if small else {}) | dict(options))

@@ -374,9 +374,7 @@ def _make_scorer(config: SparseDeformableDetrConfig) -> Scorer:
         kind = locate(config.scorer)
     else:
         names = ", ".join(sorted(name for name, _ in SCORERS))
-        raise ValueError(
-            f"{where} must be one of {names} or a dotted path, got {config.scorer!r}."
-        )
+        raise ValueError(f"{where} must be one of {names} or a dotted path, got {config.scorer!r}.")
     sizes = {"embed_dim": config.d_model, "num_levels": config.num_feature_levels}
     takes = inspect.signature(kind).parameters
     scorer = kind(**{name: size for name, size in sizes.items() if name in takes})
