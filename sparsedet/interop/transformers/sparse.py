@@ -130,21 +130,19 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
         for index, layer in enumerate(self.layers):
             layer.__class__ = SparseDeformableDetrEncoderLayer
             layer.index = index  # pyright: ignore[reportAttributeAccessIssue]
-        self.scorer = _make_scorer(config)
-        self.heads = Heads(
-            config.d_model, 1, size_biases=(), token_embedding=self.scorer.needs_token_embedding
-        )
+        self.scorer, self.heads = _make_scorer(config)
         self.selector = TopKSelector(config.keep_ratio)
 
     def _init_weights(self, module: nn.Module) -> None:
         """As transformers does, but the scorer begins as this library has it."""
         super()._init_weights(module)
-        if module is self:
-            assert isinstance(self.config, SparseDeformableDetrConfig)
-            fresh = SparseDeformableDetrEncoder(self.config)
-            for name, parameter in self.named_parameters():
-                if not name.startswith("layers."):
-                    init.copy_(parameter, fresh.get_parameter(name))
+        if module is not self or "scorer" not in self._modules:  # the base class comes first
+            return
+        assert isinstance(self.config, SparseDeformableDetrConfig)
+        for name, fresh in zip(("scorer", "heads"), _make_scorer(self.config), strict=True):
+            own = self.get_submodule(name)
+            for key, parameter in fresh.named_parameters():
+                init.copy_(own.get_parameter(key), parameter)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -361,8 +359,8 @@ def _own_keys(sparse: nn.Module) -> tuple[str, ...]:
     return tuple(f"{prefix}encoder.{part}." for part in ("scorer", "heads"))
 
 
-def _make_scorer(config: SparseDeformableDetrConfig) -> Scorer:
-    """The scorer that the configuration names.
+def _make_scorer(config: SparseDeformableDetrConfig) -> tuple[Any, Heads]:
+    """The scorer that the configuration names, with the token embedding that it asks for.
 
     Raises:
         ValueError: If there is none of the name, or it needs what a guest does not have.
@@ -383,7 +381,8 @@ def _make_scorer(config: SparseDeformableDetrConfig) -> Scorer:
             f"{where} must be one that needs no detection head and learns from boxes or from the "
             f"decoder's attention, got {config.scorer!r}. Take DAMPredictor."
         )
-    return scorer
+    embeds = scorer.needs_token_embedding
+    return scorer, Heads(config.d_model, 1, size_biases=(), token_embedding=embeds)
 
 
 AutoConfig.register(SparseDeformableDetrConfig.model_type, SparseDeformableDetrConfig)
