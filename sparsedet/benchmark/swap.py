@@ -65,7 +65,7 @@ def _time(name: str, make: Callable[..., Any], args: argparse.Namespace) -> list
     rows = []
     for what in WHAT:
         call = getattr(case, what)
-        outputs = {kind: _within(case, kind, call)[0] for kind in (BEFORE, AFTER)}
+        outputs = {kind: _within(case, kind, call) for kind in (BEFORE, AFTER)}
         passes = {kind: _pass(case, kind, call) for kind in (BEFORE, AFTER)}
         turns = Turns.of(args)
         timings = time_in_turns(
@@ -79,9 +79,9 @@ def _time(name: str, make: Callable[..., Any], args: argparse.Namespace) -> list
     return rows
 
 
-def _within(case: Any, kind: str, call: Callable[[], Any]) -> tuple[Any, ...]:
+def _within(case: Any, kind: str, call: Callable[[], Any]) -> Any:
     with case.swap() if kind == AFTER else nullcontext():
-        return (call(),)
+        return call()
 
 
 def _pass(case: Any, kind: str, call: Callable[[], Any]) -> Callable[[], Parts]:
@@ -89,7 +89,7 @@ def _pass(case: Any, kind: str, call: Callable[[], Any]) -> Callable[[], Parts]:
     run = timed(call, Clock(torch.device("cpu")))
 
     def parts() -> Parts:
-        return _within(case, kind, run)[0]
+        return _within(case, kind, run)
 
     return parts
 

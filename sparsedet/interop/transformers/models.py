@@ -130,11 +130,11 @@ def grounding_dino(
 
 def omdet_turbo(size: tuple[int, int], batch: int, *, small: bool) -> Case:
     """OmDet-Turbo, which has no training loss."""
-    few: dict[str, Any] = dict(image_size=list(size))
+    few: dict[str, Any] = dict(backbone_config=hf.SwinConfig(out_indices=[2, 3, 4]))
     if small:
         few = dict(
             backbone_config=hf.SwinConfig(**SWIN, out_indices=[2, 3, 4]),
-            apply_layernorm_after_vision_backbone=False, text_config=hf.CLIPTextConfig(**CLIP),
+            text_config=hf.CLIPTextConfig(**CLIP),
             text_projection_in_dim=16,
             text_projection_out_dim=16, task_encoder_hidden_dim=16, class_embed_dim=16,
             num_queries=20, encoder_hidden_dim=32, vision_features_channels=[32, 32, 32],
@@ -142,7 +142,8 @@ def omdet_turbo(size: tuple[int, int], batch: int, *, small: bool) -> Case:
             decoder_hidden_dim=32, decoder_num_heads=4, decoder_num_layers=2,
             decoder_dim_feedforward=48,
         )  # fmt: skip
-    model = hf.OmDetTurboForObjectDetection(hf.OmDetTurboConfig(**few))
+    config = hf.OmDetTurboConfig(apply_layernorm_after_vision_backbone=False, **few)
+    model = hf.OmDetTurboForObjectDetection(config)
     words = torch.tensor([[1, 5, 6, 2]])
     texts = dict(
         classes_input_ids=words.expand(2 * batch, -1),
