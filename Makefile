@@ -72,7 +72,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	  print('installed; deformable attention', 'is compiled' if has() else 'runs in plain PyTorch')"
 	@touch $@
 
-# transformers and accelerate, about 190 MB
+# transformers and accelerate, about 170 MB; without them their tests are skipped
 $(VENV)/.parity: $(VENV)/.installed
 	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" parity)
 	@touch $@
