@@ -26,7 +26,8 @@ dataset.update(
     max_size=480,
 )
 dataloader["train"].mapper.transforms[0]._target_ = PhotographAugmentation
-dataloader["train"].total_batch_size = 8
+# half as many images in twice as many iterations gave more AP in the same time, from 8 to 4 to 2
+dataloader["train"].total_batch_size = 2
 dataloader["train"].num_workers = 1
 dataloader["test"].num_workers = 0
 dataloader["test"].batch_size = 8
@@ -35,6 +36,7 @@ model.backbone = L(TimmBackbone)(
     name="efficientnet_lite0",
     out_features=["res2", "res3", "res4", "res5"],
     weights="efficientnet_lite0",
+    freeze_at=2,
 )
 # these weights were trained on pixels of (x - 127) / 128
 model.pixel_mean = [127.0, 127.0, 127.0]
@@ -45,9 +47,9 @@ model.neck.strides = [4, 8, 16, 32]
 model.criterion.stage[0].size_ranges = [[-1, 24], [12, 48], [24, 96], [48, 999999]]
 
 optimizer.lr = 1.6e-3  # the backbone's is a tenth of it
-train.max_iter = 500
-train.eval_period = 100
-train.checkpointer.period = 100
+train.max_iter = 2000
+train.eval_period = 200
+train.checkpointer.period = 200
 train.early_stopping.patience = 4
-train.model_ema.update(enabled=True, decay=0.99)
+train.model_ema.update(enabled=True, decay=0.995)
 train.output_dir = "output/photos"

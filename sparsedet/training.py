@@ -45,6 +45,7 @@ from sparsedet.engine import (
     StopHook,
     Trainer,
 )
+from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import flatten_metrics
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.evaluation.loop import evaluate
@@ -255,6 +256,7 @@ class Job:
         model = self._model
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
+        self._require_lengths()
         settings.max_iter = self._iterations(settings.max_iter, settings.epochs)
         lr_multiplier = instantiate(cfg.lr_multiplier)
         ema = (
@@ -267,7 +269,7 @@ class Job:
         clip = settings.clip_grad
         return Trainer(
             model,
-            self._train_loader.iter_from,
+            batches_from(self._train_loader),
             optimizer=optimizer,
             lr_multiplier=lr_multiplier,
             max_iter=settings.max_iter,
@@ -338,14 +340,33 @@ class Job:
         ]
 
     @property
-    def _iterations_per_epoch(self) -> float:
-        return len(self._train_loader) / self._cfg.train.accumulation_steps
+    def _iterations_per_epoch(self) -> float | None:
+        length = epoch_length(self._train_loader)
+        return None if length is None else length / self._cfg.train.accumulation_steps
+
+    def _require_lengths(self) -> None:
+        """Refuse lengths in epochs where nobody knows how long an epoch is."""
+        settings = self._cfg.train
+        lengths = {
+            "train.max_iter": (settings.max_iter, settings.epochs),
+            "train.eval_period": (settings.eval_period, settings.eval_epochs),
+            "train.checkpointer.period": (
+                settings.checkpointer.period,
+                settings.checkpointer.epochs,
+            ),
+        }
+        unknown = [key for key, (given, epochs) in lengths.items() if given is None and epochs]
+        if unknown and self._iterations_per_epoch is None:
+            raise ConfigError(
+                f"dataloader.train ({type(self._train_loader).__name__}) has no length, so epochs "
+                f"cannot be counted. Set {', '.join(unknown)} in iterations."
+            )
 
     def _iterations(self, iterations: int | None, epochs: float) -> int:
         """A length in iterations: as given, or from one in epochs (at least 1 unless 0)."""
         if iterations is not None:
             return iterations
-        return math.ceil(epochs * self._iterations_per_epoch)
+        return math.ceil(epochs * (self._iterations_per_epoch or 0))
 
     # --- results --------------------------------------------------------------------------------
 

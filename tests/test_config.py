@@ -154,7 +154,10 @@ def test_lazy_call_refuses_what_cannot_be_called():
         ({"model.scorer._target_": "torch.nn.Linaer"}, ["model.scorer._target_", "Linear"]),
         ({"model.scorer._target_": "no_such_package.A"}, ["no module 'no_such_package'"]),
         ({"model.scorer._target_": 3}, ["model.scorer._target_ must be callable"]),
-        ({"model.scorer.embed_dim": "???"}, ["model.scorer.embed_dim has no value"]),
+        (
+            {"model.scorer.embed_dim": "???"},
+            ["embed_dim has no value", "Set model.scorer.embed_dim."],
+        ),
         ({"model.scorer.embed_dim": "${nowhere}"}, ["model.scorer.embed_dim", "nowhere"]),
     ],
 )
@@ -233,7 +236,7 @@ def test_loading_does_not_touch_the_import_system(tmp_path):
         ("x = 1\ny = undefined\n", ["bad.py, line 2", "undefined"]),
         ("\nfrom .good import dd\n", ["bad.py, line 2", "Nearest: d"]),
         ("from .god import d\n", ["bad.py, line 1", "god.py"]),
-        ("from .good import *\n", ["bad.py, line 1", "from ..folder.file import name"]),
+        ("from .good import *\nx = dd\n", ["bad.py, line 2", "dd"]),
         ("from . import good\n", ["bad.py, line 1", "from ..folder.file import name"]),
         ("from .broken import d\n", ["broken.py, line 3", "ZeroDivisionError"]),
         ("from .circle import d\n", ["circle", "circle.py -> bad.py"]),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sparsedet.config.components import find_class
 from sparsedet.config.naming import (
     ConfigError,
     dotted_name,
     join,
     keyword_parameters,
-    locate,
     nearest,
 )
 from sparsedet.registry import retired_arguments
@@ -29,11 +30,12 @@ class LazyCall:
     and let :func:`instantiate` make the call. Config files import it as ``L``.
 
     Args:
-        target: a class, a function, or the dotted path of one.
+        target: a class, a function, the dotted path of one, or the node of a call that returns one.
     """
 
-    def __init__(self, target: Callable[..., Any] | str) -> None:
-        if not callable(target) and not isinstance(target, str):
+    def __init__(self, target: Callable[..., Any] | str | Mapping[str, Any]) -> None:
+        described = isinstance(target, Mapping) and "_target_" in target
+        if not callable(target) and not isinstance(target, str) and not described:
             raise TypeError(
                 f"LazyCall.target must be a callable or a dotted path, got {target!r}. "
                 "Pass the class, not an instance of it."
@@ -43,8 +45,9 @@ class LazyCall:
     def __call__(self, **kwargs: Any) -> DictConfig:
         """The config node of a call with these keyword arguments."""
         target = self._target
-        container = isinstance(target, type) and issubclass(target, (dict, list, tuple))
-        if container or dataclasses.is_dataclass(target):
+        if isinstance(target, type) and (
+            issubclass(target, (dict, list, tuple)) or dataclasses.is_dataclass(target)
+        ):
             target = dotted_name(target)  # omegaconf would take the class for a schema
         return DictConfig({**kwargs, "_target_": target}, flags=FLAGS)
 
@@ -52,8 +55,9 @@ class LazyCall:
 def instantiate(cfg: Any) -> Any:
     """Make the calls that a config describes, arguments first.
 
-    Every node with a ``_target_`` becomes what the target returns, lists become lists and other
-    mappings dicts. What is not a config is returned as it is.
+    Every node with a ``_target_`` becomes what the target returns; if the target is a node too,
+    what that one returns is called. The node of a dataclass becomes an instance of it, lists become
+    lists and other mappings dicts. What is not a config is returned as it is.
 
     Args:
         cfg: a config node, or anything that holds some.
@@ -67,12 +71,36 @@ def instantiate(cfg: Any) -> Any:
 
 
 def _instantiate(cfg: Any, path: str) -> Any:
-    if isinstance(cfg, (DictConfig, Mapping)):
-        values = {k: _instantiate(value_at(cfg, k, path), join(path, k)) for k in map(str, cfg)}
-        return _call(values.pop("_target_"), values, path) if "_target_" in values else values
     if isinstance(cfg, (ListConfig, list)):
-        return [_instantiate(value_at(cfg, i, path), join(path, i)) for i in range(len(cfg))]
-    return cfg
+        items = [_instantiate(value_at(cfg, i, path), join(path, i)) for i in range(len(cfg))]
+        return cfg if _is_plain_python(cfg) and all(map(operator.is_, items, cfg)) else items
+    if not isinstance(cfg, (DictConfig, Mapping)):
+        return cfg
+    values = {k: _instantiate(value_at(cfg, k, path), join(path, k)) for k in own_keys(cfg)}
+    dataclass = structure(cfg)
+    if dataclass is not None:
+        return _call(dataclass, values, path)
+    if "_target_" in values:
+        return _call(values.pop("_target_"), values, path)
+    untouched = _is_plain_python(cfg) and all(values[k] is cfg[k] for k in values)
+    return cfg if untouched else values
+
+
+def _is_plain_python(cfg: Any) -> bool:
+    return not isinstance(cfg, (DictConfig, ListConfig))
+
+
+def structure(node: Any) -> type | None:
+    """The class of the dataclass that a node was made of; None for other nodes and values."""
+    found = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+    return None if found in (dict, type(None)) else found
+
+
+def own_keys(node: Any) -> list[Any]:
+    """The keys of a node; those of a dataclass are the ones that its constructor takes."""
+    dataclass = structure(node)
+    named, takes_any = (dataclass and keyword_parameters(dataclass)) or ({}, True)
+    return [key for key in node if takes_any or key in named]
 
 
 def value_at(cfg: Any, key: Any, path: str) -> Any:
@@ -85,15 +113,13 @@ def value_at(cfg: Any, key: Any, path: str) -> Any:
         return cfg[key]
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{join(path, key)} has no value: {reason}.") from error
+        place = join(path, key)
+        raise ConfigError(f"{place} has no value: {reason.rstrip('.')}. Set {place}.") from error
 
 
 def _call(target: Any, kwargs: dict[str, Any], path: str) -> Any:
     if isinstance(target, str):
-        try:
-            target = locate(target)
-        except ConfigError as error:
-            raise ConfigError(f"{join(path, '_target_')}: {error}") from error
+        target = find_class(path, target)
     if not callable(target):
         raise ConfigError(f"{join(path, '_target_')} must be callable, got {target!r}.")
     _check_arguments(target, kwargs, path)

@@ -7,20 +7,31 @@ import os
 import re
 import types
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
-from sparsedet.config.calls import FLAGS
-from sparsedet.config.naming import ConfigError, dotted_name, join, locate, nearest
+from sparsedet.config.calls import FLAGS, own_keys, structure
+from sparsedet.config.components import find_class
+from sparsedet.config.naming import (
+    ConfigError,
+    ConfigImportError,
+    dotted_name,
+    join,
+    locate,
+    nearest,
+)
 from sparsedet.config.stand_ins import stand_in
 
 _PACKAGE = "sparsedet._config_files"
+# The files that are being run, because one loads the next.
+_RUNNING: ContextVar[tuple[Path, ...]] = ContextVar("running", default=())
 
 
-def run_python(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
+def run_python(path: Path) -> dict[str, Any]:
     """Run a config file and return its namespace.
 
     Relative imports in it find other config files by place. They are served through the
@@ -28,14 +39,15 @@ def run_python(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     Args:
         path: the file.
-        importers: the files that are being run because one imports the next.
 
     Raises:
-        ConfigError: if the file fails; the message names the file and the line.
+        ConfigError: if the file fails; the message names the file and the line. It is also an
+            ImportError where an import fails.
     """
     path = path.resolve()
-    if path in importers:
-        circle = " -> ".join(each.name for each in (*importers[importers.index(path) :], path))
+    running = _RUNNING.get()
+    if path in running:
+        circle = " -> ".join(each.name for each in (*running[running.index(path) :], path))
         raise ImportError(f"config files import each other in a circle: {circle}.")
 
     def import_(
@@ -50,7 +62,7 @@ def run_python(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
             if described is not None:
                 return described
             return builtins.__import__(name, globals, locals, fromlist or (), level)
-        return _import_config(name, fromlist or (), level, (*importers, path))
+        return _import_config(path, name, fromlist or (), level)
 
     namespace = {
         "__file__": str(path),
@@ -58,6 +70,7 @@ def run_python(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
         "__package__": _PACKAGE,
         "__builtins__": {**vars(builtins), "__import__": import_},
     }
+    token = _RUNNING.set((*running, path))
     try:
         exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), namespace)
     except ConfigError:
@@ -67,7 +80,10 @@ def run_python(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{where}: syntax error: {error.msg}.") from error
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]  # omegaconf adds lines of its own state
-        raise ConfigError(f"{_place(error, path)}: {type(error).__name__}: {reason}") from error
+        kind = ConfigImportError if isinstance(error, ImportError) else ConfigError
+        raise kind(f"{_place(error, path)}: {type(error).__name__}: {reason}") from error
+    finally:
+        _RUNNING.reset(token)
     return namespace
 
 
@@ -82,19 +98,23 @@ def _place(error: BaseException, path: Path) -> str:
 
 
 def _import_config(
-    name: str, fromlist: Sequence[str], level: int, importers: tuple[Path, ...]
+    importer: Path, name: str, fromlist: Sequence[str], level: int
 ) -> types.ModuleType:
-    """Serve ``from ..name import fromlist`` in the last of the importers."""
-    if not name or "*" in fromlist or not fromlist:
+    """Serve ``from ..name import fromlist`` in a config file."""
+    if not name or not fromlist:
         raise ImportError(
             "a relative import in a config file names a file and what it takes from it: "
             "from ..folder.file import name."
         )
-    found = importers[-1].parents[level - 1].joinpath(*name.split(".")).with_suffix(".py")
+    folder = importer.parents[min(level, len(importer.parents)) - 1]
+    found = folder.joinpath(*name.split(".")).with_suffix(".py")
     if not found.is_file():
-        raise ImportError(f"there is no config file {found}.")
-    namespace = run_python(found, importers)
+        raise ImportError(f"the config file {found} does not exist.")
+    namespace = run_python(found)
     module = types.ModuleType(name)
+    if "*" in fromlist:
+        public = [each for each in namespace if not each.startswith("_")]
+        fromlist = module.__dict__["__all__"] = namespace.get("__all__", public)
     for each in fromlist:
         if each not in namespace:
             hint = nearest(each, [key for key in namespace if not key.startswith("_")])
@@ -146,6 +166,10 @@ for _kind, (_pattern, _first) in _SCALARS.items():
             _TAG + _kind, re.compile(f"^(?:{_pattern})$"), [*_first, *([""] * (_kind == "null"))]
         )
 _Loader.add_constructor(f"{_TAG}python/tuple", _Loader.construct_sequence)
+_Loader.add_multi_constructor(  # a dataclass as detectron2 saves it: described, not made
+    f"{_TAG}python/object:",
+    lambda loader, suffix, node: {"_target_": suffix, **loader.construct_mapping(node, deep=True)},
+)
 _Loader.add_multi_constructor(f"{_TAG}python/name:", lambda loader, suffix, node: locate(suffix))
 _Dumper.add_representer(
     _Reference, lambda dumper, path: dumper.represent_scalar(f"{_TAG}python/name:{path}", "")
@@ -180,7 +204,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def dump_yaml(content: Any) -> str:
-    """The YAML text of plain values, with targets and other callables as references.
+    """The YAML text of a config, with targets and other callables as references.
+
+    The nodes of dataclasses become calls of them.
 
     Raises:
         ConfigError: if there is a value that no file can hold; the message names its key.
@@ -190,10 +216,15 @@ def dump_yaml(content: Any) -> str:
 
 
 def _to_plain(value: Any, path: str) -> Any:
+    if isinstance(value, (DictConfig, ListConfig)):
+        value = raw_values(value)
     if isinstance(value, Mapping):
         return {key: _to_plain(each, join(path, key)) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_to_plain(each, join(path, i)) for i, each in enumerate(value)]
+    is_target = path.rpartition(".")[2] == "_target_"
+    if is_target and isinstance(value, str) and "." not in value:
+        value = find_class(path.rpartition(".")[0], value)  # other loaders know no short names
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, os.PathLike):
@@ -202,4 +233,21 @@ def _to_plain(value: Any, path: str) -> Any:
         name = dotted_name(value)
     except ConfigError as error:
         raise ConfigError(f"{path} cannot be saved: {error}") from error
-    return name if path.endswith("_target_") else _Reference(name)
+    return name if is_target else _Reference(name)
+
+
+def raw_values(node: DictConfig | ListConfig) -> Any:
+    """What a node holds, its references as text; inside, dataclasses are still nodes.
+
+    That of a dataclass is the call of it.
+    """
+    if structure(node) is None:
+        return OmegaConf.to_container(
+            node, resolve=False, structured_config_mode=SCMode.DICT_CONFIG
+        )
+    plain: Any = OmegaConf.to_container(node, resolve=False)
+    values = {
+        key: node[key] if isinstance(plain[key], (dict, list)) else plain[key]
+        for key in own_keys(node)
+    }
+    return {"_target_": structure(node), **values}

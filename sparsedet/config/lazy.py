@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
-from sparsedet.config.calls import FLAGS
+from sparsedet.config.calls import FLAGS, value_at
 from sparsedet.config.files import as_config, dump_yaml, read_yaml, run_python
-from sparsedet.config.naming import ConfigError, nearest
+from sparsedet.config.naming import ConfigError, ConfigKeyError, nearest
 from sparsedet.config.overrides import Override, apply_overrides
 from sparsedet.config.packaged import PACKAGE, find_config
+from sparsedet.config.source import to_source
 from sparsedet.config.stand_ins import CannotDescribe, describing
 from sparsedet.files import atomic_write
 
@@ -22,8 +24,16 @@ from sparsedet.files import atomic_write
 class LazyConfig:
     """Load, override and save configs."""
 
+    @overload
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> DictConfig:
+    def load(path: str | os.PathLike[str], keys: None = None) -> DictConfig: ...
+
+    @overload
+    @staticmethod
+    def load(path: str | os.PathLike[str], keys: str | Sequence[str]) -> Any: ...
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], keys: str | Sequence[str] | None = None) -> Any:
         """Load a config file.
 
         Of a Python file the result holds the top-level dicts and calls whose names do not begin
@@ -32,20 +42,28 @@ class LazyConfig:
 
         Args:
             path: a ``.py`` file, or a ``.yaml`` file as :meth:`save` writes it.
+            keys: take only the value of this name, or a tuple of the values of these names. Of a
+                Python file it may be any value, such as a number.
 
         Raises:
-            ConfigError: if the file does not exist or fails; the message names file and line.
+            ConfigError: if the file does not exist or fails; the message names file and line. It is
+                also an ImportError where an import fails, and a KeyError where a key is absent.
         """
         path = Path(path)
         if path.suffix not in (".py", ".yaml", ".yml"):
             raise ConfigError(f"A config file must end in .py, .yaml or .yml, got {path}.")
         if not path.is_file():
             raise ConfigError(_no_file(path))
+        content = run_python(path) if path.suffix == ".py" else as_config(read_yaml(path))
+        if keys is not None:
+            names = (keys,) if isinstance(keys, str) else keys
+            picked = tuple(as_config(_pick(content, name, path)) for name in names)
+            return picked[0] if isinstance(keys, str) else picked
         if path.suffix != ".py":
-            return DictConfig(read_yaml(path), flags=FLAGS)
+            return content
         found = {
             name: as_config(value)
-            for name, value in run_python(path).items()
+            for name, value in content.items()
             if isinstance(value, (DictConfig, ListConfig, dict)) and not name.startswith("_")
         }
         if not found:
@@ -53,11 +71,34 @@ class LazyConfig:
         return DictConfig(found, flags=FLAGS)
 
     @staticmethod
+    def load_rel(path: str | os.PathLike[str], keys: str | Sequence[str] | None = None) -> Any:
+        """Load a config file whose path is relative to the file that calls this.
+
+        In a config file it does what a relative import does, for names that Python cannot import
+        (``LazyConfig.load_rel("../models/r50-4scale.py", "model")``).
+
+        Args:
+            path: as :meth:`load` takes it.
+            keys: as :meth:`load` takes them.
+
+        Raises:
+            ConfigError: as :meth:`load` does, or if the caller is not in a file.
+        """
+        caller = Path(sys._getframe(1).f_code.co_filename)
+        if not caller.is_file():
+            raise ConfigError(
+                f"LazyConfig.load_rel('{path}') is relative to the file that calls it, and "
+                f"{caller} is none. Use LazyConfig.load."
+            )
+        return LazyConfig.load(caller.parent / path, keys)
+
+    @staticmethod
     def save(cfg: DictConfig, path: str | os.PathLike[str]) -> None:
         """Save a config as YAML from which :meth:`load` makes an equal one.
 
-        Classes are written as dotted paths and references between keys stay references. The file
-        is replaced at once: a reader sees the old one or the new one.
+        Classes are written as dotted paths, dataclasses as calls of them, and references between
+        keys stay references. The file is replaced at once: a reader sees the old one or the new
+        one.
 
         Args:
             cfg: the config.
@@ -69,15 +110,32 @@ class LazyConfig:
         path = Path(path)
         if path.suffix not in (".yaml", ".yml"):
             raise ConfigError(f"A config is saved as .yaml, got {path}.")
-        text = dump_yaml(OmegaConf.to_container(cfg, resolve=False))
+        text = dump_yaml(cfg)
         with atomic_write(path) as file:
             file.write(text.encode())
+
+    @staticmethod
+    def to_py(cfg: Any, prefix: str = "cfg.") -> str:
+        """A config as lines of Python, to read rather than to run.
+
+        A call is shown as the call that :func:`sparsedet.config.instantiate` makes, with the
+        values that references have now; other settings are one line each.
+
+        Args:
+            cfg: the config.
+            prefix: what stands before the keys.
+
+        Raises:
+            ConfigError: if a reference leads nowhere; the message names its key.
+        """
+        return to_source(cfg, prefix)
 
     @staticmethod
     def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         """Change a config in place by ``key=value`` and ``+key=value``, and return it.
 
-        Values are YAML scalars or lists (``1e-4``, ``true``, ``null``, ``[0.5, 0.3]``); keys lead
+        Values are YAML scalars or lists (``1e-4``, ``true``, ``null``, ``[0.5, 0.3]``); what is
+        quoted is text also in the place of a number (``'"123"'``). Keys lead
         through groups, arguments and list items (``model.criterion.matched.0.weight``). A key
         must exist or be an argument of its component; ``+`` adds one, or sets a value of another
         kind. ``model.scorer._target_=Name`` swaps a component, see
@@ -89,7 +147,7 @@ class LazyConfig:
 
         Raises:
             ConfigError: for an unknown key or component, with the nearest valid ones, and for a
-                value of the wrong kind.
+                value of the wrong kind. For an unknown key it is also a KeyError.
         """
         return apply_overrides(cfg, overrides)
 
@@ -176,6 +234,13 @@ def setting(cfg: Any, key: str) -> Any:
             return None
         cfg = cfg[part]
     return cfg
+
+
+def _pick(content: Mapping[str, Any], name: str, path: Path) -> Any:
+    if name not in content:
+        hint = nearest(name, [key for key in map(str, content) if not key.startswith("_")])
+        raise ConfigKeyError(f"{path} has no '{name}'. {hint}")
+    return value_at(content, name, "")
 
 
 def _no_file(path: Path) -> str:

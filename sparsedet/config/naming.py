@@ -13,6 +13,16 @@ class ConfigError(ValueError):
     """A config file, an override or a component's arguments are wrong; the message says where."""
 
 
+class ConfigImportError(ConfigError, ImportError):
+    """What a config imports or names cannot be imported. It is also an ImportError."""
+
+
+class ConfigKeyError(ConfigError, KeyError):
+    """A config has no such key. It is also a KeyError."""
+
+    __str__ = Exception.__str__  # KeyError shows its message in quotes
+
+
 def close_matches(name: str, names: Iterable[str]) -> list[str]:
     """The few names that a mistyped one may have meant, best first."""
     by_folded = {each.lower(): each for each in names}
@@ -46,16 +56,16 @@ def locate(path: str) -> Any:
     """The object at a dotted path such as ``torch.nn.Linear``.
 
     Raises:
-        ConfigError: if there is none, or if importing its module fails.
+        ConfigError: if there is none, or if importing its module fails; also an ImportError.
     """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"'{path}' is not a dotted path such as package.module.Name.")
+        raise ConfigImportError(f"'{path}' is not a dotted path such as package.module.Name.")
     for split in range(len(parts) - 1, 0, -1):
         module = _import(".".join(parts[:split]), path)
         if module is not None:
             return _descend(module, parts[:split], parts[split:])
-    raise ConfigError(f"'{path}' cannot be imported: there is no module '{parts[0]}'.")
+    raise ConfigImportError(f"'{path}' cannot be imported: there is no module '{parts[0]}'.")
 
 
 def _import(module: str, path: str) -> Any:
@@ -66,14 +76,14 @@ def _import(module: str, path: str) -> Any:
         absent = isinstance(error, ModuleNotFoundError) and error.name
         if absent and f"{module}.".startswith(f"{error.name}."):
             return None
-        raise ConfigError(f"'{path}' cannot be imported: {error}.") from error
+        raise ConfigImportError(f"'{path}' cannot be imported: {error}.") from error
 
 
 def _descend(found: Any, owner: list[str], names: list[str]) -> Any:
     for name in names:
         if not hasattr(found, name):
             public = [each for each in dir(found) if not each.startswith("_")]
-            raise ConfigError(f"{'.'.join(owner)} has no '{name}'. {nearest(name, public)}")
+            raise ConfigImportError(f"{'.'.join(owner)} has no '{name}'. {nearest(name, public)}")
         found, owner = getattr(found, name), [*owner, name]
     return found
 

@@ -6,20 +6,23 @@ import dataclasses
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from sparsedet.config.calls import is_plain, raw_value, value_at
-from sparsedet.config.files import parse_yaml
+from sparsedet.config.calls import is_plain, own_keys, raw_value, structure, value_at
+from sparsedet.config.components import find_class, with_dotted_targets
+from sparsedet.config.files import parse_yaml, raw_values
 from sparsedet.config.naming import (
     ConfigError,
+    ConfigKeyError,
     close_matches,
     dotted_name,
     join,
     keyword_parameters,
-    locate,
     nearest,
 )
 from sparsedet.config.stand_ins import (
@@ -29,18 +32,28 @@ from sparsedet.config.stand_ins import (
     described_retired,
     is_describing,
 )
-from sparsedet.registry import find_component, list_components, retired_arguments
+from sparsedet.registry import retired_arguments
 
 logger = logging.getLogger(__name__)
+
+_QUOTES = ("'", '"')
 
 
 @dataclasses.dataclass(frozen=True)
 class Override:
-    """One override: a key as its parts, a value, and whether ``+`` stood before it."""
+    """One override.
+
+    Attributes:
+        parts: the key.
+        value: what to set.
+        adds: whether ``+`` stood before the key.
+        quoted: whether the value is text in quotes.
+    """
 
     parts: tuple[str, ...]
     value: Any
     adds: bool
+    quoted: bool = False
 
     @property
     def key(self) -> str:
@@ -60,15 +73,16 @@ class Override:
         parts = tuple(part for part in parts if part)
         if not equals or not parts:
             raise ConfigError(f"The override '{text}' must read key=value or +key=value.")
+        value = value.strip()
         try:
-            return cls(parts, _parse_value(value.strip()), key.startswith("+"))
+            return cls(parts, _parse_value(value), key.startswith("+"), value.startswith(_QUOTES))
         except ConfigError as error:
             raise ConfigError(f"In the override '{text}' {error}") from error
 
 
 def _parse_value(text: str) -> Any:
     """A YAML scalar or a flow list or mapping; what is neither is taken as it stands."""
-    collection, quoted = text.startswith(("[", "{")), text.startswith(("'", '"'))
+    collection, quoted = text.startswith(("[", "{")), text.startswith(_QUOTES)
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
@@ -117,20 +131,41 @@ def _apply(cfg: DictConfig, override: Override) -> None:
     node = _parent(cfg, override)
     last = override.parts[-1]
     old = _child(node, last)
+    unknown = last not in _valid_keys(node)
+    if unknown and (not override.adds or structure(node) is not None):
+        raise _unknown_key(cfg, override, len(override.parts) - 1, node)
     if not override.adds:
-        if last not in _valid_keys(node):
-            raise _unknown_key(cfg, override, len(override.parts) - 1, node)
-        if isinstance(override.value, dict) and is_plain(old):
+        if isinstance(override.value, dict) and _keeps_the_rest(old, override.value):
             for key, value in override.value.items():
                 _apply(cfg, Override((*override.parts, str(key)), value, adds=False))
             return
         _check_kind(override, old)
+    if isinstance(node, ListConfig) and unknown:
+        raise ConfigKeyError(f"{override.key}: the list has {len(node)} items.")
+    _set(node, last, with_dotted_targets(override.value, override.key), override.key)
+
+
+def _keeps_the_rest(old: Any, typed: dict[str, Any]) -> bool:
+    """Whether typed settings go into what is there, rather than into its place."""
+    return is_plain(old) or (isinstance(old, DictConfig) and "_target_" not in typed)
+
+
+def _set(node: DictConfig | ListConfig, part: str, value: Any, key: str) -> None:
+    """Set a child; dataclasses check it, and a frozen one is as free to edit as any."""
+    frozen = OmegaConf.is_readonly(node) and not OmegaConf.is_readonly(node._get_root())
+    try:
+        with read_write(node) if frozen else nullcontext():
+            node[_index(node, part)] = value
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key} cannot be {value!r}: {reason}.") from error
+
+
+def _index(node: DictConfig | ListConfig, part: str) -> Any:
+    """The key or index that a part of an override means: keys may be numbers."""
     if isinstance(node, ListConfig):
-        if last not in _valid_keys(node):
-            raise ConfigError(f"{override.key}: the list has {len(node)} items.")
-        node[int(last)] = _with_dotted_targets(override.value, override.key)
-    else:
-        node[last] = _with_dotted_targets(override.value, override.key)
+        return int(part)
+    return next((key for key in node if str(key) == part), part)
 
 
 def _parent(cfg: DictConfig, override: Override) -> Any:
@@ -139,13 +174,13 @@ def _parent(cfg: DictConfig, override: Override) -> Any:
     for position, part in enumerate(override.parts[:-1]):
         child = _child(node, part)
         if child is None and override.adds and isinstance(node, DictConfig):
-            node[part] = {}
+            _set(node, part, {}, override.key)
             child = node[part]
         if child is None and part not in _valid_keys(node):
             raise _unknown_key(cfg, override, position, node)
         if not isinstance(child, (DictConfig, ListConfig)):
             path = ".".join(override.parts[: position + 1])
-            raise ConfigError(
+            raise ConfigKeyError(
                 f"Unknown key {override.key}: {path} is {child!r} and holds no keys."
                 + (f" Set {path}._target_ to put a component there." if child is None else "")
             )
@@ -154,16 +189,15 @@ def _parent(cfg: DictConfig, override: Override) -> Any:
 
 
 def _child(node: Any, part: str) -> Any:
-    if isinstance(node, ListConfig):
-        return value_at(node, int(part), "") if part in _valid_keys(node) else None
-    return value_at(node, part, "") if part in node else None
+    keys = range(len(node)) if isinstance(node, ListConfig) else node
+    return value_at(node, _index(node, part), "") if part in map(str, keys) else None
 
 
 def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
     """What may be set at a node: the keys it has, and the other arguments of its target."""
     if isinstance(node, ListConfig):
         return [str(i) for i in range(len(node))]
-    keys = [str(key) for key in node]
+    keys = [str(key) for key in own_keys(node)]
     target = _target(node)
     if isinstance(target, StandIn):
         arguments = described_parameters(target)
@@ -174,10 +208,10 @@ def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
 
 def _target(node: DictConfig | ListConfig) -> Any:
     """What a node calls, None if it calls nothing."""
-    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    target = structure(node) or (node.get("_target_") if isinstance(node, DictConfig) else None)
     if not isinstance(target, str):
         return target
-    return StandIn(target) if is_describing() else locate(target)
+    return StandIn(target) if is_describing() else find_class(str(node._get_full_key(None)), target)
 
 
 def _unknown_key(cfg: DictConfig, override: Override, position: int, node: Any) -> ConfigError:
@@ -188,14 +222,15 @@ def _unknown_key(cfg: DictConfig, override: Override, position: int, node: Any) 
         hint = f"Nearest: {', '.join(elsewhere[:3])}."
     else:
         hint = nearest(part, siblings, parent)
-    return ConfigError(f"Unknown key {override.key}. {hint} Write +{override.key}=... to add it.")
+    adding = f" Write +{override.key}=... to add it." if structure(node) is None else ""
+    return ConfigKeyError(f"Unknown key {override.key}. {hint}{adding}")
 
 
 def _all_keys(node: Any, path: str) -> list[str]:
     if isinstance(node, ListConfig):
         keys: list[Any] = list(range(len(node)))
     else:
-        keys = list(node) if isinstance(node, DictConfig) else []
+        keys = own_keys(node) if isinstance(node, DictConfig) else []
     found = []
     for key in keys:
         found += [join(path, key), *_all_keys(raw_value(node, key), join(path, key))]
@@ -214,7 +249,7 @@ def _check_kind(override: Override, old: Any) -> None:
             f"{key} is a component, got {new!r}. "
             f"Use {key}._target_=Name to swap it, or {key}=null to take it away."
         )
-    if isinstance(old, (bool, int, float)) and text:
+    if isinstance(old, (bool, int, float)) and text and not override.quoted:
         kind = "true or false" if isinstance(old, bool) else "a number"
         raise ConfigError(f"{key} must be {kind}, got {new!r}.")
 
@@ -267,12 +302,13 @@ def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
     last = override.parts[-2]
     if last not in _valid_keys(holder):
         raise _unknown_key(cfg, override, len(override.parts) - 2, holder)
-    index: Any = int(last) if isinstance(holder, ListConfig) else last
     node = _child(holder, last)
-    target = _find_class(key, name, node.get("_target_") if isinstance(node, DictConfig) else None)
-    if not isinstance(node, DictConfig):
-        holder[index] = {}
-        node = holder[index]
+    target = find_class(key, name, node.get("_target_") if isinstance(node, DictConfig) else None)
+    if not isinstance(node, DictConfig) or structure(node) is not None:
+        fields = raw_values(node) if isinstance(node, DictConfig) else {}
+        fields.pop("_target_", None)
+        _set(holder, last, fields, key)
+        node = _child(holder, last)
     named, takes_any = keyword_parameters(target) or ({}, True)
     taken = ("_target_", *named, *retired_arguments(target))  # the call refuses those that are gone
     dropped = [k for k in node if k not in taken and not takes_any]
@@ -292,36 +328,3 @@ def _shared(cfg: DictConfig, name: str) -> bool:
     """Whether ``model`` has a plain value of this name that its components can refer to."""
     model = cfg["model"]
     return name in model and not isinstance(raw_value(model, name), (DictConfig, ListConfig))
-
-
-def _find_class(key: str, name: str, current: Any) -> Any:
-    if "." in name:
-        try:
-            return locate(name)
-        except ConfigError as error:
-            raise ConfigError(f"{key}._target_: {error}") from error
-    families = list_components()
-    family = key.rsplit(".", 1)[-1]
-    if family not in families:
-        old = current.rsplit(".", 1)[-1] if isinstance(current, str) else None
-        old = old or getattr(current, "__name__", "")
-        family = next((each for each, names in families.items() if old in names), "")
-    names = families.get(family) or [each for names in families.values() for each in names]
-    if name in names:
-        return find_component(name)
-    kind = f" {family}" if family else " component"
-    other = next((each for each, members in families.items() if name in members), "")
-    note = f" ({name} is one of the family '{other}'.)" if other else ""
-    raise ConfigError(f"{key}: there is no{kind} '{name}'. {nearest(name, names)}{note}")
-
-
-def _with_dotted_targets(value: Any, key: str) -> Any:
-    """Write the dotted path for registered names inside a list or mapping that was typed."""
-    if isinstance(value, list):
-        return [_with_dotted_targets(each, join(key, i)) for i, each in enumerate(value)]
-    if not isinstance(value, dict):
-        return value
-    found = {k: _with_dotted_targets(each, join(key, k)) for k, each in value.items()}
-    if isinstance(found.get("_target_"), str):
-        found["_target_"] = dotted_name(_find_class(key, found["_target_"], None))
-    return found

@@ -26,27 +26,38 @@ class DetectionMapper:
     `height` and `width` (of the original), `image_id`, `file_name` and `instances`
     (`gt_boxes` xyxy in pixels of `image`, clipped to it; `gt_classes`). Crowd regions are no
     training targets and do not appear; neither do boxes of which a crop left nothing.
+
+    A loader of detectron2 or of torch calls it with the record alone: `mapper(record)`.
     """
 
     def __init__(self, transforms: Sequence[Transform | v2.Transform]) -> None:
         self.transforms = tuple(transforms)
 
-    def __call__(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """Makes the sample of `record`; `rng` decides all that is random.
+    def __call__(self, record: dict[str, Any], rng: random.Random | None = None) -> dict[str, Any]:
+        """Makes the sample of `record`.
+
+        Args:
+            record: one of a data set in detectron2's form; without `annotations` it has no objects.
+            rng: decides all that is random. None = one that is seeded by a draw of torch's
+                generator, which the workers of a `DataLoader` seed each in their own way: the same
+                seed, number of workers and order of the records give the same samples. Our own
+                loader passes an `rng` that does not depend on the workers.
 
         Raises:
             DatasetError: the image cannot be decoded or has another size than the record says.
             ValueError: a transform changed the format of the image.
         """
+        if rng is None:
+            rng = random.Random(int(torch.randint(2**62, ())))
         height, width = record["height"], record["width"]
         pixels = read_image(record["file_name"], (width, height))
-        boxes_xyxy, classes = _targets(record["annotations"])
+        boxes_xyxy, classes = _targets(record.get("annotations", ()))
         image, boxes_xyxy, classes = self.transform(pixels, boxes_xyxy, classes, rng)
         return {
             "image": image,
             "height": height,
             "width": width,
-            "image_id": record["image_id"],
+            "image_id": record.get("image_id"),
             "file_name": record["file_name"],
             "instances": _instances(boxes_xyxy, classes, image.shape[-2:]),
         }

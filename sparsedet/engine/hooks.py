@@ -97,15 +97,15 @@ class LogHook(Hook):
     """Averages over the last iterations, to the writers.
 
     Rows hold `loss`, its terms as `loss/<term>`, what was logged through `events`, `lr` (of the
-    fastest group), `seconds_per_iteration`, `data_seconds`, `epoch` and, on an accelerator,
-    `memory_mb`.
+    fastest group), `seconds_per_iteration`, `data_seconds`, `epoch` where its length is known and,
+    on an accelerator, `memory_mb`.
 
     Args:
         period: Iterations per row.
         writers: Where rows go, on the main process.
         console: Also told of every single iteration, and of the averages so far after the first
             ones, which a person waits for.
-        iterations_per_epoch: For `epoch`.
+        iterations_per_epoch: For `epoch`; None where it is not known.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class LogHook(Hook):
         writers: Sequence[Writer],
         *,
         console: ConsoleWriter | None = None,
-        iterations_per_epoch: float = 1.0,
+        iterations_per_epoch: float | None = 1.0,
     ) -> None:
         if period < 1:
             raise ValueError(
@@ -155,8 +155,9 @@ class LogHook(Hook):
         facts = {
             "lr": max(group["lr"] for group in trainer.optimizer.param_groups),
             "seconds_per_iteration": elapsed / (trainer.iteration - iteration),
-            "epoch": trainer.iteration / self._iterations_per_epoch,
         }
+        if self._iterations_per_epoch is not None:
+            facts["epoch"] = trainer.iteration / self._iterations_per_epoch
         if trainer.device.type != "cpu":
             facts["memory_mb"] = torch.accelerator.max_memory_allocated(trainer.device) / 2**20
         return facts

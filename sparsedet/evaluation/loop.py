@@ -26,8 +26,8 @@ class Evaluator(Protocol):
         """Takes the samples of a batch and the model's answers in the same order."""
         ...
 
-    def evaluate(self) -> dict[str, Any]:
-        """Results over everything processed, on all processes."""
+    def evaluate(self) -> dict[str, Any] | None:
+        """Results over everything processed; called on all processes, answered on the main one."""
         ...
 
 
@@ -65,7 +65,8 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
-    return {**evaluator.evaluate(), **_totals(keep_ratios, timings)}
+    results = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
+    return {**results, **_totals(keep_ratios, timings)}
 
 
 @contextlib.contextmanager

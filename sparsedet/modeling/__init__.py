@@ -9,7 +9,7 @@ from sparsedet.modeling.decoder import DeformableDecoder, attention_mass
 from sparsedet.modeling.denoising import ContrastiveDenoising, Denoising
 from sparsedet.modeling.detector import Batch, TokenSparseDetector
 from sparsedet.modeling.encoder import DeformableEncoder, DualAttentionEncoder
-from sparsedet.modeling.heads import Head, Heads, TokenEmbedding
+from sparsedet.modeling.heads import Head, Heads, TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.inference import prepare_for_inference
 from sparsedet.modeling.losses import (
     BoxL1Loss,
@@ -105,6 +105,7 @@ __all__ = [
     "SupervisedStages",
     "Targets",
     "TimmBackbone",
+    "TokenEmbedder",
     "TokenEmbedding",
     "TokenScores",
     "TokenSelection",

@@ -233,6 +233,9 @@ class TimmBackbone(nn.Module):
             )
         self.indices = {f: reductions.index(_STRIDES[f]) for f in out_features}
         self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+        self._depthwise = any(
+            isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in self.body.modules()
+        )
         channels = self.body.feature_info.channels()
         self.norms = nn.ModuleDict(
             {f: nn.LayerNorm(channels[i]) for f, i in self.indices.items()} if norm_maps else {}
@@ -253,6 +256,9 @@ class TimmBackbone(nn.Module):
 
         Sides are divisible by ``size_divisibility``: 4 for Swin transformers, else 32.
         """
+        if self._depthwise and images.device.type == "cpu":
+            # a training step of EfficientNet-Lite0 takes two thirds of the time of NCHW's
+            images = images.contiguous(memory_format=torch.channels_last)
         maps = self.body(images)
         return {name: self._finish(name, maps[index]) for name, index in self.indices.items()}
 

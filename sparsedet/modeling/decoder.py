@@ -16,7 +16,7 @@ from sparsedet.layers.constants import constants
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
 from sparsedet.layers.mlp import MLP, FeedForward
 from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
-from sparsedet.modeling.heads import Head, Heads
+from sparsedet.modeling.heads import Head, Heads, require_heads
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Prediction, Queries
 from sparsedet.registry import DECODERS
@@ -240,6 +240,7 @@ class DeformableDecoder(nn.Module):
             heads: the heads of the decoder layers.
             record: ``{"token_mass"}`` to accumulate the cross-attention mass on the tokens.
         """
+        require_heads(heads, self, "decoder")
         recompute = self.activation_checkpointing and self.training
         mask = query_mask(queries)
         x, reference = queries.content, queries.reference

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.positional import inverse_sigmoid
+from sparsedet.modeling.heads import require_classes
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import (
     DenoisingOutput,
@@ -143,13 +144,14 @@ def match_slots(targets: Targets, slots: int, num_groups: int) -> Matching:
     for index, count in enumerate(targets.counts):
         own = torch.arange(count)
         query = (torch.arange(num_groups)[:, None] * slots + own).flatten()
-        place = (start + own).repeat(num_groups)
-        pairs.append(torch.stack((torch.full_like(query, index), query, place)))
+        target = own.repeat(num_groups)
+        image = torch.full_like(query, index)
+        pairs.append(torch.stack((image, query, target, start + target)))
         start += count
     boxes, labels = torch.cat(targets.boxes), torch.cat(targets.labels)
     # Made on the host, of its numbers, and copied at once: the device is not waited for.
-    image, query, place = torch.cat(pairs, dim=1).to(boxes.device, non_blocking=True)
-    return Matching(image, query, boxes[place], labels[place])
+    image, query, target, place = torch.cat(pairs, dim=1).to(boxes.device, non_blocking=True)
+    return Matching(image, query, target, boxes[place], labels[place])
 
 
 def _pad(
@@ -203,6 +205,7 @@ class Denoising(_NoisedQueries):
         eps: float = 1e-5,
         mask_unused: bool = True,
     ) -> None:
+        require_classes(num_classes, "Denoising")
         super().__init__(num_classes + 1, embed_dim - 1, eps=eps, mask_unused=mask_unused)
         require_positive(num_groups, "Denoising.num_groups", key="model.denoising.num_groups")
         self._check_noise(label_noise, box_noise)
@@ -261,6 +264,7 @@ class ContrastiveDenoising(_NoisedQueries):
         eps: float = 1e-5,
         mask_unused: bool = True,
     ) -> None:
+        require_classes(num_classes, "ContrastiveDenoising")
         super().__init__(num_classes, embed_dim, eps=eps, mask_unused=mask_unused)
         name = "ContrastiveDenoising.num_queries"
         require_positive(num_queries, name, key="model.denoising.num_queries")

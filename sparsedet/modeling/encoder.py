@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention, tile_places
 from sparsedet.layers.mlp import FeedForward
-from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.scoring import MultiCategoryScorer
 from sparsedet.modeling.stages import (
@@ -183,8 +183,8 @@ class DeformableEncoder(nn.Module):
         self,
         features: MultiScaleFeatures,
         selections: Sequence[TokenSelection],
-        scores: TokenScores | None,
-        heads: Heads,
+        scores: TokenScores | None = None,
+        heads: Heads | None = None,
         *,
         aux: bool = False,
     ) -> EncoderOutput:
@@ -195,7 +195,7 @@ class DeformableEncoder(nn.Module):
             selections: tokens to update, one selection per layer. A layer whose selection is the
                 same object as the previous layer's goes on with its rows.
             scores: token scores (not used here).
-            heads: auxiliary heads.
+            heads: auxiliary heads; None = there are none.
             aux: evaluate the auxiliary heads that exist.
         """
         return _encode(
@@ -309,8 +309,8 @@ class DualAttentionEncoder(nn.Module):
         self,
         features: MultiScaleFeatures,
         selections: Sequence[TokenSelection],
-        scores: TokenScores | None,
-        heads: Heads,
+        scores: TokenScores | None = None,
+        heads: Heads | None = None,
         *,
         aux: bool = False,
     ) -> EncoderOutput:
@@ -320,9 +320,16 @@ class DualAttentionEncoder(nn.Module):
             features: the encoder's input.
             selections: tokens to update, see ``DeformableEncoder.forward``.
             scores: token scores for the object scorer.
-            heads: auxiliary heads, and those of which ``category_head`` names one.
+            heads: auxiliary heads, and those of which ``category_head`` names one. Outside of our
+                detector any object does whose ``decoder(-1)``, or ``proposal``, has
+                ``logits(tokens)``.
             aux: evaluate the auxiliary heads that exist.
+
+        Raises:
+            ValueError: without the class head.
         """
+        require_heads(heads, self, self.category_head)
+        assert heads is not None
         category = heads.decoder(-1) if self.category_head == "decoder" else heads.proposal
 
         def attend(index: int, rows: Tensor, pos: Tensor, kept: TokenSelection) -> Tensor:
@@ -388,7 +395,7 @@ def _encode(
     layers: nn.ModuleList,
     features: MultiScaleFeatures,
     selections: Sequence[TokenSelection],
-    heads: Heads,
+    heads: Heads | None,
     *,
     value_source: ValueSource,
     aux: bool,
@@ -400,7 +407,8 @@ def _encode(
     ``before_layer(layer, rows, pos, selection)`` returns the rows that a layer starts from.
     """
     reference_points = features.to_levels(features.reference_points)
-    proposals = heads.proposals(features) if aux and heads.num_encoder else None
+    supervised = heads.num_encoder if aux and heads is not None else 0
+    proposals = heads.proposals(features) if heads is not None and supervised else None
     padding, cell_sizes = features.padding_if_any, 1 / features.map_sizes.flip(-1)
     orders = _orders(selections, features)
     memory, predictions = features.tokens, []
@@ -419,7 +427,7 @@ def _encode(
         inputs = (rows, pos, points, value, shapes, padding, order, cell_sizes)
         rows = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         memory = _written(selection, memory, rows, features.tokens)
-        if proposals is not None and index < heads.num_encoder:
+        if heads is not None and proposals is not None and index < supervised:
             predictions.append(_auxiliary(heads, index, rows, selection, proposals))
     return EncoderOutput(features.with_tokens(memory), tuple(predictions))
 

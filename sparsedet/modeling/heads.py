@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.mlp import MLP
 from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction
@@ -17,6 +18,20 @@ from sparsedet.modeling.stages import MultiScaleFeatures, Prediction
 # A first-stage box of the released codes on a token whose proposal leaves the image: sigmoid gives
 # 1 whatever the head adds, and the number stays finite.
 _OUTSIDE_LOGIT = 1e4
+
+
+def require_classes(num_classes: int, owner: str) -> None:
+    """Refuse a number of classes that is none, such as that of data which nobody has looked at.
+
+    Args:
+        num_classes: the argument.
+        owner: name of the class that takes it.
+
+    Raises:
+        ValueError: saying what to set.
+    """
+    key = "model.num_classes, or dataset.num_classes where the config refers to it"
+    require_positive(num_classes, f"{owner}.num_classes", key=key)
 
 
 class Head(nn.Module):
@@ -31,6 +46,7 @@ class Head(nn.Module):
 
     def __init__(self, embed_dim: int, num_classes: int, *, size_bias: float = 0.0) -> None:
         super().__init__()
+        require_classes(num_classes, "Head")
         self.class_embed = nn.Linear(embed_dim, num_classes)
         self.box_embed = MLP(embed_dim, 4, hidden_dim=embed_dim, num_layers=3)
         nn.init.constant_(self.class_embed.bias, -math.log(99.0))
@@ -73,10 +89,22 @@ class Head(nn.Module):
         return Prediction(self.logits(x), boxes, valid, class_agnostic)
 
 
+@runtime_checkable
+class TokenEmbedder(Protocol):
+    """What most scorers ask of ``heads``: any object that embeds tokens will do."""
+
+    def token_embedding(
+        self, features: MultiScaleFeatures, *, with_pos: bool
+    ) -> Float[Tensor, "B N C"]:
+        """Embedded tokens, with the position embedding added first if asked for."""
+        ...
+
+
 class TokenEmbedding(nn.Module):
     """Linear + LayerNorm on masked tokens: the input of proposals and of token scorers.
 
-    Sparse DETR and Focus-DETR use the same instance for both.
+    Sparse DETR and Focus-DETR use the same instance for both. Outside of a detector one may be
+    handed to a scorer as its ``heads``.
 
     Args:
         embed_dim: input and output channels.
@@ -99,6 +127,40 @@ class TokenEmbedding(nn.Module):
         if masked is not None:
             tokens = tokens.masked_fill(masked[..., None], 0.0)
         return in_float32(self.norm, in_float32(self.linear, tokens))
+
+    def token_embedding(
+        self, features: MultiScaleFeatures, *, with_pos: bool
+    ) -> Float[Tensor, "B N C"]:
+        """Embedded tokens; padding enters as zero.
+
+        Args:
+            features: the map.
+            with_pos: add the position embedding first (scorers do, proposals do not).
+        """
+        tokens = features.tokens + features.pos if with_pos else features.tokens
+        return self(tokens, features.padding_if_any)
+
+
+def require_heads(heads: Any, part: object, *names: str, mend: str = "") -> None:
+    """Refuse heads that lack what a part asks for, such as None.
+
+    Args:
+        heads: what the part was called with.
+        part: whose call it is.
+        names: attributes that it needs.
+        mend: what to do instead of passing such heads.
+
+    Raises:
+        ValueError: saying which are needed, and what to do.
+    """
+    missing = [name for name in names if not hasattr(heads, name)]
+    if missing:
+        owner, wanted = type(part).__name__, " and ".join(missing)
+        got = "None" if heads is None else type(heads).__name__
+        raise ValueError(
+            f"{owner} must be called with heads that have {wanted}, got {got}. Pass the heads of "
+            f"the detector, sparsedet.modeling.Heads or an object with {wanted}{mend}."
+        )
 
 
 class Heads(nn.Module):
@@ -154,14 +216,24 @@ class Heads(nn.Module):
 
     @property
     def proposal(self) -> Head:
-        """First-stage head."""
-        assert self.proposal_head is not None
+        """First-stage head.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.proposal_head is None:
+            raise ValueError("Heads.proposal must be True for a first stage, got False. Set it.")
         return self.proposal_head
 
     @property
     def scorer(self) -> Head:
-        """Head of a scorer that is supervised as a detector."""
-        assert self.scorer_head is not None
+        """Head of a scorer that is supervised as a detector.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.scorer_head is None:
+            raise ValueError("Heads.scorer must be True for such a scorer, got False. Set it.")
         return self.scorer_head
 
     def proposals(self, features: MultiScaleFeatures) -> tuple[Tensor, Tensor]:
@@ -180,8 +252,13 @@ class Heads(nn.Module):
         Args:
             features: the map.
             with_pos: add the position embedding first (scorers do, proposals do not).
+
+        Raises:
+            ValueError: there is no token embedding.
         """
-        assert self.embedding is not None
+        if self.embedding is None:
+            raise ValueError("Heads.token_embedding must be True for this part, got False. Set it.")
+        if not self.unmasked_border:
+            return self.embedding.token_embedding(features, with_pos=with_pos)
         tokens = features.tokens + features.pos if with_pos else features.tokens
-        masked = ~features.proposals()[1] if self.unmasked_border else features.padding_if_any
-        return self.embedding(tokens, masked)
+        return self.embedding(tokens, ~features.proposals()[1])

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -37,6 +37,20 @@ class HungarianMatcher:
         """Match every image; with more objects than queries, the best-fitting ones are matched."""
         return self.match((prediction,), targets)[0]
 
+    def pairs(
+        self, prediction: Prediction, targets: Targets
+    ) -> list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]:
+        """(source, target) indices of every image, as the criteria of the DETR family take them.
+
+        For a criterion of another codebase, whose dictionaries hold what the two nouns name:
+        ``matcher.pairs(Prediction(out["pred_logits"], out["pred_boxes"]), Targets(...))``.
+
+        Returns:
+            For each image int64 tensors of its matched queries, rising, and of their objects, on
+            the device of the prediction.
+        """
+        return self(prediction, targets).pairs(len(targets.labels))
+
     @torch.no_grad()
     def match(self, predictions: Sequence[Prediction], targets: Targets) -> tuple[Matching, ...]:
         """Match every stage by itself: costs are computed and brought to the host all at once.
@@ -54,7 +68,7 @@ class HungarianMatcher:
         sizes = [stage.shape[1] for stage in found]
         columns = (x.split(sizes) for x in (image, query, target, boxes[image, target]))
         return tuple(
-            Matching(image, query, box, own[image, target])
+            Matching(image, query, target, box, own[image, target])
             for image, query, target, box, own in zip(*columns, of_stage, strict=True)
         )
 

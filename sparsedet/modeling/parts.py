@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from sparsedet.modeling.heads import Head, Heads
+from sparsedet.modeling.heads import Head, Heads, require_classes
 from sparsedet.modeling.stages import (
     DecoderOutput,
     DenoisingOutput,
@@ -80,9 +80,9 @@ class Scorer(Protocol):
     learns: type[TokenTarget] | None
 
     def __call__(
-        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+        self, features: MultiScaleFeatures, heads: Any, targets: Targets | None = None
     ) -> TokenScores:
-        """Score every token."""
+        """Score every token; ``heads`` are the detector's, or any object with what is called."""
         ...
 
 
@@ -91,7 +91,10 @@ class ObjectScorer(Protocol):
     """Decides which of the kept tokens attend to each other in the dual-attention encoder."""
 
     def __call__(self, tokens: Tensor, logits: Tensor | None, category: Head) -> Tensor:
-        """Scores ``[B K]`` of the kept ``tokens[B K C]`` with their token scores (logits)."""
+        """Scores ``[B K]`` of the kept ``tokens[B K C]`` with their token scores (logits).
+
+        ``category`` has ``logits(tokens)``, which gives class logits ``[B K classes]``.
+        """
         ...
 
 
@@ -279,12 +282,7 @@ class Assembly:
         Raises:
             ValueError: the message says what to change.
         """
-        if not isinstance(self.num_classes, int) or self.num_classes < 1:
-            raise ValueError(
-                "TokenSparseDetector.num_classes must be a positive integer, got "
-                f"{self.num_classes}. Set dataset.num_classes (it is read from dataset.train_json "
-                "when that is given)."
-            )
+        require_classes(self.num_classes, "TokenSparseDetector")
         parts = {each.name: getattr(self, each.name) for each in fields(self)[3:]}
         for name in ("scorer", "denoising"):
             if parts[name] is None:  # the only ones that may be absent

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
 from sparsedet.layers.precision import in_float32
-from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries
 from sparsedet.registry import QUERY_INITIALIZERS
 
@@ -43,7 +43,9 @@ class LearnedQueries(nn.Module):
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, None]:
+    def forward(
+        self, memory: MultiScaleFeatures, heads: Heads | None = None
+    ) -> tuple[Queries, None]:
         """The same queries for every image; there is no first-stage prediction."""
         batch = len(memory.image_sizes)
         pos, content = self.embedding.weight.chunk(2, dim=-1)
@@ -83,7 +85,9 @@ class AnchorQueries(nn.Module):
             self.anchors.weight.uniform_()
             self.anchors.weight.copy_(inverse_sigmoid(self.anchors.weight).clamp(-3, 3))
 
-    def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, None]:
+    def forward(
+        self, memory: MultiScaleFeatures, heads: Heads | None = None
+    ) -> tuple[Queries, None]:
         """The same queries for every image; there is no first-stage prediction."""
         batch = len(memory.image_sizes)
         content = nn.functional.pad(self.embedding.weight, (0, 1))
@@ -122,6 +126,7 @@ class _ProposalQueries(nn.Module):
         Returns:
             The prediction; token indices, boxes without gradient, and False at fillers.
         """
+        require_heads(heads, self, "proposals", "token_embedding", "proposal")
         boxes, valid = heads.proposals(memory)
         tokens = heads.token_embedding(memory, with_pos=False)
         logits = heads.proposal.logits(tokens)
@@ -214,6 +219,7 @@ class MixedQueries(nn.Module):
 
     def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
         """Queries, and the first-stage prediction on the selected tokens, best first."""
+        require_heads(heads, self, "proposals", "token_embedding", "proposal")
         tokens = heads.token_embedding(memory, with_pos=False)
         boxes, valid = heads.proposals(memory)
         with torch.no_grad():

@@ -78,16 +78,29 @@ class Matching:
     """Which query answers for which object, over all images of a batch.
 
     Attributes:
-        image: image of each pair.
+        image: image of each pair; pairs of one image follow each other.
         query: query of each pair.
+        target: object of each pair, counted in its image.
         boxes: box of the object of each pair.
         labels: its class, 0 for class-agnostic predictions.
     """
 
     image: Int[Tensor, " n"]
     query: Int[Tensor, " n"]
+    target: Int[Tensor, " n"]
     boxes: Float[Tensor, "n 4"]
     labels: Int[Tensor, " n"]
+
+    def pairs(self, num_images: int) -> list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]:
+        """Queries and their objects, image by image, as the criteria of the DETR family take them.
+
+        This waits for the device.
+
+        Args:
+            num_images: images of the batch; those without a pair have two empty tensors.
+        """
+        counts = self.image.bincount(minlength=num_images).tolist()
+        return list(zip(self.query.split(counts), self.target.split(counts), strict=True))
 
 
 @dataclass(frozen=True)

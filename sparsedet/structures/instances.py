@@ -1,7 +1,9 @@
 """Boxes and other per-object fields of one image, in detectron2's vocabulary.
 
 The classes are our own; they agree with detectron2's by shape, so that samples and results pass
-through either side without a conversion.
+through either side without a conversion. What asks for its classes by `isinstance` refuses ours,
+first of all its own `Instances.cat` and `Boxes.cat`; for those
+`sparsedet.interop.detectron2.to_detectron2` converts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -101,6 +103,10 @@ class Instances:
 
     Fields are read and set as attributes: `gt_boxes` and `gt_classes` of a sample, `pred_boxes`,
     `scores` and `pred_classes` of a result. Boxes are corners in pixels of `image_size`.
+
+    `Instances.cat` of this class joins its own, that of detectron2 its own: it looks at the class
+    before it looks at the fields. Join first and convert afterwards, by
+    `sparsedet.interop.detectron2.to_detectron2`.
 
     Args:
         image_size: (height, width) of the image that the boxes belong to.

@@ -64,7 +64,10 @@ def of_proposals() -> DualAttentionEncoder:
 
 
 MISFITS = {
-    "classes": (dict(num_classes=0), r"num_classes must be a positive integer, got 0.*dataset\."),
+    "classes": (
+        dict(num_classes=0),
+        r"num_classes must be an integer .*, got 0.*dataset\.",
+    ),
     "classes unknown": (dict(num_classes=None), r"got None.*dataset\.num_classes"),
     "neck width": (
         dict(neck=neck(embed_dim=64)),

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import os
+import random
 
 import numpy as np
 import pytest
@@ -266,3 +267,59 @@ def test_crop_drops_classes_with_their_boxes(make_set):
         assert targets.gt_boxes.nonempty().all()
         counts.add(len(targets))
     assert counts == {0, 1}
+
+
+# --- the mapper in loaders of others, which call it with the record alone
+
+
+class Mapped(torch.utils.data.Dataset):
+    """As detectron2's MapDataset: ``mapper(record)``."""
+
+    def __init__(self, records, mapper):
+        self.records, self.mapper = records, mapper
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.mapper(self.records[index])
+
+
+def mapped(records, *, seed: int, workers: int):
+    torch.manual_seed(seed)
+    mapper = DetectionMapper([DETRAugmentation([24, 28, 32], 64)])
+    loader = torch.utils.data.DataLoader(
+        Mapped(records, mapper), batch_size=None, num_workers=workers
+    )
+    return list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mapper_that_is_given_the_record_alone_draws_from_the_seed_of_the_worker(
+    make_set, workers
+):
+    records = [open_dataset(*make_set(SIZES[:3])).records[0]] * 12
+    first = mapped(records, seed=3, workers=workers)
+    same(first, mapped(records, seed=3, workers=workers))
+    other = mapped(records, seed=4, workers=workers)
+    assert any(a["image"].shape != b["image"].shape for a, b in zip(first, other, strict=True))
+    shapes = [tuple(sample["image"].shape) for sample in first]
+    assert len(set(shapes[::2])) > 1, "every record of a worker is drawn anew"
+    if workers:
+        assert shapes[::2] != shapes[1::2], "the workers draw the same"
+
+
+def test_a_given_source_leaves_the_generator_of_torch_alone(make_set):
+    record = open_dataset(*make_set(SIZES[:3])).records[0]
+    mapper = DetectionMapper([DETRAugmentation([24, 28, 32], 64)])
+    before = torch.get_rng_state()
+    same([mapper(record, random.Random(1))], [mapper(record, random.Random(1))])
+    assert torch.equal(torch.get_rng_state(), before)
+    mapper(record)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_record_without_annotations_has_no_objects(make_set):
+    record = open_dataset(*make_set(SIZES[:3])).records[0]
+    del record["annotations"]
+    assert len(DetectionMapper([])(record)["instances"]) == 0

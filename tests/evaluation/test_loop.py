@@ -57,6 +57,13 @@ def test_results_and_means():
     assert ticks == [2, 1, 1]
 
 
+def test_an_evaluator_that_answers_on_the_main_process_alone(monkeypatch):
+    """As those of detectron2, which give None on the others."""
+    monkeypatch.setattr(Recorder, "evaluate", lambda self: None)
+    results = evaluate(Model(), batches(), Recorder())
+    assert results["num_images"] == 4 and "bbox" not in results
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_modes_are_put_back(training):
     model = Model().train(training)

@@ -72,6 +72,23 @@ def test_builds_its_model_on_the_meta_device(cfg, built):
     assert built[description] == {"meta"}
 
 
+HOSTS = [path for path in CONFIGS if path.parent.name == "models"]
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=name)
+def test_a_model_in_the_config_of_somebody_else_says_what_to_set(host):
+    """There is no data set of ours, whose classes the model would count."""
+    theirs = OmegaConf.create({"model": LazyConfig.load(host).model}, flags={"allow_objects": True})
+    backbone = theirs.model.backbone
+    backbone.update({key: None for key in ("weights", "pretrained") if key in backbone})
+    with torch.device("meta"):
+        message = r"num_classes must be .* got None\. Set model\.num_classes"
+        with pytest.raises(ValueError, match=message):
+            instantiate(theirs.model)
+        theirs.model.num_classes = 3
+        assert instantiate(theirs.model).num_classes == 3
+
+
 def test_holds_no_absolute_path(cfg):
     for where, node in nodes(cfg):
         if isinstance(node, str):

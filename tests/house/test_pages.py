@@ -11,7 +11,8 @@ from sparsedet import list_components
 from tests.house.source import ROOT, files, name
 
 PAGES = [
-    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "docs/photographs.md")),
+    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / "docs" / page for page in ("configs.md", "photographs.md")),
     *files("projects", suffix="README.md"),
 ]
 PROJECTS = [path for path in PAGES if path.parent.parent.name == "projects"]

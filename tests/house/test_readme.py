@@ -20,7 +20,11 @@ from tests.house.source import ROOT, files, name
 
 README = ROOT / "README.md"
 PAGES = [path for path in [README, ROOT / "CONTRIBUTING.md"] if path.is_file()]
-PAGES += [ROOT / "docs/photographs.md", *files("projects", suffix="README.md")]
+PAGES += [
+    ROOT / "docs/configs.md",
+    ROOT / "docs/photographs.md",
+    *files("projects", suffix="README.md"),
+]
 
 BLOCK = re.compile(
     r"(?P<skip><!-- not run: .+? -->\s*)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S
@@ -36,17 +40,26 @@ def blocks(path: Path, *languages: str) -> list[str]:
     ]
 
 
-@pytest.mark.skipif(not README.is_file(), reason="there is no README.md")
-def test_python_blocks_of_the_readme_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", [README, ROOT / "docs/configs.md"], ids=name)
+def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "__main__"}
-    found = blocks(README, "python")
-    assert found, "the README shows no Python"
+    found = blocks(page, "python")
+    assert found, f"{name(page)} shows no Python"
     for number, text in enumerate(found, 1):
-        exec(compile(text, f"README.md, Python block {number}", "exec"), namespace)
+        exec(compile(text, f"{name(page)}, Python block {number}", "exec"), namespace)
     printed = capsys.readouterr().out.splitlines()
-    for line in re.findall(r"which prints `(.+?)`", README.read_text(encoding="utf-8")):
+    for line in re.findall(r"which prints `(.+?)`", page.read_text(encoding="utf-8")):
         assert line in printed
+
+
+def test_overrides_of_the_page_on_configs_apply():
+    text = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`[^|]+`) \|", text, re.M)
+    overrides = [each for cell in cells for each in re.findall(r"`(.+?)`", cell)]
+    assert len(overrides) > 8
+    for each in overrides:
+        LazyConfig.apply_overrides(LazyConfig.load(find_config("quickstart")), shlex.split(each))
 
 
 def shell_lines() -> list[tuple[str, str]]:

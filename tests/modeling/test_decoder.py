@@ -68,6 +68,14 @@ def test_mass_at_cell_centers_stays_in_the_cell():
     assert mass.sum().item() == pytest.approx(0.25, abs=1e-5)
 
 
+def test_queries_of_noised_objects_have_no_mass(features):
+    locations, weights = samples(features, 0.3)
+    valid = torch.rand(len(SIZES), 7) > 0.3
+    mass = attention_mass(features, locations, weights, valid=valid, num_denoising=3)
+    wanted = attention_mass(features, locations[:, 3:], weights[:, 3:], valid=valid[:, 3:])
+    assert torch.equal(mass, wanted) and mass.any()
+
+
 def test_places_that_are_not_finite_have_no_mass(features):
     locations, weights = samples(features, 0.1)
     whole = attention_mass(features, locations, weights)

@@ -216,6 +216,7 @@ def test_a_slot_of_every_group_answers_for_every_object(kind):
         for group in range(noised.num_groups):
             inside = own & (found.query // size == group)
             assert torch.equal(found.boxes[inside], boxes)
+            assert found.target[inside].tolist() == list(range(len(boxes)))
 
 
 @KINDS

@@ -68,6 +68,7 @@ def matching() -> Matching:
     return Matching(
         image=torch.tensor([0]),
         query=torch.tensor([1]),
+        target=torch.tensor([0]),
         boxes=torch.tensor([[0.3, 0.3, 0.2, 0.1]]),
         labels=torch.tensor([1]),
     )

@@ -38,6 +38,9 @@ def pairs(matching, targets: Targets, image: int) -> set[tuple[int, int]]:
     for index in (matching.image == image).nonzero().flatten():
         same = (targets.boxes[image] == matching.boxes[index]).all(-1)
         found.add((int(matching.query[index]), int(same.nonzero())))
+    own = matching.image == image
+    named = zip(matching.query[own].tolist(), matching.target[own].tolist(), strict=True)
+    assert set(named) == found, "the objects that it names are not those whose boxes it holds"
     return found
 
 
@@ -157,3 +160,15 @@ def test_a_diverged_model_is_matched_and_seen_in_its_losses(number):
     matching = HungarianMatcher()(prediction, small.targets((1, 2)))
     assert matching.image.tolist() == [0, 1, 1]
     assert not small.loss_of(FocalLoss(weight=1.0), prediction, matching, 3.0).isfinite()
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (7, 1, 0)])
+def test_pairs_of_every_image_as_criteria_of_the_detr_family_take_them(counts):
+    """The numbers by which DETR's criterion gathers, image by image, also where there is none."""
+    prediction, targets = predictions(3, 5), small.targets(counts)
+    found = HungarianMatcher().pairs(prediction, targets)
+    assert len(found) == 3
+    for image, (source, target) in enumerate(found):
+        rows, columns = linear_sum_assignment(cost(prediction, targets, image).numpy())
+        assert source.dtype == target.dtype == torch.int64
+        assert (source.tolist(), target.tolist()) == (rows.tolist(), columns.tolist())

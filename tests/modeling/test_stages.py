@@ -254,22 +254,36 @@ def test_tokens_without_sizes_of_the_images_have_the_geometry_of_the_mask():
     assert alone.image_sizes == ((40, 56), (40, 56))
 
 
-def test_a_mask_of_nearest_pixels_counts_as_it_is():
-    """128 of 192 columns: on stride 64 such masks call 2 of 3 valid, of 130 they call 3."""
-    pixels = torch.ones(2, 192, 192, dtype=torch.bool)
-    pixels[0, :, :192] = pixels[1, :128, :129] = False
-    shapes = [(24, 24), (3, 3)]
-    levels = [
-        nn.functional.interpolate(pixels[None].float(), size=shape)[0].bool() for shape in shapes
-    ]
-    mask = torch.cat([level.flatten(1) for level in levels], dim=1)
-    tokens = torch.zeros(2, 585, 4)
+def rectangles(pixels: torch.Tensor, shapes, rule: str) -> torch.Tensor:
+    """Masks of the levels as a codebase makes them of its mask of pixels, in one row."""
+    if rule == "nearest":
+        levels = [
+            nn.functional.interpolate(pixels[None].float(), size=shape)[0] for shape in shapes
+        ]
+    else:  # a cell is valid when all of its pixels are
+        levels = [
+            nn.functional.adaptive_max_pool2d(pixels[None].float(), shape)[0] for shape in shapes
+        ]
+    return torch.cat([level.bool().flatten(1) for level in levels], dim=1)
+
+
+@pytest.mark.parametrize(("rule", "fine", "coarse"), [("nearest", 17, 3), ("whole cells", 16, 2)])
+def test_a_mask_of_another_rule_counts_as_it_is(rule, fine, coarse):
+    """Masks that round up where ``level_size`` does not, and masks that round down."""
+    width = 128 if rule == "nearest" else 130
+    pixels = torch.ones(2, 150, 150, dtype=torch.bool)
+    pixels[0] = pixels[1, :, :width] = False
+    shapes = [(19, 19), (3, 3)]
+    mask = rectangles(pixels, shapes, rule)
+    tokens = torch.zeros(2, 19 * 19 + 9, 4)
     got = MultiScaleFeatures.from_tokens(
-        tokens, tokens, shapes, mask, strides=(8, 64), image_sizes=((192, 192), (128, 129))
+        tokens, tokens, shapes, mask, strides=(8, 64), image_sizes=((150, 150), (150, width))
     )
     assert torch.equal(got.padding_mask, mask)
-    assert got.level_sizes[1] == ((16, 17), (2, 3))
-    torch.testing.assert_close(got.valid_ratios[1, 1], torch.tensor([1, 2 / 3]))
+    assert got.level_sizes[1] == ((19, fine), (3, coarse))
+    own = [level_size((150, width), stride)[1] for stride in (8, 64)]
+    assert own != [fine, coarse], "no difference to be kept"
+    torch.testing.assert_close(got.valid_ratios[1, 1], torch.tensor([coarse / 3, 1]))
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,75 @@ def test_a_run_that_learns_nothing_ends_early(
     assert (tmp_path / "model_final.pth").is_file()
 
 
+# Loaders and an evaluator as detectron2 has them: nothing but what its tools ask for.
+GUEST = """
+import itertools
+import math
+from collections import OrderedDict
+
+
+class Endless:
+    def __init__(self, dataset, mapper, total_batch_size):
+        self.dataset, self.mapper, self.size = dataset, mapper, total_batch_size
+
+    def __iter__(self):
+        records = itertools.cycle(list(self.dataset.records))
+        while True:
+            yield [self.mapper(record) for record in itertools.islice(records, self.size)]
+
+
+def batches(dataset, mapper):
+    return [[mapper(record)] for record in dataset.records]
+
+
+class Evaluator:
+    def reset(self):
+        self.count = 0
+
+    def process(self, inputs, outputs):
+        self.count += len([o["instances"].pred_boxes.tensor.shape[0] for o in outputs])
+
+    def evaluate(self):
+        assert self.count == 6
+        return OrderedDict(bbox={"AP": 30.5, "APl": math.nan, "AP-box": 30.5})
+"""
+
+
+def test_loaders_and_evaluators_of_others(
+    train_net: Callable[..., int],
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "guest.py").write_text(GUEST)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    output = tmp_path / "run"
+    ours = ("dataloader.train.num_workers", "dataloader.test.num_workers", "dataloader.test.batch")
+    arguments = (
+        *(each for each in SMALL if not each.startswith(ours)),
+        *set_overrides(drawn),
+        f"train.output_dir={output}",
+        "dataloader.train._target_=guest.Endless",
+        "dataloader.test._target_=guest.batches",
+        "dataloader.evaluator._target_=guest.Evaluator",
+    )
+    assert train_net(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "dataloader.train (Endless) has no length" in error
+    assert "Set train.max_iter, train.eval_period, train.checkpointer.period" in error
+    lengths = ("train.eval_period=0", "train.checkpointer.period=2")
+    assert train_net(*arguments, *lengths, "train.max_iter=2") == 0
+    results = json.loads((output / "results.json").read_text())
+    assert results["metrics"]["bbox"]["AP-box"] == 30.5
+    assert results["best"]["value"] == 30.5
+    assert "30.5" in capsys.readouterr().out
+    assert train_net(*arguments, *lengths, "train.max_iter=3", "--resume") == 0
+    assert (output / "log.txt").read_text().count("the resumed run begins a new epoch") == 1
+    rows = [row for row in _rows(output) if "loss" in row]
+    assert [row["iteration"] for row in rows] == [1, 2, 3] and "epoch" not in rows[0]
+
+
 def test_any_transform_of_torchvision_is_an_override(
     train_net: Callable[..., int], trained: Path, tmp_path: Path
 ) -> None:

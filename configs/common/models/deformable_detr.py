@@ -18,7 +18,8 @@ from sparsedet.modeling import (
 
 model = L(TokenSparseDetector)(
     embed_dim=256,
-    num_classes="${dataset.num_classes}",
+    # None, which the model refuses with what to set, where the config has no dataset
+    num_classes="${oc.select:dataset.num_classes,null}",
     num_levels=4,
     backbone=L(TorchvisionResNet)(name="resnet50", weights="IMAGENET1K_V1", freeze_at=2),
     neck=L(ChannelMapper)(

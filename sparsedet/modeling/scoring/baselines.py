@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
 from sparsedet.registry import SCORERS
 
@@ -23,9 +23,14 @@ class ObjectnessScorer(nn.Module):
     learns = None
 
     def forward(
-        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+        self,
+        features: MultiScaleFeatures,
+        heads: Heads | None = None,
+        targets: Targets | None = None,
     ) -> TokenScores:
         """Score every token; ``targets`` are not used."""
+        require_heads(heads, self, "token_embedding", "proposals", "scorer")
+        assert heads is not None
         tokens = heads.token_embedding(features, with_pos=True)
         boxes, valid = heads.proposals(features)
         prediction = heads.scorer(tokens, boxes, valid)
@@ -46,7 +51,10 @@ class OracleScorer(nn.Module):
     learns = None
 
     def forward(
-        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+        self,
+        features: MultiScaleFeatures,
+        heads: Heads | None = None,
+        targets: Targets | None = None,
     ) -> TokenScores:
         """Score every token.
 
@@ -90,7 +98,10 @@ class RandomScorer(nn.Module):
         self.seed = seed
 
     def forward(
-        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+        self,
+        features: MultiScaleFeatures,
+        heads: Heads | None = None,
+        targets: Targets | None = None,
     ) -> TokenScores:
         """Score every token by a hash of (level, row, column); ``targets`` are not used."""
         device = features.tokens.device

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.heads import TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.parts import DecoderAttention
-from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
+from sparsedet.modeling.scoring.mask_predictor import MaskPredictor, embedded_tokens
 from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
 from sparsedet.registry import SCORERS
 
@@ -20,20 +20,27 @@ class DAMPredictor(nn.Module):
 
     Args:
         embed_dim: channels of the tokens.
+        own_embedding: embed the tokens by a ``TokenEmbedding`` of its own, so that it needs no
+            ``heads``: for use outside of our detector. Otherwise by that of ``heads``.
     """
 
     needs_token_embedding = True
     needs_head = False
     learns = DecoderAttention
 
-    def __init__(self, embed_dim: int = 256) -> None:
+    def __init__(self, embed_dim: int = 256, *, own_embedding: bool = False) -> None:
         super().__init__()
         self.embed_dim = embed_dim
+        self.needs_token_embedding = not own_embedding
+        self.embedding = TokenEmbedding(embed_dim) if own_embedding else None
         self.predictor = MaskPredictor(embed_dim)
 
     def forward(
-        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+        self,
+        features: MultiScaleFeatures,
+        heads: TokenEmbedder | None = None,
+        targets: Targets | None = None,
     ) -> TokenScores:
         """Score every token; ``targets`` are not used."""
-        tokens = heads.token_embedding(features, with_pos=True)
+        tokens = embedded_tokens(self, features, heads)
         return TokenScores(self.predictor(tokens, features.padding_if_any))

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsedet.layers.arguments import require_positive
-from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.heads import TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.parts import Foreground
-from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
+from sparsedet.modeling.scoring.mask_predictor import MaskPredictor, embedded_tokens
 from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
 from sparsedet.registry import SCORERS
 
@@ -43,6 +43,8 @@ class ForegroundTokenSelector(nn.Module):
         supervised: a loss on the boxes trains it (``ForegroundLoss`` or ``SalienceLoss``).
             Otherwise the kept tokens are weighted by their scores, and training the detector trains
             it (table 4).
+        own_embedding: embed the tokens by a ``TokenEmbedding`` of its own, so that it needs no
+            ``heads``: for use outside of our detector. Otherwise by that of ``heads``.
 
     Raises:
         ValueError: for another ``direction``, or levels that are not a positive integer.
@@ -61,6 +63,7 @@ class ForegroundTokenSelector(nn.Module):
         align_corners: bool = False,
         modulate_before_norm: bool = False,
         supervised: bool = True,
+        own_embedding: bool = False,
     ) -> None:
         super().__init__()
         require_positive(
@@ -75,6 +78,8 @@ class ForegroundTokenSelector(nn.Module):
         self.direction, self.align_corners = direction, align_corners
         self.modulate_before_norm, self.supervised = modulate_before_norm, supervised
         self.learns = Foreground if supervised else None
+        self.needs_token_embedding = not own_embedding
+        self.embedding = TokenEmbedding(embed_dim) if own_embedding else None
         self.predictor = MaskPredictor(embed_dim)
         modulates = direction != "none" and num_levels > 1
         self.alpha = nn.Parameter(torch.empty(num_levels - 1)) if modulates else None
@@ -82,7 +87,10 @@ class ForegroundTokenSelector(nn.Module):
             nn.init.uniform_(self.alpha, -0.3, 0.3)
 
     def forward(
-        self, features: MultiScaleFeatures, heads: Heads, targets: Targets | None = None
+        self,
+        features: MultiScaleFeatures,
+        heads: TokenEmbedder | None = None,
+        targets: Targets | None = None,
     ) -> TokenScores:
         """Score every token, in fp32 also under autocast; ``targets`` are not used.
 
@@ -95,7 +103,7 @@ class ForegroundTokenSelector(nn.Module):
                 f"the features, got {self.num_levels}. Set model.scorer.num_levels to "
                 "'${..num_levels}'."
             )
-        tokens = heads.token_embedding(features, with_pos=True)
+        tokens = embedded_tokens(self, features, heads)
         with torch.autocast(tokens.device.type, enabled=False):
             return TokenScores(self._score(features, tokens.float()), weighs=not self.supervised)
 

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparsedet.layers.precision import in_float32
+from sparsedet.modeling.heads import TokenEmbedder, require_heads
+from sparsedet.modeling.stages import MultiScaleFeatures
 
 
 class MaskPredictor(nn.Module):
@@ -57,3 +59,20 @@ class MaskPredictor(nn.Module):
             weight = (~padding_mask).to(context.dtype)[..., None]
             mean = (context * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
         return in_float32(self.output, torch.cat((local, mean.expand_as(context)), -1)).squeeze(-1)
+
+
+def embedded_tokens(
+    scorer: nn.Module, features: MultiScaleFeatures, heads: TokenEmbedder | None
+) -> Float[Tensor, "B N C"]:
+    """Tokens with positions, embedded by the scorer's own ``embedding`` or else by ``heads``.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    own = getattr(scorer, "embedding", None)
+    if own is not None:
+        return own.token_embedding(features, with_pos=True)
+    mend = f", or build {type(scorer).__name__}(..., own_embedding=True)"
+    require_heads(heads, scorer, "token_embedding", mend=mend)
+    assert heads is not None
+    return heads.token_embedding(features, with_pos=True)

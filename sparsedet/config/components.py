@@ -1,0 +1,59 @@
+"""The classes of components, by registered name or dotted path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsedet.config.naming import (
+    ConfigError,
+    ConfigImportError,
+    dotted_name,
+    join,
+    locate,
+    nearest,
+)
+from sparsedet.registry import find_component, list_components
+
+
+def find_class(key: str, name: str, current: Any = None) -> Any:
+    """The class that a target names.
+
+    Args:
+        key: the component, such as ``model.scorer``; its last part may tell the family.
+        name: a registered name, or a dotted path.
+        current: the target that is there, whose family is meant if the key tells none.
+
+    Raises:
+        ConfigError: if there is none; the message has the key and the nearest names.
+    """
+    if "." in name:
+        try:
+            return locate(name)
+        except ConfigError as error:
+            raise ConfigImportError(f"{join(key, '_target_')}: {error}") from error
+    families = list_components()
+    family = key.rsplit(".", 1)[-1]
+    if family not in families:
+        old = current.rsplit(".", 1)[-1] if isinstance(current, str) else None
+        old = old or getattr(current, "__name__", "")
+        family = next((each for each, names in families.items() if old in names), "")
+    names = families.get(family) or [each for names in families.values() for each in names]
+    if name in names:
+        return find_component(name)
+    kind = family or "component"
+    other = next((each for each, members in families.items() if name in members), "")
+    note = f" ({name} is one of the family '{other}'.)" if other else ""
+    where = f"{key or 'top level'}: "
+    raise ConfigImportError(f"{where}there is no {kind} '{name}'. {nearest(name, names)}{note}")
+
+
+def with_dotted_targets(value: Any, key: str) -> Any:
+    """Write the dotted path for registered names inside a list or mapping that was typed."""
+    if isinstance(value, list):
+        return [with_dotted_targets(each, join(key, i)) for i, each in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    found = {k: with_dotted_targets(each, join(key, k)) for k, each in value.items()}
+    if isinstance(found.get("_target_"), str):
+        found["_target_"] = dotted_name(find_class(key, found["_target_"]))
+    return found
