@@ -136,13 +136,12 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
     def _init_weights(self, module: nn.Module) -> None:
         """As transformers does, but the scorer begins as this library has it."""
         super()._init_weights(module)
-        if module is not self or "scorer" not in self._modules:  # the base class comes first
-            return
-        assert isinstance(self.config, SparseDeformableDetrConfig)
-        for name, fresh in zip(("scorer", "heads"), _make_scorer(self.config), strict=True):
-            own = self.get_submodule(name)
-            for key, parameter in fresh.named_parameters():
-                init.copy_(own.get_parameter(key), parameter)
+        for part, fresh in zip(("scorer", "heads"), _make_scorer(self.config), strict=True):
+            own = self._modules.get(part)  # none yet while the base class is made
+            for name, each in own.named_modules() if own is not None else ():
+                if each is module:
+                    for key, start in fresh.get_submodule(name).named_parameters(recurse=False):
+                        init.copy_(module.get_parameter(key), start)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -242,6 +241,11 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
         )
         if labels is None:
             return super().forward(**inputs, return_dict=True)
+        if kwargs.get("encoder_outputs") is not None:
+            raise ValueError(
+                f"{type(self).__name__}.labels cannot go with encoder_outputs: the scorer's loss "
+                "needs the scores. Leave encoder_outputs out in training."
+            )
         with self._watched() as seen:
             output = super().forward(**inputs, return_dict=True)
         loss = self._scorer_loss(seen, labels)
@@ -252,11 +256,7 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
 
     def _scorer_loss(self, seen: _Seen, labels: list[dict[str, Tensor]]) -> Tensor | None:
         encoded, learns = seen.encoded, self.model.encoder.scorer.learns
-        if encoded is None:
-            raise ValueError(
-                f"{type(self).__name__}.labels cannot go with encoder_outputs: the scorer's loss "
-                "needs the scores. Leave encoder_outputs out in training."
-            )
+        assert encoded is not None
         assert encoded.scores and encoded.features and encoded.selections
         if learns is DecoderAttention:
             mass = torch.stack(seen.masses).sum(0)
