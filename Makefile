@@ -77,7 +77,7 @@ $(VENV)/.parity: $(VENV)/.installed
 	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" parity)
 	@touch $@
 
-$(VENV)/.lint: $(VENV)/.installed
+$(VENV)/.lint: $(VENV)/.parity
 	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" lint)
 	@touch $@
 

@@ -211,8 +211,8 @@ def stand_in_for_extension(name: str = "MultiScaleDeformableAttention") -> Modul
     module = sys.modules.get(name)
     if module is None:
         module = ModuleType(name, "Deformable attention of sparsedet.")
-        module.ms_deform_attn_forward = ms_deform_attn_forward
-        module.ms_deform_attn_backward = ms_deform_attn_backward
+        for function in (ms_deform_attn_forward, ms_deform_attn_backward):
+            setattr(module, function.__name__, function)
         sys.modules[name] = module
     elif getattr(module, "ms_deform_attn_forward", None) is not ms_deform_attn_forward:
         raise ValueError(

@@ -96,11 +96,10 @@ def _pass(case: Any, kind: str, call: Callable[[], Any]) -> Callable[[], Parts]:
 
 def _difference(before: Tensor | list[Tensor], after: Tensor | list[Tensor]) -> float:
     """The largest one of numbers that are finite, relative to those above 1."""
-    pairs = (
-        [(before, after)] if isinstance(before, Tensor) else list(zip(before, after, strict=True))
-    )
+    befores = [before] if isinstance(before, Tensor) else before
+    afters = [after] if isinstance(after, Tensor) else after
     found = [0.0]
-    for one, other in pairs:
+    for one, other in zip(befores, afters, strict=True):
         one, other = one.double(), other.double()
         apart = (one - other).abs() / one.abs().clamp(min=1)
         found += [float(apart[apart.isfinite()].max())] if apart.isfinite().any() else []

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers as hf
+import transformers
 from torch import Tensor, nn
 
 from sparsedet.interop.transformers.kernel import use_sparsedet_kernel
 
+hf: Any = transformers  # whose configurations take more than they declare
 SWIN = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4)
 TEXT = dict(num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=1100)
 BERT = dict(hidden_size=16, **TEXT)

@@ -284,11 +284,12 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
             assert seen.encoded is not None and seen.encoded.features is not None
             seen.masses.append(attention_mass(seen.encoded.features, locations, weights))
 
-        hooks = [self.model.encoder.register_forward_hook(note)]
-        if self.model.encoder.scorer.learns is DecoderAttention:
+        encoder: Any = self.model.encoder
+        layers: Any = self.model.decoder.layers
+        hooks = [encoder.register_forward_hook(note)]
+        if encoder.scorer.learns is DecoderAttention:
             hooks += [
-                layer.encoder_attn.attn.register_forward_pre_hook(add_mass)
-                for layer in self.model.decoder.layers
+                layer.encoder_attn.attn.register_forward_pre_hook(add_mass) for layer in layers
             ]
         try:
             yield seen
