@@ -127,20 +127,23 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
 
     def __init__(self, config: SparseDeformableDetrConfig) -> None:
         super().__init__(config)
-        for index, layer in enumerate(self.layers):
+        layers: Any = self.layers
+        for index, layer in enumerate(layers):
             layer.__class__ = SparseDeformableDetrEncoderLayer
-            layer.index = index  # pyright: ignore[reportAttributeAccessIssue]
+            layer.index = index
         self.scorer, self.heads = _make_scorer(config)
         self.selector = TopKSelector(config.keep_ratio)
 
     def _init_weights(self, module: nn.Module) -> None:
         """As transformers does, but the scorer begins as this library has it."""
         super()._init_weights(module)
-        for part, fresh in zip(("scorer", "heads"), _make_scorer(self.config), strict=True):
+        config: Any = self.config
+        for index, part in enumerate(("scorer", "heads")):
             own = self._modules.get(part)  # none yet while the base class is made
             for name, each in own.named_modules() if own is not None else ():
                 if each is module:
-                    for key, start in fresh.get_submodule(name).named_parameters(recurse=False):
+                    fresh = _make_scorer(config)[index].get_submodule(name)
+                    for key, start in fresh.named_parameters(recurse=False):
                         init.copy_(module.get_parameter(key), start)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -221,7 +224,7 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
         use_sparsedet_kernel(self)
 
     @can_return_tuple
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
@@ -239,8 +242,10 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
         inputs: dict[str, Any] = dict(
             pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs
         )
+        output: Any
         if labels is None:
-            return super().forward(**inputs, return_dict=True)
+            output = super().forward(**inputs, return_dict=True)
+            return output
         if kwargs.get("encoder_outputs") is not None:
             raise ValueError(
                 f"{type(self).__name__}.labels cannot go with encoder_outputs: the scorer's loss "
@@ -255,7 +260,8 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
         return output
 
     def _scorer_loss(self, seen: _Seen, labels: list[dict[str, Tensor]]) -> Tensor | None:
-        encoded, learns = seen.encoded, self.model.encoder.scorer.learns
+        encoder: Any = self.model.encoder
+        encoded, learns = seen.encoded, encoder.scorer.learns
         assert encoded is not None
         assert encoded.scores and encoded.features and encoded.selections
         if learns is DecoderAttention:
