@@ -34,6 +34,7 @@ FLOORS = {
     "sweep": 5,
     "published": 5,
     "benchmark": 5,
+    "compat": 5,
     "interop": 6,
     "cli": 6,
     "__main__": 6,
@@ -83,6 +84,7 @@ THIRD_PARTY = {
     "mlflow": {"events"},
     "onnx": {"export"},
     "detectron2": {"interop.detectron2"},
+    "transformers": {"interop.transformers"},
 }
 
 LIBRARY_FILES = [path for path in files("sparsedet") if path != LIBRARY / "__init__.py"]

@@ -1,0 +1,1 @@
+"""Seams to other detection codes, one module each: the only ones that import what they are for."""
