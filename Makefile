@@ -21,9 +21,9 @@ BENCH := output/benchmark
 SITE := import sysconfig; print(sysconfig.get_paths()['purelib'])
 # One process of tests per core, each with its own stretch of them: neighbours share what is built.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
-# The tools of the extra "lint" alone: installing the package again would compile again.
-LINT_TOOLS := import importlib.metadata as m; \
-  print(*(r.split(';')[0] for r in m.requires('sparsedet') if 'lint' in r.partition(';')[2]))
+# What an extra names, for pip: installing the package again would compile again.
+EXTRA := import sys, importlib.metadata as m; \
+  print(*(r.split(';')[0] for r in m.requires('sparsedet') if sys.argv[1] in r.partition(';')[2]))
 # Where the clones of detectron2 and detrex are, for `make interop`, and the environment for them.
 DETECTRON2 ?=
 DETREX ?=
@@ -80,8 +80,13 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	  print('installed; deformable attention', 'is compiled' if has() else 'runs in plain PyTorch')"
 	@touch $@
 
-$(VENV)/.lint: $(VENV)/.installed
-	$(PIP) --quiet $$($(PY) -c "$(LINT_TOOLS)")
+# transformers and accelerate, about 170 MB; without them their tests are skipped
+$(VENV)/.parity: $(VENV)/.installed
+	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" parity)
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.parity
+	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" lint)
 	@touch $@
 
 # --- targets
@@ -97,7 +102,7 @@ quickstart: $(VENV)/.installed
 	@echo "pictures with what was found: $(QUICKSTART)/predictions/"
 	@echo "to begin anew: rm -r $(QUICKSTART)"
 
-test: $(VENV)/.installed
+test: $(VENV)/.parity
 	$(PY) -m pytest $(PARALLEL) -m "not slow and not gpu" $(ARGS)
 
 # The clones are read where they are: what is compiled in them is not needed. Each gets the link to
@@ -137,4 +142,4 @@ bench: $(VENV)/.installed
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis sparsedet/*.so
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
-	rm -f $(VENV)/.installed $(VENV)/.lint
+	rm -f $(VENV)/.installed $(VENV)/.parity $(VENV)/.lint

@@ -13,7 +13,7 @@ import torch
 
 from sparsedet.files import write_json
 
-from . import dataloader, encoder, evaluation, gpu, model, op, train_step
+from . import dataloader, encoder, evaluation, gpu, model, op, swap, train_step
 from .cases import positive
 from .report import Table, environment, print_facts
 
@@ -43,6 +43,7 @@ MODES = {
         "dataloader": dataloader,
         "eval": evaluation,
         "gpu-op": gpu,
+        "swap": swap,
     }.items()
 }
 

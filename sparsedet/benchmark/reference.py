@@ -114,21 +114,25 @@ def embedding_bag_attention(
     return output.view(batch, queries, heads * channels)
 
 
-def locate(path: str) -> Callable[..., Any]:
+def locate(path: str, option: str = "--peer") -> Callable[..., Any]:
     """What a path such as ``package.module:attribute`` names.
+
+    Args:
+        path: the path.
+        option: where it was given, for the message.
 
     Raises:
         ValueError: it cannot be found.
     """
     module_name, colon, attributes = path.partition(":")
     if not colon or not attributes:
-        raise ValueError(f"--peer must be dotted.module:callable, got {path!r}.")
+        raise ValueError(f"{option} must be dotted.module:name, got {path!r}.")
     try:
         found: Any = importlib.import_module(module_name)
         for attribute in attributes.split("."):
             found = getattr(found, attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--peer {path} cannot be imported: {error}") from error
+        raise ValueError(f"{option} {path} cannot be imported: {error}") from error
     return found
 
 

@@ -3,7 +3,7 @@
     sparsedet benchmark op --threads 1 --scaling 2       deformable attention, other forms of it
     sparsedet benchmark encoder --keep-ratio dense 0.1 0.3 0.5             time beside GFLOPs
     sparsedet benchmark model --config-file A B --image-size 640x640 1280x1280 --json FILE
-    sparsedet benchmark train-step | dataloader | eval | gpu-op ...
+    sparsedet benchmark train-step | dataloader | eval | gpu-op | swap ...
     sparsedet benchmark MODE --help                                        options of a mode
     sparsedet benchmark --suite cpu --json FILE --markdown PAGE --plot PICTURE
     sparsedet benchmark --suite gpu --quick                                the main tables alone
@@ -24,7 +24,7 @@ from typing import Any
 from sparsedet.cli.common import make_parser, print_error
 from sparsedet.config.naming import nearest
 
-MODES = ("op", "encoder", "model", "train-step", "dataloader", "eval", "gpu-op")
+MODES = ("op", "encoder", "model", "train-step", "dataloader", "eval", "gpu-op", "swap")
 SUITES = ("cpu", "gpu")
 
 

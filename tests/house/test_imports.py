@@ -35,6 +35,7 @@ FLOORS = {
     "sweep": 5,
     "published": 5,
     "benchmark": 5,
+    "compat": 5,
     "interop": 6,
     "cli": 6,
     "__main__": 6,
@@ -85,6 +86,7 @@ THIRD_PARTY = {
     "onnx": {"export"},
     "detectron2": {"interop.detectron2", "interop.detrex"},
     "detrex": {"interop.detrex"},
+    "transformers": {"interop.transformers"},
 }
 
 LIBRARY_FILES = [path for path in files("sparsedet") if path != LIBRARY / "__init__.py"]

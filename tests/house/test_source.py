@@ -21,11 +21,12 @@ BANNED = {
 MACHINE = re.compile(r"(?<![\w.:/$}{])/(?:home|root|work|mnt|Users|scratch)/\w")
 ENVIRONMENT = {"engine.launch", "comm", "cli.common"}
 RIM = {"cli", "benchmark"}  # what a command line reaches: it prints and names devices
-FOREIGN_SIGNATURES = {  # those of torch, detectron2 and detrex
+FOREIGN_SIGNATURES = {  # those of torch, detectron2, detrex and transformers
     "sparsedet/structures/instances.py",
     "sparsedet/layers/deformable_attention/module.py",
     "sparsedet/interop/detrex/attention.py",
     "sparsedet/interop/detrex/encoder.py",
+    "sparsedet/interop/transformers/sparse.py",
 }
 DEVICE_NAMES = {"layers"}  # an operator registers its kernels by device
 

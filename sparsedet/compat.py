@@ -1,0 +1,244 @@
+"""Deformable attention under the names and signatures that other codes call it by.
+
+The original CUDA extension of Deformable DETR (Zhu et al., ICLR 2021) and its descendants share one
+signature of six arguments: Deformable DETR, DINO, Mask2Former, Mask DINO, Grounding DINO, BEVFormer
+and mmcv. Code written for it needs one changed import:
+
+    from sparsedet.compat import MSDeformAttnFunction
+
+or none, where :func:`stand_in_for_extension` runs before the code is imported. Everything here
+works on CPUs and on GPUs, forward and backward.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import accumulate
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sparsedet.layers import ms_deform_attn
+from sparsedet.layers.arguments import SpatialShapes, on_host
+from sparsedet.layers.deformable_attention.operator import BACKWARD
+from sparsedet.layers.deformable_attention.reference import accumulation_dtype
+
+__all__ = [
+    "MSDeformAttnFunction",
+    "MultiScaleDeformableAttnFunction",
+    "ms_deform_attn_backward",
+    "ms_deform_attn_core_pytorch",
+    "ms_deform_attn_forward",
+    "multi_scale_deformable_attn_pytorch",
+    "stand_in_for_extension",
+]
+
+
+class MultiScaleDeformableAttnFunction:
+    """Deformable attention as mmcv, Grounding DINO and BEVFormer call it: by ``apply``."""
+
+    @staticmethod
+    def apply(
+        value: Tensor,
+        value_spatial_shapes: SpatialShapes,
+        value_level_start_index: Tensor | Sequence[int],
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int = 64,
+    ) -> Tensor:
+        """Sample and sum.
+
+        Args:
+            value: (B, N, M, D).
+            value_spatial_shapes: (L, 2), (height, width) of each level. A tensor on a GPU makes the
+                host wait for it; lists and tensors on the CPU do not.
+            value_level_start_index: (L,), the first token of each level.
+            sampling_locations: (B, Q, M, L, P, 2), x, y in units of the level, [0, 1] inside.
+            attention_weights: (B, Q, M, L, P).
+            im2col_step: has no effect; all images are worked on at once.
+
+        Returns:
+            (B, Q, M * D) in the dtype of ``value``.
+
+        Raises:
+            ValueError: If a shape, dtype, device or level start does not fit.
+        """
+        return ms_deform_attn_forward(
+            value,
+            value_spatial_shapes,
+            value_level_start_index,
+            sampling_locations,
+            attention_weights,
+            im2col_step,
+        )
+
+
+MSDeformAttnFunction = MultiScaleDeformableAttnFunction
+"""The same as Deformable DETR, DINO, Mask2Former and Mask DINO name it."""
+
+
+def multi_scale_deformable_attn_pytorch(
+    value: Tensor,
+    value_spatial_shapes: SpatialShapes,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Deformable attention as mmcv, Grounding DINO and detrex call it on CPUs.
+
+    Args:
+        value: See :meth:`MultiScaleDeformableAttnFunction.apply`.
+        value_spatial_shapes: See there.
+        sampling_locations: See there.
+        attention_weights: See there.
+
+    Returns:
+        (B, Q, M * D) in the dtype of ``value``.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit.
+    """
+    return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+
+ms_deform_attn_core_pytorch = multi_scale_deformable_attn_pytorch
+"""The same as Deformable DETR, DINO, Mask2Former and Mask DINO name it."""
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: SpatialShapes,
+    value_level_start_index: Tensor | Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int = 64,
+) -> Tensor:
+    """Compute the forward of the compiled extension; autograd follows it too.
+
+    Args:
+        value: See :meth:`MultiScaleDeformableAttnFunction.apply`.
+        value_spatial_shapes: See there.
+        value_level_start_index: See there.
+        sampling_locations: See there.
+        attention_weights: See there.
+        im2col_step: has no effect.
+
+    Returns:
+        (B, Q, M * D) in the dtype of ``value``.
+
+    Raises:
+        ValueError: If a shape, dtype, device or level start does not fit.
+    """
+    shapes = on_host(value_spatial_shapes)
+    tokens = _tokens_of_levels(value, shapes, value_level_start_index)
+    value = value if tokens is None else value[:, tokens]
+    return ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: SpatialShapes,
+    value_level_start_index: Tensor | Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    *outputs_and_im2col_step: Tensor | int,
+    im2col_step: int = 64,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the backward of the compiled extension.
+
+    Args:
+        value: See :meth:`MultiScaleDeformableAttnFunction.apply`.
+        value_spatial_shapes: See there.
+        value_level_start_index: See there.
+        sampling_locations: See there.
+        attention_weights: See there.
+        grad_output: (B, Q, M * D).
+        outputs_and_im2col_step: nothing or the im2col step (Deformable DETR); or the three tensors
+            that mmcv wants the gradients added to, in the order of what is returned.
+        im2col_step: has no effect.
+
+    Returns:
+        Gradients of ``value``, ``sampling_locations`` and ``attention_weights``.
+
+    Raises:
+        ValueError: If a shape, dtype, device or level start does not fit.
+    """
+    shapes = on_host(value_spatial_shapes)
+    tokens = _tokens_of_levels(value, shapes, value_level_start_index)
+    precise = accumulation_dtype(value.dtype)
+    of_value, *others = BACKWARD(
+        grad_output.flatten(2),
+        value if tokens is None else value[:, tokens],
+        [size for shape in shapes for size in shape],
+        sampling_locations.to(precise),
+        attention_weights.to(precise),
+        None,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    if tokens is not None:
+        of_value = torch.zeros_like(value).index_add_(1, tokens, of_value)
+    of_locations, of_weights = others
+    grads = (
+        of_value,
+        of_locations.to(sampling_locations.dtype),
+        of_weights.to(attention_weights.dtype),
+    )
+    outputs = [each for each in outputs_and_im2col_step if isinstance(each, Tensor)]
+    if outputs:
+        for given, grad in zip(outputs, grads, strict=True):
+            given.add_(grad)
+    return grads
+
+
+def stand_in_for_extension(name: str = "MultiScaleDeformableAttention") -> ModuleType:
+    """Let ``import MultiScaleDeformableAttention`` find this module's functions.
+
+    For code that imports the compiled extension by name and wraps it itself, without a change to
+    that code. Call it before that code is imported.
+
+    Args:
+        name: of the extension: "MultiScaleDeformableAttention" for Deformable DETR, DINO,
+            Mask2Former and Mask DINO, "groundingdino._C" for Grounding DINO.
+
+    Returns:
+        The module that now goes by the name.
+
+    Raises:
+        ValueError: If another module of that name is imported already.
+    """
+    module = sys.modules.get(name)
+    if module is None:
+        module = ModuleType(name, "Deformable attention of sparsedet.")
+        for function in (ms_deform_attn_forward, ms_deform_attn_backward):
+            setattr(module, function.__name__, function)
+        sys.modules[name] = module
+    elif getattr(module, "ms_deform_attn_forward", None) is not ms_deform_attn_forward:
+        raise ValueError(
+            "stand_in_for_extension.name must be of a module that is not imported yet, got "
+            f"{name}. "
+            "Call it before the code that imports the extension."
+        )
+    return module
+
+
+def _tokens_of_levels(
+    value: Tensor, shapes: Sequence[Sequence[int]], starts: Tensor | Sequence[int]
+) -> Tensor | None:
+    """The tokens that the levels name; None where these are all, one level after the other."""
+    firsts = starts.tolist() if isinstance(starts, Tensor) else list(starts)
+    sizes = [height * width for height, width in shapes]
+    ends = list(accumulate(sizes))
+    if firsts == [0, *ends[:-1]] and ends[-1:] == [value.shape[1]]:
+        return None
+    if len(firsts) != len(sizes) or not all(
+        0 <= first <= value.shape[1] - size for first, size in zip(firsts, sizes, strict=True)
+    ):
+        raise ValueError(
+            "MultiScaleDeformableAttnFunction.value_level_start_index must name the first token of "
+            f"each of the levels {list(shapes)} in a value of {value.shape[1]} tokens, got "
+            f"{firsts}."
+        )
+    index = torch.arange(value.shape[1], device=value.device)
+    return torch.cat([index[first:][:size] for first, size in zip(firsts, sizes, strict=True)])
