@@ -272,7 +272,10 @@ def test_our_set_under_a_name_of_theirs(interop, ours, files):
         assert torch.equal(found.gt_classes, expected["instances"].gt_classes)
     again = open_dataset(name, format=READER)
     assert (again.class_names, again.category_ids) == (ours.class_names, ours.category_ids)
-    assert MetadataCatalog.get(name).evaluator_type == "coco"
+    facts = MetadataCatalog.get(name)
+    ids = {i: number for number, i in enumerate(ours.category_ids)}
+    assert facts.thing_dataset_id_to_contiguous_id == ids
+    assert facts.evaluator_type == "coco"
     with pytest.raises(ValueError, match=rf"name must be new, got '{name}'"):
         interop.register_dataset(name, ours)
     with pytest.raises(ValueError, match=r"must have pictures"):
