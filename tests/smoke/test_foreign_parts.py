@@ -10,21 +10,20 @@ import pytest
 import torch
 
 from sparsedet.cli.main import main
+from tests.smoke.foreign import TRAIN
 
 CONFIG = """
-from copy import deepcopy
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch.optim import SGD
 from sparsedet.config import LazyCall as L
 from sparsedet.engine.optim import param_groups
-from tests.smoke.foreign import TRAIN, Evaluator, Loader, Model
+from tests.smoke.foreign import Evaluator, Loader, Model
 model = L(Model)()
 optimizer = L(SGD)(params=L(param_groups)(base_lr="${..lr}"), lr=0.1)
 lr_multiplier = L(ConstantParamScheduler)(value=1.0)
 dataloader = dict(
     train=L(Loader)(numbers=[1.0, 2.0]), test=L(Loader)(numbers=[0.0]), evaluator=L(Evaluator)()
 )
-train = deepcopy(TRAIN)
 """
 
 
@@ -34,7 +33,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, added: str = "") -> int:
-        Path("foreign.py").write_text(CONFIG + added)
+        Path("foreign.py").write_text(f"{CONFIG}train = {TRAIN}\n{added}")
         return main(["train", "foreign.py", *arguments])
 
     return run
@@ -61,7 +60,7 @@ def test_it_trains_epoch_after_epoch_and_evaluates(train):
 def test_a_resumed_run_begins_a_new_epoch_and_says_so(train, capsys):
     assert train() == 0
     assert train("train.max_iter=5", "--resume") == 0
-    assert "Loader without iter_from, which cannot go on in the middle" in capsys.readouterr().err
+    assert "(Loader) has no iter_from and cannot go on in the middle" in capsys.readouterr().err
     assert len(rows()) == 5
     assert json.loads(Path("output/results.json").read_text())["iterations"] == 5
 
@@ -83,7 +82,7 @@ def test_a_config_with_a_function_is_trained_and_not_written(train, capsys):
         ("del train['max_iter']", "train must have epochs or max_iter, got neither"),
         (
             "from sparsedet.config import get_config\ntrain = get_config('common/train.py').train",
-            "Loader without a length, so epochs cannot be counted. Set train.max_iter",
+            "(Loader) has no length, so epochs cannot be counted. Set train.max_iter",
         ),
     ],
 )

@@ -12,7 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsedet.conversion import SOURCES, rename
-from sparsedet.interop.detrex.attention import HostAttention, sampling
+from sparsedet.interop.detrex.attention import (
+    HostAttention,  # pyright: ignore[reportAttributeAccessIssue]
+    sampling,
+)
 from sparsedet.layers.precision import in_float32
 from sparsedet.modeling import (
     DetectorOutput,
@@ -132,9 +135,10 @@ class SparseEncoder(nn.Module):
         query: Float[Tensor, "B N C"],
         key: Tensor | None = None,
         value: Tensor | None = None,
-        query_pos: Float[Tensor, "B N C"] | None = None,
+        *,
+        query_pos: Float[Tensor, "B N C"],
+        spatial_shapes: Tensor | Sequence[Size],
         query_key_padding_mask: Tensor | None = None,
-        spatial_shapes: Tensor | Sequence[Size] | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "B N C"]:
         """Encode.
@@ -152,7 +156,8 @@ class SparseEncoder(nn.Module):
             ValueError: the encoder is not connected with its host.
         """
         now = self._pass
-        if self._heads is None or now is None:
+        heads: Any = self._heads  # what the encoders ask of heads, and no more
+        if heads is None or now is None:
             raise ValueError(
                 "SparseEncoder must be connected with the model that it is in, got no connection. "
                 "Call sparsedet.interop.detrex.connect(model), and then the model."
@@ -169,7 +174,7 @@ class SparseEncoder(nn.Module):
         scores = None if self.scorer is None else self.scorer(features, self.embedding, now.targets)
         selections = self.selector(scores, features, self.num_layers)
         now.features, now.scores, now.selections = features, scores, selections
-        return self.encoder(features, selections, scores, self._heads).memory.tokens
+        return self.encoder(features, selections, scores, heads).memory.tokens
 
     # --- the host, by hooks
 
