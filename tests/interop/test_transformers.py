@@ -64,7 +64,7 @@ def shaken(case: Case) -> Case:
 
 
 def doubled(case: Case) -> Case:
-    """The same in double precision."""
+    """The same in double precision, without labels: several losses are in single precision."""
     case.model.double()
 
     def convert(value: object) -> object:
@@ -76,7 +76,7 @@ def doubled(case: Case) -> Case:
             return value.double()
         return value
 
-    return Case(case.model, convert(case.inputs), convert(case.labels))
+    return Case(case.model, convert(case.inputs), {})
 
 
 def assert_same(got: list[Tensor], want: list[Tensor], tolerance: float = 1e-5) -> None:
@@ -108,17 +108,18 @@ def test_outputs_losses_and_gradients_stay(name):
 
 @pytest.mark.parametrize("name", [*MODELS, *KIN])
 def test_gradients_stay(name):
-    """In double precision: in single the rounding of small models' batch norms hides much."""
+    """In double precision: in single, rounding in the batch norms of small models hides much."""
     case = doubled(shaken((MODELS | KIN)[name](SIZE, 2, small=True)))
-    found = []
-    for _ in range(2):
-        case.step()
-        found.append(gradients(case.model))
-        use_sparsedet_kernel(case.model)
-    want, got = found
-    assert want.keys() == got.keys()
+    swapped = copy.deepcopy(case)
+    assert use_sparsedet_kernel(swapped.model).changed
+    case.step()
+    swapped.step()
+    want, got = gradients(case.model), gradients(swapped.model)
+    assert want and want.keys() == got.keys()
+    # batch norms over few cells: weights that are 1e-15 larger move D-FINE's by 2e-8 of the largest
+    largest = max(float(grad.abs().max()) for grad in want.values())
     for key, grad in want.items():
-        torch.testing.assert_close(got[key], grad, atol=1e-7, rtol=1e-7)
+        torch.testing.assert_close(got[key], grad, atol=1e-7 * largest, rtol=1e-7)
 
 
 @pytest.fixture
