@@ -83,15 +83,18 @@ def _larger(parts: Sequence[Part], settings: Settings, suggestion: Suggestion) -
         return f"Enlarge the model's input. {hope}"
     line, sizes = suggestion.line(*SIDES), suggestion.sizes
     if sizes is None or _small_at(parts, sizes.short_side, sizes.max_size) >= _SMALL_SHARE:
-        sizes = choose_sizes(parts[0], settings, SMALL_SIDE, bounded=False)
-        line = "" if sizes is None else " ".join(map(str, side_overrides(settings, sizes)))
+        dearer = choose_sizes(parts[0], settings, SMALL_SIDE, bounded=False)
+        if dearer is not None and dearer.sides != (side, limit):
+            sizes, line = dearer, " ".join(map(str, side_overrides(settings, dearer)))
     if sizes is None or not line:
         return hope
     now, then = (_small_at(parts, *pair) for pair in ((side, limit), sizes.sides))
+    if then >= now:
+        return hope
     times = sizes.pixels / mean_pixels(parts[0], side, limit)
-    left = _percent(then) if then else "none"
+    left = f"{_percent(then)} of all boxes are" if then else "no box is"
     return (
-        f"With {line}, {left} of all boxes are below {SMALL_SIDE:.0f} pixels instead of "
+        f"With {line}, {left} below {SMALL_SIDE:.0f} pixels instead of "
         f"{_percent(now)}, for {times:.3g} times the pixels and time."
         + (f" {hope}" if then >= _SMALL_SHARE else "")
     )

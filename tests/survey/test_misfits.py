@@ -125,3 +125,12 @@ def test_the_case_of_the_thin_panorama(shared):
     (text,) = misfits([part])
     assert "100 % have a side below 1" in text
     assert misfits([part], "quickstart", *overrides_in(text)) == []
+
+
+def test_what_helps_in_part_is_named_too(tmp_path):
+    """Most boxes are at eight pixels already, and a few stay below it at any price."""
+    boxes = [(110, 110, 0)] * 184 + [(60, 60, 0)] * 4 + [(20, 20, 0)] * 12
+    parts = [make_part(tmp_path, [(2000, 2000, boxes)])]
+    (text,) = misfits(parts, max_detections=None, counted=None, num_queries=None, ranges=())
+    assert any(each.startswith("dataset.test_short_side=") for each in overrides_in(text))
+    assert "6 % of all boxes are below 8 pixels instead of 8 %" in text and "Cut" in text
