@@ -219,7 +219,7 @@ def test_sampling_without_interpolation_is_left_and_named():
 
 
 def test_a_model_without_deformable_attention_is_refused():
-    with pytest.raises(ValueError, match=r"must have deformable attention .* Linear has no deformable"):
+    with pytest.raises(ValueError, match=r"must have deformable attention .* Linear has no def"):
         use_sparsedet_kernel(nn.Linear(1, 1))
 
 
