@@ -1,4 +1,4 @@
-"""Deformable attention under the names and signatures that other codes call it by.
+"""Deformable attention under the names and signatures of other codebases.
 
 The original CUDA extension of Deformable DETR (Zhu et al., ICLR 2021) and its descendants share one
 signature of six arguments: Deformable DETR, DINO, Mask2Former, Mask DINO, Grounding DINO, BEVFormer
@@ -6,7 +6,7 @@ and mmcv. Code written for it needs one changed import:
 
     from sparsedet.compat import MSDeformAttnFunction
 
-or none, where :func:`stand_in_for_extension` runs before the code is imported. Everything here
+or no change, if :func:`stand_in_for_extension` runs before the code is imported. Everything here
 works on CPUs and on GPUs, forward and backward.
 """
 
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class MultiScaleDeformableAttnFunction:
-    """Deformable attention as mmcv, Grounding DINO and BEVFormer call it: by ``apply``."""
+    """Deformable attention as mmcv, Grounding DINO and BEVFormer call it, with ``apply``."""
 
     @staticmethod
     def apply(
@@ -57,7 +57,7 @@ class MultiScaleDeformableAttnFunction:
             value_level_start_index: (L,), the first token of each level.
             sampling_locations: (B, Q, M, L, P, 2), x, y in units of the level, [0, 1] inside.
             attention_weights: (B, Q, M, L, P).
-            im2col_step: has no effect; all images are worked on at once.
+            im2col_step: has no effect; all images are processed at once.
 
         Returns:
             (B, Q, M * D) in the dtype of ``value``.
@@ -76,7 +76,7 @@ class MultiScaleDeformableAttnFunction:
 
 
 MSDeformAttnFunction = MultiScaleDeformableAttnFunction
-"""The same as Deformable DETR, DINO, Mask2Former and Mask DINO name it."""
+"""The name of Deformable DETR, DINO, Mask2Former and Mask DINO for it."""
 
 
 def multi_scale_deformable_attn_pytorch(
@@ -103,7 +103,7 @@ def multi_scale_deformable_attn_pytorch(
 
 
 ms_deform_attn_core_pytorch = multi_scale_deformable_attn_pytorch
-"""The same as Deformable DETR, DINO, Mask2Former and Mask DINO name it."""
+"""The name of Deformable DETR, DINO, Mask2Former and Mask DINO for it."""
 
 
 def ms_deform_attn_forward(
@@ -114,7 +114,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int = 64,
 ) -> Tensor:
-    """Compute the forward of the compiled extension; autograd follows it too.
+    """Compute the forward of the compiled extension, with autograd.
 
     Args:
         value: See :meth:`MultiScaleDeformableAttnFunction.apply`.
@@ -156,7 +156,7 @@ def ms_deform_attn_backward(
         attention_weights: See there.
         grad_output: (B, Q, M * D).
         outputs_and_im2col_step: nothing or the im2col step (Deformable DETR); or the three tensors
-            that mmcv wants the gradients added to, in the order of what is returned.
+            to which mmcv expects the gradients to be added, in the order of the result.
         im2col_step: has no effect.
 
     Returns:
@@ -195,11 +195,11 @@ def ms_deform_attn_backward(
 def stand_in_for_extension(name: str = "MultiScaleDeformableAttention") -> ModuleType:
     """Let ``import MultiScaleDeformableAttention`` find this module's functions.
 
-    For code that imports the compiled extension by name and wraps it itself, without a change to
-    that code. Call it before that code is imported.
+    For code that imports the compiled extension by name and that you do not want to change. Call
+    this before that code is imported.
 
     Args:
-        name: of the extension: "MultiScaleDeformableAttention" for Deformable DETR, DINO,
+        name: the extension: "MultiScaleDeformableAttention" for Deformable DETR, DINO,
             Mask2Former and Mask DINO, "groundingdino._C" for Grounding DINO.
 
     Returns:
@@ -216,9 +216,8 @@ def stand_in_for_extension(name: str = "MultiScaleDeformableAttention") -> Modul
         sys.modules[name] = module
     elif getattr(module, "ms_deform_attn_forward", None) is not ms_deform_attn_forward:
         raise ValueError(
-            "stand_in_for_extension.name must be of a module that is not imported yet, got "
-            f"{name}. "
-            "Call it before the code that imports the extension."
+            "stand_in_for_extension.name must be a module that is not imported yet, got "
+            f"{name}. Call it before the code that imports the extension."
         )
     return module
 
@@ -238,7 +237,7 @@ def _tokens_of_levels(
         raise ValueError(
             "MultiScaleDeformableAttnFunction.value_level_start_index must name the first token of "
             f"each of the levels {list(shapes)} in a value of {value.shape[1]} tokens, got "
-            f"{firsts}."
+            f"{firsts}. Pass the sums of height * width of the levels before."
         )
     index = torch.arange(value.shape[1], device=value.device)
     return torch.cat([index[first:][:size] for first, size in zip(firsts, sizes, strict=True)])

@@ -23,21 +23,22 @@ _TAKEN_AS_THEY_ARE = ("clip_grad.params", "ddp.broadcast_buffers")
 def run_settings(train: Any) -> Any:
     """Settings of a run, with every key of ``configs/common/train.py``.
 
-    A dictionary without ``epochs``, whose length is ``max_iter``, is taken as one of detectron2 or
-    detrex: what it lacks is off, or as in ``configs/common/train.py``.
+    A dictionary without ``epochs`` is read as one of detectron2 or detrex, whose length is
+    ``max_iter``. Features that it does not set are off, other keys have the values of
+    ``configs/common/train.py``.
 
     Args:
         train: ``cfg.train``.
 
     Raises:
-        ConfigError: a key is unknown, or asks for what there is not here.
+        ConfigError: a key is unknown or missing, or asks for a feature that this library lacks.
     """
     ours = get_config("common/train.py").train
     if "epochs" in train:
         check_keys(train, ours, "train")
         if absent := [key for key in ours if key not in train]:
             raise ConfigError(
-                f"train lacks {', '.join(absent)}. Begin with the train of common/train.py."
+                f"train lacks {', '.join(absent)}. Start from the train of common/train.py."
             )
         return train
     ours.epochs, ours.eval_epochs, ours.checkpointer.epochs = None, 0, 0
@@ -47,7 +48,7 @@ def run_settings(train: Any) -> Any:
         if key in _WITHOUT_EFFECT:
             if _WITHOUT_EFFECT[key] not in (None, value):
                 raise ConfigError(
-                    f"train.{key} must be {_WITHOUT_EFFECT[key]!r} here, got {value!r}. Set it."
+                    f"train.{key} must be {_WITHOUT_EFFECT[key]!r} here, got {value!r}. Change it."
                 )
         elif key.startswith(_TAKEN_AS_THEY_ARE) or key in dict(_leaves(ours)):
             group, _, name = key.rpartition(".")

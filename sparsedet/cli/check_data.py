@@ -1,4 +1,4 @@
-"""Check a data set as before training, and say what a model will see of it.
+"""Check a data set as training does, and report what a model will see of it.
 
     sparsedet check-data mine/data.yaml
     sparsedet check-data VOCdevkit/VOC2007
@@ -7,14 +7,14 @@
     sparsedet check-data mine/data.yaml --suggest
     sparsedet check-data mine/data.yaml --preview 9
 
-SOURCE is what `dataset.path` or `dataset.train_json` may be; of a set with parts all are reported.
-Sizes at the model's input are those of the config `photos`, or of the one that --config-file names,
-with the key=value that follow. CONFIG key=value is the data set of a run, as `sparsedet train`
-takes it: a name that `sparsedet configs` lists, or a .py or .yaml file; ./NAME is a folder.
+SOURCE is a value of `dataset.path` or `dataset.train_json`; all parts of a set are reported. Sizes
+at the model's input are those of the config `photos`, or of the one that --config-file names, with
+the key=value that follow. CONFIG key=value is a run as `sparsedet train` takes it, with its data
+set. CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file; ./NAME is a folder.
 
-Every picture file is opened. Objects that training would leave out, and what of the data does not
-fit the settings, are said in warnings; faults that would stop training end the command.
---suggest prints one line of overrides for `sparsedet train`, and its reasons to stderr.
+Every picture file is opened. Warnings name objects that training would leave out, and settings that
+do not fit the data; errors that would stop training end the command.
+--suggest prints one line of overrides for `sparsedet train`, and the reasons to stderr.
 Exit codes: 0 it can be used; 2 it cannot, or something given is wrong (one sentence says what).
 """
 
@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add = parser.add_argument
-    add("words", nargs="*", metavar="SOURCE|CONFIG key=value", help="a data set, or that of a run")
+    add("words", nargs="*", metavar="SOURCE|CONFIG key=value", help="a data set, or a run with one")
     add("--config-file", metavar="F", help="CONFIG; with a SOURCE, the config in place of photos")
     add("--suggest", action="store_true", help="print overrides that fit the data, and no report")
     add("--preview", type=int, metavar="N", help="write a sheet of N training samples as augmented")
-    add("--output", type=Path, metavar="F.png", help="of the sheet (default: preview.png)")
+    add("--output", type=Path, metavar="F.png", help="file of the sheet (default: preview.png)")
     add_reading(parser)
     return parser
 

@@ -1,4 +1,4 @@
-"""What a loader must have to train from it: that it can be iterated, and nothing else."""
+"""Reading batches from any training loader that can be iterated."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _passes(loader: Iterable[Batch], skipped: int) -> Iterator[Batch]:
     length = epoch_length(loader) or 1
     if skipped:
         logger.warning(
-            "dataloader.train (%s) has no iter_from and cannot go on in the middle: the resumed "
-            "run begins a new epoch",
+            "dataloader.train (%s) has no iter_from and cannot go on in the middle of an epoch: "
+            "the resumed run begins a new epoch",
             type(loader).__name__,
         )
     for epoch in itertools.count(-(-skipped // length)):

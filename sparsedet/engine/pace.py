@@ -1,4 +1,4 @@
-"""How long a run will take, said as soon as it can be told."""
+"""How long a run will take, logged as soon as it is known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PaceHook(Hook):
         self._first = (trainer.iteration + 1, 0.0)
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Measure, and say it when it is time."""
+        """Measure, and log the result after the tenth iteration."""
         start, seconds = self._first
         done = trainer.iteration - start
         if done == 0:

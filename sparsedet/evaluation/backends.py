@@ -20,10 +20,10 @@ _PACKAGES = {"pycocotools": "pycocotools", "faster-coco-eval": "faster_coco_eval
 
 
 class Backend:
-    """COCO's evaluation by one of two packages, which give the same numbers.
+    """COCO's evaluation by one of two packages, which compute the same numbers.
 
     Args:
-        name: `pycocotools`, or `faster-coco-eval` (the extra `faster-eval`), in C++.
+        name: `pycocotools`, or `faster-coco-eval` (in C++; the extra `faster-eval`).
 
     Raises:
         ValueError: another name, or the package is not installed.
@@ -71,7 +71,7 @@ class Backend:
     def accumulate(
         self, truth: Any, found: Any, rules: Rules, *, class_agnostic: bool = False
     ) -> dict[str, np.ndarray]:
-        """What both packages call `eval`; -1 where there is no object to find.
+        """Match and accumulate; both packages call the result `eval`. -1 where nothing is to find.
 
         Returns:
             `precision` and `scores` [IoU, recall, class, area, detections], `recall` [IoU, class,

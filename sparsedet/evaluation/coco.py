@@ -1,8 +1,8 @@
 """COCO's average precision.
 
-Here contiguous classes become category ids again. Inside of this package images and annotations get
-new ids, since COCO's own code takes annotation id 0 for "no match", overwrites repeated ids and
-is not made for ids that are texts or exceed 64 bits.
+`predictions.json` has the category ids of the annotation file instead of contiguous classes. Inside
+this package images and annotations get new ids: COCO's own code takes annotation id 0 for "no
+match", overwrites repeated ids, and does not support ids that are strings or exceed 64 bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,26 +29,26 @@ class COCOEvaluator:
     """Average precision as COCO defines it, over a set of any format.
 
     All numbers are in percent, as in detectron2 and in papers, and NaN where there is nothing to
-    find. Crowd regions (and what VOC marks as difficult) are ignore regions. Without a single
-    object, as in COCO's test-dev, every number is NaN, and predictions are written all the same.
+    find. Crowd regions (and objects that VOC marks as difficult) are ignore regions. For a set
+    without objects, such as COCO's test-dev, every number is NaN and predictions are still written.
 
     Args:
-        dataset: what `sparsedet.data.open_dataset` gives: the test loader's own.
-        area_bounds: two areas, in square pixels of the original image, below which an object is
-            small and from which on it is large; or the rules of a benchmark by name: `coco`
+        dataset: result of `sparsedet.data.open_dataset`, the same as the test loader's.
+        area_bounds: two areas in square pixels of the original image: below the first an object
+            is small, from the second on it is large. Or the rules of a benchmark by name: `coco`
             (32^2 and 96^2, 100 detections), `visdrone` (the same areas, 500 detections) or
             `ai-tod` (8^2, 16^2 and 32^2: very tiny, tiny, small, medium; 1500 detections).
-        max_detections: detections per image and class, ascending: AP is at the last, AR at each.
-            None takes what goes with `area_bounds`; with two areas [1, 10, 100].
+        max_detections: detections per image and class, ascending. AP uses the last, AR is computed
+            at each. None takes those of the rules; with two areas, [1, 10, 100].
         output_dir: where `predictions.json`, `curves.json` and `confusion.json` are written; None
             writes nothing.
-        plots: draw the last two, too (`curves.png`, `confusion.png`).
+        plots: also plot the last two (`curves.png`, `confusion.png`).
         confusion_threshold: detections that score less are left out of the confusion matrix.
         backend: `pycocotools`, or `faster-coco-eval`, which is faster and needs the extra
             `faster-eval`.
 
     Raises:
-        ValueError: an argument is none of these, or a package that it needs is missing.
+        ValueError: an argument has another value, or a package that it needs is missing.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class COCOEvaluator:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the results of the last `evaluate` mean, and more of them; empty before.
+        """Rules and per-class results of the last `evaluate`; empty before.
 
-        `unit`, `area_bounds`, `area_names`, `max_detections`, `backend`; and in `per_class` a dict
-        for each class of the set with `class`, `images`, `boxes`, `AP`, `AP50` and `AR`.
+        `unit`, `area_bounds`, `area_names`, `max_detections`, `backend`; and `per_class`, a list
+        with a dict for each class: `class`, `images`, `boxes`, `AP`, `AP50` and `AR`.
         """
         return self._details
 
@@ -126,7 +126,7 @@ class COCOEvaluator:
         Returns:
             `{"bbox": {...}}`, as detectron2's tools take it: every value is a float, in percent.
             `AP`, `AP50`, `AP75`; `AP` and `AR` by size (`APs`, `APm`, `APl`; `APvt`, `APt`, `APs`,
-            `APm` by AI-TOD's rules); `AR` with the number of detections (`AR1`, `AR10`, `AR100`);
+            `APm` by AI-TOD's rules); `AR` by number of detections (`AR1`, `AR10`, `AR100`);
             `AP50_class_agnostic`; and `AP-<name>` for each class of the set.
         """
         parts = comm.all_gather(self._detections)
@@ -142,7 +142,7 @@ class COCOEvaluator:
         if missing:
             warn_once(
                 f"{missing} of {len(self._places)} images of {self._dataset.source!r} were not "
-                "processed; they count as images without detections."
+                "processed and count as images without detections."
             )
         self._write("predictions.json", self._predictions(detections))
         found = self._index(self._found_annotations(detections))
@@ -157,7 +157,7 @@ class COCOEvaluator:
         else:
             warn_once(
                 f"{self._dataset.source!r} has no annotated boxes, which AP needs, so AP is "
-                "undefined. Score predictions.json where the boxes are."
+                "undefined. Evaluate predictions.json where the annotations are."
             )
         details = {
             "unit": "percent",

@@ -1,7 +1,7 @@
-"""Which class is taken for which: a confusion matrix of detections.
+"""A confusion matrix of detections.
 
-The counting is our own since that of `supervision` knows no ignore regions: what lies in a crowd
-would count as found in the background.
+The counting is our own because that of `supervision` does not know ignore regions: detections in a
+crowd would count as false positives.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ def confusion_matrix(
     score_threshold: float,
     iou: float = 0.5,
 ) -> np.ndarray:
-    """Counts objects by their class and by the class that they are found as.
+    """Counts objects by their true class and their predicted class.
 
-    Detections are taken one after the other, the highest score first. Each takes an object that
-    none has taken yet and that it overlaps by `iou` or more: one of its own class if there is any,
-    and of several the one that it overlaps most. A detection without one counts in the row of the
-    background, unless it lies in an ignore region of its class (its share inside is `iou` or more).
-    Objects that are left count in the column of the background.
+    Detections are matched in the order of their scores, the highest first. Each takes an unmatched
+    object that it overlaps by `iou` or more: the one of its own class that it overlaps most, or
+    else the one of any class. An unmatched detection counts in the background row, unless it lies
+    in an ignore region of its class (with a share of `iou` or more of its area). Unmatched objects
+    count in the background column.
 
     Args:
         pairs: for each image the truth (M, 6): x, y, width, height, class, 1 for ignore regions;
             and the detections (N, 6): x, y, width, height, score, class.
-        num_classes: classes are 0 to this less 1.
+        num_classes: number of classes.
         score_threshold: detections that score less are left out.
-        iou: least overlap.
+        iou: smallest overlap of a match.
 
     Returns:
-        Counts (num_classes + 1, num_classes + 1): rows are true classes, columns found ones, the
-        background is last in both.
+        Counts (num_classes + 1, num_classes + 1): rows are true classes, columns predicted ones;
+        the background is last in both.
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     for truth, found in pairs:

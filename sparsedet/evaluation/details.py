@@ -1,4 +1,4 @@
-"""What COCO's arrays say beside the mean: a row for every class, curves of precision and recall."""
+"""Results by class and precision-recall curves, from the arrays of COCO's evaluation."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def class_rows(dataset: AnnotatedDataset, totals: Totals) -> list[Row]:
 
 
 def class_table(rows: Sequence[Row], *, limit: int = _SHOWN_CLASSES) -> str:
-    """The rows of `class_rows` for a terminal, the best class first.
+    """The rows of `class_rows` as a table for a terminal, the best class first.
 
     Args:
-        rows: classes without boxes are counted in the last line.
-        limit: of more classes the best and the worst are shown, and how many lie between.
+        rows: results by class; the last line counts those without boxes.
+        limit: with more classes only the best and the worst are shown, and the number between.
     """
     known = sorted((row for row in rows if row["boxes"]), key=lambda row: -row["AP"])
     cells = [
@@ -76,9 +76,9 @@ def curves(class_names: Sequence[str], totals: Totals) -> dict[str, Any]:
     """Precision over recall in percent, at IoU 0.5 and 0.75.
 
     Returns:
-        `recall`, 101 values; and for each IoU `mean`, the mean precision over the classes at each
-        of them, and `classes`: by name `precision` and `score`, the score of the detection with
-        which this recall is reached (0 where it is not). Classes without boxes are left out.
+        `recall`, 101 values; and for each IoU `mean`, the precision at each recall averaged over
+        the classes, and `classes`: by name `precision` and `score`, the score threshold at which
+        the class reaches the recall (0 where it does not). Classes without boxes are left out.
     """
     found: dict[str, Any] = {"recall": _RECALLS.tolist()}
     for name, place in (("0.50", IOU_50), ("0.75", IOU_75)):

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, from the numbers of `curves.json` and `confusion.json`."""
+"""Plots of an evaluation, from the numbers of `curves.json` and `confusion.json`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NAME_LENGTH = 24
 def draw_curves(found: dict[str, Any], path: Path) -> None:
     """Precision over recall at two IoU thresholds, the mean and each class.
 
-    Of more than ten classes ten have a color, at even distances from the best to the worst.
+    With more than ten classes, only ten have a color, evenly spread from the best to the worst.
 
     Args:
-        found: what `details.curves` gives, of at least one class.
+        found: result of `details.curves`, with at least one class.
         path: the PNG.
     """
     from matplotlib.figure import Figure
@@ -73,13 +73,13 @@ def _ap50(curve: dict[str, list[float]]) -> float:
 
 
 def draw_confusion(found: dict[str, Any], path: Path) -> None:
-    """The matrix, in blue by the share of the true class that is found as each.
+    """The confusion matrix, each row in blue by its share of the true class.
 
-    The row of the background has no whole to be a share of. It is grey, by the count against the
-    largest in the row. Of many classes those that are confused most are shown.
+    The background row has no total to be a share of. It is grey, relative to its largest count.
+    With many classes, those that are confused most are shown.
 
     Args:
-        found: what `confusion.confusion_summary` gives.
+        found: result of `confusion.confusion_summary`.
         path: the PNG.
     """
     from matplotlib.figure import Figure

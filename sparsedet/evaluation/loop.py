@@ -16,18 +16,18 @@ Sample = dict[str, Any]
 
 
 class Evaluator(Protocol):
-    """What `evaluate` feeds; detectron2's evaluators fit."""
+    """The interface of evaluators, which is that of detectron2's."""
 
     def reset(self) -> None:
         """Forgets all that was processed."""
         ...
 
     def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
-        """Takes the samples of a batch and the model's answers in the same order."""
+        """Takes the samples of a batch and the model's outputs in the same order."""
         ...
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Results over everything processed; called on all processes, answered on the main one."""
+        """Results over everything processed; called on all processes, needed from the main one."""
         ...
 
 
@@ -38,21 +38,21 @@ def evaluate(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Runs a model over a loader without gradients and evaluates the answers.
+    """Runs a model over a loader without gradients and evaluates its outputs.
 
     Args:
-        model: called with a list of samples in eval mode; gives a list of dicts with `instances`
-            and optionally `keep_ratio` (share of the tokens kept, in [0, 1]). Its mode is put
-            back afterwards.
+        model: called in eval mode with a list of samples; returns a list of dicts with `instances`
+            and optionally `keep_ratio` (share of the tokens kept, in [0, 1]). Its mode is restored
+            afterwards.
         loader: batches of samples.
-        evaluator: fed with samples and answers.
+        evaluator: receives samples and outputs.
         progress: called with the number of images after every batch of this process.
 
     Returns:
         The evaluator's results; its `details`, where it has any; and, over all processes:
-        `num_images`; `keep_ratio`, the mean over the images (None where the model does not tell
-        it); `seconds_per_image`, the model's time alone without the first batches (which warm up)
-        unless there are no others.
+        `num_images`; `keep_ratio`, the mean over the images (None where the model does not report
+        it); `seconds_per_image`, the time of the model alone. The first batches are a warm-up and
+        not timed, unless there are no others.
     """
     evaluator.reset()
     keep_ratios: list[float] = []

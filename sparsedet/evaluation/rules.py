@@ -1,4 +1,4 @@
-"""Which areas AP is told for, and how many detections count: COCO's, VisDrone's, AI-TOD's."""
+"""Object sizes and numbers of detections in the rules of COCO, VisDrone and AI-TOD."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SUFFIXES = {"very tiny": "vt", "tiny": "t", "small": "s", "medium": "m", "large
 
 @dataclass(frozen=True)
 class Rules:
-    """What may differ between benchmarks that count as COCO does.
+    """What differs between benchmarks that otherwise follow COCO.
 
     Attributes:
-        area_bounds: areas in square pixels, ascending; an object between two of them is of one
-            size.
-        area_names: of the sizes, the smallest first: one more than bounds.
-        max_detections: detections per image and class, ascending. AP is at the last, AR at each.
+        area_bounds: areas in square pixels, ascending; they divide objects into sizes.
+        area_names: names of the sizes, the smallest first.
+        max_detections: detections per image and class, ascending. AP uses the last, AR is computed
+            at each.
     """
 
     area_bounds: tuple[float, ...]
@@ -32,7 +32,7 @@ class Rules:
 
     @property
     def suffixes(self) -> list[str]:
-        """How the sizes are called in the names of metrics: `APs` is that of small objects."""
+        """The letters for the sizes in the names of metrics: `s` of `APs` for small objects."""
         return [_SUFFIXES[name] for name in self.area_names]
 
 
@@ -47,7 +47,7 @@ PRESETS = {
 def make_rules(
     area_bounds: str | Sequence[float], max_detections: Sequence[int] | None = None
 ) -> Rules:
-    """Rules by name or by their numbers; what is wrong is told as the evaluator's argument.
+    """Rules by name or by their numbers; errors name the arguments of `COCOEvaluator`.
 
     Args:
         area_bounds: a key of `PRESETS`, or two areas: below the first an object is small, from

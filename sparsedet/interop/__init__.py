@@ -1,1 +1,1 @@
-"""Where other frameworks are met: one module per framework, imported by no other module here."""
+"""Interoperability: one module per framework, which no other module of this library imports."""

@@ -1,7 +1,7 @@
-"""Beside detectron2: its structures, its catalogs of data sets and its event storage.
+"""Interoperability with detectron2: its structures, its catalogs of data sets, its event storage.
 
-Most seams need nothing from here, since samples, results, backbones, checkpoints and configs have
-detectron2's shapes; docs/interop.md shows each.
+Samples, results, backbones, checkpoints and configs follow detectron2's conventions and need
+nothing from here; docs/interop.md shows each.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ __all__ = ["forward_events", "read_registered", "register_dataset", "to_detectro
 
 
 def to_detectron2(instances: Instances) -> theirs.Instances:
-    """The same objects in detectron2's classes, for code that asks for them by `isinstance`.
+    """The same objects in detectron2's classes, for code that checks with `isinstance`.
 
-    Most of its code does not: evaluators, `Visualizer` and `detector_postprocess` take ours.
+    Most of detectron2 does not: evaluators, `Visualizer` and `detector_postprocess` take ours.
 
     Args:
         instances: Of a sample or a result. Tensors are shared, not copied.
@@ -71,11 +71,11 @@ _FORWARDER = _Forwarder()
 
 
 def forward_events() -> None:
-    """From now on, what our parts log reaches the event storage of detectron2.
+    """From now on, forward what our parts log to the event storage of detectron2.
 
-    Its trainers log the losses by themselves; this adds the rest, such as `keep_ratio`. Without an
-    active storage nothing happens, and calling it again changes nothing. A value on an accelerator
-    is waited for, as its trainers wait for the losses.
+    Its trainers log the losses themselves; this adds the rest, such as `keep_ratio`. Without an
+    active storage nothing happens, and calling it again changes nothing. Values on an accelerator
+    are copied to the host, as detectron2's trainers do with the losses.
     """
     listen(_FORWARDER)
 
@@ -86,11 +86,11 @@ def forward_events() -> None:
 def register_dataset(name: str, dataset: AnnotatedDataset) -> None:
     """Register a data set in detectron2's catalogs.
 
-    Its loaders, mappers, evaluators and `Visualizer` know it by that name then.
+    Its loaders, mappers, evaluators and `Visualizer` then find it under that name.
 
     Args:
-        name: Under which; it must be free.
-        dataset: What `sparsedet.data.open_dataset` gives, with its pictures.
+        name: The name in the catalogs, which must be free.
+        dataset: Result of `sparsedet.data.open_dataset`, opened with its pictures.
 
     Raises:
         ValueError: The name is taken, or the set was opened without its pictures.
@@ -102,8 +102,8 @@ def register_dataset(name: str, dataset: AnnotatedDataset) -> None:
         )
     if dataset.images is None:
         raise ValueError(
-            f"register_dataset.dataset must have pictures, and {dataset.source} was opened without."
-            " Give open_dataset its images=FOLDER."
+            f"register_dataset.dataset must have pictures, but {dataset.source} was opened without "
+            "them. Give open_dataset its images=FOLDER."
         )
     DatasetCatalog.register(name, lambda: [_to_their_record(each) for each in dataset.records])
     metadata = MetadataCatalog.get(name).set(
@@ -122,28 +122,29 @@ def _to_their_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_registered(name: str, images: str | None, split: str | None, findings: Findings) -> Source:
-    """Read a data set that is registered with detectron2; `format` of a `dataset` here.
+    """Read a data set that is registered with detectron2; a reader for `dataset.format`.
 
-    In a config `dataset.format="sparsedet.interop.detectron2.read_registered"`, and
-    `dataset.train_json="my_train"` with `dataset.train_images=None`, or, for `sparsedet train`
-    alone, `dataset.path="my"`, which finds `my_train` and `my_val`.
+    In a config, set `dataset.format="sparsedet.interop.detectron2.read_registered"`, and
+    `dataset.train_json="my_train"` with `dataset.train_images=None`; or, only for `sparsedet
+    train`, `dataset.path="my"`, which finds `my_train` and `my_val`.
 
-    The code that registers the set must have been imported; the config file is a place for it.
+    The code that registers the set must have been imported, for example by the config file.
 
     Args:
         name: In `DatasetCatalog`, or the name without `_train` or `_val`.
         images: Must be None, since the records say where the pictures are.
-        split: The ending, where `name` has none.
-        findings: Where faults are noted.
+        split: The suffix, where `name` has none.
+        findings: Collects faults.
 
     Raises:
-        DatasetError: There is no such set, it does not tell its classes or has other boxes.
+        DatasetError: The set is not registered, its classes are not known, or its boxes are not
+            upright boxes in pixels.
     """
     name = _registered(name, split)
     if images is not None:
         raise DatasetError(
-            f"{name}: a set that is registered with detectron2 says itself where its pictures are, "
-            f"got the folder {images!r}. Set dataset.train_images=null and dataset.val_images=null."
+            f"{name}: the records of a registered set already name its pictures, got the folder "
+            f"{images!r}. Set dataset.train_images=null and dataset.val_images=null."
         )
     records = DatasetCatalog.get(name)
     paths = [os.path.abspath(record["file_name"]) for record in records]
@@ -208,7 +209,7 @@ def _to_coco(
     if entry["category_id"] not in ids:
         raise DatasetError(
             f"{name}: category_id {entry['category_id']} in image {image_id} is none of the "
-            f"{len(ids)} thing_classes, which count from 0. Correct one of the two."
+            f"{len(ids)} thing_classes, which are numbered from 0. Correct one of the two."
         )
     box = BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
     return {

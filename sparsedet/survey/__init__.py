@@ -1,6 +1,6 @@
-"""What a model will see of a data set: numbers, misfits with their mends, settings that fit.
+"""What a model will see of a data set: counts and sizes, warnings of misfits, settings that fit.
 
-Nothing here opens a picture, but for the preview sheet.
+Only the preview sheet opens pictures.
 """
 
 from sparsedet.survey.preview import preview_sheet

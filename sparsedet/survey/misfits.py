@@ -1,4 +1,4 @@
-"""What of a set the settings of a run lose: one sentence each, with the override that mends it."""
+"""What a run loses because its settings do not fit the data, with the override that helps."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def find_misfits(
     settings: Settings,
     suggestion: Suggestion,
 ) -> list[str]:
-    """Sentences about what is lost, the gravest kinds first.
+    """Sentences about what is lost, the most serious kinds first.
 
     Args:
-        parts: of the set, that of training first.
-        sizes: by the name of a part, what the model gets.
+        parts: of the set, the training part first.
+        sizes: by the name of a part, the sizes at the model's input, or why they are not known.
         settings: of the config.
         suggestion: for the same parts and settings.
     """
@@ -78,7 +78,7 @@ def _too_small(
 def _larger(parts: Sequence[Part], settings: Settings, suggestion: Suggestion) -> str:
     """Which sizes mend it, for how much, and what they leave."""
     side, limit = settings.test_short_side, settings.max_size
-    hope = "Cut the pictures into parts before training, or go nearer with the camera."
+    hope = "Cut the pictures into tiles before training, or take them from a shorter distance."
     if side is None or limit is None:
         return f"Enlarge the model's input. {hope}"
     line, sizes = suggestion.line(*SIDES), suggestion.sizes
@@ -111,8 +111,8 @@ def _thin(part: Part, settings: Settings) -> Iterator[str]:
         inside = _percent(float(thin[part.picture].mean())) if len(part.boxes) else "none"
         yield (
             f" {int(thin.sum())} of {len(thin)} {part.its('pictures')} ({inside} of the boxes) are "
-            f"so long that dataset.max_size={limit} leaves them a short side of "
-            f"{np.median(short[thin]):.0f} instead of {side}."
+            f"so elongated that dataset.max_size={limit} leaves them a short side of "
+            f"{np.median(short[thin]):.0f} pixels instead of {side}."
         )
 
 
@@ -137,7 +137,7 @@ def _too_many(parts: Sequence[Part], settings: Settings, suggestion: Suggestion)
         (
             "model.max_detections",
             settings.max_detections,
-            "cannot be among the model's answers",
+            "cannot be among the model's detections",
             "a picture",
             lambda part: part.objects,
         ),
@@ -145,7 +145,7 @@ def _too_many(parts: Sequence[Part], settings: Settings, suggestion: Suggestion)
             "dataloader.evaluator.max_detections",
             settings.counted,
             "cannot be found in the evaluation",
-            "a picture and class",
+            "one class in a picture",
             lambda part: part.objects_of_a_class,
         ),
     )
@@ -166,7 +166,8 @@ def _too_many(parts: Sequence[Part], settings: Settings, suggestion: Suggestion)
         if lost:
             mend = suggestion.line(key) or f"a larger {key}"
             yield (
-                f"{_join(lost)} {fate}: {key} is {limit}, and {unit} has up to {most}. Add {mend}."
+                f"{_join(lost)} {fate}: {key} is {limit}, and {unit} has up to {most} objects. "
+                f"Add {mend}."
             )
 
 
@@ -181,8 +182,8 @@ def _out_of_range(
         if share > 0:
             mend = suggestion.line(ranges.key) or f"ranges without gaps as {ranges.key}"
             yield (
-                f"{_percent(share)} of the {part.its('boxes')} are of a size at the model's input "
-                f"that none of {ranges.key} holds, so that the token scorer learns that they are "
+                f"{_percent(share)} of the {part.its('boxes')} have a size at the model's input "
+                f"that lies in none of {ranges.key}, so the token scorer learns that they are "
                 f"background. Add {mend}."
             )
 
@@ -210,9 +211,9 @@ def _never_seen(parts: Sequence[Part]) -> Iterator[str]:
             shown = ", ".join(repr(names[i]) for i in absent[:_NAMES_SHOWN])
             more = f" and {len(absent) - _NAMES_SHOWN} more" if len(absent) > _NAMES_SHOWN else ""
             yield (
-                f"{len(absent)} of {len(names)} classes ({shown}{more}) have no training box, and "
-                f"{_percent(share)} of the {part.its('boxes')} are theirs, which nothing can find. "
-                "Divide the pictures anew."
+                f"{len(absent)} of {len(names)} classes ({shown}{more}) have no training box, so "
+                f"the {_percent(share)} of the {part.its('boxes')} that are theirs cannot be "
+                "found. Divide the pictures between the parts again."
             )
 
 

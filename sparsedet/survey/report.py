@@ -55,16 +55,16 @@ def describe_parts(parts: Sequence[Part], sizes: Mapping[str, InputSizes | str])
         ["  a side below 1 there", *(_share(each, "share_vanished") for each in known)],
     ]
     notes = [
-        "* pixels that a tenth lies below, half, nine tenths; the size of a box is the square root "
-        "of its area"
+        "* 10th, 50th and 90th percentile in pixels; the size of a box is the square root of its "
+        "area"
     ]
     for part, each in zip(parts, given, strict=True):
         if isinstance(each, str):
             notes.append(f"{part.its('sizes')} at the model's input are not known: {each}")
         elif not each.exact:
             notes.append(
-                f"{part.its('sizes')} at the model's input are those of one augmentation of "
-                f"{len(each.pictures)} pictures"
+                f"{part.its('sizes')} at the model's input are those of {len(each.pictures)} "
+                "pictures, each augmented once"
             )
     return "\n".join([format_table(rows), *notes])
 
@@ -87,8 +87,7 @@ def _spread(values: np.ndarray) -> str:
 def describe_classes(parts: Sequence[Part]) -> str:
     """A table of the objects, ignore regions and pictures of each class.
 
-    Of a long list the most frequent classes and the rarest are shown, and what is left out is
-    counted.
+    A long list shows the most frequent and the rarest classes, and the total of the others.
 
     Args:
         parts: of a set, with the same classes.
@@ -128,10 +127,10 @@ def _chosen(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe_run(parts: Sequence[Part], settings: Settings) -> list[str]:
-    """Lines about what the model answers, and how long it is trained.
+    """Lines about the limits of queries and detections, and about the length of the training.
 
     Args:
-        parts: of the set, that of training first.
+        parts: of the set, the training part first.
         settings: of the config.
     """
     most = max(part.most for part in parts)
@@ -139,17 +138,17 @@ def describe_run(parts: Sequence[Part], settings: Settings) -> list[str]:
         f"{value} {what}"
         for value, what in (
             (settings.num_queries, "queries"),
-            (settings.max_detections, "detections of a picture at most"),
-            (settings.counted, "of a picture and class count in the evaluation"),
+            (settings.max_detections, "detections per picture at most"),
+            (settings.counted, "detections per picture and class in the evaluation"),
         )
         if value is not None
     ]
-    lines = [f"{', '.join(known)}; the fullest picture has {most} boxes"] if known else []
+    lines = [f"{', '.join(known)}; a picture has up to {most} boxes"] if known else []
     if settings.max_iter is not None and settings.batch_size is not None:
         pictures = len(parts[0].pictures)
         rounds = settings.max_iter * settings.batch_size / pictures
         lines.append(
-            f"{settings.max_iter} iterations of {settings.batch_size} pictures, {rounds:.3g} times "
-            f"through {pictures}"
+            f"{settings.max_iter} iterations of {settings.batch_size} pictures, {rounds:.3g} "
+            f"epochs of {pictures} pictures"
         )
     return lines

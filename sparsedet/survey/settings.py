@@ -21,7 +21,7 @@ class Ranges:
     Attributes:
         key: of the override that changes them.
         pairs: (low, high] for each level, fine to coarse.
-        distance: what has to be in them, see `sparsedet.modeling.ForegroundLoss`.
+        distance: which distance has to be in the range, see `sparsedet.modeling.ForegroundLoss`.
     """
 
     key: str
@@ -38,8 +38,8 @@ class Settings:
         test_short_side: of evaluation.
         max_size: limit of the long side of both.
         num_queries: queries of the model.
-        max_detections: the model's answers for an image.
-        counted: answers of an image and class that the evaluator looks at.
+        max_detections: largest number of detections of an image.
+        counted: detections per image and class that the evaluator counts.
         area_bounds: of the evaluator, in square pixels of the file, if there are two.
         ranges: of each foreground loss.
         strides: of the feature maps, fine to coarse.

@@ -1,7 +1,6 @@
-"""Settings that fit a data set, as one line of overrides, and why.
+"""Settings that fit a data set, as one line of overrides with reasons.
 
-The rules look at the boxes that are trained on, as the evaluation sizes of the config show them to
-the model.
+The rules look at the training boxes, as the config's evaluation size shows them to the model.
 """
 
 from __future__ import annotations
@@ -73,9 +72,9 @@ class Sizes:
     """Side lengths of the model's input, and what they come to.
 
     Attributes:
-        short_side: of evaluation, and in the middle of training's.
+        short_side: of evaluation, and in the middle of the training sizes.
         max_size: limit of the long side.
-        tenth: the size (square root of the area) that a tenth of the boxes is below.
+        tenth: 10th percentile of the box sizes (square roots of the area).
         pixels: of an image, on average.
     """
 
@@ -96,8 +95,8 @@ class Suggestion:
 
     Attributes:
         overrides: in the order to print.
-        sizes: at the model's input, with the overrides.
-        goal: the size that at most a tenth of the boxes should be below.
+        sizes: at the model's input, with the overrides; None where they cannot be chosen.
+        goal: the box size that the 10th percentile should reach.
     """
 
     overrides: tuple[Override, ...]
@@ -108,7 +107,7 @@ class Suggestion:
         return " ".join(map(str, self.overrides))
 
     def line(self, *prefixes: str) -> str:
-        """The overrides whose keys begin with one of some texts."""
+        """The overrides whose keys start with one of the prefixes."""
         return " ".join(str(each) for each in self.overrides if each.key.startswith(prefixes))
 
 
@@ -146,16 +145,16 @@ def limited_scales(pictures: np.ndarray, short_side: float, max_size: float) -> 
 def choose_sizes(
     part: Part, settings: Settings, goal: float, *, bounded: bool = True
 ) -> Sizes | None:
-    """The fewest pixels at which a tenth of the boxes at most is below the goal.
+    """The smallest input at which at most a tenth of the boxes is below the goal.
 
-    Where that costs too much, what brings the tenth nearest to it. Pictures are not enlarged
-    beyond their own pixels, unless boxes are below the goal in the file already.
+    Where that costs too much, the sizes that come nearest to it. Pictures are not enlarged beyond
+    their own resolution, unless boxes are below the goal in the file already.
 
     Args:
-        part: of training.
+        part: the training part.
         settings: of the config.
         goal: in pixels of the model's input.
-        bounded: whether there is such a thing as too much.
+        bounded: whether the number of pixels is limited.
 
     Returns:
         The sizes; None where there is no box, pictures have no known sizes or the config has no
@@ -241,12 +240,14 @@ def side_overrides(settings: Settings, sizes: Sizes, reason: str = "") -> list[O
     overrides = []
     if side is not None and sizes.short_side != side:
         overrides.append(Override("dataset.test_short_side", sizes.short_side, reason))
-        reason = "it goes with the short side"
+        reason = "scales with the short side"
         spread = settings.short_sides or ()
         step = 8 if sizes.short_side >= 160 else 2
         scaled = sorted({_rounded(each * sizes.short_side / side, step=step) for each in spread})
         if scaled:
-            overrides.append(Override("dataset.short_sides", scaled, "around it in training"))
+            overrides.append(
+                Override("dataset.short_sides", scaled, "training sizes around test_short_side")
+            )
     if sizes.max_size != limit:
         overrides.append(Override("dataset.max_size", sizes.max_size, reason))
     return overrides
@@ -269,12 +270,12 @@ def _why_sides(part: Part, settings: Settings, sizes: Sizes, goal: float) -> str
     )
     if times < 1:
         return (
-            f"pictures are enlarged more than it takes now, a tenth of the {part.its('boxes')} is "
-            f"below {sizes.tenth:.0f} pixels even then; {cost}"
+            "pictures are now enlarged more than needed: even with this size only a tenth of the "
+            f"{part.its('boxes')} is below {sizes.tenth:.0f} pixels; {cost}"
         )
     return (
-        f"a tenth of the {part.its('boxes')} is below {sizes.tenth:.0f} pixels then, below "
-        f"{now.tenth:.0f} now (wanted: {goal:.0f}); {cost}"
+        f"a tenth of the {part.its('boxes')} is then below {sizes.tenth:.0f} pixels, now below "
+        f"{now.tenth:.0f} (goal: {goal:.0f}); {cost}"
     )
 
 
@@ -315,18 +316,21 @@ def _fits(ranges: Ranges, first: int) -> bool:
 def _counts(parts: Sequence[Part], settings: Settings) -> list[Override]:
     most = max(part.most for part in parts)
     wanted = min(_MOST_QUERIES, 50 * math.ceil(_SPARE * most / 50))
-    where = f"the fullest picture has {most} objects"
+    where = f"a picture has up to {most} objects"
     overrides, queries = [], settings.num_queries
     if queries is not None and wanted > queries:
         queries = wanted
         key = "model.query_initializer.num_queries"
-        overrides.append(Override(key, wanted, f"{where}, and a query finds one at most"))
+        overrides.append(Override(key, wanted, f"{where}, and a query finds at most one"))
     if settings.max_detections is not None and wanted > settings.max_detections:
-        reason = f"{where}, and more answers than that are cut off"
+        reason = f"{where}, and detections beyond the limit are dropped"
         overrides.append(Override("model.max_detections", wanted, reason))
     of_a_class = max(int(part.objects_of_a_class.max(initial=0)) for part in parts)
     if settings.counted is not None and of_a_class > settings.counted:
-        reason = f"{of_a_class} objects of a class in a picture, and {settings.counted} are counted"
+        reason = (
+            f"a picture has up to {of_a_class} objects of one class, and the evaluation counts "
+            f"{settings.counted} detections"
+        )
         key = "dataloader.evaluator.max_detections"
         overrides.append(Override(key, [1, 10, wanted], reason))
     return overrides
@@ -339,15 +343,15 @@ def _area_bounds(part: Part, settings: Settings) -> list[Override]:
     present, key = settings.area_bounds, "dataloader.evaluator.area_bounds"
     if _tells_apart(part, present):
         return []
-    now = f"of the {part.its('boxes')} {_size_shares(part, present)} now"
+    now = f"now {_size_shares(part, present)} of the {part.its('boxes')}"
     if _tells_apart(part, _COCO_BOUNDS):
-        then = f"{_size_shares(part, _COCO_BOUNDS)} by COCO's bounds"
-        return [Override(key, list(_COCO_BOUNDS), f"{now}, {then}")]
+        then = f"by COCO's bounds {_size_shares(part, _COCO_BOUNDS)}"
+        return [Override(key, list(_COCO_BOUNDS), f"{now}; {then}")]
     small, large = (max(1, round(float(q))) for q in np.quantile(part.sides, (1 / 3, 2 / 3)))
     if large < _APART * small:
         return []  # boxes of one size: there is nothing to tell apart
-    then = f"with sides of {small} and {large} pixels between them each has a third"
-    return [Override(key, [small**2, large**2], f"{now}; {then}. AP itself stays as it is")]
+    then = f"bounds at {small} x {small} and {large} x {large} pixels give each size a third"
+    return [Override(key, [small**2, large**2], f"{now}; {then}. AP itself does not change")]
 
 
 def _tells_apart(part: Part, bounds: Sequence[float]) -> bool:
@@ -361,7 +365,7 @@ def _shares(part: Part, bounds: Sequence[float]) -> np.ndarray:
 
 def _size_shares(part: Part, bounds: Sequence[float]) -> str:
     small, medium, large = (f"{100 * share:.0f}" for share in _shares(part, bounds))
-    return f"{small} % are small, {medium} % medium and {large} % large"
+    return f"{small} % small, {medium} % medium and {large} % large"
 
 
 def _length(part: Part, settings: Settings) -> list[Override]:
@@ -371,7 +375,7 @@ def _length(part: Part, settings: Settings) -> list[Override]:
     wanted = 50 * math.ceil(rounds / 50)
     if wanted <= settings.max_iter:
         return []
-    reason = f"{_ROUNDS} times through the {len(part.pictures)} pictures"
+    reason = f"{_ROUNDS} epochs of {len(part.pictures)} pictures"
     overrides = [Override("train.max_iter", wanted, reason)]
     if settings.eval_period:
         period = 10 * math.ceil(wanted / _EVALUATIONS / 10)

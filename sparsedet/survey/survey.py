@@ -1,4 +1,4 @@
-"""All that is said of a set and a config together."""
+"""The report, the warnings and the suggestions for a data set and a config."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Survey:
     """What a model with some settings will see of a set.
 
     Attributes:
-        parts: of the set, that of training first.
-        sizes: by the name of a part, what the model gets, or why that is not known.
+        parts: of the set, the training part first.
+        sizes: by the name of a part, the sizes at the model's input, or why they are not known.
         settings: of the config.
     """
 

@@ -84,9 +84,9 @@ def test_the_data_of_a_config_at_its_sizes(shapes, capsys):
 
 def test_another_config_for_a_data_set(shapes, capsys):
     assert main(["check-data", str(shapes), "--config-file", "quickstart"]) == 0
-    assert "100 detections of a picture at most" in capsys.readouterr().out
+    assert "100 detections per picture at most" in capsys.readouterr().out
     assert main(["check-data", str(shapes), "--config-file", "focus_detr_r50_12ep"]) == 0
-    assert "900 queries, 300 detections of a picture" in capsys.readouterr().out
+    assert "900 queries, 300 detections per picture" in capsys.readouterr().out
 
 
 def test_words_that_are_neither_data_nor_config(shapes, capsys):
@@ -159,7 +159,7 @@ def test_the_suggested_line_trains_and_the_log_says_what_the_model_sees(tmp_path
         assert str(node).replace(" ", "") == value
     log = (output / "log.txt").read_text()
     assert "training boxes  training pictures" in log
-    assert "1 iterations of 2 pictures, 0.5 times through 4" in log
+    assert "1 iterations of 2 pictures, 0.5 epochs of 4 pictures" in log
     assert re.search(r"device cpu with \d+ threads, [\d.]+ million parameters", log)
     assert "iteration 1/1" in log
 

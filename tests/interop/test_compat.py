@@ -171,5 +171,5 @@ def test_code_that_wraps_the_extension_runs_unchanged(package, name):
 
 
 def test_another_module_is_not_replaced():
-    with pytest.raises(ValueError, match=r"must be of a module that is not imported yet, got json"):
+    with pytest.raises(ValueError, match=r"must be a module that is not imported yet, got json"):
         compat.stand_in_for_extension("json")

@@ -219,7 +219,7 @@ def test_sampling_without_interpolation_is_left_and_named():
 
 
 def test_a_model_without_deformable_attention_is_refused():
-    with pytest.raises(ValueError, match=r"must have deformable attention .* Linear has none"):
+    with pytest.raises(ValueError, match=r"must have deformable attention .* Linear has no def"):
         use_sparsedet_kernel(nn.Linear(1, 1))
 
 
@@ -414,5 +414,5 @@ def test_other_models_and_labels_without_scores_are_refused(case):
     with pytest.raises(TypeError, match="got SparseDeformableDetrForObjectDetection"):
         sparsify(sparse)
     encoded = sparse.model(**case.inputs).encoder_last_hidden_state
-    with pytest.raises(ValueError, match="labels cannot go with encoder_outputs"):
+    with pytest.raises(ValueError, match="labels cannot be combined with encoder_outputs"):
         sparse(**case.inputs, **case.labels, encoder_outputs=(encoded,))

@@ -67,8 +67,8 @@ def test_thin_panoramas(tmp_path):
     ]
     (text,) = misfits(parts)
     assert "50 % of the training boxes (50 % have a side below 1) are below 8 pixels" in text
-    assert "1 of 2 training pictures (50 % of the boxes) are so long that" in text
-    assert "dataset.max_size=320 leaves them a short side of 16 instead of 160" in text
+    assert "1 of 2 training pictures (50 % of the boxes) are so elongated that" in text
+    assert "dataset.max_size=320 leaves them a short side of 16 pixels instead of 160" in text
     assert "validation" not in text
     assert misfits(parts, "quickstart", *overrides_in(text)) == []
 
@@ -77,14 +77,14 @@ def test_boxes_that_are_small_altogether(tmp_path):
     parts = [make_part(tmp_path, [(1080, 1920, [(30, 30, 0)] * 3 + [(300, 300, 0)] * 2)])]
     (text,) = misfits(parts)
     assert text.startswith("60 % of the training boxes are below 8 pixels at the model's input")
-    assert "so long" not in text
+    assert "elongated" not in text
     assert re.search(r"for [\d.]+ times the pixels and time", text)
     assert misfits(parts, "quickstart", *overrides_in(text)) == []
 
 
 def test_boxes_that_no_size_of_input_saves(tmp_path):
     (text,) = misfits([make_part(tmp_path, [(160, 160, [(2, 2, 0)] * 3)])])
-    assert "Cut the pictures into parts" in text
+    assert "Cut the pictures into tiles" in text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Parts of this library in projects of detrex: attention, sparse encoder and criterion.
 
-A part has the signature that detrex calls; what it does is in ``sparsedet.modeling``. Masks, sizes
-and denoising queries are taken as the host makes them.
+Each part has the signature that detrex calls; its computation is in ``sparsedet.modeling``. Masks,
+sizes and denoising queries are those of the host.
 """
 
 from sparsedet.interop.detrex.attention import MultiScaleDeformableAttention, use_sparsedet_kernel

@@ -26,8 +26,8 @@ except ImportError as error:
 class MultiScaleDeformableAttention(HostAttention):
     """detrex's module with this library's op: on CPUs a compiled kernel instead of ``grid_sample``.
 
-    Arguments, parameters and their initialization are those of detrex's class, which it is a
-    subclass of: what a project does to every attention of detrex, it does to this one.
+    It is a subclass of detrex's class with the same arguments, parameters and initialization, so
+    code that handles every attention of detrex handles this one as well.
     """
 
     def forward(
@@ -51,11 +51,11 @@ class MultiScaleDeformableAttention(HostAttention):
             value: (B, N, C) in the layout of ``query``; None = ``query``.
             identity: what the result is added to; None = ``query``.
             query_pos: added to the queries.
-            key_padding_mask: (B, N), True or 1 = padding: such tokens read as zero.
+            key_padding_mask: (B, N), True or 1 = padding; the values of such tokens are zero.
             reference_points: (B, Q, L, 2) points or (B, Q, L, 4) boxes in units of each level.
             spatial_shapes: (height, width) per level.
-            level_start_index: not used: it follows from the shapes.
-            kwargs: what detrex hands to every attention of a layer; not used.
+            level_start_index: not used, since it follows from the shapes.
+            kwargs: what detrex passes to every attention of a layer; not used.
 
         Returns:
             A tensor like ``query``.
@@ -105,7 +105,7 @@ def sampling(
 
 
 def use_sparsedet_kernel(model: nn.Module) -> nn.Module:
-    """Let every deformable attention of a model of detrex run by this library's op, in place.
+    """Make every deformable attention of a detrex model use this library's op, in place.
 
     Parameters, state dict and hooks stay as they are.
 

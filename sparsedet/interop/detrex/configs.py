@@ -12,10 +12,10 @@ from sparsedet.config import ConfigError
 
 
 def project_config(path: str) -> Any:
-    """A config of one of detrex's projects; every call loads it anew.
+    """A config of one of detrex's projects; every call loads it again.
 
     Args:
-        path: in the folder ``projects`` of detrex's clone, for instance
+        path: relative to the folder ``projects`` of detrex's clone, for instance
             ``"dino/configs/dino-resnet/dino_r50_4scale_12ep.py"``.
 
     Raises:
@@ -25,6 +25,7 @@ def project_config(path: str) -> Any:
     if not file.is_file():
         raise ConfigError(
             f"project_config.path must be a file in projects of detrex's clone, got {path!r}, "
-            f"and there is no {file}. Its package alone lacks them: put the clone on PYTHONPATH."
+            f"and there is no {file}. The installed package lacks projects: put the clone on "
+            "PYTHONPATH."
         )
     return LazyConfig.load(str(file))

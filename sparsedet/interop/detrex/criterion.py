@@ -1,4 +1,4 @@
-"""``SetCriterion`` where detrex has a criterion of its own."""
+"""``SetCriterion`` in place of detrex's criterion."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NO_DENOISING: Mapping[str, Any] = {}
 
 
 class Criterion(nn.Module):
-    """``SetCriterion`` where detrex has a criterion of its own: the same keys, weighted already.
+    """``SetCriterion`` in place of detrex's criterion: the same keys, already weighted.
 
     Args:
         criterion: the terms. Those that train a scorer belong to ``SparseEncoder.losses``.
-        class_agnostic_proposals: the first stage tells objects from background alone (two-stage
-            Deformable DETR).
+        class_agnostic_proposals: the first stage only distinguishes objects from background
+            (two-stage Deformable DETR).
 
     Raises:
         ValueError: for a criterion with stage terms.
@@ -49,8 +49,8 @@ class Criterion(nn.Module):
             outputs: predictions of the last layer, of the others (``aux_outputs``) and of the first
                 stage (``enc_outputs``).
             targets: ``labels`` and ``boxes`` of each image.
-            dn_metas: predictions for noised objects and their layout, None for a batch without
-                objects: then their losses are zero. Left out by hosts without denoising.
+            dn_metas: predictions for noised objects and their layout; None for a batch without
+                objects, whose denoising losses are zero. Hosts without denoising leave it out.
         """
         stages = {f"decoder.{layer}": _prediction(each) for layer, each in _layers(outputs)}
         if (first := outputs.get("enc_outputs")) is not None:

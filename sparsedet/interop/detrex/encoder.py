@@ -1,4 +1,4 @@
-"""The encoders of this library where detrex has its own."""
+"""The encoders of this library in place of detrex's."""
 
 from __future__ import annotations
 
@@ -88,22 +88,22 @@ class _Pass:
 
 
 class SparseEncoder(nn.Module):
-    """An encoder of this library where detrex has its own: flattened tokens in, memory out.
+    """An encoder of this library in place of detrex's: flattened tokens in, memory out.
 
-    It stands at ``model.transformer.encoder``, and ``connect(model)`` makes it part of the whole.
-    Weights of detrex's own deformable encoder load into it.
+    Set it as ``model.transformer.encoder`` and call ``connect(model)``. Weights of detrex's own
+    deformable encoder load into it.
 
     Args:
-        encoder: ``DeformableEncoder`` or ``DualAttentionEncoder``. The class head that rates the
-            tokens of the latter is that of the host (``model.class_embed``).
+        encoder: ``DeformableEncoder`` or ``DualAttentionEncoder``. The latter rates tokens with the
+            class head of the host (``model.class_embed``).
         scorer: scores the tokens; None where the selector needs none.
         selector: chooses the tokens that a layer updates.
         losses: the loss terms that train the scorer, such as ``DecoderAttentionLoss`` or
-            ``ForegroundLoss``. They come into the host's losses as ``loss_<name>``, weighted.
-        strides: pixels per cell of each level.
+            ``ForegroundLoss``. They are added to the host's losses as ``loss_<name>``, weighted.
+        strides: stride of each level in pixels.
 
     Raises:
-        ValueError: the parts do not go together; the message says what to change.
+        ValueError: the parts do not fit together; the message says what to change.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class SparseEncoder(nn.Module):
             query_pos: position plus level embedding of every token.
             query_key_padding_mask: (B, N), True = padding.
             spatial_shapes: (height, width) per level.
-            kwargs: what follows from these; not used.
+            kwargs: more arguments of detrex's encoders; not used.
 
         Raises:
             ValueError: the encoder is not connected with its host.
@@ -253,8 +253,8 @@ class SparseEncoder(nn.Module):
 def connect(model: nn.Module) -> nn.Module:
     """Connect the ``SparseEncoder`` of a model of detrex with the rest of it.
 
-    The losses of its scorer come into the dictionary that the model returns in training, the
-    decoder's attention and the class heads become known to it, and its initialization, which
+    The scorer's losses are added to the dictionary that the model returns in training. The encoder
+    gets access to the decoder's attention and the class heads. And its initialization, which
     detrex's transformers overwrite, is restored.
 
     Args:
@@ -264,7 +264,7 @@ def connect(model: nn.Module) -> nn.Module:
         The model, so that a config can say ``model = L(connect)(model=model)``.
 
     Raises:
-        ValueError: there is no ``SparseEncoder``, or it does not go with the model.
+        ValueError: there is no ``SparseEncoder``, or it does not fit the model.
     """
     encoders = [module for module in model.modules() if isinstance(module, SparseEncoder)]
     if not encoders:

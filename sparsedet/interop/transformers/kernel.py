@@ -1,4 +1,4 @@
-"""The sampling of transformers' deformable attention, in place of which this library's op runs."""
+"""Deformable attention of transformers' models by this library's op."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["KernelSwap", "restore_kernel", "use_sparsedet_kernel"]
 
 @dataclass
 class KernelSwap:
-    """What :func:`use_sparsedet_kernel` did; as a context manager it undoes that at the end.
+    """What :func:`use_sparsedet_kernel` changed; as a context manager it undoes that at the end.
 
     Attributes:
         model: the model.
-        changed: names of the modules that now sample by this library's op.
-        left: names of modules with deformable attention that were left alone, and why.
+        changed: names of the modules that now sample with this library's op.
+        left: names of the modules with deformable attention that stay unchanged, and why.
     """
 
     model: nn.Module
@@ -33,7 +33,7 @@ class KernelSwap:
     left: dict[str, str] = field(default_factory=dict)
 
     def undo(self) -> None:
-        """Give the changed modules back the sampling of transformers."""
+        """Restore the sampling of transformers in the changed modules."""
         for name in self.changed:
             _restore(self.model.get_submodule(name))
 
@@ -50,17 +50,17 @@ class KernelSwap:
 
 
 def use_sparsedet_kernel(model: nn.Module) -> KernelSwap:
-    """Let the deformable attention of a transformers model run by this library's op, in place.
+    """Make the deformable attention of a transformers model use this library's op, in place.
 
-    Only the sampling is changed: parameters, state dict, configuration, masks and hooks stay as
-    they are, and so do copies, pickles and ``save_pretrained``. A module keeps its class as a base
-    class. A model that runs by the op already stays as it is.
+    Only the sampling changes: parameters, state dict, configuration, masks and hooks stay as they
+    are, and copying, pickling and ``save_pretrained`` work as before. A changed module is an
+    instance of a subclass of its class. A model that already uses the op stays as it is.
 
     Args:
         model: a model of transformers, or a module that holds one.
 
     Returns:
-        The names of the changed modules, those that were left alone and why, and a way back.
+        The names of the changed modules, of those that stay unchanged and why, and ``undo``.
 
     Raises:
         ValueError: If the model has no deformable attention, or none that the op can compute.
@@ -79,16 +79,16 @@ def use_sparsedet_kernel(model: nn.Module) -> KernelSwap:
             changed.append(name)
     swap = KernelSwap(model, tuple(changed), left)
     if not changed and not there_already:
-        found = f"only modules that stay as they are: {left}" if left else "none"
+        found = f"only modules that it cannot: {left}" if left else "no deformable attention"
         raise ValueError(
             "use_sparsedet_kernel.model must have deformable attention that the op can compute, "
-            f"{type(model).__name__} has {found}."
+            f"but {type(model).__name__} has {found}. Use the model as it is."
         )
     return swap
 
 
 def restore_kernel(model: nn.Module) -> tuple[str, ...]:
-    """Give a model, or a copy of it, back the sampling of transformers, in place.
+    """Restore the sampling of transformers in a model or a copy of it, in place.
 
     Args:
         model: a model that :func:`use_sparsedet_kernel` changed.

@@ -1,7 +1,7 @@
-"""Models of transformers with random weights and noise to look at, for timing and for tests.
+"""Models of transformers with random weights and random images, for timing and for tests.
 
-Nothing is fetched. ``small`` models have the parts of the real ones with few channels and layers;
-the others have the default configuration of their class.
+Nothing is downloaded. ``small`` models have all parts of the real ones, with few channels and
+layers; the others have the default configuration of their class.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ NO_OPTIONS: Options = {}
 
 @dataclass(frozen=True)
 class Case:
-    """A model and what it is called with.
+    """A model and its inputs.
 
     Attributes:
         model: the model.
-        inputs: keywords of a call.
-        labels: further keywords of a call that returns a loss; empty where there is none.
+        inputs: keyword arguments of a call.
+        labels: more keyword arguments, for a call that returns a loss; empty where there is none.
     """
 
     model: nn.Module
@@ -44,14 +44,15 @@ class Case:
 
     @torch.no_grad()
     def predict(self) -> list[Tensor]:
-        """What the model returns, as far as that is numbers, in evaluation mode."""
+        """The tensors that the model returns in evaluation mode."""
         output = self.model.eval()(**self.inputs)
         return [each for each in output.values() if isinstance(each, Tensor)]
 
     def step(self) -> Tensor:
-        """Forward and backward in training mode from the same random state; the loss.
+        """Forward and backward in training mode, always from the same random state.
 
-        Where the model has none for these arguments, it is the mean square of what it returns.
+        Returns:
+            The loss; for a model without one, the sum of the mean squares of its outputs.
         """
         torch.manual_seed(0)
         self.model.train().zero_grad()
@@ -66,7 +67,7 @@ class Case:
         return loss.detach()
 
     def swap(self) -> AbstractContextManager[Any]:
-        """Run by this library's op, for a while."""
+        """Use this library's op inside a ``with`` block."""
         return use_sparsedet_kernel(self.model)
 
 

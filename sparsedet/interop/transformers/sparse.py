@@ -52,12 +52,12 @@ __all__ = [
 
 
 class SparseDeformableDetrConfig(DeformableDetrConfig):
-    """Configuration of a Deformable DETR with a sparse encoder; all else is as in the dense one.
+    """Configuration of a Deformable DETR with a sparse encoder; the rest is as in the dense one.
 
     Attributes:
-        scorer: class that scores the tokens, a name of ``sparsedet components`` or a dotted path.
+        scorer: class that scores the tokens: a name of ``sparsedet components`` or a dotted path.
         keep_ratio: share of the tokens that every encoder layer updates, in (0, 1].
-        scorer_loss_coefficient: factor of the scorer's loss in the objective.
+        scorer_loss_coefficient: weight of the scorer's loss in the total loss.
     """
 
     model_type = "sparse_deformable_detr"
@@ -69,7 +69,7 @@ class SparseDeformableDetrConfig(DeformableDetrConfig):
 
 @dataclass
 class SparseEncoderOutput(BaseModelOutput):
-    """Encoded tokens with what the scorer's loss looks at."""
+    """Encoded tokens, and the inputs of the scorer's loss."""
 
     features: MultiScaleFeatures | None = None
     scores: TokenScores | None = None
@@ -135,7 +135,7 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
         self.selector = TopKSelector(config.keep_ratio)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As transformers does, but the scorer begins as this library has it."""
+        """As in transformers, except that the scorer has this library's initialization."""
         super()._init_weights(module)
         config: Any = self.config
         for index, part in enumerate(("scorer", "heads")):
@@ -164,7 +164,7 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
             kwargs: what else the dense encoder takes.
 
         Raises:
-            ValueError: If the scorer wants the kept tokens to be weighted.
+            ValueError: If the scorer weights the kept tokens.
         """
         features = MultiScaleFeatures.from_tokens(
             inputs_embeds, spatial_position_embeddings, spatial_shapes_list, ~attention_mask.bool()
@@ -173,7 +173,7 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
         if scores.weighs:
             raise ValueError(
                 f"SparseDeformableDetrConfig.scorer must be one that a loss trains, got "
-                f"{self.config.scorer!r}, which weights the tokens instead. Take DAMPredictor."
+                f"{self.config.scorer!r}, which weights the tokens instead. Use DAMPredictor."
             )
         selections = self.selector(scores, features, len(self.layers))
         encoded = super().forward(
@@ -190,7 +190,7 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
 
 
 class SparseDeformableDetrModel(DeformableDetrModel):
-    """``DeformableDetrModel`` with a sparse encoder; the same keys, and those of the scorer."""
+    """``DeformableDetrModel`` with a sparse encoder: the same keys and those of the scorer."""
 
     config_class = SparseDeformableDetrConfig
 
@@ -211,8 +211,8 @@ class _Seen:
 class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
     """``DeformableDetrForObjectDetection`` with a sparse encoder.
 
-    The same keys, and those of the scorer; with ``labels`` the scorer's loss is part of ``loss``,
-    and the entry ``loss_scorer`` of ``loss_dict``.
+    It has the same keys and those of the scorer. With ``labels`` the scorer's loss is part of
+    ``loss``, and is ``loss_scorer`` in ``loss_dict``.
     """
 
     config_class = SparseDeformableDetrConfig
@@ -248,8 +248,8 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
             return output
         if kwargs.get("encoder_outputs") is not None:
             raise ValueError(
-                f"{type(self).__name__}.labels cannot go with encoder_outputs: the scorer's loss "
-                "needs the scores. Leave encoder_outputs out in training."
+                f"{type(self).__name__}.labels cannot be combined with encoder_outputs: the "
+                "scorer's loss needs the scores. Leave encoder_outputs out in training."
             )
         with self._watched() as seen:
             output = super().forward(**inputs, return_dict=True)
@@ -310,26 +310,26 @@ def sparsify(
     *,
     keep_ratio: float = 0.3,
 ) -> SparseDeformableDetrModel | SparseDeformableDetrForObjectDetection:
-    """A Deformable DETR of transformers with its weights and a sparse encoder.
+    """Make a model with a sparse encoder from a Deformable DETR of transformers and its weights.
 
-    Every encoder layer updates the tokens that the scorer rates best; the others stay as they came
-    in, and all are read. The scorer begins untrained: train the result as you trained the model,
-    for instance by ``Trainer``, its loss is added. The attention runs by this library's op.
+    Every encoder layer updates only the tokens with the highest scores, which read from all tokens.
+    The scorer starts untrained. Train the result as you trained the model, for instance with
+    ``Trainer``; the scorer's loss is included. The attention uses this library's op.
 
     ``save_pretrained`` and ``from_pretrained`` of the result's class work, and so do ``AutoModel``
     and ``AutoModelForObjectDetection`` once this module is imported. The keys of the dense model
-    stay as they are: its plain class reads such a folder as a dense model and names the keys of
-    the scorer as unexpected.
+    do not change: its plain class reads a saved folder as a dense model and reports the keys of the
+    scorer as unexpected.
 
     Args:
-        model: the dense model; it stays as it is.
+        model: the dense model, which is not changed.
         scorer: class that scores the tokens: a name of ``sparsedet components``, or the dotted path
-            of one of yours.
+            of your own.
         keep_ratio: share of the tokens that every encoder layer updates, in (0, 1].
 
     Returns:
-        A model of the sparse class, on the same device, in the same format and mode, with copies of
-        the weights.
+        A model of the sparse class with copies of the weights, on the same device, in the same
+        dtype and mode.
 
     Raises:
         TypeError: If the model is of another class.
@@ -342,7 +342,7 @@ def sparsify(
     if type(model) not in kinds:
         raise TypeError(
             "sparsify.model must be a DeformableDetrModel or a DeformableDetrForObjectDetection of "
-            f"transformers, got {type(model).__name__}."
+            f"transformers, got {type(model).__name__}. Other models have no sparse encoder here."
         )
     options = model.config.to_dict()
     for key in ("model_type", "architectures", "transformers_version"):
@@ -353,8 +353,8 @@ def sparsify(
     odd = [key for key in missing if not key.startswith(_own_keys(sparse))] + unexpected
     if odd:
         raise ValueError(
-            "sparsify.model must have the weights of its class and no others, got different ones "
-            f"at {odd}. Sparsify the model before it is changed."
+            "sparsify.model must have exactly the weights of its class, but these keys differ: "
+            f"{odd}. Sparsify the model before you change it."
         )
     for name, parameter in model.named_parameters():
         sparse.get_parameter(name).requires_grad_(parameter.requires_grad)
@@ -386,7 +386,7 @@ def _make_scorer(config: SparseDeformableDetrConfig) -> tuple[Any, Heads]:
     if scorer.needs_head or scorer.learns not in (DecoderAttention, Foreground, None):
         raise ValueError(
             f"{where} must be one that needs no detection head and learns from boxes or from the "
-            f"decoder's attention, got {config.scorer!r}. Take DAMPredictor."
+            f"decoder's attention, got {config.scorer!r}. Use DAMPredictor."
         )
     embeds = scorer.needs_token_embedding
     return scorer, Heads(config.d_model, 1, size_biases=(), token_embedding=embeds)
