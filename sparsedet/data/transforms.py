@@ -11,9 +11,9 @@ sample's.
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -82,7 +82,7 @@ def resized_size(height: int, width: int, short_side: int, max_size: int) -> tup
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 class ResizeShortSide:

@@ -260,7 +260,7 @@ def _checked_shapes(spatial_shapes: SpatialShapes, tokens: Tensor, pos: Tensor) 
         shapes = _pairs(spatial_shapes)
     except (TypeError, ValueError) as error:
         form = "(height, width) of each level, a list, a tuple or a tensor"
-        raise _error("spatial_shapes", form, spatial_shapes) from error
+        raise _error("spatial_shapes", form, str(spatial_shapes)) from error
     total = sum(h * w for h, w in shapes)
     if tokens.ndim != 3 or tokens.shape[1] != total:
         raise _error(

@@ -383,7 +383,12 @@ def _make_scorer(config: SparseDeformableDetrConfig) -> tuple[Any, Heads]:
         raise ValueError(f"{where} must be one of {names} or a dotted path, got {config.scorer!r}.")
     sizes = {"embed_dim": config.d_model, "num_levels": config.num_feature_levels}
     takes = inspect.signature(kind).parameters
-    needs = [name for name, each in takes.items() if each.default is each.empty]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needs = [
+        name
+        for name, each in takes.items()
+        if each.default is each.empty and each.kind not in variadic
+    ]
     scorer = None
     if isinstance(kind, type) and set(needs) <= set(sizes):
         scorer = kind(**{name: size for name, size in sizes.items() if name in takes})

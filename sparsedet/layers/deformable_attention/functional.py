@@ -202,7 +202,7 @@ def _check_tensor(name: str, tensor: Tensor, value: Tensor) -> None:
         raise _error(name, f"on the device of value ({value.device})", tensor.device)
 
 
-def check_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
+def check_spatial_shapes(spatial_shapes: Sequence[Sequence[int]]) -> None:
     """Refuse what are no sizes of levels.
 
     Raises:
@@ -220,5 +220,5 @@ def check_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
         raise _error("spatial_shapes", _SHAPES_FORM, _pairs(spatial_shapes))
 
 
-def _pairs(spatial_shapes: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+def _pairs(spatial_shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     return [tuple(shape) for shape in spatial_shapes]
