@@ -22,6 +22,11 @@ from torch import Tensor
 
 from sparsedet.layers import ms_deform_attn
 from sparsedet.layers.arguments import SpatialShapes, on_host
+from sparsedet.layers.deformable_attention.functional import (
+    check_arguments,
+    check_spatial_shapes,
+    check_value,
+)
 from sparsedet.layers.deformable_attention.operator import BACKWARD
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype
 
@@ -167,10 +172,15 @@ def ms_deform_attn_backward(
     """
     shapes = on_host(value_spatial_shapes)
     tokens = _tokens_of_levels(value, shapes, value_level_start_index)
+    used = value if tokens is None else value[:, tokens]
+    check_arguments(used, shapes, sampling_locations, attention_weights)
+    outputs = [each for each in outputs_and_im2col_step if isinstance(each, Tensor)]
+    inputs = (value, sampling_locations, attention_weights)
+    _check_gradients(grad_output, outputs, inputs)
     precise = accumulation_dtype(value.dtype)
     of_value, *others = BACKWARD(
         grad_output.flatten(2),
-        value if tokens is None else value[:, tokens],
+        used,
         [size for shape in shapes for size in shape],
         sampling_locations.to(precise),
         attention_weights.to(precise),
@@ -185,10 +195,8 @@ def ms_deform_attn_backward(
         of_locations.to(sampling_locations.dtype),
         of_weights.to(attention_weights.dtype),
     )
-    outputs = [each for each in outputs_and_im2col_step if isinstance(each, Tensor)]
-    if outputs:
-        for given, grad in zip(outputs, grads, strict=True):
-            given.add_(grad)
+    for given, grad in zip(outputs, grads, strict=False):  # three, or none
+        given.add_(grad)
     return grads
 
 
@@ -222,17 +230,41 @@ def stand_in_for_extension(name: str = "MultiScaleDeformableAttention") -> Modul
     return module
 
 
+def _check_gradients(
+    grad_output: Tensor, outputs: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> None:
+    value, locations, _ = inputs
+    form = (*locations.shape[:2], value.shape[2] * value.shape[3])
+    fits = isinstance(grad_output, Tensor) and grad_output.dim() >= 3
+    if not fits or grad_output.flatten(2).shape != form or grad_output.dtype != value.dtype:
+        got = (tuple(grad_output.shape), grad_output.dtype) if fits else grad_output
+        raise ValueError(
+            "ms_deform_attn_backward.grad_output must be of the shape and dtype of the output, "
+            f"{form} and {value.dtype}, got {got}."
+        )
+    shapes = [tuple(each.shape) for each in outputs]
+    if outputs and shapes != [tuple(each.shape) for each in inputs]:
+        raise ValueError(
+            "ms_deform_attn_backward.outputs_and_im2col_step must be three tensors of the shapes "
+            f"of value, sampling_locations and attention_weights, or none, got {shapes}."
+        )
+
+
 def _tokens_of_levels(
     value: Tensor, shapes: Sequence[Sequence[int]], starts: Tensor | Sequence[int]
 ) -> Tensor | None:
     """The tokens that the levels name; None where these are all, one level after the other."""
-    firsts = starts.tolist() if isinstance(starts, Tensor) else list(starts)
+    check_spatial_shapes(shapes)
+    check_value(value)
+    firsts = starts.tolist() if isinstance(starts, Tensor) else starts
+    firsts = list(firsts) if isinstance(firsts, Sequence) else [firsts]
     sizes = [height * width for height, width in shapes]
     ends = list(accumulate(sizes))
     if firsts == [0, *ends[:-1]] and ends[-1:] == [value.shape[1]]:
         return None
     if len(firsts) != len(sizes) or not all(
-        0 <= first <= value.shape[1] - size for first, size in zip(firsts, sizes, strict=True)
+        isinstance(first, int | float) and 0 <= first <= value.shape[1] - size
+        for first, size in zip(firsts, sizes, strict=True)
     ):
         raise ValueError(
             "MultiScaleDeformableAttnFunction.value_level_start_index must name the first token of "

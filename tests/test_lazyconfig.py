@@ -104,6 +104,9 @@ def test_load_takes_keys(tmp_path):
     assert LazyConfig.load(tmp_path / "a.py", ("size",)) == (3,)
     with pytest.raises(KeyError, match=r"a\.py has no 'modle'\. Nearest: model\."):
         LazyConfig.load(tmp_path / "a.py", "modle")
+    for keys in (3, ("size", 3)):
+        with pytest.raises(ConfigError, match="keys must be a name or a tuple of names, got"):
+            LazyConfig.load(tmp_path / "a.py", keys)
 
 
 def test_keys_of_yaml_refer_to_the_rest_of_the_file(tmp_path):

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsedet.cli.common import add_config, answer, make_parser, take_config
+from sparsedet.cli.common import add_config, answer, check_output, make_parser, take_config
 from sparsedet.config import ConfigError, check_overrides, instantiate, read_config
 from sparsedet.files import write_json
 from sparsedet.tables import format_table
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: something given is wrong; nothing has been computed then.
     """
+    if args.output is not None:
+        check_output(args.output, ".json")
     if args.paper_table:
         figures = paper_table()
     else:

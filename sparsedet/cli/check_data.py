@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsedet.cli.common import add_reading, answer, is_override, make_parser
+from sparsedet.cli.common import add_reading, answer, check_output, is_override, make_parser
 from sparsedet.config import ConfigError, packaged_configs, read_config
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ def run(args: argparse.Namespace) -> None:
 
     if args.preview is not None and args.preview < 1:
         raise ConfigError(f"--preview must be at least 1, got {args.preview}. Give a number.")
+    if args.output is not None and args.preview is None:
+        raise ConfigError("--output is where the sheet of --preview goes. Add --preview=9.")
+    sheet = args.output or Path("preview.png")
+    if args.preview is not None:
+        check_output(sheet, ".png")
     logging.basicConfig(format="%(message)s")  # what is left out is said in warnings
     cfg, source = _settings(args)
     sets = _sets_of_run(args, cfg) if source is None else _sets_of_source(args, cfg, source)
@@ -83,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         for text in survey.misfits():
             print(f"\nwarning: {text}")
     if args.preview is not None:
-        _preview(args, cfg, next(iter(sets.values())))
+        _preview(args.preview, sheet, cfg, next(iter(sets.values())))
 
 
 def _settings(args: argparse.Namespace) -> tuple[Any, str | None]:
@@ -172,6 +177,9 @@ def _sets_of_source(args: argparse.Namespace, cfg: Any, source: str) -> _Sets:
 
 def _print_suggestion(survey: Survey) -> None:
     """The line to stdout, so that it can be taken on; why to stderr."""
+    if not len(survey.parts[0].boxes):
+        print(survey.misfits()[0], file=sys.stderr)
+        return
     for override in survey.suggestion.overrides:
         print(f"{override.key}: {override.reason}", file=sys.stderr)
     if survey.suggestion.overrides:
@@ -180,7 +188,7 @@ def _print_suggestion(survey: Survey) -> None:
         print("the settings fit as they are", file=sys.stderr)
 
 
-def _preview(args: argparse.Namespace, cfg: Any, first: tuple[AnnotatedDataset, Any]) -> None:
+def _preview(count: int, path: Path, cfg: Any, first: tuple[AnnotatedDataset, Any]) -> None:
     from sparsedet.config import instantiate
     from sparsedet.files import atomic_write
     from sparsedet.survey import preview_sheet
@@ -189,8 +197,8 @@ def _preview(args: argparse.Namespace, cfg: Any, first: tuple[AnnotatedDataset, 
     if dataset.images is None:
         raise ConfigError("--preview needs the pictures. Add --images=FOLDER.")
     mapper = instantiate(cfg.dataloader.train.mapper)
-    sheet = preview_sheet(dataset, mapper, count=args.preview, seed=cfg.train.seed or 0)
-    path = args.output or Path("preview.png")
+    sheet = preview_sheet(dataset, mapper, count=count, seed=cfg.train.seed or 0)
     with atomic_write(path) as file:
         sheet.save(file, format="PNG")
-    print(f"{args.preview} samples of {dataset.source} as augmented are in {path}", file=sys.stderr)
+    what = "1 sample" if count == 1 else f"{count} samples"
+    print(f"{what} of {dataset.source} as augmented are in {path}", file=sys.stderr)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from sparsedet.config import ConfigError
@@ -119,6 +120,29 @@ def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Names
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started one speaks
             print_error(error)
         return 2
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Refuse a file that cannot be written, before any work.
+
+    Args:
+        path: of the file; folders that are missing can be made.
+        suffix: that it must have, since that says the format.
+
+    Raises:
+        ConfigError: the path is a folder, has another suffix or lies where nothing can be written.
+    """
+    if path.is_dir() or path.suffix.lower() != suffix:
+        kind = "a folder" if path.is_dir() else f"no {suffix} file"
+        raise ConfigError(f"--output {path} is {kind}. Name a file that ends in {suffix}.")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    try:
+        with TemporaryFile(dir=folder):  # what the rights say is not all that can be in the way
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--output {path} cannot be written: {folder}: {error.strerror}. Name another file."
+        ) from error
 
 
 def print_error(error: Exception | str) -> None:

@@ -57,6 +57,10 @@ class LazyConfig:
         content = run_python(path) if path.suffix == ".py" else as_config(read_yaml(path))
         if keys is not None:
             names = (keys,) if isinstance(keys, str) else keys
+            if not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
+                raise ConfigError(
+                    f"LazyConfig.load.keys must be a name or a tuple of names, got {keys!r}."
+                )
             picked = tuple(as_config(_pick(content, name, path)) for name in names)
             return picked[0] if isinstance(keys, str) else picked
         if path.suffix != ".py":

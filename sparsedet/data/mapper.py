@@ -28,9 +28,17 @@ class DetectionMapper:
     training targets and do not appear; neither do boxes of which a crop left nothing.
 
     A loader of detectron2 or of torch calls it with the record alone: `mapper(record)`.
+
+    Raises:
+        ValueError: `transforms` is no list of functions.
     """
 
     def __init__(self, transforms: Sequence[Transform | v2.Transform]) -> None:
+        if not isinstance(transforms, Sequence) or not all(map(callable, transforms)):
+            raise ValueError(
+                f"DetectionMapper.transforms must be a list of transforms, got {transforms!r}. Set "
+                "mapper.transforms of the loader, [] for none."
+            )
         self.transforms = tuple(transforms)
 
     def __call__(self, record: dict[str, Any], rng: random.Random | None = None) -> dict[str, Any]:

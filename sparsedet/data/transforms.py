@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -80,6 +81,10 @@ def resized_size(height: int, width: int, short_side: int, max_size: int) -> tup
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
 class ResizeShortSide:
     """Resizes to a short side drawn from a list, as DETR and Deformable DETR do.
 
@@ -92,13 +97,13 @@ class ResizeShortSide:
     """
 
     def __init__(self, short_sides: Sequence[int] | int, max_size: int) -> None:
-        sides = [short_sides] if isinstance(short_sides, int) else list(short_sides)
-        if len(sides) == 0 or min(sides) < 1:
+        sides = list(short_sides) if isinstance(short_sides, Sequence) else [short_sides]
+        if len(sides) == 0 or not all(map(_is_size, sides)):
             raise ValueError(
-                f"ResizeShortSide.short_sides must be one or more sizes >= 1, got {sides}."
+                f"ResizeShortSide.short_sides must be one or more whole sizes >= 1, got {sides}."
             )
-        if max_size < 1:
-            raise ValueError(f"ResizeShortSide.max_size must be >= 1, got {max_size}.")
+        if not _is_size(max_size):
+            raise ValueError(f"ResizeShortSide.max_size must be a whole size >= 1, got {max_size}.")
         self.short_sides = sides
         self.max_size = max_size
 

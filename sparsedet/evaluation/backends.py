@@ -30,7 +30,7 @@ class Backend:
     """
 
     def __init__(self, name: str) -> None:
-        if name not in _PACKAGES:
+        if name not in list(_PACKAGES):
             raise ValueError(
                 f"COCOEvaluator.backend must be {' or '.join(_PACKAGES)}, got {name!r}. Set "
                 "dataloader.evaluator.backend."

@@ -7,6 +7,7 @@ match", overwrites repeated ids, and does not support ids that are strings or ex
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,11 @@ class COCOEvaluator:
         confusion_threshold: float = 0.3,
         backend: str = "pycocotools",
     ) -> None:
-        if not 0 <= confusion_threshold <= 1:
+        number = isinstance(confusion_threshold, Real)
+        if not number or not 0 <= confusion_threshold <= 1:
             raise ValueError(
                 "COCOEvaluator.confusion_threshold must be in [0, 1], got "
-                f"{confusion_threshold}. Set dataloader.evaluator.confusion_threshold."
+                f"{confusion_threshold!r}. Set dataloader.evaluator.confusion_threshold."
             )
         if plots and find_spec("matplotlib") is None:
             raise ValueError(
@@ -110,7 +112,8 @@ class COCOEvaluator:
                 original image), `scores` and `pred_classes` (contiguous).
 
         Raises:
-            ValueError: an image that the annotation file does not have.
+            ValueError: an image or a class that the annotation file does not have, or numbers that
+                are not finite.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             if sample["image_id"] not in self._places:
@@ -118,7 +121,26 @@ class COCOEvaluator:
                     f"COCOEvaluator.process image_id {sample['image_id']!r} is not in "
                     f"{self._dataset.source!r}. Evaluate on the set of the test loader."
                 )
-            self._detections[sample["image_id"]] = _rows(output["instances"])
+            rows = _rows(output["instances"])
+            self._check_rows(sample["image_id"], rows)
+            self._detections[sample["image_id"]] = rows
+
+    def _check_rows(self, image_id: Any, rows: np.ndarray) -> None:
+        """Both packages count such rows each in its own way, or fail after all images."""
+        where, classes = f"of image {image_id!r}", rows[:, 5]
+        if not np.isfinite(rows).all():
+            raise ValueError(
+                f"COCOEvaluator.process pred_boxes and scores must be finite, got {where} "
+                f"{rows[~np.isfinite(rows).all(axis=1)][0, :5].tolist()} (x, y, width, height, "
+                "score). Look for a training that diverged, or another precision."
+            )
+        strange = classes[(classes < 0) | (classes >= len(self._dataset.class_names))]
+        if strange.size:
+            raise ValueError(
+                "COCOEvaluator.process pred_classes must be in 0 to "
+                f"{len(self._dataset.class_names) - 1}, the classes of {self._dataset.source!r}, "
+                f"got {int(strange[0])} {where}. Give the model the number of classes of the set."
+            )
 
     def evaluate(self) -> Results:
         """Computes the results over the detections of all processes; the same on each.

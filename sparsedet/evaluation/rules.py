@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Real
 
 _EVERYTHING = 1e10
 _SUFFIXES = {"very tiny": "vt", "tiny": "t", "small": "s", "medium": "m", "large": "l"}
@@ -79,7 +80,8 @@ def make_rules(
 
 
 def _ascending_areas(given: Sequence[float]) -> tuple[float, ...]:
-    bounds = tuple(map(float, given)) if isinstance(given, Sequence) else ()
+    numbers = isinstance(given, Sequence) and all(isinstance(each, Real) for each in given)
+    bounds = tuple(map(float, given)) if numbers else ()
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
         raise ValueError(
             "COCOEvaluator.area_bounds must be two ascending areas in square pixels, got "

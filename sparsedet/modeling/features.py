@@ -253,7 +253,14 @@ def _pairs(sizes: SpatialShapes) -> tuple[Size, ...]:
 
 
 def _checked_shapes(spatial_shapes: SpatialShapes, tokens: Tensor, pos: Tensor) -> tuple[Size, ...]:
-    shapes = _pairs(spatial_shapes)
+    for name, given in (("tokens", tokens), ("pos", pos)):
+        if not isinstance(given, Tensor):
+            raise _error(name, "a tensor", type(given).__name__)
+    try:
+        shapes = _pairs(spatial_shapes)
+    except (TypeError, ValueError) as error:
+        form = "(height, width) of each level, a list, a tuple or a tensor"
+        raise _error("spatial_shapes", form, str(spatial_shapes)) from error
     total = sum(h * w for h, w in shapes)
     if tokens.ndim != 3 or tokens.shape[1] != total:
         raise _error(
@@ -275,6 +282,8 @@ def _sizes_in_mask(
 ) -> tuple[tuple[Size, ...], ...]:
     """Valid rows and columns of each image and level, by one copy to the host."""
     kinds = (torch.bool, torch.uint8)
+    if not isinstance(padding_mask, Tensor):
+        raise _error("padding_mask", "a tensor", f"{type(padding_mask).__name__}. True is padding")
     if padding_mask.dtype not in kinds or padding_mask.shape != tokens.shape[:2]:
         raise _error(
             "padding_mask",

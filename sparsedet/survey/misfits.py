@@ -42,11 +42,22 @@ def find_misfits(
         suggestion: for the same parts and settings.
     """
     return [
+        *_nothing_to_learn(parts[0]),
         *_too_small(parts, sizes, settings, suggestion),
         *_too_many(parts, settings, suggestion),
         *_out_of_range(parts[0], sizes[parts[0].name], settings, suggestion),
         *_never_seen(parts),
     ]
+
+
+def _nothing_to_learn(part: Part) -> Iterator[str]:
+    """A part that no model can be trained on."""
+    if not len(part.boxes):
+        regions = ", only ignore regions" if part.ignored.any() else ""
+        yield (
+            f"There are no {part.its('boxes')}{regions}, so a model cannot be trained on these "
+            "pictures, and AP is undefined. `sparsedet eval` writes predictions.json for them."
+        )
 
 
 def _too_small(

@@ -126,6 +126,10 @@ def _chosen(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return shown, order[_FREQUENT:-_RARE]
 
 
+def _times(number: float) -> str:
+    return f"{number:.3g}" if number < 100 else f"{number:.0f}"
+
+
 def describe_run(parts: Sequence[Part], settings: Settings) -> list[str]:
     """Lines about the limits of queries and detections, and about the length of the training.
 
@@ -148,7 +152,7 @@ def describe_run(parts: Sequence[Part], settings: Settings) -> list[str]:
         pictures = len(parts[0].pictures)
         rounds = settings.max_iter * settings.batch_size / pictures
         lines.append(
-            f"{settings.max_iter} iterations of {settings.batch_size} pictures, {rounds:.3g} "
-            f"epochs of {pictures} pictures"
+            f"{settings.max_iter} iterations of {settings.batch_size} pictures, "
+            f"{_times(rounds)} epochs of {pictures} pictures"
         )
     return lines

@@ -7,11 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparsedet.config import setting
+from sparsedet.config import ConfigError, setting
 from sparsedet.config.naming import keyword_parameters, locate
 from sparsedet.evaluation.rules import Rules, make_rules
 
 __all__ = ["Ranges", "Settings", "read_settings"]
+
+_AT_LEAST_1 = (
+    "dataset.test_short_side",
+    "dataset.max_size",
+    "model.query_initializer.num_queries",
+    "model.max_detections",
+    "dataloader.train.total_batch_size",
+    "train.accumulation_steps",
+    "train.max_iter",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,14 @@ def read_settings(cfg: Any) -> Settings:
 
     Args:
         cfg: as `sparsedet train` takes it.
+
+    Raises:
+        ConfigError: a number is below 1, or size ranges are no pairs.
     """
+    for key in _AT_LEAST_1:
+        value = setting(cfg, key)
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"{key} must be at least 1, got {value}. Set {key}.")
     rules = _rules(setting(cfg, "dataloader.evaluator"))
     sides = setting(cfg, "dataset.short_sides")
     sides = [sides] if isinstance(sides, int) else sides
@@ -103,7 +120,12 @@ def _ranges(cfg: Any) -> tuple[Ranges, ...]:
         pairs = _argument(term, "size_ranges")
         if pairs is not None:
             key = f"model.criterion.stage.{place}.size_ranges"
-            numbers = tuple((float(low), float(high)) for low, high in pairs)
+            try:
+                numbers = tuple((float(low), float(high)) for low, high in pairs)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{key} must be pairs [low, high], one for each level, got {pairs}. Set {key}."
+                ) from error
             found.append(Ranges(key, numbers, _argument(term, "distance") or "sides"))
     return tuple(found)
 

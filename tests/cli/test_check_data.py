@@ -195,3 +195,62 @@ def test_a_preview_needs_pictures(shapes, tmp_path, capsys):
     assert main(["check-data", str(source), "--preview", "2", "--output", str(output)]) == 2
     assert "--preview needs the pictures" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("sheet.jpg", r"is no \.png file. Name a file that ends in \.png"),
+        (".", r"is a folder. Name a file that ends in \.png"),
+        ("file/sheet.png", "cannot be written: .*file: Not a directory"),
+        ("/proc/sheet.png", "cannot be written"),
+    ],
+)
+def test_where_the_sheet_cannot_go_is_said_before_the_set_is_read(tmp_path, capsys, output, says):
+    (tmp_path / "file").touch()
+    given = ["check-data", "absent.json", "--preview", "1", "--output", str(tmp_path / output)]
+    assert main(given) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(says, err)
+    assert err.count("\n") == 1
+
+
+def test_a_place_for_a_sheet_that_is_not_asked_for(shapes, capsys):
+    assert main([*words(shapes), "--output", "sheet.png"]) == 2
+    assert "Add --preview" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dataloader.train.total_batch_size=0",
+        "train.accumulation_steps=0",
+        "train.max_iter=-3",
+        "model.query_initializer.num_queries=0",
+    ],
+)
+@pytest.mark.parametrize("option", [[], ["--suggest"]])
+def test_numbers_that_no_training_has(shapes, capsys, override, option):
+    assert main([*words(shapes), override, *option]) == 2
+    key, value = override.split("=")
+    assert f"{key} must be at least 1, got {value}" in capsys.readouterr().err
+
+
+def test_size_ranges_that_are_no_pairs(shapes, capsys):
+    assert main([*words(shapes), "model.criterion.stage.0.size_ranges=[[1]]"]) == 2
+    assert "size_ranges must be pairs [low, high]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_without_a_box_nothing_is_said_to_fit(shapes, capsys, crowd):
+    source = shapes / "annotations/instances_train.json"
+    content = json.loads(source.read_text())
+    content["annotations"] = [{**entry, "iscrowd": 1} for entry in content["annotations"] if crowd]
+    source.write_text(json.dumps(content))
+    for option in ([], ["--suggest"]):
+        assert main([*words(shapes), *option]) == 0
+        out, err = capsys.readouterr()
+        assert "There are no boxes" in out + err
+        assert ("only ignore regions" in out + err) == crowd
+        assert "the settings fit" not in err

@@ -17,6 +17,7 @@ from sparsedet.data import (
     RandomQuarterTurn,
     ResizeShortSide,
 )
+from sparsedet.data.mapper import DetectionMapper
 from sparsedet.data.transforms import call_v2, resized_size
 
 
@@ -154,6 +155,12 @@ def test_same_source_same_result():
         (lambda: ResizeShortSide([], 10), "short_sides"),
         (lambda: ResizeShortSide([0], 10), "short_sides"),
         (lambda: ResizeShortSide([5], 0), "max_size"),
+        (lambda: ResizeShortSide(None, 10), "short_sides"),
+        (lambda: ResizeShortSide("x", 10), "short_sides"),
+        (lambda: ResizeShortSide([5, 5.5], 10), "short_sides"),
+        (lambda: ResizeShortSide([5], None), "max_size"),
+        (lambda: DetectionMapper("x"), "DetectionMapper.transforms must be a list of transforms"),
+        (lambda: DetectionMapper([None]), "DetectionMapper.transforms"),
         (lambda: RandomHorizontalFlip(1.5), "probability"),
         (lambda: RandomCrop(9, 5), "min_size"),
         (lambda: DETRAugmentation([5], 10, crop_probability=-1), "crop_probability"),

@@ -170,6 +170,10 @@ def test_gathers_over_processes(tmp_path, monkeypatch):
         ({"max_detections": [0, 10]}, r"ascending whole numbers"),
         ({"max_detections": [1, 2.5]}, r"ascending whole numbers"),
         ({"confusion_threshold": 30}, r"confusion_threshold must be in \[0, 1\], got 30"),
+        ({"area_bounds": ["a", "b"]}, r"two ascending areas in square pixels, got \['a', 'b'\]"),
+        ({"area_bounds": [None, 5]}, "two ascending areas in square pixels"),
+        ({"confusion_threshold": "x"}, r"confusion_threshold must be in \[0, 1\], got 'x'"),
+        ({"backend": ["cocoapi"]}, "backend must be pycocotools or faster-coco-eval"),
         ({"backend": "cocoapi"}, "backend must be pycocotools or faster-coco-eval"),
     ],
 )
@@ -187,6 +191,25 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sparsedet.evaluation.coco.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'sparsedet\[plot\]'"):
         COCOEvaluator(dataset, plots=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("scores", float("nan"), r"must be finite, got of image .*nan"),
+        ("pred_boxes", float("inf"), r"must be finite, got of image .*inf"),
+        ("pred_classes", 3, r"pred_classes must be in 0 to 2, .* got 3 of image"),
+        ("pred_classes", -1, r"pred_classes must be in 0 to 2, .* got -1 of image"),
+    ],
+)
+def test_answers_that_count_for_nothing_are_refused_at_once(tmp_path, column, value, says):
+    dataset = open_dataset(write(tmp_path / "a.json"))
+    given = answer([[0, 0, 10, 10]], [0])
+    filled = given["instances"].get(column)
+    (filled.tensor if column == "pred_boxes" else filled).fill_(value)
+    image_id = dataset.records[0]["image_id"]
+    with pytest.raises(ValueError, match=says):
+        COCOEvaluator(dataset).process([{"image_id": image_id}], [given])
 
 
 def test_images_and_files_of_another_set(tmp_path):

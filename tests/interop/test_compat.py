@@ -173,3 +173,39 @@ def test_code_that_wraps_the_extension_runs_unchanged(package, name):
 def test_another_module_is_not_replaced():
     with pytest.raises(ValueError, match=r"must be a module that is not imported yet, got json"):
         compat.stand_in_for_extension("json")
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "says"),
+    [
+        (0, lambda value: value.flatten(), "value must be of shape"),
+        (0, lambda value: None, "value must be a tensor, got NoneType"),
+        (1, lambda shapes: shapes.flatten(), "spatial_shapes must be"),
+        (1, lambda shapes: None, "spatial_shapes must be"),
+        (2, lambda starts: None, "value_level_start_index must name"),
+        (2, lambda starts: ["x"] * len(starts), "value_level_start_index must name"),
+        (3, lambda locations: locations[..., :1], "sampling_locations must be of shape"),
+        (3, lambda locations: locations.tolist(), "sampling_locations must be a tensor, got list"),
+        (4, lambda weights: weights[:, 1:], "attention_weights must be of shape"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named_in_both_directions(place, change, says):
+    inputs = list(arguments())
+    grad = torch.zeros_like(expected(*inputs))
+    inputs[place] = change(inputs[place])
+    with pytest.raises(ValueError, match=says):
+        compat.ms_deform_attn_forward(*inputs, 64)
+    with pytest.raises(ValueError, match=says):
+        compat.ms_deform_attn_backward(*inputs, grad, 64)
+
+
+def test_gradients_that_do_not_fit_are_refused_before_anything_is_added():
+    inputs = arguments()
+    grad = torch.zeros_like(expected(*inputs))
+    for wrong in (grad[:, 1:], grad[..., 1:], grad.half(), None):
+        with pytest.raises(ValueError, match="grad_output must be of the shape and dtype"):
+            compat.ms_deform_attn_backward(*inputs, wrong, 64)
+    filled = [torch.zeros_like(inputs[i]) for i in (0, 3, 4)]
+    for wrong in (filled[:2], filled[::-1]):
+        with pytest.raises(ValueError, match="must be three tensors of the shapes of value"):
+            compat.ms_deform_attn_backward(*inputs, grad, *wrong)

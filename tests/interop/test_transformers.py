@@ -221,6 +221,9 @@ def test_sampling_without_interpolation_is_left_and_named():
 def test_a_model_without_deformable_attention_is_refused():
     with pytest.raises(ValueError, match=r"must have deformable attention .* Linear has no def"):
         use_sparsedet_kernel(nn.Linear(1, 1))
+    for function in (use_sparsedet_kernel, restore_kernel):
+        with pytest.raises(TypeError, match=rf"{function.__name__}\.model must be a torch module"):
+            function(nn.Linear)
 
 
 @pytest.mark.parametrize(
@@ -401,6 +404,10 @@ def test_sparsify_keeps_what_the_model_is(case):
     ("scorer", "sentence"),
     [
         ("Dam", "must be one of DAMPredictor, .* got 'Dam'"),
+        (None, "must be one of DAMPredictor, .* got None"),
+        ("torch.nn.Linear", "must name a class of scorers .* got 'torch.nn.Linear'"),
+        ("torch.nn.Identity", "must name a class of scorers .* got 'torch.nn.Identity'"),
+        ("os.path.join", "must name a class of scorers .* got 'os.path.join'"),
         ("ObjectnessScorer", "must be one that needs no detection head .* got 'ObjectnessScorer'"),
     ],
 )

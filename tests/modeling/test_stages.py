@@ -291,6 +291,11 @@ def test_a_mask_of_another_rule_counts_as_it_is(rule, fine, coarse):
     [
         (dict(tokens=torch.zeros(8, 2, 4)), r"tokens must be of shape \(B, 8, C\) .*transpose"),
         (dict(pos=torch.zeros(1, 8, 4)), r"pos must be of shape \(2, 8, 4\).*Expand"),
+        (dict(tokens=None), "tokens must be a tensor, got NoneType"),
+        (dict(pos=None), "pos must be a tensor, got NoneType"),
+        (dict(spatial_shapes=[2, 3]), r"spatial_shapes must be \(height, width\) .* got \[2, 3\]"),
+        (dict(spatial_shapes=None), r"spatial_shapes must be \(height, width\) .* got None"),
+        (dict(padding_mask=[[False]]), "padding_mask must be a tensor, got list"),
         (dict(padding_mask=torch.ones(2, 8)), r"padding_mask must be bool or uint8 .*float32"),
         (
             dict(padding_mask=torch.ones(2, 8, dtype=torch.bool)),

@@ -63,8 +63,10 @@ def use_sparsedet_kernel(model: nn.Module) -> KernelSwap:
         The names of the changed modules, of those that stay unchanged and why, and ``undo``.
 
     Raises:
+        TypeError: If the model is no module.
         ValueError: If the model has no deformable attention, or none that the op can compute.
     """
+    _check_module(model, "use_sparsedet_kernel")
     changed, left, there_already = [], {}, False
     for name, module in model.named_modules():
         if _is_swapped(module):
@@ -95,8 +97,18 @@ def restore_kernel(model: nn.Module) -> tuple[str, ...]:
 
     Returns:
         The names of the modules that were changed back.
+
+    Raises:
+        TypeError: If the model is no module.
     """
+    _check_module(model, "restore_kernel")
     return tuple(name for name, module in model.named_modules() if _restore(module))
+
+
+def _check_module(model: Any, function: str) -> None:
+    if not isinstance(model, nn.Module):
+        got = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{function}.model must be a torch module, got {got}. Build the model.")
 
 
 # Where a class samples: in a module of its own, by a function that it finds in an attribute, or by

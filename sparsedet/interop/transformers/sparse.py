@@ -373,16 +373,30 @@ def _make_scorer(config: SparseDeformableDetrConfig) -> tuple[Any, Heads]:
         ValueError: If there is none of the name, or it needs what a guest does not have.
     """
     where = "SparseDeformableDetrConfig.scorer"
-    if config.scorer in SCORERS:
+    named = isinstance(config.scorer, str)
+    if named and config.scorer in SCORERS:
         kind = SCORERS.get(config.scorer)
-    elif "." in config.scorer:
+    elif named and "." in config.scorer:
         kind = locate(config.scorer)
     else:
         names = ", ".join(sorted(name for name, _ in SCORERS))
         raise ValueError(f"{where} must be one of {names} or a dotted path, got {config.scorer!r}.")
     sizes = {"embed_dim": config.d_model, "num_levels": config.num_feature_levels}
     takes = inspect.signature(kind).parameters
-    scorer = kind(**{name: size for name, size in sizes.items() if name in takes})
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needs = [
+        name
+        for name, each in takes.items()
+        if each.default is each.empty and each.kind not in variadic
+    ]
+    scorer = None
+    if isinstance(kind, type) and set(needs) <= set(sizes):
+        scorer = kind(**{name: size for name, size in sizes.items() if name in takes})
+    if not isinstance(scorer, Scorer):
+        raise ValueError(
+            f"{where} must name a class of scorers that is built from embed_dim and num_levels, "
+            f"got {config.scorer!r}. Take DAMPredictor."
+        )
     if scorer.needs_head or scorer.learns not in (DecoderAttention, Foreground, None):
         raise ValueError(
             f"{where} must be one that needs no detection head and learns from boxes or from the "

@@ -53,7 +53,7 @@ def ms_deform_attn(
         ValueError: If a shape, dtype or device does not fit; the message names the argument.
     """
     spatial_shapes = on_host(spatial_shapes)
-    _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
+    check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
     _check_query_order(query_order, sampling_locations)
     precise = accumulation_dtype(value.dtype)
     return FORWARD(
@@ -86,7 +86,7 @@ def ms_deform_attn_reference(
         ValueError: If a shape, dtype or device does not fit; the message names the argument.
     """
     spatial_shapes = on_host(spatial_shapes)
-    _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
+    check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
     precise = accumulation_dtype(value.dtype)
     return reference_forward(
         value, spatial_shapes, sampling_locations.to(precise), attention_weights.to(precise)
@@ -119,7 +119,7 @@ def tile_places(spatial_shapes: SpatialShapes, device: torch.device) -> Tensor:
         (N,) int64, one for each token.
     """
     spatial_shapes = on_host(spatial_shapes)
-    _check_spatial_shapes(spatial_shapes)
+    check_spatial_shapes(spatial_shapes)
     longest = max(length for shape in spatial_shapes for length in shape)
     index = torch.arange(longest, device=device)
     tile, inside = index // _TILE, index % _TILE
@@ -140,18 +140,21 @@ def _error(argument: str, expected: str, got: object) -> ValueError:
 # Messages are made only when they are raised: printing a size would fix it in an exported graph.
 
 
-def _check_arguments(
+def check_arguments(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> None:
-    _check_spatial_shapes(spatial_shapes)
-    _check_tensor("value", value, value)
+    """Refuse what :func:`ms_deform_attn` cannot compute.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit; the message names the argument.
+    """
+    check_spatial_shapes(spatial_shapes)
+    check_value(value)
     _check_tensor("sampling_locations", sampling_locations, value)
     _check_tensor("attention_weights", attention_weights, value)
-    if value.dim() != 4:
-        raise _error("value", "of shape (B, N, M, D)", tuple(value.shape))
     batch, tokens, heads, _ = value.shape
     if tokens != sum(height * width for height, width in spatial_shapes):
         form = f"of shape (B, N, M, D) with N the tokens of {_pairs(spatial_shapes)}"
@@ -164,6 +167,17 @@ def _check_arguments(
         raise _error(
             "attention_weights", f"of shape {tuple(sizes[:-1])}", tuple(attention_weights.shape)
         )
+
+
+def check_value(value: Tensor) -> None:
+    """Refuse values that no levels can lie in.
+
+    Raises:
+        ValueError: If it has another dtype or number of axes.
+    """
+    _check_tensor("value", value, value)
+    if value.dim() != 4:
+        raise _error("value", "of shape (B, N, M, D)", tuple(value.shape))
 
 
 def _check_query_order(query_order: Tensor | None, sampling_locations: Tensor) -> None:
@@ -180,13 +194,20 @@ def _check_query_order(query_order: Tensor | None, sampling_locations: Tensor) -
 
 
 def _check_tensor(name: str, tensor: Tensor, value: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise _error(name, "a tensor", type(tensor).__name__)
     if tensor.dtype not in _DTYPES:
         raise _error(name, "float64, float32, float16 or bfloat16", tensor.dtype)
     if tensor.device != value.device:
         raise _error(name, f"on the device of value ({value.device})", tensor.device)
 
 
-def _check_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
+def check_spatial_shapes(spatial_shapes: Sequence[Sequence[int]]) -> None:
+    """Refuse what are no sizes of levels.
+
+    Raises:
+        ValueError: If they are no pairs of positive ints.
+    """
     if not isinstance(spatial_shapes, Sequence) or not all(
         isinstance(shape, Sequence) for shape in spatial_shapes
     ):
@@ -199,5 +220,5 @@ def _check_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> None:
         raise _error("spatial_shapes", _SHAPES_FORM, _pairs(spatial_shapes))
 
 
-def _pairs(spatial_shapes: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+def _pairs(spatial_shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     return [tuple(shape) for shape in spatial_shapes]
