@@ -41,49 +41,6 @@ __all__ = [
 ]
 
 
-class MultiScaleDeformableAttnFunction:
-    """Deformable attention as mmcv, Grounding DINO and BEVFormer call it, with ``apply``."""
-
-    @staticmethod
-    def apply(
-        value: Tensor,
-        value_spatial_shapes: SpatialShapes,
-        value_level_start_index: Tensor | Sequence[int],
-        sampling_locations: Tensor,
-        attention_weights: Tensor,
-        im2col_step: int = 64,
-    ) -> Tensor:
-        """Sample and sum.
-
-        Args:
-            value: (B, N, M, D).
-            value_spatial_shapes: (L, 2), (height, width) of each level. A tensor on a GPU makes the
-                host wait for it; lists and tensors on the CPU do not.
-            value_level_start_index: (L,), the first token of each level.
-            sampling_locations: (B, Q, M, L, P, 2), x, y in units of the level, [0, 1] inside.
-            attention_weights: (B, Q, M, L, P).
-            im2col_step: has no effect; all images are processed at once.
-
-        Returns:
-            (B, Q, M * D) in the dtype of ``value``.
-
-        Raises:
-            ValueError: If a shape, dtype, device or level start does not fit.
-        """
-        return ms_deform_attn_forward(
-            value,
-            value_spatial_shapes,
-            value_level_start_index,
-            sampling_locations,
-            attention_weights,
-            im2col_step,
-        )
-
-
-MSDeformAttnFunction = MultiScaleDeformableAttnFunction
-"""The name of Deformable DETR, DINO, Mask2Former and Mask DINO for it."""
-
-
 def multi_scale_deformable_attn_pytorch(
     value: Tensor,
     value_spatial_shapes: SpatialShapes,
@@ -93,7 +50,7 @@ def multi_scale_deformable_attn_pytorch(
     """Deformable attention as mmcv, Grounding DINO and detrex call it on CPUs.
 
     Args:
-        value: See :meth:`MultiScaleDeformableAttnFunction.apply`.
+        value: See :func:`ms_deform_attn_forward`.
         value_spatial_shapes: See there.
         sampling_locations: See there.
         attention_weights: See there.
@@ -122,12 +79,13 @@ def ms_deform_attn_forward(
     """Compute the forward of the compiled extension, with autograd.
 
     Args:
-        value: See :meth:`MultiScaleDeformableAttnFunction.apply`.
-        value_spatial_shapes: See there.
-        value_level_start_index: See there.
-        sampling_locations: See there.
-        attention_weights: See there.
-        im2col_step: has no effect.
+        value: (B, N, M, D).
+        value_spatial_shapes: (L, 2), (height, width) of each level. A tensor on a GPU makes the
+            host wait for it; lists and tensors on the CPU do not.
+        value_level_start_index: (L,), the first token of each level.
+        sampling_locations: (B, Q, M, L, P, 2), x, y in units of the level, [0, 1] inside.
+        attention_weights: (B, Q, M, L, P).
+        im2col_step: has no effect; all images are processed at once.
 
     Returns:
         (B, Q, M * D) in the dtype of ``value``.
@@ -139,6 +97,16 @@ def ms_deform_attn_forward(
     tokens = _tokens_of_levels(value, shapes, value_level_start_index)
     value = value if tokens is None else value[:, tokens]
     return ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+
+
+class MultiScaleDeformableAttnFunction:
+    """Deformable attention as mmcv, Grounding DINO and BEVFormer call it, with ``apply``."""
+
+    apply = staticmethod(ms_deform_attn_forward)
+
+
+MSDeformAttnFunction = MultiScaleDeformableAttnFunction
+"""The name of Deformable DETR, DINO, Mask2Former and Mask DINO for it."""
 
 
 def ms_deform_attn_backward(
@@ -154,7 +122,7 @@ def ms_deform_attn_backward(
     """Compute the backward of the compiled extension.
 
     Args:
-        value: See :meth:`MultiScaleDeformableAttnFunction.apply`.
+        value: See :func:`ms_deform_attn_forward`.
         value_spatial_shapes: See there.
         value_level_start_index: See there.
         sampling_locations: See there.

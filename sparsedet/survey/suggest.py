@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsedet.evaluation.rules import PRESETS
 from sparsedet.survey.numbers import Part
 from sparsedet.survey.settings import Ranges, Settings
 
@@ -45,7 +46,7 @@ _SPARE = 1.5  # queries and detections for each object of the fullest picture
 _MOST_QUERIES = 1500
 _SHARE_OF_A_SIZE = 0.05  # of the boxes, for small, medium or large to mean something
 _APART = 1.2  # the factor between sides that tells small from large
-_COCO_BOUNDS = (32**2, 96**2)
+_COCO_BOUNDS = PRESETS["coco"].area_bounds
 _SAMPLED = 2000  # pictures that sizes are chosen by
 
 
