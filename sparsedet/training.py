@@ -6,7 +6,6 @@ import logging
 import math
 import platform
 import random
-import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,7 +49,7 @@ from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
 from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
-from sparsedet.evaluation.loop import evaluate
+from sparsedet.evaluation.loop import evaluate, main_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
 from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
@@ -99,22 +98,6 @@ def _trained_classes(settings: Any) -> list[str] | None:
     else:
         checkpoint = {}  # said when the weights are loaded
     return trained_class_names(checkpoint)
-
-
-def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
-    """The numbers that a person looks at first: AP, also by size, in percent, and `keep_ratio`.
-
-    Args:
-        results: what `sparsedet.evaluation.evaluate` gives, by any evaluator of boxes.
-    """
-    found = {
-        name: f"{value:.1f}"
-        for name, value in results.get("bbox", {}).items()
-        if re.fullmatch(r"AP(50|75|[a-z]+)?", name)
-    }
-    if results.get("keep_ratio") is not None:
-        found["keep_ratio"] = f"{results['keep_ratio']:.3f}"
-    return {name: "-" if text == "nan" else text for name, text in found.items()}
 
 
 class Job:

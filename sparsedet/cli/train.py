@@ -158,7 +158,7 @@ def _build_everywhere(cfg: Any, command: Command, device: torch.device) -> Job |
 def _tables(results: Mapping[str, Any]) -> str:
     """The main numbers under their names, and a row for each class."""
     from sparsedet.evaluation import class_table
-    from sparsedet.training import main_metrics
+    from sparsedet.evaluation.loop import main_metrics
 
     shown = main_metrics(results)
     tables = [format_table([list(shown), list(shown.values())], left=())]

@@ -1,8 +1,9 @@
 """Running a model over a test loader."""
 
 import contextlib
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +71,22 @@ def evaluate(
     results = {**found, **_totals(keep_ratios, timings)}
     details = getattr(evaluator, "details", None)  # evaluators of others have none
     return results if details is None else {**results, "details": details}
+
+
+def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers that a person looks at first: AP, also by size, in percent, and `keep_ratio`.
+
+    Args:
+        results: what `evaluate` gives, by any evaluator of boxes.
+    """
+    found = {
+        name: f"{value:.1f}"
+        for name, value in results.get("bbox", {}).items()
+        if re.fullmatch(r"AP(50|75|[a-z]+)?", name)
+    }
+    if results.get("keep_ratio") is not None:
+        found["keep_ratio"] = f"{results['keep_ratio']:.3f}"
+    return {name: "-" if text == "nan" else text for name, text in found.items()}
 
 
 @contextlib.contextmanager
