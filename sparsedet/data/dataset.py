@@ -12,8 +12,9 @@ from typing import Any
 from ..structures import BoxMode
 from .errors import DatasetError
 from .formats import Source, check_image_folder, read_source
+from .picture_files import check_files
 from .records import Records
-from .validate import Findings, check_categories, check_files, check_images, clean_annotations
+from .validate import Findings, check_categories, check_images, clean_annotations
 
 _Stamp = tuple[int, int] | None
 _KEPT = 16  # sets that a process remembers
