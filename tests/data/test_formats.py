@@ -274,7 +274,7 @@ def test_a_segmentation_without_a_box_gives_its_box(tmp_path, caplog):
     [
         ({"segmentation": {"size": [30, 40], "counts": [-5, 10]}}, "must be four finite numbers"),
         ({"bbox": [10**400, 1, 2, 2]}, "must be four finite numbers"),
-        ({"bbox": [1, 2, 3, 4], "iscrowd": "0"}, r"\(iscrowd '0'\): 'iscrowd' must be 0 or 1"),
+        ({"bbox": [1, 2, 3, 4], "iscrowd": "x"}, r"\(iscrowd 'x'\): 'iscrowd' must be 0 or 1"),
         ({"bbox": [1, 2, 3, 4], "iscrowd": [0]}, "'iscrowd' must be 0 or 1"),
     ],
 )
