@@ -182,9 +182,9 @@ def _read(
     pairs = check_categories(source.categories, source.annotations, annotations)
     classes = {category_id: place for place, (category_id, _) in enumerate(pairs)}
     by_id = check_images(source.images, findings)
+    findings.close()  # file names that leave the folder must not be opened
     skipped: set = set()
     if source.root is not None:
-        findings.close()  # file names that leave the folder must not be opened
         check_image_folder(source.root)
         skipped = check_files(by_id.values(), source.root, findings, skip_broken)
         findings.close()

@@ -35,7 +35,7 @@ def check_categories(
     findings.close()
     for (identity, name), count in Counter(pairs).items():
         if count > 1:
-            findings.warn(f"category {identity} ({name!r})", "it is listed more than once.")
+            findings.warn(f"category {identity} ({name!r})", "it is listed more than once; taken as one.")
     pairs = _without_unused(list(dict.fromkeys(pairs)), annotations, findings)
     for identity, count in Counter(i for i, _ in pairs).items():
         if count > 1:

@@ -36,12 +36,13 @@ class References:
         if identity is None or identity in self._ids:
             return identity
         found = self._alike.get(_form(identity))
-        if found is not None:
-            findings.warn(
-                label,
-                f"its '{self.key}' and the 'id' in '{self.listed}' are a text and a number; "
-                "matched.",
-            )
+        if found is None or type(found) is type(identity):  # "01" is another text than "1"
+            return None
+        if isinstance(identity, str):
+            fault = f"is a text; it is read as the number, as every 'id' in '{self.listed}' is."
+        else:
+            fault = f"is a number, and the 'id' in '{self.listed}' a text; they are matched."
+        findings.warn(label, f"its '{self.key}' {fault}")
         return found
 
     def types_differ(self, values: Iterable[Any]) -> str | None:
@@ -60,7 +61,5 @@ class References:
 
 def _form(identity: Id) -> Id:
     """What a number and its text have in common."""
-    if isinstance(identity, int):
-        return identity
     number = whole(identity)
-    return identity.strip() if number is None else number
+    return identity if number is None else number
