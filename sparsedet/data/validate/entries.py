@@ -35,7 +35,9 @@ def check_categories(
     findings.close()
     for (identity, name), count in Counter(pairs).items():
         if count > 1:
-            findings.warn(f"category {identity} ({name!r})", "it is listed more than once; taken as one.")
+            findings.warn(
+                f"category {identity} ({name!r})", "it is listed more than once; taken as one."
+            )
     pairs = _without_unused(list(dict.fromkeys(pairs)), annotations, findings)
     for identity, count in Counter(i for i, _ in pairs).items():
         if count > 1:
@@ -93,6 +95,7 @@ def check_images(images: Sequence[Mapping], findings: Findings) -> dict[int | st
         be a text, too).
     """
     by_id: dict[int | str, dict] = {}
+    given: dict[int | str, Mapping] = {}
     names: Counter = Counter()
     for place, image in enumerate(images):
         identity = image_id(image.get("id"))
@@ -104,8 +107,12 @@ def check_images(images: Sequence[Mapping], findings: Findings) -> dict[int | st
             continue
         label = f"image {name_of(identity)}"
         if identity in by_id:
+            if image == given[identity]:
+                findings.warn(label, "it is listed more than once; taken as one.")
+                continue
             findings.error(label, "the id is given twice. Renumber one of the images.")
         by_id[identity] = {**image, "id": identity}
+        given[identity] = image
         if _check_file_name(image.get("file_name"), label, findings):
             names[image["file_name"]] += 1
         _read_size(by_id[identity], label, findings)
