@@ -9,6 +9,7 @@ from .fields import kind, said_as_text, shown, text, whole
 from .findings import Findings
 
 _LARGEST_SIDE = 2**31 - 1
+_REPEATED = "it is listed more than once; taken as one."
 
 
 def check_categories(
@@ -35,9 +36,7 @@ def check_categories(
     findings.close()
     for (identity, name), count in Counter(pairs).items():
         if count > 1:
-            findings.warn(
-                f"category {identity} ({name!r})", "it is listed more than once; taken as one."
-            )
+            findings.warn(f"category {identity} ({name!r})", _REPEATED)
     pairs = _without_unused(list(dict.fromkeys(pairs)), annotations, findings)
     for identity, count in Counter(i for i, _ in pairs).items():
         if count > 1:
@@ -108,7 +107,7 @@ def check_images(images: Sequence[Mapping], findings: Findings) -> dict[int | st
         label = f"image {name_of(identity)}"
         if identity in by_id:
             if image == given[identity]:
-                findings.warn(label, "it is listed more than once; taken as one.")
+                findings.warn(label, _REPEATED)
                 continue
             findings.error(label, "the id is given twice. Renumber one of the images.")
         by_id[identity] = {**image, "id": identity}
