@@ -100,8 +100,8 @@ class _Reader:
         self, images: Mapping[Id, Mapping], classes: Mapping[int, int], findings: Findings
     ) -> None:
         self._findings = findings
-        self._images = References("image_id", "images", images.keys())
-        self._categories = References("category_id", "categories", classes.keys())
+        self._images = References("image_id", "images", ids=images.keys())
+        self._categories = References("category_id", "categories", ids=classes.keys())
         self._num_images = len(images)
         # label and value of what refers to nothing
         self._no_image: list[tuple[str, Any]] = []
