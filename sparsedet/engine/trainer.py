@@ -18,13 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 from sparsedet import comm
 from sparsedet.checkpoint import CheckpointError, restore_model
 from sparsedet.engine.ema import ModelEma
+from sparsedet.engine.nonfinite import NonFiniteError
 from sparsedet.engine.random_state import get_random_state, seed_everything, set_random_state
 from sparsedet.events import Recorder
 
 if TYPE_CHECKING:
     from sparsedet.engine.hooks import Hook
 
-__all__ = ["NonFiniteError", "StopTraining", "Trainer"]
+__all__ = ["StopTraining", "Trainer"]
 
 Batch = Sequence[Mapping[str, Any]]
 
@@ -32,10 +33,6 @@ _ADVICE = (
     "Nothing was saved after the last checkpoint. Look at these images and their boxes, or lower "
     "optimizer.lr."
 )
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is not finite."""
 
 
 class StopTraining(Exception):
