@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.distributed_c10d import PrefixStore, TCPStore
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from sparsedet import comm
@@ -158,7 +158,9 @@ def _spawn(
     say: Callable[[str], None],
 ) -> int:
     # held by this process, which outlives the others; a port that is free, chosen by the system
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
     context = mp.start_processes(  # pyright: ignore[reportPrivateImportUsage]
         _child,
         args=(main, args, num_processes, store.port, device_type, say),
@@ -242,7 +244,9 @@ def _child(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    store = TCPStore("127.0.0.1", port, is_master=False)
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", port, is_master=False
+    )
     _place = Place(index, index, num_processes, store, ("127.0.0.1", port), _JOIN_SECONDS)
     code = among_peers(_place, lambda: _run_placed(main, args, device_type), say)
     if code:
