@@ -138,7 +138,10 @@ def is_broken_connection(error: BaseException) -> bool:
 
 
 class _Elsewhere(Exception):
-    """The traceback of another process, for the log."""
+    """Another process's error, whose traceback is for the log."""
+
+    def __str__(self) -> str:
+        return f"there:\n{self.args[0]}"
 
 
 class _Peers:
@@ -150,7 +153,7 @@ class _Peers:
         self._met = threading.Event()
         self._known = threading.Event()
         self._fault: Fault | None = None
-        self._announced = False
+        self._announced: Fault | None = None
         self._leaving = False
         self._board: Switchboard | None = None
         self._first_host = socket.gethostname()
@@ -192,7 +195,7 @@ class _Peers:
         """Tell what befell this process, with the traceback, once."""
         if self._line is None or self._announced or self._known.is_set():
             return
-        self._announced = True
+        self._announced = fault
         self._line.send(
             kind="fault",
             sentence=fault.sentence,
@@ -255,8 +258,8 @@ class _Peers:
     def _end(self, rank: int, fault: Fault, text: str) -> None:
         """Say what the run ended of; end this process if it does not do so by itself."""
         self._fault = fault
-        if self._place.rank == 0 and rank != 0:
-            logger.error("%s", fault.sentence, exc_info=_Elsewhere(f"there:\n{text}"))
+        if self._place.rank == 0 and rank != 0 and self._announced != fault:
+            logger.error("%s", fault.sentence, exc_info=_Elsewhere(text) if text else None)
         if self._place.local_rank == 0:
             self._say(fault.sentence)
         self._known.set()

@@ -16,6 +16,10 @@ _WARMUP_BATCHES = 2
 Sample = dict[str, Any]
 
 
+class EvaluationStopped(Exception):
+    """An evaluation was broken off before it had results."""
+
+
 class Evaluator(Protocol):
     """The interface of evaluators, which is that of detectron2's."""
 
@@ -27,7 +31,7 @@ class Evaluator(Protocol):
         """Takes the samples of a batch and the model's outputs in the same order."""
         ...
 
-    def evaluate(self) -> dict[str, Any] | None:
+    def evaluate(self) -> dict[str, Any]:
         """Results over everything processed; called on all processes, needed from the main one."""
         ...
 
@@ -38,6 +42,7 @@ def evaluate(
     evaluator: Evaluator,
     *,
     progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Runs a model over a loader without gradients and evaluates its outputs.
 
@@ -48,12 +53,16 @@ def evaluate(
         loader: batches of samples.
         evaluator: receives samples and outputs.
         progress: called with the number of images after every batch of this process.
+        stop: asked after every batch whether to break off; one process that says so ends it on all.
 
     Returns:
         The evaluator's results; its `details`, where it has any; and, over all processes:
         `num_images`; `keep_ratio`, the mean over the images (None where the model does not report
         it); `seconds_per_image`, the time of the model alone. The first batches are a warm-up and
         not timed, unless there are no others.
+
+    Raises:
+        EvaluationStopped: `stop` said so on one of the processes.
     """
     evaluator.reset()
     keep_ratios: list[float] = []
@@ -67,6 +76,10 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
+            if stop is not None and stop():
+                break
+    if stop is not None and comm.any_process(stop()):  # before they gather, which all must
+        raise EvaluationStopped
     found = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
     results = {**found, **_totals(keep_ratios, timings)}
     details = getattr(evaluator, "details", None)  # evaluators of others have none
