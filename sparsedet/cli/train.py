@@ -33,8 +33,6 @@ from sparsedet.tables import format_table
 if TYPE_CHECKING:
     import torch
 
-    from sparsedet.training import Job
-
 _NEEDS = (
     "model._target_",
     "optimizer._target_",
@@ -101,16 +99,35 @@ def start(command: Command, config_file: str | None = None) -> int:
     Raises:
         ValueError: something given is wrong, and nothing has run.
     """
-    cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
-    from sparsedet.engine.launch import check_processes, launch, resolve_device
+    from sparsedet.engine.launch import together
+
+    return together(lambda: _start(command, config_file), print_error)
+
+
+def _start(command: Command, config_file: str | None) -> int:
+    from sparsedet.engine.faults import REFUSED
+    from sparsedet.engine.launch import check_processes, is_launched, launch, resolve_device
+    from sparsedet.engine.peers import conclude
     from sparsedet.training import resolve_run
 
-    resolve_run(cfg, evaluates=command.eval_only)
-    device_type = resolve_device(cfg.train.device)
-    check_processes(command.num_gpus, device_type)
-    Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
     try:
-        return launch(run, (cfg, command), num_processes=command.num_gpus, device_type=device_type)
+        cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
+        resolve_run(cfg, evaluates=command.eval_only)
+        device_type = resolve_device(cfg.train.device)
+        check_processes(command.num_gpus, device_type)
+        Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        if is_launched():
+            return conclude(error, print_error, otherwise=REFUSED)
+        raise
+    try:
+        return launch(
+            run,
+            (cfg, command),
+            num_processes=command.num_gpus,
+            device_type=device_type,
+            say=print_error,
+        )
     except KeyboardInterrupt:
         return 130
 
@@ -118,41 +135,26 @@ def start(command: Command, config_file: str | None = None) -> int:
 def run(device: torch.device, cfg: Any, command: Command) -> int:
     """Train or evaluate, in one of the processes; returns the exit code."""
     from sparsedet import comm
-    from sparsedet.engine import NonFiniteError
+    from sparsedet.engine.faults import BROKEN_OFF, REFUSED
+    from sparsedet.engine.peers import conclude
+    from sparsedet.training import Job
 
-    try:
-        with _logging(Path(cfg.train.output_dir)):
-            job = _build_everywhere(cfg, command, device)
-            if job is None:
-                return 2
+    origin = {"config": command.config, "overrides": list(command.overrides)}
+    code = REFUSED
+    with _logging(Path(cfg.train.output_dir)):
+        try:
+            job = Job(
+                cfg, device, resume=command.resume, eval_only=command.eval_only, origin=origin
+            )
+            code = BROKEN_OFF
             found = job.evaluate_only() if command.eval_only else job.train()
             if isinstance(found, int):
                 return 128 + found
             if comm.is_main_process():
                 print(_tables(found))
             return 0
-    except NonFiniteError as error:
-        print_error(error)
-        return 1
-
-
-def _build_everywhere(cfg: Any, command: Command, device: torch.device) -> Job | None:
-    """The job of this process; None, and one message in all, if it fails in any of them."""
-    from sparsedet import comm
-    from sparsedet.training import Job
-
-    job, failure = None, None
-    origin = {"config": command.config, "overrides": list(command.overrides)}
-    try:
-        job = Job(cfg, device, resume=command.resume, eval_only=command.eval_only, origin=origin)
-    except (ValueError, OSError) as error:
-        failure = str(error) or type(error).__name__
-    failures = [text for text in comm.all_gather(failure) if text is not None]
-    if not failures:
-        return job
-    if comm.is_main_process():
-        print_error(failures[0])
-    return None
+        except Exception as error:
+            return conclude(error, print_error, otherwise=code)
 
 
 def _tables(results: Mapping[str, Any]) -> str:
