@@ -44,6 +44,7 @@ SAME_FLOOR = {
     ("config", "registry"),
     ("config", "files"),
     ("events", "comm"),
+    ("events", "files"),
     ("__main__", "cli"),
     ("predictor", "loading"),
     ("predictor", "visualization"),
