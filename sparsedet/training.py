@@ -49,7 +49,7 @@ from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
 from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
-from sparsedet.engine.trainer import StopTraining
+from sparsedet.engine.signals import StopTraining
 from sparsedet.evaluation.loop import EvaluationStopped, evaluate, main_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json

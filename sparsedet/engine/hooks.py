@@ -22,6 +22,7 @@ from sparsedet import comm
 from sparsedet.checkpoint import CheckpointStore
 from sparsedet.engine.faults import explain
 from sparsedet.engine.nonfinite import NonFiniteError
+from sparsedet.engine.peers import tell_stop
 from sparsedet.engine.random_state import isolated_random_state
 from sparsedet.engine.signals import STOP_SIGNALS, StopTraining
 from sparsedet.engine.trainer import Trainer
@@ -58,7 +59,7 @@ class StopHook(Hook):
 
     It listens to SIGINT, SIGTERM, SIGHUP and SIGUSR1, which SLURM sends before it takes a machine
     away. A signal that is ignored when the run begins stays ignored: that is what `nohup` is for.
-    An evaluation is broken off (on one process). A second SIGINT ends the process at once; a
+    An evaluation is broken off, with several processes between two batches. A second SIGINT ends the process at once; a
     second of the others has no effect, since launchers and schedulers often send it twice.
     """
 
@@ -79,6 +80,7 @@ class StopHook(Hook):
             if trainer.stop_signal is not None:
                 return
             trainer.stop_signal = number
+            tell_stop(number)
             if trainer.interruptible:
                 raise StopTraining
 
@@ -87,9 +89,9 @@ class StopHook(Hook):
                 self._previous[number] = signal.signal(number, handle)
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Agree with the other processes."""
-        if comm.any_process(trainer.stop_signal is not None):
-            trainer.stop_requested = True
+        """Agree with the other processes, also on the signal."""
+        trainer.stop_signal = comm.smallest(trainer.stop_signal)
+        trainer.stop_requested = trainer.stop_requested or trainer.stop_signal is not None
 
     def after_train(self, trainer: Trainer) -> None:
         """Listen no more."""

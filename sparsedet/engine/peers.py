@@ -259,7 +259,7 @@ class _Peers:
         """Say what the run ended of; end this process if it does not do so by itself."""
         self._fault = fault
         if self._place.rank == 0 and rank != 0 and self._announced != fault:
-            logger.error("%s", fault.sentence, exc_info=_Elsewhere(text) if text else None)
+            logger.error("%s", fault.sentence, exc_info=_Elsewhere(text or "no traceback"))
         if self._place.local_rank == 0:
             self._say(fault.sentence)
         self._known.set()
