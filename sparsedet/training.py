@@ -294,7 +294,6 @@ class Job:
         if comm.get_world_size() > 1:
             ids = None if self._device.type == "cpu" else [self._device]
             model = DistributedDataParallel(model, device_ids=ids, **settings.ddp)
-        seed_everything(settings.seed + comm.get_rank())
         clip = settings.clip_grad
         return Trainer(
             model,

@@ -23,7 +23,6 @@ from sparsedet.checkpoint import CheckpointStore
 from sparsedet.engine.faults import explain
 from sparsedet.engine.nonfinite import NonFiniteError
 from sparsedet.engine.peers import tell_stop
-from sparsedet.engine.random_state import isolated_random_state
 from sparsedet.engine.signals import STOP_SIGNALS, StopTraining
 from sparsedet.engine.trainer import Trainer
 from sparsedet.events import ConsoleWriter, Writer
@@ -59,8 +58,9 @@ class StopHook(Hook):
 
     It listens to SIGINT, SIGTERM, SIGHUP and SIGUSR1, which SLURM sends before it takes a machine
     away. A signal that is ignored when the run begins stays ignored: that is what `nohup` is for.
-    An evaluation is broken off, with several processes between two batches. A second SIGINT ends the process at once; a
-    second of the others has no effect, since launchers and schedulers often send it twice.
+    An evaluation is broken off, with several processes between two batches. A second SIGINT ends
+    the process at once; a second of the others has no effect, since launchers and schedulers often
+    send it twice.
     """
 
     def __init__(self) -> None:
@@ -280,8 +280,7 @@ class EvalHook(Hook):
         try:
             if trainer.interruptible and trainer.stop_signal is not None:  # it came just before
                 raise StopTraining
-            with isolated_random_state(trainer.device):
-                return plain_metrics(self._evaluate(trainer.eval_model))
+            return plain_metrics(self._evaluate(trainer.eval_model))
         finally:
             trainer.interruptible = False
 
@@ -401,7 +400,7 @@ class CheckpointHook(Hook):
         if not trainer.is_whole or isinstance(trainer.fault, NonFiniteError):
             return
         try:
-            self._write(trainer, trainer.state_dict(alone=True))
+            self._write(trainer, trainer.state_dict())
         except Exception as error:  # the fault itself is what a person has to hear of
             logger.warning(
                 "iteration %d is not saved: %s", trainer.iteration, explain(error).sentence

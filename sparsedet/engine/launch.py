@@ -31,6 +31,7 @@ _TIMEOUT = timedelta(minutes=30)
 _JOIN_SECONDS = 300.0
 # seconds that the other processes have to end after the first one that failed
 _GRACE = 20.0
+_START_METHOD = "spawn"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _place: Place | None = None
 
@@ -166,7 +167,7 @@ def _spawn(
         args=(main, args, num_processes, store.port, device_type, say),
         nprocs=num_processes,
         join=False,
-        start_method="spawn",
+        start_method=_START_METHOD,
     )
     assert context is not None  # join=False
     with _forwarded_signals(context.processes) as received:

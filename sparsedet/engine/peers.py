@@ -239,7 +239,7 @@ class _Peers:
             messages = self._line.receive()
             if messages is None:
                 if not self._leaving:
-                    self._end(0, lost(0, self._first_host), "")
+                    self._end(0, lost(0, self._first_host), gone=True)
                 return
             for message in messages:
                 self._take(message)
@@ -253,14 +253,16 @@ class _Peers:
             _thread.interrupt_main(signal.SIGTERM if number == signal.SIGINT else number)
         elif message["kind"] == "verdict":
             fault = Fault(message["sentence"], message["code"])
-            self._end(message["rank"], fault, message["traceback"])
+            self._end(message["rank"], fault, message["traceback"], gone=message["gone"])
 
-    def _end(self, rank: int, fault: Fault, text: str) -> None:
+    def _end(self, rank: int, fault: Fault, text: str = "", *, gone: bool) -> None:
         """Say what the run ended of; end this process if it does not do so by itself."""
         self._fault = fault
+        first_here = self._place.rank - self._place.local_rank
+        speaks = 1 if gone and rank == first_here else 0
         if self._place.rank == 0 and rank != 0 and self._announced != fault:
             logger.error("%s", fault.sentence, exc_info=_Elsewhere(text or "no traceback"))
-        if self._place.local_rank == 0:
+        if self._place.local_rank == speaks:
             self._say(fault.sentence)
         self._known.set()
         self._met.set()
