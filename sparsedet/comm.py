@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "all_gather",
     "all_reduce_mean",
     "any_process",
+    "broadcast",
     "get_local_rank",
     "get_rank",
     "get_world_size",
@@ -86,6 +88,17 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total / world_size
+
+
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
+    """Give all processes the first one's values.
+
+    Args:
+        tensors: On the device of the run, of the same shapes everywhere; filled in place.
+    """
+    if get_world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def any_process(flag: bool) -> bool:

@@ -8,7 +8,7 @@ import platform
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
 from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
-from sparsedet.engine.signals import StopTraining
-from sparsedet.evaluation.loop import EvaluationStopped, evaluate, main_metrics
+from sparsedet.evaluation.loop import evaluate, main_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
 from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
@@ -354,7 +353,7 @@ class Job:
             ),
             EvalHook(
                 self._iterations(settings.eval_period, settings.eval_epochs),
-                self._evaluate_in_training,
+                self._evaluate,
                 writers=writers,
                 store=self._store,
                 best_metric=settings.best_metric,
@@ -399,19 +398,8 @@ class Job:
 
     # --- results --------------------------------------------------------------------------------
 
-    def _evaluate_in_training(self, model: nn.Module) -> dict[str, Any]:
-        """Evaluate; where this process can be interrupted at any time, that takes no asking."""
-        trainer = self._trainer
-        if comm.get_world_size() == 1:
-            return self._evaluate(model)
-        try:
-            return self._evaluate(model, stop=lambda: trainer.stop_signal is not None)
-        except EvaluationStopped:
-            trainer.stop_signal = comm.smallest(trainer.stop_signal)
-            raise StopTraining from None
-
-    def _evaluate(self, model: nn.Module, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
-        results = evaluate(model, self._test_loader, self._evaluator, stop=stop)
+    def _evaluate(self, model: nn.Module) -> dict[str, Any]:
+        results = evaluate(model, self._test_loader, self._evaluator)
         if comm.is_main_process():
             shown = [f"{name} {text}" for name, text in main_metrics(results).items()]
             logger.info("evaluation: %s", "  ".join(shown))

@@ -37,6 +37,9 @@ def _collect(device: torch.device, folder: str) -> int:
         "any": [comm.any_process(rank == 1), comm.any_process(False)],
         "smallest": [comm.smallest(n) for n in (15 - 5 * rank, None if rank else 3, None)],
     }
+    filled = torch.full((2,), rank)
+    comm.broadcast([filled])
+    answers["filled"] = filled.tolist()
     comm.synchronize()
     torch.save(answers, Path(folder) / f"{rank}.pt")
     return 0
@@ -54,4 +57,5 @@ def test_two_processes(tmp_path: Path) -> None:
             "untouched": [float(rank), 10.0],
             "any": [True, False],
             "smallest": [10, 3, None],
+            "filled": [0, 0],
         }

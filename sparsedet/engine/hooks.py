@@ -94,7 +94,9 @@ class StopHook(Hook):
         trainer.stop_requested = trainer.stop_requested or trainer.stop_signal is not None
 
     def after_train(self, trainer: Trainer) -> None:
-        """Listen no more."""
+        """Listen no more; agree on the signal where an evaluation was broken off."""
+        if trainer.stop_requested and trainer.fault is None:
+            trainer.stop_signal = comm.smallest(trainer.stop_signal)
         while self._previous:
             signal.signal(*self._previous.popitem())
 
@@ -280,6 +282,8 @@ class EvalHook(Hook):
         try:
             if trainer.interruptible and trainer.stop_signal is not None:  # it came just before
                 raise StopTraining
+            # since its last step a process has moved them by its own images
+            comm.broadcast(trainer.eval_model.buffers())
             return plain_metrics(self._evaluate(trainer.eval_model))
         finally:
             trainer.interruptible = False

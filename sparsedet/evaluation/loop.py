@@ -17,7 +17,7 @@ Sample = dict[str, Any]
 
 
 class EvaluationStopped(Exception):
-    """An evaluation was broken off before it had results."""
+    """An evaluation was broken off, as it was asked for."""
 
 
 class Evaluator(Protocol):
@@ -31,7 +31,7 @@ class Evaluator(Protocol):
         """Takes the samples of a batch and the model's outputs in the same order."""
         ...
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any] | None:
         """Results over everything processed; called on all processes, needed from the main one."""
         ...
 
@@ -42,7 +42,7 @@ def evaluate(
     evaluator: Evaluator,
     *,
     progress: Callable[[int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    is_stopped: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Runs a model over a loader without gradients and evaluates its outputs.
 
@@ -53,7 +53,7 @@ def evaluate(
         loader: batches of samples.
         evaluator: receives samples and outputs.
         progress: called with the number of images after every batch of this process.
-        stop: asked after every batch whether to break off; one process that says so ends it on all.
+        is_stopped: asked before every batch whether to break off; where one process does, all do.
 
     Returns:
         The evaluator's results; its `details`, where it has any; and, over all processes:
@@ -62,13 +62,15 @@ def evaluate(
         not timed, unless there are no others.
 
     Raises:
-        EvaluationStopped: `stop` said so on one of the processes.
+        EvaluationStopped: `is_stopped` said so, in any process.
     """
     evaluator.reset()
     keep_ratios: list[float] = []
     timings: list[tuple[float, int]] = []
     with _eval_mode(model), torch.inference_mode():
         for batch in loader:
+            if is_stopped is not None and is_stopped():
+                break
             started = time.perf_counter()
             outputs = [_to_host(output) for output in model(batch)]
             timings.append((time.perf_counter() - started, len(batch)))
@@ -76,9 +78,7 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
-            if stop is not None and stop():
-                break
-    if stop is not None and comm.any_process(stop()):  # before they gather, which all must
+    if is_stopped is not None and comm.any_process(is_stopped()):
         raise EvaluationStopped
     found = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
     results = {**found, **_totals(keep_ratios, timings)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import sparsedet.engine.launch
 from sparsedet.engine.launch import launch
 from sparsedet.engine.switchboard import Switchboard, dial
 from tests.engine import faulty
@@ -22,12 +20,7 @@ KILLED = "parent: process 1 was ended by SIGKILL"
 GONE = f"{HERE} is gone without a word"
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that need not import torch again: starting them takes longer than their work."""
-    preload = ["sparsedet.engine.launch", "sparsedet.engine.trainer", "tests.engine.faulty"]
-    multiprocessing.set_forkserver_preload(preload)
-    monkeypatch.setattr(sparsedet.engine.launch, "_START_METHOD", "forkserver")
+pytestmark = pytest.mark.usefixtures("quick_processes")
 
 
 def _run(folder: Path, kind: str, place: str) -> tuple[int, list[str]]:
