@@ -22,7 +22,14 @@ from sparsedet import comm
 from sparsedet.engine.faults import REFUSED
 from sparsedet.engine.peers import Place, among_peers
 
-__all__ = ["check_processes", "is_launched", "launch", "resolve_device", "together"]
+__all__ = [
+    "check_processes",
+    "has_several_machines",
+    "is_launched",
+    "launch",
+    "resolve_device",
+    "together",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,12 @@ _place: Place | None = None
 def is_launched() -> bool:
     """Whether torchrun (or alike) started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def has_several_machines() -> bool:
+    """Whether the processes of the run were started on more than one machine."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun sets it, srun and mpirun do not
+    return is_launched() and here != os.environ["WORLD_SIZE"]
 
 
 def resolve_device(name: str) -> str:
@@ -241,6 +254,7 @@ def _child(
     os.environ |= {
         "RANK": str(index),
         "LOCAL_RANK": str(index),
+        "LOCAL_WORLD_SIZE": str(num_processes),
         "WORLD_SIZE": str(num_processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
