@@ -43,7 +43,9 @@ def require_agreement(cfg: Any) -> None:
     found = comm.all_gather((socket.gethostname(), facts))
     host, expected = found[0]
     for rank, (other, given) in enumerate(found):
-        for name in expected if given is not None else ():
+        if given is None:  # not the first process of its machine
+            continue
+        for name in expected:
             if given.get(name) != expected[name]:
                 where = f"on {host} (process 0) {{}}, on {other} (process {rank}) {{}}"
                 raise ConfigError(_differs(name, where, expected[name], given.get(name)))
