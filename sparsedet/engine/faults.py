@@ -9,6 +9,7 @@ import shutil
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,16 @@ import torch
 import sparsedet
 from sparsedet.engine.nonfinite import NonFiniteError
 
-__all__ = ["BROKEN_OFF", "DIVERGED", "REFUSED", "Fault", "explain", "is_end_of_worker", "report"]
+__all__ = [
+    "BROKEN_OFF",
+    "DIVERGED",
+    "REFUSED",
+    "Fault",
+    "allow_open_files",
+    "explain",
+    "is_end_of_worker",
+    "report",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +46,7 @@ _WORKER = re.compile(
 _TIMEOUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 _ERRNO = re.compile(r"\[Errno (\d+)\] [^:]+(?:: '(.+)')?|No space left on device \((\d+)\)")
 _MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
+_MOST_FILES = 65536
 _LONGEST = 400  # characters of the text of an error
 _OWN_CODE = Path(sparsedet.__file__).parent
 _STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -91,6 +102,22 @@ def explain(error: BaseException, *, otherwise: int = BROKEN_OFF) -> Fault:
             if sentence := sign(each, loader):
                 return Fault(sentence, BROKEN_OFF)
     return Fault(_other(error), otherwise)
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may, up to 65536.
+
+    Tensors from data workers take a handle each, and 1024, the usual limit, are soon used up.
+    """
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+    except ImportError:  # not every system has it
+        return
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard < 0 else min(hard, _MOST_FILES)  # negative: no limit
+    if 0 <= soft < wanted:
+        with suppress(ValueError, OSError):
+            setrlimit(RLIMIT_NOFILE, (wanted, hard))
 
 
 def is_end_of_worker(error: BaseException) -> bool:
@@ -179,7 +206,7 @@ def _other(error: BaseException) -> str:
         reason = (error.strerror or text).lower()
         return f"{name} cannot be used: {reason}."
     own = bool(frames) and Path(frames[-1][0]).is_relative_to(_OWN_CODE)
-    if own and isinstance(error, ValueError):
+    if own and isinstance(error, (ValueError, OSError)):
         return text or kind
     said = f"{kind}: {_short(text).rstrip('.')}" if text else kind
     place = _blame(frames)

@@ -150,8 +150,8 @@ class Trainer:
 
     def _go_back(self, error: Exception) -> None:
         """Return to the last whole iteration, and let go of what the broken one held."""
-        told_to_stop = isinstance(error, StopTraining) or is_end_of_worker(error)
-        if self.stop_signal is not None and told_to_stop:
+        workers_were_told = self.stop_signal is not None and is_end_of_worker(error)
+        if isinstance(error, StopTraining) or workers_were_told:
             self.stop_requested = True
         else:
             self.fault = error
