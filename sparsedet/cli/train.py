@@ -145,7 +145,9 @@ def _start(command: Command, config_file: str | None) -> int:
 def run(device: torch.device, cfg: Any, command: Command) -> int:
     """Train or evaluate, in one of the processes; returns the exit code."""
     from sparsedet import comm
+    from sparsedet.agreement import require_agreement
     from sparsedet.engine.faults import BROKEN_OFF, REFUSED, allow_open_files
+    from sparsedet.engine.launch import has_several_machines
     from sparsedet.engine.lock import locked
     from sparsedet.engine.peers import conclude
     from sparsedet.training import Job
@@ -161,6 +163,8 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
                 if not command.eval_only:
                     stack.enter_context(locked(folder))
                 stack.enter_context(_log_to(_LogFile(folder / "log.txt", encoding="utf-8")))
+            if has_several_machines():
+                require_agreement(cfg)
             job = Job(
                 cfg, device, resume=command.resume, eval_only=command.eval_only, origin=origin
             )

@@ -22,7 +22,7 @@ from sparsedet import comm
 from sparsedet.checkpoint import CheckpointStore
 from sparsedet.engine.faults import explain
 from sparsedet.engine.nonfinite import NonFiniteError
-from sparsedet.engine.peers import tell_stop
+from sparsedet.engine.peers import tell_stop, unhurried
 from sparsedet.engine.signals import STOP_SIGNALS, StopTraining
 from sparsedet.engine.trainer import Trainer
 from sparsedet.events import ConsoleWriter, Writer
@@ -412,5 +412,6 @@ class CheckpointHook(Hook):
 
     def _write(self, trainer: Trainer, state: dict[str, Any]) -> None:
         if comm.is_main_process():
-            self._store.save(state | self._extra, trainer.iteration)
+            with unhurried():
+                self._store.save(state | self._extra, trainer.iteration)
         self._saved_at = trainer.iteration

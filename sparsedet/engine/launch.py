@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 # for which a process waits in a collective before that counts as broken
 _TIMEOUT = timedelta(minutes=30)
 _JOIN_SECONDS = 300.0
-# seconds that the other processes have to end after the first one that failed
-_GRACE = 20.0
+# seconds that the other processes have to end after the first one: they do so by themselves
+_GRACE = 90.0
 _START_METHOD = "spawn"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _place: Place | None = None

@@ -18,7 +18,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,17 +29,20 @@ from torch.distributed.distributed_c10d import Store
 from sparsedet.engine.faults import BROKEN_OFF, Fault, explain, report
 from sparsedet.engine.switchboard import Line, Switchboard, addresses, dial, lost
 
-__all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "tell_stop"]
+__all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "tell_stop", "unhurried"]
 
 logger = logging.getLogger(__name__)
 
 _KEY = "sparsedet/switchboard"
 # seconds that a process has to end by itself once it knows what the run ended of
 _LEAVING = 5.0
+# seconds that a checkpoint may take meanwhile
+_WRITING = 60.0
 # seconds that a process waits to hear what its run ended of
 _PATIENCE = 15.0
 _MAX_TRACEBACK = 20_000
 _current: _Peers | None = None
+_writing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,13 @@ def tell_stop(number: int) -> None:
     """Tell the other processes that this one was asked to stop by a signal."""
     if _current is not None:
         _current.tell_stop(number)
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """A block, such as the writing of a file, that the end of another process does not cut off."""
+    with _writing:
+        yield
 
 
 def is_broken_connection(error: BaseException) -> bool:
@@ -267,6 +278,7 @@ class _Peers:
         self._known.set()
         self._met.set()
         time.sleep(_LEAVING)
+        _writing.acquire(timeout=_WRITING)
         for child in multiprocessing.active_children():
             child.kill()
         sys.stdout.flush()
