@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from sparsedet.engine.faults import BROKEN_OFF, Fault, explain, report
+from sparsedet.engine.signals import STOP_SIGNALS
 from sparsedet.engine.switchboard import Line, Switchboard, addresses, dial, lost
 
 __all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "tell_stop", "unhurried"]
@@ -82,6 +83,7 @@ def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None
         return body()
     _current = peers = _Peers(place, say)
     try:
+        _listen_early()
         if not peers.meet():
             return conclude(ConnectionError("the other processes did not come"), say)
         code = body()
@@ -89,11 +91,35 @@ def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None
     except KeyboardInterrupt:
         peers.announce(Fault("interrupted.", 128 + signal.SIGINT), "", follows=False)
         return 128 + signal.SIGINT
+    except _Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        peers.announce(Fault(f"stopped by {name}.", 128 + stopped.number), "", follows=False)
+        return 128 + stopped.number
     except Exception as error:
         return conclude(error, say)
     finally:
         _current = None
         peers.leave()
+
+
+class _Stopped(BaseException):
+    """A signal came while nothing was there to take it: before the training, or in `eval`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _listen_early() -> None:
+    """End of a signal in an orderly way: the others are told then. Training listens by itself."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise _Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
 
 
 def conclude(
@@ -115,7 +141,7 @@ def conclude(
         kept: What is said in addition.
     """
     follows = _current is not None and is_broken_connection(error)
-    fault = explain(error) if follows else report(error, otherwise=otherwise, kept=kept)
+    fault = _cut_off(error) if follows else report(error, otherwise=otherwise, kept=kept)
     found = None
     if _current is not None:
         text = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
@@ -146,6 +172,18 @@ def is_broken_connection(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(word in str(error).lower() for word in ("gloo", "nccl", "connection closed"))
     )
+
+
+def _cut_off(error: BaseException) -> Fault:
+    """What is said where no process tells what happened to it."""
+    if isinstance(error, ConnectionError):
+        return explain(error)
+    text = " ".join(str(error).split())[:200]
+    if "timed out" in text.lower() or "timeout" in text.lower():
+        what = "the other processes did not answer, so that one of them hangs"
+    else:
+        what = "the connection to the other processes broke"
+    return Fault(f"{what} ({text}). Go on with --resume.", BROKEN_OFF)
 
 
 class _Elsewhere(Exception):
