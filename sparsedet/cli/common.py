@@ -124,7 +124,7 @@ def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Names
 def answer_together(
     run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
 ) -> int:
-    """As `answer`; under torchrun with the other processes, of which each may be the one that fails."""
+    """As `answer`; under torchrun the processes meet first, and what ends one of them ends all."""
     if "RANK" not in os.environ:
         return answer(run, args)
     from sparsedet.engine.faults import REFUSED
