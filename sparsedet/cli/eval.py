@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsedet.cli.common import add_config, make_parser, take_config
+from sparsedet.cli.common import add_config, answer_together, make_parser, take_config
 from sparsedet.cli.train import Command, add_running, start
 
 _BUILT = ("model", "dataset", "dataloader.test", "dataloader.evaluator")
