@@ -1,6 +1,6 @@
 """Runs of several processes of which one fails; for the tests.
 
-`FAULT="place kind rank"` tells the parts of a config below where to fail, how, and in which process.
+`FAULT="place kind rank"` tells the parts of a config below where to fail, how, and which process.
 """
 
 from __future__ import annotations

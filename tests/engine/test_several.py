@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,52 @@ def test_a_signal_to_some_processes_stops_all(
     assert code == 128 + numbers[0] == 128 + first["number"]
     (path,) = tmp_path.glob("checkpoint_*.pth")
     assert load_checkpoint(path)["iteration"] == first["iteration"]
+
+
+def _signal_when(path: Path, *numbers: int) -> None:
+    """Send this process signals as soon as a file is there."""
+
+    def send() -> None:
+        while not path.exists():
+            time.sleep(0.02)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def _go_on(device: torch.device, folder: str, iteration_seconds: float) -> int:
+    """Train until told to stop."""
+
+    def batches(start: int) -> Iterator[Any]:
+        for batch in TinyLoader(4, comm.get_rank(), 2).iter_from(start):
+            (Path(folder) / "begun").touch()
+            time.sleep(iteration_seconds)
+            yield batch
+
+    trainer = _trainer(5000, batches)
+    trainer.hooks = [StopHook(), CheckpointHook(CheckpointStore(folder), 0)]
+    trainer.train()
+    _keep(folder, iteration=trainer.iteration)
+    return 128 + (trainer.stop_signal or 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_parent_stops_all(tmp_path: Path, number: int) -> None:
+    _signal_when(tmp_path / "begun", number)
+    args = (str(tmp_path), 0.02)
+    assert launch(_go_on, args, num_processes=2, device_type="cpu") == 128 + number
+    first, second = _two(tmp_path)
+    assert first == second
+    assert len(list(tmp_path.glob("checkpoint_*.pth"))) == 1
+
+
+def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
+    _signal_when(tmp_path / "begun", signal.SIGINT, signal.SIGINT)
+    args = (str(tmp_path), 600.0)
+    assert launch(_go_on, args, num_processes=2, device_type="cpu") == 130
+    assert time.time() - (tmp_path / "begun").stat().st_mtime < 20
 
 
 def _stop_in_evaluation(device: torch.device, folder: str) -> int:
