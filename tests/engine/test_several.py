@@ -165,13 +165,15 @@ def _signal_when(path: Path, *numbers: int) -> None:
     threading.Thread(target=send, daemon=True).start()
 
 
-def _go_on(device: torch.device, folder: str, iteration_seconds: float) -> int:
+def _go_on(device: torch.device, folder: str, seconds: float) -> int:
     """Train until told to stop."""
 
     def batches(start: int) -> Iterator[Any]:
-        for batch in TinyLoader(4, comm.get_rank(), 2).iter_from(start):
-            (Path(folder) / "begun").touch()
-            time.sleep(iteration_seconds)
+        for step, batch in enumerate(TinyLoader(4, comm.get_rank(), 2).iter_from(start)):
+            if step == 2:  # all processes are in the loop by now
+                (Path(folder) / "begun").touch()
+                time.sleep(seconds)
+            time.sleep(0.02)
             yield batch
 
     trainer = _trainer(5000, batches)
@@ -184,7 +186,7 @@ def _go_on(device: torch.device, folder: str, iteration_seconds: float) -> int:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_parent_stops_all(tmp_path: Path, number: int) -> None:
     _signal_when(tmp_path / "begun", number)
-    args = (str(tmp_path), 0.02)
+    args = (str(tmp_path), 0.0)
     assert launch(_go_on, args, num_processes=2, device_type="cpu") == 128 + number
     first, second = _two(tmp_path)
     assert first == second
