@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 
+from sparsedet.checkpoint.integrity import DamagedError, digest, stored_digest, verify_archive
+from sparsedet.checkpoint.values import oddity
 from sparsedet.files import atomic_write
 
 __all__ = ["CheckpointError", "load_checkpoint", "model_weights", "save_checkpoint"]
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also what is left of it in a Path
 
 
 class CheckpointError(ValueError):
@@ -24,6 +28,8 @@ class CheckpointError(ValueError):
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a checkpoint so that the file is either the old one or the whole new one.
 
+    It carries a checksum, see `sparsedet.checkpoint.integrity`.
+
     Args:
         checkpoint: Tensors, numbers, strings, lists and dicts of these; `"model"` is a state dict.
         path: Where; a name ending in `.safetensors` keeps the weights only.
@@ -31,13 +37,16 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
     path = Path(path)
     with atomic_write(path) as file:
         if path.suffix == ".safetensors":
-            file.write(_safetensors().save(_contiguous(checkpoint["model"])))
+            weights = _contiguous(checkpoint["model"])
+            file.write(_safetensors().save(weights, metadata=digest(weights)))
         else:
             torch.save(dict(checkpoint), file)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint onto the host, without running code from it.
+
+    Its checksum is verified first; a file without one is read as it is.
 
     Args:
         path: A `.pth` or `.safetensors` file. A bare state dict, and one under `"state_dict"`,
@@ -47,24 +56,53 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         A dict with at least `"model"`.
 
     Raises:
-        CheckpointError: If the file is missing, cut off, no checkpoint, or holds objects that safe
-            loading refuses.
+        CheckpointError: If the file is missing, cut off, damaged, no checkpoint, holds objects that
+            safe loading refuses, or tensors that are no weights, such as sparse ones.
     """
+    path = _existing_file(path)
+    try:
+        read = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
+        content = _with_model(read(path), path)
+        _require_plain(content, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: {error.strerror or error}."
+        ) from error
+    return content
+
+
+def _existing_file(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(
+            f"a checkpoint must be the path of a .pth or .safetensors file, got {path!r}."
+        )
     path = Path(path)
     if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
+        if _ADDRESS.match(str(path)):
+            raise CheckpointError(
+                f"checkpoint {path} is an address, and addresses are not fetched. Download the "
+                "file and give its path."
+            )
+        what = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(
             f"checkpoint {path} {what}. Give the path of a .pth or .safetensors file."
         )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return _with_model(content, path)
+    return path
 
 
 def _read_pickle(path: Path) -> Any:
     try:
+        verify_archive(path)
         # the released DETR codes store their command line beside the weights: a plain container
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except DamagedError as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint ({_reason(error)}). Get it again, or "
+            "use another."
+        ) from error
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused is None:
@@ -75,11 +113,15 @@ def _read_pickle(path: Path) -> Any:
             f"checkpoint {path} holds an object of type {refused[1]}, which safe loading refuses. "
             'Save it again as {"model": state_dict}, or as .safetensors.'
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # what bytes from anywhere make of a reader has no common class
         raise CheckpointError(
-            f"checkpoint {path} is not a checkpoint or is cut off ({reason})."
+            f"checkpoint {path} is not a checkpoint or is cut off ({_reason(error)})."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _safetensors() -> Any:
@@ -94,10 +136,17 @@ def _safetensors() -> Any:
 
 def _read_safetensors(path: Path) -> Any:
     module = _safetensors()
+    data = path.read_bytes()
     try:
-        return module.load(path.read_bytes())
+        weights = module.load(data)
     except Exception as error:  # its error type is not exported on all versions
         raise CheckpointError(f"checkpoint {path} is not a safetensors file ({error}).") from error
+    if stored_digest(data) not in (None, digest(weights)):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its tensors are not those that were written. Get it "
+            "again, or use another."
+        )
+    return weights
 
 
 def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -113,8 +162,31 @@ def _with_model(content: Any, path: Path) -> dict[str, Any]:
             return {"model": dict(content)}
     raise CheckpointError(
         f'checkpoint {path} holds no weights: expected {{"model": state_dict}} or a state dict, '
-        "which has tensors under names and nothing else."
+        f"which has tensors under names and nothing else{_first_other(content)}."
     )
+
+
+def _first_other(content: Any) -> str:
+    """Which entry keeps what looks like a state dict from being one."""
+    if isinstance(content, Mapping):
+        content = content.get("model", content.get("state_dict", content))
+    if not isinstance(content, Mapping):
+        return f"; it is {type(content).__name__}"
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            return f"; {name!r} is {type(value).__name__}"
+    return "; it is empty"
+
+
+def _require_plain(checkpoint: Mapping[str, Any], path: Path) -> None:
+    size = path.stat().st_size
+    for weights in (checkpoint["model"], _averaged(checkpoint) or {}):
+        for name, tensor in weights.items():
+            if found := oddity(tensor, size):
+                raise CheckpointError(
+                    f"checkpoint {path}: {name} is {found}, and weights are dense tensors of "
+                    "numbers. Save it as one."
+                )
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

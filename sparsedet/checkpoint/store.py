@@ -6,11 +6,13 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sparsedet.checkpoint.files import CheckpointError, load_checkpoint, save_checkpoint
-from sparsedet.files import atomic_write
+from sparsedet.checkpoint.values import has_nan
+from sparsedet.files import atomic_write, remove_leftovers
 
 __all__ = ["CheckpointStore"]
 
@@ -40,13 +42,19 @@ class CheckpointStore:
         self._max_to_keep = max_to_keep
 
     def save(self, checkpoint: Mapping[str, Any], iteration: int) -> Path:
-        """Write a full checkpoint, point to it, and delete the oldest beyond `max_to_keep`."""
+        """Write a full checkpoint, point to it, and delete others beyond `max_to_keep`.
+
+        Deleted are first those of later iterations, from which the run did not go on (they cannot
+        be read, or the run was taken up again at an earlier one), then the oldest.
+        """
         path = self.directory / f"checkpoint_{iteration:07d}.pth"
         save_checkpoint(checkpoint, path)
-        with atomic_write(self.directory / "last_checkpoint") as file:
+        with atomic_write(self._pointer) as file:
             file.write(path.name.encode() + b"\n")
-        for old in self.paths()[: -self._max_to_keep]:
-            old.unlink()
+        others = sorted(self.paths(), key=lambda each: _iteration(each) <= iteration)
+        for old in others[: -self._max_to_keep]:
+            with suppress(OSError):  # another one deleted it; it must not end the run
+                old.unlink()
         return path
 
     def save_weights(self, checkpoint: Mapping[str, Any], name: str) -> Path:
@@ -63,32 +71,66 @@ class CheckpointStore:
     def load_last(self) -> tuple[dict[str, Any], Path] | None:
         """The newest full checkpoint that can be read, and its path; None when there is none.
 
+        One that `last_checkpoint` names goes before newer ones, unless these were written after it.
+        What is passed over is said in a warning.
+
         Raises:
             CheckpointError: If there are some, but none can be read.
         """
-        failure: CheckpointError | None = None
+        failures: list[CheckpointError] = []
         for path in self._newest_first():
             try:
-                return load_checkpoint(path), path
+                checkpoint = load_checkpoint(path)
+                _require_numbers(checkpoint, path)
             except CheckpointError as error:
-                logger.warning("%s Trying the one before it.", error)
-                failure = error
-        if failure is not None:
-            raise failure
+                failures.append(error)
+                continue
+            for failure in failures:
+                logger.warning("%s Going on with the one before it, %s.", failure, path)
+            return checkpoint, path
+        if failures:
+            others = f" None of the {len(failures)} checkpoints of the run can be used."
+            raise CheckpointError(f"{failures[0]}{others if len(failures) > 1 else ''}")
         return None
 
     def clean(self) -> None:
         """Delete what a killed process left half written."""
-        for path in self.directory.glob(".*.pth.*.tmp"):
-            path.unlink()
+        remove_leftovers(self.directory)
+
+    @property
+    def _pointer(self) -> Path:
+        return self.directory / "last_checkpoint"
 
     def _newest_first(self) -> list[Path]:
         paths = self.paths()[::-1]
-        pointer = self.directory / "last_checkpoint"
-        if pointer.is_file():
-            named = self.directory / pointer.read_text().strip()
+        if not os.path.lexists(self._pointer):
+            return paths
+        named = self._named()
+        if named not in paths:
+            there = f"Going on with the newest, {paths[0]}." if paths else "There is no other."
+            logger.warning("%s names no checkpoint that is there. %s", self._pointer, there)
+        elif _written(self._pointer) >= _written(paths[0]):
             paths.sort(key=lambda path: path != named)
         return paths
+
+    def _named(self) -> Path | None:
+        """What the pointer names; None where it cannot be read."""
+        try:
+            return self.directory / self._pointer.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return None
+
+
+def _require_numbers(checkpoint: Mapping[str, Any], path: Path) -> None:
+    if has_nan(checkpoint["model"]):
+        raise CheckpointError(f"checkpoint {path} has weights that are NaN: the run diverged.")
+
+
+def _written(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _iteration(path: Path) -> int:

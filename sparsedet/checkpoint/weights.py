@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from sparsedet.checkpoint.files import CheckpointError, load_checkpoint, model_weights
+from sparsedet.checkpoint.values import conversions, describe, non_finite, other_kinds
 
 __all__ = [
     "CLASS_HEAD",
@@ -39,6 +40,7 @@ class LoadReport:
         reinitialized: Tensors of the classes, left at their initial values as it was asked for.
         unused: Tensors of the file without a place in the part that was filled.
         uncalibrated: What the selector is to learn of its images and the file does not have.
+        converted: How many tensors are of another floating-point type in the file, by that type.
     """
 
     module: str
@@ -46,6 +48,7 @@ class LoadReport:
     reinitialized: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     uncalibrated: tuple[str, ...] = ()
+    converted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ def load_weights(
             the file has: the class heads of all stages and the label embedding of denoising.
 
     Raises:
-        CheckpointError: If the file cannot be read, or keys or shapes do not fit.
+        CheckpointError: If the file cannot be read, keys, shapes or kinds of numbers do not fit, or
+            values are not finite.
     """
     weights = _drop_counters(model_weights(load_checkpoint(path)), model)
     own = model.state_dict()
@@ -130,6 +134,7 @@ def load_weights(
     missing = [name for name in differences.missing if name not in uncalibrated]
     _require_match(replace(differences, missing=missing, unexpected=unexpected), path)
     kept = {name: tensor for name, tensor in weights.items() if name not in unused}
+    _require_numbers(own, kept, path)
     model.load_state_dict(kept, strict=not (reinitialized or uncalibrated))
     return LoadReport(
         module="",
@@ -137,6 +142,7 @@ def load_weights(
         reinitialized=reinitialized,
         unused=unused,
         uncalibrated=uncalibrated,
+        converted=conversions(own, kept),
     )
 
 
@@ -151,9 +157,10 @@ def restore_model(
         path: Where the weights come from, for the message.
 
     Raises:
-        CheckpointError: If keys or shapes differ.
+        CheckpointError: If keys, shapes or kinds of numbers differ, or values are not finite.
     """
-    differences = compare_weights(model.state_dict(), weights)
+    own = model.state_dict()
+    differences = compare_weights(own, weights)
     if sentence := _class_sentence(differences):
         raise CheckpointError(
             f"checkpoint {path} {sentence} A run is resumed with the classes it began with: set "
@@ -161,6 +168,7 @@ def restore_model(
             "train.reinit_class_heads=True."
         )
     _require_match(differences, path)
+    _require_numbers(own, weights, path)
     model.load_state_dict(dict(weights))
 
 
@@ -215,6 +223,28 @@ def _require_match(differences: Differences, path: str | os.PathLike[str]) -> No
         )
 
 
+def _require_numbers(
+    own: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+) -> None:
+    """Refuse values that the model cannot compute with; names and shapes are known to fit."""
+    if kinds := other_kinds(own, given):
+        named = [f"{name} is {was} instead of {needed}" for name, (was, needed) in kinds.items()]
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the model: {len(kinds)} tensors hold another kind of "
+            f"numbers ({_shorten(named)}). Save them as the model has them."
+        )
+    taken = {name: given[name].to(tensor.dtype) for name, tensor in own.items() if name in given}
+    if found := non_finite(taken):
+        by_design = non_finite({name: own[name] for name in found})  # such as a mask of infinities
+        if broken := {name: count for name, count in found.items() if name not in by_design}:
+            raise CheckpointError(
+                f"checkpoint {path} has weights that are NaN or infinite: {describe(broken)}. The "
+                "run that they are from diverged; use an earlier checkpoint."
+            )
+
+
 def _shorten(names: list[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
@@ -240,9 +270,15 @@ def _load_part(
         for prefix in _prefixes(own, weights):
             kept = {key: weights[prefix + key] for key in own}
             _require_match(compare_weights(own, kept), path)
+            _require_numbers(own, kept, path)
             module.load_state_dict(kept)
             unused = tuple(key for key in weights if key.removeprefix(prefix) not in own)
-            return LoadReport(module=name, num_loaded=len(kept), unused=unused)
+            return LoadReport(
+                module=name,
+                num_loaded=len(kept),
+                unused=unused,
+                converted=conversions(own, kept),
+            )
     raise CheckpointError(
         f"checkpoint {path} has none of the model's tensors ({_shorten(list(weights))}), and its "
         "names are not those of the backbone either. Convert it, or use another file."
