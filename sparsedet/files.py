@@ -18,7 +18,10 @@ _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` that takes its place, on disk, when the block ends well."""
+    """Open a file beside `path` that takes its place, on disk, when the block ends well.
+
+    Otherwise `path` is as it was, nothing else is left, and an error of the disk names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,9 +31,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _name_file(error, path)
         raise
     _sync_directory(path.parent)
 
@@ -51,6 +55,15 @@ def _lock(file: IO[bytes]) -> bool:
     except OSError:  # another process holds it, or the file system has no locks
         return False
     return True
+
+
+def _name_file(error: BaseException | None, path: Path) -> None:
+    """Add the file to an error of the system, or to the one that caused another."""
+    while error is not None:
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
+            return
+        error = error.__cause__ or error.__context__
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:

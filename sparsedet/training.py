@@ -35,9 +35,11 @@ from sparsedet.engine import (
 )
 from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
+from sparsedet.engine.nonfinite import NonFiniteSteps
 from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
-from sparsedet.evaluation.loop import evaluate, main_metrics
+from sparsedet.engine.signals import StopTraining
+from sparsedet.evaluation.loop import EvaluationStopped, evaluate, main_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
 from sparsedet.loading import leave_out_pretrained, require_same_classes
@@ -170,6 +172,20 @@ class Job:
         )
         return evaluation["results"]
 
+    def standing(self) -> str:
+        """Where a run that has ended early can be taken up again, for a person."""
+        if self._eval_only or self._trainer.iteration == 0:
+            return ""
+        done, paths = self._trainer.iteration, self._store.paths()
+        if not paths:
+            return f"Its {done} iterations are lost: no checkpoint was written before."
+        lost = done - int(paths[-1].stem.rpartition("_")[2])
+        if lost > 0:
+            return (
+                f"The last checkpoint is {paths[-1]}, {lost} iterations before. --resume goes on."
+            )
+        return f"Iteration {done} is in {paths[-1]}; --resume goes on from it."
+
     def evaluate_only(self) -> dict[str, Any]:
         """Evaluate once; write `eval_results.json` and return what is in it."""
         results = plain_metrics(self._evaluate(self._model.eval()))
@@ -230,7 +246,6 @@ class Job:
         if comm.get_world_size() > 1:
             ids = None if self._device.type == "cpu" else [self._device]
             model = DistributedDataParallel(model, device_ids=ids, **settings.ddp)
-        seed_everything(settings.seed + comm.get_rank())
         clip = settings.clip_grad
         return Trainer(
             model,
@@ -242,6 +257,7 @@ class Job:
             clip_grad=clip.params if clip.enabled else None,
             accumulation_steps=settings.accumulation_steps,
             ema=ema,
+            nonfinite=NonFiniteSteps(self._output_dir, max_in_row=settings.max_nonfinite_steps),
             seed=settings.seed,
         )
 
@@ -280,6 +296,11 @@ class Job:
             console = ConsoleWriter(
                 trainer.max_iter, start_iteration=trainer.iteration, show_bar=sys.stderr.isatty()
             )
+        checkpoint = CheckpointHook(
+            self._store,
+            self._iterations(checkpointer.period, checkpointer.epochs),
+            extra=self._extra,
+        )
         return [
             StopHook(),
             PaceHook(),
@@ -289,18 +310,15 @@ class Job:
                 console=console,
                 iterations_per_epoch=self._iterations_per_epoch,
             ),
+            checkpoint,
             EvalHook(
                 self._iterations(settings.eval_period, settings.eval_epochs),
                 self._evaluate,
                 writers=writers,
                 store=self._store,
+                checkpoint=checkpoint,
                 best_metric=settings.best_metric,
                 patience=settings.early_stopping.patience,
-                extra=self._extra,
-            ),
-            CheckpointHook(
-                self._store,
-                self._iterations(checkpointer.period, checkpointer.epochs),
                 extra=self._extra,
             ),
         ]
@@ -337,11 +355,19 @@ class Job:
     # --- results --------------------------------------------------------------------------------
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
-        results = evaluate(model, self._test_loader, self._evaluator)
+        try:
+            results = evaluate(
+                model, self._test_loader, self._evaluator, is_stopped=self._is_stopped
+            )
+        except EvaluationStopped:
+            raise StopTraining from None
         if comm.is_main_process():
             shown = [f"{name} {text}" for name, text in main_metrics(results).items()]
             logger.info("evaluation: %s", "  ".join(shown))
         return results
+
+    def _is_stopped(self) -> bool:
+        return not self._eval_only and self._trainer.stop_signal is not None
 
     def _write_results(self, name: str, metrics: dict[str, Any], **facts: Any) -> None:
         content = {

@@ -740,7 +740,6 @@ def test_two_processes(root: Path, drawn: Path, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["num_processes"] == 2
     assert results["metrics"]["num_images"] == 6
-    assert len(load_checkpoint(tmp_path / "checkpoint_0000003.pth")["random_states"]) == 2
     command[-1] = "train.max_iter=3"
     bad = [*command, "model.selector.keep_ratio=1.3", f"train.output_dir={tmp_path}/other"]
     done = subprocess.run(bad, env=environment, capture_output=True, text=True, timeout=240)
