@@ -160,7 +160,7 @@ def _scaled(values: np.ndarray, levels: np.ndarray, scale: Range) -> tuple[float
     black, white = scale
     numbers = values.astype(np.float64, copy=False)
     finite = numbers[np.isfinite(numbers)]
-    outside = np.count_nonzero((finite < black) | (finite > white))
+    outside = int(np.count_nonzero((finite < black) | (finite > white)))
     np.nan_to_num(numbers, copy=False, nan=black, posinf=white, neginf=black)
     np.rint((numbers.clip(black, white) - black) * (255 / (white - black)), out=numbers)
     levels[...] = numbers.astype(np.uint8)
