@@ -167,7 +167,7 @@ def _hint(path: str) -> str:
 
 def _require_objects(sets: dict[str, AnnotatedDataset]) -> None:
     for split, found in sets.items():
-        if all(entry["iscrowd"] for record in found.records for entry in record["annotations"]):
+        if not found.has_targets():
             raise DatasetError(
                 f"{found.source}: there is not a single usable box ('annotations' is missing or "
                 "empty, or has ignore regions or unusable boxes alone), so there is nothing to "

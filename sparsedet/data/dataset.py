@@ -86,6 +86,10 @@ class AnnotatedDataset:
     def _has(self, number: int) -> bool:
         return self.category_ids[number] is not None
 
+    def has_targets(self) -> bool:
+        """Whether there is a box that is no ignore region."""
+        return any(not e["iscrowd"] for record in self.records for e in record["annotations"])
+
     def digest(self) -> str:
         """A name for what the set says: equal for equal records and classes."""
         content = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
@@ -183,12 +187,12 @@ def _read(
     source = read_source(annotations, images, split=split, format=format, findings=findings)
     findings.source = annotations = source.path
     findings.close()
-    pairs = check_categories(source.categories, annotations)
+    pairs = check_categories(source.categories, source.annotations, annotations)
     classes = {category_id: place for place, (category_id, _) in enumerate(pairs)}
     by_id = check_images(source.images, findings)
+    findings.close()  # file names that leave the folder must not be opened
     skipped: set = set()
     if source.root is not None:
-        findings.close()  # file names that leave the folder must not be opened
         check_image_folder(source.root)
         skipped = check_files(by_id.values(), source.root, findings, skip_broken, pictures)
         findings.close()
