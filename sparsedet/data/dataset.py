@@ -12,7 +12,7 @@ from typing import Any
 from ..structures import BoxMode
 from .errors import DatasetError
 from .formats import Source, check_image_folder, read_source
-from .picture_files import check_files
+from .picture_files import check_files, check_names
 from .reading import DEFAULT_SETTINGS, PictureSettings
 from .records import Records
 from .validate import Findings, check_categories, check_images, clean_annotations
@@ -190,6 +190,8 @@ def _read(
     pairs = check_categories(source.categories, source.annotations, annotations)
     classes = {category_id: place for place, (category_id, _) in enumerate(pairs)}
     by_id = check_images(source.images, findings)
+    findings.close()
+    check_names(by_id.values(), source.root, findings)
     findings.close()  # file names that leave the folder must not be opened
     skipped: set = set()
     if source.root is not None:
