@@ -8,6 +8,7 @@ from sparsedet.config import literal, texts
 
 from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
+from .reading import PictureSettings
 from .validate import warn_once
 
 # Where the shipped configs expect their sets, and how to get them.
@@ -84,6 +85,22 @@ def resolve_classes(cfg: Any) -> None:
         dataset.num_classes = len(dataset.class_names)
 
 
+def picture_settings(dataset: Any) -> PictureSettings:
+    """How the pictures of a configuration's `dataset` are read.
+
+    Args:
+        dataset: `cfg.dataset`; keys that it lacks have their defaults.
+
+    Raises:
+        ValueError: a value is none that can be.
+    """
+    keys = {"value_range": "value_range", "max_pixels": "max_image_pixels"}
+    given = {name: dataset[key] for name, key in keys.items() if key in dataset}
+    if given.get("value_range") is not None:
+        given["value_range"] = list(given["value_range"])
+    return PictureSettings(**given)
+
+
 def _check_class_names(dataset: Any) -> None:
     names = dataset.class_names
     if names is None:
@@ -123,6 +140,7 @@ def _open(dataset: Any, split: str) -> AnnotatedDataset:
             split=split,
             format=dataset.get("format", "auto"),
             skip_broken_images=split == "train",
+            pictures=picture_settings(dataset),
         )
     except DatasetError as error:
         raise DatasetError(f"{error}{_hint(path)}") from None

@@ -1,6 +1,5 @@
 """Entries of categories and images: their ids, names and sizes."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -140,13 +139,6 @@ def _check_file_name(name: Any, label: str, findings: Findings) -> bool:
         findings.error(
             f"{label} (file_name {shown(name)})",
             f"'file_name' must be a text, got {kind(name)}. Write the path below the image folder.",
-        )
-        return False
-    parts = name.replace("\\", "/").split("/")
-    if os.path.isabs(name) or parts[0] == "" or parts[0].endswith(":") or ".." in parts:
-        findings.error(
-            f"{label} ({name!r})",
-            "'file_name' leaves the image folder. Write paths relative to that folder.",
         )
         return False
     return True
