@@ -15,6 +15,7 @@ from .formats import Source, check_image_folder, read_source
 from .picture_files import check_files, check_names
 from .reading import DEFAULT_SETTINGS, PictureSettings
 from .records import Records
+from .roots import join
 from .validate import Findings, check_categories, check_images, clean_annotations
 
 _Stamp = tuple[int, int] | None
@@ -231,7 +232,7 @@ def _to_pixels(source: Source, images: dict[Any, dict], skipped: set) -> None:
 def _record(image: dict, root: str | None, objects: list[dict]) -> dict[str, Any]:
     name = image["file_name"]
     return {
-        "file_name": name if root is None else os.path.join(root, name),
+        "file_name": name if root is None else join(root, name),
         "height": image.get("height"),
         "width": image.get("width"),
         "image_id": image["id"],
