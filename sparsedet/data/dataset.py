@@ -107,7 +107,7 @@ def open_dataset(
     format: str = "auto",
     class_names: Sequence[str] | None = None,
     skip_broken_images: bool = False,
-    pictures: PictureSettings = DEFAULT_SETTINGS,
+    pictures: PictureSettings | None = DEFAULT_SETTINGS,
 ) -> AnnotatedDataset:
     """Reads and checks a set, once in a process.
 
@@ -129,7 +129,8 @@ def open_dataset(
             are matched by name. None takes the set's own: by id in COCO, by name in VOC, by
             number in YOLO.
         skip_broken_images: leave unreadable image files out with a warning instead of stopping.
-        pictures: how the files will be read, so that what cannot be read is found here.
+        pictures: how the files will be read, so that what cannot be read is found here. None = they
+            will not be, so that the range of their values does not matter.
 
     Raises:
         DatasetError: anything about the set that would make training or evaluation wrong.
@@ -182,7 +183,7 @@ def _read(
     split: str | None,
     format: str,
     skip_broken: bool,
-    pictures: PictureSettings,
+    pictures: PictureSettings | None,
 ) -> tuple[Source, AnnotatedDataset]:
     findings = Findings(annotations)
     source = read_source(annotations, images, split=split, format=format, findings=findings)

@@ -180,16 +180,20 @@ def _colors(image: Any) -> np.ndarray:
 
 
 def _of_other_byte(tile: Any) -> tuple:
+    named = hasattr(tile, "_replace")
     codec, extents, offset, args = tile
     raw, *others = [args] if isinstance(args, str) else args
     if raw not in _OTHER_BYTE:
         raise ValueError(f"the layout {raw} of its 16-bit values is not read")
     other = _OTHER_BYTE[raw]
-    return codec, extents, offset, other if isinstance(args, str) else (other, *others)
+    changed = other if isinstance(args, str) else (other, *others)
+    # named in newer versions of Pillow, which then ask for the names
+    return tile._replace(args=changed) if named else (codec, extents, offset, changed)
 
 
 @no_limit()
 def _decoded(image: Image.Image) -> np.ndarray:
+    image.load()  # numpy would hide what is wrong with a file
     return np.asarray(image)
 
 
@@ -334,6 +338,8 @@ def describe_tiff(file: IO[bytes]) -> str | None:
         tags = TiffImagePlugin.ImageFileDirectory_v2(head)
         file.seek(tags.next)
         tags.load(file)
+        if _PHOTOMETRIC not in tags:
+            return None
         bits, form = tags.get(_BITS, (1,)), tags.get(_FORMAT, (_UNSIGNED,))
         count, kind = tags.get(_SAMPLES, 1), _FORMATS.get(form[0], "values")
     except Exception:  # whatever is wrong with it, it cannot be described

@@ -8,7 +8,7 @@ from functools import partial, reduce
 
 from .depth import Depth, Use
 from .images import ImageHeader, inspect_image, mark_said, range_fault, size_mismatch, values_used
-from .reading import PictureSettings, storage_error
+from .reading import DEFAULT_SETTINGS, PictureSettings, storage_error
 from .roots import is_address, join, list_files
 from .spelling import FileIndex
 from .validate import Findings
@@ -50,7 +50,7 @@ def check_files(
     root: str,
     findings: Findings,
     skip_broken: bool,
-    settings: PictureSettings,
+    settings: PictureSettings | None,
 ) -> set:
     """Opens the header of every image file and compares its size with the entry.
 
@@ -63,7 +63,7 @@ def check_files(
         root: image folder, or its address.
         findings: where faults are noted.
         skip_broken: whether an unreadable file is left out with a warning instead of an error.
-        settings: how the files will be read.
+        settings: how the files will be read; None = they will not be, only their headers count.
 
     Returns:
         Ids of the images to leave out.
@@ -82,7 +82,7 @@ def check_files(
     paths = [join(root, image["file_name"]) for image in opened]
     skipped = set()
     deep: list[tuple[str, Depth]] = []
-    inspect = partial(inspect_image, settings=settings)
+    inspect = partial(inspect_image, settings=settings or DEFAULT_SETTINGS)
     with ThreadPoolExecutor(8) as pool:
         for image, path, header in zip(opened, paths, pool.map(inspect, paths), strict=True):
             if isinstance(header, ImageHeader):
@@ -96,7 +96,8 @@ def check_files(
                 skipped.add(image["id"])
             else:
                 findings.error(label, "cannot be read. Fetch it again or delete its entry.")
-    _check_depths(deep, findings, settings)
+    if settings is not None:
+        _check_depths(deep, findings, settings)
     return skipped
 
 
@@ -124,6 +125,8 @@ def _check_depths(
     deep: Sequence[tuple[str, Depth]], findings: Findings, settings: PictureSettings
 ) -> None:
     """Says what will become of pictures of more than 8 bits: once for a set, not for each."""
+    if settings.value_range is not None and not deep:
+        findings.warn("dataset.value_range", "not used: no picture has more than 8 bits.")
     usable = []
     for path, depth in deep:
         fault = range_fault(depth, settings)
@@ -131,20 +134,26 @@ def _check_depths(
             usable.append(path)
         else:
             findings.error(f"file {os.path.basename(path)!r}", f"its {fault}.")
-    if not usable:
-        return
     if settings.value_range is None:
-        declared = {depth.declared for _, depth in deep if depth.declared is not None}
-        if len(declared) > 1:
-            ranges = ", ".join(f"{low:g}..{high:g}" for low, high in sorted(declared))
-            findings.warn(
-                f"{len(usable)} pictures of more than 8 bits",
-                f"their files declare different ranges ({ranges}), so equal values are not equally "
-                "bright. Set dataset.value_range=[LOW,HIGH] if one sensor took them.",
-            )
-    step = -(-len(usable) // _LOOKED_AT)
+        _compare_ranges([depth for _, depth in deep], findings)
+    _look_at_values(usable, findings, settings)
+
+
+def _compare_ranges(depths: Sequence[Depth], findings: Findings) -> None:
+    declared = {depth.declared for depth in depths if depth.declared is not None}
+    if len(declared) > 1:
+        ranges = ", ".join(f"{low:g}..{high:g}" for low, high in sorted(declared))
+        findings.warn(
+            f"{len(depths)} pictures of more than 8 bits",
+            f"their files declare different ranges ({ranges}), so equal values are not equally "
+            "bright. Set dataset.value_range=[LOW,HIGH] if one sensor took them.",
+        )
+
+
+def _look_at_values(paths: Sequence[str], findings: Findings, settings: PictureSettings) -> None:
+    step = max(1, -(-len(paths) // _LOOKED_AT))
     uses: dict[tuple, list[Use]] = {}
-    for path in usable[::step]:
+    for path in paths[::step]:
         use = values_used(path, settings)
         if use is not None:
             uses.setdefault((use.kind, use.scale), []).append(use)
@@ -154,7 +163,7 @@ def _check_depths(
         mark_said(use)  # pictures that are read later do not say it again
         if fault is not None:
             looked = f"{len(group)} of them were looked at"
-            findings.warn(f"{len(usable)} pictures of {use.kind} ({looked})", fault)
+            findings.warn(f"{len(paths)} pictures of {use.kind} ({looked})", fault)
 
 
 def _compare_with_header(image: dict, path: str, header: ImageHeader, findings: Findings) -> None:

@@ -41,9 +41,9 @@ def read(tmp_path):
     return read
 
 
-def is_ramp(row, low=0, high=255):
+def is_ramp(row, low=0, high=255, tolerance=1):
     """Whether levels rise evenly from `low` to `high`."""
-    return np.abs(row - np.linspace(low, high, 64)).max() <= 1
+    return np.abs(row - np.linspace(low, high, 64)).max() <= tolerance
 
 
 FULL_RANGE = {
@@ -185,7 +185,7 @@ def test_a_layout_without_its_lower_bits_is_refused_with_another_range(read):
         read(FULL_RANGE["gray and alpha"][0], SENSOR, "png")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "CMYK", "YCbCr"])
 def test_modes_of_8_bits(read, tmp_path, mode):
     picture = Image.fromarray(ramp(255, "u1"))
     if mode == "PA":
@@ -193,7 +193,14 @@ def test_modes_of_8_bits(read, tmp_path, mode):
     picture = picture.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr") else picture
     picture.convert(mode).save(tmp_path / "made.tif")
     row = read((tmp_path / "made.tif").read_bytes())[0]
-    assert is_ramp(row) or (mode == "1" and set(row.tolist()) == {0, 255})
+    assert is_ramp(row, tolerance=2)
+
+
+def test_one_bit(read, tmp_path):
+    values = np.repeat(ramp(1, "f4") > 0.5, 1, axis=0)
+    Image.fromarray(values).save(tmp_path / "made.tif")
+    row = read((tmp_path / "made.tif").read_bytes())[0]
+    assert (row == np.where(values[0], 255, 0)).all()
 
 
 @pytest.mark.parametrize("value", [[1], [5, 5], [9, 1], "01", [0, None], [0, float("nan")], 7])
@@ -238,6 +245,7 @@ def test_what_cannot_be_read_is_found_when_the_set_is_opened(tmp_path, skip_brok
     source = made(tmp_path, [UNKNOWN["32-bit floats"]])
     with pytest.raises(DatasetError, match=r"file '0\.tif'.*Set dataset\.value_range="):
         open_dataset(*source, skip_broken_images=skip_broken)
+    assert len(open_dataset(*source, pictures=None).records) == 1  # nobody will look at it
     settings = PictureSettings(value_range=(0, 1))
     dataset = open_dataset(*source, skip_broken_images=skip_broken, pictures=settings)
     image = DetectionMapper([], pictures=settings)(dataset.records[0])["image"]
@@ -268,3 +276,8 @@ def test_the_reported_cases(shared, name, caplog):
         limit = {"g12.png": 4095, "g255.tif": 255, "g300.tif": 300}[name]
         settings = PictureSettings(value_range=(0, limit))
     assert is_ramp(read_image(path, None, settings)[0, 0].numpy())
+
+
+def test_a_range_that_no_picture_needs_is_said(tmp_path, caplog):
+    open_dataset(*made(tmp_path, [tiff(ramp(255, "u1"))]), pictures=SENSOR)
+    assert "dataset.value_range: not used" in caplog.text
