@@ -17,6 +17,7 @@ from sparsedet.data import (
     DetectionMapper,
     PictureSettings,
     StorageError,
+    images,
     open_dataset,
     reading,
 )
@@ -82,7 +83,7 @@ def test_strips_do_not_change_a_picture(tmp_path, monkeypatch, mode):
     values = np.random.default_rng(0).integers(0, 256, (31, 40, 3), dtype=np.uint8)
     Image.fromarray(values).convert(mode).save(tmp_path / "a.tif")
     whole = read_image(str(tmp_path / "a.tif"))
-    monkeypatch.setattr("sparsedet.data.images._STRIP", 100)
+    monkeypatch.setattr(images, "_STRIP", 100)
     assert (read_image(str(tmp_path / "a.tif")) == whole).all()
 
 
@@ -181,6 +182,7 @@ def test_a_single_picture_that_is_gone_is_replaced(make_set, caplog):
     assert "0.png" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's about metadata
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "webp", "bmp", "ppm"])
 def test_files_with_changed_bytes_are_read_or_broken(tmp_path, suffix):
     source = np.random.default_rng(1)
