@@ -147,9 +147,11 @@ def open_picture(
             yield image
     except (StorageError, DatasetError):
         raise
-    except _DECODER_ERRORS as error:
-        if isinstance(source, str) and is_address(source):
+    except (BrokenPictureError, *_DECODER_ERRORS) as error:
+        if isinstance(source, str) and is_address(source):  # its copy may be what is broken
             forget(source, settings.cache_dir, settings.cache_gigabytes)
+        if isinstance(error, BrokenPictureError):
+            raise
         raise BrokenPictureError(_reason(error, source)) from error
 
 
