@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from sparsedet.config import literal, texts
+
 from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
 from .reading import PictureSettings
@@ -42,7 +44,7 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
         _require_objects(sets)
     first = sets[splits[0]]
     if dataset.class_names is None:
-        dataset.class_names = list(first.class_names)
+        dataset.class_names = [literal(name) for name in first.class_names]
         _replace_num_classes(dataset, first.source)
     elif dataset.num_classes not in (None, len(dataset.class_names)):
         raise DatasetError(
@@ -51,7 +53,7 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
         )
     dataset.num_classes = len(dataset.class_names)
     for split in splits:
-        sets[split].with_classes(dataset.class_names)
+        sets[split].with_classes(texts(dataset.class_names))
     for split in splits[1:]:
         _compare_ids(first, sets[split])
 
@@ -76,7 +78,7 @@ def resolve_classes(cfg: Any) -> None:
             named = "." in format  # a reader of the user's own, which knows sets by name
             if path is not None and (named or os.path.exists(path)):
                 found = open_dataset(path, None, split=split, format=format)
-                dataset.class_names = list(found.class_names)
+                dataset.class_names = [literal(name) for name in found.class_names]
                 _replace_num_classes(dataset, found.source)
                 break
     if dataset.class_names is not None:
@@ -109,6 +111,7 @@ def _check_class_names(dataset: Any) -> None:
     if names is None:
         return
     several = isinstance(names, Sequence) and not isinstance(names, str)
+    names = texts(names) if several else names
     if not several or not names or not all(isinstance(n, str) for n in names):
         raise DatasetError(
             f"dataset.class_names must be a list of texts, got {names!r}. Write "

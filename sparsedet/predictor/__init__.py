@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from sparsedet.config import ConfigError, instantiate, read_config, setting
+from sparsedet.config import ConfigError, instantiate, read_config, setting, texts
 from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
 from sparsedet.engine.launch import resolve_device
 from sparsedet.loading import load_detector, name_classes, trained_config
@@ -324,7 +324,7 @@ def _read_config(weights: str | PathLike[str], config: Any) -> Any:
 def _class_names(dataset: Any) -> tuple[str, ...]:
     if dataset.class_names is None:
         return tuple(f"class {label}" for label in range(dataset.num_classes))
-    return tuple(map(str, dataset.class_names))
+    return tuple(map(str, texts(dataset.class_names)))
 
 
 def _resolve(device: str | torch.device) -> torch.device:

@@ -393,9 +393,7 @@ def test_faults_of_voc_are_named_by_file_and_object(tmp_path, caplog):
     box = [("dog", False, (1, 1, 9, 9))]
     bad = [*box, ("dog", False, (1, "x", 9, 9)), ("dog", False, (100, 1, 200, 9))]
     folder = voc(tmp_path / "set", {"a": ("a", (40, 30), bad)})
-    with pytest.raises(
-        DatasetError, match=r"a\.xml object 2 \(ymin 'x'\): its corners must be numbers"
-    ):
+    with pytest.raises(DatasetError, match=r"a\.xml object 2 \(ymin 'x'\): its corners must be"):
         open_dataset(str(folder))
     (folder / "Annotations/a.xml").write_text(xml("a", (40, 30), [bad[0], bad[2]]))
     assert open_dataset(str(folder)).num_objects == 1

@@ -107,7 +107,7 @@ def _found(folder: str, split: str) -> tuple[str, str] | None:
 def _name_by_address(images: Sequence[dict]) -> None:
     """LVIS names a picture by its address alone: folder and file are its last two parts."""
     for image in images:
-        if "file_name" not in image and isinstance(image.get("coco_url"), str):
+        if image.get("file_name") is None and isinstance(image.get("coco_url"), str):
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
 
 

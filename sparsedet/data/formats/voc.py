@@ -198,10 +198,10 @@ class _XmlReader:
             self._findings.error(f"file {label!r} ({error})", "it cannot be read. Write it again.")
             return
         if tree.tag != "annotation":
-            self._findings.error(
-                f"file {label!r} (<{tree.tag}>)",
-                "its top level is not <annotation>, so it is not Pascal VOC. Give VOC files alone.",
-            )
+            fault = "its top level is not <annotation>, so it is not Pascal VOC. "
+            cvat = tree.tag == "annotations"
+            mend = "Export the task of CVAT as COCO 1.0." if cvat else "Give VOC files alone."
+            self._findings.error(f"file {label!r} (<{tree.tag}>)", fault + mend)
             return
         self._source.files.append(path)
         identity = len(self._source.images) + 1

@@ -52,6 +52,7 @@ def clip_boxes(
     inner_low, inner_high = np.maximum(low, 0), np.minimum(high, limit)
     no_size = np.any(xywh[:, 2:] <= 0, axis=1)
     outside = np.any(inner_high <= inner_low, axis=1)
+    _check_loss(no_size | outside, findings)
     cleaned: list[list[float] | None] = list(boxes)
     for i in np.flatnonzero(no_size | outside | (over > _ROUNDING)):
         label = f"{labels[i]} (bbox [{', '.join(f'{v:g}' for v in boxes[i])}])"
@@ -65,6 +66,15 @@ def clip_boxes(
             findings.warn(label, "its box leaves the image; clipped.")
             cleaned[i] = np.concatenate((inner_low[i], inner_high[i] - inner_low[i])).tolist()
     return cleaned
+
+
+def _check_loss(lost: np.ndarray, findings: Findings) -> None:
+    if len(lost) >= 4 and lost.mean() >= 0.5:
+        findings.error(
+            f"{lost.sum()} of {len(lost)} boxes",
+            "they have no width or height, or are outside of their image. Look for another unit "
+            "or order: COCO boxes are [x, y, width, height] in pixels.",
+        )
 
 
 def _check_format(xywh: np.ndarray, limit: np.ndarray, findings: Findings) -> None:

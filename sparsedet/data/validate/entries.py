@@ -8,6 +8,7 @@ from .fields import kind, said_as_text, shown, text, whole
 from .findings import Findings
 
 _LARGEST_SIDE = 2**31 - 1
+_REPEATED = "it is listed more than once; taken as one."
 
 
 def check_categories(
@@ -34,9 +35,7 @@ def check_categories(
     findings.close()
     for (identity, name), count in Counter(pairs).items():
         if count > 1:
-            findings.warn(
-                f"category {identity} ({name!r})", "it is listed more than once; taken as one."
-            )
+            findings.warn(f"category {identity} ({name!r})", _REPEATED)
     pairs = _without_unused(list(dict.fromkeys(pairs)), annotations, findings)
     for identity, count in Counter(i for i, _ in pairs).items():
         if count > 1:
@@ -94,6 +93,7 @@ def check_images(images: Sequence[Mapping], findings: Findings) -> dict[int | st
         be a text, too).
     """
     by_id: dict[int | str, dict] = {}
+    given: dict[int | str, Mapping] = {}
     names: Counter = Counter()
     for place, image in enumerate(images):
         identity = image_id(image.get("id"))
@@ -105,8 +105,12 @@ def check_images(images: Sequence[Mapping], findings: Findings) -> dict[int | st
             continue
         label = f"image {name_of(identity)}"
         if identity in by_id:
+            if image == given[identity]:
+                findings.warn(label, _REPEATED)
+                continue
             findings.error(label, "the id is given twice. Renumber one of the images.")
         by_id[identity] = {**image, "id": identity}
+        given[identity] = image
         if _check_file_name(image.get("file_name"), label, findings):
             names[image["file_name"]] += 1
         _read_size(by_id[identity], label, findings)
