@@ -31,7 +31,7 @@ class AnnotatedDataset:
     Args:
         source: path of the annotation file or folder.
         format: `coco`, `voc`, `yolo`, or what a reader of your own calls it.
-        images: folder that the pictures lie in; None where no picture was looked at.
+        images: folder that the pictures lie in, or its address; None where no picture was looked at.
         records: one dict per image: `file_name` (full path), `height`, `width`, `image_id`,
             `annotations` (dicts with `bbox`, `bbox_mode` = XYWH_ABS, `category_id` contiguous,
             `iscrowd`, `area`). Images without objects are there, too.
@@ -117,9 +117,9 @@ def open_dataset(
     Args:
         annotations: a COCO instances file (or LVIS's), a YOLO set's `data.yaml`, a folder of Pascal
             VOC, or a folder that holds one of them.
-        images: folder that the file names are relative to; None where the format says itself where
-            the pictures lie. A COCO file does not: with None no picture is opened, `file_name`
-            stays as it is, and sizes are those of the file.
+        images: folder that the file names are relative to, or its address (`s3://...`); None where
+            the format says itself where the pictures lie. A COCO file does not: with None no
+            picture is opened, `file_name` stays as it is, and sizes are those of the file.
         split: which part of a set that has several (`train`, `val`, ...); a COCO file is one part.
         format: `coco`, `voc`, `yolo`, or `auto` to go by what is at `annotations`; or the dotted
             path of a reader of your own, which `annotations` is a name for. It is called with
