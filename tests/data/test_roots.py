@@ -136,6 +136,17 @@ def test_names_are_compared_with_the_list_of_files(root, local, settings):
         open_dataset(annotations, root, pictures=settings)
 
 
+def test_names_are_written_as_addresses_want_them(server, local, settings, tmp_path):
+    annotations, images = local
+    name = "10% of #1?.png"
+    (Path(images) / "3.png").rename(Path(images) / name)
+    Path(annotations).write_text(Path(annotations).read_text().replace("3.png", name))
+    dataset = open_dataset(annotations, f"{server}/set", pictures=settings)
+    assert DetectionMapper([], pictures=settings)(dataset.records[3])["image_id"] == 3
+    write_coco(dataset, tmp_path / "out.json")
+    assert name in (tmp_path / "out.json").read_text()
+
+
 def test_files_come_once_and_again_when_they_were_broken(server, local, settings, tmp_path):
     annotations, _ = local
     dataset = open_dataset(annotations, f"{server}/set", pictures=settings)
