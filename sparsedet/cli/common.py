@@ -80,6 +80,7 @@ def open_source(args: argparse.Namespace) -> AnnotatedDataset:
         split=args.split,
         format=args.format,
         skip_broken_images=args.skip_broken,
+        pictures=None,
     )
 
 

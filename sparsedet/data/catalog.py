@@ -94,7 +94,12 @@ def picture_settings(dataset: Any) -> PictureSettings:
     Raises:
         ValueError: a value is none that can be.
     """
-    keys = {"value_range": "value_range", "max_pixels": "max_image_pixels"}
+    keys = {
+        "value_range": "value_range",
+        "max_pixels": "max_image_pixels",
+        "cache_dir": "cache_dir",
+        "cache_gigabytes": "cache_gigabytes",
+    }
     given = {name: dataset[key] for name, key in keys.items() if key in dataset}
     if given.get("value_range") is not None:
         given["value_range"] = list(given["value_range"])

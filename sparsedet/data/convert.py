@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..files import atomic_write
 from .dataset import AnnotatedDataset
+from .roots import name_below
 
 
 def write_coco(dataset: AnnotatedDataset, path: str | os.PathLike) -> None:
@@ -24,7 +25,7 @@ def write_coco(dataset: AnnotatedDataset, path: str | os.PathLike) -> None:
     ids = _category_ids(dataset)
     for record in dataset.records:
         name = record["file_name"]
-        name = name if dataset.images is None else os.path.relpath(name, dataset.images)
+        name = name if dataset.images is None else name_below(name, dataset.images)
         images.append(
             {
                 "id": record["image_id"],

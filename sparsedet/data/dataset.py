@@ -15,6 +15,7 @@ from .formats import Source, check_image_folder, read_source
 from .picture_files import check_files, check_names
 from .reading import DEFAULT_SETTINGS, PictureSettings
 from .records import Records
+from .roots import join
 from .validate import Findings, check_categories, check_images, clean_annotations
 
 _Stamp = tuple[int, int] | None
@@ -30,7 +31,8 @@ class AnnotatedDataset:
     Args:
         source: path of the annotation file or folder.
         format: `coco`, `voc`, `yolo`, or what a reader of your own calls it.
-        images: folder that the pictures lie in; None where no picture was looked at.
+        images: folder that the pictures lie in, or its address; None where no picture was looked
+            at.
         records: one dict per image: `file_name` (full path), `height`, `width`, `image_id`,
             `annotations` (dicts with `bbox`, `bbox_mode` = XYWH_ABS, `category_id` contiguous,
             `iscrowd`, `area`). Images without objects are there, too.
@@ -106,7 +108,7 @@ def open_dataset(
     format: str = "auto",
     class_names: Sequence[str] | None = None,
     skip_broken_images: bool = False,
-    pictures: PictureSettings = DEFAULT_SETTINGS,
+    pictures: PictureSettings | None = DEFAULT_SETTINGS,
 ) -> AnnotatedDataset:
     """Reads and checks a set, once in a process.
 
@@ -116,9 +118,9 @@ def open_dataset(
     Args:
         annotations: a COCO instances file (or LVIS's), a YOLO set's `data.yaml`, a folder of Pascal
             VOC, or a folder that holds one of them.
-        images: folder that the file names are relative to; None where the format says itself where
-            the pictures lie. A COCO file does not: with None no picture is opened, `file_name`
-            stays as it is, and sizes are those of the file.
+        images: folder that the file names are relative to, or its address (`s3://...`); None where
+            the format says itself where the pictures lie. A COCO file does not: with None no
+            picture is opened, `file_name` stays as it is, and sizes are those of the file.
         split: which part of a set that has several (`train`, `val`, ...); a COCO file is one part.
         format: `coco`, `voc`, `yolo`, or `auto` to go by what is at `annotations`; or the dotted
             path of a reader of your own, which `annotations` is a name for. It is called with
@@ -128,7 +130,8 @@ def open_dataset(
             are matched by name. None takes the set's own: by id in COCO, by name in VOC, by
             number in YOLO.
         skip_broken_images: leave unreadable image files out with a warning instead of stopping.
-        pictures: how the files will be read, so that what cannot be read is found here.
+        pictures: how the files will be read, so that what cannot be read is found here. None = they
+            will not be, so that the range of their values does not matter.
 
     Raises:
         DatasetError: anything about the set that would make training or evaluation wrong.
@@ -181,7 +184,7 @@ def _read(
     split: str | None,
     format: str,
     skip_broken: bool,
-    pictures: PictureSettings,
+    pictures: PictureSettings | None,
 ) -> tuple[Source, AnnotatedDataset]:
     findings = Findings(annotations)
     source = read_source(annotations, images, split=split, format=format, findings=findings)
@@ -231,7 +234,7 @@ def _to_pixels(source: Source, images: dict[Any, dict], skipped: set) -> None:
 def _record(image: dict, root: str | None, objects: list[dict]) -> dict[str, Any]:
     name = image["file_name"]
     return {
-        "file_name": name if root is None else os.path.join(root, name),
+        "file_name": name if root is None else join(root, name),
         "height": image.get("height"),
         "width": image.get("width"),
         "image_id": image["id"],

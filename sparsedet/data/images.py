@@ -89,7 +89,7 @@ def inspect_image(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> Im
         with open_picture(path, settings) as image:
             header = _header_of(image)
             mark = _END_MARKS.get(image.format or "")
-            if mark is not None and not _ends_with(path, mark):
+            if mark is not None and not _ends_with(image, mark):
                 load(image)
     except BrokenPictureError as error:
         return str(error)
@@ -228,10 +228,15 @@ def _header_of(image: Image.Image) -> ImageHeader:
     return ImageHeader(image.size, orientation, getattr(image, "is_animated", False), depth)
 
 
-def _ends_with(path: str, mark: bytes) -> bool:
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
-        return mark in file.read()
+def _ends_with(image: Image.Image, mark: bytes) -> bool:
+    file = getattr(image, "fp", None)
+    if file is None:  # decoded already, and so whole
+        return True
+    place = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    tail = file.read()
+    file.seek(place)
+    return mark in tail
 
 
 def _rgb_levels(image: Image.Image) -> np.ndarray:

@@ -2,19 +2,22 @@
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 
 from .depth import Depth, Use
 from .images import ImageHeader, inspect_image, mark_said, range_fault, size_mismatch, values_used
-from .reading import PictureSettings, storage_error
-from .spelling import FileIndex, is_address
+from .reading import DEFAULT_SETTINGS, PictureSettings, storage_error
+from .roots import is_address, join, list_files
+from .spelling import FileIndex
 from .validate import Findings
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 _LOOKED_AT = 8  # pictures of more than 8 bits whose values are looked at
 _GUESSES = 3  # names for which a similar one is looked for
+_FETCHED = 32  # pictures of a set on another machine that are looked at beforehand
 
 
 def check_names(images: Iterable[dict], root: str | None, findings: Findings) -> None:
@@ -26,7 +29,8 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
         findings: where faults are noted.
     """
     leaving = [image for image in images if _leaves(image["file_name"])]
-    index = FileIndex.below(root) if leaving and root is not None else FileIndex([])
+    local = root is not None and not is_address(root)
+    index = FileIndex.below(root) if leaving and root and local else FileIndex([])
     for image in leaving:
         name = image["file_name"]
         meant = index.find(name, guess=False)
@@ -47,18 +51,20 @@ def check_files(
     root: str,
     findings: Findings,
     skip_broken: bool,
-    settings: PictureSettings,
+    settings: PictureSettings | None,
 ) -> set:
     """Opens the header of every image file and compares its size with the entry.
 
-    Entries without a size get that of the file.
+    Entries without a size get that of the file. Where the root is an address, names are compared
+    with its list of files, and a sample of them is opened, with those that have no size: the others
+    are checked when they are read.
 
     Args:
         images: entries that `check_images` and `check_names` have passed.
-        root: image folder.
+        root: image folder, or its address.
         findings: where faults are noted.
         skip_broken: whether an unreadable file is left out with a warning instead of an error.
-        settings: how the files will be read.
+        settings: how the files will be read; None = they will not be, only their headers count.
 
     Returns:
         Ids of the images to leave out.
@@ -67,16 +73,19 @@ def check_files(
         StorageError: a file cannot be reached; it may be whole.
     """
     images = list(images)
-    paths = [os.path.join(root, image["file_name"]) for image in images]
-    missing = [image for image, path in zip(images, paths, strict=True) if not _is_there(path)]
+    listed = list_files(root) if is_address(root) else None
+    missing = [image["file_name"] for image in images if not _is_there(root, image, listed)]
     if missing:
-        _report_missing([image["file_name"] for image in missing], len(images), root, findings)
+        index = FileIndex.below(root) if listed is None else FileIndex(listed)
+        _report_missing(missing, len(images), root, index, findings)
         return set()
+    opened = _sample(images) if is_address(root) else images
+    paths = [join(root, image["file_name"]) for image in opened]
     skipped = set()
     deep: list[tuple[str, Depth]] = []
-    inspect = partial(inspect_image, settings=settings)
+    inspect = partial(inspect_image, settings=settings or DEFAULT_SETTINGS)
     with ThreadPoolExecutor(8) as pool:
-        for image, path, header in zip(images, paths, pool.map(inspect, paths), strict=True):
+        for image, path, header in zip(opened, paths, pool.map(inspect, paths), strict=True):
             if isinstance(header, ImageHeader):
                 _compare_with_header(image, path, header, findings)
                 if header.depth is not None:
@@ -88,11 +97,20 @@ def check_files(
                 skipped.add(image["id"])
             else:
                 findings.error(label, "cannot be read. Fetch it again or delete its entry.")
-    _check_depths(deep, findings, settings)
+    if settings is not None:
+        _check_depths(deep, findings, settings)
     return skipped
 
 
-def _is_there(path: str) -> bool:
+def _sample(images: Sequence[dict]) -> list[dict]:
+    step = -(-len(images) // _FETCHED)
+    return [e for i, e in enumerate(images) if i % step == 0 or e.get("width") is None]
+
+
+def _is_there(root: str, image: dict, listed: Mapping[str, int] | None) -> bool:
+    if is_address(root):
+        return listed is None or posixpath.normpath(image["file_name"]) in listed
+    path = os.path.join(root, image["file_name"])
     try:
         os.stat(path)
     except OSError as error:
@@ -108,6 +126,8 @@ def _check_depths(
     deep: Sequence[tuple[str, Depth]], findings: Findings, settings: PictureSettings
 ) -> None:
     """Says what will become of pictures of more than 8 bits: once for a set, not for each."""
+    if settings.value_range is not None and not deep:
+        findings.warn("dataset.value_range", "not used: no picture has more than 8 bits.")
     usable = []
     for path, depth in deep:
         fault = range_fault(depth, settings)
@@ -115,20 +135,26 @@ def _check_depths(
             usable.append(path)
         else:
             findings.error(f"file {os.path.basename(path)!r}", f"its {fault}.")
-    if not usable:
-        return
     if settings.value_range is None:
-        declared = {depth.declared for _, depth in deep if depth.declared is not None}
-        if len(declared) > 1:
-            ranges = ", ".join(f"{low:g}..{high:g}" for low, high in sorted(declared))
-            findings.warn(
-                f"{len(usable)} pictures of more than 8 bits",
-                f"their files declare different ranges ({ranges}), so equal values are not equally "
-                "bright. Set dataset.value_range=[LOW,HIGH] if one sensor took them.",
-            )
-    step = -(-len(usable) // _LOOKED_AT)
+        _compare_ranges([depth for _, depth in deep], findings)
+    _look_at_values(usable, findings, settings)
+
+
+def _compare_ranges(depths: Sequence[Depth], findings: Findings) -> None:
+    declared = {depth.declared for depth in depths if depth.declared is not None}
+    if len(declared) > 1:
+        ranges = ", ".join(f"{low:g}..{high:g}" for low, high in sorted(declared))
+        findings.warn(
+            f"{len(depths)} pictures of more than 8 bits",
+            f"their files declare different ranges ({ranges}), so equal values are not equally "
+            "bright. Set dataset.value_range=[LOW,HIGH] if one sensor took them.",
+        )
+
+
+def _look_at_values(paths: Sequence[str], findings: Findings, settings: PictureSettings) -> None:
+    step = max(1, -(-len(paths) // _LOOKED_AT))
     uses: dict[tuple, list[Use]] = {}
-    for path in usable[::step]:
+    for path in paths[::step]:
         use = values_used(path, settings)
         if use is not None:
             uses.setdefault((use.kind, use.scale), []).append(use)
@@ -138,7 +164,7 @@ def _check_depths(
         mark_said(use)  # pictures that are read later do not say it again
         if fault is not None:
             looked = f"{len(group)} of them were looked at"
-            findings.warn(f"{len(usable)} pictures of {use.kind} ({looked})", fault)
+            findings.warn(f"{len(paths)} pictures of {use.kind} ({looked})", fault)
 
 
 def _compare_with_header(image: dict, path: str, header: ImageHeader, findings: Findings) -> None:
@@ -157,8 +183,9 @@ def _compare_with_header(image: dict, path: str, header: ImageHeader, findings: 
         )
 
 
-def _report_missing(names: list[str], total: int, root: str, findings: Findings) -> None:
-    index = FileIndex.below(root)
+def _report_missing(
+    names: Sequence[str], total: int, root: str, index: FileIndex, findings: Findings
+) -> None:
     found = [index.find(name, guess=place < _GUESSES) for place, name in enumerate(names)]
     if len(names) == total and not any(found):
         there = index.names
@@ -169,12 +196,15 @@ def _report_missing(names: list[str], total: int, root: str, findings: Findings)
             "Give the folder that 'file_name' is relative to.",
         )
         return
+    mend = "Write 'file_name' as the file is called below that folder."
+    parent = os.path.dirname(os.path.abspath(root))
+    if not is_address(root) and all(os.path.exists(os.path.join(parent, name)) for name in names):
+        mend = f"All are below {parent!r}: give that as the image folder."
     for name, meant in zip(names, found, strict=True):
         fault = f"not found in image folder {root!r}. Restore it or delete its entry."
         if meant is None:
             findings.error(f"file {name!r}", fault)
             continue
-        mend = "Write 'file_name' as the file is called below that folder."
         findings.error(
             f"file {name!r} (meant is {meant})",
             f"not found in image folder {root!r}: {meant.why}. {mend}",

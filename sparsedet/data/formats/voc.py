@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from ..errors import DatasetError
+from ..roots import is_address
 from ..validate import Findings
 from ..validate.fields import flag, number, whole
 from .extra import Box, supervision_parsers
@@ -47,6 +48,11 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
     """
     if not os.path.isdir(path):
         raise DatasetError(f"{path!r} must be a folder to hold Pascal VOC XML files. Give one.")
+    if images is not None and is_address(images):
+        raise DatasetError(
+            f"image folder {images!r} is an address, which Pascal VOC sets cannot have: they are "
+            "read folder by folder. Give a folder, or convert the set with sparsedet convert-data."
+        )
     if images is not None:
         check_image_folder(images)
     if os.path.basename(os.path.normpath(path)) == _ANNOTATIONS:
