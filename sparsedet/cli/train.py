@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparsedet.cli.common import (
     add_config,
-    answer,
+    answer_together,
     make_parser,
     print_error,
     take_config,
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         action="store_true",
         help="resume although settings or annotations are not as they were",
     )
-    return answer(_train, parse(parser, argv))
+    return answer_together(_train, parse(parser, argv))
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -155,27 +155,14 @@ def start(command: Command, config_file: str | None = None) -> int:
     Raises:
         ValueError: something given is wrong, and nothing has run.
     """
-    from sparsedet.engine.launch import together
-
-    return together(lambda: _start(command, config_file), print_error)
-
-
-def _start(command: Command, config_file: str | None) -> int:
-    from sparsedet.engine.faults import REFUSED
-    from sparsedet.engine.launch import check_processes, is_launched, launch, resolve_device
-    from sparsedet.engine.peers import conclude
+    cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
+    from sparsedet.engine.launch import check_processes, launch, resolve_device
     from sparsedet.training import resolve_run
 
-    try:
-        cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
-        resolve_run(cfg, evaluates=command.eval_only)
-        device_type = resolve_device(cfg.train.device)
-        check_processes(command.num_gpus, device_type)
-        Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        if is_launched():
-            return conclude(error, print_error, otherwise=REFUSED)
-        raise
+    resolve_run(cfg, evaluates=command.eval_only)
+    device_type = resolve_device(cfg.train.device)
+    check_processes(command.num_gpus, device_type)
+    Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
     try:
         return launch(
             run,

@@ -22,7 +22,7 @@ from sparsedet import comm
 from sparsedet.checkpoint import CheckpointStore
 from sparsedet.engine.faults import explain
 from sparsedet.engine.nonfinite import NonFiniteError
-from sparsedet.engine.peers import tell_stop, unhurried
+from sparsedet.engine.peers import unhurried
 from sparsedet.engine.signals import STOP_SIGNALS, StopTraining
 from sparsedet.engine.trainer import Trainer
 from sparsedet.events import ConsoleWriter, Writer
@@ -80,7 +80,6 @@ class StopHook(Hook):
             if trainer.stop_signal is not None:
                 return
             trainer.stop_signal = number
-            tell_stop(number)
             if trainer.interruptible:
                 raise StopTraining
 

@@ -27,9 +27,10 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from sparsedet.engine.faults import BROKEN_OFF, Fault, explain, report
+from sparsedet.engine.signals import STOP_SIGNALS
 from sparsedet.engine.switchboard import Line, Switchboard, addresses, dial, lost
 
-__all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "tell_stop", "unhurried"]
+__all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "unhurried"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +90,49 @@ def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None
     except KeyboardInterrupt:
         peers.announce(Fault("interrupted.", 128 + signal.SIGINT), "", follows=False)
         return 128 + signal.SIGINT
+    except _Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        peers.announce(Fault(f"stopped by {name}.", 128 + stopped.number), "", follows=False)
+        return 128 + stopped.number
     except Exception as error:
         return conclude(error, say)
     finally:
-        _current = None
         peers.leave()
+        _current = None
+
+
+class _Stopped(BaseException):
+    """A signal came while nothing was there to take it: before the training, or in `eval`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _listen_early() -> None:
+    """End of a signal in an orderly way: the others are told then. Training listens by itself."""
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a data worker: its parent ends it
+            return
+        for each in taken:  # once: others send it too
+            signal.signal(each, lambda number, frame: None)
+        raise _Stopped(number)
+
+    owner = os.getpid()
+    taken = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+
+
+def _let_go_of_signals() -> None:
+    """Pass on no more of them; data workers, which inherit the way to do so, never do."""
+    if _current is not None and threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_signals)
 
 
 def conclude(
@@ -115,7 +154,7 @@ def conclude(
         kept: What is said in addition.
     """
     follows = _current is not None and is_broken_connection(error)
-    fault = explain(error) if follows else report(error, otherwise=otherwise, kept=kept)
+    fault = _cut_off(error) if follows else report(error, otherwise=otherwise, kept=kept)
     found = None
     if _current is not None:
         text = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
@@ -125,12 +164,6 @@ def conclude(
         say(fault.sentence)
         return fault.code
     return found.code
-
-
-def tell_stop(number: int) -> None:
-    """Tell the other processes that this one was asked to stop by a signal."""
-    if _current is not None:
-        _current.tell_stop(number)
 
 
 @contextmanager
@@ -146,6 +179,18 @@ def is_broken_connection(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(word in str(error).lower() for word in ("gloo", "nccl", "connection closed"))
     )
+
+
+def _cut_off(error: BaseException) -> Fault:
+    """What is said where no process tells what happened to it."""
+    if isinstance(error, ConnectionError):
+        return explain(error)
+    text = " ".join(str(error).split())[:200]
+    if "timed out" in text.lower() or "timeout" in text.lower():
+        what = "the other processes did not answer, so that one of them hangs"
+    else:
+        what = "the connection to the other processes broke"
+    return Fault(f"{what} ({text}). Go on with --resume.", BROKEN_OFF)
 
 
 class _Elsewhere(Exception):
@@ -169,6 +214,9 @@ class _Peers:
         self._board: Switchboard | None = None
         self._first_host = socket.gethostname()
         self._line: Line | None = None
+        self._signals, sender = socket.socketpair()
+        sender.setblocking(False)
+        self._sender = sender
 
     def meet(self) -> bool:
         """Open the line and wait until all processes have; whether they did."""
@@ -181,6 +229,10 @@ class _Peers:
             place.store.set(_KEY, json.dumps(facts))
         self._line = self._dial()
         threading.Thread(target=self._listen, name="peers", daemon=True).start()
+        threading.Thread(target=self._pass_on_signals, name="signals", daemon=True).start()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+            _listen_early()
         # the switchboard knows who is missing, and is the first to say so
         return self._met.wait(place.join_seconds + _PATIENCE) and self._fault is None
 
@@ -227,14 +279,11 @@ class _Peers:
         fault = self.wait()
         return code if fault is None else fault.code
 
-    def tell_stop(self, number: int) -> None:
-        """Tell the others that this process was asked to stop."""
-        if self._line is not None:
-            self._line.send(kind="stop", number=number)
-
     def leave(self) -> None:
         """Close the line."""
         self._leaving = True
+        _let_go_of_signals()
+        self._sender.close()
         if self._line is not None and not (self._announced or self._known.is_set()):
             self._line.send(kind="left")
         if self._board is not None:  # the others' lines end with this process
@@ -242,7 +291,20 @@ class _Peers:
         if self._line is not None:
             self._line.close()
 
-    # --- the thread -----------------------------------------------------------------------------
+    # --- the threads ----------------------------------------------------------------------------
+
+    def _pass_on_signals(self) -> None:
+        """Tell the others what asks this process to stop, once: they pass it on too.
+
+        Python calls handlers when a collective is over, and that may wait for who does not know.
+        """
+        assert self._line is not None
+        told = False
+        while numbers := self._signals.recv(64):
+            for number in numbers:
+                if number in STOP_SIGNALS and not told:
+                    self._line.send(kind="stop", number=number)
+                    told = True
 
     def _listen(self) -> None:
         assert self._line is not None

@@ -1,4 +1,7 @@
-"""Runs of several processes of which one fails; for the tests."""
+"""Runs of several processes of which one fails; for the tests.
+
+`FAULT="place kind rank"` tells the parts of a config below where to fail, how, and which process.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sparsedet import comm
+from sparsedet.evaluation import COCOEvaluator
 
 
 def _raise() -> None:
@@ -30,6 +35,40 @@ FAULTS: dict[str, Callable[[], object]] = {
     "exit 7": lambda: os._exit(7),
     "return 2": lambda: 2,
 }
+
+
+def _fail(place: str) -> None:
+    wanted, kind, rank = os.environ["FAULT"].split()
+    if (wanted, int(rank)) == (place, comm.get_rank()):
+        Path(os.environ["FAULT_TIME"]).write_text(str(time.time()))
+        FAULTS[kind.replace("_", " ")]()
+
+
+class Schedule:
+    """A learning rate that does not change, of which a process fails."""
+
+    def __init__(self) -> None:
+        _fail("build")
+
+    def __call__(self, where: float) -> float:
+        """Called at every iteration."""
+        if where >= 0.3:
+            _fail("train")
+        return 1.0
+
+
+class Evaluator(COCOEvaluator):
+    """An evaluation of which a process fails."""
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        """Takes a batch; the others are not done yet, or wait already."""
+        _fail("evaluate")
+        time.sleep(0.5 * comm.get_rank())
+        super().process(inputs, outputs)
+
+    def _evaluate(self, detections: Any) -> Any:
+        _fail("metric")
+        return super()._evaluate(detections)
 
 
 def say(folder: str, text: str) -> None:

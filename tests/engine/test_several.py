@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,17 +152,66 @@ def test_a_signal_to_some_processes_stops_all(
     assert load_checkpoint(path)["iteration"] == first["iteration"]
 
 
-def _stop_in_evaluation(device: torch.device, folder: str) -> int:
-    """The process with many batches is told to stop, the other waits for it by then."""
+def _signal_when(path: Path, *numbers: int) -> None:
+    """Send this process signals as soon as a file is there."""
+
+    def send() -> None:
+        while not path.exists():
+            time.sleep(0.02)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def _go_on(device: torch.device, folder: str, seconds: float) -> int:
+    """Train until told to stop."""
+
+    def batches(start: int) -> Iterator[Any]:
+        for step, batch in enumerate(TinyLoader(4, comm.get_rank(), 2).iter_from(start)):
+            if step == 2:  # all processes are in the loop by now
+                (Path(folder) / "begun").touch()
+                time.sleep(seconds)
+            time.sleep(0.02)
+            yield batch
+
+    trainer = _trainer(5000, batches)
+    trainer.hooks = [StopHook(), CheckpointHook(CheckpointStore(folder), 0)]
+    trainer.train()
+    _keep(folder, iteration=trainer.iteration)
+    return 128 + (trainer.stop_signal or 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_parent_stops_all(tmp_path: Path, number: int) -> None:
+    _signal_when(tmp_path / "begun", number)
+    args = (str(tmp_path), 0.0)
+    assert launch(_go_on, args, num_processes=2, device_type="cpu") == 128 + number
+    first, second = _two(tmp_path)
+    assert first == second
+    assert len(list(tmp_path.glob("checkpoint_*.pth"))) == 1
+
+
+def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
+    _signal_when(tmp_path / "begun", signal.SIGINT, signal.SIGINT)
+    args = (str(tmp_path), 600.0)
+    assert launch(_go_on, args, num_processes=2, device_type="cpu") == 130
+    assert time.time() - (tmp_path / "begun").stat().st_mtime < 20
+
+
+def _stop_in_evaluation(device: torch.device, folder: str, told: int) -> int:
+    """The process with many batches (1) is told to stop, or the one that waits for it by then."""
     rank = comm.get_rank()
-    batches = [[{"image": torch.zeros(3), "target": 0.0}]] * (500 if rank else 2)
+    batches = [[{"image": torch.zeros(3), "target": 0.0}]] * (1000 if rank else 2)
     seen = []
 
     def progress(count: int) -> None:
         seen.append(count)
         time.sleep(0.02)
-        if len(seen) == 20:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if len(seen) == (20 if rank else 2) and rank == told:
+            send = partial(os.kill, os.getpid(), signal.SIGTERM)
+            threading.Timer(0.0 if rank else 1.0, send).start()
 
     def run(model: nn.Module) -> dict[str, Any]:
         try:
@@ -199,11 +250,13 @@ class _Counting:
         return {"bbox": {"AP": float(sum(comm.all_gather(self.count)))}}
 
 
-def test_an_evaluation_is_broken_off_by_all(tmp_path: Path) -> None:
-    args = (str(tmp_path),)
+@pytest.mark.parametrize("told", [0, 1])
+def test_an_evaluation_is_broken_off_by_all(tmp_path: Path, told: int) -> None:
+    args = (str(tmp_path), told)
     code = launch(_stop_in_evaluation, args, num_processes=2, device_type="cpu")
     first, second = _two(tmp_path)
     assert code == 143
     assert first == {"iteration": 2, "batches": 2, "number": 15}
-    assert second == {"iteration": 2, "batches": 20, "number": 15}
+    assert 20 <= second.pop("batches") < 800
+    assert second == {"iteration": 2, "number": 15}
     assert (tmp_path / "last_checkpoint").read_text() == "checkpoint_0000002.pth\n"
