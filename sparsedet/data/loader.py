@@ -3,8 +3,7 @@
 import itertools
 import logging
 import random
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from .dataset import AnnotatedDataset
 from .errors import DatasetError
 from .mapper import DetectionMapper
 from .validate import warn_once
+from .watching import watched
 
 _logger = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ _ASPECT_BINS_PER_OCTAVE = 4
 _GROUPING_WINDOW = 64
 # Pictures in a row that may be broken before it is no longer the pictures' fault.
 _BROKEN_IN_A_ROW = 20
-# Seconds without a batch after which a person is told what is waited for.
-_LONG = 300.0
 
 Sample = dict[str, Any]
 Mapper = Callable[[dict[str, Any], random.Random], Sample]
@@ -253,8 +251,8 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[list[Sample]]:
         sampler = _Endless(self.batches, self._start)
-        loader = _data_loader(self.dataset, sampler, self._num_workers, self._timeout)
-        return _watched(loader, "dataloader.train")
+        loader = _data_loader(self.dataset, sampler, self._num_workers)
+        return watched(loader, "dataloader.train", self._timeout)
 
 
 class TestLoader:
@@ -310,8 +308,8 @@ class TestLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        loader = _data_loader(self.dataset, self.batches, self._num_workers, self._timeout)
-        return _watched(loader, "dataloader.test")
+        loader = _data_loader(self.dataset, self.batches, self._num_workers)
+        return watched(loader, "dataloader.test", self._timeout)
 
 
 def _require_pictures(dataset: AnnotatedDataset, loader: str) -> None:
@@ -350,36 +348,16 @@ def _checked(timeout: float, loader: str) -> float:
     return float(timeout)
 
 
-def _data_loader(
-    dataset: DetectionDataset, batch_sampler: Any, num_workers: int, timeout: float
-) -> DataLoader:
+def _data_loader(dataset: DetectionDataset, batch_sampler: Any, num_workers: int) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=num_workers,
-        timeout=timeout if num_workers else 0,
         collate_fn=_in_shared_memory,
         # images go to the device while it works; of samples only tensors are pinned, not objects
         pin_memory=torch.accelerator.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global random state
     )
-
-
-def _watched(batches: Iterable[list[Sample]], name: str) -> Iterator[list[Sample]]:
-    """The batches; a warning says so where one is long in coming."""
-    text = f"no batch of {name} has come for {_LONG:.0f} s: are its pictures on a slow disk?"
-    iterator = iter(batches)
-    while True:
-        timer = threading.Timer(_LONG, _logger.warning, [text])
-        timer.daemon = True
-        timer.start()
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            timer.cancel()
-        yield batch
 
 
 def _in_shared_memory(samples: list[Sample]) -> list[Sample]:
