@@ -20,8 +20,9 @@ from torch import nn
 
 from sparsedet import comm
 from sparsedet.checkpoint import CheckpointStore
-from sparsedet.engine.faults import explain
+from sparsedet.engine.faults import explain, rescue
 from sparsedet.engine.nonfinite import NonFiniteError
+from sparsedet.engine.peers import tell_stop
 from sparsedet.engine.random_state import isolated_random_state
 from sparsedet.engine.signals import STOP_SIGNALS, StopTraining
 from sparsedet.engine.trainer import Trainer
@@ -58,8 +59,8 @@ class StopHook(Hook):
 
     It listens to SIGINT, SIGTERM, SIGHUP and SIGUSR1, which SLURM sends before it takes a machine
     away. A signal that is ignored when the run begins stays ignored: that is what `nohup` is for.
-    An evaluation is broken off (on one process). A second SIGINT ends the process at once; a
-    second of the others has no effect, since launchers and schedulers often send it twice.
+    An evaluation is broken off. A second SIGINT ends the process at once; a second of the others
+    has no effect, since launchers and schedulers often send it twice.
     """
 
     def __init__(self) -> None:
@@ -79,6 +80,7 @@ class StopHook(Hook):
             if trainer.stop_signal is not None:
                 return
             trainer.stop_signal = number
+            tell_stop(number)
             if trainer.interruptible:
                 raise StopTraining
 
@@ -399,7 +401,8 @@ class CheckpointHook(Hook):
         if not trainer.is_whole or isinstance(trainer.fault, NonFiniteError):
             return
         try:
-            self._write(trainer, trainer.state_dict(alone=True))
+            with rescue:
+                self._write(trainer, trainer.state_dict(alone=True))
         except Exception as error:  # the fault itself is what a person has to hear of
             logger.warning(
                 "iteration %d is not saved: %s", trainer.iteration, explain(error).sentence

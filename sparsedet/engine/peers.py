@@ -25,7 +25,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from sparsedet.engine.faults import BROKEN_OFF, Fault, explain, report
+from sparsedet.engine.faults import BROKEN_OFF, Fault, explain, report, rescue
 from sparsedet.engine.switchboard import Line, Switchboard, addresses, dial, lost
 
 __all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "tell_stop"]
@@ -264,6 +264,7 @@ class _Peers:
         time.sleep(_LEAVING)
         for child in multiprocessing.active_children():
             child.kill()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(fault.code)
+        with rescue:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(fault.code)
