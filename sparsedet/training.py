@@ -83,6 +83,7 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
         raise ConfigError(
             f"train.amp.dtype must be one of {', '.join(_AMP_DTYPES)}, got {cfg.train.amp.dtype!r}."
         )
+    _require_evaluations(cfg.train)
     if "dataset" not in cfg:
         return  # the loaders of detectron2 and detrex know their sets by themselves
     if evaluates and cfg.dataset.get("class_names") is None:
@@ -453,6 +454,17 @@ class Job:
         }
         write_json(self._output_dir / name, content)
         logger.info("results are in %s", self._output_dir / name)
+
+
+def _require_evaluations(settings: Any) -> None:
+    """Refuse early stopping where nothing is evaluated before the end."""
+    patience, period = settings.early_stopping.patience, settings.eval_period
+    if patience is not None and not (settings.eval_epochs if period is None else period):
+        raise ConfigError(
+            f"train.early_stopping.patience={patience} needs evaluations before the end, got "
+            f"train.eval_period={period} and train.eval_epochs={settings.eval_epochs}. Set "
+            "train.eval_period, or train.early_stopping.patience=null."
+        )
 
 
 def _check_parts_fit(model: nn.Module) -> None:

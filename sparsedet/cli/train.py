@@ -37,7 +37,7 @@ from sparsedet.cli.common import (
     print_error,
     take_config,
 )
-from sparsedet.config import read_config
+from sparsedet.config import ConfigError, read_config
 from sparsedet.tables import format_table
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def start(command: Command, config_file: str | None = None) -> int:
     resolve_run(cfg, evaluates=command.eval_only)
     device_type = resolve_device(cfg.train.device)
     check_processes(command.num_gpus, device_type)
-    Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
+    _make_folder(cfg.train.output_dir)
     try:
         return launch(
             run,
@@ -127,6 +127,16 @@ def start(command: Command, config_file: str | None = None) -> int:
         )
     except KeyboardInterrupt:
         return 130
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"train.output_dir={folder} cannot be made ({str(error.strerror).lower()}: "
+            f"{error.filename}). Set another one."
+        ) from error
 
 
 def run(device: torch.device, cfg: Any, command: Command) -> int:

@@ -140,7 +140,8 @@ class Trainer:
                     for hook in self.hooks:
                         hook.after_iteration(self)
             except Exception as error:
-                self._go_back(error)
+                with undisturbed(forget=True):
+                    self._go_back(error)
                 if self.fault is not None:
                     raise
             finally:
