@@ -7,7 +7,6 @@ import math
 import platform
 import random
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsedet import __version__, comm
-from sparsedet.agreement import require_same_start
-from sparsedet.checkpoint import (
-    CheckpointError,
-    CheckpointStore,
-    LoadReport,
-    load_checkpoint,
-    load_weights,
-)
-from sparsedet.config import (
-    ConfigError,
-    LazyConfig,
-    instantiate,
-    setting,
-)
+from sparsedet.changes import changes, run_facts, schedule_change, tell
+from sparsedet.checkpoint import CheckpointStore
+from sparsedet.config import ConfigError, instantiate
 from sparsedet.data import AnnotatedDataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
@@ -55,8 +43,20 @@ from sparsedet.engine.signals import StopTraining
 from sparsedet.evaluation.loop import EvaluationStopped, evaluate, main_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
-from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
+from sparsedet.loading import leave_out_pretrained, require_same_classes
 from sparsedet.modeling import TokenSparseDetector
+from sparsedet.resuming import (
+    Found,
+    Resume,
+    config_text,
+    earlier_seed,
+    find_checkpoint,
+    initialize,
+    load_for_evaluation,
+    save_config,
+    take_up,
+    trained_classes,
+)
 from sparsedet.run_settings import run_settings
 from sparsedet.structures import Boxes, Instances
 from sparsedet.survey import Survey
@@ -87,21 +87,9 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
     if "dataset" not in cfg:
         return  # the loaders of detectron2 and detrex know their sets by themselves
     if evaluates and cfg.dataset.get("class_names") is None:
-        cfg.dataset.class_names = _trained_classes(cfg.train)
+        cfg.dataset.class_names = trained_classes(cfg.train)
     resolve_dataset(cfg, ("val",) if evaluates else ("train", "val"))
     require_same_classes(cfg)
-
-
-def _trained_classes(settings: Any) -> list[str] | None:
-    """Class names in the order of the weights that will be evaluated, where their file tells."""
-    if not settings.init_checkpoint:
-        last = CheckpointStore(settings.output_dir).load_last()
-        checkpoint = last[0] if last else {}
-    elif Path(settings.init_checkpoint).is_file():
-        checkpoint = load_checkpoint(settings.init_checkpoint)
-    else:
-        checkpoint = {}  # said when the weights are loaded
-    return trained_class_names(checkpoint)
 
 
 class Job:
@@ -110,14 +98,17 @@ class Job:
     Args:
         cfg: The config after `resolve_run`.
         device: Where this process computes.
-        resume: Go on from the last checkpoint in `train.output_dir`.
+        resume: Go on from the last checkpoint in `train.output_dir`; "auto" = if there is one.
         eval_only: Build what evaluation needs; weights are those of `train.init_checkpoint`, or
             with `resume` of the last checkpoint.
+        accept_changes: Go on although the resumed run is neither the old one nor a new one.
         origin: What `results.json` tells of where the config comes from.
 
     Raises:
-        ConfigError: The parts of the config do not fit together.
-        CheckpointError: A checkpoint cannot be read, does not fit or is that of another run.
+        ConfigError: The parts of the config do not fit together, or are not as they were in the
+            run to resume.
+        CheckpointError: A checkpoint cannot be read, does not fit, is that of another run, or there
+            is none to resume.
     """
 
     def __init__(
@@ -125,41 +116,42 @@ class Job:
         cfg: Any,
         device: torch.device,
         *,
-        resume: bool = False,
+        resume: Resume = False,
         eval_only: bool = False,
+        accept_changes: bool = False,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         self._cfg = cfg
         self._device = device
-        self._resume = resume
         self._eval_only = eval_only
         self._origin = dict(origin or {})
         self._output_dir = Path(cfg.train.output_dir)
         self._store = CheckpointStore(
             self._output_dir, max_to_keep=cfg.train.checkpointer.max_to_keep
         )
-        last = self._find_checkpoint()
-        require_same_start(last[1] if last is not None else None, self._output_dir)
+        last = find_checkpoint(self._store, resume=resume, eval_only=eval_only)
+        if cfg.train.seed is None:
+            cfg.train.seed = earlier_seed(last)
         if cfg.train.seed is None:
             cfg.train.seed = comm.all_gather(random.randrange(2**31))[0]
-        self._extra = self._save_config(resumed=last is not None)
+        text = None if eval_only else config_text(cfg)  # before lengths are counted
         seed_everything(cfg.train.seed)
         self._model = self._build_model(replaced=last is not None)
         self._test_loader = instantiate(cfg.dataloader.test)
         self._evaluator = instantiate(cfg.dataloader.evaluator)
         if eval_only:
-            self._load_for_evaluation(last)
+            load_for_evaluation(self._model, cfg.train, last)
+            self._facts = run_facts(device, validation=self._test_loader)
             return
         self._train_loader = instantiate(cfg.dataloader.train)
         self._trainer = self._build_trainer()
         self._log_survey()
+        self._facts = run_facts(device, training=self._train_loader, validation=self._test_loader)
         if last is not None:
-            self._trainer.load_state_dict(*last)
-            done, length = self._trainer.iteration, self._trainer.max_iter
-            if done < length:
-                logger.info("resuming at iteration %d from %s", done, last[1])
-            else:
-                logger.info("the run is finished (%d of %d), only evaluating", done, length)
+            self._compare(last, text, accept_changes)
+            take_up(self._trainer, last)
+        save_config(text, self._store)
+        self._extra = {"run": self._facts} | ({} if text is None else {"config": text})
         self._trainer.hooks = self._build_hooks()
 
     def train(self) -> dict[str, Any] | int:
@@ -241,33 +233,14 @@ class Job:
         for text in survey.misfits() if survey is not None else ():
             logger.warning("%s", text)
 
-    def _find_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
-        if self._resume:
-            last = self._store.load_last()
-            if last is None:
-                logger.warning("no checkpoint in %s: beginning at the start", self._output_dir)
-            return last
-        if not self._eval_only and self._store.paths():
-            raise CheckpointError(
-                f"train.output_dir={self._output_dir} holds the checkpoints of another run. Add "
-                "--resume to go on with it, or set another train.output_dir."
-            )
-        return None
-
-    def _save_config(self, resumed: bool) -> dict[str, str]:
-        """Write `config.yaml`; what checkpoints hold beside the weights."""
-        if self._eval_only or not comm.is_main_process():
-            return {}
-        self._store.clean()
-        path = self._output_dir / "config.yaml"
-        if resumed and path.is_file():
-            _require_same_run(path, self._cfg)
-        try:
-            LazyConfig.save(self._cfg, path)
-        except ConfigError as error:  # e.g. a function in a config of detrex
-            logger.warning("%s is not written, and checkpoints lack it: %s", path.name, error)
-            return {}
-        return {"config": path.read_text(encoding="utf-8")}
+    def _compare(self, last: Found, text: str | None, accept: bool) -> None:
+        """Tell what is not as it was in the run to resume."""
+        if not comm.is_main_process():
+            return
+        checkpoint, path = last
+        found = changes(checkpoint, f"checkpoint {path}", config=text, facts=self._facts)
+        length = schedule_change(self._cfg, checkpoint.get("max_iter"), self._trainer.max_iter)
+        tell([*found, *([] if length is None else [length])], path, accept=accept)
 
     def _build_model(self, replaced: bool) -> nn.Module:
         settings = self._cfg.train
@@ -278,25 +251,8 @@ class Job:
         if isinstance(model, TokenSparseDetector):
             _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
-            reinit = settings.reinit_class_heads and not self._eval_only
-            path = settings.init_checkpoint
-            report = load_weights(model, path, reinit_class_heads=reinit)
-            if self._eval_only and report.module:
-                raise CheckpointError(
-                    f"{path} holds the {report.module} alone, and --eval-only needs a whole model. "
-                    "Train it first, without --eval-only."
-                )
-            _log_report(report, path)
+            initialize(model, settings, eval_only=self._eval_only)
         return model.to(self._device)
-
-    def _load_for_evaluation(self, last: tuple[dict[str, Any], Path] | None) -> None:
-        if last is not None:
-            load_weights(self._model, last[1])
-        elif not self._cfg.train.init_checkpoint:
-            raise ConfigError(
-                "--eval-only needs weights: set train.init_checkpoint, or add --resume to evaluate "
-                f"the last checkpoint in {self._output_dir}."
-            )
 
     def _build_trainer(self) -> Trainer:
         cfg, settings = self._cfg, self._cfg.train
@@ -444,6 +400,11 @@ class Job:
             "seed": self._cfg.train.seed,
             "device": self._device.type,
             "num_processes": comm.get_world_size(),
+            "annotations": {
+                name.split()[-2]: digest
+                for name, digest in self._facts.items()
+                if name.endswith("annotations")
+            },
             "versions": {
                 "sparsedet": __version__,
                 "python": platform.python_version(),
@@ -484,44 +445,6 @@ def _check_parts_fit(model: nn.Module) -> None:
             raise
         raise ConfigError(f"the parts of model do not fit together: {_sentence(error)}") from error
     model.train()
-
-
-def _require_same_run(path: Path, cfg: Any) -> None:
-    """Refuse to resume a run whose results would be told as those of other settings."""
-    with tempfile.TemporaryDirectory() as folder:  # as both read when they come from a file
-        LazyConfig.save(cfg, Path(folder) / path.name)
-        new = LazyConfig.load(Path(folder) / path.name)
-    old = LazyConfig.load(path)
-    for key in ("model", "optimizer", "lr_multiplier", "train.seed", "dataset.class_names"):
-        changed = _first_difference(setting(old, key), setting(new, key), key)
-        if changed is not None:
-            key, before, now = changed
-            raise ConfigError(
-                f"{key} is {before} in the run to resume ({path}) and {now} here. Set it as it "
-                "was, or set another train.output_dir."
-            )
-
-
-def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
-    if old == new:
-        return None
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in dict.fromkeys([*old, *new]):
-            changed = _first_difference(old.get(name), new.get(name), f"{key}.{name}")
-            if changed is not None:
-                return changed
-    return key, old, new
-
-
-def _log_report(report: LoadReport, path: str) -> None:
-    part = f"model.{report.module}" if report.module else "the model"
-    logger.info("%d tensors of %s are from %s", report.num_loaded, part, path)
-    if report.reinitialized:
-        logger.info("new class heads: %s", ", ".join(report.reinitialized))
-    if report.unused:
-        logger.info("left out: %s", ", ".join(report.unused))
-    if report.uncalibrated:
-        logger.info("not in it, to be calibrated: %s", ", ".join(report.uncalibrated))
 
 
 def _sentence(error: Exception) -> str:

@@ -26,10 +26,12 @@ FLOORS = {
     "conversion": 3,
     "agreement": 4,
     "analysis": 4,
+    "changes": 4,
     "loading": 4,
     "visualization": 4,
     "export": 4,
     "predictor": 4,
+    "resuming": 4,
     "run_settings": 4,
     "survey": 4,
     "training": 5,
@@ -49,6 +51,8 @@ SAME_FLOOR = {
     ("__main__", "cli"),
     ("predictor", "loading"),
     ("predictor", "visualization"),
+    ("changes", "loading"),
+    ("resuming", "loading"),
     ("survey", "visualization"),
     ("modeling", "checkpoint"),  # a backbone that begins from a file reads it as everybody does
 }

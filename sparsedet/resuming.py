@@ -1,0 +1,220 @@
+"""Where a run begins: at the start, from weights, or where the one in its folder stopped."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from sparsedet import comm
+from sparsedet.checkpoint import (
+    CheckpointError,
+    CheckpointStore,
+    LoadReport,
+    describe,
+    load_checkpoint,
+    load_weights,
+    non_finite,
+)
+from sparsedet.config import ConfigError, setting
+from sparsedet.config.files import dump_yaml
+from sparsedet.engine import Trainer
+from sparsedet.files import atomic_write
+from sparsedet.loading import stored_config, trained_class_names
+
+__all__ = [
+    "Found",
+    "Resume",
+    "config_text",
+    "earlier_seed",
+    "find_checkpoint",
+    "initialize",
+    "load_for_evaluation",
+    "save_config",
+    "take_up",
+    "trained_classes",
+]
+
+logger = logging.getLogger(__name__)
+
+Found = tuple[dict[str, Any], Path]
+"""A checkpoint and where it is from."""
+Resume = bool | Literal["auto"]
+"""Whether to go on from the last checkpoint; "auto" = if there is one."""
+
+
+def trained_classes(settings: Any) -> list[str] | None:
+    """Class names in the order of the weights that will be evaluated, where their file tells."""
+    if not settings.init_checkpoint:
+        last = CheckpointStore(settings.output_dir).load_last()
+        checkpoint = last[0] if last else {}
+    elif Path(settings.init_checkpoint).is_file():
+        checkpoint = load_checkpoint(settings.init_checkpoint)
+    else:
+        checkpoint = {}  # said when the weights are loaded
+    return trained_class_names(checkpoint)
+
+
+def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) -> Found | None:
+    """What the run begins from, read, and its path; None where it begins at the start.
+
+    Args:
+        store: of the output folder.
+        resume: go on from the last checkpoint in it; "auto" = if there is one.
+        eval_only: nothing will be trained, so that checkpoints of another run are not in the way.
+
+    Raises:
+        CheckpointError: there is nothing to resume, or no checkpoint that can be read; the folder
+            holds those of another run; processes see different ones.
+    """
+    if not resume:
+        if not eval_only and store.paths():
+            raise CheckpointError(
+                f"train.output_dir={store.directory} holds the checkpoints of another run. Add "
+                "--resume to go on with it, or set another train.output_dir."
+            )
+        return None
+    last = store.load_last()
+    _require_same_everywhere(store, last)
+    if last is None and resume != "auto":
+        raise CheckpointError(
+            f"there is no checkpoint to resume in {store.directory}. Check train.output_dir, or "
+            "begin anew where there is none with --resume=auto."
+        )
+    if last is None:
+        logger.info("no checkpoint in %s: beginning at the start", store.directory)
+    return last
+
+
+def _require_same_everywhere(store: CheckpointStore, last: Found | None) -> None:
+    names = comm.all_gather(None if last is None else last[1].name)
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise CheckpointError(
+                f"in {store.directory} process 0 finds {names[0] or 'no checkpoint'} to resume and "
+                f"process {rank} finds {name or 'none'}. Put the output folder where all machines "
+                "see the same files."
+            )
+
+
+def earlier_seed(last: Found | None) -> int | None:
+    """The seed of the run to resume, which one without a seed goes on with; None if not known."""
+    if last is None or not isinstance(last[0].get("config"), str):
+        return None
+    return setting(stored_config(last[0]["config"], f"checkpoint {last[1]}"), "train.seed")
+
+
+def config_text(cfg: Any) -> str | None:
+    """The config as `config.yaml` has it; None, with a warning, where it cannot be written."""
+    try:
+        return dump_yaml(cfg)
+    except ConfigError as error:  # e.g. a function in a config of detrex
+        logger.warning("config.yaml is not written, and checkpoints lack it: %s", error)
+        return None
+
+
+def save_config(text: str | None, store: CheckpointStore) -> None:
+    """Write `config.yaml` beside the checkpoints, if there is a text, on the main process.
+
+    What a killed process left half written there is deleted.
+    """
+    if not comm.is_main_process():
+        return
+    store.clean()
+    if text is not None:
+        with atomic_write(store.directory / "config.yaml") as file:
+            file.write(text.encode())
+
+
+def initialize(model: nn.Module, settings: Any, *, eval_only: bool) -> None:
+    """Fill a model with the weights that the config names, and say which.
+
+    Args:
+        model: changed in place.
+        settings: `cfg.train`, with an `init_checkpoint`.
+        eval_only: the model will be evaluated as it is.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit.
+    """
+    path = settings.init_checkpoint
+    reinit = settings.reinit_class_heads and not eval_only
+    report = load_weights(model, path, reinit_class_heads=reinit)
+    if eval_only and report.module:
+        raise CheckpointError(
+            f"{path} holds the {report.module} alone, and --eval-only needs a whole model. "
+            "Train it first, without --eval-only."
+        )
+    _log_report(report, path)
+
+
+def load_for_evaluation(model: nn.Module, settings: Any, last: Found | None) -> None:
+    """Fill a model with the weights of the last checkpoint, unless the config names others.
+
+    Args:
+        model: changed in place.
+        settings: `cfg.train`.
+        last: the checkpoint, where the run was to be resumed.
+
+    Raises:
+        ConfigError: there are no weights.
+        CheckpointError: the file cannot be read or does not fit.
+    """
+    if last is not None:
+        load_weights(model, last[1])
+    elif not settings.init_checkpoint:
+        raise ConfigError(
+            "--eval-only needs weights: set train.init_checkpoint, or add --resume to evaluate "
+            f"the last checkpoint in {settings.output_dir}."
+        )
+
+
+def take_up(trainer: Trainer, last: Found) -> None:
+    """Put a trainer where the run to resume stopped.
+
+    Args:
+        trainer: changed in place.
+        last: the checkpoint.
+
+    Raises:
+        CheckpointError: it is no full checkpoint, does not fit, or is not finite.
+    """
+    checkpoint, path = last
+    try:
+        trainer.load_state_dict(checkpoint, path)
+        found = non_finite({name: checkpoint.get(name) for name in ("ema", "optimizer")})
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be resumed: it does not hold what a run writes "
+            f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete it to go on "
+            "from the one before, or use it as train.init_checkpoint."
+        ) from e
+    if found:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be resumed: the run diverged, {describe(found)} are NaN or "
+            "infinite. Delete it to go on from the one before."
+        )
+    if trainer.iteration < trainer.max_iter:
+        logger.info("resuming at iteration %d from %s", trainer.iteration, path)
+    else:
+        logger.info(
+            "the run is finished (%d of %d), only evaluating", trainer.iteration, trainer.max_iter
+        )
+
+
+def _log_report(report: LoadReport, path: str) -> None:
+    part = f"model.{report.module}" if report.module else "the model"
+    logger.info("%d tensors of %s are from %s", report.num_loaded, part, path)
+    if report.reinitialized:
+        logger.info("new class heads: %s", ", ".join(report.reinitialized))
+    if report.unused:
+        logger.info("left out: %s", ", ".join(report.unused))
+    if report.uncalibrated:
+        logger.info("not in it, to be calibrated: %s", ", ".join(report.uncalibrated))
+    if report.converted:
+        types = [f"{count} of {name}" for name, count in report.converted.items()]
+        logger.info("converted to the types of the model: %s", ", ".join(types))
