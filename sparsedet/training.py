@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsedet import __version__, comm
+from sparsedet.agreement import require_same_start
 from sparsedet.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -138,6 +139,7 @@ class Job:
             self._output_dir, max_to_keep=cfg.train.checkpointer.max_to_keep
         )
         last = self._find_checkpoint()
+        require_same_start(last[1] if last is not None else None, self._output_dir)
         if cfg.train.seed is None:
             cfg.train.seed = comm.all_gather(random.randrange(2**31))[0]
         self._extra = self._save_config(resumed=last is not None)
@@ -310,7 +312,6 @@ class Job:
         if comm.get_world_size() > 1:
             ids = None if self._device.type == "cpu" else [self._device]
             model = DistributedDataParallel(model, device_ids=ids, **settings.ddp)
-        seed_everything(settings.seed + comm.get_rank())
         clip = settings.clip_grad
         return Trainer(
             model,

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsedet.cli.common import (
     add_config,
-    answer,
+    answer_together,
     make_parser,
     print_error,
     take_config,
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     add_config(parser)
     add_running(parser)
     parser.add_argument("--eval-only", action="store_true", help="the same as `sparsedet eval`")
-    return answer(_train, parser.parse_intermixed_args(argv))
+    return answer_together(_train, parser.parse_intermixed_args(argv))
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -109,27 +109,14 @@ def start(command: Command, config_file: str | None = None) -> int:
     Raises:
         ValueError: something given is wrong, and nothing has run.
     """
-    from sparsedet.engine.launch import together
-
-    return together(lambda: _start(command, config_file), print_error)
-
-
-def _start(command: Command, config_file: str | None) -> int:
-    from sparsedet.engine.faults import REFUSED
-    from sparsedet.engine.launch import check_processes, is_launched, launch, resolve_device
-    from sparsedet.engine.peers import conclude
+    cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
+    from sparsedet.engine.launch import check_processes, launch, resolve_device
     from sparsedet.training import resolve_run
 
-    try:
-        cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
-        resolve_run(cfg, evaluates=command.eval_only)
-        device_type = resolve_device(cfg.train.device)
-        check_processes(command.num_gpus, device_type)
-        _make_folder(cfg.train.output_dir)
-    except (ValueError, OSError) as error:
-        if is_launched():
-            return conclude(error, print_error, otherwise=REFUSED)
-        raise
+    resolve_run(cfg, evaluates=command.eval_only)
+    device_type = resolve_device(cfg.train.device)
+    check_processes(command.num_gpus, device_type)
+    _make_folder(cfg.train.output_dir)
     try:
         return launch(
             run,
@@ -155,7 +142,9 @@ def _make_folder(folder: str) -> None:
 def run(device: torch.device, cfg: Any, command: Command) -> int:
     """Train or evaluate, in one of the processes; returns the exit code."""
     from sparsedet import comm
+    from sparsedet.agreement import require_agreement
     from sparsedet.engine.faults import BROKEN_OFF, REFUSED, allow_open_files
+    from sparsedet.engine.launch import has_several_machines
     from sparsedet.engine.lock import locked
     from sparsedet.engine.peers import conclude
     from sparsedet.training import Job
@@ -171,6 +160,8 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
                 if not command.eval_only:
                     stack.enter_context(locked(folder))
                 stack.enter_context(_log_to(_LogFile(folder / "log.txt", encoding="utf-8")))
+            if has_several_machines():
+                require_agreement(cfg)
             job = Job(
                 cfg, device, resume=command.resume, eval_only=command.eval_only, origin=origin
             )

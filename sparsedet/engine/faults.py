@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 import sysconfig
-import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,7 +27,6 @@ __all__ = [
     "explain",
     "is_end_of_worker",
     "report",
-    "rescue",
 ]
 
 logger = logging.getLogger(__name__)
@@ -39,9 +37,6 @@ REFUSED = 2
 """Exit code: something given is wrong; the same command fails again."""
 BROKEN_OFF = 3
 """Exit code: something failed during the run; mend it and go on with `--resume`."""
-
-rescue = threading.Lock()
-"""Held while the last whole iteration is saved: whoever ends the process by force waits for it."""
 
 _WRAPPED = re.compile(r"Caught \w+ in (?:DataLoader worker process|pin memory thread)")
 _PLACE = re.compile(r'  File "(.+)", line (\d+), in (.+)')

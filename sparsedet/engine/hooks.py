@@ -20,10 +20,9 @@ from torch import nn
 
 from sparsedet import comm
 from sparsedet.checkpoint import CheckpointStore
-from sparsedet.engine.faults import explain, rescue
+from sparsedet.engine.faults import explain
 from sparsedet.engine.nonfinite import NonFiniteError
-from sparsedet.engine.peers import tell_stop
-from sparsedet.engine.random_state import isolated_random_state
+from sparsedet.engine.peers import unhurried
 from sparsedet.engine.signals import STOP_SIGNALS, StopTraining
 from sparsedet.engine.trainer import Trainer
 from sparsedet.events import ConsoleWriter, Writer
@@ -59,8 +58,9 @@ class StopHook(Hook):
 
     It listens to SIGINT, SIGTERM, SIGHUP and SIGUSR1, which SLURM sends before it takes a machine
     away. A signal that is ignored when the run begins stays ignored: that is what `nohup` is for.
-    An evaluation is broken off. A second SIGINT ends the process at once; a second of the others
-    has no effect, since launchers and schedulers often send it twice.
+    An evaluation is broken off, with several processes between two batches. A second SIGINT ends
+    the process at once; a second of the others has no effect, since launchers and schedulers often
+    send it twice.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,6 @@ class StopHook(Hook):
             if trainer.stop_signal is not None:
                 return
             trainer.stop_signal = number
-            tell_stop(number)
             if trainer.interruptible:
                 raise StopTraining
 
@@ -89,12 +88,14 @@ class StopHook(Hook):
                 self._previous[number] = signal.signal(number, handle)
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Agree with the other processes."""
-        if comm.any_process(trainer.stop_signal is not None):
-            trainer.stop_requested = True
+        """Agree with the other processes, also on the signal."""
+        trainer.stop_signal = comm.smallest(trainer.stop_signal)
+        trainer.stop_requested = trainer.stop_requested or trainer.stop_signal is not None
 
     def after_train(self, trainer: Trainer) -> None:
-        """Listen no more."""
+        """Listen no more; agree on the signal where an evaluation was broken off."""
+        if trainer.stop_requested and trainer.fault is None:
+            trainer.stop_signal = comm.smallest(trainer.stop_signal)
         while self._previous:
             signal.signal(*self._previous.popitem())
 
@@ -280,8 +281,9 @@ class EvalHook(Hook):
         try:
             if trainer.interruptible and trainer.stop_signal is not None:  # it came just before
                 raise StopTraining
-            with isolated_random_state(trainer.device):
-                return plain_metrics(self._evaluate(trainer.eval_model))
+            # since its last step a process has moved them by its own images
+            comm.broadcast(trainer.eval_model.buffers())
+            return plain_metrics(self._evaluate(trainer.eval_model))
         finally:
             trainer.interruptible = False
 
@@ -401,8 +403,7 @@ class CheckpointHook(Hook):
         if not trainer.is_whole or isinstance(trainer.fault, NonFiniteError):
             return
         try:
-            with rescue:
-                self._write(trainer, trainer.state_dict(alone=True))
+            self._write(trainer, trainer.state_dict())
         except Exception as error:  # the fault itself is what a person has to hear of
             logger.warning(
                 "iteration %d is not saved: %s", trainer.iteration, explain(error).sentence
@@ -410,5 +411,6 @@ class CheckpointHook(Hook):
 
     def _write(self, trainer: Trainer, state: dict[str, Any]) -> None:
         if comm.is_main_process():
-            self._store.save(state | self._extra, trainer.iteration)
+            with unhurried():
+                self._store.save(state | self._extra, trainer.iteration)
         self._saved_at = trainer.iteration

@@ -20,24 +20,38 @@ from torch.distributed.rendezvous import rendezvous
 
 from sparsedet import comm
 from sparsedet.engine.faults import REFUSED
-from sparsedet.engine.peers import Place, among_peers
+from sparsedet.engine.peers import Place, among_peers, conclude
+from sparsedet.engine.signals import STOP_SIGNALS
 
-__all__ = ["check_processes", "is_launched", "launch", "resolve_device", "together"]
+__all__ = [
+    "check_processes",
+    "has_several_machines",
+    "is_launched",
+    "launch",
+    "resolve_device",
+    "together",
+]
 
 logger = logging.getLogger(__name__)
 
 # for which a process waits in a collective before that counts as broken
 _TIMEOUT = timedelta(minutes=30)
 _JOIN_SECONDS = 300.0
-# seconds that the other processes have to end after the first one that failed
-_GRACE = 20.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# seconds that the other processes have to end after the first one: they do so by themselves
+_GRACE = 90.0
+_START_METHOD = "spawn"
 _place: Place | None = None
 
 
 def is_launched() -> bool:
     """Whether torchrun (or alike) started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def has_several_machines() -> bool:
+    """Whether the processes of the run were started on more than one machine."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun sets it, srun and mpirun do not
+    return is_launched() and here != os.environ["WORLD_SIZE"]
 
 
 def resolve_device(name: str) -> str:
@@ -141,7 +155,7 @@ def launch(
     """
     check_processes(num_processes, device_type)
     if is_launched():
-        return together(lambda: _run_placed(main, args, device_type), say)
+        return together(lambda: _run_placed(main, args, device_type, say), say)
     if num_processes == 1:
         return main(_device(device_type, 0), *args)
     return _spawn(main, args, num_processes, device_type, say)
@@ -166,7 +180,7 @@ def _spawn(
         args=(main, args, num_processes, store.port, device_type, say),
         nprocs=num_processes,
         join=False,
-        start_method="spawn",
+        start_method=_START_METHOD,
     )
     assert context is not None  # join=False
     with _forwarded_signals(context.processes) as received:
@@ -219,7 +233,7 @@ def _forwarded_signals(processes: Sequence[Any]) -> Iterator[list[int]]:
                 else:
                     os.kill(process.pid, signal.SIGTERM if number == signal.SIGINT else number)
 
-    previous = {number: signal.signal(number, forward) for number in _SIGNALS}
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         yield received
     finally:
@@ -240,6 +254,7 @@ def _child(
     os.environ |= {
         "RANK": str(index),
         "LOCAL_RANK": str(index),
+        "LOCAL_WORLD_SIZE": str(num_processes),
         "WORLD_SIZE": str(num_processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -248,7 +263,7 @@ def _child(
         "127.0.0.1", port, is_master=False
     )
     _place = Place(index, index, num_processes, store, ("127.0.0.1", port), _JOIN_SECONDS)
-    code = among_peers(_place, lambda: _run_placed(main, args, device_type), say)
+    code = among_peers(_place, lambda: _run_placed(main, args, device_type, say), say)
     if code:
         raise SystemExit(code)
 
@@ -303,9 +318,17 @@ def _why_alone(
     )
 
 
-def _run_placed(main: Callable[..., int], args: tuple[Any, ...], device_type: str) -> int:
+def _run_placed(
+    main: Callable[..., int],
+    args: tuple[Any, ...],
+    device_type: str,
+    say: Callable[[str], None],
+) -> int:
     assert _place is not None
-    device = _device(device_type, _place.local_rank)
+    try:
+        device = _device(device_type, _place.local_rank)
+    except ValueError as error:
+        return conclude(error, say, otherwise=REFUSED)
     dist.init_process_group(
         dist.get_default_backend_for_device(device),
         store=PrefixStore("group", _place.store),

@@ -18,27 +18,32 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from sparsedet.engine.faults import BROKEN_OFF, Fault, explain, report, rescue
+from sparsedet.engine.faults import BROKEN_OFF, Fault, explain, report
+from sparsedet.engine.signals import STOP_SIGNALS
 from sparsedet.engine.switchboard import Line, Switchboard, addresses, dial, lost
 
-__all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "tell_stop"]
+__all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "unhurried"]
 
 logger = logging.getLogger(__name__)
 
 _KEY = "sparsedet/switchboard"
 # seconds that a process has to end by itself once it knows what the run ended of
 _LEAVING = 5.0
+# seconds that a checkpoint may take meanwhile
+_WRITING = 60.0
 # seconds that a process waits to hear what its run ended of
 _PATIENCE = 15.0
 _MAX_TRACEBACK = 20_000
 _current: _Peers | None = None
+_writing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,49 @@ def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None
     except KeyboardInterrupt:
         peers.announce(Fault("interrupted.", 128 + signal.SIGINT), "", follows=False)
         return 128 + signal.SIGINT
+    except _Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        peers.announce(Fault(f"stopped by {name}.", 128 + stopped.number), "", follows=False)
+        return 128 + stopped.number
     except Exception as error:
         return conclude(error, say)
     finally:
-        _current = None
         peers.leave()
+        _current = None
+
+
+class _Stopped(BaseException):
+    """A signal came while nothing was there to take it: before the training, or in `eval`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _listen_early() -> None:
+    """End of a signal in an orderly way: the others are told then. Training listens by itself."""
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a data worker: its parent ends it
+            return
+        for each in taken:  # once: others send it too
+            signal.signal(each, lambda number, frame: None)
+        raise _Stopped(number)
+
+    owner = os.getpid()
+    taken = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+
+
+def _let_go_of_signals() -> None:
+    """Pass on no more of them; data workers, which inherit the way to do so, never do."""
+    if _current is not None and threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_signals)
 
 
 def conclude(
@@ -111,7 +154,7 @@ def conclude(
         kept: What is said in addition.
     """
     follows = _current is not None and is_broken_connection(error)
-    fault = explain(error) if follows else report(error, otherwise=otherwise, kept=kept)
+    fault = _cut_off(error) if follows else report(error, otherwise=otherwise, kept=kept)
     found = None
     if _current is not None:
         text = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
@@ -123,10 +166,11 @@ def conclude(
     return found.code
 
 
-def tell_stop(number: int) -> None:
-    """Tell the other processes that this one was asked to stop by a signal."""
-    if _current is not None:
-        _current.tell_stop(number)
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """A block, such as the writing of a file, that the end of another process does not cut off."""
+    with _writing:
+        yield
 
 
 def is_broken_connection(error: BaseException) -> bool:
@@ -137,8 +181,23 @@ def is_broken_connection(error: BaseException) -> bool:
     )
 
 
+def _cut_off(error: BaseException) -> Fault:
+    """What is said where no process tells what happened to it."""
+    if isinstance(error, ConnectionError):
+        return explain(error)
+    text = " ".join(str(error).split())[:200]
+    if "timed out" in text.lower() or "timeout" in text.lower():
+        what = "the other processes did not answer, so that one of them hangs"
+    else:
+        what = "the connection to the other processes broke"
+    return Fault(f"{what} ({text}). Go on with --resume.", BROKEN_OFF)
+
+
 class _Elsewhere(Exception):
-    """The traceback of another process, for the log."""
+    """Another process's error, whose traceback is for the log."""
+
+    def __str__(self) -> str:
+        return f"there:\n{self.args[0]}"
 
 
 class _Peers:
@@ -150,11 +209,14 @@ class _Peers:
         self._met = threading.Event()
         self._known = threading.Event()
         self._fault: Fault | None = None
-        self._announced = False
+        self._announced: Fault | None = None
         self._leaving = False
         self._board: Switchboard | None = None
         self._first_host = socket.gethostname()
         self._line: Line | None = None
+        self._signals, sender = socket.socketpair()
+        sender.setblocking(False)
+        self._sender = sender
 
     def meet(self) -> bool:
         """Open the line and wait until all processes have; whether they did."""
@@ -167,6 +229,10 @@ class _Peers:
             place.store.set(_KEY, json.dumps(facts))
         self._line = self._dial()
         threading.Thread(target=self._listen, name="peers", daemon=True).start()
+        threading.Thread(target=self._pass_on_signals, name="signals", daemon=True).start()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+            _listen_early()
         # the switchboard knows who is missing, and is the first to say so
         return self._met.wait(place.join_seconds + _PATIENCE) and self._fault is None
 
@@ -192,7 +258,7 @@ class _Peers:
         """Tell what befell this process, with the traceback, once."""
         if self._line is None or self._announced or self._known.is_set():
             return
-        self._announced = True
+        self._announced = fault
         self._line.send(
             kind="fault",
             sentence=fault.sentence,
@@ -213,14 +279,11 @@ class _Peers:
         fault = self.wait()
         return code if fault is None else fault.code
 
-    def tell_stop(self, number: int) -> None:
-        """Tell the others that this process was asked to stop."""
-        if self._line is not None:
-            self._line.send(kind="stop", number=number)
-
     def leave(self) -> None:
         """Close the line."""
         self._leaving = True
+        _let_go_of_signals()
+        self._sender.close()
         if self._line is not None and not (self._announced or self._known.is_set()):
             self._line.send(kind="left")
         if self._board is not None:  # the others' lines end with this process
@@ -228,7 +291,20 @@ class _Peers:
         if self._line is not None:
             self._line.close()
 
-    # --- the thread -----------------------------------------------------------------------------
+    # --- the threads ----------------------------------------------------------------------------
+
+    def _pass_on_signals(self) -> None:
+        """Tell the others what asks this process to stop, once: they pass it on too.
+
+        Python calls handlers when a collective is over, and that may wait for who does not know.
+        """
+        assert self._line is not None
+        told = False
+        while numbers := self._signals.recv(64):
+            for number in numbers:
+                if number in STOP_SIGNALS and not told:
+                    self._line.send(kind="stop", number=number)
+                    told = True
 
     def _listen(self) -> None:
         assert self._line is not None
@@ -236,7 +312,7 @@ class _Peers:
             messages = self._line.receive()
             if messages is None:
                 if not self._leaving:
-                    self._end(0, lost(0, self._first_host), "")
+                    self._end(0, lost(0, self._first_host), gone=True)
                 return
             for message in messages:
                 self._take(message)
@@ -250,21 +326,23 @@ class _Peers:
             _thread.interrupt_main(signal.SIGTERM if number == signal.SIGINT else number)
         elif message["kind"] == "verdict":
             fault = Fault(message["sentence"], message["code"])
-            self._end(message["rank"], fault, message["traceback"])
+            self._end(message["rank"], fault, message["traceback"], gone=message["gone"])
 
-    def _end(self, rank: int, fault: Fault, text: str) -> None:
+    def _end(self, rank: int, fault: Fault, text: str = "", *, gone: bool) -> None:
         """Say what the run ended of; end this process if it does not do so by itself."""
         self._fault = fault
-        if self._place.rank == 0 and rank != 0:
-            logger.error("%s", fault.sentence, exc_info=_Elsewhere(f"there:\n{text}"))
-        if self._place.local_rank == 0:
+        first_here = self._place.rank - self._place.local_rank
+        speaks = 1 if gone and rank == first_here else 0
+        if self._place.rank == 0 and rank != 0 and self._announced != fault:
+            logger.error("%s", fault.sentence, exc_info=_Elsewhere(text or "no traceback"))
+        if self._place.local_rank == speaks:
             self._say(fault.sentence)
         self._known.set()
         self._met.set()
         time.sleep(_LEAVING)
+        _writing.acquire(timeout=_WRITING)
         for child in multiprocessing.active_children():
             child.kill()
-        with rescue:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(fault.code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(fault.code)

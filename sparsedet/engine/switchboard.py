@@ -257,4 +257,5 @@ class Switchboard(threading.Thread):
                 sentence=report.fault.sentence,
                 code=report.fault.code,
                 traceback=report.traceback,
+                gone=report.rank not in self._lines,
             )

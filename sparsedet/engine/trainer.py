@@ -18,7 +18,7 @@ from sparsedet.checkpoint import CheckpointError, restore_model
 from sparsedet.engine.ema import ModelEma
 from sparsedet.engine.faults import is_end_of_worker
 from sparsedet.engine.nonfinite import NonFiniteSteps
-from sparsedet.engine.random_state import get_random_state, seed_everything, set_random_state
+from sparsedet.engine.random_state import iteration_seed, seed_everything
 from sparsedet.engine.signals import StopTraining, undisturbed
 from sparsedet.events import Recorder
 
@@ -49,7 +49,7 @@ class Trainer:
         ema: Follows the model after every step, if given.
         nonfinite: Decides about steps whose loss or gradient is not finite, which leave model,
             optimizer, gradient scaler and average as they are; None ends the run at the first.
-        seed: Seeds a resumed process that has no saved random state (other number of processes).
+        seed: Of the random numbers, which are drawn anew at every iteration.
     """
 
     def __init__(
@@ -100,8 +100,7 @@ class Trainer:
         self._seed = seed
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         self._nonfinite = nonfinite or NonFiniteSteps()
-        self._moving = _Moving(self.unwrapped_model, self.device)
-        self._loaded_random_state: dict[str, Any] | None = None
+        self._moving = _Moving(self.unwrapped_model)
 
     @property
     def at_end(self) -> bool:
@@ -169,6 +168,7 @@ class Trainer:
         """One optimizer step."""
         self._set_learning_rates()
         self._moving.keep()
+        seed_everything(iteration_seed(self._seed, self.iteration, comm.get_rank()))
         batches: list[Batch] = []
         losses: list[dict[str, torch.Tensor]] = []
         for step in range(self._accumulation_steps):
@@ -187,9 +187,6 @@ class Trainer:
         if self._stream is None:
             self._stream = self._batches(self.iteration * self._accumulation_steps)
         batch = next(self._stream)
-        if self._loaded_random_state is not None:  # after the loader has drawn what it needs
-            set_random_state(self._loaded_random_state, self.device)
-            self._loaded_random_state = None
         self.recorder.record("data_seconds", time.perf_counter() - started)
         return batch
 
@@ -228,7 +225,7 @@ class Trainer:
         else:
             value = None if norm is None else norm.item()
             self._nonfinite.skip(self.iteration, losses, batches, grad_norm=value)
-            self._moving.restore_buffers()
+            self._moving.restore()
             self.iteration += 1
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -262,14 +259,8 @@ class Trainer:
 
     # --- state ----------------------------------------------------------------------------------
 
-    def state_dict(self, *, alone: bool = False) -> dict[str, Any]:
-        """All that a resumed run needs. Every process must call it, and gets the same.
-
-        Args:
-            alone: Ask no other process, since they may be gone: of several random states there
-                is only that of this process then, and a resumed run draws new ones.
-        """
-        random_state = get_random_state(self.device)
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs; the same on every process, which asks no other for it."""
         return {
             "model": self.unwrapped_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -278,7 +269,6 @@ class Trainer:
             "iteration": self.iteration,
             "max_iter": self.max_iter,
             "train_seconds": self.train_seconds,
-            "random_states": [random_state] if alone else comm.all_gather(random_state),
             "hooks": dict(self.hook_state),
         }
 
@@ -294,7 +284,7 @@ class Trainer:
         Raises:
             CheckpointError: If it is not a full checkpoint or does not fit this run.
         """
-        absent = {"optimizer", "iteration", "random_states"} - state.keys()
+        absent = {"optimizer", "iteration"} - state.keys()
         if absent:
             raise CheckpointError(
                 f"checkpoint {path} cannot be resumed: it holds no {', '.join(sorted(absent))}. "
@@ -314,7 +304,6 @@ class Trainer:
         self.iteration = state["iteration"]
         self.train_seconds = state["train_seconds"]
         self.hook_state = dict(state["hooks"])
-        self._load_random_state(state["random_states"])
 
     def _load_optimizer(self, state: dict[str, Any], path: Any) -> None:
         options = [
@@ -331,26 +320,18 @@ class Trainer:
         for group, values in zip(self.optimizer.param_groups, options, strict=True):
             group.update(values)
 
-    def _load_random_state(self, states: list[dict[str, Any]]) -> None:
-        if len(states) == comm.get_world_size():
-            self._loaded_random_state = states[comm.get_rank()]
-            set_random_state(self._loaded_random_state, self.device)
-        else:
-            seed_everything(self._seed + self.iteration * 1009 + comm.get_rank())
-
 
 class _Moving:
-    """What an iteration moves before its step: the random state, and buffers of the model."""
+    """The buffers of a model, which an iteration moves before its step."""
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, model: nn.Module) -> None:
         self._places = [(m._buffers, name) for m in model.modules() for name in m._buffers]
         self._copies: list[torch.Tensor] = []
-        self._random_state: dict[str, Any] | None = None
+        self._moved = False
 
     def keep(self) -> None:
-        """Remember everything."""
-        self._random_state = get_random_state(self._device)
+        """Remember them."""
+        self._moved = True
         buffers = self._buffers()
         if [b.shape for b in buffers] != [c.shape for c in self._copies]:
             self._copies = [buffer.detach().clone() for buffer in buffers]
@@ -359,18 +340,11 @@ class _Moving:
 
     def forget(self) -> None:
         """The iteration is whole."""
-        self._random_state = None
+        self._moved = False
 
     def restore(self) -> None:
         """Put back what an iteration that was broken off has moved."""
-        if self._random_state is not None:
-            set_random_state(self._random_state, self._device)
-            self.restore_buffers()
-            self._random_state = None
-
-    def restore_buffers(self) -> None:
-        """Put the buffers back, and leave the random state."""
-        if self._copies:
+        if self._moved and self._copies:
             torch._foreach_copy_(self._buffers(), self._copies)  # pyright: ignore[reportPrivateImportUsage]
 
     def _buffers(self) -> list[torch.Tensor]:
