@@ -48,7 +48,7 @@ def make_trainer(loader: TinyLoader, limit: int, folder: Path | None = None, **o
         optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
         lr_multiplier=ConstantParamScheduler(1.0),
         max_iter=8,
-        ema=ModelEma(model, decay=0.9),
+        ema=None if comm.get_world_size() > 1 else ModelEma(model, decay=0.9),
         nonfinite=NonFiniteSteps(folder, max_in_row=limit),
         **options,
     )
@@ -210,7 +210,6 @@ def _train_two(device: torch.device, folder: str) -> int:
     model.norm = nn.Identity()  # type: ignore[assignment]
     wrapped = nn.parallel.DistributedDataParallel(model)
     trainer = make_trainer(_OnOne(4, rank, 2), 1, Path(folder), model=wrapped)
-    trainer.ema = None
     trainer.train()
     torch.save(model.state_dict(), Path(folder) / f"{rank}.pt")
     return 0
