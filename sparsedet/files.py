@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextmanager
@@ -22,6 +26,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -32,6 +37,24 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         _name_file(error, path)
         raise
     _sync_directory(path.parent)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what killed processes left half written; what is being written now stays."""
+    for path in directory.glob(".*.tmp"):
+        if _LEFTOVER.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as file:
+                if _lock(file):
+                    path.unlink()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Hold a file until it is closed, as a process that ends in any way does by itself."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process holds it, or the file system has no locks
+        return False
+    return True
 
 
 def _name_file(error: BaseException | None, path: Path) -> None:

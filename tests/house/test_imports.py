@@ -30,6 +30,7 @@ FLOORS = {
     "visualization": 4,
     "export": 4,
     "predictor": 4,
+    "resuming": 4,
     "run_settings": 4,
     "survey": 4,
     "training": 5,
@@ -49,6 +50,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
     ("predictor", "loading"),
     ("predictor", "visualization"),
+    ("resuming", "loading"),
     ("survey", "visualization"),
     ("modeling", "checkpoint"),  # a backbone that begins from a file reads it as everybody does
 }
@@ -74,7 +76,7 @@ THIRD_PARTY = {
     "yaml": {"config", "data.formats"},
     "fvcore": {"registry", "checkpoint", "engine"},
     "safetensors": {"checkpoint"},
-    "pycocotools": {"data.formats", "evaluation.backends", "interop.detectron2"},
+    "pycocotools": {"data.validate.segmentation", "evaluation.backends", "interop.detectron2"},
     "faster_coco_eval": {"evaluation.backends"},
     "supervision": {"data.formats.extra", "predictor.detections"},
     "defusedxml": {"data.formats.extra"},
