@@ -81,7 +81,7 @@ def test_an_error_of_a_component_costs_nothing(
     lines = capsys.readouterr().err.splitlines()
     (said,) = [line for line in lines if line.startswith("error: ")]
     assert said.startswith(f"error: KeyError: 'colour' ({__file__}, line ")
-    kept = f"Iteration 2 is in {tmp_path}/checkpoint_0000002.pth; --resume goes on from it."
+    kept = f"Iteration 2 is saved in {tmp_path}/checkpoint_0000002.pth. Add --resume to go on."
     assert said.endswith(kept) and not any("Traceback" in line for line in lines)
     log = (tmp_path / "log.txt").read_text()
     assert said.removeprefix("error: ") in log and log.count("Traceback") == 1
@@ -97,7 +97,7 @@ def test_a_fault_of_the_last_evaluation_costs_nothing(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(disturbed("test", "error", 1)) == 3
-    assert "Iteration 4 is in" in capsys.readouterr().err
+    assert "Iteration 4 is saved in" in capsys.readouterr().err
     assert (tmp_path / "model_final.pth").exists()
     assert train("--resume") == 0
     assert "only evaluating" in capsys.readouterr().err
