@@ -43,6 +43,7 @@ from sparsedet.tables import format_table
 if TYPE_CHECKING:
     import torch
 
+_PATIENCE = 5.0  # seconds that a killed worker has to be gone
 _NEEDS = (
     "model._target_",
     "optimizer._target_",
@@ -147,6 +148,7 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
     from sparsedet.engine.launch import has_several_machines
     from sparsedet.engine.lock import locked
     from sparsedet.engine.peers import conclude
+    from sparsedet.engine.signals import undisturbed
     from sparsedet.training import Job
 
     folder = Path(cfg.train.output_dir)
@@ -168,14 +170,16 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
             code = BROKEN_OFF
             found = job.evaluate_only() if command.eval_only else job.train()
         except KeyboardInterrupt:
-            _end_workers()
+            with undisturbed(forget=True):
+                _end_workers()
             if job is not None and comm.is_main_process():
                 print_error(f"ended at once by Ctrl-C. {job.standing()}".strip())
             raise
         except Exception as error:
-            _end_workers()
-            kept = job.standing() if job is not None else ""
-            return conclude(error, print_error, otherwise=code, kept=kept)
+            with undisturbed(forget=True):
+                _end_workers()
+                kept = job.standing() if job is not None else ""
+                return conclude(error, print_error, otherwise=code, kept=kept)
         if isinstance(found, int):
             return 128 + found
         if comm.is_main_process():
@@ -185,8 +189,11 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
 
 def _end_workers() -> None:
     """End data workers, also those that hang: leaving would wait for them."""
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         child.kill()
+    for child in children:
+        child.join(_PATIENCE)
 
 
 def _tables(results: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import torch
 
 import sparsedet
 from sparsedet.engine.nonfinite import NonFiniteError
+from sparsedet.engine.signals import undisturbed
 
 __all__ = [
     "BROKEN_OFF",
@@ -96,12 +97,13 @@ def explain(error: BaseException, *, otherwise: int = BROKEN_OFF) -> Fault:
     """
     if isinstance(error, NonFiniteError):
         return Fault(str(error), DIVERGED)
-    loader = _loader(error)
-    for sign in (_disk, _handles, _memory, _worker):
-        for each in _chain(error):
-            if sentence := sign(each, loader):
-                return Fault(sentence, BROKEN_OFF)
-    return Fault(_other(error), otherwise)
+    with undisturbed(forget=True):  # a worker seldom dies alone
+        loader = _loader(error)
+        for sign in (_disk, _handles, _memory, _worker):
+            for each in _chain(error):
+                if sentence := sign(each, loader):
+                    return Fault(sentence, BROKEN_OFF)
+        return Fault(_other(error), otherwise)
 
 
 def allow_open_files() -> None:
