@@ -86,12 +86,7 @@ class Trainer:
         nonfinite: NonFiniteSteps | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("max_iter", max_iter), ("accumulation_steps", accumulation_steps)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"Trainer.{name} must be an integer of at least 1, got {value}. "
-                    f"Set train.{name}."
-                )
+        _require_counts(max_iter=max_iter, accumulation_steps=accumulation_steps)
         self.model = model
         self.optimizer = optimizer
         self.max_iter = max_iter
@@ -330,6 +325,14 @@ class Trainer:
             ) from error
         for group, values in zip(self.optimizer.param_groups, options, strict=True):
             group.update(values)
+
+
+def _require_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"Trainer.{name} must be an integer of at least 1, got {value}. Set train.{name}."
+            )
 
 
 class _Moving:
