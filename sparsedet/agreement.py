@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import socket
 import tempfile
@@ -17,8 +16,9 @@ import torchvision
 
 from sparsedet import __version__, comm
 from sparsedet.config import ConfigError, LazyConfig, setting
+from sparsedet.files import file_digest
 
-__all__ = ["require_agreement", "require_same_start"]
+__all__ = ["require_agreement"]
 
 # every machine may have its data, weights and results where it likes
 _OWN_PLACES = re.compile(
@@ -51,26 +51,6 @@ def require_agreement(cfg: Any) -> None:
                 raise ConfigError(_differs(name, where, expected[name], given.get(name)))
 
 
-def require_same_start(path: Path | None, folder: Path) -> None:
-    """Refuse to go on from a checkpoint that not all processes have; every process must call it.
-
-    Args:
-        path: what this process goes on from; None = it begins at the start.
-        folder: where it looked.
-
-    Raises:
-        ConfigError: two processes would begin at different places; the same message on all.
-    """
-    found = comm.all_gather((socket.gethostname(), path.name if path is not None else "nothing"))
-    for rank, (host, name) in enumerate(found):
-        if name != found[0][1]:
-            raise ConfigError(
-                f"train.output_dir={folder} must be a folder that all machines share to go on with "
-                f"a run: process 0 on {found[0][0]} finds {found[0][1]}, process {rank} on {host} "
-                f"{name}. Copy the checkpoint to all, or share the folder."
-            )
-
-
 def _differs(name: str, where: str, expected: Any, given: Any) -> str:
     if name == "config":
         for first, second in zip(expected, given or (), strict=False):
@@ -99,13 +79,5 @@ def _facts(cfg: Any) -> Mapping[str, Any]:
     for key in _ANNOTATIONS if "dataset" in cfg else ():
         path = setting(cfg, key)
         if isinstance(path, str) and Path(path).is_file():
-            facts[key] = _digest(Path(path))
+            facts[key] = file_digest(Path(path))[:12]
     return facts
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()[:12]

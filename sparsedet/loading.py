@@ -112,7 +112,7 @@ def trained_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
     """
     if not isinstance(checkpoint.get("config"), str):
         return None
-    return setting(_stored_config(checkpoint["config"], "the checkpoint"), "dataset.class_names")
+    return setting(stored_config(checkpoint["config"], "the checkpoint"), "dataset.class_names")
 
 
 def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
@@ -135,7 +135,7 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
             f"checkpoint {weights} holds no config of its model. Give it, too: "
             "`sparsedet eval CONFIG --weights FILE`, `sparsedet predict FILE --config-file CONFIG`."
         )
-    cfg = _stored_config(checkpoint["config"], f"checkpoint {weights}")
+    cfg = stored_config(checkpoint["config"], f"checkpoint {weights}")
     for key in keys:
         part = setting(cfg, key)
         if part is None:
@@ -175,7 +175,16 @@ def name_classes(cfg: Any, source: str | os.PathLike[str]) -> None:
         require_same_classes(cfg)
 
 
-def _stored_config(text: str, source: str) -> Any:
+def stored_config(text: str, source: str) -> Any:
+    """The config that a checkpoint holds as text; nothing in it is called.
+
+    Args:
+        text: YAML.
+        source: where it is from, for messages.
+
+    Raises:
+        CheckpointError: it is no config.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsedet import __version__, comm
-from sparsedet.agreement import require_same_start
+from sparsedet.changes import changes, run_facts, schedule_change, tell
 from sparsedet.checkpoint import CheckpointStore
 from sparsedet.config import ConfigError, instantiate
 from sparsedet.data import AnnotatedDataset
@@ -46,10 +46,15 @@ from sparsedet.files import write_json
 from sparsedet.loading import leave_out_pretrained, require_same_classes
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.resuming import (
+    Found,
+    Resume,
+    config_text,
+    earlier_seed,
     find_checkpoint,
     initialize,
     load_for_evaluation,
     save_config,
+    take_up,
     trained_classes,
 )
 from sparsedet.run_settings import run_settings
@@ -93,14 +98,17 @@ class Job:
     Args:
         cfg: The config after `resolve_run`.
         device: Where this process computes.
-        resume: Go on from the last checkpoint in `train.output_dir`.
+        resume: Go on from the last checkpoint in `train.output_dir`; "auto" = if there is one.
         eval_only: Build what evaluation needs; weights are those of `train.init_checkpoint`, or
             with `resume` of the last checkpoint.
+        accept_changes: Go on although the resumed run is neither the old one nor a new one.
         origin: What `results.json` tells of where the config comes from.
 
     Raises:
-        ConfigError: The parts of the config do not fit together.
-        CheckpointError: A checkpoint cannot be read, does not fit or is that of another run.
+        ConfigError: The parts of the config do not fit together, or are not as they were in the
+            run to resume.
+        CheckpointError: A checkpoint cannot be read, does not fit, is that of another run, or there
+            is none to resume.
     """
 
     def __init__(
@@ -108,8 +116,9 @@ class Job:
         cfg: Any,
         device: torch.device,
         *,
-        resume: bool = False,
+        resume: Resume = False,
         eval_only: bool = False,
+        accept_changes: bool = False,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         self._cfg = cfg
@@ -121,27 +130,28 @@ class Job:
             self._output_dir, max_to_keep=cfg.train.checkpointer.max_to_keep
         )
         last = find_checkpoint(self._store, resume=resume, eval_only=eval_only)
-        require_same_start(last[1] if last is not None else None, self._output_dir)
+        if cfg.train.seed is None:
+            cfg.train.seed = earlier_seed(last)
         if cfg.train.seed is None:
             cfg.train.seed = comm.all_gather(random.randrange(2**31))[0]
-        self._extra = {} if eval_only else save_config(cfg, self._store, resumed=last is not None)
+        text = None if eval_only else config_text(cfg)  # before lengths are counted
         seed_everything(cfg.train.seed)
         self._model = self._build_model(replaced=last is not None)
         self._test_loader = instantiate(cfg.dataloader.test)
         self._evaluator = instantiate(cfg.dataloader.evaluator)
         if eval_only:
             load_for_evaluation(self._model, cfg.train, last)
+            self._facts = run_facts(device, validation=self._test_loader)
             return
         self._train_loader = instantiate(cfg.dataloader.train)
         self._trainer = self._build_trainer()
         self._log_survey()
+        self._facts = run_facts(device, training=self._train_loader, validation=self._test_loader)
         if last is not None:
-            self._trainer.load_state_dict(*last)
-            done, length = self._trainer.iteration, self._trainer.max_iter
-            if done < length:
-                logger.info("resuming at iteration %d from %s", done, last[1])
-            else:
-                logger.info("the run is finished (%d of %d), only evaluating", done, length)
+            self._compare(last, text, accept_changes)
+            take_up(self._trainer, last)
+        save_config(text, self._store)
+        self._extra = {"run": self._facts} | ({} if text is None else {"config": text})
         self._trainer.hooks = self._build_hooks()
 
     def train(self) -> dict[str, Any] | int:
@@ -225,6 +235,15 @@ class Job:
         )
         for text in survey.misfits() if survey is not None else ():
             logger.warning("%s", text)
+
+    def _compare(self, last: Found, text: str | None, accept: bool) -> None:
+        """Tell what is not as it was in the run to resume."""
+        if not comm.is_main_process():
+            return
+        checkpoint, path = last
+        found = changes(checkpoint, f"checkpoint {path}", config=text, facts=self._facts)
+        length = schedule_change(self._cfg, checkpoint.get("max_iter"), self._trainer.max_iter)
+        tell([*found, *([] if length is None else [length])], path, accept=accept)
 
     def _build_model(self, replaced: bool) -> nn.Module:
         settings = self._cfg.train
@@ -384,6 +403,11 @@ class Job:
             "seed": self._cfg.train.seed,
             "device": self._device.type,
             "num_processes": comm.get_world_size(),
+            "annotations": {
+                name.split()[-2]: digest
+                for name, digest in self._facts.items()
+                if name.endswith("annotations")
+            },
             "versions": {
                 "sparsedet": __version__,
                 "python": platform.python_version(),

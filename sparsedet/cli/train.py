@@ -2,7 +2,8 @@
 
     sparsedet train quickstart
     sparsedet train CONFIG train.output_dir=DIR optimizer.lr=1e-4 ...
-    sparsedet train DIR/config.yaml --resume
+    sparsedet train DIR/config.yaml --resume       goes on from the last checkpoint in DIR
+    sparsedet train CONFIG --resume=auto           the same; where there is none, begins anew
     torchrun --nproc-per-node 8 -m sparsedet train CONFIG
 
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparsedet.cli.common import (
     add_config,
@@ -37,7 +38,7 @@ from sparsedet.cli.common import (
     print_error,
     take_config,
 )
-from sparsedet.config import ConfigError, read_config
+from sparsedet.config import ConfigError, packaged_configs, read_config
 from sparsedet.tables import format_table
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ _NEEDS = (
 )
 
 
+_AUTO = "--resume=auto"
+
+
 @dataclass(frozen=True)
 class Command:
     """What was asked for, beside the config itself.
@@ -64,16 +68,18 @@ class Command:
     Attributes:
         config: name or file of the config.
         overrides: changes of it.
-        resume: go on from the last checkpoint.
+        resume: go on from the last checkpoint; "auto" = if there is one.
         eval_only: do not train.
         num_gpus: processes to start on this machine.
+        accept_changes: resume although settings or annotations are not as they were.
     """
 
     config: str
     overrides: tuple[str, ...] = ()
-    resume: bool = False
+    resume: bool | Literal["auto"] = False
     eval_only: bool = False
     num_gpus: int = 1
+    accept_changes: bool = False
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -82,13 +88,25 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     add_config(parser)
     add_running(parser)
     parser.add_argument("--eval-only", action="store_true", help="the same as `sparsedet eval`")
-    return answer_together(_train, parser.parse_intermixed_args(argv))
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume although settings or annotations are not as they were",
+    )
+    return answer_together(_train, parse(parser, argv))
 
 
 def _train(args: argparse.Namespace) -> int:
     take_config(args)
     return start(
-        Command(args.config_file, tuple(args.overrides), args.resume, args.eval_only, args.num_gpus)
+        Command(
+            args.config_file,
+            tuple(args.overrides),
+            resume=args.resume,
+            eval_only=args.eval_only,
+            num_gpus=args.num_gpus,
+            accept_changes=args.accept_changes,
+        )
     )
 
 
@@ -97,9 +115,37 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in the output folder"
     )
+    parser.add_argument(  # an option of its own, so that the word after --resume stays a config
+        _AUTO,
+        dest="resume",
+        action="store_const",
+        const="auto",
+        help="the same; where there is none, begin anew",
+    )
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="processes to start on this machine"
     )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line that may have `--resume`, which takes no folder."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--resume=") and word != _AUTO:
+            named = word.removeprefix("--resume=")
+        elif word in ("--resume", _AUTO) and _is_folder(following):
+            named = following
+        else:
+            continue
+        parser.error(
+            f"--resume takes no folder, and no word but auto, got {named!r}. Name the folder as "
+            "train.output_dir=DIR, or give its config: DIR/config.yaml --resume."
+        )
+    return parser.parse_intermixed_args(words)
+
+
+def _is_folder(word: str) -> bool:
+    return Path(word).is_dir() and word not in packaged_configs()
 
 
 def start(command: Command, config_file: str | None = None) -> int:
@@ -165,7 +211,12 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
             if has_several_machines():
                 require_agreement(cfg)
             job = Job(
-                cfg, device, resume=command.resume, eval_only=command.eval_only, origin=origin
+                cfg,
+                device,
+                resume=command.resume,
+                eval_only=command.eval_only,
+                accept_changes=command.accept_changes,
+                origin=origin,
             )
             code = BROKEN_OFF
             found = job.evaluate_only() if command.eval_only else job.train()

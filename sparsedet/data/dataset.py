@@ -91,10 +91,11 @@ class AnnotatedDataset:
         return any(not e["iscrowd"] for record in self.records for e in record["annotations"])
 
     def digest(self) -> str:
-        """A name for what the set says: equal for equal records and classes."""
+        """A name for what the set says: equal for equal records and classes, wherever they lie."""
         content = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
         for record in self.records:
-            content.update(repr(record).encode())
+            place = os.path.relpath(record["file_name"], self.images or os.curdir)
+            content.update(repr({**record, "file_name": place}).encode())
         return content.hexdigest()
 
 

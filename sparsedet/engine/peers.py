@@ -76,11 +76,19 @@ def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None
         say: tells a person a sentence; called on the first process of each machine.
 
     Returns:
-        The exit code: that of `body`, or that of the fault which the run ended of.
+        The exit code of `body`: 0, or 128 + n after signal n. With the code of a fault the process
+        ends here, and leaves out what Python does at the end, which may take long or hang.
     """
-    global _current
     if place.world_size == 1:
         return body()
+    code = _meet_and_call(place, body, say)
+    if code != 0 and code <= 128:
+        _quit(code)
+    return code
+
+
+def _meet_and_call(place: Place, body: Callable[[], int], say: Callable[[str], None]) -> int:
+    global _current
     _current = peers = _Peers(place, say)
     try:
         if not peers.meet():
@@ -99,6 +107,14 @@ def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None
     finally:
         peers.leave()
         _current = None
+
+
+def _quit(code: int) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Stopped(BaseException):
@@ -341,8 +357,4 @@ class _Peers:
         self._met.set()
         time.sleep(_LEAVING)
         _writing.acquire(timeout=_WRITING)
-        for child in multiprocessing.active_children():
-            child.kill()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(fault.code)
+        _quit(fault.code)

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsedet import comm
-from sparsedet.checkpoint import CheckpointError, restore_model
+from sparsedet.checkpoint import CheckpointError, describe, non_finite, restore_model
 from sparsedet.engine.ema import ModelEma
 from sparsedet.engine.faults import is_end_of_worker
-from sparsedet.engine.nonfinite import NonFiniteSteps
+from sparsedet.engine.nonfinite import NonFiniteError, NonFiniteSteps
 from sparsedet.engine.random_state import iteration_seed, seed_everything
 from sparsedet.engine.signals import StopTraining, undisturbed
 from sparsedet.events import Recorder
@@ -104,6 +104,7 @@ class Trainer:
         self._clip_grad = dict(clip_grad) if clip_grad is not None else None
         self._accumulation_steps = accumulation_steps
         self._seed = seed
+        self._infinite_by_design = set(non_finite(self.unwrapped_model.state_dict()))  # masks
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         self._nonfinite = nonfinite or NonFiniteSteps()
         self._moving = _Moving(self.unwrapped_model)
@@ -266,8 +267,12 @@ class Trainer:
     # --- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs; the same on every process, which asks no other for it."""
-        return {
+        """All that a resumed run needs; the same on every process, which asks no other for it.
+
+        Raises:
+            NonFiniteError: If weights, averages or the optimizer's state are NaN or infinite.
+        """
+        state = {
             "model": self.unwrapped_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self._scaler.state_dict(),
@@ -277,6 +282,21 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "hooks": dict(self.hook_state),
         }
+        self._require_finite(state)
+        return state
+
+    def _require_finite(self, state: Mapping[str, Any]) -> None:
+        """Nobody could go on from there, and it would take the place of what one could."""
+        found = non_finite({name: state[name] for name in ("model", "ema", "optimizer")})
+        for name in list(found):
+            if name.removeprefix("ema.").removeprefix("model.") in self._infinite_by_design:
+                del found[name]
+        if found:
+            raise NonFiniteError(
+                f"the model has diverged by iteration {self.iteration} although the losses were "
+                f"finite: {describe(found)} are NaN or infinite. It is not saved, and earlier "
+                "checkpoints stay; lower optimizer.lr."
+            )
 
     def load_state_dict(self, state: Mapping[str, Any], path: Any = "given") -> None:
         """Go on from `state_dict`.

@@ -26,6 +26,7 @@ FLOORS = {
     "conversion": 3,
     "agreement": 4,
     "analysis": 4,
+    "changes": 4,
     "loading": 4,
     "visualization": 4,
     "export": 4,
@@ -50,6 +51,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
     ("predictor", "loading"),
     ("predictor", "visualization"),
+    ("changes", "loading"),
     ("resuming", "loading"),
     ("survey", "visualization"),
     ("modeling", "checkpoint"),  # a backbone that begins from a file reads it as everybody does
