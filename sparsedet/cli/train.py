@@ -145,7 +145,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 def _is_folder(word: str) -> bool:
-    return Path(word).is_dir() and word not in packaged_configs()
+    return bool(word) and Path(word).is_dir() and word not in packaged_configs()
 
 
 def start(command: Command, config_file: str | None = None) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-import sparsedet
 from sparsedet.engine.nonfinite import NonFiniteError
 from sparsedet.engine.signals import undisturbed
 
@@ -49,7 +48,7 @@ _ERRNO = re.compile(r"\[Errno (\d+)\] [^:]+(?:: '(.+)')?|No space left on device
 _MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 _MOST_FILES = 65536
 _LONGEST = 400  # characters of the text of an error
-_OWN_CODE = Path(sparsedet.__file__).parent
+_OWN_CODE = Path(__file__).parents[1]
 _STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
