@@ -189,15 +189,18 @@ class Job:
         """Where a run that has ended early can be taken up again, for a person."""
         if self._eval_only or self._trainer.iteration == 0:
             return ""
-        done, paths = self._trainer.iteration, self._store.paths()
-        if not paths:
-            return f"Its {done} iterations are lost: no checkpoint was written before."
-        lost = done - int(paths[-1].stem.rpartition("_")[2])
-        if lost > 0:
-            return (
-                f"The last checkpoint is {paths[-1]}, {lost} iterations before. --resume goes on."
+        done = self._trainer.iteration
+        paths = {int(path.stem.rpartition("_")[2]): path for path in self._store.paths()}
+        kept = max((number for number in paths if number <= done), default=None)
+        if kept is None:
+            return f"No checkpoint was written, so its {done} iterations are lost."
+        if kept < done:
+            where = (
+                f"The last checkpoint, {paths[kept]}, is of iteration {kept}, and {done} were done."
             )
-        return f"Iteration {done} is in {paths[-1]}; --resume goes on from it."
+        else:
+            where = f"Iteration {done} is saved in {paths[kept]}."
+        return f"{where} Add --resume to go on."
 
     def evaluate_only(self) -> dict[str, Any]:
         """Evaluate once; write `eval_results.json` and return what is in it."""

@@ -193,7 +193,7 @@ class TrainLoader:
         world_size: number of processes; None asks `comm`.
 
     Raises:
-        DatasetError: the set has no object, or was opened without its pictures.
+        DatasetError: the set has no object to learn, or was opened without its pictures.
         ValueError: `total_batch_size` cannot be split evenly among the processes.
     """
 
@@ -210,11 +210,11 @@ class TrainLoader:
         world_size: int | None = None,
     ) -> None:
         _require_pictures(dataset, "TrainLoader")
-        if not dataset.num_objects:
+        if not dataset.has_targets():
             raise DatasetError(
                 f"{dataset.source}: there is not a single usable box, so there is nothing to learn "
-                "('annotations' is missing or empty, or has none that can be used). "
-                "Add annotations."
+                "('annotations' is missing or empty, or has ignore regions or unusable boxes "
+                "alone). Add annotations."
             )
         self.class_names, self.source, self.mapper = dataset.class_names, dataset, mapper
         self.total_batch_size = total_batch_size

@@ -78,7 +78,7 @@ THIRD_PARTY = {
     "yaml": {"config", "data.formats"},
     "fvcore": {"registry", "checkpoint", "engine"},
     "safetensors": {"checkpoint"},
-    "pycocotools": {"data.formats", "evaluation.backends", "interop.detectron2"},
+    "pycocotools": {"data.validate.segmentation", "evaluation.backends", "interop.detectron2"},
     "faster_coco_eval": {"evaluation.backends"},
     "supervision": {"data.formats.extra", "predictor.detections"},
     "defusedxml": {"data.formats.extra"},
