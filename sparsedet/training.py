@@ -84,6 +84,7 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
         raise ConfigError(
             f"train.amp.dtype must be one of {', '.join(_AMP_DTYPES)}, got {cfg.train.amp.dtype!r}."
         )
+    _require_evaluations(cfg.train)
     if "dataset" not in cfg:
         return  # the loaders of detectron2 and detrex know their sets by themselves
     if evaluates and cfg.dataset.get("class_names") is None:
@@ -190,15 +191,18 @@ class Job:
         """Where a run that has ended early can be taken up again, for a person."""
         if self._eval_only or self._trainer.iteration == 0:
             return ""
-        done, paths = self._trainer.iteration, self._store.paths()
-        if not paths:
-            return f"Its {done} iterations are lost: no checkpoint was written before."
-        lost = done - int(paths[-1].stem.rpartition("_")[2])
-        if lost > 0:
-            return (
-                f"The last checkpoint is {paths[-1]}, {lost} iterations before. --resume goes on."
+        done = self._trainer.iteration
+        paths = {int(path.stem.rpartition("_")[2]): path for path in self._store.paths()}
+        kept = max((number for number in paths if number <= done), default=None)
+        if kept is None:
+            return f"No checkpoint was written, so its {done} iterations are lost."
+        if kept < done:
+            where = (
+                f"The last checkpoint, {paths[kept]}, is of iteration {kept}, and {done} were done."
             )
-        return f"Iteration {done} is in {paths[-1]}; --resume goes on from it."
+        else:
+            where = f"Iteration {done} is saved in {paths[kept]}."
+        return f"{where} Add --resume to go on."
 
     def evaluate_only(self) -> dict[str, Any]:
         """Evaluate once; write `eval_results.json` and return what is in it."""
@@ -416,6 +420,17 @@ class Job:
         }
         write_json(self._output_dir / name, content)
         logger.info("results are in %s", self._output_dir / name)
+
+
+def _require_evaluations(settings: Any) -> None:
+    """Refuse early stopping where nothing is evaluated before the end."""
+    patience, period = settings.early_stopping.patience, settings.eval_period
+    if patience is not None and not (settings.eval_epochs if period is None else period):
+        raise ConfigError(
+            f"train.early_stopping.patience={patience} needs evaluations before the end, got "
+            f"train.eval_period={period} and train.eval_epochs={settings.eval_epochs}. Set "
+            "train.eval_period, or train.early_stopping.patience=null."
+        )
 
 
 def _check_parts_fit(model: nn.Module) -> None:

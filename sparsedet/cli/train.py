@@ -38,12 +38,15 @@ from sparsedet.cli.common import (
     print_error,
     take_config,
 )
-from sparsedet.config import packaged_configs, read_config
+from sparsedet.config import ConfigError, packaged_configs, read_config
 from sparsedet.tables import format_table
 
 if TYPE_CHECKING:
     import torch
 
+    from sparsedet.training import Job
+
+_PATIENCE = 5.0  # seconds that a killed worker has to be gone
 _NEEDS = (
     "model._target_",
     "optimizer._target_",
@@ -142,7 +145,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 def _is_folder(word: str) -> bool:
-    return word != "" and Path(word).is_dir() and word not in packaged_configs()
+    return bool(word) and Path(word).is_dir() and word not in packaged_configs()
 
 
 def start(command: Command, config_file: str | None = None) -> int:
@@ -162,7 +165,7 @@ def start(command: Command, config_file: str | None = None) -> int:
     resolve_run(cfg, evaluates=command.eval_only)
     device_type = resolve_device(cfg.train.device)
     check_processes(command.num_gpus, device_type)
-    Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
+    _make_folder(cfg.train.output_dir)
     try:
         return launch(
             run,
@@ -175,6 +178,16 @@ def start(command: Command, config_file: str | None = None) -> int:
         return 130
 
 
+def _make_folder(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"train.output_dir={folder} cannot be made ({str(error.strerror).lower()}: "
+            f"{error.filename}). Set another one."
+        ) from error
+
+
 def run(device: torch.device, cfg: Any, command: Command) -> int:
     """Train or evaluate, in one of the processes; returns the exit code."""
     from sparsedet import comm
@@ -182,7 +195,6 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
     from sparsedet.engine.faults import BROKEN_OFF, REFUSED, allow_open_files
     from sparsedet.engine.launch import has_several_machines
     from sparsedet.engine.lock import locked
-    from sparsedet.engine.peers import conclude
     from sparsedet.training import Job
 
     folder = Path(cfg.train.output_dir)
@@ -208,15 +220,8 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
             )
             code = BROKEN_OFF
             found = job.evaluate_only() if command.eval_only else job.train()
-        except KeyboardInterrupt:
-            _end_workers()
-            if job is not None and comm.is_main_process():
-                print_error(f"ended at once by Ctrl-C. {job.standing()}".strip())
-            raise
-        except Exception as error:
-            _end_workers()
-            kept = job.standing() if job is not None else ""
-            return conclude(error, print_error, otherwise=code, kept=kept)
+        except BaseException as error:
+            return _ended(error, job, otherwise=code)
         if isinstance(found, int):
             return 128 + found
         if comm.is_main_process():
@@ -224,10 +229,29 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
         return 0
 
 
+def _ended(error: BaseException, job: Job | None, *, otherwise: int) -> int:
+    """Say what has ended the run; the exit code."""
+    from sparsedet import comm
+    from sparsedet.engine.peers import conclude
+    from sparsedet.engine.signals import undisturbed
+
+    with undisturbed(forget=True):
+        _end_workers()
+        kept = job.standing() if job is not None else ""
+        if isinstance(error, Exception):
+            return conclude(error, print_error, otherwise=otherwise, kept=kept)
+        if isinstance(error, KeyboardInterrupt) and job is not None and comm.is_main_process():
+            print_error(f"ended at once by Ctrl-C. {kept}".strip())
+    raise error
+
+
 def _end_workers() -> None:
     """End data workers, also those that hang: leaving would wait for them."""
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         child.kill()
+    for child in children:
+        child.join(_PATIENCE)
 
 
 def _tables(results: Mapping[str, Any]) -> str:

@@ -50,7 +50,26 @@ class Trainer:
         nonfinite: Decides about steps whose loss or gradient is not finite, which leave model,
             optimizer, gradient scaler and average as they are; None ends the run at the first.
         seed: Of the random numbers, which are drawn anew at every iteration.
+
+    Attributes:
+        iteration: Iterations done.
+        train_seconds: What they took.
+        end_reason: Why the run is complete before `max_iter`.
+        stop_requested: The run ends after the present iteration, to be taken up again.
+        stop_signal: What told this process so.
+        interruptible: Such a signal may raise `StopTraining` at once.
+        fault: What ended the run, until the hooks have ended.
+        is_whole: No step is half done.
     """
+
+    iteration: int = 0
+    train_seconds: float = 0.0
+    end_reason: str | None = None
+    stop_requested: bool = False
+    stop_signal: int | None = None
+    interruptible: bool = False
+    fault: Exception | None = None
+    is_whole: bool = True
 
     def __init__(
         self,
@@ -67,24 +86,11 @@ class Trainer:
         nonfinite: NonFiniteSteps | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("max_iter", max_iter), ("accumulation_steps", accumulation_steps)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"Trainer.{name} must be an integer of at least 1, got {value}. "
-                    f"Set train.{name}."
-                )
+        _require_counts(max_iter=max_iter, accumulation_steps=accumulation_steps)
         self.model = model
         self.optimizer = optimizer
         self.max_iter = max_iter
         self.ema = ema
-        self.iteration = 0
-        self.train_seconds = 0.0
-        self.end_reason: str | None = None
-        self.stop_requested = False
-        self.stop_signal: int | None = None
-        self.fault: Exception | None = None
-        self.is_whole = True
-        self.interruptible = False
         self.hooks: list[Hook] = []
         self.hook_state: dict[str, Any] = {}
         self.recorder = Recorder()
@@ -141,7 +147,8 @@ class Trainer:
                     for hook in self.hooks:
                         hook.after_iteration(self)
             except Exception as error:
-                self._go_back(error)
+                with undisturbed(forget=True):
+                    self._go_back(error)
                 if self.fault is not None:
                     raise
             finally:
@@ -338,6 +345,14 @@ class Trainer:
             ) from error
         for group, values in zip(self.optimizer.param_groups, options, strict=True):
             group.update(values)
+
+
+def _require_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"Trainer.{name} must be an integer of at least 1, got {value}. Set train.{name}."
+            )
 
 
 class _Moving:
