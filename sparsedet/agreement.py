@@ -18,7 +18,7 @@ from sparsedet import __version__, comm
 from sparsedet.config import ConfigError, LazyConfig, setting
 from sparsedet.files import file_digest
 
-__all__ = ["require_agreement"]
+__all__ = ["require_agreement", "require_same_start"]
 
 # every machine may have its data, weights and results where it likes
 _OWN_PLACES = re.compile(
@@ -49,6 +49,26 @@ def require_agreement(cfg: Any) -> None:
             if given.get(name) != expected[name]:
                 where = f"on {host} (process 0) {{}}, on {other} (process {rank}) {{}}"
                 raise ConfigError(_differs(name, where, expected[name], given.get(name)))
+
+
+def require_same_start(path: Path | None, folder: Path) -> None:
+    """Refuse to go on from a checkpoint that not all processes have; every process must call it.
+
+    Args:
+        path: what this process goes on from; None = it begins at the start.
+        folder: where it looked.
+
+    Raises:
+        ConfigError: two processes would begin at different places; the same message on all.
+    """
+    found = comm.all_gather((socket.gethostname(), path.name if path is not None else "nothing"))
+    for rank, (host, name) in enumerate(found):
+        if name != found[0][1]:
+            raise ConfigError(
+                f"train.output_dir={folder} must be a folder that all machines share to go on with "
+                f"a run: process 0 on {found[0][0]} finds {found[0][1]}, process {rank} on {host} "
+                f"{name}. Copy the checkpoint to all, or share the folder."
+            )
 
 
 def _differs(name: str, where: str, expected: Any, given: Any) -> str:

@@ -66,8 +66,8 @@ def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) 
         eval_only: nothing will be trained, so that checkpoints of another run are not in the way.
 
     Raises:
-        CheckpointError: there is nothing to resume, or no checkpoint that can be read; the folder
-            holds those of another run; processes see different ones.
+        CheckpointError: there is nothing to resume, no checkpoint can be read, or the folder holds
+            those of another run.
     """
     if not resume:
         if not eval_only and store.paths():
@@ -77,7 +77,6 @@ def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) 
             )
         return None
     last = store.load_last()
-    _require_same_everywhere(store, last)
     if last is None and resume != "auto":
         raise CheckpointError(
             f"there is no checkpoint to resume in {store.directory}. Check train.output_dir, or "
@@ -86,17 +85,6 @@ def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) 
     if last is None:
         logger.info("no checkpoint in %s: beginning at the start", store.directory)
     return last
-
-
-def _require_same_everywhere(store: CheckpointStore, last: Found | None) -> None:
-    names = comm.all_gather(None if last is None else last[1].name)
-    for rank, name in enumerate(names):
-        if name != names[0]:
-            raise CheckpointError(
-                f"in {store.directory} process 0 finds {names[0] or 'no checkpoint'} to resume and "
-                f"process {rank} finds {name or 'none'}. Put the output folder where all machines "
-                "see the same files."
-            )
 
 
 def earlier_seed(last: Found | None) -> int | None:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsedet import __version__, comm
+from sparsedet.agreement import require_same_start
 from sparsedet.changes import changes, run_facts, schedule_change, tell
 from sparsedet.checkpoint import CheckpointStore
 from sparsedet.config import ConfigError, instantiate
@@ -130,6 +131,7 @@ class Job:
             self._output_dir, max_to_keep=cfg.train.checkpointer.max_to_keep
         )
         last = find_checkpoint(self._store, resume=resume, eval_only=eval_only)
+        require_same_start(last[1] if last is not None else None, self._output_dir)
         if cfg.train.seed is None:
             cfg.train.seed = earlier_seed(last)
         if cfg.train.seed is None:

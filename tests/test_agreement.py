@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparsedet import comm
-from sparsedet.agreement import require_agreement
+from sparsedet.agreement import require_agreement, require_same_start
 from sparsedet.config import ConfigError, LazyConfig, find_config
 
 
@@ -72,3 +72,14 @@ def test_what_is_compared(cfg: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert seen[0] == seen[1]
     assert [key for key in seen[0] if seen[0][key] != seen[2][key]] == ["dataset.val_json"]
     assert "config" in [key for key in seen[0] if seen[2][key] != seen[3][key]]
+
+
+def test_a_checkpoint_that_one_process_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    require_same_start(None, tmp_path)
+    monkeypatch.setattr(comm, "all_gather", lambda own: [own, ("node2", "nothing")])
+    require_same_start(None, tmp_path)
+    says = r"must be a folder that all machines share .* process 1 on node2 nothing\. Copy"
+    with pytest.raises(ConfigError, match=says):
+        require_same_start(tmp_path / "checkpoint_0000005.pth", tmp_path)

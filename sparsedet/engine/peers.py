@@ -260,7 +260,7 @@ class _Peers:
             own = ["127.0.0.1"] if socket.gethostname() == self._first_host else []
             line = dial(own + hosts, port)
             if line is not None:
-                line.send(token=token, rank=self._place.rank, host=socket.gethostname())
+                line.send(dict(token=token, rank=self._place.rank, host=socket.gethostname()))
                 return line
             if time.monotonic() > latest:
                 raise ConnectionError(
@@ -276,11 +276,13 @@ class _Peers:
             return
         self._announced = fault
         self._line.send(
-            kind="fault",
-            sentence=fault.sentence,
-            code=fault.code,
-            traceback=text,
-            follows=follows,
+            dict(
+                kind="fault",
+                sentence=fault.sentence,
+                code=fault.code,
+                traceback=text,
+                follows=follows,
+            )
         )
 
     def wait(self) -> Fault | None:
@@ -301,7 +303,7 @@ class _Peers:
         _let_go_of_signals()
         self._sender.close()
         if self._line is not None and not (self._announced or self._known.is_set()):
-            self._line.send(kind="left")
+            self._line.send(dict(kind="left"))
         if self._board is not None:  # the others' lines end with this process
             self._board.join(_PATIENCE)
         if self._line is not None:
@@ -319,7 +321,7 @@ class _Peers:
         while numbers := self._signals.recv(64):
             for number in numbers:
                 if number in STOP_SIGNALS and not told:
-                    self._line.send(kind="stop", number=number)
+                    self._line.send(dict(kind="stop", number=number))
                     told = True
 
     def _listen(self) -> None:

@@ -139,7 +139,7 @@ def _wait_for(path: Path, seconds: float) -> None:
 def test_a_killed_process_comes_back(root: Path, drawn: Path, tmp_path: Path) -> None:
     """Both machines start again, and go on as if nothing had been."""
     words = [str(root / CONFIG), *SMALL, *set_overrides(drawn), *COMPARABLE, "train.max_iter=30"]
-    words += ["train.eval_epochs=0", "train.checkpointer.period=5", "--resume"]
+    words += ["train.eval_epochs=0", "train.checkpointer.period=5", "--resume=auto"]
     plain, output = tmp_path / "plain", tmp_path / "run"
     for folder in (plain, output):
         folder.mkdir()
