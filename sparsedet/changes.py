@@ -90,7 +90,7 @@ def run_facts(device: torch.device, **loaders: Any) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {
         "sparsedet": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which safe loading refuses
         "the number of processes": comm.get_world_size(),
         "the device": device.type,
     }
