@@ -47,6 +47,7 @@ _TIMEOUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 _ERRNO = re.compile(r"\[Errno (\d+)\] [^:]+(?:: '(.+)')?|No space left on device \((\d+)\)")
 _MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 _MOST_FILES = 65536
+_SHARED_MEMORY = "/dev/shm/any"
 _LONGEST = 400  # characters of the text of an error
 _OWN_CODE = Path(__file__).parents[1]
 _STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -194,7 +195,7 @@ def _worker(error: BaseException, loader: str) -> str | None:
 
 def _shared_memory(loader: str) -> str:
     return (
-        f"Shared memory (/dev/shm) is full{_room('/dev/shm/')}. Enlarge it (docker run "
+        f"Shared memory (/dev/shm) is full{_room(_SHARED_MEMORY)}. Enlarge it (docker run "
         f"--shm-size=8g), or set {loader}.num_workers=0."
     )
 

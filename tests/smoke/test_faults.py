@@ -85,7 +85,7 @@ def test_an_error_of_a_component_costs_nothing(
     assert said.endswith(kept) and not any("Traceback" in line for line in lines)
     log = (tmp_path / "log.txt").read_text()
     assert said.removeprefix("error: ") in log and log.count("Traceback") == 1
-    assert train(disturbed("train", "nothing", 0), "--resume") == 0
+    assert train(disturbed("train", "nothing", 0), "--resume", "--accept-changes") == 0
     assert (tmp_path / "model_final.pth").exists()
     found = losses(tmp_path)
     whole = tmp_path / "whole"
@@ -164,9 +164,8 @@ def test_kills_of_real_processes(drawn: Path, tmp_path: Path, where: str) -> Non
     else:
         assert broken.returncode == -signal.SIGKILL
         assert (tmp_path / "checkpoint_0000004.pth").exists()
-    done = subprocess.run(
-        [*command, "--resume"], env=environment, capture_output=True, text=True, timeout=300
-    )
+    command += ["--resume=auto", "--accept-changes"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(losses(tmp_path)) == [1, 2, 3, 4]
     if where == "test":
