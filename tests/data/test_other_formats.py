@@ -17,7 +17,7 @@ OTHERS = {
     "labels.txt": (BOX, r"YOLO's labels of one picture.*data\.yaml"),
     "set.tfrecord": ("x", "is a TFRecord file"),
     "train.record-00000-of-00010": ("x", "is a TFRecord file"),
-    "lines.json": ("{}\n{}\n", "has several JSON values"),
+    "lines.json": ("{}\n{}\n", r"is JSON Lines \(NDJSON\)"),
     "set.parquet": ("x", "is a Parquet table"),
     "set.zip": ("x", "is an archive.*Unpack it"),
     "a.png": ("x", "is a picture"),

@@ -16,8 +16,8 @@ def read_box(value: Any) -> list[float] | None:
     """Four finite numbers, or texts of numbers; None where it is anything else."""
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
-    numbers = [each for each in map(number, value) if each is not None]
-    return numbers if len(numbers) == 4 else None
+    numbers = [number(each) for each in value]
+    return None if None in numbers else numbers  # pyright: ignore[reportReturnType]
 
 
 def fault_of_box(entry: dict) -> str:

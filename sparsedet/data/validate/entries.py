@@ -127,8 +127,8 @@ def image_id(value: Any) -> int | str | None:
 
 def name_of(identity: int | str) -> str:
     """An id for a message, which has one line."""
-    plain = isinstance(identity, str) and identity.isprintable() and len(identity) <= 100
-    return identity if plain else shown(identity)  # pyright: ignore[reportReturnType]
+    name = str(identity) if isinstance(identity, str) or abs(identity) < 10**18 else ""
+    return name if name.isprintable() and 0 < len(name) <= 100 else shown(identity)
 
 
 def _check_file_name(name: Any, label: str, findings: Findings) -> bool:
