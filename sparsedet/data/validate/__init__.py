@@ -8,13 +8,16 @@ message with a count.
 from .annotations import clean_annotations
 from .document import check_document
 from .entries import check_categories, check_images
-from .findings import Findings, warn_once
+from .findings import Effect, Finding, Findings, refuse, warn_once
 
 __all__ = [
+    "Effect",
+    "Finding",
     "Findings",
     "check_categories",
     "check_document",
     "check_images",
     "clean_annotations",
+    "refuse",
     "warn_once",
 ]
