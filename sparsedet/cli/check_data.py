@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _NEEDS = ("dataset", "train", "dataloader.train.mapper", "dataloader.test.mapper")
 _NAMES = {"train": "training", "val": "validation"}
 _DEFAULT_CONFIG = "photos"
-_DEFAULT_CACHE = Path.home() / ".cache/sparsedet/pictures.sqlite"
+_DEFAULT_CACHE = Path.home() / ".cache/sparsedet/sound.sqlite"
 
 _Sets = dict[str, "tuple[AnnotatedDataset, Any]"]
 
@@ -70,7 +70,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         type=Path,
         metavar="F",
         default=_DEFAULT_CACHE,
-        help="file that remembers sound pictures (default: ~/.cache/sparsedet/pictures.sqlite)",
+        help="file that remembers sound pictures (default: ~/.cache/sparsedet/sound.sqlite)",
     )
     add("--no-cache", action="store_true", help="decode every picture")
     add("--suggest", action="store_true", help="print overrides that fit the data, and no report")

@@ -14,7 +14,7 @@ from .errors import DatasetError
 from .formats.coco import read_whole
 from .picture_files import Inspector, inspect_headers
 from .reading import DEFAULT_SETTINGS, PictureSettings
-from .validate import Effect, Finding, Findings, refuse
+from .validate import CleanAnnotation, Effect, Finding, Findings, refuse
 from .validate.areas import lies_within
 
 
@@ -195,17 +195,17 @@ def write_mended(audit: Audit, path: str | os.PathLike[str]) -> Mended:
 
 def _with_true_areas(checked: Checked) -> Checked:
     objects = {
-        identity: [{**each, "area": _true_area(each)} for each in entries]
+        identity: [replace(each, area=_true_area(each)) for each in entries]
         for identity, entries in checked.objects.items()
     }
     return replace(checked, objects=objects)
 
 
-def _true_area(entry: dict[str, Any]) -> float:
+def _true_area(entry: CleanAnnotation) -> float:
     """The area, if it can be that of an object in the box, which may have been clipped."""
-    _, _, width, height = entry["bbox"]
-    sound = not entry["doubtful_area"] and lies_within(entry["area"], width, height)
-    return entry["area"] if sound else width * height
+    _, _, width, height = entry.bbox
+    sound = not entry.area_is_doubtful and lies_within(entry.area, width, height)
+    return entry.area if sound else width * height
 
 
 def _originals(checked: Checked) -> Originals | None:
@@ -219,10 +219,10 @@ def _originals(checked: Checked) -> Originals | None:
         top=document,
         categories={entry["id"]: entry for entry in reversed(document["categories"])},
         images={image["id"]: image for image in checked.images},
-        annotations=[entries[each["place"]] for objects in _objects(checked) for each in objects],
+        annotations=[entries[each.place] for objects in _objects(checked) for each in objects],
     )
 
 
-def _objects(checked: Checked) -> list[list[dict[str, Any]]]:
+def _objects(checked: Checked) -> list[list[CleanAnnotation]]:
     """Of each image in turn."""
     return [checked.objects.get(image["id"], []) for image in checked.images]

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..structures import BoxMode
-from .checked import Checked, read_checked
+from .checked import Checked, collector_paused, read_checked
 from .errors import DatasetError
 from .formats import Source
 from .reading import DEFAULT_SETTINGS, PictureSettings
 from .records import Records
 from .roots import join
-from .validate import Findings
+from .validate import CleanAnnotation, Findings
 
 _Stamp = tuple[int, int] | None
 _KEPT = 16  # sets that a process remembers
@@ -164,6 +164,7 @@ def open_dataset(
     return dataset
 
 
+@collector_paused()
 def dataset_of(checked: Checked) -> AnnotatedDataset:
     """The set of what checks left.
 
@@ -188,7 +189,7 @@ def dataset_of(checked: Checked) -> AnnotatedDataset:
     )
 
 
-def _record(image: dict, root: str | None, objects: list[dict]) -> dict[str, Any]:
+def _record(image: dict, root: str | None, objects: list[CleanAnnotation]) -> dict[str, Any]:
     name = image["file_name"]
     return {
         "file_name": name if root is None else join(root, name),
@@ -197,10 +198,10 @@ def _record(image: dict, root: str | None, objects: list[dict]) -> dict[str, Any
         "image_id": image["id"],
         "annotations": [
             {
-                "bbox": entry["bbox"],
-                "category_id": entry["category_id"],
-                "iscrowd": entry["iscrowd"],
-                "area": entry["area"],
+                "bbox": entry.bbox,
+                "category_id": entry.category_id,
+                "iscrowd": entry.iscrowd,
+                "area": entry.area,
                 "bbox_mode": BoxMode.XYWH_ABS,
             }
             for entry in objects

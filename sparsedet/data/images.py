@@ -170,7 +170,7 @@ def values_used(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> Use 
 
 
 OTHER_SIZE = (
-    "Its boxes may belong to another resolution; correct width, height and boxes, or restore the "
+    "its boxes may belong to another resolution; correct width, height and boxes, or restore the "
     "original file."
 )
 
@@ -179,7 +179,7 @@ def size_mismatch(path: str, found: tuple[int, int], expected: tuple[int, int]) 
     """Sentence about a file whose size is not that of the annotation file."""
     return (
         f"image file {path!r} is {found[0]}x{found[1]} pixels, but the annotation file says "
-        f"{expected[0]}x{expected[1]}. {OTHER_SIZE}"
+        f"{expected[0]}x{expected[1]}; {OTHER_SIZE}"
     )
 
 

@@ -197,8 +197,9 @@ def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -
     if not fits:
         found = "x".join(map(str, header.size))
         findings.error(
-            f"image {image['id']} ({name} of {found} pixels, given as {width}x{height})",
-            f"its file has another size than the annotation file says. {OTHER_SIZE}",
+            f"image {image['id']} ({name} is {found} pixels, but the annotation file says "
+            f"{width}x{height})",
+            OTHER_SIZE,
         )
     if header.animated:
         findings.warn(name, "it is an animation; only its first frame is used.")

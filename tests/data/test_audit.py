@@ -298,7 +298,8 @@ def test_what_only_a_person_can_decide_is_not_mended(tmp_path, spoil):
         for entry in content["annotations"]:
             entry["bbox"] = [20, 15, 38, 28]
     source, pictures = write(tmp_path, content)
-    audit = audit_dataset(source, tmp_path if spoil == "pictures" else pictures)
+    (tmp_path / "other").mkdir()
+    audit = audit_dataset(source, tmp_path / "other" if spoil == "pictures" else pictures)
     with pytest.raises(DatasetError, match=r"before this is mended: .*(c1|corners|none of the 4)"):
         write_mended(audit, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()

@@ -29,12 +29,33 @@ class _Annotation:
     ignored: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CleanAnnotation:
+    """What is used of an annotation.
+
+    Args:
+        bbox: xywh in pixels, clipped.
+        category_id: the class, contiguous.
+        iscrowd: 1 for crowd regions and what is marked with `ignore`, else 0.
+        area: in square pixels.
+        area_is_doubtful: whether a warning says that the area does not fit.
+        place: of the entry among the annotations.
+    """
+
+    bbox: list[float]
+    category_id: int
+    iscrowd: int
+    area: float
+    area_is_doubtful: bool
+    place: int
+
+
 def clean_annotations(
     annotations: Sequence[dict],
     images: Mapping[Id, Mapping],
     classes: Mapping[int, int],
     findings: Findings,
-) -> dict[Id, list[dict]]:
+) -> dict[Id, list[CleanAnnotation]]:
     """Checks annotations and turns them into what records hold.
 
     Boxes of no size or outside of the image are left out; boxes that leave the image by more
@@ -47,10 +68,7 @@ def clean_annotations(
         findings: where faults are noted.
 
     Returns:
-        By image id a list of dicts with `bbox` (xywh, pixels), `category_id` (contiguous),
-        `iscrowd` (1 for crowd regions and what is marked with `ignore`), `area`,
-        `place`, that of the entry among `annotations`, and `doubtful_area`, whether a warning
-        says that the area does not fit.
+        What is used, by image id.
     """
     found = _Reader(images, classes, findings).read(annotations)
     _check_ids(annotations, findings)
@@ -60,17 +78,17 @@ def clean_annotations(
     kept = [(each, box) for each, box in zip(found, boxes, strict=True) if box is not None]
     areas = [read_area(each.entry, each.label, findings) for each, _ in kept]
     doubtful = _doubtful_areas([each for each, _ in kept], areas, findings)
-    by_image: dict[Id, list[dict]] = {}
+    by_image: dict[Id, list[CleanAnnotation]] = {}
     for (each, box), area in zip(kept, areas, strict=True):
         by_image.setdefault(each.image, []).append(
-            {
-                "bbox": box,
-                "category_id": classes[each.category],  # pyright: ignore[reportArgumentType]
-                "iscrowd": int(each.ignored),
-                "area": box[2] * box[3] if area is None else area,
-                "place": each.place,
-                "doubtful_area": each.place in doubtful,
-            }
+            CleanAnnotation(
+                bbox=box,
+                category_id=classes[each.category],  # pyright: ignore[reportArgumentType]
+                iscrowd=int(each.ignored),
+                area=box[2] * box[3] if area is None else area,
+                area_is_doubtful=each.place in doubtful,
+                place=each.place,
+            )
         )
     _check_repeated(by_image, findings)
     return by_image
@@ -224,9 +242,9 @@ def _check_ids(annotations: Sequence[Mapping], findings: Findings) -> None:
             findings.warn(f"annotation {identity}", "the id is given twice; both are kept.")
 
 
-def _check_repeated(by_image: Mapping[Id, list[dict]], findings: Findings) -> None:
+def _check_repeated(by_image: Mapping[Id, list[CleanAnnotation]], findings: Findings) -> None:
     for identity, objects in by_image.items():
-        different = {(o["category_id"], o["iscrowd"], *o["bbox"]) for o in objects}
+        different = {(o.category_id, o.iscrowd, *o.bbox) for o in objects}
         if len(different) < len(objects):
             findings.warn(
                 f"image {name_of(identity)} ({len(objects) - len(different)} boxes)",

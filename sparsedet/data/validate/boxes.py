@@ -74,6 +74,7 @@ def _check_loss(lost: np.ndarray, findings: Findings) -> None:
             f"{lost.sum()} of {len(lost)} boxes",
             "they have no width or height, or are outside of their image. Look for another unit "
             "or order: COCO boxes are [x, y, width, height] in pixels.",
+            whole=True,
         )
 
 
