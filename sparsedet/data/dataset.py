@@ -31,7 +31,8 @@ class AnnotatedDataset:
     Args:
         source: path of the annotation file or folder.
         format: `coco`, `voc`, `yolo`, or what a reader of your own calls it.
-        images: folder that the pictures lie in, or its address; None where no picture was looked at.
+        images: folder that the pictures lie in, or its address; None where no picture was looked
+            at.
         records: one dict per image: `file_name` (full path), `height`, `width`, `image_id`,
             `annotations` (dicts with `bbox`, `bbox_mode` = XYWH_ABS, `category_id` contiguous,
             `iscrowd`, `area`). Images without objects are there, too.

@@ -76,7 +76,8 @@ def check_areas(
         suspects[:] = True
     if suspects.mean() < _SUSPICIOUS:
         return []
-    places = [i for i in np.flatnonzero(suspects).tolist() if not _is_proven(entries[i], areas[i])]
+    found: list[int] = np.flatnonzero(suspects).tolist()
+    places = [place for place in found if not _is_proven(entries[place], areas[place])]
     if len(places) < _SUSPICIOUS * len(entries):
         return []
     fault = (
