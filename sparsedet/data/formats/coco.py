@@ -7,8 +7,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..validate import Effect, Findings, check_document
-from ..validate.areas import fits
-from ..validate.segmentation import box_of_segmentation
+from ..validate.segmentation import box_of_segmentation, pack_polygons
 from .foreign import describe_file, describe_json
 from .json_file import read_json
 from .source import SPLITS, Source, check_image_folder, names_of_split
@@ -44,7 +43,7 @@ def read_coco(path: str, images: str | None, split: str | None, findings: Findin
     other = describe_file(path)
     if other is not None and os.path.isfile(path):
         raise DatasetError(f"annotation file {path!r} {other}")
-    document = read_json(path, _LISTS, entry=_without_outline)
+    document = read_json(path, _LISTS, entry=_packed)
     other = describe_json(document)
     if other is not None:
         raise DatasetError(f"annotation file {path!r} {other}")
@@ -115,17 +114,9 @@ def read_whole(path: str) -> dict[str, Any]:
     return check_document(read_json(path, _LISTS), path)
 
 
-def _without_outline(entry: dict) -> dict:
-    """Drops a `segmentation` that says nothing more about the area.
-
-    Outlines are most of the memory that COCO's own files take.
-    """
-    try:
-        _, _, width, height = entry["bbox"]
-        if fits(entry["area"], width, height):
-            del entry["segmentation"]
-    except (KeyError, TypeError, ValueError, ArithmeticError):
-        pass  # what is wrong with an entry is told when it is checked
+def _packed(entry: dict) -> dict:
+    if "segmentation" in entry:
+        entry["segmentation"] = pack_polygons(entry["segmentation"])
     return entry
 
 

@@ -38,11 +38,6 @@ def lies_within(area: Any, width: Any, height: Any) -> Any:
     return area <= _MOST_SHARE * (width + 1) * (height + 1)
 
 
-def fits(area: Any, width: Any, height: Any) -> Any:
-    """Whether areas can be those of objects in boxes of these sizes; numbers or arrays."""
-    return (area >= _LEAST_SHARE * width * height) & lies_within(area, width, height)
-
-
 def check_areas(
     entries: Sequence[Mapping[str, Any]],
     boxes_xywh: Sequence[Sequence[float]],
@@ -69,7 +64,7 @@ def check_areas(
     sizes, area = np.array(boxes_xywh)[:, 2:], np.array(areas)
     with np.errstate(divide="ignore", over="ignore"):  # a box may be narrower than floats tell
         share = area / sizes.prod(axis=1)
-        suspects = ~fits(area, sizes[:, 0], sizes[:, 1])
+        suspects = (share < _LEAST_SHARE) | ~lies_within(area, sizes[:, 0], sizes[:, 1])
     if _all_equal(area) and not _all_equal(sizes.prod(axis=1), 1.5):
         suspects[:] = True
     if _all_equal(share) and np.median(share) < _EQUAL_SHARE:
