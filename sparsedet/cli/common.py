@@ -141,26 +141,27 @@ def answer_together(
     return together(body, print_error)
 
 
-def check_output(path: Path, suffix: str) -> None:
+def check_output(path: Path, suffix: str, option: str = "--output") -> None:
     """Refuse a file that cannot be written, before any work.
 
     Args:
         path: of the file; folders that are missing can be made.
         suffix: that it must have, since that says the format.
+        option: that names it.
 
     Raises:
         ConfigError: the path is a folder, has another suffix or lies where nothing can be written.
     """
     if path.is_dir() or path.suffix.lower() != suffix:
         kind = "a folder" if path.is_dir() else f"no {suffix} file"
-        raise ConfigError(f"--output {path} is {kind}. Name a file that ends in {suffix}.")
+        raise ConfigError(f"{option} {path} is {kind}. Name a file that ends in {suffix}.")
     folder = next(each for each in path.absolute().parents if each.exists())
     try:
         with TemporaryFile(dir=folder):  # what the rights say is not all that can be in the way
             pass
     except OSError as error:
         raise ConfigError(
-            f"--output {path} cannot be written: {folder}: {error.strerror}. Name another file."
+            f"{option} {path} cannot be written: {folder}: {error.strerror}. Name another file."
         ) from error
 
 

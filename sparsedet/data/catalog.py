@@ -130,25 +130,53 @@ def _place_parts(dataset: Any) -> None:
             dataset[f"{split}_json"], dataset[f"{split}_images"] = dataset.path, None
 
 
-def _open(dataset: Any, split: str) -> AnnotatedDataset:
-    """The set as the loaders of the shipped configs open it, so that it is read once."""
+def part_arguments(cfg: Any, split: str) -> dict[str, Any]:
+    """The arguments of `open_dataset` with which the shipped configs open a part of their set.
+
+    Args:
+        cfg: as for `resolve_dataset`.
+        split: `train` or `val`.
+
+    Raises:
+        DatasetError: the config does not say where the part is.
+    """
+    _place_parts(cfg.dataset)
+    return _arguments(cfg.dataset, split)
+
+
+def how_to_get(path: str) -> str:
+    """A sentence, after a space, about a set that the shipped configs name; else nothing."""
+    for folder, how in _HOW_TO_GET.items():
+        if str(path).startswith(f"{folder}/"):
+            return f" {how}"
+    return ""
+
+
+def _arguments(dataset: Any, split: str) -> dict[str, Any]:
     path = dataset.get(f"{split}_json")
     if path is None:
         raise DatasetError(
             f"dataset.{split}_json is not set. Add dataset.{split}_json=PATH, or dataset.path=PATH "
             "of a set with parts."
         )
+    return {
+        "annotations": path,
+        "images": dataset.get(f"{split}_images"),
+        "split": split,
+        "format": dataset.get("format", "auto"),
+        "skip_broken_images": split == "train",
+        "pictures": picture_settings(dataset),
+    }
+
+
+def _open(dataset: Any, split: str) -> AnnotatedDataset:
+    """The set as the loaders open it, so that it is read once."""
+    arguments = _arguments(dataset, split)
+    path = arguments["annotations"]
     try:
-        found = open_dataset(
-            path,
-            dataset.get(f"{split}_images"),
-            split=split,
-            format=dataset.get("format", "auto"),
-            skip_broken_images=split == "train",
-            pictures=picture_settings(dataset),
-        )
+        found = open_dataset(**arguments)
     except DatasetError as error:
-        raise DatasetError(f"{error}{_hint(path)}") from None
+        raise DatasetError(f"{error}{how_to_get(path)}") from None
     if found.images is None:
         raise DatasetError(
             f"dataset.{split}_images is not set, and {path} does not say where its pictures are. "
@@ -164,13 +192,6 @@ def _replace_num_classes(dataset: Any, source: str) -> None:
             f"dataset.num_classes={given} does not fit {source!r}, which has {found} categories; "
             f"{found} is used."
         )
-
-
-def _hint(path: str) -> str:
-    for folder, how in _HOW_TO_GET.items():
-        if str(path).startswith(f"{folder}/"):
-            return f" {how}"
-    return ""
 
 
 def _require_objects(sets: dict[str, AnnotatedDataset]) -> None:

@@ -3,16 +3,19 @@
 import errno
 import os
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
+from itertools import compress
 
 from .depth import Depth, Use
-from .images import ImageHeader, inspect_image, mark_said, range_fault, size_mismatch, values_used
+from .images import OTHER_SIZE, ImageHeader, inspect_image, mark_said, range_fault, values_used
 from .reading import DEFAULT_SETTINGS, PictureSettings, storage_error
 from .roots import is_address, join, list_files
 from .spelling import FileIndex
-from .validate import Findings
+from .validate import Effect, Findings
+
+Inspector = Callable[[Sequence[str], PictureSettings], Iterable[ImageHeader | str]]
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 _LOOKED_AT = 8  # pictures of more than 8 bits whose values are looked at
@@ -20,13 +23,22 @@ _GUESSES = 3  # names for which a similar one is looked for
 _FETCHED = 32  # pictures of a set on another machine that are looked at beforehand
 
 
-def check_names(images: Iterable[dict], root: str | None, findings: Findings) -> None:
+def inspect_headers(paths: Sequence[str], settings: PictureSettings) -> Iterator[ImageHeader | str]:
+    """`inspect_image` of each file, in parallel."""
+    with ThreadPoolExecutor(8) as pool:
+        yield from pool.map(partial(inspect_image, settings=settings), paths)
+
+
+def check_names(images: Iterable[dict], root: str | None, findings: Findings) -> set:
     """Refuses file names that leave the image folder; such files must not be opened.
 
     Args:
         images: entries that `check_images` has passed.
         root: image folder; None where no picture will be opened.
         findings: where faults are noted.
+
+    Returns:
+        Ids of the images whose file must not be opened.
     """
     leaving = [image for image in images if _leaves(image["file_name"])]
     local = root is not None and not is_address(root)
@@ -39,6 +51,7 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
         if is_address(name):
             fault = "'file_name' is an address. Write the path below the image folder."
         findings.error(f"image {image['id']} ({name!r}{there})", fault)
+    return {image["id"] for image in leaving}
 
 
 def _leaves(name: str) -> bool:
@@ -52,8 +65,9 @@ def check_files(
     findings: Findings,
     skip_broken: bool,
     settings: PictureSettings | None,
+    inspect: Inspector = inspect_headers,
 ) -> set:
-    """Opens the header of every image file and compares its size with the entry.
+    """Looks at every image file and compares its size with the entry.
 
     Entries without a size get that of the file. Where the root is an address, names are compared
     with its list of files, and a sample of them is opened, with those that have no size: the others
@@ -65,41 +79,48 @@ def check_files(
         findings: where faults are noted.
         skip_broken: whether an unreadable file is left out with a warning instead of an error.
         settings: how the files will be read; None = they will not be, only their headers count.
+        inspect: gives for each of the paths the header, or the reason why it cannot be read.
 
     Returns:
-        Ids of the images to leave out.
+        Ids of the images that cannot be used.
 
     Raises:
         StorageError: a file cannot be reached; it may be whole.
     """
     images = list(images)
     listed = list_files(root) if is_address(root) else None
-    missing = [image["file_name"] for image in images if not _is_there(root, image, listed)]
-    if missing:
+    there = [_is_there(root, image, listed) for image in images]
+    unusable = {image["id"] for image, found in zip(images, there, strict=True) if not found}
+    if unusable:
         index = FileIndex.below(root) if listed is None else FileIndex(listed)
+        missing = [i["file_name"] for i, found in zip(images, there, strict=True) if not found]
         _report_missing(missing, len(images), root, index, findings)
-        return set()
+    images = list(compress(images, there))
     opened = _sample(images) if is_address(root) else images
     paths = [join(root, image["file_name"]) for image in opened]
-    skipped = set()
     deep: list[tuple[str, Depth]] = []
-    inspect = partial(inspect_image, settings=settings or DEFAULT_SETTINGS)
-    with ThreadPoolExecutor(8) as pool:
-        for image, path, header in zip(opened, paths, pool.map(inspect, paths), strict=True):
-            if isinstance(header, ImageHeader):
-                _compare_with_header(image, path, header, findings)
-                if header.depth is not None:
-                    deep.append((path, header.depth))
-                continue
-            label = f"file {image['file_name']!r} ({header})"
-            if skip_broken:
-                findings.warn(label, "cannot be read; the image is left out.")
-                skipped.add(image["id"])
-            else:
-                findings.error(label, "cannot be read. Fetch it again or delete its entry.")
+    chosen = settings or DEFAULT_SETTINGS
+    for image, path, header in zip(opened, paths, inspect(paths, chosen), strict=True):
+        if isinstance(header, ImageHeader):
+            fits = _compare_with_header(image, header, findings)
+            if header.depth is not None:
+                deep.append((path, header.depth))
+        else:
+            fits = False
+            _report_broken(f"file {image['file_name']!r} ({header})", findings, skip_broken)
+        if not fits:
+            unusable.add(image["id"])
     if settings is not None:
         _check_depths(deep, findings, settings)
-    return skipped
+    return unusable
+
+
+def _report_broken(label: str, findings: Findings, skip_broken: bool) -> None:
+    if skip_broken:
+        fault = "cannot be read; the image is left out."
+        findings.warn(label, fault, Effect.LEFT_OUT)
+    else:
+        findings.error(label, "cannot be read. Fetch it again or delete its entry.")
 
 
 def _sample(images: Sequence[dict]) -> list[dict]:
@@ -134,7 +155,7 @@ def _check_depths(
         if fault is None:
             usable.append(path)
         else:
-            findings.error(f"file {os.path.basename(path)!r}", f"its {fault}.")
+            findings.error(f"file {os.path.basename(path)!r}", f"its {fault}.", whole=True)
     if settings.value_range is None:
         _compare_ranges([depth for _, depth in deep], findings)
     _look_at_values(usable, findings, settings)
@@ -167,20 +188,27 @@ def _look_at_values(paths: Sequence[str], findings: Findings, settings: PictureS
             findings.warn(f"{len(paths)} pictures of {use.kind} ({looked})", fault)
 
 
-def _compare_with_header(image: dict, path: str, header: ImageHeader, findings: Findings) -> None:
+def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -> bool:
     name = f"file {image['file_name']!r}"
     if image.get("width") is None:
         follows = image.get("follows_exif", False)
         image["width"], image["height"] = header.shown_size if follows else header.size
-    size = (image["width"], image["height"])
-    if not header.shows(*size):
-        findings.error(f"image {image['id']}", size_mismatch(path, header.size, size))
+    width, height = image["width"], image["height"]
+    fits = header.shows(width, height)
+    if not fits:
+        found = "x".join(map(str, header.size))
+        findings.error(
+            f"image {image['id']} ({name} is {found} pixels, but the annotation file says "
+            f"{width}x{height})",
+            OTHER_SIZE,
+        )
     if header.animated:
         findings.warn(name, "it is an animation; only its first frame is used.")
     if header.is_ambiguous:
         findings.warn(
             name, "its EXIF orientation is not followed, since the size fits without turning."
         )
+    return fits
 
 
 def _report_missing(
@@ -194,6 +222,7 @@ def _report_missing(
             f"image folder {root!r}",
             f"none of the {total} listed image files is there (first: {names[0]!r}{sample}). "
             "Give the folder that 'file_name' is relative to.",
+            whole=True,
         )
         return
     mend = "Write 'file_name' as the file is called below that folder."

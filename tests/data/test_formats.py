@@ -174,7 +174,7 @@ def test_a_json_file_is_read_once_in_a_process(shapes, tmp_path, monkeypatch):
     shutil.copytree(shapes, tmp_path / "mine")
     reads = []
     loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text: reads.append(len(text)) or loads(text))
+    monkeypatch.setattr(json, "loads", lambda s, **k: reads.append(len(s)) or loads(s, **k))
     cfg = LazyConfig.apply_overrides(
         LazyConfig.load(Path("configs/quickstart.py").resolve()),
         [

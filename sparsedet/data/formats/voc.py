@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, ParseError
 
 from ..errors import DatasetError
 from ..roots import is_address
-from ..validate import Findings
+from ..validate import Effect, Findings
 from ..validate.fields import flag, number, whole
 from .extra import Box, supervision_parsers
 from .source import SPLITS, Source, check_image_folder, is_picture, names_of_split, read_lines
@@ -177,7 +177,8 @@ class _XmlReader:
         stems = list(files)
         if names is None:
             for name in pictures.without(stems):
-                self._findings.warn(f"picture {name!r}", "it has no XML file; left out.")
+                fault = "it has no XML file; left out."
+                self._findings.warn(f"picture {name!r}", fault, Effect.LEFT_OUT)
         else:
             named = is_picture, _is_xml
             stems = sorted(
@@ -227,7 +228,8 @@ class _XmlReader:
                 continue
             (x0, y0, x1, y1), category = parsed
             if any(_number(entry, f"{a}min") > _number(entry, f"{a}max") for a in "xy"):
-                self._findings.warn(name, "its corners are not in order; they are put in order.")
+                fault = "its corners are not in order; they are put in order."
+                self._findings.warn(name, fault, Effect.CHANGED)
             difficult = flag(_text(entry, "difficult") or None)
             if difficult is None:
                 told = f"{name} (difficult {_text(entry, 'difficult')!r})"
