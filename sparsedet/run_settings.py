@@ -112,10 +112,11 @@ def _absent(settings: Any, ours: Any) -> list[str]:
     """Keys of ours that settings lack, those of groups too."""
     found = []
     for key, value in ours.items():
+        given = value_at(settings, key, "train") if key in settings else None
         if key not in settings:
             found.append(str(key))
-        elif isinstance(value, Mapping) and is_plain(settings[key]):
-            found += [f"{key}.{each}" for each in value if each not in settings[key]]
+        elif isinstance(value, Mapping) and is_plain(given):
+            found += [f"{key}.{each}" for each in value if each not in given]
     return found
 
 

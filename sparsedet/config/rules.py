@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import ListConfig
+from omegaconf import OmegaConf
 
 from sparsedet.config.calls import is_plain, raw_value, value_at
 from sparsedet.config.kinds import fits, words
@@ -51,7 +50,9 @@ class Rule:
             return (value in self.choices or not self.choices) and (self.empty or bool(value))
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return True
-        return not math.isnan(value) and (
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return False
+        return value == value and (  # what is not a number equals nothing
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
@@ -111,7 +112,7 @@ def check_settings(
 def _check(settings: Any, key: str, value: Any, rule: Rule, where: str) -> None:
     if rule.place and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = settings[key] = str(value)
-    plain = list(value) if isinstance(value, ListConfig) else value
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if not rule.allows(plain):
         raise ConfigError(f"{where} must be {rule}, got {shown(plain)}. Set {where}.")
     if rule.here and isinstance(value, str) and _ADDRESS.match(value):
