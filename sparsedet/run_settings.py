@@ -33,7 +33,7 @@ _RULES = {
     "epochs": Rule(float | None, above=0, most=1e6),
     "max_iter": Rule(int | None, least=1),
     "accumulation_steps": _COUNT,
-    "seed": Rule(int | None, least=0, below=2**63),
+    "seed": Rule(int | None, least=0, most=math.inf),
     "amp.dtype": Rule(str, choices=("float16", "bfloat16")),
     "clip_grad.params.max_norm": Rule(float, above=0, most=math.inf),
     "clip_grad.params.norm_type": Rule(float, above=0, most=math.inf),

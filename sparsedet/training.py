@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sparsedet import __version__, comm
 from sparsedet.agreement import require_same_start
 from sparsedet.checkpoint import CheckpointStore
-from sparsedet.config import ConfigError, instantiate
+from sparsedet.config import ConfigError, instantiate, setting
 from sparsedet.data import AnnotatedDataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
@@ -233,10 +233,10 @@ class Job:
     def _build_trainer(self) -> Trainer:
         cfg, settings = self._cfg, self._cfg.train
         model = self._model
-        if not isinstance(setting(cfg, "optimizer.params"), Mapping):
+        if setting(cfg, "optimizer.params._target_") is None:
             raise ConfigError(
                 "optimizer.params must be a component that takes the model and gives groups of its "
-                f"parameters, got {cfg.optimizer.get('params')!r}. Set optimizer.params._target_."
+                "parameters. Set optimizer.params._target_."
             )
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from sparsedet.config.calls import is_plain, raw_value, value_at
 from sparsedet.config.kinds import fits, words
 from sparsedet.config.naming import ConfigError, join, shown
 
+_MOST = 1e12  # where nothing else is said: no run is longer, no picture larger
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -35,7 +37,7 @@ class Rule:
     kind: Any
     least: float | None = None
     above: float | None = None
-    most: float = 1e12
+    most: float = _MOST
     below: float | None = None
     choices: tuple[str, ...] = ()
     place: bool = False
@@ -66,7 +68,7 @@ class Rule:
                 ("of at least", self.least),
                 ("above", self.above),
                 ("below", self.below),
-                ("of at most", None if self.most == 1e12 else self.most),
+                ("of at most", None if self.most in (_MOST, math.inf) else self.most),
             )
             if bound is not None
         ]
