@@ -215,7 +215,7 @@ def test_faults_of_the_machine_are_no_faults_of_the_config(error):
             {"embed_dim": "64"},
             "SinePositionEmbedding.embed_dim must be a whole",
         ),
-        (SinePositionEmbedding, {"embed_dim": True}, "embed_dim must be a whole number, got True"),
+        (BoxL1Loss, {"weight": True}, "BoxL1Loss.weight must be a number, got True."),
         (SinePositionEmbedding, {"embed_dim": 10**400}, "m.embed_dim cannot be 1000"),
         (BoxL1Loss, {"weight": math.nan}, "m.weight cannot be nan"),
         (BoxL1Loss, {"weight": -1}, "BoxL1Loss.weight must be at least 0, got -1. Set m.weight."),

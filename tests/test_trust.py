@@ -78,13 +78,13 @@ def test_a_file_cannot_name_foreign_code(tmp_path, foreign, text):
         "torch.nn.Module.load_state_dict",
         "torch.nn",
         "torchvision.models._api.WeightsEnum.get_state_dict",
-        "torchvision.models.resnet.load_state_dict_from_url",
+        "torch.hub.load_state_dict_from_url",
         "torchvision.datasets.utils.download_url",
         "timm.models._helpers.load_state_dict",
         "fvcore.common.checkpoint.Checkpointer",
         "sparsedet.config.naming.locate",
         "sparsedet.config.LazyConfig.load",
-        "sparsedet.training.tempfile.mkdtemp",
+        "sparsedet.training.platform.system",
         "sparsedet.__main__.main",
         "sparsedet.data.dataset.os.remove",
         "sparsedet.data.shapes.write_shapes",
@@ -196,13 +196,15 @@ def test_what_no_config_holds_is_refused_at_once(tmp_path, text, words):
 def test_a_config_in_a_checkpoint_is_data_too(tmp_path, foreign):
     path = tmp_path / "weights.pth"
     text = f"model: {{_target_: {foreign}}}\noptimizer: {{_target_: torch.load}}\n"
-    save_checkpoint({"model": {}, "config": text}, path)
+    weights = {"w": torch.zeros(1)}
+    save_checkpoint({"model": weights, "config": text}, path)
     with pytest.raises(CheckpointError, match=r"weights\.pth would call foreign_code\.thing for "):
         trained_config(path, "model")
-    save_checkpoint({"model": {}, "config": f"x: {{_target_: {foreign}}}\nmodel: '${{x}}'"}, path)
+    text = f"x: {{_target_: {foreign}}}\nmodel: '${{x}}'"
+    save_checkpoint({"model": weights, "config": text}, path)
     with pytest.raises(ConfigError):
         instantiate(trained_config(path, "model"))
     assert not hasattr(sys, PROOF)
     text = "model: {_target_: torch.nn.Identity}\noptimizer: {_target_: torch.load}\n"
-    save_checkpoint({"model": {}, "config": text}, path)
+    save_checkpoint({"model": weights, "config": text}, path)
     assert set(trained_config(path, "model")) == {"model"}, "what is not built may be anything"

@@ -130,24 +130,21 @@ def _check_text(text: str, key: str, source: str) -> None:
 
 
 def _check_name(path: str, key: str, source: str) -> None:
-    if not is_known(path, key):
+    try:
+        known = _is_known(path)
+    except ConfigError as error:  # there is nothing of that name
+        raise type(error)(f"{source}: {key}: {error}") from error
+    if not known:
         raise _refusal(f"would call {path} for {key}", source)
 
 
-def is_known(path: str, key: str = "") -> bool:
-    """Whether a dotted path is that of a part which any config may name.
-
-    Raises:
-        ConfigError: it is a path in :data:`LIBRARIES`, and there is nothing.
-    """
+def _is_known(path: str) -> bool:
+    """Whether a dotted path is that of a part which any config may name."""
     parts = path.split(".")
     private = any(part.startswith("_") for part in parts) and not path.startswith("torch._C._nn.")
     if parts[0] not in LIBRARIES or private:
         return False  # not even imported
-    try:
-        found = locate(path)
-    except ConfigError as error:
-        raise type(error)(f"{key}: {error}") from error
+    found = locate(path)
     home, name = getattr(found, "__module__", None), getattr(found, "__qualname__", ".")
     if not callable(found) or not isinstance(home, str) or "." in name:
         return False  # a module, a value, or a method whose first argument would be anything
