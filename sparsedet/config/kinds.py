@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import math
+import os
 import re
 import types
 import typing
@@ -120,10 +121,11 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and (
             not inner or all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
         )
-    if isinstance(kind, type):
-        protocol = getattr(kind, "_is_protocol", False)
-        return not protocol and isinstance(value, kind)
-    return origin is not collections.abc.Callable  # such as a type variable: unknown
+    base = origin or kind
+    if isinstance(base, type):
+        called = base in (collections.abc.Callable, type)
+        return not (called or getattr(base, "_is_protocol", False)) and isinstance(value, base)
+    return True  # such as a type variable
 
 
 def _is_scalar(value: Any, kind: Any) -> bool:
@@ -158,6 +160,8 @@ def words(kind: Any) -> str:
         return "a mapping of names to values"
     if origin is collections.abc.Callable:
         return "a function"
+    if (origin or kind) is os.PathLike:
+        return "a path"
     return f"a component ({getattr(kind, '__name__', kind)})"
 
 
