@@ -22,8 +22,6 @@ from sparsedet.config import (
     swap_component,
 )
 from sparsedet.config import LazyCall as L
-from sparsedet.layers.positional import SinePositionEmbedding
-from sparsedet.modeling import BoxL1Loss, TopKSelector
 from sparsedet.registry import SCORERS, SELECTORS
 
 
@@ -181,68 +179,6 @@ def test_instantiate_names_missing_arguments(cfg):
 def test_instantiate_keeps_telling_error_classes():
     with pytest.raises(SpecialError):
         instantiate(L(fails_in_its_own_way)())
-
-
-class Fails:
-    def __init__(self, size, *, error=KeyError):
-        raise error(f"about {size}\nand more")
-
-
-@pytest.mark.parametrize(
-    "error", [KeyError, RuntimeError, OverflowError, AssertionError, TypeError]
-)
-def test_whatever_a_constructor_raises_is_one_sentence(error):
-    cfg = DictConfig({"m": L(Fails)(size="big", error=error)}, flags={"allow_objects": True})
-    with pytest.raises(ConfigError) as caught:
-        instantiate(cfg.m)
-    for word in ("m: Fails", "size='big'", error.__name__):
-        assert word in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("error", [MemoryError, FileNotFoundError])
-def test_faults_of_the_machine_are_no_faults_of_the_config(error):
-    with pytest.raises(error):
-        instantiate(L(Fails)(size=1, error=error))
-
-
-@pytest.mark.parametrize(
-    ("target", "arguments", "words"),
-    [
-        (TopKSelector, {"keep_ratio": "half"}, "TopKSelector.keep_ratio must be"),
-        (
-            SinePositionEmbedding,
-            {"embed_dim": "64"},
-            "SinePositionEmbedding.embed_dim must be a whole",
-        ),
-        (BoxL1Loss, {"weight": True}, "BoxL1Loss.weight must be a number, got True."),
-        (SinePositionEmbedding, {"embed_dim": 10**400}, "m.embed_dim cannot be 1000"),
-        (BoxL1Loss, {"weight": math.nan}, "m.weight cannot be nan"),
-        (BoxL1Loss, {"weight": -1}, "BoxL1Loss.weight must be at least 0, got -1. Set m.weight."),
-        (BoxL1Loss, {"weight": math.inf}, "BoxL1Loss.weight must be finite, got inf."),
-        (BoxL1Loss, {"weight": None}, "BoxL1Loss.weight must be a number, got None. Set m.weight."),
-    ],
-)
-def test_arguments_are_of_the_kind_of_their_annotation(target, arguments, words):
-    cfg = DictConfig({"m": L(target)(**arguments)}, flags={"allow_objects": True})
-    with pytest.raises(ConfigError) as error:
-        instantiate(cfg.m)
-    assert words in str(error.value)
-
-
-def test_a_value_that_stands_elsewhere_is_named_there():
-    cfg = DictConfig(
-        {"size": None, "m": L(SinePositionEmbedding)(embed_dim="${size}")},
-        flags={"allow_objects": True},
-    )
-    with pytest.raises(ConfigError, match=r"Set size\.$"):
-        instantiate(cfg.m)
-
-
-def test_references_in_a_circle_are_one_sentence():
-    cfg = DictConfig({"a": "${b}", "b": "${a}"}, flags={"allow_objects": True})
-    with pytest.raises(ConfigError, match=r"^a has no value: .*Set a\.$"):
-        instantiate(cfg)
 
 
 # --- loading Python files
