@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind, and whatever else a constructor refuses: one sentence with the key."""
+"""Arguments of the wrong kind, and what else a constructor refuses: one sentence with the key."""
 
 from __future__ import annotations
 
