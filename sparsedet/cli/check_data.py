@@ -36,7 +36,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsedet import __version__
-from sparsedet.cli.common import add_reading, answer, check_output, is_override, make_parser
+from sparsedet.cli.common import (
+    add_reading,
+    add_trust,
+    answer,
+    check_output,
+    is_override,
+    make_parser,
+)
 from sparsedet.config import ConfigError, packaged_configs, read_config
 
 if TYPE_CHECKING:
@@ -77,6 +84,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--preview", type=int, metavar="N", help="write a sheet of N training samples as augmented")
     add("--output", type=Path, metavar="F.png", help="file of the sheet (default: preview.png)")
     add_reading(parser)
+    add_trust(parser)
     return parser
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from sparsedet.config import ConfigError
+from sparsedet.config import ConfigError, trusting
 
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset
 
-_OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
+_OVERRIDE = re.compile(r"\+{0,2}[\w.\[\]-]+\s*=")
 
 
 def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
@@ -47,6 +47,16 @@ def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
     metavar = "|".join([*others, "key=value"])
     parser.add_argument(
         "words", nargs="*", metavar=f"CONFIG {metavar}", help="the config, and changes of it"
+    )
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the permission that :func:`answer` gives to configs from files."""
+    parser.add_argument(
+        "--trust-config",
+        action="store_true",
+        help="let a .yaml config, or that in a checkpoint, call any Python code (.py always may)",
     )
 
 
@@ -111,9 +121,13 @@ def is_override(word: str) -> bool:
 
 
 def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """The exit code of a command: 2, with one sentence, where something given is wrong."""
+    """The exit code of a command: 2, with one sentence, where something given is wrong.
+
+    `--trust-config` holds for every config that the command reads.
+    """
     try:
-        return run(args) or 0
+        with trusting(getattr(args, "trust_config", False)):
+            return run(args) or 0
     except BrokenPipeError:  # who reads has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

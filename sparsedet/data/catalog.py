@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsedet.config import literal, texts
+from sparsedet.config.rules import Rule, check_settings
 
 from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
@@ -15,6 +16,14 @@ from .validate import warn_once
 _HOW_TO_GET = {
     "datasets/shapes": "Make it with: python -m sparsedet.data.shapes --output datasets/shapes",
     "datasets/coco": "Get it from https://cocodataset.org/#download",
+}
+
+
+_PLACE = Rule(str | None, place=True)
+_RULES = {
+    **dict.fromkeys(("path", "train_json", "train_images", "val_json", "val_images"), _PLACE),
+    "format": Rule(str, empty=False),
+    "num_classes": Rule(int | None, least=1),
 }
 
 
@@ -33,10 +42,12 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
         splits: which splits will be used; ("val",) where nothing is trained.
 
     Raises:
+        ConfigError: a setting is none that a set can have.
         DatasetError: a path is not set or cannot be used, categories do not agree, or
             `class_names` do not fit the set or `num_classes`.
     """
     dataset = cfg.dataset
+    check_settings(dataset, _RULES, path="dataset")
     _check_class_names(dataset)
     _place_parts(dataset)
     sets = {split: _open(dataset, split) for split in splits}
@@ -67,9 +78,11 @@ def resolve_classes(cfg: Any) -> None:
         cfg: as for `resolve_dataset`.
 
     Raises:
+        ConfigError: a setting is none that a set can have.
         DatasetError: the annotations cannot be read.
     """
     dataset = cfg.dataset
+    check_settings(dataset, _RULES, path="dataset")
     _check_class_names(dataset)
     _place_parts(dataset)
     if dataset.class_names is None:
