@@ -26,6 +26,7 @@ from sparsedet.evaluation import COCOEvaluator
 from sparsedet.structures import Boxes, Instances
 from sparsedet.survey import Survey
 from tests.data_files import bad_sets
+from tests.data_files.good_set import Draft
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "badkit"
 
@@ -35,7 +36,7 @@ class OwnKit:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.drafts: dict[str, bad_sets.Draft] = {}
+        self.drafts: dict[str, Draft] = {}
 
     def case(self, case_id: str) -> bad_sets.Case:
         return next(case for case in bad_sets.CASES if case.id == case_id)
@@ -43,14 +44,17 @@ class OwnKit:
     def path(self, case_id: str) -> Path:
         path = self.folder / case_id
         if case_id not in self.drafts:
-            self.drafts[case_id] = bad_sets.write(self.case(case_id), path)
+            self.drafts[case_id] = self.case(case_id).draft()
+            self.drafts[case_id].write(path)
         return path
+
+
+# what the other kit calls the ways in which reading a set ends
+OUTCOMES = {"error": bad_sets.REFUSED, "warn_skip": bad_sets.LESS, "accept": bad_sets.FINE}
 
 
 class SharedKit(OwnKit):
     """Sets of the same kinds that others made, with what they expect of each."""
-
-    OUTCOMES = {"error": bad_sets.REFUSED, "warn_skip": bad_sets.LESS, "accept": bad_sets.FINE}
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "kit" / "cases")
@@ -61,7 +65,7 @@ class SharedKit(OwnKit):
 
     def case(self, case_id: str) -> bad_sets.Case:
         listed = self.listed[case_id]
-        ends = {self.OUTCOMES[each] for each in (listed["expect"], *listed["also_ok"])}
+        ends = {OUTCOMES[each] for each in (listed["expect"], *listed["also_ok"])}
         if bad_sets.FINE in ends:  # a word may be said, and must be where they ask for one
             ends.add(bad_sets.SAID)
             # whether there are too many objects depends on the model
