@@ -27,10 +27,11 @@ def make_trainer(
     model: nn.Module | None = None,
     loader: TinyLoader | None = None,
     lr: float = 0.05,
+    optimizer: torch.optim.Optimizer | None = None,
     **options: Any,
 ) -> Trainer:
     model = model if model is not None else TinyModel()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
     options = {"lr_multiplier": LinearParamScheduler(1.0, 0.1)} | options
     return Trainer(
         model,
@@ -80,6 +81,37 @@ def test_learning_rates_follow_the_schedule() -> None:
 
     _run(trainer, Rates())
     assert seen == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_every_group_keeps_its_own_rate() -> None:
+    """By the rates that are set, by the steps that are taken, and after a resume."""
+
+    def fresh() -> Trainer:
+        model = TinyModel(dropout=0.0)
+        groups = [
+            {"params": model.backbone.parameters(), "lr": 0.001},
+            {"params": model.norm.parameters(), "lr": 0.01},
+            {"params": model.head.parameters(), "lr": 0.1},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+        return make_trainer(4, model=model, optimizer=optimizer, clip_grad={"max_norm": 1e9})
+
+    first = fresh()
+    model = first.unwrapped_model
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    gradients: dict[str, torch.Tensor] = {}
+    for key, parameter in model.named_parameters():
+        parameter.register_hook(lambda gradient, key=key: gradients.update({key: gradient.clone()}))
+    first.run_iteration()
+    rates = {"backbone": 0.001, "norm": 0.01, "head": 0.1}
+    for key, value in model.named_parameters():
+        step = rates[key.split(".")[0]] * gradients[key]
+        torch.testing.assert_close(value, before[key] - step, msg=key)
+    second = fresh()
+    second.load_state_dict(first.state_dict())
+    second.run_iteration()  # the schedule falls from 1 to 0.1 in four iterations
+    falling = [group["lr"] for group in second.optimizer.param_groups]
+    assert falling == pytest.approx([0.775 * rate for rate in rates.values()])
 
 
 @pytest.mark.parametrize("ema", [False, True])
@@ -142,14 +174,20 @@ def test_what_cannot_be_resumed() -> None:
 
 
 def test_accumulation_equals_a_larger_batch() -> None:
-    """Without batch statistics two batches of two are one of four."""
+    """Without batch statistics two batches of two are one of four.
+
+    Plain gradient descent: Adam's steps do not depend on the scale of the gradients.
+    """
     results = []
     for batch_size, steps in ((4, 1), (2, 2)):
         torch.manual_seed(0)
         model = TinyModel(dropout=0.0)
         model.norm = nn.Identity()  # type: ignore[assignment]
         loader = TinyLoader(batch_size)
-        trainer = make_trainer(3, model=model, loader=loader, accumulation_steps=steps)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        trainer = make_trainer(
+            3, model=model, loader=loader, optimizer=optimizer, accumulation_steps=steps
+        )
         losses = _run(trainer)
         results.append((losses, model.head.weight.detach()))
     assert results[0][0] == pytest.approx(results[1][0])
@@ -161,10 +199,11 @@ def test_clipping() -> None:
     model = TinyModel()
     before = [p.detach().clone() for p in model.parameters()]
     trainer = make_trainer(
-        model=model, clip_grad={"max_norm": 0.01}, lr_multiplier=ConstantParamScheduler(1.0)
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        clip_grad={"max_norm": 0.01},
+        lr_multiplier=ConstantParamScheduler(1.0),
     )
-    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer._base_lrs = [1.0]
     trainer.run_iteration()
     squares = [(p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)]
     assert torch.stack(squares).sum().sqrt().item() == pytest.approx(0.01, rel=1e-3)
