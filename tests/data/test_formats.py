@@ -319,6 +319,16 @@ def test_repeated_categories_and_ids_of_another_type(tmp_path, caplog):
     assert "are a text and a number; matched" in caplog.text
 
 
+def test_classes_are_in_the_order_of_their_ids(tmp_path):
+    """Not in that of the file: training and validation files may list them differently."""
+    listed = [{"id": 9, "name": "last"}, {"id": 2, "name": "first"}, {"id": 4, "name": "middle"}]
+    found = [{"bbox": [1, 2, 3, 4], "category_id": i} for i in (9, 2, 4)]
+    dataset = open_dataset(*coco(tmp_path, found, categories=listed))
+    assert dataset.class_names == ("first", "middle", "last")
+    assert dataset.category_ids == (2, 4, 9)
+    assert [e["category_id"] for e in dataset.records[0]["annotations"]] == [2, 0, 1]
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_test_set_without_annotations_gives_predictions(listed, tmp_path, caplog):
     path, images = coco(tmp_path, [])
@@ -481,6 +491,14 @@ def yolo(folder, rows, **content):
 
 
 BOX = "1 0.5 0.5 0.5 0.2\n"
+
+
+@pytest.mark.parametrize("number", [int, str])
+def test_more_than_ten_classes_of_yolo_are_in_the_order_of_their_numbers(tmp_path, number):
+    names = {number(i): f"class {i}" for i in range(12)}
+    dataset = open_dataset(yolo(tmp_path, {"a": "2 0.5 0.5 0.5 0.2\n"}, names=names))
+    assert dataset.class_names == tuple(names.values())
+    assert dataset.records[0]["annotations"][0]["category_id"] == 2
 
 
 def test_rows_of_yolo_that_are_no_plain_boxes(tmp_path, caplog):
