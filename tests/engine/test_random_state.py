@@ -101,8 +101,9 @@ def test_what_a_loader_draws_does_not_move_a_resumed_run() -> None:
     first, stop = make_trainer(DrawingLoader()), 3
     first.hooks = [Losses()]
     first.train()
+    state = first.state_dict()
     second, stop = make_trainer(DrawingLoader()), None
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(state)
     second.hooks = [Losses()]
     second.train()
     assert losses == expected  # dropout draws in every iteration

@@ -81,6 +81,9 @@ def test_sizes_follow_the_bounds(tmp_path):
     results = evaluator.evaluate()["bbox"]
     assert results["APs"] == pytest.approx(100.0)
     assert results["APm"] == results["APl"] == 0.0
+    assert results["ARs"] == pytest.approx(100.0)
+    assert results["ARm"] == results["ARl"] == 0.0
+    assert 0 < results["AR100"] < 100
     assert evaluator.details["area_bounds"] == [100.0, 900.0]
     default = COCOEvaluator(open_dataset(source)).evaluate()["bbox"]
     assert default["AP"] == 0.0
