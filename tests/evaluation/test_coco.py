@@ -91,6 +91,20 @@ def test_sizes_follow_the_bounds(tmp_path):
     assert math.isnan(tiny["APs"])
 
 
+def test_the_area_of_the_file_decides_about_the_size(tmp_path):
+    """COCO's areas are those of masks: here 500 of a box of 1600 square pixels."""
+    path = tmp_path / "a.json"
+    write(path, {1: [([10, 10, 40, 40], 7)]})
+    document = json.loads(path.read_text())
+    document["annotations"][0]["area"] = 500
+    path.write_text(json.dumps(document))
+    evaluator = COCOEvaluator(open_dataset(str(path)))
+    evaluator.process([{"image_id": 1}], [answer([[10, 10, 40, 40]], [1])])
+    results = evaluator.evaluate()["bbox"]
+    assert results["APs"] == pytest.approx(100.0)
+    assert math.isnan(results["APm"])
+
+
 def test_wrong_class_counts_only_without_classes(tmp_path):
     source = write(tmp_path / "a.json", {1: [([10, 10, 20, 20], 7)], 2: [([9, 9, 30, 20], 1000)]})
     evaluator = COCOEvaluator(open_dataset(source))
