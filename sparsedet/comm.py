@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ __all__ = [
     "all_gather",
     "all_reduce_mean",
     "any_process",
+    "broadcast",
     "get_local_rank",
     "get_rank",
     "get_world_size",
     "is_main_process",
+    "smallest",
     "synchronize",
 ]
 
@@ -87,13 +90,31 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return total / world_size
 
 
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
+    """Give all processes the first one's values.
+
+    Args:
+        tensors: On the device of the run, of the same shapes everywhere; filled in place.
+    """
+    if get_world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on at least one process; the same answer everywhere."""
+    return smallest(0 if flag else None) is not None
+
+
+def smallest(number: int | None) -> int | None:
+    """The smallest number that a process gives, None if none does; the same answer everywhere."""
     if get_world_size() == 1:
-        return flag
-    votes = torch.tensor([int(flag)], dtype=torch.int32)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_host_group())
-    return bool(votes.item())
+        return number
+    none = torch.iinfo(torch.int64).max
+    votes = torch.tensor([none if number is None else number])
+    dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=_host_group())
+    found = int(votes.item())
+    return None if found == none else found
 
 
 def _is_initialized() -> bool:

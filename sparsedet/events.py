@@ -13,11 +13,14 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
+
+from sparsedet.files import atomic_write
 
 __all__ = [
     "ConsoleWriter",
@@ -139,21 +142,29 @@ class JsonWriter:
     def __init__(self, path: str | os.PathLike[str], *, start_iteration: int = 0) -> None:
         self._path = Path(path)
         kept = _lines_until(self._path, start_iteration)
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self._path)
+        with atomic_write(self._path) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
 
     def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
-        """Append one line, at once on disk for whoever follows the file."""
+        """Append one line, at once on disk for whoever follows the file.
+
+        Raises:
+            OSError: It cannot be written; the file is named.
+        """
         row: dict[str, Any] = {"iteration": iteration}
         row |= {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what could not be written before is let go."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def _lines_until(path: Path, iteration: int) -> list[str]:
@@ -339,6 +350,8 @@ def service_writers(
 ) -> list[Writer]:
     """The writers of `train.tensorboard`, `train.wandb` and `train.mlflow` that are switched on.
 
+    One that fails during the run is warned about once and does not end it.
+
     Args:
         directory: Of the run.
         resumed: Whether the run goes on.
@@ -361,7 +374,38 @@ def service_writers(
         arguments = dict(settings or {})
         if arguments.pop("enabled", False):
             writers.append(build(directory, resumed=resumed, **arguments))
-    return writers
+    return [_Tolerated(writer) for writer in writers]
+
+
+class _Tolerated:
+    """A writer whose failures a run outlives: they are said once, and tried again each time."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._failed = False
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        try:
+            self._writer.write(iteration, scalars)
+        except Exception as error:
+            self._say(error)
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except Exception as error:
+            self._say(error)
+
+    def _say(self, error: Exception) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        logger.warning(
+            "%s failed (%s: %s); the run goes on, and metrics.json has all rows",
+            type(self._writer).__name__,
+            type(error).__name__,
+            (str(error).splitlines() or [""])[0],
+        )
 
 
 class ConsoleWriter:

@@ -2,32 +2,68 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` that takes its place, on disk, when the block ends well."""
+    """Open a file beside `path` that takes its place, on disk, when the block ends well.
+
+    Otherwise `path` is as it was, nothing else is left, and an error of the disk names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _name_file(error, path)
         raise
     _sync_directory(path.parent)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what killed processes left half written; what is being written now stays."""
+    for path in directory.glob(".*.tmp"):
+        if _LEFTOVER.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as file:
+                if _lock(file):
+                    path.unlink()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Hold a file until it is closed, as a process that ends in any way does by itself."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process holds it, or the file system has no locks
+        return False
+    return True
+
+
+def _name_file(error: BaseException | None, path: Path) -> None:
+    """Add the file to an error of the system, or to the one that caused another."""
+    while error is not None:
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
+            return
+        error = error.__cause__ or error.__context__
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:

@@ -7,7 +7,6 @@ import math
 import platform
 import random
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsedet import __version__, comm
-from sparsedet.checkpoint import (
-    CheckpointError,
-    CheckpointStore,
-    LoadReport,
-    load_checkpoint,
-    load_weights,
-)
-from sparsedet.config import (
-    ConfigError,
-    LazyConfig,
-    instantiate,
-    setting,
-)
+from sparsedet.agreement import require_same_start
+from sparsedet.checkpoint import CheckpointStore
+from sparsedet.config import ConfigError, instantiate
 from sparsedet.data import AnnotatedDataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
@@ -47,13 +36,22 @@ from sparsedet.engine import (
 )
 from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
+from sparsedet.engine.nonfinite import NonFiniteSteps
 from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
-from sparsedet.evaluation.loop import evaluate, main_metrics
+from sparsedet.engine.signals import StopTraining
+from sparsedet.evaluation.loop import EvaluationStopped, evaluate, main_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
-from sparsedet.loading import leave_out_pretrained, require_same_classes, trained_class_names
+from sparsedet.loading import leave_out_pretrained, require_same_classes
 from sparsedet.modeling import TokenSparseDetector
+from sparsedet.resuming import (
+    find_checkpoint,
+    initialize,
+    load_for_evaluation,
+    save_config,
+    trained_classes,
+)
 from sparsedet.run_settings import run_settings
 from sparsedet.structures import Boxes, Instances
 from sparsedet.survey import Survey
@@ -83,21 +81,9 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
     if "dataset" not in cfg:
         return  # the loaders of detectron2 and detrex know their sets by themselves
     if evaluates and cfg.dataset.get("class_names") is None:
-        cfg.dataset.class_names = _trained_classes(cfg.train)
+        cfg.dataset.class_names = trained_classes(cfg.train)
     resolve_dataset(cfg, ("val",) if evaluates else ("train", "val"))
     require_same_classes(cfg)
-
-
-def _trained_classes(settings: Any) -> list[str] | None:
-    """Class names in the order of the weights that will be evaluated, where their file tells."""
-    if not settings.init_checkpoint:
-        last = CheckpointStore(settings.output_dir).load_last()
-        checkpoint = last[0] if last else {}
-    elif Path(settings.init_checkpoint).is_file():
-        checkpoint = load_checkpoint(settings.init_checkpoint)
-    else:
-        checkpoint = {}  # said when the weights are loaded
-    return trained_class_names(checkpoint)
 
 
 class Job:
@@ -127,23 +113,23 @@ class Job:
     ) -> None:
         self._cfg = cfg
         self._device = device
-        self._resume = resume
         self._eval_only = eval_only
         self._origin = dict(origin or {})
         self._output_dir = Path(cfg.train.output_dir)
         self._store = CheckpointStore(
             self._output_dir, max_to_keep=cfg.train.checkpointer.max_to_keep
         )
-        last = self._find_checkpoint()
+        last = find_checkpoint(self._store, resume=resume, eval_only=eval_only)
+        require_same_start(last[1] if last is not None else None, self._output_dir)
         if cfg.train.seed is None:
             cfg.train.seed = comm.all_gather(random.randrange(2**31))[0]
-        self._extra = self._save_config(resumed=last is not None)
+        self._extra = {} if eval_only else save_config(cfg, self._store, resumed=last is not None)
         seed_everything(cfg.train.seed)
         self._model = self._build_model(replaced=last is not None)
         self._test_loader = instantiate(cfg.dataloader.test)
         self._evaluator = instantiate(cfg.dataloader.evaluator)
         if eval_only:
-            self._load_for_evaluation(last)
+            load_for_evaluation(self._model, cfg.train, last)
             return
         self._train_loader = instantiate(cfg.dataloader.train)
         self._trainer = self._build_trainer()
@@ -188,6 +174,20 @@ class Job:
         )
         return evaluation["results"]
 
+    def standing(self) -> str:
+        """Where a run that has ended early can be taken up again, for a person."""
+        if self._eval_only or self._trainer.iteration == 0:
+            return ""
+        done, paths = self._trainer.iteration, self._store.paths()
+        if not paths:
+            return f"Its {done} iterations are lost: no checkpoint was written before."
+        lost = done - int(paths[-1].stem.rpartition("_")[2])
+        if lost > 0:
+            return (
+                f"The last checkpoint is {paths[-1]}, {lost} iterations before. --resume goes on."
+            )
+        return f"Iteration {done} is in {paths[-1]}; --resume goes on from it."
+
     def evaluate_only(self) -> dict[str, Any]:
         """Evaluate once; write `eval_results.json` and return what is in it."""
         results = plain_metrics(self._evaluate(self._model.eval()))
@@ -222,34 +222,6 @@ class Job:
         for text in survey.misfits() if survey is not None else ():
             logger.warning("%s", text)
 
-    def _find_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
-        if self._resume:
-            last = self._store.load_last()
-            if last is None:
-                logger.warning("no checkpoint in %s: beginning at the start", self._output_dir)
-            return last
-        if not self._eval_only and self._store.paths():
-            raise CheckpointError(
-                f"train.output_dir={self._output_dir} holds the checkpoints of another run. Add "
-                "--resume to go on with it, or set another train.output_dir."
-            )
-        return None
-
-    def _save_config(self, resumed: bool) -> dict[str, str]:
-        """Write `config.yaml`; what checkpoints hold beside the weights."""
-        if self._eval_only or not comm.is_main_process():
-            return {}
-        self._store.clean()
-        path = self._output_dir / "config.yaml"
-        if resumed and path.is_file():
-            _require_same_run(path, self._cfg)
-        try:
-            LazyConfig.save(self._cfg, path)
-        except ConfigError as error:  # e.g. a function in a config of detrex
-            logger.warning("%s is not written, and checkpoints lack it: %s", path.name, error)
-            return {}
-        return {"config": path.read_text(encoding="utf-8")}
-
     def _build_model(self, replaced: bool) -> nn.Module:
         settings = self._cfg.train
         if replaced or settings.init_checkpoint:
@@ -259,25 +231,8 @@ class Job:
         if isinstance(model, TokenSparseDetector):
             _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
-            reinit = settings.reinit_class_heads and not self._eval_only
-            path = settings.init_checkpoint
-            report = load_weights(model, path, reinit_class_heads=reinit)
-            if self._eval_only and report.module:
-                raise CheckpointError(
-                    f"{path} holds the {report.module} alone, and --eval-only needs a whole model. "
-                    "Train it first, without --eval-only."
-                )
-            _log_report(report, path)
+            initialize(model, settings, eval_only=self._eval_only)
         return model.to(self._device)
-
-    def _load_for_evaluation(self, last: tuple[dict[str, Any], Path] | None) -> None:
-        if last is not None:
-            load_weights(self._model, last[1])
-        elif not self._cfg.train.init_checkpoint:
-            raise ConfigError(
-                "--eval-only needs weights: set train.init_checkpoint, or add --resume to evaluate "
-                f"the last checkpoint in {self._output_dir}."
-            )
 
     def _build_trainer(self) -> Trainer:
         cfg, settings = self._cfg, self._cfg.train
@@ -293,7 +248,6 @@ class Job:
         if comm.get_world_size() > 1:
             ids = None if self._device.type == "cpu" else [self._device]
             model = DistributedDataParallel(model, device_ids=ids, **settings.ddp)
-        seed_everything(settings.seed + comm.get_rank())
         clip = settings.clip_grad
         return Trainer(
             model,
@@ -305,6 +259,7 @@ class Job:
             clip_grad=clip.params if clip.enabled else None,
             accumulation_steps=settings.accumulation_steps,
             ema=ema,
+            nonfinite=NonFiniteSteps(self._output_dir, max_in_row=settings.max_nonfinite_steps),
             seed=settings.seed,
         )
 
@@ -343,6 +298,11 @@ class Job:
             console = ConsoleWriter(
                 trainer.max_iter, start_iteration=trainer.iteration, show_bar=sys.stderr.isatty()
             )
+        checkpoint = CheckpointHook(
+            self._store,
+            self._iterations(checkpointer.period, checkpointer.epochs),
+            extra=self._extra,
+        )
         return [
             StopHook(),
             PaceHook(),
@@ -352,18 +312,15 @@ class Job:
                 console=console,
                 iterations_per_epoch=self._iterations_per_epoch,
             ),
+            checkpoint,
             EvalHook(
                 self._iterations(settings.eval_period, settings.eval_epochs),
                 self._evaluate,
                 writers=writers,
                 store=self._store,
+                checkpoint=checkpoint,
                 best_metric=settings.best_metric,
                 patience=settings.early_stopping.patience,
-                extra=self._extra,
-            ),
-            CheckpointHook(
-                self._store,
-                self._iterations(checkpointer.period, checkpointer.epochs),
                 extra=self._extra,
             ),
         ]
@@ -400,11 +357,19 @@ class Job:
     # --- results --------------------------------------------------------------------------------
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
-        results = evaluate(model, self._test_loader, self._evaluator)
+        try:
+            results = evaluate(
+                model, self._test_loader, self._evaluator, is_stopped=self._is_stopped
+            )
+        except EvaluationStopped:
+            raise StopTraining from None
         if comm.is_main_process():
             shown = [f"{name} {text}" for name, text in main_metrics(results).items()]
             logger.info("evaluation: %s", "  ".join(shown))
         return results
+
+    def _is_stopped(self) -> bool:
+        return not self._eval_only and self._trainer.stop_signal is not None
 
     def _write_results(self, name: str, metrics: dict[str, Any], **facts: Any) -> None:
         content = {
@@ -444,44 +409,6 @@ def _check_parts_fit(model: nn.Module) -> None:
             raise
         raise ConfigError(f"the parts of model do not fit together: {_sentence(error)}") from error
     model.train()
-
-
-def _require_same_run(path: Path, cfg: Any) -> None:
-    """Refuse to resume a run whose results would be told as those of other settings."""
-    with tempfile.TemporaryDirectory() as folder:  # as both read when they come from a file
-        LazyConfig.save(cfg, Path(folder) / path.name)
-        new = LazyConfig.load(Path(folder) / path.name)
-    old = LazyConfig.load(path)
-    for key in ("model", "optimizer", "lr_multiplier", "train.seed", "dataset.class_names"):
-        changed = _first_difference(setting(old, key), setting(new, key), key)
-        if changed is not None:
-            key, before, now = changed
-            raise ConfigError(
-                f"{key} is {before} in the run to resume ({path}) and {now} here. Set it as it "
-                "was, or set another train.output_dir."
-            )
-
-
-def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
-    if old == new:
-        return None
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in dict.fromkeys([*old, *new]):
-            changed = _first_difference(old.get(name), new.get(name), f"{key}.{name}")
-            if changed is not None:
-                return changed
-    return key, old, new
-
-
-def _log_report(report: LoadReport, path: str) -> None:
-    part = f"model.{report.module}" if report.module else "the model"
-    logger.info("%d tensors of %s are from %s", report.num_loaded, part, path)
-    if report.reinitialized:
-        logger.info("new class heads: %s", ", ".join(report.reinitialized))
-    if report.unused:
-        logger.info("left out: %s", ", ".join(report.unused))
-    if report.uncalibrated:
-        logger.info("not in it, to be calibrated: %s", ", ".join(report.uncalibrated))
 
 
 def _sentence(error: Exception) -> str:

@@ -16,6 +16,7 @@ def test_one_process() -> None:
     assert comm.all_gather({"a": 1}) == [{"a": 1}]
     assert comm.any_process(True) is True
     assert comm.any_process(False) is False
+    assert (comm.smallest(7), comm.smallest(None)) == (7, None)
     comm.synchronize()
     value = torch.tensor([1.0, 2.0], requires_grad=True)
     mean = comm.all_reduce_mean(value)
@@ -34,7 +35,11 @@ def _collect(device: torch.device, folder: str) -> int:
         "mean": comm.all_reduce_mean(value).tolist(),
         "untouched": value.tolist(),
         "any": [comm.any_process(rank == 1), comm.any_process(False)],
+        "smallest": [comm.smallest(n) for n in (15 - 5 * rank, None if rank else 3, None)],
     }
+    filled = torch.full((2,), rank)
+    comm.broadcast([filled])
+    answers["filled"] = filled.tolist()
     comm.synchronize()
     torch.save(answers, Path(folder) / f"{rank}.pt")
     return 0
@@ -51,4 +56,6 @@ def test_two_processes(tmp_path: Path) -> None:
             "mean": [0.5, 10.0],
             "untouched": [float(rank), 10.0],
             "any": [True, False],
+            "smallest": [10, 3, None],
+            "filled": [0, 0],
         }

@@ -16,6 +16,8 @@ train = dict(
     seed=0,
     amp=dict(enabled=False, dtype="float16"),
     clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2.0)),
+    # steps in a row whose loss or gradient is not finite that are skipped; one more ends the run
+    max_nonfinite_steps=3,
     # averaged weights; evaluation uses them when enabled
     model_ema=dict(enabled=False, decay=0.9997),
     ddp=dict(find_unused_parameters=False),

@@ -152,7 +152,7 @@ def _sets_of_run(args: argparse.Namespace, cfg: Any) -> _Sets:
 def _sets_of_source(args: argparse.Namespace, cfg: Any, source: str) -> _Sets:
     """All parts of a set, or the one that was asked for."""
     from sparsedet.config import instantiate
-    from sparsedet.data import list_parts, open_dataset
+    from sparsedet.data import list_parts, open_dataset, picture_settings
 
     train, test = instantiate(cfg.dataloader.train.mapper), instantiate(cfg.dataloader.test.mapper)
     splits: list[str | None] = [args.split]
@@ -168,6 +168,7 @@ def _sets_of_source(args: argparse.Namespace, cfg: Any, source: str) -> _Sets:
             format=args.format,
             class_names=names,
             skip_broken_images=args.skip_broken,
+            pictures=picture_settings(cfg.dataset),
         )
         names = names or dataset.class_names
         name = "" if split is None else _NAMES.get(split, split)

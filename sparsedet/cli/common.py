@@ -117,9 +117,27 @@ def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Names
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started one speaks
-            print_error(error)
+        print_error(error)
         return 2
+
+
+def answer_together(
+    run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
+) -> int:
+    """As `answer`; under torchrun the processes meet first, and what ends one of them ends all."""
+    if "RANK" not in os.environ:
+        return answer(run, args)
+    from sparsedet.engine.faults import REFUSED
+    from sparsedet.engine.launch import together
+    from sparsedet.engine.peers import conclude
+
+    def body() -> int:
+        try:
+            return run(args) or 0
+        except (ValueError, OSError) as error:
+            return conclude(error, print_error, otherwise=REFUSED)
+
+    return together(body, print_error)
 
 
 def check_output(path: Path, suffix: str) -> None:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsedet.cli.common import add_config, answer, make_parser, take_config
+from sparsedet.cli.common import add_config, answer_together, make_parser, take_config
 from sparsedet.cli.train import Command, add_running, start
 
 _BUILT = ("model", "dataset", "dataloader.test", "dataloader.evaluator")
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         "--weights", metavar="W", help="the same as train.init_checkpoint=W: .pth or .safetensors"
     )
-    return answer(_evaluate, parser.parse_intermixed_args(argv))
+    return answer_together(_evaluate, parser.parse_intermixed_args(argv))
 
 
 def _evaluate(args: argparse.Namespace) -> int:

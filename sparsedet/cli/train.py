@@ -6,23 +6,33 @@
     torchrun --nproc-per-node 8 -m sparsedet train CONFIG
 
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
-Exit codes: 0 done; 1 the loss was not finite; 2 something given is wrong (one sentence says what);
-128 + n stopped by signal n with a checkpoint to go on from.
+Exit codes:
+  0        done
+  1        losses or gradients were not finite more than train.max_nonfinite_steps times in a row
+  2        something given is wrong; the same command fails again
+  3        something failed during the run (disk, memory, a data worker, a component of yours): mend
+           it and add --resume
+  128 + n  stopped by signal n (Ctrl-C 130, SIGTERM 143, SIGHUP 129, SIGUSR1 138) after a whole
+           iteration, with a checkpoint to go on from; 130 also after a second Ctrl-C, which ends
+           the run at once and leaves the last checkpoint as it was
+What ends a run early is one sentence here and in log.txt, which also has the traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsedet.cli.common import (
     add_config,
-    answer,
+    answer_together,
     make_parser,
     print_error,
     take_config,
@@ -32,8 +42,6 @@ from sparsedet.tables import format_table
 
 if TYPE_CHECKING:
     import torch
-
-    from sparsedet.training import Job
 
 _NEEDS = (
     "model._target_",
@@ -71,7 +79,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     add_config(parser)
     add_running(parser)
     parser.add_argument("--eval-only", action="store_true", help="the same as `sparsedet eval`")
-    return answer(_train, parser.parse_intermixed_args(argv))
+    return answer_together(_train, parser.parse_intermixed_args(argv))
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -110,7 +118,13 @@ def start(command: Command, config_file: str | None = None) -> int:
     check_processes(command.num_gpus, device_type)
     Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
     try:
-        return launch(run, (cfg, command), num_processes=command.num_gpus, device_type=device_type)
+        return launch(
+            run,
+            (cfg, command),
+            num_processes=command.num_gpus,
+            device_type=device_type,
+            say=print_error,
+        )
     except KeyboardInterrupt:
         return 130
 
@@ -118,41 +132,51 @@ def start(command: Command, config_file: str | None = None) -> int:
 def run(device: torch.device, cfg: Any, command: Command) -> int:
     """Train or evaluate, in one of the processes; returns the exit code."""
     from sparsedet import comm
-    from sparsedet.engine import NonFiniteError
-
-    try:
-        with _logging(Path(cfg.train.output_dir)):
-            job = _build_everywhere(cfg, command, device)
-            if job is None:
-                return 2
-            found = job.evaluate_only() if command.eval_only else job.train()
-            if isinstance(found, int):
-                return 128 + found
-            if comm.is_main_process():
-                print(_tables(found))
-            return 0
-    except NonFiniteError as error:
-        print_error(error)
-        return 1
-
-
-def _build_everywhere(cfg: Any, command: Command, device: torch.device) -> Job | None:
-    """The job of this process; None, and one message in all, if it fails in any of them."""
-    from sparsedet import comm
+    from sparsedet.agreement import require_agreement
+    from sparsedet.engine.faults import BROKEN_OFF, REFUSED, allow_open_files
+    from sparsedet.engine.launch import has_several_machines
+    from sparsedet.engine.lock import locked
+    from sparsedet.engine.peers import conclude
     from sparsedet.training import Job
 
-    job, failure = None, None
+    folder = Path(cfg.train.output_dir)
     origin = {"config": command.config, "overrides": list(command.overrides)}
-    try:
-        job = Job(cfg, device, resume=command.resume, eval_only=command.eval_only, origin=origin)
-    except (ValueError, OSError) as error:
-        failure = str(error) or type(error).__name__
-    failures = [text for text in comm.all_gather(failure) if text is not None]
-    if not failures:
-        return job
-    if comm.is_main_process():
-        print_error(failures[0])
-    return None
+    job, code = None, REFUSED
+    allow_open_files()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_log_to(_terminal()))
+            if comm.is_main_process():
+                if not command.eval_only:
+                    stack.enter_context(locked(folder))
+                stack.enter_context(_log_to(_LogFile(folder / "log.txt", encoding="utf-8")))
+            if has_several_machines():
+                require_agreement(cfg)
+            job = Job(
+                cfg, device, resume=command.resume, eval_only=command.eval_only, origin=origin
+            )
+            code = BROKEN_OFF
+            found = job.evaluate_only() if command.eval_only else job.train()
+        except KeyboardInterrupt:
+            _end_workers()
+            if job is not None and comm.is_main_process():
+                print_error(f"ended at once by Ctrl-C. {job.standing()}".strip())
+            raise
+        except Exception as error:
+            _end_workers()
+            kept = job.standing() if job is not None else ""
+            return conclude(error, print_error, otherwise=code, kept=kept)
+        if isinstance(found, int):
+            return 128 + found
+        if comm.is_main_process():
+            print(_tables(found))
+        return 0
+
+
+def _end_workers() -> None:
+    """End data workers, also those that hang: leaving would wait for them."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _tables(results: Mapping[str, Any]) -> str:
@@ -169,24 +193,41 @@ def _tables(results: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _logging(output_dir: Path) -> Iterator[None]:
-    """Log lines to stderr and `log.txt`, of the main process alone."""
+def _log_to(handler: logging.Handler) -> Iterator[None]:
+    """Send the log lines of the package there; but of others than the main process only errors."""
     from sparsedet import comm
 
     root = logging.getLogger("sparsedet")
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if comm.is_main_process():
-        handlers.append(logging.FileHandler(output_dir / "log.txt", encoding="utf-8"))
     before = root.level, root.propagate
     root.setLevel(logging.INFO if comm.is_main_process() else logging.ERROR)
     root.propagate = False
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        root.addHandler(handler)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root.addHandler(handler)
     try:
         yield
     finally:
         root.level, root.propagate = before
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _terminal() -> logging.Handler:
+    """Lines to stderr, without those that have a traceback: these are told as `error: ...`."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: not record.exc_info)
+    return handler
+
+
+class _LogFile(logging.FileHandler):
+    """A file of log lines; that it cannot be written is said once, and ends nothing."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            self._failed = True
+            print_error(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); going on")
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written before
+            super().close()

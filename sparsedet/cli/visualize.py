@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> None:
     check_overrides(args.config_file, args.overrides)
     from sparsedet.visualization import stack
 
-    for path in args.words:
-        check_picture(path)
     needed = ("model", "dataloader", "dataset")
     cfg = read_config(args.config_file, args.overrides, needs=needed)
+    for path in args.words:
+        check_picture(path, cfg.dataset)
     output = args.output or Path(cfg.get("train", {}).get("output_dir", "output")) / "tokens"
     drawers = [Drawer(cfg, args.weights, args=args)]
     drawers += [Drawer(read_config(each, needs=needed), w, args=args) for each, w in args.beside]
@@ -89,12 +89,12 @@ def _free_name(stem: str, names: set[str]) -> str:
     return name
 
 
-def check_picture(path: str) -> None:
-    """Raise a DatasetError where a file is not there, or no image."""
-    from sparsedet.data import DatasetError
+def check_picture(path: str, dataset: Any) -> None:
+    """Raise a DatasetError where a file is not there, or no image that `dataset` lets be read."""
+    from sparsedet.data import DatasetError, picture_settings
     from sparsedet.data.images import inspect_image
 
-    header = inspect_image(path)
+    header = inspect_image(path, picture_settings(dataset))
     if isinstance(header, str):
         raise DatasetError(f"image file {path!r} cannot be read ({header}).")
 
@@ -113,10 +113,9 @@ class Drawer:
 
     def __call__(self, path: str) -> tuple[Image.Image, str]:
         """The figure of one image, and its numbers in words."""
-        from sparsedet.predictor import read_picture
         from sparsedet.visualization import token_figure
 
-        picture = read_picture(path)
+        picture = self.predictor.read(path)
         found, output = self.predictor.explain(picture)
         figure = token_figure(
             picture.to_pillow(),

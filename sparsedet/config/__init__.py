@@ -8,6 +8,7 @@ read the files and both instantiators accept the trees. This is the only room th
 
 from sparsedet.config.calls import LazyCall, check_keys, instantiate
 from sparsedet.config.lazy import LazyConfig, check_overrides, get_config, read_config, setting
+from sparsedet.config.literal import literal, texts
 from sparsedet.config.naming import ConfigError
 from sparsedet.config.overrides import ComponentSwap, swap_component
 from sparsedet.config.packaged import find_config, packaged_configs
@@ -22,8 +23,10 @@ __all__ = [
     "find_config",
     "get_config",
     "instantiate",
+    "literal",
     "packaged_configs",
     "read_config",
     "setting",
     "swap_component",
+    "texts",
 ]

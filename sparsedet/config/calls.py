@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsedet.config.components import find_class
+from sparsedet.config.literal import plain
 from sparsedet.config.naming import (
     ConfigError,
     dotted_name,
@@ -110,7 +111,7 @@ def value_at(cfg: Any, key: Any, path: str) -> Any:
         ConfigError: if it refers to nothing or is still to be set (``???``).
     """
     try:
-        return cfg[key]
+        return plain(cfg[key])
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         place = join(path, key)

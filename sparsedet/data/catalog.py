@@ -4,8 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from sparsedet.config import literal, texts
+
 from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
+from .reading import PictureSettings
 from .validate import warn_once
 
 # Where the shipped configs expect their sets, and how to get them.
@@ -41,7 +44,7 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
         _require_objects(sets)
     first = sets[splits[0]]
     if dataset.class_names is None:
-        dataset.class_names = list(first.class_names)
+        dataset.class_names = [literal(name) for name in first.class_names]
         _replace_num_classes(dataset, first.source)
     elif dataset.num_classes not in (None, len(dataset.class_names)):
         raise DatasetError(
@@ -50,7 +53,7 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
         )
     dataset.num_classes = len(dataset.class_names)
     for split in splits:
-        sets[split].with_classes(dataset.class_names)
+        sets[split].with_classes(texts(dataset.class_names))
     for split in splits[1:]:
         _compare_ids(first, sets[split])
 
@@ -75,11 +78,27 @@ def resolve_classes(cfg: Any) -> None:
             named = "." in format  # a reader of the user's own, which knows sets by name
             if path is not None and (named or os.path.exists(path)):
                 found = open_dataset(path, None, split=split, format=format)
-                dataset.class_names = list(found.class_names)
+                dataset.class_names = [literal(name) for name in found.class_names]
                 _replace_num_classes(dataset, found.source)
                 break
     if dataset.class_names is not None:
         dataset.num_classes = len(dataset.class_names)
+
+
+def picture_settings(dataset: Any) -> PictureSettings:
+    """How the pictures of a configuration's `dataset` are read.
+
+    Args:
+        dataset: `cfg.dataset`; keys that it lacks have their defaults.
+
+    Raises:
+        ValueError: a value is none that can be.
+    """
+    keys = {"value_range": "value_range", "max_pixels": "max_image_pixels"}
+    given = {name: dataset[key] for name, key in keys.items() if key in dataset}
+    if given.get("value_range") is not None:
+        given["value_range"] = list(given["value_range"])
+    return PictureSettings(**given)
 
 
 def _check_class_names(dataset: Any) -> None:
@@ -87,6 +106,7 @@ def _check_class_names(dataset: Any) -> None:
     if names is None:
         return
     several = isinstance(names, Sequence) and not isinstance(names, str)
+    names = texts(names) if several else names
     if not several or not names or not all(isinstance(n, str) for n in names):
         raise DatasetError(
             f"dataset.class_names must be a list of texts, got {names!r}. Write "
@@ -120,6 +140,7 @@ def _open(dataset: Any, split: str) -> AnnotatedDataset:
             split=split,
             format=dataset.get("format", "auto"),
             skip_broken_images=split == "train",
+            pictures=picture_settings(dataset),
         )
     except DatasetError as error:
         raise DatasetError(f"{error}{_hint(path)}") from None
@@ -149,7 +170,7 @@ def _hint(path: str) -> str:
 
 def _require_objects(sets: dict[str, AnnotatedDataset]) -> None:
     for split, found in sets.items():
-        if all(entry["iscrowd"] for record in found.records for entry in record["annotations"]):
+        if not found.has_targets():
             raise DatasetError(
                 f"{found.source}: there is not a single usable box ('annotations' is missing or "
                 "empty, or has ignore regions or unusable boxes alone), so there is nothing to "

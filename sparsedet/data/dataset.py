@@ -12,8 +12,10 @@ from typing import Any
 from ..structures import BoxMode
 from .errors import DatasetError
 from .formats import Source, check_image_folder, read_source
+from .picture_files import check_files, check_names
+from .reading import DEFAULT_SETTINGS, PictureSettings
 from .records import Records
-from .validate import Findings, check_categories, check_files, check_images, clean_annotations
+from .validate import Findings, check_categories, check_images, clean_annotations
 
 _Stamp = tuple[int, int] | None
 _KEPT = 16  # sets that a process remembers
@@ -84,6 +86,10 @@ class AnnotatedDataset:
     def _has(self, number: int) -> bool:
         return self.category_ids[number] is not None
 
+    def has_targets(self) -> bool:
+        """Whether there is a box that is no ignore region."""
+        return any(not e["iscrowd"] for record in self.records for e in record["annotations"])
+
     def digest(self) -> str:
         """A name for what the set says: equal for equal records and classes."""
         content = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
@@ -100,6 +106,7 @@ def open_dataset(
     format: str = "auto",
     class_names: Sequence[str] | None = None,
     skip_broken_images: bool = False,
+    pictures: PictureSettings = DEFAULT_SETTINGS,
 ) -> AnnotatedDataset:
     """Reads and checks a set, once in a process.
 
@@ -121,6 +128,7 @@ def open_dataset(
             are matched by name. None takes the set's own: by id in COCO, by name in VOC, by
             number in YOLO.
         skip_broken_images: leave unreadable image files out with a warning instead of stopping.
+        pictures: how the files will be read, so that what cannot be read is found here.
 
     Raises:
         DatasetError: anything about the set that would make training or evaluation wrong.
@@ -132,14 +140,14 @@ def open_dataset(
             "dataset.train_json and dataset.val_json, or dataset.path."
         )
     annotations, images = os.fspath(annotations), None if images is None else os.fspath(images)
-    key = (os.getcwd(), annotations, images, split, format, skip_broken_images)
+    key = (os.getcwd(), annotations, images, split, format, skip_broken_images, pictures)
     names = None if class_names is None else tuple(class_names)
     dataset = _remembered((*key, names))
     if dataset is not None:
         return dataset
     whole = _remembered((*key, None))
     if whole is None:
-        source, whole = _read(annotations, images, split, format, skip_broken_images)
+        source, whole = _read(annotations, images, split, format, skip_broken_images, pictures)
         stamps = {path: _stamp(path) for path in (annotations, *source.files)}
         _remember((*key, None), stamps, whole)
     dataset = whole if names is None else whole.with_classes(names)
@@ -168,20 +176,27 @@ def _stamp(path: str) -> _Stamp:
 
 
 def _read(
-    annotations: str, images: str | None, split: str | None, format: str, skip_broken: bool
+    annotations: str,
+    images: str | None,
+    split: str | None,
+    format: str,
+    skip_broken: bool,
+    pictures: PictureSettings,
 ) -> tuple[Source, AnnotatedDataset]:
     findings = Findings(annotations)
     source = read_source(annotations, images, split=split, format=format, findings=findings)
     findings.source = annotations = source.path
     findings.close()
-    pairs = check_categories(source.categories, annotations)
+    pairs = check_categories(source.categories, source.annotations, annotations)
     classes = {category_id: place for place, (category_id, _) in enumerate(pairs)}
     by_id = check_images(source.images, findings)
+    findings.close()
+    check_names(by_id.values(), source.root, findings)
+    findings.close()  # file names that leave the folder must not be opened
     skipped: set = set()
     if source.root is not None:
-        findings.close()  # file names that leave the folder must not be opened
         check_image_folder(source.root)
-        skipped = check_files(by_id.values(), source.root, findings, skip_broken)
+        skipped = check_files(by_id.values(), source.root, findings, skip_broken, pictures)
         findings.close()
     if source.in_fractions:
         _to_pixels(source, by_id, skipped)

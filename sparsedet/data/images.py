@@ -1,22 +1,33 @@
 """Image files: what their header says, and their pixels as 8-bit RGB."""
 
+import logging
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from .depth import Depth, Use, declared_depth, to_8_bits
 from .errors import DatasetError
+from .reading import (
+    DEFAULT_SETTINGS,
+    BrokenPictureError,
+    PictureSettings,
+    load,
+    open_picture,
+)
+
+_logger = logging.getLogger(__name__)
 
 _ORIENTATION_TAG = 274
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 256
-# What Pillow raises for files that are not images, are cut, or claim an absurd size.
-_READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_STRIP = 1 << 24  # pixels that are copied at a time
+
+_said: set[tuple] = set()  # of which kinds of values this process knows that they are odd
 
 
 @dataclass(frozen=True)
@@ -27,17 +38,13 @@ class ImageHeader:
         size: stored (width, height).
         orientation: EXIF orientation, 1 = upright.
         animated: whether more than one frame is there.
+        depth: what its values are, where they have more than 8 bits.
     """
 
     size: tuple[int, int]
     orientation: int
     animated: bool
-
-    @property
-    def upright_size(self) -> tuple[int, int]:
-        """(width, height) of the picture as EXIF turns it."""
-        width, height = self.size
-        return (height, width) if self.orientation in _TURNED else (width, height)
+    depth: Depth | None
 
     def shows(self, width: int, height: int) -> bool:
         """Whether the picture, as stored or as EXIF turns it, has this size."""
@@ -63,74 +70,100 @@ class ImageHeader:
         return self.orientation in (2, 3, 4) or (self.orientation in _TURNED and square)
 
 
-def inspect_image(path: str) -> ImageHeader | str:
+def inspect_image(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> ImageHeader | str:
     """Reads the header of an image file and looks whether the end of the file is there.
 
     Only a file whose end looks wrong is decoded, so this is fast enough for large sets.
 
+    Args:
+        path: any format that Pillow reads.
+        settings: how it will be read.
+
     Returns:
         The header, or the reason why the file cannot be read.
+
+    Raises:
+        StorageError: the file cannot be reached; it may be whole.
     """
     try:
-        if os.path.getsize(path) == 0:
-            return "the file is empty"
-        with Image.open(path) as image:
+        with open_picture(path, settings) as image:
             header = _header_of(image)
             mark = _END_MARKS.get(image.format or "")
             if mark is not None and not _ends_with(path, mark):
-                image.load()
-    except _READ_ERRORS as error:
-        return _reason(error)
+                load(image)
+    except BrokenPictureError as error:
+        return str(error)
     return header
 
 
-def read_image(path: str, size: tuple[int, int] | None = None) -> Tensor:
+def read_image(
+    path: str,
+    size: tuple[int, int] | None = None,
+    settings: PictureSettings = DEFAULT_SETTINGS,
+) -> Tensor:
     """Decodes an image file to 8-bit RGB.
 
-    Gray pictures become three equal channels, 16-bit ones are scaled to 8 bits, palettes become
-    their colors, transparency is dropped, and of an animation the first frame is taken. EXIF
-    orientation is followed only where `size` is that of the turned picture.
+    Gray pictures become three equal channels, more than 8 bits are scaled to 8 by the rule of
+    `sparsedet.data.depth`, palettes become their colors, transparency is dropped, and of an
+    animation the first frame is taken. EXIF orientation is followed only where `size` is that of
+    the turned picture.
 
     Args:
         path: any format that Pillow reads.
         size: expected (width, height), that of the annotation file; None takes the stored frame.
+        settings: how it is to be read.
 
     Returns:
         uint8 tensor (3, h, w); its memory is laid out with the channels last.
 
     Raises:
         DatasetError: the file cannot be decoded, or it has another size.
+        StorageError: the file cannot be reached; it may be whole.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path, settings) as image:
             header = _header_of(image)
             if size is not None and not header.shows(*size):
                 raise DatasetError(size_mismatch(path, header.size, size))
-            return _pixels(image, size or header.size)
-    except DatasetError:
-        raise
-    except _READ_ERRORS as error:
+            return _pixels(image, header, size or header.size, settings)
+    except BrokenPictureError as error:
         raise DatasetError(
-            f"image file {path!r} cannot be read ({_reason(error)}). "
-            "Fetch it again or delete its entry."
+            f"image file {path!r} cannot be read ({error}). Fetch it again or delete its entry."
         ) from None
 
 
-def upright_pixels(image: Image.Image | str) -> Tensor:
+def upright_pixels(
+    image: Image.Image | str, settings: PictureSettings = DEFAULT_SETTINGS
+) -> Tensor:
     """The pixels of a picture without annotations: `read_image` of the size to which EXIF turns it.
 
     Args:
         image: a picture, or the path of a file.
+        settings: how it is to be read.
 
     Raises:
         DatasetError: it cannot be decoded.
+        StorageError: the file cannot be reached; it may be whole.
     """
     name = f"image file {image!r}" if isinstance(image, str) else "the picture"
     try:
-        with Image.open(image) if isinstance(image, str) else nullcontext(image) as opened:
-            return _pixels(opened, _header_of(opened).upright_size)
-    except _READ_ERRORS as error:
-        raise DatasetError(f"{name} cannot be read ({_reason(error)}).") from None
+        with open_picture(image, settings) as opened:
+            header = _header_of(opened)
+            return _pixels(opened, header, header.shown_size, settings)
+    except BrokenPictureError as error:
+        raise DatasetError(f"{name} cannot be read ({error}).") from None
+
+
+def values_used(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> Use | None:
+    """What the values of a picture make of their range; None for 8 bits and broken files."""
+    try:
+        with open_picture(path, settings) as image:
+            depth = _header_of(image).depth
+            if depth is None or range_fault(depth, settings) is not None:
+                return None
+            return to_8_bits(image, depth, settings.value_range)[1]
+    except BrokenPictureError:
+        return None
 
 
 def size_mismatch(path: str, found: tuple[int, int], expected: tuple[int, int]) -> str:
@@ -142,17 +175,57 @@ def size_mismatch(path: str, found: tuple[int, int], expected: tuple[int, int]) 
     )
 
 
-def _pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+def range_fault(depth: Depth, settings: PictureSettings) -> str | None:
+    """What keeps the values of a picture from being read, and the mend; None if nothing does."""
+    if depth.only_shown and settings.value_range not in (None, depth.shown):
+        low, high = depth.shown
+        return (
+            f"{depth.kind} in this layout are read with {low:g}..{high:g} as black and white only, "
+            "and dataset.value_range is another. Save it as PNG or TIFF, gray or RGB"
+        )
+    if depth.declared is None and settings.value_range is None:
+        return (
+            f"{depth.kind} do not say which values are black and white. Set "
+            "dataset.value_range=[LOW,HIGH], such as [0,1] or [0,4095]"
+        )
+    return None
+
+
+def mark_said(use: Use) -> bool:
+    """Notes that a kind of values has been warned about; whether it is news to this process."""
+    key = (use.kind, use.scale)
+    news = key not in _said
+    _said.add(key)
+    return news
+
+
+def _pixels(
+    image: Image.Image, header: ImageHeader, size: tuple[int, int], settings: PictureSettings
+) -> Tensor:
     """uint8 (3, h, w), turned where only the turned picture has this (width, height)."""
-    rgb = _to_rgb(image)
-    if _header_of(image).needs_turning(*size):
-        rgb = ImageOps.exif_transpose(rgb)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    if header.depth is None:
+        levels = _rgb_levels(image)
+    else:
+        name = getattr(image, "filename", None) or "the picture"
+        fault = range_fault(header.depth, settings)
+        if fault is not None:
+            raise DatasetError(f"image {name!r}: {fault}.")
+        levels, use = to_8_bits(image, header.depth, settings.value_range)
+        fault = use.fault()
+        if fault is not None and mark_said(use):
+            _logger.warning(f"pictures of {use.kind}, such as {name!r}: {fault}")
+        levels = np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
+    if header.needs_turning(*size):
+        levels = _turned(levels, header.orientation)
+    return torch.from_numpy(levels).permute(2, 0, 1)
 
 
 def _header_of(image: Image.Image) -> ImageHeader:
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    return ImageHeader(image.size, orientation, getattr(image, "is_animated", False))
+    depth = declared_depth(image)
+    # Pillow's own decodes a PNG, of which the values of more than 8 bits are lost then
+    exif = image.getexif() if depth is None else Image.Image.getexif(image)
+    orientation = exif.get(_ORIENTATION_TAG, 1)
+    return ImageHeader(image.size, orientation, getattr(image, "is_animated", False), depth)
 
 
 def _ends_with(path: str, mark: bytes) -> bool:
@@ -161,42 +234,30 @@ def _ends_with(path: str, mark: bytes) -> bool:
         return mark in file.read()
 
 
+def _rgb_levels(image: Image.Image) -> np.ndarray:
+    """Writable (h, w, 3), strip by strip: a whole copy of a large picture costs gigabytes."""
+    load(image)
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    if rows >= height:
+        return np.array(_to_rgb(image))
+    levels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        levels[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, width, bottom))))
+    return levels
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        image.load()
-        return image
-    exif = image.getexif()
-    if image.mode.startswith("I"):
-        image = _gray_to_8_bits(image)
-    elif image.mode == "F":
-        _check_floats(image)
-    elif image.mode == "P":
+    if image.mode in ("P", "PA"):
         image = image.convert("RGBA")
-    rgb = image.convert("RGB")
-    rgb.info["exif"] = exif.tobytes()  # a conversion may lose what exif_transpose reads
-    return rgb
+    elif image.mode == "La":  # alpha is multiplied into the gray
+        image = image.convert("LA")
+    return image.convert("RGB")
 
 
-def _gray_to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.max(initial=0) > 255:
-        values = values >> 8
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-
-
-def _check_floats(image: Image.Image) -> None:
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if not 0 <= low <= high <= 255 or 0 < high <= 1:
-        raise ValueError(
-            f"its values are floats in [{low:g}, {high:g}], not in 0..255; save it with 8 or 16 "
-            "bits"
-        )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image"
-    return str(error).split("\n")[0]
+def _turned(levels: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation in (5, 7):
+        levels = levels.transpose(1, 0, 2)
+        return np.ascontiguousarray(levels if orientation == 5 else levels[::-1, ::-1])
+    return np.ascontiguousarray(np.rot90(levels, -1 if orientation == 6 else 1))

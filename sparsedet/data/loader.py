@@ -15,6 +15,7 @@ from .dataset import AnnotatedDataset
 from .errors import DatasetError
 from .mapper import DetectionMapper
 from .validate import warn_once
+from .watching import watched
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ _logger = logging.getLogger(__name__)
 _ASPECT_BINS_PER_OCTAVE = 4
 # Batches of one aspect ratio are formed among this many batches at a time.
 _GROUPING_WINDOW = 64
+# Pictures in a row that may be broken before it is no longer the pictures' fault.
+_BROKEN_IN_A_ROW = 20
 
 Sample = dict[str, Any]
 Mapper = Callable[[dict[str, Any], random.Random], Sample]
@@ -46,7 +49,7 @@ class DetectionDataset(Dataset):
         mapper: called as `mapper(record, rng)`.
         seed: of everything random in the mapper.
         replace_broken: give the next record's sample, with one warning, where an image cannot be
-            decoded; otherwise the error is raised.
+            decoded, unless that happens 20 times in a row; otherwise the error is raised.
     """
 
     def __init__(
@@ -69,17 +72,22 @@ class DetectionDataset(Dataset):
         """Makes a sample.
 
         Raises:
-            DatasetError: the image cannot be decoded (with `replace_broken`: none can).
+            DatasetError: the image cannot be decoded (with `replace_broken`: nor those after it).
         """
         key = SampleKey(key) if isinstance(key, int) else SampleKey(*key)
         rng = random.Random(f"{self._seed}-{key.epoch}-{key.record}-{key.repeat}")
-        tries = len(self) if self._replace_broken else 1
+        tries = min(len(self), _BROKEN_IN_A_ROW) if self._replace_broken else 1
         for step in range(tries):
             try:
                 return self._mapper(self._records[(key.record + step) % len(self)], rng)
             except DatasetError as error:
-                if step == tries - 1:
+                if tries == 1:
                     raise
+                if step == tries - 1:
+                    raise DatasetError(
+                        f"{tries} images in a row cannot be read, so their folder may be gone. The "
+                        f"last: {error}"
+                    ) from error
                 warn_once(f"{error} Another image is used in its place.")
         raise IndexError(f"DetectionDataset is empty, got {key}.")
 
@@ -178,12 +186,14 @@ class TrainLoader:
         mapper: makes a sample of a record.
         total_batch_size: images of a batch over all processes.
         num_workers: processes that decode; 0 decodes in this one.
+        timeout: seconds to wait for a batch of the workers before the run ends, 0 = for ever. After
+            300 s a warning says what is waited for.
         seed: of order and augmentation.
         rank: this process; None asks `comm`.
         world_size: number of processes; None asks `comm`.
 
     Raises:
-        DatasetError: the set has no object, or was opened without its pictures.
+        DatasetError: the set has no object to learn, or was opened without its pictures.
         ValueError: `total_batch_size` cannot be split evenly among the processes.
     """
 
@@ -194,16 +204,17 @@ class TrainLoader:
         mapper: Mapper,
         total_batch_size: int,
         num_workers: int = 0,
+        timeout: float = 1800.0,
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         _require_pictures(dataset, "TrainLoader")
-        if not dataset.num_objects:
+        if not dataset.has_targets():
             raise DatasetError(
                 f"{dataset.source}: there is not a single usable box, so there is nothing to learn "
-                "('annotations' is missing or empty, or has none that can be used). "
-                "Add annotations."
+                "('annotations' is missing or empty, or has ignore regions or unusable boxes "
+                "alone). Add annotations."
             )
         self.class_names, self.source, self.mapper = dataset.class_names, dataset, mapper
         self.total_batch_size = total_batch_size
@@ -215,7 +226,7 @@ class TrainLoader:
             rank=comm.get_rank() if rank is None else rank,
             world_size=comm.get_world_size() if world_size is None else world_size,
         )
-        self._num_workers = num_workers
+        self._num_workers, self._timeout = num_workers, _checked(timeout, "train")
         self._start = 0
         if len(self.dataset) < total_batch_size:
             warn_once(
@@ -240,7 +251,8 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[list[Sample]]:
         sampler = _Endless(self.batches, self._start)
-        return iter(_data_loader(self.dataset, sampler, self._num_workers))
+        loader = _data_loader(self.dataset, sampler, self._num_workers)
+        return watched(loader, "dataloader.train", self._timeout)
 
 
 class TestLoader:
@@ -255,6 +267,7 @@ class TestLoader:
         mapper: makes a sample of a record; must be deterministic and tell its `output_size`.
         batch_size: most images of a batch in this process.
         num_workers: processes that decode; 0 decodes in this one.
+        timeout: as that of `TrainLoader`.
         rank: this process; None asks `comm`.
         world_size: number of processes; None asks `comm`.
 
@@ -272,6 +285,7 @@ class TestLoader:
         mapper: DetectionMapper,
         batch_size: int = 1,
         num_workers: int = 0,
+        timeout: float = 1800.0,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -287,14 +301,15 @@ class TestLoader:
         world_size = comm.get_world_size() if world_size is None else world_size
         mine = range(rank, len(dataset.records), world_size)
         self.batches = _batches_of_one_size(dataset.records, mine, mapper, batch_size)
-        self._num_workers = num_workers
+        self._num_workers, self._timeout = num_workers, _checked(timeout, "test")
 
     def __len__(self) -> int:
         """Batches of this process."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        return iter(_data_loader(self.dataset, self.batches, self._num_workers))
+        loader = _data_loader(self.dataset, self.batches, self._num_workers)
+        return watched(loader, "dataloader.test", self._timeout)
 
 
 def _require_pictures(dataset: AnnotatedDataset, loader: str) -> None:
@@ -324,17 +339,39 @@ def _batches_of_one_size(
     ]
 
 
+def _checked(timeout: float, loader: str) -> float:
+    if not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ValueError(
+            f"{loader.title()}Loader.timeout must be seconds, or 0 to wait for ever, got "
+            f"{timeout!r}. Set dataloader.{loader}.timeout."
+        )
+    return float(timeout)
+
+
 def _data_loader(dataset: DetectionDataset, batch_sampler: Any, num_workers: int) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=num_workers,
-        collate_fn=_as_list,
+        collate_fn=_in_shared_memory,
         # images go to the device while it works; of samples only tensors are pinned, not objects
         pin_memory=torch.accelerator.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global random state
     )
 
 
-def _as_list(samples: list[Sample]) -> list[Sample]:
+def _in_shared_memory(samples: list[Sample]) -> list[Sample]:
+    """The samples as they are, moved by a worker to where this process can take them from.
+
+    A worker does that by itself, but in a thread that does not tell when there is no room: the
+    batch never comes then.
+    """
+    if torch.utils.data.get_worker_info() is not None:
+        for sample in samples:
+            instances = sample.get("instances")
+            fields = instances.get_fields() if instances is not None else {}
+            for value in (*sample.values(), *fields.values()):
+                tensor = getattr(value, "tensor", value)
+                if isinstance(tensor, torch.Tensor):
+                    tensor.share_memory_()
     return samples

@@ -11,6 +11,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
 
 from ..structures import Boxes, BoxMode, Instances
 from .images import read_image
+from .reading import DEFAULT_SETTINGS, PictureSettings
 from .transforms import Transform, call_v2
 
 
@@ -21,6 +22,7 @@ class DetectionMapper:
         transforms: applied in order: ours, each as `transform(image, boxes, rng)`, and any of
             `torchvision.transforms.v2` as it is, which may also leave out objects. The image must
             stay uint8 with three channels; the model normalizes.
+        pictures: how files are read.
 
     The sample is detectron2's dict: `image` (uint8 RGB, (3, h, w), after the transforms),
     `height` and `width` (of the original), `image_id`, `file_name` and `instances`
@@ -33,13 +35,18 @@ class DetectionMapper:
         ValueError: `transforms` is no list of functions.
     """
 
-    def __init__(self, transforms: Sequence[Transform | v2.Transform]) -> None:
+    def __init__(
+        self,
+        transforms: Sequence[Transform | v2.Transform],
+        *,
+        pictures: PictureSettings = DEFAULT_SETTINGS,
+    ) -> None:
         if not isinstance(transforms, Sequence) or not all(map(callable, transforms)):
             raise ValueError(
                 f"DetectionMapper.transforms must be a list of transforms, got {transforms!r}. Set "
                 "mapper.transforms of the loader, [] for none."
             )
-        self.transforms = tuple(transforms)
+        self.transforms, self.pictures = tuple(transforms), pictures
 
     def __call__(self, record: dict[str, Any], rng: random.Random | None = None) -> dict[str, Any]:
         """Makes the sample of `record`.
@@ -53,12 +60,13 @@ class DetectionMapper:
 
         Raises:
             DatasetError: the image cannot be decoded or has another size than the record says.
+            StorageError: the file cannot be reached; it may be whole.
             ValueError: a transform changed the format of the image.
         """
         if rng is None:
             rng = random.Random(int(torch.randint(2**62, ())))
         height, width = record["height"], record["width"]
-        pixels = read_image(record["file_name"], (width, height))
+        pixels = read_image(record["file_name"], (width, height), self.pictures)
         boxes_xyxy, classes = _targets(record.get("annotations", ()))
         image, boxes_xyxy, classes = self.transform(pixels, boxes_xyxy, classes, rng)
         return {

@@ -9,6 +9,7 @@ from sparsedet.engine.hooks import (
     StopHook,
 )
 from sparsedet.engine.launch import launch
+from sparsedet.engine.nonfinite import NonFiniteError
 from sparsedet.engine.optim import (
     WarmupParamScheduler,
     clipping_adamw,
@@ -16,7 +17,7 @@ from sparsedet.engine.optim import (
     scaled_lr,
 )
 from sparsedet.engine.pace import PaceHook
-from sparsedet.engine.trainer import NonFiniteError, Trainer
+from sparsedet.engine.trainer import Trainer
 
 __all__ = [
     "CheckpointHook",

@@ -1,7 +1,7 @@
 """What hangs on the training loop: stopping, logs, evaluation, checkpoints.
 
-The order matters and is: `StopHook`, `LogHook`, `EvalHook`, `CheckpointHook`. A checkpoint then
-knows of the evaluation of its iteration, and is the last thing that happens at it.
+The order matters and is: `StopHook`, `LogHook`, `CheckpointHook`, `EvalHook`. Whatever happens in
+an evaluation, the iterations before it are then saved.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from torch import nn
 
 from sparsedet import comm
 from sparsedet.checkpoint import CheckpointStore
-from sparsedet.engine.random_state import isolated_random_state
-from sparsedet.engine.trainer import StopTraining, Trainer
+from sparsedet.engine.faults import explain
+from sparsedet.engine.nonfinite import NonFiniteError
+from sparsedet.engine.peers import unhurried
+from sparsedet.engine.signals import STOP_SIGNALS, StopTraining
+from sparsedet.engine.trainer import Trainer
 from sparsedet.events import ConsoleWriter, Writer
 
 __all__ = [
@@ -51,51 +54,50 @@ class Hook:
 
 
 class StopHook(Hook):
-    """Ends the run after the present iteration on SIGINT or SIGTERM to any of its processes.
+    """Ends the run after the present iteration when any of its processes is told to stop.
 
-    An evaluation is broken off (on one process). A second SIGINT has its usual effect; a second
-    SIGTERM has none, since launchers and schedulers often send it to a process twice.
+    It listens to SIGINT, SIGTERM, SIGHUP and SIGUSR1, which SLURM sends before it takes a machine
+    away. A signal that is ignored when the run begins stays ignored: that is what `nohup` is for.
+    An evaluation is broken off, with several processes between two batches. A second SIGINT ends
+    the process at once; a second of the others has no effect, since launchers and schedulers often
+    send it twice.
     """
 
     def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
-        self._owner = os.getpid()
 
     def before_train(self, trainer: Trainer) -> None:
         """Listen, if this is the main thread (others may not)."""
         if threading.current_thread() is not threading.main_thread():
             return
+        owner = os.getpid()
 
         def handle(number: int, frame: Any) -> None:
-            if os.getpid() != self._owner:  # a worker of the data loader: its parent ends it
+            if os.getpid() != owner:  # a worker of the data loader: its parent ends it
                 return
             if number == signal.SIGINT:
-                signal.signal(number, self._previous[number])
+                signal.signal(number, signal.default_int_handler)
             if trainer.stop_signal is not None:
                 return
             trainer.stop_signal = number
-            # workers of the data loader that got the signal too must not break the iteration off
-            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _ignore)
             if trainer.interruptible:
                 raise StopTraining
 
-        self._owner = os.getpid()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, handle)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
+                self._previous[number] = signal.signal(number, handle)
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Agree with the other processes."""
-        if comm.any_process(trainer.stop_signal is not None):
-            trainer.stop_requested = True
+        """Agree with the other processes, also on the signal."""
+        trainer.stop_signal = comm.smallest(trainer.stop_signal)
+        trainer.stop_requested = trainer.stop_requested or trainer.stop_signal is not None
 
     def after_train(self, trainer: Trainer) -> None:
-        """Listen no more."""
+        """Listen no more; agree on the signal where an evaluation was broken off."""
+        if trainer.stop_requested and trainer.fault is None:
+            trainer.stop_signal = comm.smallest(trainer.stop_signal)
         while self._previous:
             signal.signal(*self._previous.popitem())
-
-
-def _ignore(number: int, frame: Any) -> None:
-    """Unlike SIG_IGN it leaves the exit codes of child processes to be asked for."""
 
 
 # iterations of this process after which a person is told something before the first row
@@ -197,6 +199,7 @@ class EvalHook(Hook):
             the main one and leaves the model in the mode it was in.
         writers: Take the metrics as `eval/<name>`.
         store: Takes `model_best.pth`.
+        checkpoint: Saves the state before each evaluation, and again with its results.
         best_metric: Name of the metric to keep the best weights by, as `"bbox/AP"`.
         patience: Evaluations in a row without a better value of `best_metric` after which the run
             ends; None for no such end.
@@ -210,6 +213,7 @@ class EvalHook(Hook):
         *,
         writers: Sequence[Writer] = (),
         store: CheckpointStore | None = None,
+        checkpoint: CheckpointHook | None = None,
         best_metric: str = "bbox/AP",
         patience: int | None = None,
         extra: Mapping[str, Any] | None = None,
@@ -232,6 +236,7 @@ class EvalHook(Hook):
         self._evaluate = evaluate
         self._writers = list(writers)
         self._store = store
+        self._checkpoint = checkpoint
         self._best_metric = best_metric
         self._patience = patience
         self._extra = dict(extra or {})
@@ -250,11 +255,14 @@ class EvalHook(Hook):
         due = at_end or (self._period > 0 and trainer.iteration % self._period == 0)
         if not due or trainer.stop_requested:
             return
-        trainer.settle()
+        if self._checkpoint is not None:
+            self._checkpoint.save(trainer)
         results = self._run(trainer)
-        if results is not None and comm.is_main_process():
+        if comm.is_main_process():
             self._keep(trainer, results)
         self._end_if_stale(trainer)
+        if self._checkpoint is not None:
+            self._checkpoint.save(trainer, anew=True)
 
     def _end_if_stale(self, trainer: Trainer) -> None:
         """End the run if the patience is used up; all processes call it together."""
@@ -268,16 +276,14 @@ class EvalHook(Hook):
             )
             logger.info("the run ends at iteration %d, %s", trainer.iteration, trainer.end_reason)
 
-    def _run(self, trainer: Trainer) -> dict[str, Any] | None:
+    def _run(self, trainer: Trainer) -> dict[str, Any]:
         trainer.interruptible = comm.get_world_size() == 1
         try:
-            with isolated_random_state(trainer.device):
-                return plain_metrics(self._evaluate(trainer.eval_model))
-        except (StopTraining, RuntimeError):
-            if trainer.stop_signal is None:
-                raise
-            trainer.stop_requested = True
-            return None
+            if trainer.interruptible and trainer.stop_signal is not None:  # it came just before
+                raise StopTraining
+            # since its last step a process has moved them by its own images
+            comm.broadcast(trainer.eval_model.buffers())
+            return plain_metrics(self._evaluate(trainer.eval_model))
         finally:
             trainer.interruptible = False
 
@@ -338,7 +344,10 @@ def plain_metrics(value: Any) -> Any:
 
 
 class CheckpointHook(Hook):
-    """Full checkpoints now and then, at the end and when the run is stopped; the final weights.
+    """Full checkpoints now and then, at the end and when the run ends before; the final weights.
+
+    After a fault the file holds the last whole iteration, and the run can be resumed from there.
+    Nothing is saved of a run that ends since its losses are not finite.
 
     Args:
         store: Where they go.
@@ -365,19 +374,43 @@ class CheckpointHook(Hook):
 
     def after_iteration(self, trainer: Trainer) -> None:
         """Save when it is time."""
-        if trainer.at_end or (self._period > 0 and trainer.iteration % self._period == 0):
-            self._save(trainer)
-        if trainer.at_end and comm.is_main_process():
+        due = self._period > 0 and trainer.iteration % self._period == 0
+        if due or trainer.at_end:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer, *, anew: bool = False) -> None:
+        """Save the state, which every process calls for, and at the end the final weights.
+
+        Args:
+            trainer: Of the run.
+            anew: Also where its iteration is saved, since more is known of it by now.
+        """
+        if self._saved_at == trainer.iteration and not anew:
+            return
+        if trainer.at_end and comm.is_main_process():  # first: whoever resumes looks at the others
             weights = {"model": trainer.eval_model.state_dict(), "iteration": trainer.iteration}
             self._store.save_weights(weights | self._extra, "final")
+        self._write(trainer, trainer.state_dict())
 
     def after_train(self, trainer: Trainer) -> None:
-        """Save where a stopped run can be taken up again."""
-        if trainer.stop_requested and self._saved_at != trainer.iteration:
-            self._save(trainer)
+        """Save where a run that ended before its end can be taken up again."""
+        if trainer.fault is None and trainer.stop_requested:
+            self.save(trainer)
+        elif trainer.fault is not None and self._saved_at != trainer.iteration:
+            self._save_after_fault(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
-        state = trainer.state_dict() | self._extra
+    def _save_after_fault(self, trainer: Trainer) -> None:
+        if not trainer.is_whole or isinstance(trainer.fault, NonFiniteError):
+            return
+        try:
+            self._write(trainer, trainer.state_dict())
+        except Exception as error:  # the fault itself is what a person has to hear of
+            logger.warning(
+                "iteration %d is not saved: %s", trainer.iteration, explain(error).sentence
+            )
+
+    def _write(self, trainer: Trainer, state: dict[str, Any]) -> None:
         if comm.is_main_process():
-            self._store.save(state, trainer.iteration)
+            with unhurried():
+                self._store.save(state | self._extra, trainer.iteration)
         self._saved_at = trainer.iteration

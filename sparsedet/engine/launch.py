@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from sparsedet import comm
+from sparsedet.engine.faults import REFUSED
+from sparsedet.engine.peers import Place, among_peers, conclude
+from sparsedet.engine.signals import STOP_SIGNALS
 
-__all__ = ["check_processes", "is_launched", "launch", "resolve_device"]
+__all__ = [
+    "check_processes",
+    "has_several_machines",
+    "is_launched",
+    "launch",
+    "resolve_device",
+    "together",
+]
 
+logger = logging.getLogger(__name__)
+
+# for which a process waits in a collective before that counts as broken
 _TIMEOUT = timedelta(minutes=30)
+_JOIN_SECONDS = 300.0
+# seconds that the other processes have to end after the first one: they do so by themselves
+_GRACE = 90.0
+_START_METHOD = "spawn"
+_place: Place | None = None
 
 
 def is_launched() -> bool:
     """Whether torchrun (or alike) started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def has_several_machines() -> bool:
+    """Whether the processes of the run were started on more than one machine."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun sets it, srun and mpirun do not
+    return is_launched() and here != os.environ["WORLD_SIZE"]
 
 
 def resolve_device(name: str) -> str:
@@ -72,8 +100,41 @@ def check_processes(num_processes: int, device_type: str) -> None:
         )
 
 
+def together(body: Callable[[], int], say: Callable[[str], None]) -> int:
+    """Call `body`, under torchrun as one of its processes: what ends one of them ends all.
+
+    The processes meet before anything is read, so that a fault of one of them, such as a file that
+    its machine lacks, is named on all.
+
+    Args:
+        body: Returns an exit code; may call `launch`.
+        say: Tells a person a sentence.
+
+    Returns:
+        The exit code.
+    """
+    global _place
+    if not is_launched() or _place is not None:
+        return body()
+    try:
+        _place = _meet()
+    except (ValueError, dist.DistError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            say(str(error))
+        return REFUSED
+    try:
+        return among_peers(_place, body, say)
+    finally:
+        _place = None
+
+
 def launch(
-    main: Callable[..., int], args: tuple[Any, ...], *, num_processes: int, device_type: str
+    main: Callable[..., int],
+    args: tuple[Any, ...],
+    *,
+    num_processes: int,
+    device_type: str,
+    say: Callable[[str], None] = logger.error,
 ) -> int:
     """Call `main(device, *args)` in as many processes as asked for.
 
@@ -84,55 +145,97 @@ def launch(
         args: Its picklable arguments after the device.
         num_processes: Processes to start on this machine.
         device_type: As from `resolve_device`.
+        say: Tells a person a sentence; at the top of a module too.
 
     Returns:
-        The exit code: that of the first process that failed, or 0.
+        The exit code: 0, 128 + n after signal n, or that of the fault that came first.
 
     Raises:
         ValueError: As `check_processes`.
     """
     check_processes(num_processes, device_type)
     if is_launched():
-        return _run_launched(main, args, device_type)
+        return together(lambda: _run_placed(main, args, device_type, say), say)
     if num_processes == 1:
         return main(_device(device_type, 0), *args)
-    return _spawn(main, args, num_processes, device_type)
+    return _spawn(main, args, num_processes, device_type, say)
+
+
+# --- several processes here ---------------------------------------------------------------------
 
 
 def _spawn(
-    main: Callable[..., int], args: tuple[Any, ...], num_processes: int, device_type: str
+    main: Callable[..., int],
+    args: tuple[Any, ...],
+    num_processes: int,
+    device_type: str,
+    say: Callable[[str], None],
 ) -> int:
+    # held by this process, which outlives the others; a port that is free, chosen by the system
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
     context = mp.start_processes(  # pyright: ignore[reportPrivateImportUsage]
         _child,
-        args=(main, args, num_processes, _free_port(), device_type),
+        args=(main, args, num_processes, store.port, device_type, say),
         nprocs=num_processes,
         join=False,
-        start_method="spawn",
+        start_method=_START_METHOD,
     )
     assert context is not None  # join=False
-    try:
-        with _forwarded_signals(context.pids()):
-            while not context.join():
-                pass
-    except mp.ProcessExitedException as error:  # pyright: ignore[reportPrivateImportUsage]
-        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
-    return 0
+    with _forwarded_signals(context.processes) as received:
+        ended = _wait(context.processes)
+    for index, code in ended.items():
+        if code < 0 and not received:
+            say(f"process {index} was ended by {signal.Signals(-code).name}.")
+    first = next((code for code in ended.values() if code), 0)
+    if received and (first < 0 or first > 128):
+        return 128 + received[0]
+    return first if first >= 0 else 128 - first
+
+
+def _wait(processes: Sequence[Any]) -> dict[int, int]:
+    """Exit codes by index, in the order of ending; those that had to be ended are left out."""
+    ended: dict[int, int] = {}
+    latest: float | None = None
+    while len(ended) < len(processes):
+        alive = {p.sentinel: i for i, p in enumerate(processes) if i not in ended}
+        seconds = None if latest is None else latest - time.monotonic()
+        if seconds is not None and seconds <= 0:
+            for index in alive.values():
+                processes[index].kill()
+            return ended
+        for sentinel in wait(list(alive), timeout=seconds):
+            index = alive[sentinel]  # pyright: ignore[reportArgumentType]
+            processes[index].join()
+            ended[index] = processes[index].exitcode
+        if latest is None and any(ended.values()):
+            latest = time.monotonic() + _GRACE
+    return ended
 
 
 @contextmanager
-def _forwarded_signals(pids: Sequence[int]) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the processes to stop; this one waits for them."""
+def _forwarded_signals(processes: Sequence[Any]) -> Iterator[list[int]]:
+    """What this process is told ends the others, and is listed; a second SIGINT ends all at once.
+
+    A terminal sends SIGINT to all processes itself, and a second one would mean "at once" to them:
+    they get SIGTERM instead.
+    """
+    received: list[int] = []
 
     def forward(number: int, frame: Any) -> None:
-        for pid in pids:
+        again = number == signal.SIGINT and number in received
+        received.append(number)
+        for process in processes:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+                if again:
+                    process.kill()
+                else:
+                    os.kill(process.pid, signal.SIGTERM if number == signal.SIGINT else number)
 
-    previous = {
-        number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -145,23 +248,92 @@ def _child(
     num_processes: int,
     port: int,
     device_type: str,
+    say: Callable[[str], None],
 ) -> None:
+    global _place
     os.environ |= {
         "RANK": str(index),
         "LOCAL_RANK": str(index),
+        "LOCAL_WORLD_SIZE": str(num_processes),
         "WORLD_SIZE": str(num_processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    code = _run_launched(main, args, device_type)
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", port, is_master=False
+    )
+    _place = Place(index, index, num_processes, store, ("127.0.0.1", port), _JOIN_SECONDS)
+    code = among_peers(_place, lambda: _run_placed(main, args, device_type, say), say)
     if code:
         raise SystemExit(code)
 
 
-def _run_launched(main: Callable[..., int], args: tuple[Any, ...], device_type: str) -> int:
-    device = _device(device_type, int(os.environ["LOCAL_RANK"]))
+# --- one of several -----------------------------------------------------------------------------
+
+
+def _meet() -> Place:
+    """Find the store that torchrun's variables name; all processes come there.
+
+    Raises:
+        ValueError: They make no sense, or the other processes cannot be found.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    wrong = [name for name in names if not os.environ.get(name, "").isdigit()]
+    if wrong or not os.environ.get("MASTER_ADDR"):
+        what = ", ".join(f"{name}={os.environ.get(name)}" for name in wrong or ["MASTER_ADDR"])
+        raise ValueError(
+            f"RANK and WORLD_SIZE are set, as torchrun does, and then {', '.join(names)} must be "
+            f"numbers and MASTER_ADDR a name, got {what}. Start with torchrun, or unset RANK."
+        )
+    rank, world_size, local_rank, port = (int(os.environ[name]) for name in names)
+    if rank >= world_size:
+        raise ValueError(f"RANK must be below WORLD_SIZE={world_size}, got {rank}.")
+    seconds = float(os.environ.get("SPARSEDET_JOIN_SECONDS", _JOIN_SECONDS))
+    master = (os.environ["MASTER_ADDR"], port)
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+    except (dist.DistError, RuntimeError) as error:
+        raise ValueError(_why_alone(error, rank, world_size, master, seconds)) from error
+    return Place(rank, local_rank, world_size, store, master, seconds)
+
+
+def _why_alone(
+    error: Exception, rank: int, world_size: int, master: tuple[str, int], seconds: float
+) -> str:
+    where = f"MASTER_ADDR={master[0]}, MASTER_PORT={master[1]}"
+    if "EADDRINUSE" in str(error) or "in use" in str(error):
+        return (
+            f"the port is in use: {where}. Another job on this machine has it: give torchrun "
+            "another --master-port, or --standalone where there is one machine."
+        )
+    if rank == 0:
+        return (
+            f"not all of the {world_size} processes came to {where} within {seconds:g} seconds. "
+            "Look at what their machines say; SPARSEDET_JOIN_SECONDS sets how long is waited."
+        )
+    return (
+        f"process {rank} of {world_size} cannot reach process 0 at {where} within {seconds:g} "
+        "seconds. Is that the name of the first machine, do both reach each other on all ports, "
+        "and does process 0 run? SPARSEDET_JOIN_SECONDS sets how long is waited."
+    )
+
+
+def _run_placed(
+    main: Callable[..., int],
+    args: tuple[Any, ...],
+    device_type: str,
+    say: Callable[[str], None],
+) -> int:
+    assert _place is not None
+    try:
+        device = _device(device_type, _place.local_rank)
+    except ValueError as error:
+        return conclude(error, say, otherwise=REFUSED)
     dist.init_process_group(
         dist.get_default_backend_for_device(device),
+        store=PrefixStore("group", _place.store),
+        rank=_place.rank,
+        world_size=_place.world_size,
         timeout=_TIMEOUT,
         device_id=device if device.type != "cpu" else None,
     )
@@ -175,11 +347,11 @@ def _run_launched(main: Callable[..., int], args: tuple[Any, ...], device_type: 
 def _device(device_type: str, index: int) -> torch.device:
     if device_type == "cpu":
         return torch.device("cpu")
+    count = torch.accelerator.device_count()
+    if index >= count:
+        raise ValueError(
+            f"LOCAL_RANK must be below {count}, the number of devices here, got {index}. Set "
+            "torchrun's --nproc-per-node to the number of devices of each machine."
+        )
     torch.accelerator.set_device_index(index)
     return torch.device(device_type, index)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections import deque
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,38 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 from sparsedet import comm
 from sparsedet.checkpoint import CheckpointError, restore_model
 from sparsedet.engine.ema import ModelEma
-from sparsedet.engine.random_state import get_random_state, seed_everything, set_random_state
+from sparsedet.engine.faults import is_end_of_worker
+from sparsedet.engine.nonfinite import NonFiniteSteps
+from sparsedet.engine.random_state import iteration_seed, seed_everything
+from sparsedet.engine.signals import StopTraining, undisturbed
 from sparsedet.events import Recorder
 
 if TYPE_CHECKING:
     from sparsedet.engine.hooks import Hook
 
-__all__ = ["NonFiniteError", "StopTraining", "Trainer"]
+__all__ = ["Trainer"]
 
 Batch = Sequence[Mapping[str, Any]]
-
-_ADVICE = (
-    "Nothing was saved after the last checkpoint. Look at these images and their boxes, or lower "
-    "optimizer.lr."
-)
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is not finite."""
-
-
-class StopTraining(Exception):
-    """The process was told to stop; training is as it was after the last whole iteration."""
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A finiteness flag on its way from the device, and what to say if it is False."""
-
-    iteration: int
-    flag: torch.Tensor
-    event: torch.Event
-    explain: Callable[[], str]
 
 
 class Trainer:
@@ -69,7 +47,9 @@ class Trainer:
         clip_grad: Keyword arguments of `torch.nn.utils.clip_grad_norm_`, or None.
         accumulation_steps: Batches per optimizer step, their gradients averaged.
         ema: Follows the model after every step, if given.
-        seed: Seeds a resumed process that has no saved random state (other number of processes).
+        nonfinite: Decides about steps whose loss or gradient is not finite, which leave model,
+            optimizer, gradient scaler and average as they are; None ends the run at the first.
+        seed: Of the random numbers, which are drawn anew at every iteration.
     """
 
     def __init__(
@@ -84,6 +64,7 @@ class Trainer:
         clip_grad: Mapping[str, Any] | None = None,
         accumulation_steps: int = 1,
         ema: ModelEma | None = None,
+        nonfinite: NonFiniteSteps | None = None,
         seed: int = 0,
     ) -> None:
         for name, value in (("max_iter", max_iter), ("accumulation_steps", accumulation_steps)):
@@ -101,6 +82,8 @@ class Trainer:
         self.end_reason: str | None = None
         self.stop_requested = False
         self.stop_signal: int | None = None
+        self.fault: Exception | None = None
+        self.is_whole = True
         self.interruptible = False
         self.hooks: list[Hook] = []
         self.hook_state: dict[str, Any] = {}
@@ -116,8 +99,8 @@ class Trainer:
         self._accumulation_steps = accumulation_steps
         self._seed = seed
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
-        self._pending: deque[_Pending] = deque()
-        self._loaded_random_state: dict[str, Any] | None = None
+        self._nonfinite = nonfinite or NonFiniteSteps()
+        self._moving = _Moving(self.unwrapped_model)
 
     @property
     def at_end(self) -> bool:
@@ -137,56 +120,64 @@ class Trainer:
         return self.ema.module if self.ema is not None else self.unwrapped_model
 
     def train(self) -> None:
-        """Run from the present iteration until `at_end` or `stop_requested`."""
+        """Run from the present iteration until `at_end` or `stop_requested`.
+
+        Whatever is raised meanwhile is kept as `fault` until the hooks have ended, and the state
+        is again that of the last whole iteration then; `is_whole` is False where it cannot be.
+        """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.recorder)
-            for hook in self.hooks:
-                stack.callback(hook.after_train, self)
-                hook.before_train(self)
-            while not (self.at_end or self.stop_requested):
-                started = time.perf_counter()
-                try:
-                    self.run_iteration()
-                except StopTraining:
-                    self.stop_requested = True
-                    break
-                self.train_seconds += time.perf_counter() - started
+        begun: list[Hook] = []
+        with self.recorder:
+            try:
                 for hook in self.hooks:
-                    hook.after_iteration(self)
-            self.settle()
+                    begun.append(hook)
+                    hook.before_train(self)
+                while not (self.at_end or self.stop_requested):
+                    started = time.perf_counter()
+                    self.run_iteration()
+                    self.train_seconds += time.perf_counter() - started
+                    for hook in self.hooks:
+                        hook.after_iteration(self)
+            except Exception as error:
+                self._go_back(error)
+                if self.fault is not None:
+                    raise
+            finally:
+                with undisturbed(forget=True), contextlib.ExitStack() as stack:
+                    for hook in begun:
+                        stack.callback(hook.after_train, self)
+
+    def _go_back(self, error: Exception) -> None:
+        """Return to the last whole iteration, and let go of what the broken one held."""
+        workers_were_told = self.stop_signal is not None and is_end_of_worker(error)
+        if isinstance(error, StopTraining) or workers_were_told:
+            self.stop_requested = True
+        else:
+            self.fault = error
+        traceback.clear_frames(error.__traceback__)  # they hold memory and open files
+        self._stream = None
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            self._moving.restore()
+        except RuntimeError:  # a device that has failed does nothing any more
+            self.is_whole = False
 
     def run_iteration(self) -> None:
         """One optimizer step."""
         self._set_learning_rates()
-        batch: Batch = ()
+        self._moving.keep()
+        seed_everything(iteration_seed(self._seed, self.iteration, comm.get_rank()))
+        batches: list[Batch] = []
+        losses: list[dict[str, torch.Tensor]] = []
         for step in range(self._accumulation_steps):
-            batch = self._next_batch()
-            self._settle_before(self.iteration - 1)
+            batches.append(self._next_batch())
             last = step == self._accumulation_steps - 1
-            with self._gradient_sync(last):
-                self._backward(batch)
-        self._step(batch)
-        self.iteration += 1
-        if self.ema is not None:
-            self.ema.update(self.unwrapped_model)
-
-    def settle(self) -> None:
-        """Raise if any loss or gradient up to here was not finite.
-
-        On an accelerator the flags travel without stalling it: an iteration is checked when the
-        one after the next begins, so that the next one's forward is started while the backward
-        still runs. What evaluates or writes a checkpoint calls this first.
-        """
-        self._settle_before(self.iteration + 1)
-
-    def _settle_before(self, iteration: int) -> None:
-        while self._pending and self._pending[0].iteration < iteration:
-            item = self._pending.popleft()
-            item.event.synchronize()
-            if not item.flag.item():
-                raise NonFiniteError(item.explain())
+            with undisturbed(), self._gradient_sync(last):
+                losses.append(self._backward(batches[-1]))
+        with undisturbed():
+            self._step(losses, batches)
+            self._moving.forget()
 
     # --- one iteration --------------------------------------------------------------------------
 
@@ -194,15 +185,7 @@ class Trainer:
         started = time.perf_counter()
         if self._stream is None:
             self._stream = self._batches(self.iteration * self._accumulation_steps)
-        try:
-            batch = next(self._stream)
-        except RuntimeError:  # workers that were told to stop as well
-            if self.stop_signal is None:
-                raise
-            raise StopTraining from None
-        if self._loaded_random_state is not None:  # after the loader has drawn what it needs
-            set_random_state(self._loaded_random_state, self.device)
-            self._loaded_random_state = None
+        batch = next(self._stream)
         self.recorder.record("data_seconds", time.perf_counter() - started)
         return batch
 
@@ -216,48 +199,67 @@ class Trainer:
             return self.model.no_sync()
         return contextlib.nullcontext()
 
-    def _backward(self, batch: Batch) -> None:
+    def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         with torch.autocast(
             self.device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
         ):
             losses = self.model(batch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        terms = {name: loss.detach() for name, loss in losses.items()}
-        iteration = self.iteration
-        self._watch(total, lambda: _explain_loss(terms, batch, iteration))
-        self.recorder.record("loss", total)
-        for name, term in terms.items():
-            self.recorder.record(f"loss/{name}", term)
         self._scaler.scale(total / self._accumulation_steps).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, losses: list[dict[str, torch.Tensor]], batches: list[Batch]) -> None:
+        totals = torch.stack([torch.stack([v.float() for v in t.values()]).sum() for t in losses])
+        finite, norm = self._check(totals)
+        if finite:
+            self.is_whole = False
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+            self.iteration += 1
+            if self.ema is not None:
+                self.ema.update(self.unwrapped_model)
+            self.is_whole = True
+            self._nonfinite.taken()
+            self._record(totals, losses, norm)
+        else:
+            value = None if norm is None else norm.item()
+            self._nonfinite.skip(self.iteration, losses, batches, grad_norm=value)
+            self._moving.restore()
+            self.iteration += 1
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _check(self, totals: torch.Tensor) -> tuple[bool, torch.Tensor | None]:
+        """Whether all processes may take the step, and the norm of the gradient, clipped by now."""
+        scaled = self._scaler.is_enabled()
+        if scaled and not _finite_everywhere(totals):
+            return False, None
         self._scaler.unscale_(self.optimizer)
         if self._clip_grad is not None:
             norm = nn.utils.clip_grad_norm_(self._parameters, **self._clip_grad)
-            self.recorder.record("grad_norm", norm)
-            if not self._scaler.is_enabled():  # a scaler skips such steps by itself
-                iteration = self.iteration
-                self._watch(norm, lambda: _explain_gradient(batch, iteration))
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        else:
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        if scaled:  # the scaler leaves such steps out by itself, and scales less afterwards
+            return True, norm
+        return _finite_everywhere(torch.cat([totals, norm.reshape(1).to(totals)])), norm
 
-    def _watch(self, value: torch.Tensor, explain: Callable[[], str]) -> None:
-        flag = torch.isfinite(value.detach())
-        if self.device.type == "cpu":
-            if not flag.item():
-                raise NonFiniteError(explain())
-            return
-        flag = flag.to("cpu", non_blocking=True)
-        event = torch.Event(self.device)
-        event.record()
-        self._pending.append(_Pending(self.iteration, flag, event, explain))
+    def _record(
+        self,
+        totals: torch.Tensor,
+        losses: list[dict[str, torch.Tensor]],
+        norm: torch.Tensor | None,
+    ) -> None:
+        for total, terms in zip(totals, losses, strict=True):
+            self.recorder.record("loss", total)
+            for name, term in terms.items():
+                self.recorder.record(f"loss/{name}", term)
+        if norm is not None and self._clip_grad is not None:
+            self.recorder.record("grad_norm", norm)
 
     # --- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs. Every process must call it, and gets the same."""
-        self.settle()
+        """All that a resumed run needs; the same on every process, which asks no other for it."""
         return {
             "model": self.unwrapped_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -266,7 +268,6 @@ class Trainer:
             "iteration": self.iteration,
             "max_iter": self.max_iter,
             "train_seconds": self.train_seconds,
-            "random_states": comm.all_gather(get_random_state(self.device)),
             "hooks": dict(self.hook_state),
         }
 
@@ -282,7 +283,7 @@ class Trainer:
         Raises:
             CheckpointError: If it is not a full checkpoint or does not fit this run.
         """
-        absent = {"optimizer", "iteration", "random_states"} - state.keys()
+        absent = {"optimizer", "iteration"} - state.keys()
         if absent:
             raise CheckpointError(
                 f"checkpoint {path} cannot be resumed: it holds no {', '.join(sorted(absent))}. "
@@ -302,7 +303,6 @@ class Trainer:
         self.iteration = state["iteration"]
         self.train_seconds = state["train_seconds"]
         self.hook_state = dict(state["hooks"])
-        self._load_random_state(state["random_states"])
 
     def _load_optimizer(self, state: dict[str, Any], path: Any) -> None:
         options = [
@@ -319,29 +319,39 @@ class Trainer:
         for group, values in zip(self.optimizer.param_groups, options, strict=True):
             group.update(values)
 
-    def _load_random_state(self, states: list[dict[str, Any]]) -> None:
-        if len(states) == comm.get_world_size():
-            self._loaded_random_state = states[comm.get_rank()]
-            set_random_state(self._loaded_random_state, self.device)
-        else:
-            seed_everything(self._seed + self.iteration * 1009 + comm.get_rank())
+
+class _Moving:
+    """The buffers of a model, which an iteration moves before its step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._places = [(m._buffers, name) for m in model.modules() for name in m._buffers]
+        self._copies: list[torch.Tensor] = []
+        self._moved = False
+
+    def keep(self) -> None:
+        """Remember them."""
+        self._moved = True
+        buffers = self._buffers()
+        if [b.shape for b in buffers] != [c.shape for c in self._copies]:
+            self._copies = [buffer.detach().clone() for buffer in buffers]
+        elif buffers:
+            torch._foreach_copy_(self._copies, buffers)  # pyright: ignore[reportPrivateImportUsage]
+
+    def forget(self) -> None:
+        """The iteration is whole."""
+        self._moved = False
+
+    def restore(self) -> None:
+        """Put back what an iteration that was broken off has moved."""
+        if self._moved and self._copies:
+            torch._foreach_copy_(self._buffers(), self._copies)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _buffers(self) -> list[torch.Tensor]:
+        found = [buffers[name] for buffers, name in self._places]
+        return [buffer for buffer in found if buffer is not None]
 
 
-def _explain_loss(terms: Mapping[str, torch.Tensor], batch: Batch, iteration: int) -> str:
-    values = {name: float(term) for name, term in terms.items()}
-    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    return (
-        f"the loss is not finite at iteration {iteration}: {', '.join(bad) or 'sum of all terms'}; "
-        f"images {_image_ids(batch)}. {_ADVICE}"
-    )
-
-
-def _explain_gradient(batch: Batch, iteration: int) -> str:
-    return (
-        f"the gradient is not finite at iteration {iteration} although the loss is; last images "
-        f"{_image_ids(batch)}. {_ADVICE}"
-    )
-
-
-def _image_ids(batch: Batch) -> str:
-    return ", ".join(str(sample.get("image_id", "?")) for sample in batch)
+def _finite_everywhere(values: torch.Tensor) -> bool:
+    """Whether all values are finite, on all processes."""
+    finite = torch.isfinite(values.detach()).all().float()
+    return comm.all_reduce_mean(finite).item() == 1.0

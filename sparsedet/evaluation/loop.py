@@ -16,6 +16,10 @@ _WARMUP_BATCHES = 2
 Sample = dict[str, Any]
 
 
+class EvaluationStopped(Exception):
+    """An evaluation was broken off, as it was asked for."""
+
+
 class Evaluator(Protocol):
     """The interface of evaluators, which is that of detectron2's."""
 
@@ -38,6 +42,7 @@ def evaluate(
     evaluator: Evaluator,
     *,
     progress: Callable[[int], None] | None = None,
+    is_stopped: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Runs a model over a loader without gradients and evaluates its outputs.
 
@@ -48,18 +53,24 @@ def evaluate(
         loader: batches of samples.
         evaluator: receives samples and outputs.
         progress: called with the number of images after every batch of this process.
+        is_stopped: asked before every batch whether to break off; where one process does, all do.
 
     Returns:
         The evaluator's results; its `details`, where it has any; and, over all processes:
         `num_images`; `keep_ratio`, the mean over the images (None where the model does not report
         it); `seconds_per_image`, the time of the model alone. The first batches are a warm-up and
         not timed, unless there are no others.
+
+    Raises:
+        EvaluationStopped: `is_stopped` said so, in any process.
     """
     evaluator.reset()
     keep_ratios: list[float] = []
     timings: list[tuple[float, int]] = []
     with _eval_mode(model), torch.inference_mode():
         for batch in loader:
+            if is_stopped is not None and is_stopped():
+                break
             started = time.perf_counter()
             outputs = [_to_host(output) for output in model(batch)]
             timings.append((time.perf_counter() - started, len(batch)))
@@ -67,6 +78,8 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
+    if is_stopped is not None and comm.any_process(is_stopped()):
+        raise EvaluationStopped
     found = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
     results = {**found, **_totals(keep_ratios, timings)}
     details = getattr(evaluator, "details", None)  # evaluators of others have none

@@ -13,8 +13,8 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from sparsedet.config import ConfigError, instantiate, read_config, setting
-from sparsedet.data import DatasetError, DetectionMapper
+from sparsedet.config import ConfigError, instantiate, read_config, setting, texts
+from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
 from sparsedet.engine.launch import resolve_device
 from sparsedet.loading import load_detector, name_classes, trained_config
 from sparsedet.modeling import prepare_for_inference
@@ -95,6 +95,8 @@ class Predictor:
         if tiles is not None:
             self._slicer(None, 0.0)  # checks its arguments
         self.mapper: DetectionMapper = instantiate(cfg.dataloader.test.mapper)
+        # a mapper of the user's own may have none
+        self._settings: PictureSettings | None = getattr(self.mapper, "pictures", None)
         self.class_names = _class_names(cfg.dataset)
         model = prepare_for_inference(load_detector(cfg, weights, place))
         self.model = model.to(_DTYPES[format_])
@@ -148,7 +150,8 @@ class Predictor:
         many = isinstance(pictures, (list, tuple))
         sources: Sequence[Any] = pictures if many else [pictures]
         self._check(keep_ratio, score_threshold)
-        run = self._run(map(read_picture, sources), keep_ratio, score_threshold)
+        read = (self.read(source) for source in sources)
+        run = self._run(read, keep_ratio, score_threshold)
         found = [detections for _, detections in run]
         return found if many else found[0]
 
@@ -158,7 +161,7 @@ class Predictor:
         *,
         keep_ratio: float | None = None,
         score_threshold: float = 0.3,
-        on_error: Callable[[DatasetError], None] | None = None,
+        on_error: Callable[[DatasetError | StorageError], None] | None = None,
     ) -> Iterator[Detections]:
         """Detections picture by picture, frame by frame, in order.
 
@@ -182,11 +185,13 @@ class Predictor:
         *,
         keep_ratio: float | None = None,
         score_threshold: float = 0.3,
-        on_error: Callable[[DatasetError], None] | None = None,
+        on_error: Callable[[DatasetError | StorageError], None] | None = None,
     ) -> Iterator[tuple[Picture, Detections]]:
         """``stream`` with each picture, for drawing on frames that cannot be read again."""
         self._check(keep_ratio, score_threshold)
-        return self._run(read_pictures(sources, on_error), keep_ratio, score_threshold)
+        return self._run(
+            read_pictures(sources, on_error, self._settings), keep_ratio, score_threshold
+        )
 
     def explain(
         self, picture: PictureSource, *, keep_ratio: float | None = None
@@ -196,13 +201,17 @@ class Predictor:
         ``sparsedet.visualization.token_figure`` draws the latter. Tiles do not matter here.
         """
         self._check(keep_ratio, 0.0)
-        read = read_picture(picture)
+        read = self.read(picture)
         sample = make_sample(self.mapper, read)
         with torch.inference_mode(), self._keeping(keep_ratio):
             batch = self.model.preprocess([sample])
             output = self.model.detect(batch.images, batch.image_sizes)
             result = self.model.postprocess(output, [sample])[0]
         return self._detections(read, result, 0.0), output
+
+    def read(self, picture: PictureSource) -> Picture:
+        """Decode a picture as the config says, for what needs its pixels beside the detections."""
+        return read_picture(picture, self._settings)
 
     def _run(
         self, pictures: Iterator[Picture], keep_ratio: float | None, score_threshold: float
@@ -315,7 +324,7 @@ def _read_config(weights: str | PathLike[str], config: Any) -> Any:
 def _class_names(dataset: Any) -> tuple[str, ...]:
     if dataset.class_names is None:
         return tuple(f"class {label}" for label in range(dataset.num_classes))
-    return tuple(map(str, dataset.class_names))
+    return tuple(map(str, texts(dataset.class_names)))
 
 
 def _resolve(device: str | torch.device) -> torch.device:

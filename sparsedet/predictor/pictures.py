@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparsedet.data import DetectionMapper
+from sparsedet.data import DetectionMapper, PictureSettings
 from sparsedet.data.images import upright_pixels
 from sparsedet.modeling.inputs import check_image
 
@@ -56,7 +56,7 @@ def is_picture(source: Any) -> TypeGuard[PictureSource]:
     return isinstance(source, (str, os.PathLike, Image.Image, np.ndarray, Tensor, Picture))
 
 
-def read_picture(source: PictureSource) -> Picture:
+def read_picture(source: PictureSource, settings: PictureSettings | None = None) -> Picture:
     """Decode a picture, or check one that is in memory.
 
     Float pictures are rounded to the 256 levels that a detector is evaluated with.
@@ -64,20 +64,23 @@ def read_picture(source: PictureSource) -> Picture:
     Args:
         source: a path; a Pillow image; an array (h, w, 3) or a tensor (3, h, w) on any device,
             RGB, uint8 or float in 0..255. Arrays of OpenCV are BGR: pass ``array[..., ::-1]``.
+        settings: how files are read; None = as a config that says nothing about it.
 
     Raises:
         DatasetError: the file cannot be read.
+        StorageError: the file cannot be reached; it may be whole.
         ValueError: another kind, layout, dtype or range; one sentence says what to pass instead.
     """
     if isinstance(source, Picture):
         return source
+    settings = settings or PictureSettings()
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
-        return Picture(upright_pixels(path), path)
+        return Picture(upright_pixels(path, settings), path)
     if isinstance(source, Image.Image):
         if 0 in source.size:
             raise ValueError(f"Predictor.pictures must not be empty, got size {source.size}.")
-        return Picture(upright_pixels(source))
+        return Picture(upright_pixels(source, settings))
     if isinstance(source, Tensor):
         source = source.detach().cpu()
         check_image(source, "Predictor.pictures")

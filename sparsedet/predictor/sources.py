@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparsedet.data import DatasetError
+from sparsedet.data import DatasetError, PictureSettings, StorageError
 from sparsedet.predictor.pictures import Picture, PictureSource, is_picture, read_picture
 from sparsedet.predictor.video import is_live, is_video, read_frames
 
@@ -55,35 +55,39 @@ def _is_readable(path: Path, root: Path) -> bool:
 
 def read_pictures(
     sources: Iterable[PictureSource] | PictureSource,
-    on_error: Callable[[DatasetError], None] | None = None,
+    on_error: Callable[[DatasetError | StorageError], None] | None = None,
+    settings: PictureSettings | None = None,
 ) -> Iterator[Picture]:
     """The pictures of all sources; each is decoded when it is its turn.
 
     Args:
         sources: what ``find_files`` and ``read_picture`` take, or several of these.
         on_error: gets what is wrong with a file, which is left out then. None = it is raised.
+        settings: how picture files are read.
 
     Raises:
         DatasetError: a file cannot be read.
+        StorageError: a file cannot be reached; it may be whole.
     """
     several: Any = [sources] if is_picture(sources) else sources
     if not isinstance(several, Iterable):
-        read_picture(several)  # which says what to pass
+        read_picture(several, settings)  # which says what to pass
     for source in several:
         if not isinstance(source, (str, os.PathLike)):
-            yield read_picture(source)
+            yield read_picture(source, settings)
             continue
         for path in _found(source, on_error):
             try:
-                yield from _read_file(path)
-            except DatasetError as error:
+                yield from _read_file(path, settings)
+            except (DatasetError, StorageError) as error:
                 if on_error is None:
                     raise
                 on_error(error)
 
 
 def _found(
-    source: str | os.PathLike[str], on_error: Callable[[DatasetError], None] | None
+    source: str | os.PathLike[str],
+    on_error: Callable[[DatasetError | StorageError], None] | None,
 ) -> list[str]:
     try:
         return find_files(source)
@@ -94,12 +98,12 @@ def _found(
         return []
 
 
-def _read_file(path: str) -> Iterator[Picture]:
+def _read_file(path: str, settings: PictureSettings | None) -> Iterator[Picture]:
     if is_video(path):
         for number, pixels in enumerate(read_frames(path)):
             yield Picture(pixels, path, number)
     else:
-        yield read_picture(path)
+        yield read_picture(path, settings)
 
 
 def read_ahead(items: Iterator[T], count: int) -> Iterator[list[T]]:

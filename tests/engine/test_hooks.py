@@ -421,7 +421,7 @@ def test_the_end_of_a_worker_does_not_break_the_iteration_off() -> None:
     """A signal to the whole group ends the data loader's workers as well."""
 
     def fail(number: int, frame: Any) -> None:
-        raise RuntimeError("worker was killed")
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
 
     def kill_group() -> None:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -17,7 +17,6 @@ from sparsedet.checkpoint import CheckpointError, load_checkpoint, save_checkpoi
 from sparsedet.engine import Hook, ModelEma, NonFiniteError, Trainer
 from sparsedet.engine.launch import launch
 from sparsedet.engine.random_state import seed_everything
-from sparsedet.engine.trainer import _Pending
 from tests.engine.fakes import TinyLoader, TinyModel
 
 
@@ -163,7 +162,7 @@ def test_a_resumed_run_takes_the_options_of_its_config(tmp_path: Path) -> None:
 
 def test_what_cannot_be_resumed() -> None:
     state = make_trainer().state_dict()
-    with pytest.raises(CheckpointError, match=r"holds no iteration, optimizer, random_states"):
+    with pytest.raises(CheckpointError, match=r"holds no iteration, optimizer"):
         make_trainer().load_state_dict({"model": state["model"]})
     with pytest.raises(CheckpointError, match="other parameter groups"):
         trainer = make_trainer()
@@ -246,48 +245,6 @@ def test_non_finite_gradient() -> None:
     assert trainer.unwrapped_model.head.weight.isfinite().all()  # type: ignore[union-attr]
 
 
-@pytest.mark.gpu
-def test_non_finite_loss_on_an_accelerator() -> None:
-    """Found two iterations later without stalling the device, but before anything is saved."""
-    for settle_at in (None, 2):
-        loader = TinyLoader()
-        loader.poisoned = 9
-        trainer = make_trainer(model=TinyModel().to("cuda"), loader=loader)
-        trainer.model.train()
-        with pytest.raises(NonFiniteError, match="images 1008, 1009, 1010, 1011"):
-            for iteration in range(5):
-                trainer.run_iteration()
-                if iteration == settle_at:
-                    trainer.state_dict()
-        # the bad one is the third
-        assert trainer.iteration == (4 if settle_at is None else 3)
-
-
-def test_the_device_is_waited_for_when_it_has_long_been_done() -> None:
-    """An iteration looks at the flags of the one before the last; `settle` at all of them."""
-    waited: list[int] = []
-
-    class Event:
-        def __init__(self, iteration: int) -> None:
-            self.iteration = iteration
-
-        def synchronize(self) -> None:
-            waited.append(self.iteration)
-
-    trainer = make_trainer()
-    trainer.model.train()
-    for iteration in range(3):
-        flag, event = torch.tensor(iteration != 2), Event(iteration)
-        text = f"iteration {iteration}"
-        trainer._pending.append(_Pending(iteration, flag, event, lambda text=text: text))
-    trainer.iteration = 2
-    trainer.run_iteration()
-    assert waited == [0]
-    with pytest.raises(NonFiniteError, match="iteration 2"):
-        trainer.settle()
-    assert waited == [0, 1, 2]
-
-
 def test_averages_follow_every_parameter_and_copy_every_buffer() -> None:
     model = TinyModel().train()
     ema, before = ModelEma(model, decay=0.9), [p.detach().clone() for p in model.parameters()]
@@ -334,11 +291,11 @@ def test_workers_that_were_told_to_stop() -> None:
 
     def broken(start: int) -> Iterator[Any]:
         yield from itertools.islice(TinyLoader().iter_from(start), 3)
-        raise RuntimeError("worker was killed")
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
 
     trainer = make_trainer()
     trainer._batches = broken
-    with pytest.raises(RuntimeError, match="worker was killed"):
+    with pytest.raises(RuntimeError, match=r"worker .* is killed"):
         _run(trainer)
     trainer = make_trainer()
     trainer._batches = broken
@@ -361,7 +318,7 @@ def _train_part(device: torch.device, folder: str) -> int:
     trainer.train()
     state = trainer.state_dict()
     if rank == 0:
-        torch.save((state["model"], len(state["random_states"])), Path(folder) / f"{world_size}.pt")
+        torch.save(state["model"], Path(folder) / f"{world_size}.pt")
     return 0
 
 
@@ -369,8 +326,6 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     args = (str(tmp_path),)
     assert launch(_train_part, args, num_processes=1, device_type="cpu") == 0
     assert launch(_train_part, args, num_processes=2, device_type="cpu") == 0
-    one, _ = torch.load(tmp_path / "1.pt")
-    two, num_states = torch.load(tmp_path / "2.pt")
-    assert num_states == 2
+    one, two = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], msg=name)

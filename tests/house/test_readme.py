@@ -25,6 +25,7 @@ PAGES += [
     ROOT / "docs/evaluation.md",
     ROOT / "docs/interop.md",
     ROOT / "docs/photographs.md",
+    ROOT / "docs/training_at_scale.md",
     *files("projects", suffix="README.md"),
 ]
 
@@ -85,7 +86,7 @@ def test_shell_lines_name_what_exists(page, command):
     scripts = [i for i, word in enumerate(words) if re.fullmatch(r"(tools|projects)/.+\.py", word)]
     if scripts and words[0] in ("python", "python3", "torchrun"):
         check_script(words[scripts[0]], words[scripts[0] + 1 :])
-    if words[:1] == ["sparsedet"] or words[1:3] == ["-m", "sparsedet"]:
+    if words[:1] == ["sparsedet"] or "-m sparsedet" in " ".join(words):  # also after torchrun's
         check_command(words[words.index("sparsedet") + 1 :])
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from sparsedet.config import ConfigError, LazyConfig, instantiate
-from sparsedet.engine.random_state import get_random_state, set_random_state
 from sparsedet.modeling import (
     AdaptiveSelector,
     DenseSelector,
@@ -218,10 +217,10 @@ def test_training_draws_one_of_the_ratios(features, scores):
 
 def test_a_resumed_run_draws_the_same_ratios(features, scores):
     selector = ElasticSelector(0.3).train()
-    state = get_random_state(torch.device("cpu"))
+    state = torch.get_rng_state()
     runs = []
     for _ in range(2):
-        set_random_state(state, torch.device("cpu"))
+        torch.set_rng_state(state)
         runs.append([selector(scores, features, 1)[0].counts for _ in range(8)])
     assert runs[0] == runs[1]
 

@@ -246,7 +246,7 @@ def test_a_config_beside_the_weights(run: Path, predictor: Predictor, files: lis
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "sparsedet.checkpoint.os.system", "sparsedet.files.atomic_write"]
+    "target", ["os.system", "sparsedet.files.os.system", "sparsedet.files.atomic_write"]
 )
 @pytest.mark.parametrize("place", ["model.backbone", "dataloader.test.mapper"])
 def test_a_config_in_a_checkpoint_calls_nothing_foreign(

@@ -48,7 +48,11 @@ SMALL = (
 )
 
 
-def draw_set(folder: Path, classes: tuple[str, ...] = ("box", "dot", "bar")) -> Path:
+def draw_set(
+    folder: Path,
+    classes: tuple[str, ...] = ("box", "dot", "bar"),
+    heights: tuple[int, ...] = (48, 64),
+) -> Path:
     """Six images with one or two boxes each, the same for training and validation."""
     images = folder / "images"
     images.mkdir(parents=True)
@@ -58,7 +62,7 @@ def draw_set(folder: Path, classes: tuple[str, ...] = ("box", "dot", "bar")) -> 
         "categories": [{"id": 3 * i + 1, "name": name} for i, name in enumerate(classes)],
     }
     for index in range(6):
-        picture = Image.new("RGB", (64, 48 + 16 * (index % 2)), (40 * index, 90, 120))
+        picture = Image.new("RGB", (64, heights[index % len(heights)]), (40 * index, 90, 120))
         for place in range(1 + index % 2):
             x, y, w, h = 5 + 25 * place, 6 + 2 * index, 20, 16
             ImageDraw.Draw(picture).rectangle((x, y, x + w, y + h), fill=(250, 200, 10 * index))
@@ -740,7 +744,6 @@ def test_two_processes(root: Path, drawn: Path, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["num_processes"] == 2
     assert results["metrics"]["num_images"] == 6
-    assert len(load_checkpoint(tmp_path / "checkpoint_0000003.pth")["random_states"]) == 2
     command[-1] = "train.max_iter=3"
     bad = [*command, "model.selector.keep_ratio=1.3", f"train.output_dir={tmp_path}/other"]
     done = subprocess.run(bad, env=environment, capture_output=True, text=True, timeout=240)

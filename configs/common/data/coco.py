@@ -5,12 +5,17 @@ Every path, size and batch size is an override: `dataset.train_json=...`, and
 images. `dataset.path` is a set with its parts (the data.yaml of YOLO, a folder of Pascal VOC or
 COCO) and takes the place of the four paths. `num_classes` and `class_names` follow from the
 annotations where they are None.
+
+`value_range` is for pictures of more than 8 bits: the values (black, white) of the sensor, such as
+[0, 4095], or what each file declares. `max_image_pixels` is the largest picture that is decoded, at
+7 bytes of memory a pixel.
 """
 
 from sparsedet.config import LazyCall as L
 from sparsedet.data import (
     DetectionMapper,
     DETRAugmentation,
+    PictureSettings,
     ResizeShortSide,
     TestLoader,
     TrainLoader,
@@ -27,9 +32,15 @@ dataset = dict(
     val_images="datasets/coco/val2017",
     num_classes=80,
     class_names=None,
+    value_range=None,
+    max_image_pixels=500_000_000,
     short_sides=[480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
     test_short_side=800,
     max_size=1333,
+)
+
+_pictures = L(PictureSettings)(
+    value_range="${dataset.value_range}", max_pixels="${dataset.max_image_pixels}"
 )
 
 dataloader = dict(
@@ -41,6 +52,7 @@ dataloader = dict(
             format="${dataset.format}",
             class_names="${dataset.class_names}",
             skip_broken_images=True,
+            pictures=_pictures,
         ),
         mapper=L(DetectionMapper)(
             transforms=[
@@ -50,7 +62,8 @@ dataloader = dict(
                     flip_probability=0.5,
                     crop_probability=0.5,
                 )
-            ]
+            ],
+            pictures=_pictures,
         ),
         total_batch_size=16,
         num_workers=4,
@@ -63,13 +76,15 @@ dataloader = dict(
             split="val",
             format="${dataset.format}",
             class_names="${dataset.class_names}",
+            pictures=_pictures,
         ),
         mapper=L(DetectionMapper)(
             transforms=[
                 L(ResizeShortSide)(
                     short_sides="${dataset.test_short_side}", max_size="${dataset.max_size}"
                 )
-            ]
+            ],
+            pictures=_pictures,
         ),
         batch_size=1,
         num_workers=4,

@@ -1,18 +1,16 @@
 """COCO instances files and LVIS's dialect of them."""
 
 import glob
-import json
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from pycocotools import mask
-
 from ..errors import DatasetError
 from ..validate import Findings, check_document
+from ..validate.segmentation import box_of_segmentation
 from .foreign import describe_file, describe_json
-from .source import SPLITS, Source, check_image_folder, missing_file, names_of_split
+from .json_file import read_json
+from .source import SPLITS, Source, check_image_folder, names_of_split
 
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -44,7 +42,7 @@ def read_coco(path: str, images: str | None, split: str | None, findings: Findin
     other = describe_file(path)
     if other is not None and os.path.isfile(path):
         raise DatasetError(f"annotation file {path!r} {other}")
-    document = _read_json(path)
+    document = read_json(path, ("images", "annotations", "categories"))
     other = describe_json(document)
     if other is not None:
         raise DatasetError(f"annotation file {path!r} {other}")
@@ -106,35 +104,10 @@ def _found(folder: str, split: str) -> tuple[str, str] | None:
     return None
 
 
-def _read_json(path: str) -> Any:
-    try:
-        with open(path, "rb") as file:
-            raw = file.read()
-    except OSError as error:
-        raise missing_file(path, error.strerror or "cannot be read") from None
-    if not raw.strip():
-        raise DatasetError(f"annotation file {path!r} is empty. Write or fetch it again.")
-    try:
-        return json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"annotation file {path!r} is not UTF-8 at byte {error.start}. Save it as UTF-8."
-        ) from None
-    except (ValueError, RecursionError) as error:  # ValueError also for absurdly long numbers
-        if getattr(error, "msg", "") == "Extra data":
-            raise DatasetError(
-                f"annotation file {path!r} has several JSON values, as JSON Lines does ({error}). "
-                "Give one COCO instances file."
-            ) from None
-        raise DatasetError(
-            f"annotation file {path!r} is not valid JSON: {error}. Write or fetch it again."
-        ) from None
-
-
 def _name_by_address(images: Sequence[dict]) -> None:
     """LVIS names a picture by its address alone: folder and file are its last two parts."""
     for image in images:
-        if "file_name" not in image and isinstance(image.get("coco_url"), str):
+        if image.get("file_name") is None and isinstance(image.get("coco_url"), str):
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
 
 
@@ -149,26 +122,3 @@ def _box_segmentations(document: dict[str, Any], findings: Findings) -> None:
                     f"annotation {entry.get('id', place)}",
                     "it has no 'bbox'; the box around its 'segmentation' is used.",
                 )
-
-
-def box_of_segmentation(segmentation: Any) -> list[float] | None:
-    """Box (xywh) around polygons or a run-length mask; None where it is neither.
-
-    Args:
-        segmentation: a list of polygons [x1, y1, x2, y2, ...] or a dict with `counts`, a list or
-            a compressed text, and `size` (h, w).
-    """
-    try:
-        if isinstance(segmentation, dict):
-            codec: Any = mask  # its types leave out the form that files have
-            if isinstance(segmentation["counts"], list):
-                segmentation = codec.frPyObjects(segmentation, *segmentation["size"])
-            return [float(value) for value in codec.toBbox(segmentation)]
-        polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
-        numbers = [float(value) for polygon in polygons for value in polygon]
-    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
-        return None
-    x, y = numbers[::2], numbers[1::2]
-    if len(x) != len(y) or len(x) < 3 or not all(map(math.isfinite, numbers)):
-        return None
-    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]

@@ -1,13 +1,18 @@
 """Formats that are not read, by name, so that an error can say what a file is and how to go on."""
 
+import io
+import json
 import os
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from .source import is_picture
 
+_HEAD = 1 << 16  # bytes that are looked into to tell what a file is
 _EXPORT = "Export it as COCO, Pascal VOC or YOLO from the program that wrote it."
 _UNPACK = "Unpack it and give the folder or the annotation file inside."
+_GZIP = ("compressed with gzip", "Unpack it (gunzip FILE) and give the file inside.")
 _BY_ENDING = {
     ".csv": ("a CSV table", _EXPORT),
     ".tsv": ("a table", _EXPORT),
@@ -23,11 +28,13 @@ _BY_ENDING = {
     ".npy": ("a NumPy array", _EXPORT),
     ".npz": ("a NumPy archive", _EXPORT),
     ".pkl": ("a Python pickle, which is not opened", _EXPORT),
-    ".jsonl": ("JSON Lines", _EXPORT),
-    ".ndjson": ("JSON Lines", _EXPORT),
     ".zip": ("an archive", _UNPACK),
     ".tar": ("an archive", _UNPACK),
-    ".gz": ("an archive", _UNPACK),
+    ".tar.gz": ("an archive", _UNPACK),
+    ".gz": _GZIP,
+    ".bz2": ("compressed with bzip2", _UNPACK),
+    ".xz": ("compressed with xz", _UNPACK),
+    ".zst": ("compressed with zstd", _UNPACK),
     ".tgz": ("an archive", _UNPACK),
     ".7z": ("an archive", _UNPACK),
     ".rar": ("an archive", _UNPACK),
@@ -42,17 +49,80 @@ _BY_ENDING = {
     ),
 }
 _INSTANCES = "Give the set's file of boxes, instances_*.json."
+_LINES = (".jsonl", ".ndjson")
+_BY_BEGINNING = {
+    b"\x1f\x8b": _GZIP,
+    b"PK\x03\x04": ("an archive (zip)", _UNPACK),
+    b"7z\xbc\xaf": ("an archive (7z)", _UNPACK),
+    b"Rar!": ("an archive (rar)", _UNPACK),
+    b"BZh": ("compressed with bzip2", _UNPACK),
+    b"\xfd7zXZ": ("compressed with xz", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", _UNPACK),
+    b"\x89PNG": ("a picture", "Give the file or folder that has the boxes."),
+    b"\xff\xd8\xff": ("a picture", "Give the file or folder that has the boxes."),
+    b"\x89HDF": ("an HDF5 file", _EXPORT),
+    b"PAR1": ("a Parquet table", _EXPORT),
+    b"version https://git-lfs": (
+        "a pointer of Git LFS, which stands for the file",
+        "Fetch the file itself with git lfs pull.",
+    ),
+    b"<!doctype html": ("a web page", "Fetch the file itself; a download may need a login."),
+    b"<html": ("a web page", "Fetch the file itself; a download may need a login."),
+    b"<?xml": _BY_ENDING[".xml"],
+    b"<annotation>": _BY_ENDING[".xml"],
+}
 
 
 def describe_file(path: str) -> str | None:
-    """What a file is by its ending, and how to go on; None where the ending says nothing."""
+    """What a file is by its ending, and how to go on; None where the ending says nothing.
+
+    JSON Lines are looked into: they may be predictions.
+    """
     if is_picture(path):
         return "is a picture. Give the file or folder that has the boxes."
     name = os.path.basename(path).lower()
+    if name.endswith(_LINES) and os.path.isfile(path):
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            return describe_lines(file.read(_HEAD), whole=False)
     for ending, (what, advice) in _BY_ENDING.items():
         if name.endswith(ending) or f"{ending}-" in name:  # as in train.record-00000-of-00010
             return f"is {what}. {advice}"
     return None
+
+
+def describe_bytes(raw: bytes) -> str | None:
+    """What a file is by its first bytes, and how to go on; None where it may be JSON in UTF-8."""
+    beginning = raw[:_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n")
+    for mark, (what, advice) in _BY_BEGINNING.items():
+        if beginning[: len(mark)].lower() == mark.lower():
+            return f"is {what}. {advice}"
+    encoding = json.detect_encoding(raw[:4])
+    if not encoding.startswith("utf-8"):
+        return f"is {encoding[:6].upper()} text. Save it as UTF-8."
+    return None
+
+
+def describe_lines(text: str, *, whole: bool = True) -> str:
+    """What a text with several JSON values is, and how to go on.
+
+    Args:
+        text: of the file.
+        whole: whether it is all of it; of a part the last line may be cut.
+    """
+    lines = islice(filter(str.strip, io.StringIO(text)), 2)
+    try:
+        values = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        values = []
+    if whole and len(values) < 2:
+        return "has text behind its JSON value, so it is not JSON. Write or fetch it again."
+    first = values[0] if values and isinstance(values[0], Mapping) else {}
+    if "image_id" in first and "score" in first:
+        return f"has several JSON values: JSON Lines of detections, not of objects. {_INSTANCES}"
+    return (
+        "has several JSON values, as JSON Lines (NDJSON) does. Join them into one COCO instances "
+        "file: an object with the lists 'images', 'annotations' and 'categories'."
+    )
 
 
 def describe_folder(path: str) -> str:
@@ -95,8 +165,13 @@ def describe_json(document: Any) -> str | None:
 
 def _describe_list(entries: list[Mapping]) -> str | tuple[str, str] | None:
     first = entries[0] if entries else {}
-    if "image_id" in first and ("score" in first or "category_id" in first):
+    if "image_id" in first and "score" in first:
         return "a list of detections (COCO's results format), not of objects", _INSTANCES
+    if "image_id" in first and ("category_id" in first or "bbox" in first):
+        return (
+            "a list of annotations without 'images' and 'categories'",
+            "Give the whole COCO instances file.",
+        )
     names_picture = "image" in first or "imagefilename" in first
     if names_picture and isinstance(first.get("annotations"), list):
         return "a CreateML file"

@@ -14,12 +14,14 @@ from xml.etree.ElementTree import Element, ParseError
 
 from ..errors import DatasetError
 from ..validate import Findings
+from ..validate.fields import flag, number, whole
 from .extra import Box, supervision_parsers
 from .source import SPLITS, Source, check_image_folder, is_picture, names_of_split, read_lines
 
 _ANNOTATIONS, _PICTURES = "Annotations", "JPEGImages"
 _FLAG = re.compile(r"\s+(-1|0|1)$")  # in the lists of one class: whether the picture has it
-_YES = ("1", "true", "yes")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FARTHEST = 1e9  # pixels; beyond it 32-bit floats tell no pixel
 
 
 def holds_voc(folder: str) -> bool:
@@ -190,10 +192,10 @@ class _XmlReader:
             self._findings.error(f"file {label!r} ({error})", "it cannot be read. Write it again.")
             return
         if tree.tag != "annotation":
-            self._findings.error(
-                f"file {label!r} (<{tree.tag}>)",
-                "its top level is not <annotation>, so it is not Pascal VOC. Give VOC files alone.",
-            )
+            fault = "its top level is not <annotation>, so it is not Pascal VOC. "
+            cvat = tree.tag == "annotations"
+            mend = "Export the task of CVAT as COCO 1.0." if cvat else "Give VOC files alone."
+            self._findings.error(f"file {label!r} (<{tree.tag}>)", fault + mend)
             return
         self._source.files.append(path)
         identity = len(self._source.images) + 1
@@ -202,19 +204,17 @@ class _XmlReader:
         self._source.annotations += self._objects(tree, identity, label)
 
     def _size(self, tree: Element, label: str) -> dict[str, int]:
-        texts = _text(tree, "size/width"), _text(tree, "size/height")
-        try:
-            width, height = (int(float(text)) for text in texts)
-        except (ValueError, OverflowError):
-            width = height = 0
-        if width > 0 and height > 0:
+        width, height = (whole(_text(tree, f"size/{side}")) for side in ("width", "height"))
+        if width and height and min(width, height) > 0:
             return {"width": width, "height": height}
-        self._findings.warn(f"file {label!r}", "it gives no size; that of the picture is used.")
+        fault = "it gives no size in whole pixels; that of the picture is used."
+        self._findings.warn(f"file {label!r}", fault)
         return {}
 
     def _objects(self, tree: Element, image_id: int, label: str) -> list[dict[str, Any]]:
-        entries = tree.findall("object")
-        labels = [f"{label} object {place + 1}" for place in range(len(entries))]
+        numbered = [(f"{label} object {i + 1}", e) for i, e in enumerate(tree.findall("object"))]
+        numbered = [(name, entry) for name, entry in numbered if self._has_corners(entry, name)]
+        labels, entries = [name for name, _ in numbered], [entry for _, entry in numbered]
         found = []
         for entry, name, parsed in zip(entries, labels, self._parse(entries, labels), strict=True):
             if parsed is None:
@@ -222,7 +222,10 @@ class _XmlReader:
             (x0, y0, x1, y1), category = parsed
             if any(_number(entry, f"{a}min") > _number(entry, f"{a}max") for a in "xy"):
                 self._findings.warn(name, "its corners are not in order; they are put in order.")
-            difficult = _text(entry, "difficult").lower() in _YES
+            difficult = flag(_text(entry, "difficult") or None)
+            if difficult is None:
+                told = f"{name} (difficult {_text(entry, 'difficult')!r})"
+                self._findings.error(told, "'difficult' must be 0 or 1. Correct it.")
             if difficult:
                 fault = "marked as difficult: an ignore region, neither learned nor to be found."
                 self._findings.warn(name, fault)
@@ -232,10 +235,21 @@ class _XmlReader:
                     "image_id": image_id,
                     "category_id": category,
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "iscrowd": int(difficult),
+                    "iscrowd": bool(difficult),
                 }
             )
         return found
+
+    def _has_corners(self, entry: Element, label: str) -> bool:
+        """Whether the corners that are there are numbers; notes an error."""
+        for corner in _CORNERS:
+            given = _text(entry, f"bndbox/{corner}")
+            value = number(given)
+            if given and (value is None or abs(value) > _FARTHEST):
+                fault = "its corners must be numbers of pixels. Correct or delete the object."
+                self._findings.error(f"{label} ({corner} {given!r})", fault)
+                return False
+        return True
 
     def _parse(self, entries: list[Element], labels: list[str]) -> Sequence[tuple[Box, str] | None]:
         """Box and class of each object; None, and an error noted, where it has none."""

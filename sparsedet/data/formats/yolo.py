@@ -13,11 +13,13 @@ import yaml
 
 from ..errors import DatasetError
 from ..validate import Findings
+from ..validate.fields import number, shown, whole
 from .extra import Box, Parsers, supervision_parsers
 from .source import SPLITS, Source, is_picture, missing_file, names_of_split, read_lines
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _FAR = 1.0  # a box that leaves the picture by more than the picture's size is in other units
+_LARGEST = 1e9  # beyond it, a number of a row is neither a class nor a fraction
 _SPLITS = ("train", "val", "valid", "test")
 
 
@@ -82,7 +84,8 @@ def yolo_parts(path: str) -> tuple[str, ...]:
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            content = yaml.safe_load(file)
+            text = file.read()
+        content = yaml.safe_load(text)
     except OSError as error:
         raise missing_file(path, error.strerror or "cannot be read") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -93,7 +96,21 @@ def _read_yaml(path: str) -> dict[str, Any]:
             f"{path} has no 'names', so it is not the data.yaml of a YOLO set. Give a file with "
             "'names', 'train' and 'val'."
         )
+    content["names"] = _as_written(content["names"], yaml.load(text, yaml.BaseLoader)["names"])
     return content
+
+
+def _as_written(names: Any, texts: Any) -> Any:
+    """Names as their texts, where YAML reads a number or a date: 007 is no 7, 1:30 is no 90.
+
+    Words that YAML takes for true, false or null stay what they are, and are refused.
+    """
+    if isinstance(names, list) and len(names) == len(texts):
+        pairs = zip(names, texts, strict=True)
+        return [name if isinstance(name, (bool, type(None))) else text for name, text in pairs]
+    if isinstance(names, dict) and len(names) == len(texts):
+        return dict(zip(names, _as_written([*names.values()], [*texts.values()]), strict=True))
+    return names
 
 
 def _class_names(content: dict[str, Any], path: str) -> list[str]:
@@ -109,27 +126,30 @@ def _class_names(content: dict[str, Any], path: str) -> list[str]:
     if not isinstance(names, list) or not names:
         raise DatasetError(f"{path}: 'names' must be a list of classes, got {names!r}. Write one.")
     for name in names:
-        if isinstance(name, bool) or not isinstance(name, (str, int, float)) or name == "":
+        if not isinstance(name, str) or not name:
             raise DatasetError(
                 f"{path}: each of 'names' must be a text, got {name!r}. Put it into quotes: YAML "
                 "reads yes, no, on and off as true and false."
             )
     count = content.get("nc", len(names))
-    if str(count) != str(len(names)):
+    if whole(count) != len(names):
         raise DatasetError(
-            f"{path}: 'nc' is {count} and there are {len(names)} 'names'. Correct or delete 'nc'."
+            f"{path}: 'nc' is {count!r} and there are {len(names)} 'names'. Correct or delete 'nc'."
         )
-    return [str(name) for name in names]
+    return names
 
 
 def _keypoint_numbers(content: dict[str, Any], path: str) -> int:
     """How many numbers of keypoints follow the box in a row."""
-    shape = content.get("kpt_shape") or [0, 0]
-    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(n, int) for n in shape):
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    counts = [whole(each) or 0 for each in shape] if isinstance(shape, list) else []
+    if len(counts) != 2 or min(counts) < 1:
         raise DatasetError(
-            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shape}. Correct it."
+            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shape!r}. Correct it."
         )
-    return shape[0] * shape[1]
+    return counts[0] * counts[1]
 
 
 def _pictures(
@@ -224,9 +244,10 @@ class _RowReader:
             return
         base = os.path.dirname(self._source.path)
         label = os.path.relpath(path, base) if path.startswith(base) else path
-        labels = [f"{label} row {place + 1}" for place, row in enumerate(rows) if row]
-        numbers = [self._box_of(r, n) for r, n in zip(filter(None, rows), labels, strict=True)]
-        boxes = self._parse(numbers, labels)
+        numbered = [(f"{label} row {place + 1}", row) for place, row in enumerate(rows) if row]
+        numbered = [(name, row) for name, row in numbered if self._has_numbers(row, name)]
+        labels = [name for name, _ in numbered]
+        boxes = self._parse([self._box_of(row, name) for name, row in numbered], labels)
         for name, found in zip(labels, boxes, strict=True):
             if found is not None:
                 self._add(*found, image_id, name)
@@ -245,6 +266,20 @@ class _RowReader:
         for path in self._missing:
             fault = "not there: its picture is taken as one without objects."
             self._findings.warn(f"label file {os.path.basename(path)!r}", fault)
+
+    def _has_numbers(self, row: list[str], label: str) -> bool:
+        """Whether a row is a class and numbers; notes an error."""
+        odd = [each for each in row if not _is_sensible(each)]
+        if any("," in each for each in row):
+            fault = "it has commas. Write decimal points, and spaces between the numbers."
+        elif whole(row[0]) is None or row[0] in odd:
+            odd, fault = row, "its class must be a whole number. Correct or delete the row."
+        elif odd:
+            fault = "it must be finite numbers. Correct or delete the row."
+        else:
+            return True
+        self._findings.error(f"{label} ({shown(odd[0])})", fault)
+        return False
 
     def _parse(self, rows: list[str], labels: list[str]) -> Sequence[tuple[Box, int] | None]:
         """Box and class of each row; None, and an error noted, where it has none."""
@@ -299,3 +334,8 @@ class _RowReader:
         elif len(row) > 6:
             self._findings.warn(label, "a polygon: the box around it is used.")
         return " ".join(row)
+
+
+def _is_sensible(token: str) -> bool:
+    value = number(token)
+    return value is not None and abs(value) <= _LARGEST

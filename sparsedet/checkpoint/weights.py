@@ -1,173 +1,33 @@
-"""Checkpoints: written atomically, read safely, matched strictly.
-
-A checkpoint is a dict with at least `"model"` (a state dict). Full ones, written during training,
-also hold all that a resumed run needs to go on as if it had not stopped. Files are read without
-executing code from them (`weights_only`); every tensor that does not fit is named.
-"""
+"""Weights into models: every tensor that does not fit is named."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparsedet.files import atomic_write
+from sparsedet.checkpoint.files import CheckpointError, load_checkpoint, model_weights
+from sparsedet.checkpoint.values import conversions, describe, non_finite, other_kinds
 
 __all__ = [
-    "CheckpointError",
-    "CheckpointStore",
+    "CLASS_HEAD",
+    "LABEL_EMBEDDING",
     "Differences",
     "LoadReport",
-    "atomic_write",
     "check_weights",
     "compare_weights",
-    "load_checkpoint",
     "load_weights",
-    "model_weights",
     "restore_model",
-    "save_checkpoint",
 ]
-
-logger = logging.getLogger(__name__)
 
 _SHOWN = 5
 # a backbone's own file has little beside it (a classifier); one of a whole detector has much
 _PART_SHARE = 0.8
-_PERIODIC = re.compile(r"checkpoint_(\d+)\.pth")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint file that cannot be read or does not fit the model."""
-
-
-# --- files --------------------------------------------------------------------------------------
-
-
-def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint so that the file is either the old one or the whole new one.
-
-    Args:
-        checkpoint: Tensors, numbers, strings, lists and dicts of these; `"model"` is a state dict.
-        path: Where; a name ending in `.safetensors` keeps the weights only.
-    """
-    path = Path(path)
-    with atomic_write(path) as file:
-        if path.suffix == ".safetensors":
-            file.write(_safetensors().save(_contiguous(checkpoint["model"])))
-        else:
-            torch.save(dict(checkpoint), file)
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint onto the host, without running code from it.
-
-    Args:
-        path: A `.pth` or `.safetensors` file. A bare state dict, and one under `"state_dict"`,
-            count as weights; averaged ones (`"ema"`, `"model_ema"`) where there are no others.
-
-    Returns:
-        A dict with at least `"model"`.
-
-    Raises:
-        CheckpointError: If the file is missing, cut off, no checkpoint, or holds objects that safe
-            loading refuses.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise CheckpointError(
-            f"checkpoint {path} {what}. Give the path of a .pth or .safetensors file."
-        )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return _with_model(content, path)
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        # the released DETR codes store their command line beside the weights: a plain container
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused is None:
-            raise CheckpointError(
-                f"checkpoint {path} is not a checkpoint or is damaged."
-            ) from error
-        raise CheckpointError(
-            f"checkpoint {path} holds an object of type {refused[1]}, which safe loading refuses. "
-            'Save it again as {"model": state_dict}, or as .safetensors.'
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"checkpoint {path} is not a checkpoint or is cut off ({reason})."
-        ) from error
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise CheckpointError(
-            ".safetensors files need the package safetensors. Run: pip install safetensors"
-        ) from error
-    return safetensors.torch
-
-
-def _read_safetensors(path: Path) -> Any:
-    module = _safetensors()
-    try:
-        return module.load(path.read_bytes())
-    except Exception as error:  # its error type is not exported on all versions
-        raise CheckpointError(f"checkpoint {path} is not a safetensors file ({error}).") from error
-
-
-def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-
-
-def _with_model(content: Any, path: Path) -> dict[str, Any]:
-    if isinstance(content, Mapping):
-        for weights in (content.get("model"), content.get("state_dict"), _averaged(content)):
-            if _is_state_dict(weights):
-                return {**content, "model": weights}
-        if _is_state_dict(content):
-            return {"model": dict(content)}
-    raise CheckpointError(
-        f'checkpoint {path} holds no weights: expected {{"model": state_dict}} or a state dict, '
-        "which has tensors under names and nothing else."
-    )
-
-
-def _averaged(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor] | None:
-    """The averaged weights of a checkpoint, alone or with other facts of the average."""
-    for key in ("ema", "model_ema"):
-        average = content.get(key)
-        weights = average.get("model", average) if isinstance(average, Mapping) else None
-        if _is_state_dict(weights):
-            return weights
-    return None
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(name, str) for name in value)
-        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
-    )
-
-
-# --- weights ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -180,6 +40,7 @@ class LoadReport:
         reinitialized: Tensors of the classes, left at their initial values as it was asked for.
         unused: Tensors of the file without a place in the part that was filled.
         uncalibrated: What the selector is to learn of its images and the file does not have.
+        converted: How many tensors are of another floating-point type in the file, by that type.
     """
 
     module: str
@@ -187,6 +48,7 @@ class LoadReport:
     reinitialized: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     uncalibrated: tuple[str, ...] = ()
+    converted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -226,12 +88,6 @@ _SWAPPABLE = ("scorer.", "selector.", "denoising.", "heads.scorer_head.", "heads
 _CALIBRATED = "selector."
 
 
-def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights that evaluation used: the averaged ones where the run kept an average."""
-    averaged = _averaged(checkpoint)
-    return dict(checkpoint["model"] if averaged is None else averaged)
-
-
 def load_weights(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -255,7 +111,8 @@ def load_weights(
             the file has: the class heads of all stages and the label embedding of denoising.
 
     Raises:
-        CheckpointError: If the file cannot be read, or keys or shapes do not fit.
+        CheckpointError: If the file cannot be read, keys, shapes or kinds of numbers do not fit, or
+            values are not finite.
     """
     weights = _drop_counters(model_weights(load_checkpoint(path)), model)
     own = model.state_dict()
@@ -277,6 +134,7 @@ def load_weights(
     missing = [name for name in differences.missing if name not in uncalibrated]
     _require_match(replace(differences, missing=missing, unexpected=unexpected), path)
     kept = {name: tensor for name, tensor in weights.items() if name not in unused}
+    _require_numbers(own, kept, path)
     model.load_state_dict(kept, strict=not (reinitialized or uncalibrated))
     return LoadReport(
         module="",
@@ -284,6 +142,7 @@ def load_weights(
         reinitialized=reinitialized,
         unused=unused,
         uncalibrated=uncalibrated,
+        converted=conversions(own, kept),
     )
 
 
@@ -298,9 +157,10 @@ def restore_model(
         path: Where the weights come from, for the message.
 
     Raises:
-        CheckpointError: If keys or shapes differ.
+        CheckpointError: If keys, shapes or kinds of numbers differ, or values are not finite.
     """
-    differences = compare_weights(model.state_dict(), weights)
+    own = model.state_dict()
+    differences = compare_weights(own, weights)
     if sentence := _class_sentence(differences):
         raise CheckpointError(
             f"checkpoint {path} {sentence} A run is resumed with the classes it began with: set "
@@ -308,6 +168,7 @@ def restore_model(
             "train.reinit_class_heads=True."
         )
     _require_match(differences, path)
+    _require_numbers(own, weights, path)
     model.load_state_dict(dict(weights))
 
 
@@ -362,6 +223,28 @@ def _require_match(differences: Differences, path: str | os.PathLike[str]) -> No
         )
 
 
+def _require_numbers(
+    own: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+) -> None:
+    """Refuse values that the model cannot compute with; names and shapes are known to fit."""
+    if kinds := other_kinds(own, given):
+        named = [f"{name} is {was} instead of {needed}" for name, (was, needed) in kinds.items()]
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the model: {len(kinds)} tensors hold another kind of "
+            f"numbers ({_shorten(named)}). Save them as the model has them."
+        )
+    taken = {name: given[name].to(tensor.dtype) for name, tensor in own.items() if name in given}
+    if found := non_finite(taken):
+        by_design = non_finite({name: own[name] for name in found})  # such as a mask of infinities
+        if broken := {name: count for name, count in found.items() if name not in by_design}:
+            raise CheckpointError(
+                f"checkpoint {path} has weights that are NaN or infinite: {describe(broken)}. The "
+                "run that they are from diverged; use an earlier checkpoint."
+            )
+
+
 def _shorten(names: list[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
@@ -387,9 +270,15 @@ def _load_part(
         for prefix in _prefixes(own, weights):
             kept = {key: weights[prefix + key] for key in own}
             _require_match(compare_weights(own, kept), path)
+            _require_numbers(own, kept, path)
             module.load_state_dict(kept)
             unused = tuple(key for key in weights if key.removeprefix(prefix) not in own)
-            return LoadReport(module=name, num_loaded=len(kept), unused=unused)
+            return LoadReport(
+                module=name,
+                num_loaded=len(kept),
+                unused=unused,
+                converted=conversions(own, kept),
+            )
     raise CheckpointError(
         f"checkpoint {path} has none of the model's tensors ({_shorten(list(weights))}), and its "
         "names are not those of the backbone either. Convert it, or use another file."
@@ -404,83 +293,3 @@ def _prefixes(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]
         whole_names = key.endswith(first) and (not prefix or prefix.endswith("."))
         if whole_names and all(prefix + name in given for name in own):
             yield prefix
-
-
-# --- runs ---------------------------------------------------------------------------------------
-
-
-class CheckpointStore:
-    """The checkpoints of one run, in its output directory.
-
-    `checkpoint_<iteration>.pth` hold everything; `last_checkpoint` names the newest;
-    `model_<name>.pth` hold weights.
-
-    Args:
-        directory: Created on the first write.
-        max_to_keep: Number of full checkpoints kept; older ones of this run are deleted.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], *, max_to_keep: int = 2) -> None:
-        if max_to_keep < 1:
-            raise ValueError(
-                f"CheckpointStore.max_to_keep must be at least 1, got {max_to_keep}. "
-                "Set train.checkpointer.max_to_keep."
-            )
-        self.directory = Path(directory)
-        self._max_to_keep = max_to_keep
-
-    def save(self, checkpoint: Mapping[str, Any], iteration: int) -> Path:
-        """Write a full checkpoint, point to it, and delete the oldest beyond `max_to_keep`."""
-        path = self.directory / f"checkpoint_{iteration:07d}.pth"
-        save_checkpoint(checkpoint, path)
-        with atomic_write(self.directory / "last_checkpoint") as file:
-            file.write(path.name.encode() + b"\n")
-        for old in self.paths()[: -self._max_to_keep]:
-            old.unlink()
-        return path
-
-    def save_weights(self, checkpoint: Mapping[str, Any], name: str) -> Path:
-        """Write `model_<name>.pth`."""
-        path = self.directory / f"model_{name}.pth"
-        save_checkpoint(checkpoint, path)
-        return path
-
-    def paths(self) -> list[Path]:
-        """The full checkpoints there are, oldest first."""
-        found = [path for path in self.directory.glob("checkpoint_*.pth") if _iteration(path) >= 0]
-        return sorted(found, key=_iteration)
-
-    def load_last(self) -> tuple[dict[str, Any], Path] | None:
-        """The newest full checkpoint that can be read, and its path; None when there is none.
-
-        Raises:
-            CheckpointError: If there are some, but none can be read.
-        """
-        failure: CheckpointError | None = None
-        for path in self._newest_first():
-            try:
-                return load_checkpoint(path), path
-            except CheckpointError as error:
-                logger.warning("%s Trying the one before it.", error)
-                failure = error
-        if failure is not None:
-            raise failure
-        return None
-
-    def clean(self) -> None:
-        """Delete what a killed process left half written."""
-        for path in self.directory.glob(".*.pth.*.tmp"):
-            path.unlink()
-
-    def _newest_first(self) -> list[Path]:
-        paths = self.paths()[::-1]
-        pointer = self.directory / "last_checkpoint"
-        if pointer.is_file():
-            named = self.directory / pointer.read_text().strip()
-            paths.sort(key=lambda path: path != named)
-        return paths
-
-
-def _iteration(path: Path) -> int:
-    match = _PERIODIC.fullmatch(path.name)
-    return int(match[1]) if match else -1

@@ -1,0 +1,42 @@
+"""Checkpoints: written atomically, read safely, matched strictly.
+
+A checkpoint is a dict with at least `"model"` (a state dict). Full ones, written during training,
+also hold all that a resumed run needs to go on as if it had not stopped. Files are read without
+executing code from them (`weights_only`); every tensor that does not fit is named.
+"""
+
+from sparsedet.checkpoint.files import (
+    CheckpointError,
+    load_checkpoint,
+    model_weights,
+    save_checkpoint,
+)
+from sparsedet.checkpoint.store import CheckpointStore
+from sparsedet.checkpoint.weights import (
+    CLASS_HEAD,
+    LABEL_EMBEDDING,
+    Differences,
+    LoadReport,
+    check_weights,
+    compare_weights,
+    load_weights,
+    restore_model,
+)
+from sparsedet.files import atomic_write
+
+__all__ = [
+    "CLASS_HEAD",
+    "LABEL_EMBEDDING",
+    "CheckpointError",
+    "CheckpointStore",
+    "Differences",
+    "LoadReport",
+    "atomic_write",
+    "check_weights",
+    "compare_weights",
+    "load_checkpoint",
+    "load_weights",
+    "model_weights",
+    "restore_model",
+    "save_checkpoint",
+]

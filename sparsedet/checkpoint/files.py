@@ -1,0 +1,214 @@
+"""Files of checkpoints: whole ones only, and no code in them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsedet.checkpoint.integrity import DamagedError, digest, stored_digest, verify_archive
+from sparsedet.checkpoint.values import oddity
+from sparsedet.files import atomic_write
+
+__all__ = ["CheckpointError", "load_checkpoint", "model_weights", "save_checkpoint"]
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also what is left of it in a Path
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be read or does not fit the model."""
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint so that the file is either the old one or the whole new one.
+
+    It carries a checksum, see `sparsedet.checkpoint.integrity`.
+
+    Args:
+        checkpoint: Tensors, numbers, strings, lists and dicts of these; `"model"` is a state dict.
+        path: Where; a name ending in `.safetensors` keeps the weights only.
+    """
+    path = Path(path)
+    with atomic_write(path) as file:
+        if path.suffix == ".safetensors":
+            weights = _contiguous(checkpoint["model"])
+            file.write(_safetensors().save(weights, metadata=digest(weights)))
+        else:
+            torch.save(dict(checkpoint), file)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint onto the host, without running code from it.
+
+    Its checksum is verified first; a file without one is read as it is.
+
+    Args:
+        path: A `.pth` or `.safetensors` file. A bare state dict, and one under `"state_dict"`,
+            count as weights; averaged ones (`"ema"`, `"model_ema"`) where there are no others.
+
+    Returns:
+        A dict with at least `"model"`.
+
+    Raises:
+        CheckpointError: If the file is missing, cut off, damaged, no checkpoint, holds objects that
+            safe loading refuses, or tensors that are no weights, such as sparse ones.
+    """
+    path = _existing_file(path)
+    try:
+        read = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
+        content = _with_model(read(path), path)
+        _require_plain(content, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: {error.strerror or error}."
+        ) from error
+    return content
+
+
+def _existing_file(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(
+            f"a checkpoint must be the path of a .pth or .safetensors file, got {path!r}."
+        )
+    path = Path(path)
+    if not path.is_file():
+        if _ADDRESS.match(str(path)):
+            raise CheckpointError(
+                f"checkpoint {path} is an address, and addresses are not fetched. Download the "
+                "file and give its path."
+            )
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"checkpoint {path} {what}. Give the path of a .pth or .safetensors file."
+        )
+    return path
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        verify_archive(path)
+        # the released DETR codes store their command line beside the weights: a plain container
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except DamagedError as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint ({_reason(error)}). Get it again, or "
+            "use another."
+        ) from error
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise CheckpointError(
+                f"checkpoint {path} is not a checkpoint or is damaged."
+            ) from error
+        raise CheckpointError(
+            f"checkpoint {path} holds an object of type {refused[1]}, which safe loading refuses. "
+            'Save it again as {"model": state_dict}, or as .safetensors.'
+        ) from error
+    except Exception as error:  # what bytes from anywhere make of a reader has no common class
+        raise CheckpointError(
+            f"checkpoint {path} is not a checkpoint or is cut off ({_reason(error)})."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise CheckpointError(
+            ".safetensors files need the package safetensors. Run: pip install safetensors"
+        ) from error
+    return safetensors.torch
+
+
+def _read_safetensors(path: Path) -> Any:
+    module = _safetensors()
+    data = path.read_bytes()
+    try:
+        weights = module.load(data)
+    except Exception as error:  # its error type is not exported on all versions
+        raise CheckpointError(f"checkpoint {path} is not a safetensors file ({error}).") from error
+    if stored_digest(data) not in (None, digest(weights)):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its tensors are not those that were written. Get it "
+            "again, or use another."
+        )
+    return weights
+
+
+def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def _with_model(content: Any, path: Path) -> dict[str, Any]:
+    if isinstance(content, Mapping):
+        for weights in (content.get("model"), content.get("state_dict"), _averaged(content)):
+            if _is_state_dict(weights):
+                return {**content, "model": weights}
+        if _is_state_dict(content):
+            return {"model": dict(content)}
+    raise CheckpointError(
+        f'checkpoint {path} holds no weights: expected {{"model": state_dict}} or a state dict, '
+        f"which has tensors under names and nothing else{_first_other(content)}."
+    )
+
+
+def _first_other(content: Any) -> str:
+    """Which entry keeps what looks like a state dict from being one."""
+    if isinstance(content, Mapping):
+        content = content.get("model", content.get("state_dict", content))
+    if not isinstance(content, Mapping):
+        return f"; it is {type(content).__name__}"
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            return f"; {name!r} is {type(value).__name__}"
+    return "; it is empty"
+
+
+def _require_plain(checkpoint: Mapping[str, Any], path: Path) -> None:
+    size = path.stat().st_size
+    for weights in (checkpoint["model"], _averaged(checkpoint) or {}):
+        for name, tensor in weights.items():
+            if found := oddity(tensor, size):
+                raise CheckpointError(
+                    f"checkpoint {path}: {name} is {found}, and weights are dense tensors of "
+                    "numbers. Save it as one."
+                )
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights that evaluation used: the averaged ones where the run kept an average."""
+    averaged = _averaged(checkpoint)
+    return dict(checkpoint["model"] if averaged is None else averaged)
+
+
+def _averaged(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor] | None:
+    """The averaged weights of a checkpoint, alone or with other facts of the average."""
+    for key in ("ema", "model_ema"):
+        average = content.get(key)
+        weights = average.get("model", average) if isinstance(average, Mapping) else None
+        if _is_state_dict(weights):
+            return weights
+    return None
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    )

@@ -1,0 +1,75 @@
+"""The text of a JSON file; a file that is none is called by what it is."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import DatasetError
+from .foreign import describe_bytes, describe_lines
+from .source import missing_file
+
+_AGAIN = "Write or fetch it again."
+
+
+def read_json(path: str, lists: tuple[str, ...]) -> Any:
+    """Reads a JSON file in UTF-8, with or without byte order mark.
+
+    Args:
+        path: of the file.
+        lists: keys of the top level that must not be there twice: the last would hide the others.
+
+    Raises:
+        DatasetError: it cannot be opened, is not JSON or not UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+    except OSError as error:
+        raise missing_file(path, error.strerror or "cannot be read") from None
+    if not raw.strip():
+        raise DatasetError(f"annotation file {path!r} is empty. {_AGAIN}")
+    other = describe_bytes(raw)
+    if other is not None:
+        raise DatasetError(f"annotation file {path!r} {other}")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"annotation file {path!r} is not UTF-8 at byte {error.start}. Save it as UTF-8."
+        ) from None
+    content = _parse(text, path)
+    if any(raw.count(f'"{key}"'.encode()) > 1 for key in lists):
+        _refuse_repeated(text, lists, path)
+    return content
+
+
+def _parse(text: str, path: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise DatasetError(f"annotation file {path!r} {describe_lines(text)}") from None
+        reason = str(error)
+    except RecursionError:
+        reason = "its objects are nested too deeply"
+    except ValueError:  # Python converts no text of so many digits
+        reason = "a number in it has thousands of digits"
+    raise DatasetError(f"annotation file {path!r} is not valid JSON: {reason}. {_AGAIN}")
+
+
+def _refuse_repeated(text: str, lists: tuple[str, ...], path: str) -> None:
+    """The second pass over a file, made only where a key may be there twice."""
+
+    def of_pairs(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+        last[:] = pairs  # the top level is the last that is called
+        return dict(pairs)
+
+    last: list[tuple[str, Any]] = []
+    json.loads(text, object_pairs_hook=of_pairs)
+    for key, count in Counter(key for key, _ in last if key in lists).items():
+        if count > 1:
+            raise DatasetError(
+                f"annotation file {path!r} has '{key}' {count} times at its top level, and only "
+                "the last would be read. Join the lists."
+            )

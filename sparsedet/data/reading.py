@@ -1,0 +1,170 @@
+"""Opening picture files: how they are to be read, and whose fault it is where that fails."""
+
+import errno
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from PIL import Image, UnidentifiedImageError
+
+from .depth import describe_tiff
+from .errors import DatasetError, StorageError
+from .pillow_limit import no_limit
+
+# What the name of a file or its content can cause; other errors of the system are not its fault.
+_OF_THE_FILE = {
+    None,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,  # a broken file makes its reader seek to impossible places
+}
+_MENDS = {
+    errno.EMFILE: "Raise the limit (ulimit -n 65536), or lower num_workers of the loaders.",
+    errno.ENFILE: "Close other programs, or raise the system's limit of open files.",
+    errno.EACCES: "Give this user the right to read it.",
+    errno.EPERM: "Give this user the right to read it.",
+}
+# What Pillow raises where a file is no image, is cut, or holds nonsense.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+
+def _is_range(value: Any) -> bool:
+    pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+    return pair and all(map(_is_number, value)) and value[0] < value[1]
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and -1e300 < value < 1e300
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How picture files are read, in training, evaluation and prediction alike.
+
+    Args:
+        value_range: the values (black, white) of pictures with more than 8 bits for each channel,
+            such as (0, 4095) for a sensor of 12 bits. None takes the range that a file declares.
+            Pictures of 8 bits are not changed by it.
+        max_pixels: largest width x height that is decoded. Reading takes up to 7 bytes of memory
+            for each pixel, so 3.5 GB for 500 million.
+
+    Raises:
+        ValueError: `value_range` is no pair of rising numbers, or `max_pixels` is not positive.
+    """
+
+    value_range: tuple[float, float] | None = None
+    max_pixels: int = 500_000_000
+
+    def __post_init__(self) -> None:
+        if self.value_range is not None:
+            if not _is_range(self.value_range):
+                raise ValueError(
+                    "PictureSettings.value_range must be two numbers, the values of black and of "
+                    f"white, got {self.value_range!r}. Set dataset.value_range=[0,4095] or the "
+                    "like, or null for what each file declares."
+                )
+            object.__setattr__(self, "value_range", tuple(self.value_range))
+        if not _is_number(self.max_pixels) or self.max_pixels < 1 or self.max_pixels % 1:
+            raise ValueError(
+                f"PictureSettings.max_pixels must be a positive integer, got {self.max_pixels!r}. "
+                "Set dataset.max_image_pixels=500000000 or the like."
+            )
+
+
+DEFAULT_SETTINGS = PictureSettings()
+
+
+class BrokenPictureError(Exception):
+    """Why a file cannot be decoded, in a few words."""
+
+
+@contextmanager
+def open_picture(
+    source: str | Image.Image, settings: PictureSettings = DEFAULT_SETTINGS
+) -> Iterator[Image.Image]:
+    """Opens a picture; what goes wrong with it in the block is told apart.
+
+    Pillow's own limit of pixels is lifted while a header is read, in the whole process, and put
+    back; `settings.max_pixels` takes its place.
+
+    Args:
+        source: path of a file, or a picture that Pillow has opened.
+        settings: how it is to be read.
+
+    Raises:
+        BrokenPictureError: the file is no picture, is broken or too large.
+        StorageError: the file may be whole and cannot be reached.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            yield source
+            return
+        with open(source, "rb") as file, _identified(file, source) as image:
+            width, height = image.size
+            if width * height > settings.max_pixels:
+                raise BrokenPictureError(
+                    f"{width}x{height} pixels are more than dataset.max_image_pixels="
+                    f"{settings.max_pixels:.0f}; decoding takes up to "
+                    f"{7e-9 * width * height:.1f} GB of memory"
+                )
+            yield image
+    except StorageError:
+        raise
+    except DatasetError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise BrokenPictureError(_reason(error, source)) from error
+
+
+def load(image: Image.Image) -> None:
+    """Decodes a picture that `open_picture` has let pass."""
+    with no_limit():
+        image.load()
+
+
+def _identified(file: IO[bytes], name: str) -> Image.Image:
+    with no_limit():
+        if not os.fstat(file.fileno()).st_size:
+            raise BrokenPictureError("the file is empty")
+        image = Image.open(file)
+        image.filename = name
+        return image
+
+
+def _reason(error: Exception, source: str | Image.Image) -> str:
+    if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+        raise storage_error(error, source) from error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, UnidentifiedImageError):
+        described = describe_tiff(source) if isinstance(source, str) else None
+        return described or "it is not an image"
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def storage_error(error: OSError, source: Any) -> StorageError:
+    """The error about a file that cannot be reached."""
+    mend = _MENDS.get(error.errno or 0, "Look at the disk or the mount; the file may be whole.")
+    reason = (error.strerror or str(error)).lower()
+    return StorageError(f"file {source!r} cannot be reached ({reason}). {mend}")

@@ -1,0 +1,226 @@
+"""Annotations: what they refer to, their boxes, and whether they are objects or ignore regions."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .areas import check_areas, read_area
+from .boxes import clip_boxes, fault_of_box, read_box
+from .entries import image_id, name_of
+from .fields import flag, said_as_text, shown
+from .findings import Findings
+from .references import Id, References
+
+_IGNORED = "an ignore region, neither learned nor to be found."
+
+
+@dataclass(slots=True)
+class _Annotation:
+    """An entry whose fields are read."""
+
+    entry: Mapping[str, Any]
+    label: str
+    image: Id
+    category: Id
+    box: list[float]
+    ignored: bool
+
+
+def clean_annotations(
+    annotations: Sequence[dict],
+    images: Mapping[Id, Mapping],
+    classes: Mapping[int, int],
+    findings: Findings,
+) -> dict[Id, list[dict]]:
+    """Checks annotations and turns them into what records hold.
+
+    Boxes of no size or outside of the image are left out; boxes that leave the image by more
+    than a pixel are clipped; both are warned about. A missing `area` becomes width x height.
+
+    Args:
+        annotations: entries of the annotation file.
+        images: image entries by id; where width and height are unknown nothing is clipped.
+        classes: contiguous class by category id.
+        findings: where faults are noted.
+
+    Returns:
+        By image id a list of dicts with `bbox` (xywh, pixels), `category_id` (contiguous),
+        `iscrowd` (1 for crowd regions and what is marked with `ignore`) and `area`.
+    """
+    found = _Reader(images, classes, findings).read(annotations)
+    _check_ids(annotations, findings)
+    sizes = [_size(images[each.image]) for each in found]
+    labels = [each.label for each in found]
+    boxes = clip_boxes([each.box for each in found], sizes, labels, findings)
+    kept = [(each, box) for each, box in zip(found, boxes, strict=True) if box is not None]
+    areas = [read_area(each.entry, each.label, findings) for each, _ in kept]
+    _check_areas([each for each, _ in kept], areas, findings)
+    by_image: dict[Id, list[dict]] = {}
+    for (each, box), area in zip(kept, areas, strict=True):
+        by_image.setdefault(each.image, []).append(
+            {
+                "bbox": box,
+                "category_id": classes[each.category],  # pyright: ignore[reportArgumentType]
+                "iscrowd": int(each.ignored),
+                "area": box[2] * box[3] if area is None else area,
+            }
+        )
+    _check_repeated(by_image, findings)
+    return by_image
+
+
+def _size(image: Mapping) -> tuple[float, float]:
+    return image.get("width") or math.inf, image.get("height") or math.inf
+
+
+def _check_areas(
+    found: Sequence[_Annotation], areas: Sequence[float | None], findings: Findings
+) -> None:
+    """Those that the file gives and that count."""
+    given = [
+        (each, area)
+        for each, area in zip(found, areas, strict=True)
+        if area is not None and not each.ignored
+    ]
+    check_areas(
+        [each.entry for each, _ in given],
+        [each.box for each, _ in given],
+        [area for _, area in given],
+        [each.label for each, _ in given],
+        findings,
+    )
+
+
+class _Reader:
+    """Reads the fields of annotations; what refers to nothing is told after the last one."""
+
+    def __init__(
+        self, images: Mapping[Id, Mapping], classes: Mapping[int, int], findings: Findings
+    ) -> None:
+        self._findings = findings
+        self._images = References("image_id", "images", images.keys())
+        self._categories = References("category_id", "categories", classes.keys())
+        self._num_images = len(images)
+        # label and value of what refers to nothing
+        self._no_image: list[tuple[str, Any]] = []
+        self._no_category: list[tuple[str, Any]] = []
+
+    def read(self, annotations: Sequence[dict]) -> list[_Annotation]:
+        """What can be used; notes faults of the rest."""
+        found = []
+        for place, entry in enumerate(annotations):
+            each = self._read(entry, _label(entry, place))
+            if each is not None:
+                found.append(each)
+        self._tell_missing_categories()
+        self._tell_missing_images(len({each.image for each in found}), len(annotations))
+        return found
+
+    def _read(self, entry: dict, label: str) -> _Annotation | None:
+        findings = self._findings
+        image = self._refer(self._images, self._no_image, entry, label)
+        category = self._refer(self._categories, self._no_category, entry, label)
+        given = entry.get("bbox")
+        box = read_box(given)
+        if box is None:
+            findings.error(f"{label} (bbox {shown(given)})", fault_of_box(entry))
+        elif any(isinstance(value, str) for value in given):
+            findings.warn(label, said_as_text("a number of its 'bbox'"))
+        ignored = self._is_ignored(entry, label)
+        if image is None or category is None or box is None:
+            return None
+        if "score" in entry:
+            findings.warn(label, "its 'score' is not used; it is taken as an object.")
+        return _Annotation(entry, label, image, category, box, ignored)
+
+    def _refer(
+        self, references: References, missing: list[tuple[str, Any]], entry: dict, label: str
+    ) -> Id | None:
+        key = references.key
+        given = entry.get(key)
+        identity = references.find(given, label, self._findings)
+        if identity is not None:
+            return identity
+        if given is None:
+            fault = f"'{key}' is missing. Add it or delete the annotation."
+            self._findings.error(label, fault)
+        elif image_id(given) is None:
+            self._findings.error(
+                f"{label} ({key} {shown(given)})",
+                f"'{key}' must be an 'id' in '{references.listed}'. Correct it or delete the "
+                "annotation.",
+            )
+        else:
+            missing.append((label, given))
+        return None
+
+    def _is_ignored(self, entry: dict, label: str) -> bool:
+        ignored = False
+        for key in ("iscrowd", "ignore"):
+            given = entry.get(key)
+            if given in (0, None):
+                continue  # nearly all
+            value = flag(given)
+            if value is None:
+                fault = f"'{key}' must be 0 or 1. Correct it."
+                self._findings.error(f"{label} ({key} {shown(given)})", fault)
+            elif isinstance(given, str):
+                self._findings.warn(label, said_as_text(f"its '{key}'"))
+            if value and key == "ignore":
+                self._findings.warn(label, f"its 'ignore' is set: {_IGNORED}")
+            ignored = ignored or bool(value)
+        return ignored
+
+    def _tell_missing_categories(self) -> None:
+        differ = self._categories.types_differ(value for _, value in self._no_category)
+        fault = "its 'category_id' is not in 'categories'. Add the category or correct the id."
+        for label, value in self._no_category:
+            self._findings.error(f"{label} (category_id {shown(value)})", differ or fault)
+
+    def _tell_missing_images(self, num_used: int, num_annotations: int) -> None:
+        """An error where the two lists seem to be of different files, else a warning.
+
+        Annotations without an image are left over where someone took a part of the images; then
+        most of the images that are left have annotations.
+        """
+        missing = self._no_image
+        differ = self._images.types_differ(value for _, value in missing)
+        if differ is not None:
+            for label, value in missing:
+                self._findings.error(f"{label} (image_id {shown(value)})", differ)
+        elif 2 * len(missing) >= num_annotations and 2 * num_used < self._num_images:
+            fault = (
+                f"its 'image_id' is not in 'images', as with {len(missing)} of {num_annotations} "
+                f"annotations, and {self._num_images - num_used} of {self._num_images} images "
+                "have none. Correct the ids, or give images and annotations of one set."
+            )
+            for label, value in missing:
+                self._findings.error(f"{label} (image_id {shown(value)})", fault)
+        else:
+            for label, _ in missing:
+                self._findings.warn(label, "its 'image_id' is not in 'images'; left out.")
+
+
+def _label(entry: Mapping, place: int) -> str:
+    identity = image_id(entry.get("id"))
+    return f"annotations[{place}]" if identity is None else f"annotation {name_of(identity)}"
+
+
+def _check_ids(annotations: Sequence[Mapping], findings: Findings) -> None:
+    ids = (image_id(entry.get("id")) for entry in annotations)
+    counts = Counter(str(identity) for identity in ids if identity is not None)
+    for identity, count in counts.items():
+        if count > 1:
+            findings.warn(f"annotation {identity}", "the id is given twice; both are kept.")
+
+
+def _check_repeated(by_image: Mapping[Id, list[dict]], findings: Findings) -> None:
+    for identity, objects in by_image.items():
+        different = {(o["category_id"], o["iscrowd"], *o["bbox"]) for o in objects}
+        if len(different) < len(objects):
+            findings.warn(
+                f"image {name_of(identity)} ({len(objects) - len(different)} boxes)",
+                "the same box of the same category is there more than once; all are kept.",
+            )

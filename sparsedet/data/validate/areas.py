@@ -1,0 +1,87 @@
+"""The field `area`: a number, and of the same unit as width x height."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .fields import number, said_as_text
+from .findings import Findings
+from .segmentation import area_of_segmentation
+
+# The area of a mask is part of its box: little of it where an object is thin and lies aslant.
+# Rounded corners and counted pixels exceed a small box by up to a pixel on each side.
+_LEAST_SHARE = 0.02
+_MOST_SHARE = 1.05
+_SUSPICIOUS = 0.05  # share of the boxes from which it is no longer taken for thin objects
+_FEW = 4  # so many equal areas, or equal shares, are no chance
+_EQUAL_SHARE = 0.3  # no shape of an object that all of them have fills so little of its box
+
+
+def read_area(entry: Mapping[str, Any], label: str, findings: Findings) -> float | None:
+    """The area of an entry; None where it has none that can be used."""
+    given = entry.get("area")
+    area = number(given)
+    if area is not None and area > 0:
+        if isinstance(given, str):
+            findings.warn(label, said_as_text("its 'area'"))
+        return area
+    if given is not None:
+        findings.warn(label, "its 'area' is no positive number; width x height is used.")
+    return None
+
+
+def check_areas(
+    entries: Sequence[Mapping[str, Any]],
+    boxes_xywh: Sequence[Sequence[float]],
+    areas: Sequence[float],
+    labels: Sequence[str],
+    findings: Findings,
+) -> None:
+    """Says so where the areas of a set are in another unit than its boxes, or made up.
+
+    Single areas are left alone: those of masks may be any part of the box.
+
+    Args:
+        entries: annotations; a `segmentation` that has the area proves it right.
+        boxes_xywh: their boxes, not clipped, with a width and a height.
+        areas: their areas.
+        labels: how messages call them.
+        findings: where it is noted.
+    """
+    if not entries:
+        return
+    sizes, area = np.array(boxes_xywh)[:, 2:], np.array(areas)
+    with np.errstate(divide="ignore", over="ignore"):  # a box may be narrower than floats tell
+        share = area / sizes.prod(axis=1)
+    high = area > _MOST_SHARE * (sizes + 1).prod(axis=1)
+    suspects = (share < _LEAST_SHARE) | high
+    if _all_equal(area) and not _all_equal(sizes.prod(axis=1), 1.5):
+        suspects[:] = True
+    if _all_equal(share) and np.median(share) < _EQUAL_SHARE:
+        suspects[:] = True
+    if suspects.mean() < _SUSPICIOUS:
+        return
+    places = [i for i in np.flatnonzero(suspects) if not _is_proven(entries[i], areas[i])]
+    if len(places) < _SUSPICIOUS * len(entries):
+        return
+    fault = (
+        f"'area' does not fit width x height ({len(places)} of {len(entries)}; the median is "
+        f"{np.median(share[places]):.2g} of it), so AP by size is wrong. Write it in square "
+        "pixels, or delete it: without it, width x height is used."
+    )
+    for place in places:
+        findings.warn(labels[place], fault)
+
+
+def _all_equal(values: np.ndarray, ratio: float = 1.001) -> bool:
+    return len(values) >= _FEW and values.max() < ratio * values.min()
+
+
+def _is_proven(entry: Mapping[str, Any], area: float) -> bool:
+    if not entry.get("segmentation"):
+        return False
+    found = area_of_segmentation(entry["segmentation"])
+    # counted pixels of a thin object are more than its polygon has
+    return found is not None and (math.isclose(found, area, rel_tol=0.5, abs_tol=16))

@@ -1,0 +1,99 @@
+"""Boxes: four numbers, clipped to their image, and whether a whole set has them in another form."""
+
+from typing import Any
+
+import numpy as np
+
+from .fields import number
+from .findings import Findings
+
+# Boxes may leave the image by this many pixels (rounding in exporters) without a word.
+_ROUNDING = 1.0
+_REMEDY = "Correct or delete the annotation."
+
+
+def read_box(value: Any) -> list[float] | None:
+    """Four finite numbers, or texts of numbers; None where it is anything else."""
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        return None
+    numbers = [each for each in map(number, value) if each is not None]
+    return numbers if len(numbers) == 4 else None
+
+
+def fault_of_box(entry: dict) -> str:
+    """What is wrong with the `bbox` of an entry that `read_box` does not take."""
+    value = entry.get("bbox")
+    if isinstance(value, dict):
+        return (
+            "'bbox' must be a list [x, y, width, height], not an object. Write the list; x and y "
+            "are the upper left corner in pixels."
+        )
+    if not value and entry.get("keypoints") and not entry.get("segmentation"):
+        return (
+            "'bbox' must be four finite numbers; no box is made of keypoints, which lie inside "
+            "of their object. Add 'bbox', or delete the annotation."
+        )
+    return f"'bbox' must be four finite numbers [x, y, width, height]. {_REMEDY}"
+
+
+def clip_boxes(
+    boxes: list[list[float]],
+    sizes: list[tuple[float, float]],
+    labels: list[str],
+    findings: Findings,
+) -> list[list[float] | None]:
+    """Boxes as they are, clipped, or None where there is nothing left to use."""
+    if not boxes:
+        return []
+    xywh, limit = np.array(boxes), np.array(sizes)
+    low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+    _check_format(xywh, limit, findings)
+    over = np.maximum(-low, high - limit).max(axis=1)
+    inner_low, inner_high = np.maximum(low, 0), np.minimum(high, limit)
+    no_size = np.any(xywh[:, 2:] <= 0, axis=1)
+    outside = np.any(inner_high <= inner_low, axis=1)
+    _check_loss(no_size | outside, findings)
+    cleaned: list[list[float] | None] = list(boxes)
+    for i in np.flatnonzero(no_size | outside | (over > _ROUNDING)):
+        label = f"{labels[i]} (bbox [{', '.join(f'{v:g}' for v in boxes[i])}])"
+        if no_size[i]:
+            findings.warn(label, "its box has no width or height; left out.")
+            cleaned[i] = None
+        elif outside[i]:
+            findings.warn(label, "its box is outside of the image; left out.")
+            cleaned[i] = None
+        else:
+            findings.warn(label, "its box leaves the image; clipped.")
+            cleaned[i] = np.concatenate((inner_low[i], inner_high[i] - inner_low[i])).tolist()
+    return cleaned
+
+
+def _check_loss(lost: np.ndarray, findings: Findings) -> None:
+    if len(lost) >= 4 and lost.mean() >= 0.5:
+        findings.error(
+            f"{lost.sum()} of {len(lost)} boxes",
+            "they have no width or height, or are outside of their image. Look for another unit "
+            "or order: COCO boxes are [x, y, width, height] in pixels.",
+        )
+
+
+def _check_format(xywh: np.ndarray, limit: np.ndarray, findings: Findings) -> None:
+    """Recognizes files in which all boxes are corners or fractions."""
+    bounded = np.isfinite(limit).all(axis=1)
+    if (np.abs(xywh) <= 1).all() and (xywh > 0).any() and (limit > 2).any():
+        findings.error(
+            "all boxes",
+            "no number is above 1, so they look like fractions of the image. "
+            "Multiply them by width and height: COCO boxes are [x, y, width, height] in pixels.",
+        )
+        return
+    if len(xywh) < 4 or not bounded.all():
+        return
+    leaves = np.any(xywh[:, :2] + xywh[:, 2:] > limit + _ROUNDING, axis=1)
+    fits_as_corners = (xywh[:, 2:] > xywh[:, :2]).all() and (xywh[:, 2:] <= limit + 1).all()
+    if leaves.mean() >= 0.25 and fits_as_corners:
+        findings.error(
+            "all boxes",
+            f"{leaves.mean():.0%} leave their image, but all fit as corners [x1, y1, x2, y2]. "
+            "Write them as [x, y, width, height].",
+        )

@@ -1,0 +1,164 @@
+"""Entries of categories and images: their ids, names and sizes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .fields import kind, said_as_text, shown, text, whole
+from .findings import Findings
+
+_LARGEST_SIDE = 2**31 - 1
+_REPEATED = "it is listed more than once; taken as one."
+
+
+def check_categories(
+    categories: Sequence[Mapping], annotations: Sequence[Mapping], source: str
+) -> list[tuple[int, str]]:
+    """Checks the categories of an annotation file.
+
+    Entries that are equal in id and name are one. Of two ids with the same name, one that no
+    annotation has is left out: exports write such a parent beside the class itself.
+
+    Args:
+        categories: entries with `id` and `name`.
+        annotations: entries with `category_id`.
+        source: path of the annotation file, the beginning of messages.
+
+    Returns:
+        (id, name) in the order of the ids.
+
+    Raises:
+        DatasetError: ids are no whole numbers, names are no text, or either is there twice.
+    """
+    findings = Findings(source)
+    pairs = [pair for pair in (_category(each, findings) for each in categories) if pair]
+    findings.close()
+    for (identity, name), count in Counter(pairs).items():
+        if count > 1:
+            findings.warn(f"category {identity} ({name!r})", _REPEATED)
+    pairs = _without_unused(list(dict.fromkeys(pairs)), annotations, findings)
+    for identity, count in Counter(i for i, _ in pairs).items():
+        if count > 1:
+            findings.error(f"category {identity}", "the id is given twice. Renumber one.")
+    for name, count in Counter(n for _, n in pairs).items():
+        if count > 1:
+            findings.error(f"category {name!r}", "two ids have this name. Join or rename them.")
+    findings.close()
+    return sorted(pairs)
+
+
+def _category(category: Mapping, findings: Findings) -> tuple[int, str] | None:
+    given, name = category.get("id"), text(category.get("name"))
+    label, identity = f"category {shown(given)}", whole(given)
+    if identity is None:
+        fault = f"'id' must be a whole number, got {kind(given)}. Renumber the categories."
+        findings.error(label, fault)
+        return None
+    if isinstance(given, str):
+        findings.warn(label, said_as_text("its 'id'"))
+    if name is None:
+        fault = "'name' must be a text that is not empty. Correct it."
+        findings.error(f"{label} (name {shown(category.get('name'))})", fault)
+        return None
+    if not isinstance(category["name"], str):
+        findings.warn(f"{label} (name {name})", "its 'name' is a number; its text is used.")
+    return identity, name
+
+
+def _without_unused(
+    pairs: list[tuple[int, str]], annotations: Sequence[Mapping], findings: Findings
+) -> list[tuple[int, str]]:
+    counts = Counter(name for _, name in pairs)
+    if len(counts) == len(pairs):
+        return pairs
+    used = {whole(entry.get("category_id")) for entry in annotations}
+    kept = []
+    for identity, name in pairs:
+        if counts[name] > 1 and identity not in used:
+            counts[name] -= 1
+            findings.warn(
+                f"category {identity} ({name!r})",
+                "another id has its name, and no annotation has this one; left out.",
+            )
+        else:
+            kept.append((identity, name))
+    return kept
+
+
+def check_images(images: Sequence[Mapping], findings: Findings) -> dict[int | str, dict]:
+    """Checks ids, names and sizes of the image entries; opens no file.
+
+    Returns:
+        Copies of the entries by id, whose `id`, `width` and `height` are whole numbers (an id may
+        be a text, too).
+    """
+    by_id: dict[int | str, dict] = {}
+    given: dict[int | str, Mapping] = {}
+    names: Counter = Counter()
+    for place, image in enumerate(images):
+        identity = image_id(image.get("id"))
+        if identity is None:
+            findings.error(
+                f"images[{place}] (id {shown(image.get('id'))})",
+                "'id' must be a whole number or a text. Correct it.",
+            )
+            continue
+        label = f"image {name_of(identity)}"
+        if identity in by_id:
+            if image == given[identity]:
+                findings.warn(label, _REPEATED)
+                continue
+            findings.error(label, "the id is given twice. Renumber one of the images.")
+        by_id[identity] = {**image, "id": identity}
+        given[identity] = image
+        if _check_file_name(image.get("file_name"), label, findings):
+            names[image["file_name"]] += 1
+        _read_size(by_id[identity], label, findings)
+    for name, count in names.items():
+        if count > 1:
+            findings.warn(f"file {name!r}", "several images name it; all are kept.")
+    return by_id
+
+
+def image_id(value: Any) -> int | str | None:
+    """The id of an image: a text that is not empty stays one, a number must be whole."""
+    return (value or None) if isinstance(value, str) else whole(value)
+
+
+def name_of(identity: int | str) -> str:
+    """An id for a message, which has one line."""
+    plain = isinstance(identity, str) and identity.isprintable() and len(identity) <= 100
+    return identity if plain else shown(identity)  # pyright: ignore[reportReturnType]
+
+
+def _check_file_name(name: Any, label: str, findings: Findings) -> bool:
+    if name is None or name == "":
+        findings.error(label, "'file_name' is missing. Add the path below the image folder.")
+        return False
+    if not isinstance(name, str):
+        findings.error(
+            f"{label} (file_name {shown(name)})",
+            f"'file_name' must be a text, got {kind(name)}. Write the path below the image folder.",
+        )
+        return False
+    return True
+
+
+def _read_size(image: dict, label: str, findings: Findings) -> None:
+    given = image.get("width"), image.get("height")
+    if given == (None, None):
+        return
+    width, height = map(whole, given)
+    if width is None or height is None or not _is_side(width) or not _is_side(height):
+        findings.error(
+            f"{label} ({image.get('file_name')!r}, {shown(given[0])} x {shown(given[1])})",
+            "'width' and 'height' must be positive whole numbers. Correct or delete both.",
+        )
+        return
+    if any(isinstance(each, str) for each in given):
+        findings.warn(label, said_as_text("its 'width' or 'height'"))
+    image["width"], image["height"] = width, height
+
+
+def _is_side(value: int) -> bool:
+    return 0 < value <= _LARGEST_SIDE

@@ -1,0 +1,97 @@
+"""Single values of annotation files: what counts as a number, as yes or no, as a text.
+
+No value is converted by truthiness. A reader returns None for what it does not take, and the
+caller names the entry. Texts of numbers are read; the caller says so, see `said_as_text`.
+"""
+
+import math
+import re
+import reprlib
+from numbers import Integral, Real
+from typing import Any
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LONGEST = 400  # characters of a number that is a text
+_HUGE = 1e150  # beyond it, the product of two numbers is not finite
+_FLAGS = {"true": True, "yes": True, "false": False, "no": False}
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 80
+_shortened.maxlong = 40
+_shortened.maxlevel = 3
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or the text of one; true and false are none."""
+    if type(value) is float or type(value) is int:  # nearly all; the general test takes longer
+        # the comparison holds for integers that no float can be, and fails for NaN
+        return float(value) if -_HUGE < value < _HUGE else None
+    if isinstance(value, str):
+        value = _parse(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value) if -_HUGE < value < _HUGE else None
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, be it written 640, 640.0 or as a text; true and false are none."""
+    if type(value) is int:
+        return value
+    if isinstance(value, str):
+        value = _parse(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    found = float(value)
+    return int(found) if math.isfinite(found) and found.is_integer() else None
+
+
+def flag(value: Any) -> bool | None:
+    """Yes or no: 1 or 0 as a number or its text, true or false; null is no."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in _FLAGS:
+        return _FLAGS[value.strip().lower()]
+    found = number(value)
+    return bool(found) if found in (0, 1) else None
+
+
+def text(value: Any) -> str | None:
+    """A text that is not empty and can be written to a file; a number gives its text."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return str(value) if number(value) is not None else None
+    if not isinstance(value, str) or not value:
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # halves of a pair, which JSON can hold
+        return None
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value for a message, shortened where it is long."""
+    return _shortened.repr(value)
+
+
+def kind(value: Any) -> str:
+    """What JSON calls a value."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, Real):
+        return "a number"
+    names = ((str, "a text"), (list, "a list"), (dict, "an object"))
+    return next((name for each, name in names if isinstance(value, each)), type(value).__name__)
+
+
+def said_as_text(keys: str) -> str:
+    """The warning about texts that were read as numbers."""
+    return f"{keys} is written as a text; it is read as the number."
+
+
+def _parse(value: str) -> int | float | None:
+    value = value.strip()
+    if len(value) > _LONGEST or not _NUMBER.fullmatch(value):
+        return None
+    return int(value) if value.lstrip("+-").isdecimal() else float(value)

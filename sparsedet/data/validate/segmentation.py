@@ -1,0 +1,65 @@
+"""Polygons and run-length masks of COCO files: their box and their area."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from pycocotools import mask
+
+from .fields import number
+
+_FAULTS = (TypeError, ValueError, KeyError, IndexError, OverflowError)
+
+
+def box_of_segmentation(segmentation: Any) -> list[float] | None:
+    """Box (xywh) around polygons or a run-length mask; None where it is neither.
+
+    Args:
+        segmentation: a list of polygons [x1, y1, x2, y2, ...] or a dict with `counts`, a list or
+            a compressed text, and `size` (h, w).
+    """
+    if isinstance(segmentation, dict):
+        return _of_mask(segmentation, lambda runs: [float(v) for v in mask.toBbox(runs)])
+    polygons = _polygons(segmentation)
+    if polygons is None:
+        return None
+    x = [value for polygon in polygons for value in polygon[::2]]
+    y = [value for polygon in polygons for value in polygon[1::2]]
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+
+
+def area_of_segmentation(segmentation: Any) -> float | None:
+    """Area of polygons, each by itself, or of a run-length mask; None where it is neither."""
+    if isinstance(segmentation, dict):
+        return _of_mask(segmentation, lambda runs: float(mask.area(runs)))
+    polygons = _polygons(segmentation)
+    return None if polygons is None else sum(map(_polygon_area, polygons))
+
+
+def _polygon_area(polygon: Sequence[float]) -> float:
+    points = list(zip(polygon[::2], polygon[1::2], strict=True))
+    edges = pairwise([*points, points[0]])
+    return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in edges)) / 2
+
+
+def _of_mask(segmentation: dict, measure: Any) -> Any:
+    codec: Any = mask  # its types leave out the form that files have
+    try:
+        if isinstance(segmentation["counts"], list):
+            segmentation = codec.frPyObjects(segmentation, *segmentation["size"])
+        return measure(segmentation)
+    except _FAULTS:
+        return None
+
+
+def _polygons(segmentation: Any) -> list[list[float]] | None:
+    if not isinstance(segmentation, list) or not segmentation:
+        return None
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    found = []
+    for polygon in polygons:
+        numbers = [number(value) for value in polygon] if isinstance(polygon, list) else [None]
+        if len(numbers) < 6 or len(numbers) % 2 or None in numbers:
+            return None
+        found.append(numbers)
+    return found

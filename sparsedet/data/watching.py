@@ -1,0 +1,80 @@
+"""Batches of data workers, with an eye on the clock."""
+
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# Seconds without a batch after which a person is told what is waited for.
+_LONG = 300.0
+_LOOK = 1.0
+
+_logger = logging.getLogger(__name__)
+
+
+def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
+    """The batches of a `DataLoader`; one that is long in coming is told, and in the end given up.
+
+    torch's own `timeout` does not help where a worker is stopped while it hands a batch over, and
+    puts off the discovery of one that has died.
+
+    Args:
+        batches: what makes the workers when it is iterated.
+        name: of the loader in the config.
+        timeout: seconds to wait for a batch, then the workers are killed; 0 = for ever. Without
+            workers nothing can be given up.
+
+    Raises:
+        RuntimeError: no batch came in time.
+    """
+    before = {child.pid for child in multiprocessing.active_children()}
+    iterator = iter(batches)
+    workers = [each for each in multiprocessing.active_children() if each.pid not in before]
+    watch = _Watch(workers, name, timeout)
+    watch.start()
+    try:
+        while True:
+            watch.since = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                if watch.expired:  # in the words of torch
+                    raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
+                raise
+            watch.since = None
+            yield batch
+    finally:
+        watch.done.set()
+
+
+class _Watch(threading.Thread):
+    def __init__(self, workers: list[Any], name: str, timeout: float) -> None:
+        super().__init__(name=f"watch of {name}", daemon=True)
+        self.since: float | None = None
+        self.expired = False
+        self.done = threading.Event()
+        self._workers = workers
+        self._loader = name
+        self._timeout = timeout if workers else 0.0
+
+    def run(self) -> None:
+        told = False
+        while not self.done.wait(_LOOK):
+            since = self.since
+            waited = 0.0 if since is None else time.monotonic() - since
+            if waited > _LONG and not told:
+                told = True
+                _logger.warning(
+                    "no batch of %s has come for %.0f s: are its pictures on a slow disk?",
+                    self._loader,
+                    _LONG,
+                )
+            if 0 < self._timeout < waited:
+                self.expired = True
+                for worker in self._workers:
+                    worker.kill()
+                return

@@ -1,0 +1,305 @@
+"""What ended a run, in one sentence and an exit code; the traceback goes to `log.txt`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import shutil
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import sparsedet
+from sparsedet.engine.nonfinite import NonFiniteError
+
+__all__ = [
+    "BROKEN_OFF",
+    "DIVERGED",
+    "REFUSED",
+    "Fault",
+    "allow_open_files",
+    "explain",
+    "is_end_of_worker",
+    "report",
+]
+
+logger = logging.getLogger(__name__)
+
+DIVERGED = 1
+"""Exit code: losses or gradients were not finite."""
+REFUSED = 2
+"""Exit code: something given is wrong; the same command fails again."""
+BROKEN_OFF = 3
+"""Exit code: something failed during the run; mend it and go on with `--resume`."""
+
+_WRAPPED = re.compile(r"Caught \w+ in (?:DataLoader worker process|pin memory thread)")
+_PLACE = re.compile(r'  File "(.+)", line (\d+), in (.+)')
+_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+))?"
+)
+_TIMEOUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
+_ERRNO = re.compile(r"\[Errno (\d+)\] [^:]+(?:: '(.+)')?|No space left on device \((\d+)\)")
+_MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
+_MOST_FILES = 65536
+_LONGEST = 400  # characters of the text of an error
+_OWN_CODE = Path(sparsedet.__file__).parent
+_STDLIB = Path(sysconfig.get_path("stdlib"))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a run ended.
+
+    Attributes:
+        sentence: For a person: what happened, to which file, and what to do.
+        code: The exit code of the process.
+    """
+
+    sentence: str
+    code: int
+
+
+def report(error: BaseException, *, otherwise: int = BROKEN_OFF, kept: str = "") -> Fault:
+    """Explain an error, and log the sentence with the traceback.
+
+    A record with a traceback is for `log.txt`: handlers of the terminal leave it out, and whoever
+    calls this prints the sentence.
+
+    Args:
+        error: What was raised.
+        otherwise: The exit code where the kind of the error does not decide it.
+        kept: What is said in addition, such as where the run can be taken up again.
+    """
+    fault = explain(error, otherwise=otherwise)
+    fault = Fault(f"{fault.sentence} {kept}".strip(), fault.code)
+    logger.error("%s", fault.sentence, exc_info=error)
+    return fault
+
+
+def explain(error: BaseException, *, otherwise: int = BROKEN_OFF) -> Fault:
+    """The sentence and the exit code of an error.
+
+    Disk, memory, file handles and data workers are told by their signs, wherever in the chain of
+    causes they stand. An error that this package raises speaks for itself; any other is named with
+    the line that it comes from, in the code of whoever wrote the component rather than below it.
+
+    Args:
+        error: What was raised, in this process or in a worker of its data loader.
+        otherwise: The exit code where the kind of the error does not decide it: `REFUSED` while
+            a run is built, `BROKEN_OFF` afterwards.
+    """
+    if isinstance(error, NonFiniteError):
+        return Fault(str(error), DIVERGED)
+    loader = _loader(error)
+    for sign in (_disk, _handles, _memory, _worker):
+        for each in _chain(error):
+            if sentence := sign(each, loader):
+                return Fault(sentence, BROKEN_OFF)
+    return Fault(_other(error), otherwise)
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may, up to 65536.
+
+    Tensors from data workers take a handle each, and 1024, the usual limit, are soon used up.
+    """
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+    except ImportError:  # not every system has it
+        return
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard < 0 else min(hard, _MOST_FILES)  # negative: no limit
+    if 0 <= soft < wanted:
+        with suppress(ValueError, OSError):
+            setrlimit(RLIMIT_NOFILE, (wanted, hard))
+
+
+def is_end_of_worker(error: BaseException) -> bool:
+    """Whether an error is what the end of a data worker leaves behind in the main process."""
+    return _worker(error, "") is not None or "Pin memory thread exited" in str(error)
+
+
+# --- signs --------------------------------------------------------------------------------------
+
+
+def _disk(error: BaseException, loader: str) -> str | None:
+    number, name = _errno(error)
+    if number not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    if "shared memory" in str(error):
+        return _shared_memory(loader)
+    why = "the disk is full" if number == errno.ENOSPC else "the quota of the disk is used up"
+    return f"{name or 'A file'} cannot be written: {why}{_room(name)}. Make room."
+
+
+def _handles(error: BaseException, loader: str) -> str | None:
+    number, name = _errno(error)
+    if number not in (errno.EMFILE, errno.ENFILE) and not (
+        "Too many open files" in str(error) or "received 0 items of ancdata" in str(error)
+    ):
+        return None
+    last = f", the last one to open was {name}" if name else ""
+    return (
+        f"Too many files are open{_limit()}{last}. Raise the limit (ulimit -n), or lower "
+        f"{loader}.num_workers."
+    )
+
+
+def _memory(error: BaseException, loader: str) -> str | None:
+    kind, text = _original(error)
+    wanted = _MEMORY.search(text)
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in text:
+        what = ". ".join(text.split(". ")[:2]).rstrip(".")
+    elif wanted:
+        what = f"Out of memory: {int(wanted[1]) / 1e9:.3g} GB more were asked for"
+    elif isinstance(error, MemoryError) or _errno(error)[0] == errno.ENOMEM:
+        what = f"Out of memory: {_short(text)}" if text and kind != text else "Out of memory"
+    else:
+        return None
+    if loader == "dataloader.test":
+        return f"{what}. Lower dataloader.test.batch_size, num_workers or dataset.max_size."
+    return (
+        f"{what}. Lower dataloader.train.total_batch_size (train.accumulation_steps makes up for "
+        "it), num_workers or dataset.max_size."
+    )
+
+
+def _worker(error: BaseException, loader: str) -> str | None:
+    text = str(error)
+    if found := _TIMEOUT.search(text):
+        return (
+            f"No batch came from the workers of {loader} for {float(found[1]):g} s: one hangs, as "
+            f"on a network folder that does not answer. {loader}.timeout is how long to wait."
+        )
+    found = _WORKER.search(text)
+    signal_name = (found[2] or "").split(". ")[0].strip(" .") if found else ""
+    if signal_name == "Bus error" or "unable to allocate shared memory" in text:
+        return _shared_memory(loader)
+    lost = isinstance(error, (ConnectionError, EOFError)) and _passes(error, "multiprocessing")
+    if found is None and not lost:
+        return None
+    who = f"Data worker {found[1]} of {loader}" if found else f"A data worker of {loader}"
+    if signal_name == "Segmentation fault":
+        return f"{who} crashed ({signal_name}). {loader}.num_workers=0 shows where."
+    how = f"was ended by a signal ({signal_name})" if signal_name else "ended unexpectedly"
+    return f"{who} {how}, most often since memory ran out. Lower {loader}.num_workers."
+
+
+def _shared_memory(loader: str) -> str:
+    return (
+        f"Shared memory (/dev/shm) is full{_room('/dev/shm/')}. Enlarge it (docker run "
+        f"--shm-size=8g), or set {loader}.num_workers=0."
+    )
+
+
+def _other(error: BaseException) -> str:
+    kind, text = _original(error)
+    number, name = _errno(error)
+    frames = _frames(error)
+    if isinstance(error, OSError) and number is not None and name:
+        reason = (error.strerror or text).lower()
+        return f"{name} cannot be used: {reason}."
+    own = bool(frames) and Path(frames[-1][0]).is_relative_to(_OWN_CODE)
+    if own and isinstance(error, (ValueError, OSError)):
+        return text or kind
+    said = f"{kind}: {_short(text).rstrip('.')}" if text else kind
+    place = _blame(frames)
+    return f"{said} ({place})." if place else f"{said}."
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what caused it, outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _original(error: BaseException) -> tuple[str, str]:
+    """Name and text of an error, or of the one in a data worker that this one stands for."""
+    text = str(error)
+    if _WRAPPED.match(text) is None:
+        return type(error).__name__, text
+    lines = text.rstrip().splitlines()
+    last = max((i for i, line in enumerate(lines) if line.startswith("  ")), default=0)
+    kind, _, rest = "\n".join(lines[last + 1 :]).partition(": ")
+    return kind.rsplit(".", 1)[-1], rest
+
+
+def _frames(error: BaseException) -> list[tuple[str, int, str]]:
+    """File, line and function of each call down to where an error was raised."""
+    if _WRAPPED.match(str(error)):  # in the worker
+        return [(found[1], int(found[2]), found[3]) for found in _PLACE.finditer(str(error))]
+    summary = traceback.extract_tb(error.__traceback__)
+    return [(frame.filename, frame.lineno or 0, frame.name) for frame in summary]
+
+
+def _passes(error: BaseException, folder: str) -> bool:
+    return any(folder in Path(name).parts for name, _, _ in _frames(error))
+
+
+def _loader(error: BaseException) -> str:
+    """Which loader an error concerns: that of the test set where an evaluation was running."""
+    frames = [frame for each in _chain(error) for frame in _frames(each)]
+    evaluates = any(Path(name).is_relative_to(_OWN_CODE / "evaluation") for name, _, _ in frames)
+    return "dataloader.test" if evaluates else "dataloader.train"
+
+
+def _blame(frames: list[tuple[str, int, str]]) -> str:
+    """The innermost place in a person's own code; else in ours; else anywhere."""
+    ours = [frame for frame in frames if Path(frame[0]).is_relative_to(_OWN_CODE)]
+    theirs = [frame for frame in frames if frame not in ours and not _is_installed(frame[0])]
+    for found in (theirs, ours, frames):
+        if found:
+            return "{}, line {}, in {}".format(*found[-1])
+    return ""
+
+
+def _is_installed(name: str) -> bool:
+    path = Path(name)
+    packages = {"site-packages", "dist-packages"} & {*path.parts}
+    return name.startswith("<") or bool(packages) or path.is_relative_to(_STDLIB)
+
+
+def _errno(error: BaseException) -> tuple[int | None, str]:
+    """Number and file of a system error, also where only its text is left."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno, str(error.filename or "")
+    kind, text = _original(error)
+    known = isinstance(error, OSError) or "Error" in kind
+    found = _ERRNO.search(text) if known else None
+    if found is None:
+        return None, ""
+    return int(found[1] or found[3]), found[2] or ""
+
+
+def _short(text: str) -> str:
+    """The first line of a text, cut where it is very long."""
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def _room(name: str) -> str:
+    try:
+        usage = shutil.disk_usage(Path(name).parent)
+    except OSError:
+        return ""
+    return f" ({usage.free / 1e9:.2g} GB of {usage.total / 1e9:.2g} GB are free)"
+
+
+def _limit() -> str:
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit
+    except ImportError:  # not every system has it
+        return ""
+    return f" (this process may have {getrlimit(RLIMIT_NOFILE)[0]})"

@@ -1,0 +1,176 @@
+"""Steps whose loss or gradient is not finite: kept for a person to look at, skipped, counted."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsedet import comm
+from sparsedet.files import atomic_write, write_json
+
+__all__ = ["NonFiniteError", "NonFiniteSteps"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_SAVED = 20  # folders of a run; whatever goes wrong more often shows in these
+_FOLDER = "nonfinite_"
+
+
+class NonFiniteError(ArithmeticError):
+    """Too many losses or gradients in a row were not finite."""
+
+
+class NonFiniteSteps:
+    """Saves the batches of steps that cannot be taken, and ends the run after too many in a row.
+
+    `nonfinite_<iteration>/batch.json` has losses, file names, image ids, boxes and classes;
+    `batch.pt` has the samples with their input tensors, for `torch.load`. With several processes
+    each writes the batch it had, as `batch_rank<n>`. Of a run the first 20 are kept.
+
+    Args:
+        folder: Where the batches go; None keeps none.
+        max_in_row: Steps in a row that are skipped; 0 ends the run at the first.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None = None, *, max_in_row: int = 0
+    ) -> None:
+        if not isinstance(max_in_row, int) or max_in_row < 0:
+            raise ValueError(
+                f"NonFiniteSteps.max_in_row must be an integer of 0 or more, got {max_in_row}. Set "
+                "train.max_nonfinite_steps."
+            )
+        self._folder = Path(folder) if folder is not None else None
+        self._max_in_row = max_in_row
+        self._in_row = 0
+
+    def taken(self) -> None:
+        """A step was taken: the count of those in a row begins anew."""
+        self._in_row = 0
+
+    def skip(
+        self,
+        iteration: int,
+        losses: Sequence[Mapping[str, torch.Tensor]],
+        batches: Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        grad_norm: float | None = None,
+    ) -> None:
+        """Account for a step that is not taken; every process calls it.
+
+        Args:
+            iteration: Iterations done before it.
+            losses: The terms of each batch of the step.
+            batches: The samples of each.
+            grad_norm: Of the gradient, where it was computed.
+
+        Raises:
+            NonFiniteError: It is one too many in a row.
+        """
+        self._in_row += 1
+        place = self._save(iteration, losses, batches, grad_norm)
+        what = f"{_describe(iteration, losses, batches)}{place}"
+        if self._in_row > self._max_in_row:
+            before = (
+                f" {self._in_row - 1} steps before it were skipped." if self._in_row > 1 else ""
+            )
+            raise NonFiniteError(
+                f"{what}{before} Nothing was saved after the last checkpoint. Look at these images "
+                "and their boxes, or lower optimizer.lr."
+            )
+        logger.warning(
+            "%s The step is skipped (%d in a row; more than train.max_nonfinite_steps=%d end the "
+            "run).",
+            what,
+            self._in_row,
+            self._max_in_row,
+        )
+
+    def _save(
+        self,
+        iteration: int,
+        losses: Sequence[Mapping[str, torch.Tensor]],
+        batches: Sequence[Sequence[Mapping[str, Any]]],
+        grad_norm: float | None,
+    ) -> str:
+        if self._folder is None:
+            return ""
+        folder = self._folder / f"{_FOLDER}{iteration:07d}"
+        if not folder.exists() and len(list(self._folder.glob(f"{_FOLDER}*"))) >= _MOST_SAVED:
+            return ""
+        several = comm.get_world_size() > 1
+        name = f"batch_rank{comm.get_rank()}" if several else "batch"
+        samples = [[_plain(sample) for sample in batch] for batch in batches]
+        try:
+            with atomic_write(folder / f"{name}.pt") as file:
+                torch.save(samples, file)
+            content = {
+                "iteration": iteration,
+                "losses": [{k: _number(v) for k, v in terms.items()} for terms in losses],
+                "grad_norm": None if grad_norm is None else _number(grad_norm),
+                "batches": _readable(samples),
+            }
+            write_json(folder / f"{name}.json", content)
+        except (OSError, RuntimeError) as error:  # what is lost here is not worth a run
+            logger.warning("the batch is not saved in %s: %s", folder, error)
+            return ""
+        return f" The batch is in {folder}."
+
+
+def _describe(
+    iteration: int,
+    losses: Sequence[Mapping[str, torch.Tensor]],
+    batches: Sequence[Sequence[Mapping[str, Any]]],
+) -> str:
+    values = [(name, float(term)) for terms in losses for name, term in terms.items()]
+    bad = [f"{name} = {value}" for name, value in values if not math.isfinite(value)]
+    images = ", ".join(str(sample.get("image_id", "?")) for batch in batches for sample in batch)
+    if bad:
+        return (
+            f"the loss is not finite at iteration {iteration}: {', '.join(bad)}; images {images}."
+        )
+    if not math.isfinite(sum(value for _, value in values)):
+        return f"the sum of the losses is not finite at iteration {iteration}; images {images}."
+    where = " of this process" if comm.get_world_size() > 1 else ""
+    return (
+        f"the gradient is not finite at iteration {iteration} although the loss{where} is; images "
+        f"{images}."
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A sample as tensors, numbers and texts in dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "get_fields"):  # instances of ours and of detectron2
+        return _plain(value.get_fields())
+    if isinstance(getattr(value, "tensor", None), torch.Tensor):  # boxes
+        return value.tensor.detach().cpu()
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+
+
+def _readable(value: Any) -> Any:
+    """The same for JSON: pictures as their shape, other tensors as lists."""
+    if isinstance(value, torch.Tensor):
+        return {"shape": list(value.shape)} if value.ndim > 2 else _readable(value.tolist())
+    if isinstance(value, dict):
+        return {name: _readable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    return _number(value) if isinstance(value, float) else value
+
+
+def _number(value: float | torch.Tensor) -> float | str:
+    """A number, or its name where JSON has none."""
+    value = float(value)
+    return value if math.isfinite(value) else str(value)

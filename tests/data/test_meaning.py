@@ -1,0 +1,559 @@
+"""What the fields of annotation files mean: numbers, flags, ids and areas, whoever wrote them."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparsedet.data import (
+    DatasetError,
+    DetectionMapper,
+    TestLoader,
+    TrainLoader,
+    open_dataset,
+)
+from sparsedet.evaluation import COCOEvaluator
+from sparsedet.structures import Boxes, Instances
+
+NAN, INF, LONG = math.nan, math.inf, 10**400
+DOCUMENT = {
+    "images": [
+        {"id": 1, "file_name": "a.png", "width": 40, "height": 30},
+        {"id": 2, "file_name": "b.png", "width": 40, "height": 30},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 8], "area": 80, "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 2, "bbox": [20, 5, 9, 9], "area": 81, "iscrowd": 0},
+        {"id": 3, "image_id": 2, "category_id": 1, "bbox": [4, 4, 12, 6], "area": 72, "iscrowd": 0},
+        {"id": 4, "image_id": 2, "category_id": 2, "bbox": [5, 8, 20, 7], "area": 140},
+    ],
+    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a document beside its two pictures; returns what `open_dataset` takes."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30), (9, 99, 9)).save(tmp_path / name)
+
+    def to_file(document, name="set.json"):
+        (tmp_path / name).write_text(json.dumps(document))
+        return str(tmp_path / name), str(tmp_path)
+
+    return to_file
+
+
+def changed(key, place, field, value):
+    document = copy.deepcopy(DOCUMENT)
+    document[key][place][field] = value
+    return document
+
+
+def flags(dataset):
+    return [entry["iscrowd"] for record in dataset.records for entry in record["annotations"]]
+
+
+# --- single fields --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+@pytest.mark.parametrize(
+    ("value", "means", "said"),
+    [
+        (0, 0, False),
+        (1, 1, False),
+        (0.0, 0, False),
+        (1.0, 1, False),
+        (None, 0, False),
+        (False, 0, False),
+        (True, 1, False),
+        ("0", 0, True),
+        ("1", 1, True),
+        ("0.0", 0, True),
+        ("false", 0, True),
+        ("True", 1, True),
+        ("no", 0, True),
+    ],
+)
+def test_flags_are_never_a_matter_of_truthiness(write, caplog, key, value, means, said):
+    dataset = open_dataset(*write(changed("annotations", 1, key, value)))
+    assert flags(dataset) == [0, means, 0, 0]
+    assert (f"annotation 2: its '{key}' is written as a text" in caplog.text) == said
+    assert ("'ignore' is set: an ignore region" in caplog.text) == (key == "ignore" and means == 1)
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+@pytest.mark.parametrize("value", ["", "crowd", "2", 2, -1, 0.5, [], [0], {}, NAN, INF, LONG])
+def test_what_is_no_flag_is_refused_by_name(write, key, value):
+    with pytest.raises(DatasetError, match=rf"annotation 2 \({key} .*'{key}' must be 0 or 1"):
+        open_dataset(*write(changed("annotations", 1, key, value)))
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value", "words"),
+    [
+        ("images", "width", 40.0, None),
+        ("images", "width", "40", "image 1: its 'width' or 'height' is written as a text"),
+        ("images", "width", "40.0", "image 1: its 'width' or 'height' is written as a text"),
+        ("images", "id", 1.0, None),
+        ("annotations", "image_id", 1.0, None),
+        ("annotations", "image_id", "1", "annotation 1: its 'image_id' is a text; it is read as"),
+        ("annotations", "category_id", 1.0, None),
+        ("annotations", "category_id", "1", "annotation 1: its 'category_id' is a text; it is"),
+        ("annotations", "bbox", ["2", "3.0", "1e1", " 8 "], "a number of its 'bbox' is written as"),
+        ("annotations", "area", "80", "annotation 1: its 'area' is written as a text"),
+        ("categories", "id", 1.0, None),
+        ("categories", "id", "1", "category '1': its 'id' is written as a text"),
+    ],
+)
+@pytest.mark.parametrize("pictures", [True, False])
+def test_numbers_are_numbers_however_they_are_written(
+    write, caplog, key, field, value, words, pictures
+):
+    path, folder = write(changed(key, 0, field, value))
+    plain = open_dataset(*write(DOCUMENT, "plain.json"))
+    assert not caplog.messages
+    dataset = open_dataset(path, folder if pictures else None)
+    assert dataset.class_names == plain.class_names
+    assert dataset.category_ids == (1, 2)
+    for mine, theirs in zip(dataset.records, plain.records, strict=True):
+        assert mine["annotations"] == theirs["annotations"]
+        assert (mine["image_id"], mine["width"]) == (theirs["image_id"], theirs["width"])
+        assert [type(mine[name]) for name in ("image_id", "width")] == [int, int]
+    assert caplog.text.count("WARNING") == (words is not None)
+    assert words is None or words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "values", "words"),
+    [
+        ("images", "width", [640.5, "x", "", True, NAN, INF, LONG, [40], {}, 0, -40, None],
+         r"image 1 \('a\.png', .* x 30\): 'width' and 'height' must be positive whole numbers"),
+        ("images", "id", [None, True, 0.5, NAN, INF, [1], {}, ""],
+         r"images\[0\] \(id .*'id' must be a whole number or a text"),
+        ("images", "file_name", [5, True, [], {}, NAN, LONG],
+         r"image 1 \(file_name .*'file_name' must be a text"),
+        ("annotations", "image_id", [True, False, 0.5, NAN, INF, [1], {}, ""],
+         r"annotation 1 \(image_id .*must be an 'id' in 'images'"),
+        ("annotations", "category_id", [True, 0.5, NAN, INF, [1], {}, ""],
+         r"annotation 1 \(category_id .*must be an 'id' in 'categories'"),
+        ("annotations", "bbox", [None, [], 5, "2,3,4,5", [1, 2, 3], [1, 2, 3, True],
+                                 [1, 2, 3, None], [1, 2, 3, "x"], [1, 2, 3, NAN], [1, 2, 3, LONG]],
+         r"annotation 1 \(bbox .*'bbox' must be four finite numbers"),
+        ("annotations", "bbox", [{"x": 1, "y": 2, "width": 3, "height": 4}],
+         r"annotation 1 .*must be a list \[x, y, width, height\], not an object"),
+        ("categories", "id", [None, True, 0.5, NAN, INF, [1], {}, "a", ""],
+         r"category .*: 'id' must be a whole number"),
+        ("categories", "name", [None, True, "", [], {}, NAN, "\ud800"],
+         r"category 1 \(name .*'name' must be a text"),
+    ],
+)  # fmt: skip
+def test_what_is_no_value_of_a_field_is_refused_by_name(write, key, field, values, words):
+    for place, value in enumerate(values):
+        path, folder = write(changed(key, 0, field, value), f"{place}.json")
+        for images in (folder, None):
+            with pytest.raises(DatasetError, match=words) as error:
+                open_dataset(path, images)
+            assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("value", [0, -5, "x", "", True, [], {}, NAN, INF, LONG])
+def test_an_area_that_is_none_becomes_width_x_height(write, caplog, value):
+    dataset = open_dataset(*write(changed("annotations", 0, "area", value)))
+    assert dataset.records[0]["annotations"][0]["area"] == 80
+    assert "annotation 1: its 'area' is no positive number" in caplog.text
+
+
+def test_a_number_as_a_name_is_its_text(write, caplog):
+    assert open_dataset(*write(changed("categories", 0, "name", 7))).class_names == ("7", "dog")
+    assert "category 1 (name 7): its 'name' is a number; its text is used" in caplog.text
+
+
+def test_a_fault_of_all_entries_is_said_once_with_a_count(write, caplog):
+    document = copy.deepcopy(DOCUMENT)
+    for entry in document["annotations"]:
+        entry["iscrowd"] = "0"
+    open_dataset(*write(document))
+    assert len(caplog.messages) == 1
+    assert "annotation 1, annotation 2, annotation 3 and 1 more: its 'iscrowd'" in caplog.text
+
+
+# --- ignore regions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_a_training_set_of_ignore_regions_alone_is_an_error(write, key):
+    document = copy.deepcopy(DOCUMENT)
+    for entry in document["annotations"]:
+        entry[key] = 1
+    dataset = open_dataset(*write(document))
+    assert dataset.num_objects == 4
+    with pytest.raises(DatasetError, match=r"not a single usable box.*ignore regions or unusable"):
+        TrainLoader(dataset, mapper=DetectionMapper([]), total_batch_size=1)
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_training_and_evaluation_agree_on_ignore_regions(write, key):
+    """No target; a detection in one is not wrong, and none that finds nothing is missed."""
+    dataset = open_dataset(*write(changed("annotations", 1, key, 1)))
+    assert len(DetectionMapper([])(dataset.records[0])["instances"]) == 1
+
+    def score(boxes_of_first):
+        evaluator = COCOEvaluator(dataset)
+        for (sample,) in TestLoader(dataset, mapper=DetectionMapper([])):
+            targets = sample["instances"]
+            found = targets.gt_boxes.tensor, targets.gt_classes
+            if sample["image_id"] == 1 and boxes_of_first:
+                extra = torch.tensor([box for box, _ in boxes_of_first], dtype=torch.float32)
+                labels = torch.tensor([label for _, label in boxes_of_first])
+                found = torch.cat((found[0], extra)), torch.cat((found[1], labels))
+            answer = Instances(
+                targets.image_size,
+                pred_boxes=Boxes(found[0]),
+                scores=torch.linspace(0.5, 0.9, len(found[0])),
+                pred_classes=found[1],
+            )
+            evaluator.process([sample], [{"instances": answer}])
+        return evaluator.evaluate()["bbox"]["AP"]
+
+    assert score([]) == pytest.approx(100)
+    inside = ([21.0, 6.0, 24.0, 9.0], 1)  # a part of the region
+    assert score([inside, ([20.0, 5.0, 29.0, 14.0], 1)]) == pytest.approx(100)
+    assert score([([30.0, 20.0, 38.0, 28.0], 1)]) < 90  # elsewhere it is wrong
+
+
+# --- what refers to what --------------------------------------------------------------------------
+
+
+def test_ids_that_are_texts_match_numbers(write, caplog):
+    document = copy.deepcopy(DOCUMENT)
+    for image in document["images"]:
+        image["id"] = f"{image['id']}"
+    dataset = open_dataset(*write(document))
+    assert [len(record["annotations"]) for record in dataset.records] == [2, 2]
+    assert [record["image_id"] for record in dataset.records] == ["1", "2"]
+    assert "and 1 more: its 'image_id' is a number, and the 'id' in 'images' a text" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("image_id", "a.png", "its 'image_id' is a text, and every 'id' in 'images' is a number"),
+        ("category_id", "cat", "its 'category_id' is a text, and every 'id' in 'categories' is a"),
+    ],
+)
+def test_ids_of_another_type_that_match_nothing_name_both_types(write, field, value, words):
+    document = copy.deepcopy(DOCUMENT)
+    for entry in document["annotations"]:
+        entry[field] = value
+    with pytest.raises(DatasetError, match=words) as error:
+        open_dataset(*write(document))
+    assert "such as 1" in str(error.value)
+    assert "not a single usable box" not in str(error.value)
+
+
+def test_annotations_of_other_images_are_an_error_unless_a_part_was_taken(write, caplog):
+    part = copy.deepcopy(DOCUMENT)
+    part["annotations"] += [
+        {**part["annotations"][0], "id": i, "image_id": i} for i in range(9, 40)
+    ]
+    assert open_dataset(*write(part)).num_objects == 4
+    assert "annotation 9, annotation 10, annotation 11 and 28 more: its 'image_id' is not in" in (
+        caplog.text
+    )
+    other = copy.deepcopy(DOCUMENT)
+    for entry in other["annotations"]:
+        entry["image_id"] += 500
+    with pytest.raises(DatasetError, match=r"as with 4 of 4 annotations, and 2 of 2 images have"):
+        open_dataset(*write(other, "other.json"))
+
+
+def test_equal_entries_of_an_image_are_one(write, caplog):
+    document = copy.deepcopy(DOCUMENT)
+    document["images"].append(dict(document["images"][0]))
+    assert len(open_dataset(*write(document)).records) == 2
+    assert "image 1: it is listed more than once; taken as one" in caplog.text
+    document["images"][2]["file_name"] = "b.png"
+    with pytest.raises(DatasetError, match="image 1: the id is given twice"):
+        open_dataset(*write(document, "other.json"))
+
+
+@pytest.mark.parametrize("box", [[5, 5, 0, 0], [900, 5, 10, 10]])
+def test_half_of_the_boxes_is_not_left_out_with_a_warning(write, box):
+    document = copy.deepcopy(DOCUMENT)
+    for entry in document["annotations"][:2]:
+        entry["bbox"] = box
+    with pytest.raises(DatasetError, match="2 of 4 boxes: they have no width or height, or are"):
+        open_dataset(*write(document))
+
+
+def test_equal_categories_are_one_and_an_unused_namesake_is_left_out(write, caplog):
+    document = copy.deepcopy(DOCUMENT)
+    document["categories"] += [{"id": "1", "name": "cat"}, {"id": 0, "name": "dog"}]
+    dataset = open_dataset(*write(document))
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.category_ids == (1, 2)
+    assert "category 1 ('cat'): it is listed more than once; taken as one" in caplog.text
+    assert "category 0 ('dog'): another id has its name, and no annotation has this" in caplog.text
+    document["annotations"][0]["category_id"] = 0
+    with pytest.raises(DatasetError, match=r"category 'dog': two ids have this name"):
+        open_dataset(*write(document, "used.json"))
+
+
+# --- areas ----------------------------------------------------------------------------------------
+
+
+def with_areas(areas, boxes=None, segmentations=None):
+    boxes = [[1, 2, 10 + i % 7, 8 + i % 5] for i in range(len(areas))] if boxes is None else boxes
+    document = copy.deepcopy(DOCUMENT)
+    document["annotations"] = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": area}
+        for i, (box, area) in enumerate(zip(boxes, areas, strict=True))
+    ]
+    for entry, each in zip(document["annotations"], segmentations or [], strict=False):
+        entry["segmentation"] = each
+    return document
+
+
+AREAS = {
+    "a constant": (lambda w, h, i: 1.0, "20 of 20"),
+    "a large constant": (lambda w, h, i: 100.0, "20 of 20"),
+    "fractions of the image": (
+        lambda w, h, i: w * h / (40 * 30),
+        "20 of 20; the median is 0.00083",
+    ),
+    "another resolution": (lambda w, h, i: w * h * 4, "20 of 20; the median is 4 of it"),
+    "a half of it": (lambda w, h, i: w * h / 4, "20 of 20; the median is 0.25"),
+    "corners": (lambda w, h, i: (1 + w) * (2 + h) * 2, "20 of 20"),
+    "a tenth of the set": (lambda w, h, i: w * h if i % 10 else 0.5, "2 of 20"),
+}
+
+
+@pytest.mark.parametrize("kind", list(AREAS))
+def test_areas_of_another_unit_are_told_with_the_figure(write, caplog, kind):
+    formula, words = AREAS[kind]
+    boxes = [[1, 2, 10 + i % 7, 8 + i % 5] for i in range(20)]
+    areas = [formula(w, h, i) for i, (_, _, w, h) in enumerate(boxes)]
+    COCOEvaluator(open_dataset(*write(with_areas(areas, boxes))))
+    assert "'area' does not fit width x height" in caplog.text
+    assert words in caplog.text
+    assert "delete it: without it, width x height is used" in caplog.text
+
+
+def shapes(kind, count=60):
+    """Boxes, areas and segmentations of objects whose masks fill a part of their box."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        w, h = rng.uniform(3, 30, 2)
+        x, y = rng.uniform(0, 5, 2)
+        if kind == "boxes, the last pixel counted":
+            yield [x, y, w, h], (w + 1) * (h + 1), []
+        elif kind == "ellipses":
+            yield [x, y, w, h], math.pi / 4 * w * h, []
+        elif kind == "any share":
+            yield [x, y, w, h], w * h * rng.uniform(0.03, 1), []
+        elif kind == "thin, aslant":
+            line = [x, y, x + 0.2, y, x + w, y + h, x + w - 0.2, y + h]
+            yield [x, y, w, h], 0.2 * h, [line]
+        elif kind == "equal crosses":
+            turn = rng.uniform(0, math.pi / 2)
+            side = 10 * (math.cos(turn) + math.sin(turn))
+            points = [(math.cos(turn + i * math.pi / 2), math.sin(turn + i * math.pi / 2))
+                      for i in range(4)]  # fmt: skip
+            r = 10 / math.sqrt(2)
+            yield [x, y, side, side], 100.0, [[x + 9 + r * v for p in points for v in p]]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["boxes, the last pixel counted", "ellipses", "any share", "thin, aslant", "equal crosses"],
+)
+def test_areas_of_masks_raise_no_alarm(write, caplog, kind):
+    boxes, areas, segmentations = zip(*shapes(kind), strict=True)
+    document = with_areas(areas, boxes, segmentations)
+    for image in document["images"]:
+        image["width"], image["height"] = 100, 100
+    path, _ = write(document)
+    open_dataset(path)
+    assert "area" not in caplog.text.replace("sparsedet.data.validate.areas", "")
+
+
+def test_no_alarm_on_real_sets(shared, caplog):
+    files = sorted((shared / "data").glob("*/annotations/*.json"))
+    assert len(files) >= 8
+    for path in files:
+        open_dataset(path)
+    assert "'area'" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["ann.json", "ann_fraction.json"])
+def test_constant_and_fractional_areas_of_the_cases(shared, caplog, name):
+    COCOEvaluator(open_dataset(shared / "cases" / "area_units" / name))
+    assert "annotation 1, annotation 2: 'area' does not fit width x height" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [("iscrowd_text", [0, 0]), ("ignore_flag", [1, 0]), ("via_export", [0, 0])],
+)
+def test_cases_that_load(shared, case, expected):
+    folder = shared / "cases" / case
+    assert flags(open_dataset(folder / "ann.json", folder / "img")) == expected
+
+
+# --- whole files ----------------------------------------------------------------------------------
+
+PREDICTION = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+FILES = {
+    "packed.json": (gzip.compress(b"{}"), r"is compressed with gzip\. Unpack it \(gunzip FILE\)"),
+    "packed.json.gz": (gzip.compress(b"{}"), r"is compressed with gzip\. Unpack it \(gunzip FILE"),
+    "set.tar.gz": (gzip.compress(b"{}"), "is an archive"),
+    "zip.json": (b"PK\x03\x04...", r"is an archive \(zip\)\. Unpack it"),
+    "wide.json": ("{}".encode("utf-16"), r"is UTF-16 text\. Save it as UTF-8"),
+    "wide_le.json": ('{"images": []}'.encode("utf-16-le"), r"is UTF-16 text\. Save it as UTF-8"),
+    "lfs.json": (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"),
+    "page.json": (b"\n<!DOCTYPE html><html>", r"is a web page\. Fetch the file itself"),
+    "xml.json": (b"<?xml version='1.0'?>", "is one XML file"),
+    "lines.json": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
+    "lines.ndjson": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
+    "one.jsonl": (b'{"a": 1}\n', r"JSON Lines \(NDJSON\)"),
+    "found.jsonl": (json.dumps(PREDICTION).encode() * 1, "JSON Lines of detections.*instances_"),
+    "found.json": (b"\n".join([json.dumps(PREDICTION).encode()] * 2), "JSON Lines of detections"),
+    "results.json": (json.dumps([PREDICTION]).encode(), "is a list of detections.*instances_"),
+    "boxes.json": (
+        json.dumps([{k: v for k, v in PREDICTION.items() if k != "score"}]).encode(),
+        "is a list of annotations without 'images' and 'categories'",
+    ),
+    "behind.json": (b'{"images": []} and so on', "has text behind its JSON value"),
+    "deep.json": (b"[" * 100_000, "its objects are nested too deeply"),
+    "digits.json": (b'{"images": ' + b"9" * 5000 + b"}", "a number in it has thousands of digits"),
+    "twice.json": (
+        b'{"images": [{}], "annotations": [], "categories": [{}], "annotations": [{}]}',
+        r"has 'annotations' 2 times at its top level.*Join the lists",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(FILES))
+@pytest.mark.parametrize("format", ["auto", "coco"])
+def test_what_is_no_instances_file_is_called_by_its_name(tmp_path, name, format):
+    content, words = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=words) as error:
+        open_dataset(tmp_path / name, format=format)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def top(key, value):
+    return {**copy.deepcopy(DOCUMENT), key: value}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (top("images", {"1": {"file_name": "a.png"}}), "'images' must be a list, got an object"),
+        (top("annotations", {"1": [{}]}), r"'annotations' must be a list, got an object\. Write"),
+        (top("annotations", None), "'annotations' must be a list, got null"),
+        (top("categories", ["cat"]), r"'categories'\[0\] must be an object, got a text \('cat'\)"),
+        (top("images", ["a.png"]), r"'images'\[0\] must be an object, got a text.*\"file_name\""),
+        (
+            {
+                "images": [{"id": 1, "file_name": "a.png", "objects": [{}]}],
+                "categories": [{"id": 1, "name": "cat"}],
+            },
+            "'annotations' is missing .* and 'images' hold lists 'objects', which are not read",
+        ),
+        (
+            top("annotations", [{"image_id": 1, "category_id": 1, "keypoints": [1, 2, 2]}]),
+            r"annotations\[0\] .*no box is made of keypoints",
+        ),
+    ],
+)
+def test_other_layouts_of_the_lists_are_told_with_the_mend(write, document, words):
+    with pytest.raises(DatasetError, match=words):
+        open_dataset(*write(document))
+
+
+def test_scores_are_not_used_and_that_is_said(write, caplog):
+    open_dataset(*write(changed("annotations", 0, "score", 0.3)))
+    assert "annotation 1: its 'score' is not used" in caplog.text
+
+
+# --- anything at all ------------------------------------------------------------------------------
+
+VALUES = (
+    None, "", " ", "text", "1", "1.0", "-1", "1e400", "NaN", "true", "???", "${oc.env:HOME}",
+    "\ud800", "a\nb", "\x00", "9" * 500, [], [1], [[1]], {}, {"x": 1}, 0, -1, 2, 0.5, 1.0, 640.5,
+    1e9, -1e9, 1e150, 1e300, LONG, -LONG, 2**63, NAN, INF, -INF, True, False, ["1", "2", "3", "4"],
+    [1, 2, 3, 4, 5], [1e149] * 4, [1e-200] * 4, [[1, 2], [3, 4]],
+    {"counts": [1, 2], "size": [3, 4]}, {"counts": "~", "size": [3, 4]},
+    {"counts": None, "size": 1}, {"counts": [LONG], "size": [LONG]},
+)  # fmt: skip
+
+
+def places():
+    """Where something may stand: lists, entries, fields, and numbers in fields."""
+    for key, entries in DOCUMENT.items():
+        yield (key,)
+        yield (key, 0)
+        for field in [*entries[0], *(("ignore", "segmentation") if key == "annotations" else ())]:
+            yield (key, 0, field)
+    yield from (("annotations", 0, "bbox", i) for i in range(4))
+
+
+def documents(place):
+    """The document with each value at a place, and without one."""
+    for value in (*VALUES, KeyError):
+        document = copy.deepcopy(DOCUMENT)
+        node = document
+        for step in place[:-1]:
+            node = node[step]
+        if value is not KeyError:
+            node[place[-1]] = value
+        elif isinstance(node, list):
+            del node[place[-1]]
+        else:
+            node.pop(place[-1], None)
+        if place[-1] == "segmentation":
+            del document["annotations"][0]["bbox"]
+        yield document
+
+
+def use(dataset):
+    """Reads a sample for training and takes the set for evaluation; how many boxes it has."""
+    if dataset.images is not None:
+        COCOEvaluator(dataset)
+        if dataset.has_targets():
+            loader = TrainLoader(dataset, mapper=DetectionMapper([]), total_batch_size=1)
+            assert loader.dataset[0]["instances"].gt_boxes.tensor.isfinite().all()
+    return dataset.num_objects
+
+
+@pytest.mark.parametrize("place", list(places()), ids=str)
+def test_any_value_in_any_place_is_one_sentence_or_records(write, caplog, monkeypatch, place):
+    monkeypatch.setenv("HOME", "what the environment says")
+    for number, document in enumerate(documents(place)):
+        path, folder = write(document, f"{number}.json")
+        for images in (folder, None):
+            caplog.clear()
+            try:
+                kept = use(open_dataset(path, images))
+                said = list(caplog.messages)
+            except DatasetError as error:
+                kept, said = None, [str(error)]
+            assert said or kept == len(document.get("annotations", [])), document
+            for sentence in said:
+                assert "\n" not in sentence
+                assert "what the environment says" not in sentence
+                assert len(sentence) < 800
+        Path(path).unlink()
