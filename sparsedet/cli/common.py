@@ -17,7 +17,7 @@ from sparsedet.config import ConfigError, trusting
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset
 
-_OVERRIDE = re.compile(r"\+{0,2}[\w.\[\]-]+\s*=")
+_OVERRIDE = re.compile(r"\+{0,2}(?!-)[\w.\[\]-]+\s*=")
 
 
 def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LONGEST = 400  # characters of a number that is a text
@@ -30,7 +30,7 @@ def number(value: Any) -> float | None:
         value = _parse(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
-    return float(value) if -_HUGE < value < _HUGE else None
+    return float(value) if -_HUGE < cast("float", value) < _HUGE else None
 
 
 def whole(value: Any) -> int | None:
