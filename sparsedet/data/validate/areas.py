@@ -63,7 +63,7 @@ def check_areas(
         suspects[:] = True
     if suspects.mean() < _SUSPICIOUS:
         return
-    places = [i for i in np.flatnonzero(suspects) if not _is_proven(entries[i], areas[i])]
+    places = [i for i in range(len(areas)) if suspects[i] and not _is_proven(entries[i], areas[i])]
     if len(places) < _SUSPICIOUS * len(entries):
         return
     fault = (
