@@ -93,7 +93,7 @@ $(VENV)/.lint: $(VENV)/.parity
 
 quickstart: $(VENV)/.installed
 	$(PY) -m sparsedet.data.shapes --output $(SHAPES) --train 2000
-	$(VENV)/bin/sparsedet train quickstart --resume train.output_dir=$(QUICKSTART) $(ARGS)
+	$(VENV)/bin/sparsedet train quickstart --resume=auto train.output_dir=$(QUICKSTART) $(ARGS)
 	$(VENV)/bin/sparsedet visualize $(QUICKSTART)/config.yaml \
 	  --weights $(QUICKSTART)/model_best.pth $(SHAPES)/val/00000[0-3].png
 	$(VENV)/bin/sparsedet predict $(QUICKSTART)/model_best.pth $(SHAPES)/val/00000[0-3].png \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import socket
 import tempfile
@@ -17,6 +16,7 @@ import torchvision
 
 from sparsedet import __version__, comm
 from sparsedet.config import ConfigError, LazyConfig, setting
+from sparsedet.files import file_digest
 
 __all__ = ["require_agreement", "require_same_start"]
 
@@ -99,13 +99,5 @@ def _facts(cfg: Any) -> Mapping[str, Any]:
     for key in _ANNOTATIONS if "dataset" in cfg else ():
         path = setting(cfg, key)
         if isinstance(path, str) and Path(path).is_file():
-            facts[key] = _digest(Path(path))
+            facts[key] = file_digest(Path(path))[:12]
     return facts
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()[:12]

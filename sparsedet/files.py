@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -64,6 +65,15 @@ def _name_file(error: BaseException | None, path: Path) -> None:
             error.filename, error.filename2 = str(path), None
             return
         error = error.__cause__ or error.__context__
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of what a file holds, as text."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,15 +13,36 @@ from sparsedet.checkpoint import (
     CheckpointError,
     CheckpointStore,
     LoadReport,
+    describe,
     load_checkpoint,
     load_weights,
+    non_finite,
 )
-from sparsedet.config import ConfigError, LazyConfig, setting
-from sparsedet.loading import trained_class_names
+from sparsedet.config import ConfigError, setting
+from sparsedet.config.files import dump_yaml
+from sparsedet.engine import Trainer
+from sparsedet.files import atomic_write
+from sparsedet.loading import stored_config, trained_class_names
 
-__all__ = ["find_checkpoint", "initialize", "load_for_evaluation", "save_config", "trained_classes"]
+__all__ = [
+    "Found",
+    "Resume",
+    "config_text",
+    "earlier_seed",
+    "find_checkpoint",
+    "initialize",
+    "load_for_evaluation",
+    "save_config",
+    "take_up",
+    "trained_classes",
+]
 
 logger = logging.getLogger(__name__)
+
+Found = tuple[dict[str, Any], Path]
+"""A checkpoint and where it is from."""
+Resume = bool | Literal["auto"]
+"""Whether to go on from the last checkpoint; "auto" = if there is one."""
 
 
 def trained_classes(settings: Any) -> list[str] | None:
@@ -38,55 +57,63 @@ def trained_classes(settings: Any) -> list[str] | None:
     return trained_class_names(checkpoint)
 
 
-def find_checkpoint(
-    store: CheckpointStore, *, resume: bool, eval_only: bool
-) -> tuple[dict[str, Any], Path] | None:
+def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) -> Found | None:
     """What the run begins from, read, and its path; None where it begins at the start.
 
     Args:
         store: of the output folder.
-        resume: go on from the last checkpoint in it.
+        resume: go on from the last checkpoint in it; "auto" = if there is one.
         eval_only: nothing will be trained, so that checkpoints of another run are not in the way.
 
     Raises:
-        CheckpointError: the folder holds checkpoints that cannot be read, or is in use.
+        CheckpointError: there is nothing to resume, no checkpoint can be read, or the folder holds
+            those of another run.
     """
-    if resume:
-        last = store.load_last()
-        if last is None:
-            logger.warning("no checkpoint in %s: beginning at the start", store.directory)
-        return last
-    if not eval_only and store.paths():
+    if not resume:
+        if not eval_only and store.paths():
+            raise CheckpointError(
+                f"train.output_dir={store.directory} holds the checkpoints of another run. Add "
+                "--resume to go on with it, or set another train.output_dir."
+            )
+        return None
+    last = store.load_last()
+    if last is None and resume != "auto":
         raise CheckpointError(
-            f"train.output_dir={store.directory} holds the checkpoints of another run. Add "
-            "--resume to go on with it, or set another train.output_dir."
+            f"there is no checkpoint to resume in {store.directory}. Check train.output_dir, or "
+            "begin anew where there is none with --resume=auto."
         )
-    return None
+    if last is None:
+        logger.info("no checkpoint in %s: beginning at the start", store.directory)
+    return last
 
 
-def save_config(cfg: Any, store: CheckpointStore, *, resumed: bool) -> dict[str, str]:
-    """Write `config.yaml` (on the main process); what checkpoints hold beside the weights.
+def earlier_seed(last: Found | None) -> int | None:
+    """The seed of the run to resume, which one without a seed goes on with; None if not known."""
+    if last is None or not isinstance(last[0].get("config"), str):
+        return None
+    return setting(stored_config(last[0]["config"], f"checkpoint {last[1]}"), "train.seed")
 
-    Args:
-        cfg: the config of the run.
-        store: of its output folder.
-        resumed: whether the run goes on with the one whose config is there.
 
-    Raises:
-        ConfigError: the run to resume is another one.
+def config_text(cfg: Any) -> str | None:
+    """The config as `config.yaml` has it; None, with a warning, where it cannot be written."""
+    try:
+        return dump_yaml(cfg)
+    except ConfigError as error:  # e.g. a function in a config of detrex
+        logger.warning("config.yaml is not written, and checkpoints lack it: %s", error)
+        return None
+
+
+def save_config(text: str | None, store: CheckpointStore) -> None:
+    """Write `config.yaml` beside the checkpoints, if there is a text, on the main process.
+
+    What a killed process left half written there is deleted.
     """
     if not comm.is_main_process():
-        return {}
+        return
     store.clean()
-    path = store.directory / "config.yaml"
-    if resumed and path.is_file():
-        _require_same_run(path, cfg)
-    try:
-        LazyConfig.save(cfg, path)
-    except ConfigError as error:  # e.g. a function in a config of detrex
-        logger.warning("%s is not written, and checkpoints lack it: %s", path.name, error)
-        return {}
-    return {"config": path.read_text(encoding="utf-8")}
+    if text is not None:
+        with atomic_write(store.directory / "config.yaml") as file:
+            file.write(text.encode())
 
 
 def initialize(model: nn.Module, settings: Any, *, eval_only: bool) -> None:
@@ -111,9 +138,7 @@ def initialize(model: nn.Module, settings: Any, *, eval_only: bool) -> None:
     _log_report(report, path)
 
 
-def load_for_evaluation(
-    model: nn.Module, settings: Any, last: tuple[dict[str, Any], Path] | None
-) -> None:
+def load_for_evaluation(model: nn.Module, settings: Any, last: Found | None) -> None:
     """Fill a model with the weights of the last checkpoint, unless the config names others.
 
     Args:
@@ -134,31 +159,40 @@ def load_for_evaluation(
         )
 
 
-def _require_same_run(path: Path, cfg: Any) -> None:
-    """Refuse to resume a run whose results would be told as those of other settings."""
-    with tempfile.TemporaryDirectory() as folder:  # as both read when they come from a file
-        LazyConfig.save(cfg, Path(folder) / path.name)
-        new = LazyConfig.load(Path(folder) / path.name)
-    old = LazyConfig.load(path)
-    for key in ("model", "optimizer", "lr_multiplier", "train.seed", "dataset.class_names"):
-        changed = _first_difference(setting(old, key), setting(new, key), key)
-        if changed is not None:
-            key, before, now = changed
-            raise ConfigError(
-                f"{key} is {before} in the run to resume ({path}) and {now} here. Set it as it "
-                "was, or set another train.output_dir."
-            )
+def take_up(trainer: Trainer, last: Found) -> None:
+    """Put a trainer where the run to resume stopped.
 
+    Args:
+        trainer: changed in place.
+        last: the checkpoint.
 
-def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
-    if old == new:
-        return None
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in dict.fromkeys([*old, *new]):
-            changed = _first_difference(old.get(name), new.get(name), f"{key}.{name}")
-            if changed is not None:
-                return changed
-    return key, old, new
+    Raises:
+        CheckpointError: it is no full checkpoint, does not fit, or is not finite.
+    """
+    checkpoint, path = last
+    try:
+        trainer.load_state_dict(checkpoint, path)
+        finished = trainer.iteration >= trainer.max_iter
+        found = non_finite({name: checkpoint.get(name) for name in ("ema", "optimizer")})
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be resumed: it does not hold what a run writes "
+            f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete it to go on "
+            "from the one before, or use it as train.init_checkpoint."
+        ) from e
+    if found:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be resumed: the run diverged, {describe(found)} are NaN or "
+            "infinite. Delete it to go on from the one before."
+        )
+    if finished:
+        logger.info(
+            "the run is finished (%d of %d), only evaluating", trainer.iteration, trainer.max_iter
+        )
+    else:
+        logger.info("resuming at iteration %d from %s", trainer.iteration, path)
 
 
 def _log_report(report: LoadReport, path: str) -> None:
@@ -170,3 +204,6 @@ def _log_report(report: LoadReport, path: str) -> None:
         logger.info("left out: %s", ", ".join(report.unused))
     if report.uncalibrated:
         logger.info("not in it, to be calibrated: %s", ", ".join(report.uncalibrated))
+    if report.converted:
+        types = [f"{count} of {name}" for name, count in report.converted.items()]
+        logger.info("converted to the types of the model: %s", ", ".join(types))

@@ -20,8 +20,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsedet import __version__, comm
 from sparsedet.agreement import require_same_start
+from sparsedet.changes import changes, run_facts, schedule_change, tell
 from sparsedet.checkpoint import CheckpointStore
-from sparsedet.config import ConfigError, instantiate
+from sparsedet.config import ConfigError, instantiate, setting
 from sparsedet.data import AnnotatedDataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
@@ -46,10 +47,15 @@ from sparsedet.files import write_json
 from sparsedet.loading import leave_out_pretrained, require_same_classes
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.resuming import (
+    Found,
+    Resume,
+    config_text,
+    earlier_seed,
     find_checkpoint,
     initialize,
     load_for_evaluation,
     save_config,
+    take_up,
     trained_classes,
 )
 from sparsedet.run_settings import run_settings
@@ -74,10 +80,7 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
         DatasetError: the data set cannot be used.
     """
     cfg.train = run_settings(cfg.train)
-    if cfg.train.amp.dtype not in _AMP_DTYPES:
-        raise ConfigError(
-            f"train.amp.dtype must be one of {', '.join(_AMP_DTYPES)}, got {cfg.train.amp.dtype!r}."
-        )
+    _require_evaluations(cfg.train)
     if "dataset" not in cfg:
         return  # the loaders of detectron2 and detrex know their sets by themselves
     if evaluates and cfg.dataset.get("class_names") is None:
@@ -92,14 +95,17 @@ class Job:
     Args:
         cfg: The config after `resolve_run`.
         device: Where this process computes.
-        resume: Go on from the last checkpoint in `train.output_dir`.
+        resume: Go on from the last checkpoint in `train.output_dir`; "auto" = if there is one.
         eval_only: Build what evaluation needs; weights are those of `train.init_checkpoint`, or
             with `resume` of the last checkpoint.
+        accept_changes: Go on although the resumed run is neither the old one nor a new one.
         origin: What `results.json` tells of where the config comes from.
 
     Raises:
-        ConfigError: The parts of the config do not fit together.
-        CheckpointError: A checkpoint cannot be read, does not fit or is that of another run.
+        ConfigError: The parts of the config do not fit together, or are not as they were in the
+            run to resume.
+        CheckpointError: A checkpoint cannot be read, does not fit, is that of another run, or there
+            is none to resume.
     """
 
     def __init__(
@@ -107,8 +113,9 @@ class Job:
         cfg: Any,
         device: torch.device,
         *,
-        resume: bool = False,
+        resume: Resume = False,
         eval_only: bool = False,
+        accept_changes: bool = False,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         self._cfg = cfg
@@ -122,25 +129,27 @@ class Job:
         last = find_checkpoint(self._store, resume=resume, eval_only=eval_only)
         require_same_start(last[1] if last is not None else None, self._output_dir)
         if cfg.train.seed is None:
+            cfg.train.seed = earlier_seed(last)
+        if cfg.train.seed is None:
             cfg.train.seed = comm.all_gather(random.randrange(2**31))[0]
-        self._extra = {} if eval_only else save_config(cfg, self._store, resumed=last is not None)
+        text = None if eval_only else config_text(cfg)  # before lengths are counted
         seed_everything(cfg.train.seed)
         self._model = self._build_model(replaced=last is not None)
         self._test_loader = instantiate(cfg.dataloader.test)
         self._evaluator = instantiate(cfg.dataloader.evaluator)
         if eval_only:
             load_for_evaluation(self._model, cfg.train, last)
+            self._facts = run_facts(device, validation=self._test_loader)
             return
         self._train_loader = instantiate(cfg.dataloader.train)
         self._trainer = self._build_trainer()
         self._log_survey()
+        self._facts = run_facts(device, training=self._train_loader, validation=self._test_loader)
         if last is not None:
-            self._trainer.load_state_dict(*last)
-            done, length = self._trainer.iteration, self._trainer.max_iter
-            if done < length:
-                logger.info("resuming at iteration %d from %s", done, last[1])
-            else:
-                logger.info("the run is finished (%d of %d), only evaluating", done, length)
+            self._compare(last, text, accept_changes)
+            take_up(self._trainer, last)
+        save_config(text, self._store)
+        self._extra = {"run": self._facts} | ({} if text is None else {"config": text})
         self._trainer.hooks = self._build_hooks()
 
     def train(self) -> dict[str, Any] | int:
@@ -178,15 +187,18 @@ class Job:
         """Where a run that has ended early can be taken up again, for a person."""
         if self._eval_only or self._trainer.iteration == 0:
             return ""
-        done, paths = self._trainer.iteration, self._store.paths()
-        if not paths:
-            return f"Its {done} iterations are lost: no checkpoint was written before."
-        lost = done - int(paths[-1].stem.rpartition("_")[2])
-        if lost > 0:
-            return (
-                f"The last checkpoint is {paths[-1]}, {lost} iterations before. --resume goes on."
+        done = self._trainer.iteration
+        paths = {int(path.stem.rpartition("_")[2]): path for path in self._store.paths()}
+        kept = max((number for number in paths if number <= done), default=None)
+        if kept is None:
+            return f"No checkpoint was written, so its {done} iterations are lost."
+        if kept < done:
+            where = (
+                f"The last checkpoint, {paths[kept]}, is of iteration {kept}, and {done} were done."
             )
-        return f"Iteration {done} is in {paths[-1]}; --resume goes on from it."
+        else:
+            where = f"Iteration {done} is saved in {paths[kept]}."
+        return f"{where} Add --resume to go on."
 
     def evaluate_only(self) -> dict[str, Any]:
         """Evaluate once; write `eval_results.json` and return what is in it."""
@@ -222,6 +234,15 @@ class Job:
         for text in survey.misfits() if survey is not None else ():
             logger.warning("%s", text)
 
+    def _compare(self, last: Found, text: str | None, accept: bool) -> None:
+        """Tell what is not as it was in the run to resume."""
+        if not comm.is_main_process():
+            return
+        checkpoint, path = last
+        found = changes(checkpoint, f"checkpoint {path}", config=text, facts=self._facts)
+        length = schedule_change(self._cfg, checkpoint.get("max_iter"), self._trainer.max_iter)
+        tell([*found, *([] if length is None else [length])], path, accept=accept)
+
     def _build_model(self, replaced: bool) -> nn.Module:
         settings = self._cfg.train
         if replaced or settings.init_checkpoint:
@@ -237,11 +258,17 @@ class Job:
     def _build_trainer(self) -> Trainer:
         cfg, settings = self._cfg, self._cfg.train
         model = self._model
+        if setting(cfg, "optimizer.params._target_") is None:
+            raise ConfigError(
+                "optimizer.params must be a component that takes the model and gives groups of its "
+                "parameters. Set optimizer.params._target_."
+            )
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
         self._require_lengths()
         settings.max_iter = self._iterations(settings.max_iter, settings.epochs)
         lr_multiplier = instantiate(cfg.lr_multiplier)
+        _check_schedule(lr_multiplier)
         ema = (
             ModelEma(model, decay=settings.model_ema.decay) if settings.model_ema.enabled else None
         )
@@ -380,6 +407,11 @@ class Job:
             "seed": self._cfg.train.seed,
             "device": self._device.type,
             "num_processes": comm.get_world_size(),
+            "annotations": {
+                name.split()[-2]: digest
+                for name, digest in self._facts.items()
+                if name.endswith("annotations")
+            },
             "versions": {
                 "sparsedet": __version__,
                 "python": platform.python_version(),
@@ -390,6 +422,17 @@ class Job:
         }
         write_json(self._output_dir / name, content)
         logger.info("results are in %s", self._output_dir / name)
+
+
+def _require_evaluations(settings: Any) -> None:
+    """Refuse early stopping where nothing is evaluated before the end."""
+    patience, period = settings.early_stopping.patience, settings.eval_period
+    if patience is not None and not (settings.eval_epochs if period is None else period):
+        raise ConfigError(
+            f"train.early_stopping.patience={patience} needs evaluations before the end, got "
+            f"train.eval_period={period} and train.eval_epochs={settings.eval_epochs}. Set "
+            "train.eval_period, or train.early_stopping.patience=null."
+        )
 
 
 def _check_parts_fit(model: nn.Module) -> None:
@@ -403,12 +446,36 @@ def _check_parts_fit(model: nn.Module) -> None:
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     try:
         with torch.no_grad():
-            model.eval()([{"image": image, "instances": nothing}])
-    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+            (found,) = model.eval()([{"image": image, "instances": nothing}])
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
         raise ConfigError(f"the parts of model do not fit together: {_sentence(error)}") from error
+    if not torch.isfinite(found["instances"].scores).all():
+        raise ConfigError(
+            "model gives scores that are not finite before it has learned anything. Look for a "
+            "number in model that is far too large or small, such as in model.pixel_std."
+        )
     model.train()
+
+
+def _check_schedule(lr_multiplier: Any) -> None:
+    """Look at a schedule before training does.
+
+    Raises:
+        ConfigError: it gives something else than factors of learning rates.
+    """
+    for where in (0.0, 0.25, 0.5, 0.75, 1 - 1e-6):
+        try:
+            factor = lr_multiplier(where)
+            fine = 0 <= factor < math.inf
+        except Exception as error:
+            raise ConfigError(f"lr_multiplier cannot be used: {_sentence(error)}") from error
+        if not fine:
+            raise ConfigError(
+                f"lr_multiplier must give factors of at least 0, got {factor!r} at {where:.0%} of "
+                "the run. Set its values."
+            )
 
 
 def _sentence(error: Exception) -> str:

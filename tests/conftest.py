@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import random
 from pathlib import Path
@@ -48,3 +50,11 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("needs the reference data in ../shared, which is not here")
     return path
+
+
+@pytest.fixture
+def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that need not import torch again: starting them takes longer than their work."""
+    multiprocessing.set_forkserver_preload(["sparsedet.engine", "tests.modeling.small"])
+    module = importlib.import_module("sparsedet.engine.launch")  # `engine` has a function so named
+    monkeypatch.setattr(module, "_START_METHOD", "forkserver")

@@ -2,7 +2,8 @@
 
 A checkpoint is a dict with at least `"model"` (a state dict). Full ones, written during training,
 also hold all that a resumed run needs to go on as if it had not stopped. Files are read without
-executing code from them (`weights_only`); every tensor that does not fit is named.
+executing code from them (`weights_only`) once their checksums are verified, and every tensor that
+does not fit is named.
 """
 
 from sparsedet.checkpoint.files import (
@@ -12,6 +13,7 @@ from sparsedet.checkpoint.files import (
     save_checkpoint,
 )
 from sparsedet.checkpoint.store import CheckpointStore
+from sparsedet.checkpoint.values import describe, non_finite
 from sparsedet.checkpoint.weights import (
     CLASS_HEAD,
     LABEL_EMBEDDING,
@@ -34,9 +36,11 @@ __all__ = [
     "atomic_write",
     "check_weights",
     "compare_weights",
+    "describe",
     "load_checkpoint",
     "load_weights",
     "model_weights",
+    "non_finite",
     "restore_model",
     "save_checkpoint",
 ]

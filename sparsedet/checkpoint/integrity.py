@@ -82,7 +82,7 @@ def digest(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
     for name in sorted(weights):
         tensor = weights[name]
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return {_KEY: content.hexdigest()}
 
 

@@ -7,7 +7,8 @@
 
 The output folder gets predictions.json, curves.json, confusion.json and eval_results.json.
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
-Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+Exit codes: 0 done; 2 something given is wrong; 3 something failed meanwhile (as in `sparsedet
+train`; one sentence says what).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsedet.cli.common import add_config, answer_together, make_parser, take_config
-from sparsedet.cli.train import Command, add_running, start
+from sparsedet.cli.train import Command, add_running, parse, start
 
 _BUILT = ("model", "dataset", "dataloader.test", "dataloader.evaluator")
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         "--weights", metavar="W", help="the same as train.init_checkpoint=W: .pth or .safetensors"
     )
-    return answer_together(_evaluate, parser.parse_intermixed_args(argv))
+    return answer_together(_evaluate, parse(parser, argv))
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
     sparsedet train quickstart
     sparsedet train CONFIG train.output_dir=DIR optimizer.lr=1e-4 ...
-    sparsedet train DIR/config.yaml --resume
+    sparsedet train DIR/config.yaml --resume       goes on from the last checkpoint in DIR
+    sparsedet train CONFIG --resume=auto           the same; where there is none, begins anew
     torchrun --nproc-per-node 8 -m sparsedet train CONFIG
 
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparsedet.cli.common import (
     add_config,
@@ -37,21 +38,30 @@ from sparsedet.cli.common import (
     print_error,
     take_config,
 )
-from sparsedet.config import read_config
+from sparsedet.config import ConfigError, packaged_configs, read_config
 from sparsedet.tables import format_table
 
 if TYPE_CHECKING:
     import torch
 
-_NEEDS = (
+    from sparsedet.training import Job
+
+_PATIENCE = 5.0  # seconds that a killed worker has to be gone
+_NEEDED_TO_EVALUATE = (
     "model._target_",
-    "optimizer._target_",
-    "lr_multiplier._target_",
-    "dataloader.train",
-    "dataloader.test",
-    "dataloader.evaluator",
+    "dataloader.test._target_",
+    "dataloader.evaluator._target_",
     "train.output_dir",
 )
+_NEEDED_TO_TRAIN = (
+    *_NEEDED_TO_EVALUATE,
+    "optimizer._target_",
+    "lr_multiplier._target_",
+    "dataloader.train._target_",
+)
+
+
+_AUTO = "--resume=auto"
 
 
 @dataclass(frozen=True)
@@ -61,16 +71,18 @@ class Command:
     Attributes:
         config: name or file of the config.
         overrides: changes of it.
-        resume: go on from the last checkpoint.
+        resume: go on from the last checkpoint; "auto" = if there is one.
         eval_only: do not train.
         num_gpus: processes to start on this machine.
+        accept_changes: resume although settings or annotations are not as they were.
     """
 
     config: str
     overrides: tuple[str, ...] = ()
-    resume: bool = False
+    resume: bool | Literal["auto"] = False
     eval_only: bool = False
     num_gpus: int = 1
+    accept_changes: bool = False
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -79,13 +91,25 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     add_config(parser)
     add_running(parser)
     parser.add_argument("--eval-only", action="store_true", help="the same as `sparsedet eval`")
-    return answer_together(_train, parser.parse_intermixed_args(argv))
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume although settings or annotations are not as they were",
+    )
+    return answer_together(_train, parse(parser, argv))
 
 
 def _train(args: argparse.Namespace) -> int:
     take_config(args)
     return start(
-        Command(args.config_file, tuple(args.overrides), args.resume, args.eval_only, args.num_gpus)
+        Command(
+            args.config_file,
+            tuple(args.overrides),
+            resume=args.resume,
+            eval_only=args.eval_only,
+            num_gpus=args.num_gpus,
+            accept_changes=args.accept_changes,
+        )
     )
 
 
@@ -94,9 +118,37 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in the output folder"
     )
+    parser.add_argument(  # an option of its own, so that the word after --resume stays a config
+        _AUTO,
+        dest="resume",
+        action="store_const",
+        const="auto",
+        help="the same; where there is none, begin anew",
+    )
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="processes to start on this machine"
     )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line that may have `--resume`, which takes no folder."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--resume=") and word != _AUTO:
+            named = word.removeprefix("--resume=")
+        elif word in ("--resume", _AUTO) and _is_folder(following):
+            named = following
+        else:
+            continue
+        parser.error(
+            f"--resume takes no folder, and no word but auto, got {named!r}. Name the folder as "
+            "train.output_dir=DIR, or give its config: DIR/config.yaml --resume."
+        )
+    return parser.parse_intermixed_args(words)
+
+
+def _is_folder(word: str) -> bool:
+    return bool(word) and Path(word).is_dir() and word not in packaged_configs()
 
 
 def start(command: Command, config_file: str | None = None) -> int:
@@ -109,14 +161,15 @@ def start(command: Command, config_file: str | None = None) -> int:
     Raises:
         ValueError: something given is wrong, and nothing has run.
     """
-    cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
+    needs = _NEEDED_TO_EVALUATE if command.eval_only else _NEEDED_TO_TRAIN
+    cfg = read_config(config_file or command.config, command.overrides, needs=needs)
     from sparsedet.engine.launch import check_processes, launch, resolve_device
     from sparsedet.training import resolve_run
 
     resolve_run(cfg, evaluates=command.eval_only)
     device_type = resolve_device(cfg.train.device)
     check_processes(command.num_gpus, device_type)
-    Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
+    _make_folder(cfg.train.output_dir)
     try:
         return launch(
             run,
@@ -129,6 +182,16 @@ def start(command: Command, config_file: str | None = None) -> int:
         return 130
 
 
+def _make_folder(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"train.output_dir={folder} cannot be made ({str(error.strerror).lower()}: "
+            f"{error.filename}). Set another one."
+        ) from error
+
+
 def run(device: torch.device, cfg: Any, command: Command) -> int:
     """Train or evaluate, in one of the processes; returns the exit code."""
     from sparsedet import comm
@@ -136,7 +199,6 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
     from sparsedet.engine.faults import BROKEN_OFF, REFUSED, allow_open_files
     from sparsedet.engine.launch import has_several_machines
     from sparsedet.engine.lock import locked
-    from sparsedet.engine.peers import conclude
     from sparsedet.training import Job
 
     folder = Path(cfg.train.output_dir)
@@ -153,19 +215,17 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
             if has_several_machines():
                 require_agreement(cfg)
             job = Job(
-                cfg, device, resume=command.resume, eval_only=command.eval_only, origin=origin
+                cfg,
+                device,
+                resume=command.resume,
+                eval_only=command.eval_only,
+                accept_changes=command.accept_changes,
+                origin=origin,
             )
             code = BROKEN_OFF
             found = job.evaluate_only() if command.eval_only else job.train()
-        except KeyboardInterrupt:
-            _end_workers()
-            if job is not None and comm.is_main_process():
-                print_error(f"ended at once by Ctrl-C. {job.standing()}".strip())
-            raise
-        except Exception as error:
-            _end_workers()
-            kept = job.standing() if job is not None else ""
-            return conclude(error, print_error, otherwise=code, kept=kept)
+        except BaseException as error:
+            return _ended(error, job, otherwise=code)
         if isinstance(found, int):
             return 128 + found
         if comm.is_main_process():
@@ -173,10 +233,29 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
         return 0
 
 
+def _ended(error: BaseException, job: Job | None, *, otherwise: int) -> int:
+    """Say what has ended the run; the exit code."""
+    from sparsedet import comm
+    from sparsedet.engine.peers import conclude
+    from sparsedet.engine.signals import undisturbed
+
+    with undisturbed(forget=True):
+        _end_workers()
+        kept = job.standing() if job is not None else ""
+        if isinstance(error, Exception):
+            return conclude(error, print_error, otherwise=otherwise, kept=kept)
+        if isinstance(error, KeyboardInterrupt) and job is not None and comm.is_main_process():
+            print_error(f"ended at once by Ctrl-C. {kept}".strip())
+    raise error
+
+
 def _end_workers() -> None:
     """End data workers, also those that hang: leaving would wait for them."""
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         child.kill()
+    for child in children:
+        child.join(_PATIENCE)
 
 
 def _tables(results: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-import sparsedet
 from sparsedet.engine.nonfinite import NonFiniteError
+from sparsedet.engine.signals import undisturbed
 
 __all__ = [
     "BROKEN_OFF",
@@ -47,8 +47,9 @@ _TIMEOUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 _ERRNO = re.compile(r"\[Errno (\d+)\] [^:]+(?:: '(.+)')?|No space left on device \((\d+)\)")
 _MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 _MOST_FILES = 65536
+_SHARED_MEMORY = "/dev/shm/any"
 _LONGEST = 400  # characters of the text of an error
-_OWN_CODE = Path(sparsedet.__file__).parent
+_OWN_CODE = Path(__file__).parents[1]
 _STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
@@ -96,12 +97,13 @@ def explain(error: BaseException, *, otherwise: int = BROKEN_OFF) -> Fault:
     """
     if isinstance(error, NonFiniteError):
         return Fault(str(error), DIVERGED)
-    loader = _loader(error)
-    for sign in (_disk, _handles, _memory, _worker):
-        for each in _chain(error):
-            if sentence := sign(each, loader):
-                return Fault(sentence, BROKEN_OFF)
-    return Fault(_other(error), otherwise)
+    with undisturbed(forget=True):  # a worker seldom dies alone
+        loader = _loader(error)
+        for sign in (_disk, _handles, _memory, _worker):
+            for each in _chain(error):
+                if sentence := sign(each, loader):
+                    return Fault(sentence, BROKEN_OFF)
+        return Fault(_other(error), otherwise)
 
 
 def allow_open_files() -> None:
@@ -193,7 +195,7 @@ def _worker(error: BaseException, loader: str) -> str | None:
 
 def _shared_memory(loader: str) -> str:
     return (
-        f"Shared memory (/dev/shm) is full{_room('/dev/shm/')}. Enlarge it (docker run "
+        f"Shared memory (/dev/shm) is full{_room(_SHARED_MEMORY)}. Enlarge it (docker run "
         f"--shm-size=8g), or set {loader}.num_workers=0."
     )
 

@@ -251,7 +251,7 @@ class EvalHook(Hook):
 
     def after_iteration(self, trainer: Trainer) -> None:
         """Evaluate when it is time."""
-        at_end = trainer.iteration == trainer.max_iter
+        at_end = trainer.iteration >= trainer.max_iter
         due = at_end or (self._period > 0 and trainer.iteration % self._period == 0)
         if not due or trainer.stop_requested:
             return
@@ -387,10 +387,11 @@ class CheckpointHook(Hook):
         """
         if self._saved_at == trainer.iteration and not anew:
             return
+        state = trainer.state_dict()
         if trainer.at_end and comm.is_main_process():  # first: whoever resumes looks at the others
             weights = {"model": trainer.eval_model.state_dict(), "iteration": trainer.iteration}
             self._store.save_weights(weights | self._extra, "final")
-        self._write(trainer, trainer.state_dict())
+        self._write(trainer, state)
 
     def after_train(self, trainer: Trainer) -> None:
         """Save where a run that ended before its end can be taken up again."""

@@ -119,7 +119,8 @@ def together(body: Callable[[], int], say: Callable[[str], None]) -> int:
     try:
         _place = _meet()
     except (ValueError, dist.DistError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        local_rank = os.environ.get("LOCAL_RANK", "0")
+        if local_rank == "0" or not local_rank.isdigit():  # of each machine one speaks
             say(str(error))
         return REFUSED
     try:

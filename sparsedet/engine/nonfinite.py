@@ -77,9 +77,9 @@ class NonFiniteSteps:
         place = self._save(iteration, losses, batches, grad_norm)
         what = f"{_describe(iteration, losses, batches)}{place}"
         if self._in_row > self._max_in_row:
-            before = (
-                f" {self._in_row - 1} steps before it were skipped." if self._in_row > 1 else ""
-            )
+            skipped = self._in_row - 1
+            steps = "step before it was" if skipped == 1 else f"{skipped} steps before it were"
+            before = f" The {steps} skipped." if skipped else ""
             raise NonFiniteError(
                 f"{what}{before} Nothing was saved after the last checkpoint. Look at these images "
                 "and their boxes, or lower optimizer.lr."

@@ -76,11 +76,19 @@ def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None
         say: tells a person a sentence; called on the first process of each machine.
 
     Returns:
-        The exit code: that of `body`, or that of the fault which the run ended of.
+        The exit code of `body`: 0, or 128 + n after signal n. With the code of a fault the process
+        ends here, and leaves out what Python does at the end, which may take long or hang.
     """
-    global _current
     if place.world_size == 1:
         return body()
+    code = _meet_and_call(place, body, say)
+    if code != 0 and code <= 128:
+        _quit(code)
+    return code
+
+
+def _meet_and_call(place: Place, body: Callable[[], int], say: Callable[[str], None]) -> int:
+    global _current
     _current = peers = _Peers(place, say)
     try:
         if not peers.meet():
@@ -99,6 +107,14 @@ def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None
     finally:
         peers.leave()
         _current = None
+
+
+def _quit(code: int) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Stopped(BaseException):
@@ -244,7 +260,7 @@ class _Peers:
             own = ["127.0.0.1"] if socket.gethostname() == self._first_host else []
             line = dial(own + hosts, port)
             if line is not None:
-                line.send(token=token, rank=self._place.rank, host=socket.gethostname())
+                line.send(dict(token=token, rank=self._place.rank, host=socket.gethostname()))
                 return line
             if time.monotonic() > latest:
                 raise ConnectionError(
@@ -260,11 +276,13 @@ class _Peers:
             return
         self._announced = fault
         self._line.send(
-            kind="fault",
-            sentence=fault.sentence,
-            code=fault.code,
-            traceback=text,
-            follows=follows,
+            dict(
+                kind="fault",
+                sentence=fault.sentence,
+                code=fault.code,
+                traceback=text,
+                follows=follows,
+            )
         )
 
     def wait(self) -> Fault | None:
@@ -285,7 +303,7 @@ class _Peers:
         _let_go_of_signals()
         self._sender.close()
         if self._line is not None and not (self._announced or self._known.is_set()):
-            self._line.send(kind="left")
+            self._line.send(dict(kind="left"))
         if self._board is not None:  # the others' lines end with this process
             self._board.join(_PATIENCE)
         if self._line is not None:
@@ -303,7 +321,7 @@ class _Peers:
         while numbers := self._signals.recv(64):
             for number in numbers:
                 if number in STOP_SIGNALS and not told:
-                    self._line.send(kind="stop", number=number)
+                    self._line.send(dict(kind="stop", number=number))
                     told = True
 
     def _listen(self) -> None:
@@ -341,8 +359,4 @@ class _Peers:
         self._met.set()
         time.sleep(_LEAVING)
         _writing.acquire(timeout=_WRITING)
-        for child in multiprocessing.active_children():
-            child.kill()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(fault.code)
+        _quit(fault.code)

@@ -13,7 +13,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class Line:
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-    def send(self, **message: Any) -> None:
+    def send(self, message: Mapping[str, Any]) -> None:
         """Send a message; one to a process that is gone is dropped."""
         with suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
@@ -200,7 +200,7 @@ class Switchboard(threading.Thread):
         if len(self._lines) == self._world_size:
             self._all_here = True
             for each in self._lines.values():
-                each.send(kind="all here")
+                each.send(dict(kind="all here"))
 
     def _take(self, rank: int, message: dict[str, Any]) -> None:
         if message["kind"] == "left":
@@ -208,7 +208,7 @@ class Switchboard(threading.Thread):
         elif message["kind"] == "stop":
             for other, line in self._lines.items():
                 if other != rank:
-                    line.send(kind="stop", number=message["number"])
+                    line.send(dict(kind="stop", number=message["number"]))
         elif message["kind"] == "fault":
             fault = Fault(message["sentence"], message["code"])
             self._note(_Report(rank, fault, message["traceback"], message["follows"]), _ALIKE)
@@ -252,10 +252,12 @@ class Switchboard(threading.Thread):
     def _tell(self, report: _Report) -> None:
         for rank in sorted(self._lines, reverse=True):  # its own process last: it may end at once
             self._lines[rank].send(
-                kind="verdict",
-                rank=report.rank,
-                sentence=report.fault.sentence,
-                code=report.fault.code,
-                traceback=report.traceback,
-                gone=report.rank not in self._lines,
+                dict(
+                    kind="verdict",
+                    rank=report.rank,
+                    sentence=report.fault.sentence,
+                    code=report.fault.code,
+                    traceback=report.traceback,
+                    gone=report.rank not in self._lines,
+                )
             )

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsedet import comm
-from sparsedet.checkpoint import CheckpointError, restore_model
+from sparsedet.checkpoint import CheckpointError, describe, non_finite, restore_model
 from sparsedet.engine.ema import ModelEma
 from sparsedet.engine.faults import is_end_of_worker
-from sparsedet.engine.nonfinite import NonFiniteSteps
+from sparsedet.engine.nonfinite import NonFiniteError, NonFiniteSteps
 from sparsedet.engine.random_state import iteration_seed, seed_everything
 from sparsedet.engine.signals import StopTraining, undisturbed
 from sparsedet.events import Recorder
@@ -50,7 +50,26 @@ class Trainer:
         nonfinite: Decides about steps whose loss or gradient is not finite, which leave model,
             optimizer, gradient scaler and average as they are; None ends the run at the first.
         seed: Of the random numbers, which are drawn anew at every iteration.
+
+    Attributes:
+        iteration: Iterations done.
+        train_seconds: What they took.
+        end_reason: Why the run is complete before `max_iter`.
+        stop_requested: The run ends after the present iteration, to be taken up again.
+        stop_signal: What told this process so.
+        interruptible: Such a signal may raise `StopTraining` at once.
+        fault: What ended the run, until the hooks have ended.
+        is_whole: No step is half done.
     """
+
+    iteration: int = 0
+    train_seconds: float = 0.0
+    end_reason: str | None = None
+    stop_requested: bool = False
+    stop_signal: int | None = None
+    interruptible: bool = False
+    fault: Exception | None = None
+    is_whole: bool = True
 
     def __init__(
         self,
@@ -67,24 +86,11 @@ class Trainer:
         nonfinite: NonFiniteSteps | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("max_iter", max_iter), ("accumulation_steps", accumulation_steps)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"Trainer.{name} must be an integer of at least 1, got {value}. "
-                    f"Set train.{name}."
-                )
+        _require_counts(max_iter=max_iter, accumulation_steps=accumulation_steps)
         self.model = model
         self.optimizer = optimizer
         self.max_iter = max_iter
         self.ema = ema
-        self.iteration = 0
-        self.train_seconds = 0.0
-        self.end_reason: str | None = None
-        self.stop_requested = False
-        self.stop_signal: int | None = None
-        self.fault: Exception | None = None
-        self.is_whole = True
-        self.interruptible = False
         self.hooks: list[Hook] = []
         self.hook_state: dict[str, Any] = {}
         self.recorder = Recorder()
@@ -98,6 +104,7 @@ class Trainer:
         self._clip_grad = dict(clip_grad) if clip_grad is not None else None
         self._accumulation_steps = accumulation_steps
         self._seed = seed
+        self._infinite_by_design = set(non_finite(self.unwrapped_model.state_dict()))  # masks
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         self._nonfinite = nonfinite or NonFiniteSteps()
         self._moving = _Moving(self.unwrapped_model)
@@ -140,7 +147,8 @@ class Trainer:
                     for hook in self.hooks:
                         hook.after_iteration(self)
             except Exception as error:
-                self._go_back(error)
+                with undisturbed(forget=True):
+                    self._go_back(error)
                 if self.fault is not None:
                     raise
             finally:
@@ -259,8 +267,12 @@ class Trainer:
     # --- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs; the same on every process, which asks no other for it."""
-        return {
+        """All that a resumed run needs; the same on every process, which asks no other for it.
+
+        Raises:
+            NonFiniteError: If weights, averages or the optimizer's state are NaN or infinite.
+        """
+        state = {
             "model": self.unwrapped_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self._scaler.state_dict(),
@@ -270,6 +282,21 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "hooks": dict(self.hook_state),
         }
+        self._require_finite(state)
+        return state
+
+    def _require_finite(self, state: Mapping[str, Any]) -> None:
+        """Nobody could go on from there, and it would take the place of what one could."""
+        found = non_finite({name: state[name] for name in ("model", "ema", "optimizer")})
+        for name in list(found):
+            if name.removeprefix("ema.").removeprefix("model.") in self._infinite_by_design:
+                del found[name]
+        if found:
+            raise NonFiniteError(
+                f"the model has diverged by iteration {self.iteration} although the losses were "
+                f"finite: {describe(found)} are NaN or infinite. It is not saved, and earlier "
+                "checkpoints stay; lower optimizer.lr."
+            )
 
     def load_state_dict(self, state: Mapping[str, Any], path: Any = "given") -> None:
         """Go on from `state_dict`.
@@ -318,6 +345,14 @@ class Trainer:
             ) from error
         for group, values in zip(self.optimizer.param_groups, options, strict=True):
             group.update(values)
+
+
+def _require_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"Trainer.{name} must be an integer of at least 1, got {value}. Set train.{name}."
+            )
 
 
 class _Moving:

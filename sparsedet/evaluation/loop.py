@@ -68,9 +68,7 @@ def evaluate(
     keep_ratios: list[float] = []
     timings: list[tuple[float, int]] = []
     with _eval_mode(model), torch.inference_mode():
-        for batch in loader:
-            if is_stopped is not None and is_stopped():
-                break
+        for batch in loader if is_stopped is None else _until(is_stopped, loader):
             started = time.perf_counter()
             outputs = [_to_host(output) for output in model(batch)]
             timings.append((time.perf_counter() - started, len(batch)))
@@ -78,8 +76,6 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
-    if is_stopped is not None and comm.any_process(is_stopped()):
-        raise EvaluationStopped
     found = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
     results = {**found, **_totals(keep_ratios, timings)}
     details = getattr(evaluator, "details", None)  # evaluators of others have none
@@ -100,6 +96,16 @@ def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
     if results.get("keep_ratio") is not None:
         found["keep_ratio"] = f"{results['keep_ratio']:.3f}"
     return {name: "-" if text == "nan" else text for name, text in found.items()}
+
+
+def _until(is_stopped: Callable[[], bool], loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches; raises after them, or after fewer, where a process was told to stop."""
+    for batch in loader:
+        if is_stopped():
+            break
+        yield batch
+    if comm.any_process(is_stopped()):
+        raise EvaluationStopped
 
 
 @contextlib.contextmanager

@@ -1,14 +1,18 @@
-"""Two processes with one image each, one of them without objects, train as one with both."""
+"""Processes that share a batch, one of them without objects, train as one with all of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
 from sparsedet import comm
+from sparsedet.engine import LogHook, Trainer
 from sparsedet.engine.launch import launch
 from tests.modeling import small
 
@@ -86,3 +90,78 @@ def test_the_count_of_objects_is_a_mean_over_processes(monkeypatch: pytest.Monke
     for name, loss in losses[0].items():
         torch.testing.assert_close(losses[1][name], 2 * loss)
         torch.testing.assert_close(losses[2][name], 4 * loss)
+
+
+class _Rows:
+    """Keeps the losses of every iteration, their means over the processes."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def write(self, iteration: int, scalars: dict[str, float]) -> None:
+        self.rows.append({name: v for name, v in scalars.items() if name.startswith("loss")})
+
+    def close(self) -> None:
+        pass
+
+
+def _train(name: str, optimizer: type, *, drawn: bool = False) -> list[dict[str, float]]:
+    """Losses of 20 iterations over the same global batches of four images."""
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    model = small.detector(small.NAMED[name]).train()
+    model = model if drawn else small.fix_noise(model)
+    wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
+
+    def batches(start: int) -> Iterator[Any]:
+        share = 4 // world_size
+        for step in range(start, 20):
+            seeds = [4 * step + place for place in range(4)]
+            batch = small.samples([(64, 96)] * 4, [(seed * 7) % 4 for seed in seeds], seeds)
+            yield batch[rank * share : (rank + 1) * share]
+
+    writer = _Rows()
+    trainer = Trainer(
+        wrapped,
+        batches,
+        optimizer=optimizer(model.parameters(), lr=1e-4),
+        lr_multiplier=ConstantParamScheduler(1.0),
+        max_iter=20,
+        clip_grad={"max_norm": 0.1},
+    )
+    trainer.hooks = [LogHook(1, [writer])]
+    trainer.train()
+    return writer.rows
+
+
+def _trainings(device: torch.device, folder: str) -> int:
+    torch.set_num_threads(1)
+    found = {
+        f"{name} {optimizer.__name__}": _train(name, optimizer)
+        for name in ("deformable_two_stage", "sparse_dual", "focus")
+        for optimizer in (torch.optim.SGD, torch.optim.AdamW)
+    }
+    found["drawn"] = _train("focus", torch.optim.SGD, drawn=True)
+    if comm.get_rank() == 0:
+        torch.save(found, Path(folder) / f"{comm.get_world_size()}.pt")
+    return 0
+
+
+@pytest.mark.slow
+def test_losses_do_not_depend_on_the_number_of_processes(
+    tmp_path: Path, quick_processes: None
+) -> None:
+    """Apart from noise that each process draws for itself."""
+    for processes in (1, 2, 4):
+        args = (str(tmp_path),)
+        assert launch(_trainings, args, num_processes=processes, device_type="cpu") == 0
+    one, *others = [torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2, 4)]
+    for processes, other in zip((2, 4), others, strict=True):
+        for name, rows in one.items():
+            assert len(rows) == 20
+            largest = max(
+                abs(row[term] - again[term]) / max(1.0, abs(row[term]))
+                for row, again in zip(rows, other[name], strict=True)
+                for term in row
+            )
+            print(f"{name}, {processes} processes: largest difference of a loss {largest:.1e}")
+            assert (largest <= 1e-5) is (name != "drawn"), (name, processes, largest)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import time
+
 import pytest
 import torch
 
 from sparsedet import comm
-from sparsedet.engine.launch import launch, resolve_device
+from sparsedet.engine.launch import launch, resolve_device, together
 
 
 def _code(device: torch.device, codes: tuple[int, ...]) -> int:
@@ -37,3 +40,52 @@ def test_bad_arguments() -> None:
         resolve_device("tpu")
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto") in ("cpu", "cuda", "mps", "xpu")
+
+
+def _environment(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
+    named = dict(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=1)
+    for name, value in (named | {"SPARSEDET_JOIN_SECONDS": 1} | values).items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"RANK": 1}, "process 1 of 2 cannot reach process 0 at MASTER_ADDR=127.0.0.1, "),
+        ({"RANK": 0}, "not all of the 2 processes came to MASTER_ADDR=127.0.0.1, MASTER_PORT="),
+        ({"RANK": 2}, "RANK must be below WORLD_SIZE=2, got 2."),
+        ({"LOCAL_RANK": "x"}, "must be numbers and MASTER_ADDR a name, got LOCAL_RANK=x. Start"),
+        ({"MASTER_ADDR": ""}, "must be numbers and MASTER_ADDR a name, got MASTER_ADDR=. Start"),
+    ],
+)  # fmt: skip
+def test_processes_that_do_not_meet(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, object], says: str
+) -> None:
+    """It takes a stated time, and nothing is read before."""
+    said: list[str] = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    _environment(monkeypatch, MASTER_PORT=port, **values)
+    started = time.monotonic()
+    assert together(lambda: pytest.fail("it went on"), said.append) == 2
+    assert time.monotonic() - started < 30
+    assert len(said) == 1 and says in said[0], said
+
+
+def test_a_port_that_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as other:
+        other.bind(("", 0))
+        other.listen()
+        _environment(monkeypatch, MASTER_PORT=other.getsockname()[1])
+        assert together(lambda: 0, said.append) == 2
+    assert said[0].startswith("the port is in use: MASTER_ADDR=127.0.0.1"), said
+
+
+def test_the_other_processes_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each machine speaks."""
+    said: list[str] = []
+    _environment(monkeypatch, RANK=5, LOCAL_RANK=1)
+    assert together(lambda: 0, said.append) == 2
+    assert said == []

@@ -27,7 +27,7 @@ def _run(folder: Path, kind: str, place: str) -> tuple[int, list[str]]:
     """Exit code and what was said; nothing is left running, and not for long."""
     args, say = (str(folder), kind, place), partial(faulty.say, str(folder))
     code = launch(faulty.work, args, num_processes=2, device_type="cpu", say=say)
-    assert time.time() - float((folder / "fault").read_text()) < 20
+    assert time.time() - float((folder / "fault").read_text()) < 30
     for rank in range(2):
         with pytest.raises(ProcessLookupError):
             os.kill(int((folder / f"pid-{rank}").read_text()), 0)
@@ -66,7 +66,7 @@ def test_processes_that_do_not_come() -> None:
     lines = [dial(["127.0.0.1"], board.port) for _ in range(2)]
     for rank, line in zip((0, 2), lines, strict=True):
         assert line is not None
-        line.send(token=board.token, rank=rank, host="here")
+        line.send(dict(token=board.token, rank=rank, host="here"))
     assert lines[1] is not None
     (verdict,) = lines[1].receive() or [None]
     for line in lines:
@@ -86,14 +86,14 @@ def test_strangers_are_not_heard() -> None:
     stranger.close()
     stranger = dial(["127.0.0.1"], board.port)
     assert stranger is not None
-    stranger.send(token="guess", rank=0, host="there")
-    stranger.send(kind="left")
+    stranger.send(dict(token="guess", rank=0, host="there"))
+    stranger.send(dict(kind="left"))
     stranger.close()
     line = dial(["127.0.0.1"], board.port)
     assert line is not None
-    line.send(token=board.token, rank=0, host="here")
+    line.send(dict(token=board.token, rank=0, host="here"))
     assert line.receive() == [{"kind": "all here"}]
-    line.send(kind="left")
+    line.send(dict(kind="left"))
     board.join(10)
     assert not board.is_alive()
     line.close()

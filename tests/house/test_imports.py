@@ -26,6 +26,7 @@ FLOORS = {
     "conversion": 3,
     "agreement": 4,
     "analysis": 4,
+    "changes": 4,
     "loading": 4,
     "visualization": 4,
     "export": 4,
@@ -50,6 +51,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
     ("predictor", "loading"),
     ("predictor", "visualization"),
+    ("changes", "loading"),
     ("resuming", "loading"),
     ("survey", "visualization"),
     ("modeling", "checkpoint"),  # a backbone that begins from a file reads it as everybody does
@@ -80,6 +82,7 @@ THIRD_PARTY = {
     "faster_coco_eval": {"evaluation.backends"},
     "supervision": {"data.formats.extra", "predictor.detections"},
     "defusedxml": {"data.formats.extra"},
+    "fsspec": {"data.roots"},
     "PIL": {"data", "visualization", "predictor", "survey.preview", "cli.visualize", "cli.predict"},
     "matplotlib": {"sweep", "benchmark", "evaluation.figures"},
     "tqdm": {"events", "engine", "evaluation", "data", "training", "cli.predict"},

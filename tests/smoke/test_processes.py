@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -57,13 +56,10 @@ def test_the_number_of_processes_does_not_matter(
     root: Path,
     drawn: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    quick_processes: None,
     optimizer: tuple[str, ...],
 ) -> None:
     """The same losses, each term of them, and the same detections at the end."""
-    monkeypatch.setattr(
-        importlib.import_module("sparsedet.engine.launch"), "_START_METHOD", "forkserver"
-    )
     found = {}
     for number in (1, 2, 4):
         output = tmp_path / str(number)
@@ -143,7 +139,7 @@ def _wait_for(path: Path, seconds: float) -> None:
 def test_a_killed_process_comes_back(root: Path, drawn: Path, tmp_path: Path) -> None:
     """Both machines start again, and go on as if nothing had been."""
     words = [str(root / CONFIG), *SMALL, *set_overrides(drawn), *COMPARABLE, "train.max_iter=30"]
-    words += ["train.eval_epochs=0", "train.checkpointer.period=5", "--resume"]
+    words += ["train.eval_epochs=0", "train.checkpointer.period=5", "--resume=auto"]
     plain, output = tmp_path / "plain", tmp_path / "run"
     for folder in (plain, output):
         folder.mkdir()

@@ -198,7 +198,7 @@ def test_a_run_that_learns_nothing_ends_early(
         "train.early_stopping.patience=2",
     )
     for _ in range(2):  # resumed, it does not go on
-        assert train_net("--resume", *arguments, config=trained / "config.yaml") == 0
+        assert train_net("--resume=auto", *arguments, config=trained / "config.yaml") == 0
         results = json.loads((tmp_path / "results.json").read_text())
         assert results["iterations"] == 3 and results["best"]["iteration"] == 1
         assert results["ended"] == "early stopping: no better bbox/AP in 2 evaluations"
@@ -718,7 +718,7 @@ def test_a_killed_run_goes_on(
         "train.epochs=2",
         "train.model_ema.enabled=true",
         "train.checkpointer.period=1",
-        "--resume",
+        "--resume=auto",
     )
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -1,0 +1,235 @@
+"""What is not as it was in the run to resume, and what of it would make another run of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsedet import __version__, comm
+from sparsedet.config import ConfigError, instantiate, setting
+from sparsedet.config.files import raw_values
+from sparsedet.data import AnnotatedDataset
+from sparsedet.files import file_digest
+from sparsedet.loading import stored_config
+
+__all__ = ["Change", "changes", "run_facts", "schedule_change", "tell"]
+
+logger = logging.getLogger(__name__)
+
+# What the weights at the end of a run follow from ...
+_BENDING = (
+    "model",
+    "optimizer",
+    "lr_multiplier",
+    "dataset",
+    "dataloader.train",
+    "train.seed",
+    "train.accumulation_steps",
+    "train.amp",
+    "train.clip_grad",
+    "train.model_ema",
+)
+# ... except for these: places (contents are compared), evaluation, what resuming does not look at,
+# and how fast batches are made.
+_HARMLESS = (
+    "model.backbone.weights",
+    "model.backbone.pretrained",
+    "dataset.path",
+    "dataset.format",
+    "dataset.train_json",
+    "dataset.train_images",
+    "dataset.val_json",
+    "dataset.val_images",
+    "dataset.test_short_side",
+    "dataset.num_classes",
+    "dataset.max_image_pixels",
+    "dataloader.train.num_workers",
+    "dataloader.train.timeout",
+)
+# together they say how many images an iteration sees
+_BATCH = ("dataloader.train.total_batch_size", "train.accumulation_steps")
+_TRAINING_SET = "the SHA-256 of the training annotations"
+_LONGEST = 80
+_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that is not as it was.
+
+    Attributes:
+        name: a key of the config, or what it is.
+        before: in the run to resume.
+        now: here.
+        bends: whether the resumed run would be neither the old one nor a new one.
+    """
+
+    name: str
+    before: Any
+    now: Any
+    bends: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} is {_shown(self.before)} in the run to resume and {_shown(self.now)} here"
+        )
+
+
+def run_facts(device: torch.device, **loaders: Any) -> dict[str, Any]:
+    """What a run depends on beside its config, for its checkpoints.
+
+    Args:
+        device: where it computes.
+        loaders: its loaders, by what they are for ("training", ...); of those that know their data
+            set the annotations count.
+    """
+    facts: dict[str, Any] = {
+        "sparsedet": __version__,
+        "torch": str(torch.__version__),  # a class of its own, which safe loading refuses
+        "the number of processes": comm.get_world_size(),
+        "the device": device.type,
+    }
+    for name, loader in loaders.items():
+        dataset = getattr(loader, "source", None)
+        if isinstance(dataset, AnnotatedDataset):
+            facts[f"the SHA-256 of the {name} annotations"] = _digest(dataset)[:16]
+    return facts
+
+
+def _digest(dataset: AnnotatedDataset) -> str:
+    path = Path(dataset.source)
+    whole = dataset.format == "coco" and path.is_file()  # other formats have many files
+    return file_digest(path) if whole else dataset.digest()
+
+
+def changes(
+    checkpoint: Mapping[str, Any], source: str, *, config: str | None, facts: Mapping[str, Any]
+) -> list[Change]:
+    """What of the config and the facts is not as it was; what is not known of either is left out.
+
+    Args:
+        checkpoint: of the run to resume.
+        source: where it is from, for messages.
+        config: the text of the config here.
+        facts: those here, see `run_facts`.
+
+    Raises:
+        CheckpointError: the checkpoint holds a config that cannot be read.
+    """
+    found = []
+    before = checkpoint.get("config")
+    if isinstance(before, str) and config is not None and before != config:
+        old, new = (stored_config(text, source) for text in (before, config))
+        found += _config_changes(old, new)
+    earlier = checkpoint.get("run")
+    if isinstance(earlier, Mapping):
+        found += [
+            Change(name, earlier[name], now, bends=name == _TRAINING_SET)
+            for name, now in facts.items()
+            if name in earlier and earlier[name] != now
+        ]
+    return found
+
+
+def _config_changes(old: Any, new: Any) -> list[Change]:
+    same_batch = _images(old) == _images(new) is not None
+    return [
+        Change(key, before, now, bends=_bends(key, same_batch))
+        for key, before, now in _differences(raw_values(old), raw_values(new), "")
+    ]
+
+
+def _bends(key: str, same_batch: bool) -> bool:
+    if same_batch and key in _BATCH:
+        return False
+    return _is_under(key, _BENDING) and not _is_under(key, _HARMLESS)
+
+
+def _is_under(key: str, groups: tuple[str, ...]) -> bool:
+    return any(f"{key}.".startswith(f"{group}.") for group in groups)
+
+
+def _images(cfg: Any) -> int | None:
+    """Images of an iteration, where the loader is one that says it."""
+    numbers = [setting(cfg, key) for key in _BATCH]
+    return numbers[0] * numbers[1] if all(isinstance(n, int) for n in numbers) else None
+
+
+def schedule_change(cfg: Any, before: Any, now: int) -> Change | None:
+    """The length of the run, if it is another; it bends a schedule that depends on it.
+
+    Args:
+        cfg: the config, with an `lr_multiplier`.
+        before: iterations of the run to resume.
+        now: iterations here.
+    """
+    if not isinstance(before, int) or before < 1 or before == now:
+        return None
+    old, new = _schedule(cfg, before), _schedule(cfg, now)
+    shared = min(before, now)
+    points = range(0, shared, max(1, shared // _POINTS))
+    same = all(abs(old(i / before) - new(i / now)) < 1e-9 for i in points)
+    name = "the number of iterations" if same else "the number of iterations, which the lr follows,"
+    return Change(name, before, now, bends=not same)
+
+
+def _schedule(cfg: Any, length: int) -> Any:
+    """The multiplier of the learning rate in a run of some length; its config may refer to it."""
+    present, cfg.train.max_iter = cfg.train.max_iter, length
+    try:
+        return instantiate(cfg.lr_multiplier)
+    finally:
+        cfg.train.max_iter = present
+
+
+def tell(found: list[Change], path: Path, *, accept: bool) -> None:
+    """Say what has changed; refuse what would bend the run unless it is accepted.
+
+    Args:
+        found: the changes.
+        path: the checkpoint to resume.
+        accept: the user knows.
+
+    Raises:
+        ConfigError: names what would bend the run.
+    """
+    bending = [change for change in found if change.bends]
+    if bending and not accept:
+        raise ConfigError(
+            f"{'; '.join(map(str, bending))}: {path} was not written for this. Set it as it was, "
+            "set another train.output_dir, or go on all the same with --accept-changes."
+        )
+    for change in found:
+        level = logging.WARNING if change.bends else logging.INFO
+        logger.log(level, "%s%s", "accepted: " if change.bends else "", change)
+    if not found:
+        logger.info("nothing that is known of the run has changed since %s was written", path)
+
+
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Where two configs differ: key, before, now. A call of something else is one difference."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = dict.fromkeys([*old, *new])
+        if old.get("_target_") != new.get("_target_"):
+            names = {"_target_": None}
+        for name in names:
+            path = f"{key}.{name}" if key else str(name)
+            yield from _differences(old.get(name), new.get(name), path)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        if any(isinstance(each, Mapping) for each in old):
+            for index, (before, now) in enumerate(zip(old, new, strict=True)):
+                yield from _differences(before, now, f"{key}.{index}")
+        elif old != new:
+            yield key, old, new
+    elif old != new:
+        yield key, old, new
+
+
+def _shown(value: Any) -> str:
+    text = str(value) or "''"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
