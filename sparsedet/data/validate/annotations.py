@@ -150,7 +150,7 @@ class _Reader:
         box = read_box(given)
         if box is None:
             findings.error(f"{label} (bbox {shown(given)})", fault_of_box(entry))
-        elif given is not None and str in map(type, given):
+        elif str in map(type, entry["bbox"]):
             findings.warn(label, said_as_text("a number of its 'bbox'"))
         ignored = self._is_ignored(entry, label)
         if image is None or category is None or box is None:
