@@ -80,7 +80,7 @@ class Change:
         )
 
 
-def run_facts(device: torch.device, **loaders: Any) -> dict[str, Any]:
+def run_facts(device: torch.device, loaders: Mapping[str, Any]) -> dict[str, Any]:
     """What a run depends on beside its config, for its checkpoints.
 
     Args:

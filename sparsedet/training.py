@@ -139,12 +139,14 @@ class Job:
         self._evaluator = instantiate(cfg.dataloader.evaluator)
         if eval_only:
             load_for_evaluation(self._model, cfg.train, last)
-            self._facts = run_facts(device, validation=self._test_loader)
+            self._facts = run_facts(device, {"validation": self._test_loader})
             return
         self._train_loader = instantiate(cfg.dataloader.train)
         self._trainer = self._build_trainer()
         self._log_survey()
-        self._facts = run_facts(device, training=self._train_loader, validation=self._test_loader)
+        self._facts = run_facts(
+            device, {"training": self._train_loader, "validation": self._test_loader}
+        )
         if last is not None:
             self._compare(last, text, accept_changes)
             take_up(self._trainer, last)

@@ -165,10 +165,10 @@ def test_annotations_are_known_by_what_they_say(tmp_path: Path) -> None:
 
     name = "the SHA-256 of the training annotations"
     first, moved = (draw_set(tmp_path / each) for each in "ab")
-    facts = [run_facts(torch.device("cpu"), training=Loader(each)) for each in (first, moved)]
+    facts = [run_facts(torch.device("cpu"), {"training": Loader(each)}) for each in (first, moved)]
     assert facts[0] == facts[1] and len(facts[0][name]) == 16
     text = (moved / "instances.json").read_text()
     (moved / "instances.json").write_text(text.replace('"iscrowd": 0', '"iscrowd": 1', 1))
-    changed = run_facts(torch.device("cpu"), training=Loader(moved))
+    changed = run_facts(torch.device("cpu"), {"training": Loader(moved)})
     assert {key for key in changed if changed[key] != facts[0][key]} == {name}
-    assert name not in run_facts(torch.device("cpu"), training=object())
+    assert name not in run_facts(torch.device("cpu"), {"training": object()})
