@@ -15,7 +15,7 @@ from .dataset import AnnotatedDataset
 from .errors import DatasetError
 from .mapper import DetectionMapper
 from .validate import warn_once
-from .watching import watched
+from .watching import end_without_handles, watched
 
 _logger = logging.getLogger(__name__)
 
@@ -354,6 +354,7 @@ def _data_loader(dataset: DetectionDataset, batch_sampler: Any, num_workers: int
         batch_sampler=batch_sampler,
         num_workers=num_workers,
         collate_fn=_in_shared_memory,
+        worker_init_fn=end_without_handles,
         # images go to the device while it works; of samples only tensors are pinned, not objects
         pin_memory=torch.accelerator.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global random state
