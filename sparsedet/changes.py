@@ -137,12 +137,10 @@ def changes(
 
 
 def _config_changes(old: Any, new: Any) -> list[Change]:
-    before, now = (dict(_leaves(raw_values(cfg), "")) for cfg in (old, new))
     same_batch = _images(old) == _images(new) is not None
     return [
-        Change(key, before.get(key), now.get(key), bends=_bends(key, same_batch))
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
+        Change(key, before, now, bends=_bends(key, same_batch))
+        for key, before, now in _differences(raw_values(old), raw_values(new), "")
     ]
 
 
@@ -213,16 +211,23 @@ def tell(found: list[Change], path: Path, *, accept: bool) -> None:
         logger.info("nothing that is known of the run has changed since %s was written", path)
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The values of a config under dotted keys; a list of values is one."""
-    if isinstance(value, Mapping) and value:
-        for name, each in value.items():
-            yield from _leaves(each, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-        for index, each in enumerate(value):
-            yield from _leaves(each, f"{key}.{index}")
-    else:
-        yield key, value
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Where two configs differ: key, before, now. A call of something else is one difference."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = dict.fromkeys([*old, *new])
+        if old.get("_target_") != new.get("_target_"):
+            names = {"_target_": None}
+        for name in names:
+            path = f"{key}.{name}" if key else str(name)
+            yield from _differences(old.get(name), new.get(name), path)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        if any(isinstance(each, Mapping) for each in old):
+            for index, (before, now) in enumerate(zip(old, new, strict=True)):
+                yield from _differences(before, now, f"{key}.{index}")
+        elif old != new:
+            yield key, old, new
+    elif old != new:
+        yield key, old, new
 
 
 def _shown(value: Any) -> str:

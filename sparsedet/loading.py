@@ -19,22 +19,12 @@ from sparsedet.checkpoint import (
     load_weights,
 )
 from sparsedet.config import ConfigError, LazyConfig, instantiate, packaged_configs
-from sparsedet.config.calls import value_at
 from sparsedet.config.lazy import setting
-from sparsedet.config.naming import locate
+from sparsedet.config.trust import require_trusted
 from sparsedet.conversion import num_classes
-from sparsedet.data import open_dataset, resolve_classes
+from sparsedet.data import resolve_classes
 from sparsedet.engine.launch import resolve_device
 from sparsedet.modeling import TokenSparseDetector
-
-# where the classes live that a config in a checkpoint may build
-_OWN_CLASSES = (
-    "sparsedet.modeling.",
-    "sparsedet.layers.",
-    "sparsedet.data.",
-    "sparsedet.evaluation.",
-    "torch.nn.",
-)
 
 
 def leave_out_pretrained(cfg: Any) -> list[str]:
@@ -118,12 +108,12 @@ def trained_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
 def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
     """The config that a training run left in its checkpoint.
 
-    A checkpoint may come from anywhere, so what its config builds is looked at before: classes of
-    this package and of ``torch.nn`` alone.
+    A checkpoint may come from anywhere, so what its config would call is looked at before, see
+    :func:`sparsedet.config.trust.require_trusted`. Parts that are not asked for are left out.
 
     Args:
         weights: the checkpoint.
-        keys: which parts of the config will be built.
+        keys: which parts of the config will be built, such as ``dataloader.test``.
 
     Raises:
         CheckpointError: the file cannot be read, holds no config, or the config has no such part
@@ -137,16 +127,26 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
         )
     cfg = stored_config(checkpoint["config"], f"checkpoint {weights}")
     for key in keys:
-        part = setting(cfg, key)
-        if part is None:
+        if setting(cfg, key) is None:
             raise CheckpointError(
                 f"the config in checkpoint {weights} has no {key}. Give one that has."
             )
-        try:
-            _refuse_foreign_calls(part, key, weights)
-        except ConfigError as error:
-            raise CheckpointError(f"the config in checkpoint {weights}: {error}") from None
+    _leave_out_others(cfg, (*keys, "train", "dataset"))
+    try:
+        require_trusted(cfg, f"the config in checkpoint {weights}")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     return cfg
+
+
+def _leave_out_others(cfg: Any, keys: Sequence[str]) -> None:
+    """Remove the parts of which no key is asked for, in place."""
+    for name in list(cfg):
+        below = {key.partition(".")[2] for key in keys if key.partition(".")[0] == name}
+        if not below:
+            del cfg[name]
+        elif "" not in below:
+            _leave_out_others(cfg[name], [part.partition(".")[0] for part in below])
 
 
 def name_classes(cfg: Any, source: str | os.PathLike[str]) -> None:
@@ -193,30 +193,6 @@ def stored_config(text: str, source: str) -> Any:
         except ConfigError as error:
             reason = str(error).replace(str(path), f"the config in {source}")
             raise CheckpointError(f"{reason} Give its config as a file.") from None
-
-
-def _refuse_foreign_calls(node: Any, key: str, weights: str | os.PathLike[str]) -> None:
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if target is not None and not _is_own_class(target):
-            raise CheckpointError(
-                f"the config in checkpoint {weights} would call {target} for {key}, which is no "
-                "class of this package or of torch.nn. If you trust the file, give its config."
-            )
-        for name in node:
-            _refuse_foreign_calls(value_at(node, name, key), f"{key}.{name}", weights)
-    elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
-        for index, each in enumerate(node):
-            _refuse_foreign_calls(each, f"{key}.{index}", weights)
-
-
-def _is_own_class(target: Any) -> bool:
-    if not isinstance(target, str) or not target.startswith(("sparsedet.", "torch.nn.")):
-        return False  # not even imported
-    found = locate(target)
-    if found is open_dataset:
-        return True
-    return isinstance(found, type) and found.__module__.startswith(_OWN_CLASSES)
 
 
 def build_on_meta(cfg: Any) -> TokenSparseDetector:

@@ -172,6 +172,7 @@ def take_up(trainer: Trainer, last: Found) -> None:
     checkpoint, path = last
     try:
         trainer.load_state_dict(checkpoint, path)
+        finished = trainer.iteration >= trainer.max_iter
         found = non_finite({name: checkpoint.get(name) for name in ("ema", "optimizer")})
     except CheckpointError:
         raise
@@ -186,12 +187,12 @@ def take_up(trainer: Trainer, last: Found) -> None:
             f"checkpoint {path} cannot be resumed: the run diverged, {describe(found)} are NaN or "
             "infinite. Delete it to go on from the one before."
         )
-    if trainer.iteration < trainer.max_iter:
-        logger.info("resuming at iteration %d from %s", trainer.iteration, path)
-    else:
+    if finished:
         logger.info(
             "the run is finished (%d of %d), only evaluating", trainer.iteration, trainer.max_iter
         )
+    else:
+        logger.info("resuming at iteration %d from %s", trainer.iteration, path)
 
 
 def _log_report(report: LoadReport, path: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from sparsedet.config import ConfigError, check_keys, get_config, setting
+from sparsedet.config.calls import is_plain, value_at
+from sparsedet.config.naming import shown
+from sparsedet.config.rules import Rule, check_settings
 
 # Where theirs keep what ours have under another name.
 _ELSEWHERE = {"wandb.params.project": "wandb.project", "wandb.params.name": "wandb.name"}
@@ -19,6 +23,36 @@ _WITHOUT_EFFECT = {
 }
 _TAKEN_AS_THEY_ARE = ("clip_grad.params", "ddp.broadcast_buffers")
 
+_COUNT = Rule(int, least=1)
+_PERIOD = Rule(int | None, least=0)
+_NAME = Rule(str | None)
+# What is of the kind of the value in `configs/common/train.py`, and not negative, needs no rule.
+_RULES = {
+    "output_dir": Rule(str, place=True, here=True, empty=False),
+    "init_checkpoint": Rule(str | None, place=True, here=True),
+    "epochs": Rule(float | None, above=0, most=1e6),
+    "max_iter": Rule(int | None, least=1),
+    "accumulation_steps": _COUNT,
+    "seed": Rule(int | None, least=0, most=math.inf),
+    "amp.dtype": Rule(str, choices=("float16", "bfloat16")),
+    "clip_grad.params.max_norm": Rule(float, above=0, most=math.inf),
+    "clip_grad.params.norm_type": Rule(float, above=0, most=math.inf),
+    "clip_grad.params.error_if_nonfinite": Rule(bool),
+    "clip_grad.params.foreach": Rule(bool | None),
+    "model_ema.decay": Rule(float, least=0, below=1),
+    "ddp.broadcast_buffers": Rule(bool),
+    "eval_epochs": Rule(float, least=0, most=1e6),
+    "eval_period": _PERIOD,
+    "early_stopping.patience": Rule(int | None, least=1),
+    "checkpointer.epochs": Rule(float, least=0, most=1e6),
+    "checkpointer.period": _PERIOD,
+    "checkpointer.max_to_keep": _COUNT,
+    "log_period": _COUNT,
+    "wandb.name": _NAME,
+    "mlflow.tracking_uri": _NAME,
+    "mlflow.name": _NAME,
+}
+
 
 def run_settings(train: Any) -> Any:
     """Settings of a run, with every key of ``configs/common/train.py``.
@@ -31,12 +65,25 @@ def run_settings(train: Any) -> Any:
         train: ``cfg.train``.
 
     Raises:
-        ConfigError: a key is unknown or missing, or asks for a feature that this library lacks.
+        ConfigError: a key is unknown or missing, a value is none that a run can have, or asks for a
+            feature that this library lacks.
     """
     ours = get_config("common/train.py").train
+    found = _in_our_terms(train, ours.copy())
+    check_settings(found, _RULES, reference=ours, path="train")
+    if found.max_iter is None and found.epochs is None:
+        raise ConfigError("train must have epochs or max_iter, got neither. Set train.max_iter.")
+    if found.init_checkpoint is None:
+        found.init_checkpoint = ""
+    return found
+
+
+def _in_our_terms(train: Any, ours: Any) -> Any:
+    if not is_plain(train):
+        raise ConfigError(f"train must be a group of settings, got {shown(train)}. Set its keys.")
     if "epochs" in train:
         check_keys(train, ours, "train")
-        if absent := [key for key in ours if key not in train]:
+        if absent := _absent(train, ours):
             raise ConfigError(
                 f"train lacks {', '.join(absent)}. Start from the train of common/train.py."
             )
@@ -47,24 +94,36 @@ def run_settings(train: Any) -> Any:
         key = _ELSEWHERE.get(key, key)
         if key in _WITHOUT_EFFECT:
             if _WITHOUT_EFFECT[key] not in (None, value):
+                only = repr(_WITHOUT_EFFECT[key])
                 raise ConfigError(
-                    f"train.{key} must be {_WITHOUT_EFFECT[key]!r} here, got {value!r}. Change it."
+                    f"train.{key} must be {only} here, got {shown(value)}. Change it."
                 )
         elif key.startswith(_TAKEN_AS_THEY_ARE) or key in dict(_leaves(ours)):
             group, _, name = key.rpartition(".")
             (setting(ours, group) if group else ours)[name] = value
         else:
             check_keys({key: value}, dict.fromkeys(dict(_leaves(ours))), "train")
-    if ours.max_iter is None:
-        raise ConfigError("train must have epochs or max_iter, got neither. Set train.max_iter.")
-    if ours.seed is not None and ours.seed < 0:
+    if isinstance(ours.seed, int) and ours.seed < 0:
         ours.seed = None  # theirs for "draw one"
     return ours
 
 
+def _absent(settings: Any, ours: Any) -> list[str]:
+    """Keys of ours that settings lack, those of groups too."""
+    found = []
+    for key, value in ours.items():
+        given = value_at(settings, key, "train") if key in settings else None
+        if key not in settings:
+            found.append(str(key))
+        elif isinstance(value, Mapping) and is_plain(given):
+            found += [f"{key}.{each}" for each in value if each not in given]
+    return found
+
+
 def _leaves(settings: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
     found = []
-    for name, value in settings.items():
+    for name in settings:
+        value = value_at(settings, name, path.removesuffix("."))
         if isinstance(value, Mapping):
             found += _leaves(value, f"{path}{name}.")
         else:

@@ -22,7 +22,7 @@ from sparsedet import __version__, comm
 from sparsedet.agreement import require_same_start
 from sparsedet.changes import changes, run_facts, schedule_change, tell
 from sparsedet.checkpoint import CheckpointStore
-from sparsedet.config import ConfigError, instantiate
+from sparsedet.config import ConfigError, instantiate, setting
 from sparsedet.data import AnnotatedDataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
@@ -80,10 +80,6 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
         DatasetError: the data set cannot be used.
     """
     cfg.train = run_settings(cfg.train)
-    if cfg.train.amp.dtype not in _AMP_DTYPES:
-        raise ConfigError(
-            f"train.amp.dtype must be one of {', '.join(_AMP_DTYPES)}, got {cfg.train.amp.dtype!r}."
-        )
     _require_evaluations(cfg.train)
     if "dataset" not in cfg:
         return  # the loaders of detectron2 and detrex know their sets by themselves
@@ -262,11 +258,17 @@ class Job:
     def _build_trainer(self) -> Trainer:
         cfg, settings = self._cfg, self._cfg.train
         model = self._model
+        if setting(cfg, "optimizer.params._target_") is None:
+            raise ConfigError(
+                "optimizer.params must be a component that takes the model and gives groups of its "
+                "parameters. Set optimizer.params._target_."
+            )
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
         self._require_lengths()
         settings.max_iter = self._iterations(settings.max_iter, settings.epochs)
         lr_multiplier = instantiate(cfg.lr_multiplier)
+        _check_schedule(lr_multiplier)
         ema = (
             ModelEma(model, decay=settings.model_ema.decay) if settings.model_ema.enabled else None
         )
@@ -444,12 +446,36 @@ def _check_parts_fit(model: nn.Module) -> None:
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     try:
         with torch.no_grad():
-            model.eval()([{"image": image, "instances": nothing}])
-    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+            (found,) = model.eval()([{"image": image, "instances": nothing}])
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
         raise ConfigError(f"the parts of model do not fit together: {_sentence(error)}") from error
+    if not torch.isfinite(found["instances"].scores).all():
+        raise ConfigError(
+            "model gives scores that are not finite before it has learned anything. Look for a "
+            "number in model that is far too large or small, such as in model.pixel_std."
+        )
     model.train()
+
+
+def _check_schedule(lr_multiplier: Any) -> None:
+    """Look at a schedule before training does.
+
+    Raises:
+        ConfigError: it gives something else than factors of learning rates.
+    """
+    for where in (0.0, 0.25, 0.5, 0.75, 1 - 1e-6):
+        try:
+            factor = lr_multiplier(where)
+            fine = 0 <= factor < math.inf
+        except Exception as error:
+            raise ConfigError(f"lr_multiplier cannot be used: {_sentence(error)}") from error
+        if not fine:
+            raise ConfigError(
+                f"lr_multiplier must give factors of at least 0, got {factor!r} at {where:.0%} of "
+                "the run. Set its values."
+            )
 
 
 def _sentence(error: Exception) -> str:

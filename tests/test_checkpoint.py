@@ -361,6 +361,25 @@ def test_the_pointer_is_not_needed(tmp_path: Path) -> None:
     assert last is not None and last[1].name == "checkpoint_0000009.pth"
 
 
+def test_the_pointer_goes_before_newer_files(tmp_path: Path) -> None:
+    """Whoever wants to go on from an earlier one writes its name there."""
+    store = CheckpointStore(tmp_path)
+    store.save(_checkpoint(1.0), 1)
+    store.save(_checkpoint(2.0), 2)
+    (tmp_path / "last_checkpoint").write_text("checkpoint_0000001.pth\n")
+    last = store.load_last()
+    assert last is not None and last[1].name == "checkpoint_0000001.pth"
+
+
+def test_files_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """Also where these have more digits than the names provide for."""
+    store = CheckpointStore(tmp_path, max_to_keep=2)
+    for iteration in (9_999_998, 9_999_999, 10_000_000):
+        store.save(_checkpoint(1.0), iteration)
+    names = [path.name for path in store.paths()]
+    assert names == ["checkpoint_9999999.pth", "checkpoint_10000000.pth"]
+
+
 def test_half_written_files_are_cleaned_up(tmp_path: Path) -> None:
     (tmp_path / ".checkpoint_0000001.pth.123.tmp").write_bytes(b"half")
     CheckpointStore(tmp_path).clean()

@@ -294,7 +294,7 @@ def test_save_and_load_give_the_same_config(cfg, tmp_path):
     assert loaded.train.odd == cfg.train.odd
     assert loaded.train.numbers == cfg.train.numbers
     assert [type(x) for x in loaded.train.numbers] == [type(x) for x in cfg.train.numbers]
-    assert loaded.train.activation is torch.nn.functional.relu
+    assert instantiate(loaded.train)["activation"] is torch.nn.functional.relu
     assert loaded.train.folder == "a/b"
     assert loaded.model.scorer._target_ == f"{OldScorer.__module__}.OldScorer"
     LazyConfig.save(loaded, tmp_path / "again.yaml")
@@ -365,6 +365,29 @@ def test_yaml_cannot_run_code(tmp_path):
         ("train={epochs: 5, note: x}", "train.epochs", 5),
         ("model.scorer=null", "model.scorer", None),
         ("model.scorer=0.5", "model.scorer", 0.5),  # a call may stand for a number
+        # text takes what was typed
+        ("train.output_dir=2024", "train.output_dir", "2024"),
+        ("train.output_dir=007", "train.output_dir", "007"),
+        ("train.output_dir=1e3", "train.output_dir", "1e3"),
+        ("train.output_dir=true", "train.output_dir", "true"),
+        ("train.output_dir=(1, 2)", "train.output_dir", "(1, 2)"),
+        ("train.output_dir=none", "train.output_dir", "none"),
+        ("train.output_dir=", "train.output_dir", ""),
+        ("train.output_dir=~", "train.output_dir", None),
+        # as Python writes it
+        ("train.output_dir=None", "train.output_dir", None),
+        ("train.epochs=None", "train.epochs", None),
+        ("train.note=none", "train.note", None),
+        ("train.note='None'", "train.note", "None"),
+        ("train.amp.enabled=True", "train.amp.enabled", True),
+        ("train.note=(96, 128)", "train.note", [96, 128]),
+        ("train.note=[(-1, 16), (8, 32)]", "train.note", [[-1, 16], [8, 32]]),
+        ("train.note=(a)", "train.note", "(a)"),
+        # as Hydra writes it
+        ("++train.epochs=1", "train.epochs", 1),
+        ("++train.new.deep=1", "train.new.deep", 1),
+        ("++train.output_dir=5", "train.output_dir", "5"),
+        ("train.epochs = 4", "train.epochs", 4),
     ],
 )
 def test_overrides(cfg, text, key, value):
@@ -398,6 +421,14 @@ def test_a_group_override_keeps_the_rest(cfg):
         ("=3", ["key=value"]),
         ("train.note=[1, 2", ["train.note=[1, 2", "cannot be read"]),
         ("+model.parts.9=1", ["2 items"]),
+        ("++model.parts.9=1", ["2 items", "model.parts.0 to model.parts.1"]),
+        ("model.parts[-1].x=1", ["model.parts has 2 items, model.parts.0 to model.parts.1."]),
+        ("++train.epochs=many", ["train.epochs must be a number"]),
+        ("train.amp=[true]", ["train.amp is a group", "train.amp.enabled"]),
+        (f"train.epochs={'9' * 5000}", ["is not a number"]),
+        (f"train.note={'[' * 300}", ["In the override", "..."]),
+        ("optimizer._target_=SGD", ["Write the dotted path: optimizer._target_=torch.optim.SGD."]),
+        ("optimizer._target_=Adma", ["Write the dotted path: optimizer._target_=torch.optim.Adam"]),
     ],
 )
 def test_bad_overrides_help(cfg, text, words):
@@ -405,6 +436,18 @@ def test_bad_overrides_help(cfg, text, words):
         LazyConfig.apply_overrides(cfg, [text])
     for word in words:
         assert word in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_adding_is_advised_where_it_works(cfg):
+    cfg.plain = {"a": 1}
+    for key, advised in (("plain.b", True), ("model.new", True), ("train.new", False)):
+        with pytest.raises(ConfigError) as error:
+            LazyConfig.apply_overrides(cfg, [f"{key}=1"])
+        assert (f"Write +{key}=... to add it." in str(error.value)) == advised
+    with pytest.raises(ConfigError, match=r"\.$") as error:
+        LazyConfig.apply_overrides(cfg, ["model.parts.0.z=1"])
+    assert "to add it" not in str(error.value), "the call would refuse it"
 
 
 def test_a_null_component_takes_a_target_but_no_arguments(cfg):

@@ -66,6 +66,14 @@ def test_a_projection_that_lacks_a_part_is_refused():
         convert(state, "huggingface")
 
 
+def test_the_ids_are_those_of_coco():
+    """Those of the categories in COCO's instances_val2017.json: 80 of the first 90."""
+    runs = ((1, 11), (13, 25), (27, 28), (31, 44), (46, 65), (67, 67), (70, 70), (72, 82), (84, 90))
+    ids = [number for first, last in runs for number in range(first, last + 1)]
+    assert len(ids) == 80
+    assert list(COCO_CATEGORY_IDS) == ids
+
+
 def test_picked_rows_are_those_of_the_categories():
     rows = torch.arange(92.0)
     state = {

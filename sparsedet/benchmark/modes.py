@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sparsedet.config import trusting
 from sparsedet.files import write_json
 
 from . import dataloader, encoder, evaluation, gpu, model, op, swap, train_step
@@ -58,6 +59,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     )
     mode.add_arguments(made)
     add = made.add_argument
+    add("--trust-config", action="store_true", help="let a .yaml config call any Python code")
     add("--threads", type=positive, metavar="N", help="of the CPU (default: torch's)")
     add("--seconds", type=float, default=10.0, help="for what is run in turns (%(default)s)")
     add("--rounds", type=int, default=5, metavar="N", help="at least (%(default)s)")
@@ -83,7 +85,8 @@ def run_mode(words: Sequence[str]) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     facts = environment(args.device)
     print_facts(facts)
-    figures = MODES[words[0]].run(args)
+    with trusting(args.trust_config):
+        figures = MODES[words[0]].run(args)
     result = {"mode": words[0], "command": list(words), "environment": facts, **figures}
     if args.json:
         write_json(args.json, result)

@@ -248,7 +248,8 @@ def _sample(cfg: Any, path: str) -> dict[str, Any]:
     """A picture, as the test set would have it."""
     from sparsedet.predictor.pictures import make_sample, read_picture
 
-    return make_sample(instantiate(cfg.dataloader.test.mapper), read_picture(path))
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    return make_sample(mapper, read_picture(path, getattr(mapper, "pictures", None)))
 
 
 def _first_images(loader: Any, count: int) -> Iterator[list[dict[str, Any]]]:

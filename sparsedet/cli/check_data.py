@@ -4,6 +4,8 @@
     sparsedet check-data VOCdevkit/VOC2007
     sparsedet check-data train.json --images photos/
     sparsedet check-data photos dataset.path=mine/data.yaml
+    sparsedet check-data train.json --images photos/ --json report.json --strict
+    sparsedet check-data train.json --images photos/ --fix cleaned.json
     sparsedet check-data mine/data.yaml --suggest
     sparsedet check-data mine/data.yaml --preview 9
 
@@ -12,10 +14,16 @@ at the model's input are those of the config `photos`, or of the one that --conf
 the key=value that follow. CONFIG key=value is a run as `sparsedet train` takes it, with its data
 set. CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file; ./NAME is a folder.
 
-Every picture file is opened. Warnings name objects that training would leave out, and settings that
-do not fit the data; errors that would stop training end the command.
+All faults are listed, with what training does about them: it is refused, or the entry is left out,
+changed (clipped, or read as something else) or kept as it is. Every picture is decoded, once: the
+cache remembers by the hash of their content those that could be. --headers looks at the headers
+alone, as training does before it begins.
+--fix writes what can be used as a COCO file, with the fields that are not used here. It needs one
+part of a set (--split), and touches no file that exists.
 --suggest prints one line of overrides for `sparsedet train`, and the reasons to stderr.
-Exit codes: 0 it can be used; 2 it cannot, or something given is wrong (one sentence says what).
+Exit codes: 0 the set can be used, or --fix has written a copy that can; 1 with --strict, it can be
+used, but entries are left out or changed; 2 it cannot be used, or something given is wrong (one
+sentence says what).
 """
 
 from __future__ import annotations
@@ -27,16 +35,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsedet.cli.common import add_reading, answer, check_output, is_override, make_parser
+from sparsedet import __version__
+from sparsedet.cli.common import (
+    add_reading,
+    add_trust,
+    answer,
+    check_output,
+    is_override,
+    make_parser,
+)
 from sparsedet.config import ConfigError, packaged_configs, read_config
 
 if TYPE_CHECKING:
-    from sparsedet.data import AnnotatedDataset
+    from sparsedet.data import AnnotatedDataset, Audit, PictureDecoder
     from sparsedet.survey import Survey
 
 _NEEDS = ("dataset", "train", "dataloader.train.mapper", "dataloader.test.mapper")
 _NAMES = {"train": "training", "val": "validation"}
 _DEFAULT_CONFIG = "photos"
+_DEFAULT_CACHE = Path.home() / ".cache/sparsedet/sound.sqlite"
 
 _Sets = dict[str, "tuple[AnnotatedDataset, Any]"]
 
@@ -51,44 +68,97 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("words", nargs="*", metavar="SOURCE|CONFIG key=value", help="a data set, or a run with one")
     add("--config-file", metavar="F", help="CONFIG; with a SOURCE, the config in place of photos")
+    add("--strict", action="store_true", help="exit code 1 if entries are left out or changed")
+    add("--json", type=Path, metavar="F.json", help="write the report, with all entries")
+    add("--fix", type=Path, metavar="OUT.json", help="write a copy of what can be used")
+    add("--headers", action="store_true", help="do not decode the pictures")
+    add(
+        "--cache",
+        type=Path,
+        metavar="F",
+        default=_DEFAULT_CACHE,
+        help="file that remembers sound pictures (default: ~/.cache/sparsedet/sound.sqlite)",
+    )
+    add("--no-cache", action="store_true", help="decode every picture")
     add("--suggest", action="store_true", help="print overrides that fit the data, and no report")
     add("--preview", type=int, metavar="N", help="write a sheet of N training samples as augmented")
     add("--output", type=Path, metavar="F.png", help="file of the sheet (default: preview.png)")
     add_reading(parser)
+    add_trust(parser)
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Read, check, and print what was asked for.
 
     Raises:
         ConfigError: what is given is no config and no data set.
         DatasetError: the set cannot be used.
     """
-    from sparsedet.survey import Survey
+    from sparsedet.files import write_json
 
+    _check_options(args)
+    logging.basicConfig(format="%(message)s")
+    cfg, source = _settings(args)
+    report = {"version": __version__, "exit_code": 2, "error": None, "parts": [], "misfits": []}
+    try:
+        report["exit_code"] = _check(args, cfg, source, report)
+    except (ValueError, OSError) as error:
+        report["error"] = str(error)
+        raise
+    finally:
+        if args.json is not None:
+            write_json(args.json, report)
+    return report["exit_code"]
+
+
+def _check_options(args: argparse.Namespace) -> None:
     if args.preview is not None and args.preview < 1:
         raise ConfigError(f"--preview must be at least 1, got {args.preview}. Give a number.")
     if args.output is not None and args.preview is None:
         raise ConfigError("--output is where the sheet of --preview goes. Add --preview=9.")
-    sheet = args.output or Path("preview.png")
     if args.preview is not None:
-        check_output(sheet, ".png")
-    logging.basicConfig(format="%(message)s")  # what is left out is said in warnings
-    cfg, source = _settings(args)
-    sets = _sets_of_run(args, cfg) if source is None else _sets_of_source(args, cfg, source)
+        args.output = args.output or Path("preview.png")
+        check_output(args.output, ".png")
+    if args.json is not None:
+        check_output(args.json, ".json", "--json")
+    if args.fix is not None:
+        check_output(args.fix, ".json", "--fix")
+        if args.fix.exists():
+            raise ConfigError(
+                f"--fix {args.fix} exists, and no file is overwritten. Name another, or delete it."
+            )
+
+
+def _check(args: argparse.Namespace, cfg: Any, source: str | None, report: dict[str, Any]) -> int:
+    """Do what was asked for; returns the exit code."""
+    from sparsedet.survey import Survey
+
+    parts = _parts_of_run(args, cfg) if source is None else _parts_of_source(args, cfg, source)
+    if args.fix is not None and (source is None or len(parts) > 1):
+        raise ConfigError(
+            "--fix writes one part of a set. Give its SOURCE, and --split where it has several."
+        )
+    audits = _audit(args, parts, report)
+    if args.fix is not None:
+        _fix(args.fix, next(iter(audits.values())))
+    for name, audit in audits.items():
+        if audit.dataset is None and args.fix is not None:
+            return 0
+        _refuse(audit, parts[name])
+    sets = _sets_of_run(cfg) if source is None else _sets_of_source(cfg, parts)
     survey = Survey.of(sets, cfg)
+    report["misfits"] = survey.misfits()
     if args.suggest:
         _print_suggestion(survey)
     else:
-        for dataset, _ in sets.values():
-            opened = "opened" if dataset.images is not None else "not opened, add --images"
-            print(f"{dataset.source}: {dataset.format}, {len(dataset.records)} images ({opened})")
-        print(f"\n{survey.report()}")
+        print(survey.report())
         for text in survey.misfits():
             print(f"\nwarning: {text}")
     if args.preview is not None:
-        _preview(args.preview, sheet, cfg, next(iter(sets.values())))
+        _preview(args.preview, args.output, cfg, next(iter(sets.values())))
+    clean = args.fix is not None or all(audit.is_clean for audit in audits.values())
+    return 1 if args.strict and not clean else 0
 
 
 def _settings(args: argparse.Namespace) -> tuple[Any, str | None]:
@@ -130,10 +200,9 @@ def _is_config(word: str) -> bool:
         return False  # read as a data set, whose messages fit
 
 
-def _sets_of_run(args: argparse.Namespace, cfg: Any) -> _Sets:
-    """Both parts, checked as `sparsedet train` does it."""
-    from sparsedet.config import instantiate
-    from sparsedet.data import resolve_dataset
+def _parts_of_run(args: argparse.Namespace, cfg: Any) -> dict[str, dict[str, Any]]:
+    """By the name of a part, how `sparsedet train` opens it."""
+    from sparsedet.data import part_arguments
 
     for option in ("images", "split"):
         if getattr(args, option) is not None:
@@ -141,6 +210,90 @@ def _sets_of_run(args: argparse.Namespace, cfg: Any) -> _Sets:
                 f"--{option} goes with a SOURCE; a config has dataset.train_json, "
                 "dataset.train_images, dataset.val_json, dataset.val_images and dataset.path."
             )
+    return {name: part_arguments(cfg, split) for split, name in _NAMES.items()}
+
+
+def _parts_of_source(args: argparse.Namespace, cfg: Any, source: str) -> dict[str, dict[str, Any]]:
+    """By their names, how all parts of a set are opened, or the one that was asked for."""
+    from sparsedet.data import list_parts, picture_settings
+
+    splits: list[str | None] = [args.split]
+    if args.split is None and args.images is None:
+        splits = [*list_parts(source, format=args.format)] or [None]
+    return {
+        "" if split is None else _NAMES.get(split, split): {
+            "annotations": source,
+            "images": args.images,
+            "split": split,
+            "format": args.format,
+            "skip_broken_images": args.skip_broken,
+            "pictures": picture_settings(cfg.dataset),
+        }
+        for split in splits
+    }
+
+
+def _audit(
+    args: argparse.Namespace, parts: dict[str, dict[str, Any]], report: dict[str, Any]
+) -> dict[str, Audit]:
+    """Check all parts, print what was found, and add it to the report."""
+    from sparsedet.data import PictureCache, PictureDecoder, audit_dataset
+
+    audits = {}
+    decoder = None
+    if not args.headers:
+        decoder = PictureDecoder(None if args.no_cache else PictureCache(args.cache))
+    out = sys.stderr if args.suggest else sys.stdout
+    for name, arguments in parts.items():
+        audits[name] = audit = audit_dataset(**arguments, inspect=decoder)
+        report["parts"].append({"name": name, **audit.report()})
+        print(f"{_title(audit)}\n{audit.table()}\n", file=out)
+    if decoder is not None and decoder.num_decoded + decoder.num_known:
+        print(f"{_looked_at(decoder)}\n", file=out)
+    return audits
+
+
+def _title(audit: Audit) -> str:
+    if audit.checked is None:
+        return f"{audit.source}: cannot be read"
+    source = audit.checked.source
+    opened = "opened" if source.root is not None else "not opened, add --images"
+    number, total = len(audit.checked.images), len(source.images)
+    count = f"{number} images" if audit.dataset is not None else f"{number} of {total} images"
+    usable = "" if audit.dataset is not None else " could be used"
+    return f"{audit.source}: {source.format}, {count} ({opened}){usable}"
+
+
+def _looked_at(decoder: PictureDecoder) -> str:
+    known = f", {decoder.num_known} known from an earlier run" if decoder.num_known else ""
+    return f"pictures: {decoder.num_decoded} decoded{known}"
+
+
+def _refuse(audit: Audit, arguments: dict[str, Any]) -> None:
+    """Raise what ends a training, with how to get a set that the configs name."""
+    from sparsedet.data import DatasetError, how_to_get
+
+    try:
+        audit.refuse()
+    except DatasetError as error:
+        raise DatasetError(f"{error}{how_to_get(arguments['annotations'])}") from None
+
+
+def _fix(path: Path, audit: Audit) -> None:
+    from sparsedet.data import write_mended
+
+    mended = write_mended(audit, path)
+    print(f"{path}: {mended}")
+    if mended.dataset.images is not None:
+        print(f"dataset.train_json={path} dataset.train_images={mended.dataset.images}")
+    print()
+
+
+def _sets_of_run(cfg: Any) -> _Sets:
+    """Both parts, checked as `sparsedet train` does it."""
+    from sparsedet.config import instantiate
+    from sparsedet.data import resolve_dataset
+
     resolve_dataset(cfg)
     loaders = {"training": cfg.dataloader.train, "validation": cfg.dataloader.test}
     return {
@@ -149,30 +302,18 @@ def _sets_of_run(args: argparse.Namespace, cfg: Any) -> _Sets:
     }
 
 
-def _sets_of_source(args: argparse.Namespace, cfg: Any, source: str) -> _Sets:
-    """All parts of a set, or the one that was asked for."""
+def _sets_of_source(cfg: Any, parts: dict[str, dict[str, Any]]) -> _Sets:
+    """All parts, with the classes of the first."""
     from sparsedet.config import instantiate
-    from sparsedet.data import list_parts, open_dataset, picture_settings
+    from sparsedet.data import open_dataset
 
     train, test = instantiate(cfg.dataloader.train.mapper), instantiate(cfg.dataloader.test.mapper)
-    splits: list[str | None] = [args.split]
-    if args.split is None and args.images is None:
-        splits = [*list_parts(source, format=args.format)] or [None]
     sets: _Sets = {}
     names = None
-    for split in splits:
-        dataset = open_dataset(
-            source,
-            args.images,
-            split=split,
-            format=args.format,
-            class_names=names,
-            skip_broken_images=args.skip_broken,
-            pictures=picture_settings(cfg.dataset),
-        )
+    for name, arguments in parts.items():
+        dataset = open_dataset(**arguments, class_names=names)
         names = names or dataset.class_names
-        name = "" if split is None else _NAMES.get(split, split)
-        sets[name] = (dataset, train if split == "train" else test)
+        sets[name] = (dataset, train if arguments["split"] == "train" else test)
     return sets
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from sparsedet.config import ConfigError
+from sparsedet.config import ConfigError, trusting
 
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset
 
-_OVERRIDE = re.compile(r"\+?[\w.\[\]]+=")
+_OVERRIDE = re.compile(r"\+{0,2}[\w.\[\]-]+\s*=")
 
 
 def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
@@ -47,6 +47,16 @@ def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
     metavar = "|".join([*others, "key=value"])
     parser.add_argument(
         "words", nargs="*", metavar=f"CONFIG {metavar}", help="the config, and changes of it"
+    )
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the permission that :func:`answer` gives to configs from files."""
+    parser.add_argument(
+        "--trust-config",
+        action="store_true",
+        help="let a .yaml config, or that in a checkpoint, call any Python code (.py always may)",
     )
 
 
@@ -80,6 +90,7 @@ def open_source(args: argparse.Namespace) -> AnnotatedDataset:
         split=args.split,
         format=args.format,
         skip_broken_images=args.skip_broken,
+        pictures=None,
     )
 
 
@@ -110,9 +121,13 @@ def is_override(word: str) -> bool:
 
 
 def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """The exit code of a command: 2, with one sentence, where something given is wrong."""
+    """The exit code of a command: 2, with one sentence, where something given is wrong.
+
+    `--trust-config` holds for every config that the command reads.
+    """
     try:
-        return run(args) or 0
+        with trusting(getattr(args, "trust_config", False)):
+            return run(args) or 0
     except BrokenPipeError:  # who reads has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -140,26 +155,27 @@ def answer_together(
     return together(body, print_error)
 
 
-def check_output(path: Path, suffix: str) -> None:
+def check_output(path: Path, suffix: str, option: str = "--output") -> None:
     """Refuse a file that cannot be written, before any work.
 
     Args:
         path: of the file; folders that are missing can be made.
         suffix: that it must have, since that says the format.
+        option: that names it.
 
     Raises:
         ConfigError: the path is a folder, has another suffix or lies where nothing can be written.
     """
     if path.is_dir() or path.suffix.lower() != suffix:
         kind = "a folder" if path.is_dir() else f"no {suffix} file"
-        raise ConfigError(f"--output {path} is {kind}. Name a file that ends in {suffix}.")
+        raise ConfigError(f"{option} {path} is {kind}. Name a file that ends in {suffix}.")
     folder = next(each for each in path.absolute().parents if each.exists())
     try:
         with TemporaryFile(dir=folder):  # what the rights say is not all that can be in the way
             pass
     except OSError as error:
         raise ConfigError(
-            f"--output {path} cannot be written: {folder}: {error.strerror}. Name another file."
+            f"{option} {path} cannot be written: {folder}: {error.strerror}. Name another file."
         ) from error
 
 

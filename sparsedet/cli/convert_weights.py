@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsedet.cli.common import answer, make_parser
+from sparsedet.cli.common import add_trust, answer, make_parser
 from sparsedet.config import ConfigError, check_overrides, read_config
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", metavar="F", help="a config, by name or file, whose model it must fit"
     )
+    add_trust(parser)
     parser.add_argument("input", type=Path, help=".pth or .safetensors file")
     parser.add_argument("output", type=Path, help=".pth or .safetensors file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")

@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sparsedet.cli.common import answer, make_parser, print_error
+from sparsedet.cli.common import add_trust, answer, make_parser, print_error
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +52,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="folder of the results (%(default)s)",
     )
     parser.add_argument("--config-file", metavar="CONFIG", help="where the weights hold no config")
+    add_trust(parser)
     parser.add_argument(
         "--score-threshold",
         type=float,

@@ -47,14 +47,17 @@ if TYPE_CHECKING:
     from sparsedet.training import Job
 
 _PATIENCE = 5.0  # seconds that a killed worker has to be gone
-_NEEDS = (
+_NEEDED_TO_EVALUATE = (
     "model._target_",
+    "dataloader.test._target_",
+    "dataloader.evaluator._target_",
+    "train.output_dir",
+)
+_NEEDED_TO_TRAIN = (
+    *_NEEDED_TO_EVALUATE,
     "optimizer._target_",
     "lr_multiplier._target_",
-    "dataloader.train",
-    "dataloader.test",
-    "dataloader.evaluator",
-    "train.output_dir",
+    "dataloader.train._target_",
 )
 
 
@@ -158,7 +161,8 @@ def start(command: Command, config_file: str | None = None) -> int:
     Raises:
         ValueError: something given is wrong, and nothing has run.
     """
-    cfg = read_config(config_file or command.config, command.overrides, needs=_NEEDS)
+    needs = _NEEDED_TO_EVALUATE if command.eval_only else _NEEDED_TO_TRAIN
+    cfg = read_config(config_file or command.config, command.overrides, needs=needs)
     from sparsedet.engine.launch import check_processes, launch, resolve_device
     from sparsedet.training import resolve_run
 

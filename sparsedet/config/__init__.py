@@ -12,6 +12,7 @@ from sparsedet.config.literal import literal, texts
 from sparsedet.config.naming import ConfigError
 from sparsedet.config.overrides import ComponentSwap, swap_component
 from sparsedet.config.packaged import find_config, packaged_configs
+from sparsedet.config.trust import trusting
 
 __all__ = [
     "ComponentSwap",
@@ -29,4 +30,5 @@ __all__ = [
     "setting",
     "swap_component",
     "texts",
+    "trusting",
 ]

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsedet.config.components import find_class
+from sparsedet.config.kinds import impossible_number, wrong_kind
 from sparsedet.config.literal import plain
 from sparsedet.config.naming import (
     ConfigError,
+    Reference,
     dotted_name,
+    first_line,
     join,
     keyword_parameters,
     nearest,
+    one_line,
+    shown,
 )
 from sparsedet.registry import retired_arguments
 
 FLAGS = {"allow_objects": True}  # config nodes may hold classes and functions
+
+_OWN_SENTENCE = re.compile(r"[A-Za-z_]\w*\.(\w+)")  # Class.argument must be ...
+# Whose annotations can be relied upon.
+_ANNOTATED = ("sparsedet.", "torch.optim.", "fvcore.common.param_scheduler")
+_SHOWN = (type(None), bool, int, float, str, list, dict)
 
 
 class LazyCall:
@@ -65,7 +76,9 @@ def instantiate(cfg: Any) -> Any:
 
     Raises:
         ConfigError: if a target cannot be found, does not take an argument, needs one that is
-            missing, or refuses a value. The message carries the path of the node in the config.
+            missing, or refuses a value, by whatever error; and if an argument of a part of this
+            library is of another kind than its annotation. The message carries the path of the
+            node in the config.
     """
     path = cfg._get_full_key(None) if isinstance(cfg, (DictConfig, ListConfig)) else ""
     return _instantiate(cfg, str(path or ""))
@@ -75,14 +88,16 @@ def _instantiate(cfg: Any, path: str) -> Any:
     if isinstance(cfg, (ListConfig, list)):
         items = [_instantiate(value_at(cfg, i, path), join(path, i)) for i in range(len(cfg))]
         return cfg if _is_plain_python(cfg) and all(map(operator.is_, items, cfg)) else items
+    if isinstance(cfg, Reference):
+        return find_class(path, cfg.path)
     if not isinstance(cfg, (DictConfig, Mapping)):
         return cfg
     values = {k: _instantiate(value_at(cfg, k, path), join(path, k)) for k in own_keys(cfg)}
     dataclass = structure(cfg)
     if dataclass is not None:
-        return _call(dataclass, values, path)
+        return _call(dataclass, values, path, cfg)
     if "_target_" in values:
-        return _call(values.pop("_target_"), values, path)
+        return _call(values.pop("_target_"), values, path, cfg)
     untouched = _is_plain_python(cfg) and all(values[k] is cfg[k] for k in values)
     return cfg if untouched else values
 
@@ -112,24 +127,80 @@ def value_at(cfg: Any, key: Any, path: str) -> Any:
     """
     try:
         return plain(cfg[key])
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
+    except (OmegaConfBaseException, RecursionError) as error:
+        circle = isinstance(error, RecursionError)
+        reason = "it refers to itself" if circle else first_line(error)
         place = join(path, key)
-        raise ConfigError(f"{place} has no value: {reason.rstrip('.')}. Set {place}.") from error
+        raise ConfigError(f"{place} has no value: {reason}. Set {place}.") from error
 
 
-def _call(target: Any, kwargs: dict[str, Any], path: str) -> Any:
+def _call(target: Any, kwargs: dict[str, Any], path: str, node: Any) -> Any:
     if isinstance(target, str):
         target = find_class(path, target)
     if not callable(target):
-        raise ConfigError(f"{join(path, '_target_')} must be callable, got {target!r}.")
+        raise ConfigError(f"{join(path, '_target_')} must be callable, got {shown(target)}.")
     _check_arguments(target, kwargs, path)
+    for key, value in kwargs.items():
+        strange = impossible_number(value)
+        if strange is not None:
+            raise ConfigError(f"{_place(node, key, path)} cannot be {shown(strange)}. Change it.")
+    known = str(getattr(target, "__module__", "")).startswith(_ANNOTATED)
+    wrong = wrong_kind(target, kwargs) if known else None
+    mend = f"{wrong[1]}. Set {_place(node, wrong[0], path)}." if wrong else None
     try:
-        return target(**kwargs)
-    except (ValueError, TypeError) as error:
-        if type(error) not in (ValueError, TypeError):
-            raise  # a more telling class, which names its own file or key
-        raise ConfigError(f"{error} (config: {path or 'top level'})") from error
+        made = target(**kwargs)
+    except Exception as error:
+        if _is_telling(error):
+            raise
+        raise ConfigError(_refusal(error, target, kwargs, path, mend, node)) from error
+    if mend is not None:
+        raise ConfigError(mend)
+    return made
+
+
+def _is_telling(error: Exception) -> bool:
+    """Whether an error is the machine's, or of a class that names its own file or key."""
+    special = isinstance(error, ValueError) and type(error).__module__ != "builtins"
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return special or full or isinstance(error, OSError)
+
+
+def _refusal(
+    error: Exception,
+    target: Any,
+    kwargs: Mapping[str, Any],
+    path: str,
+    mend: str | None,
+    node: Any,
+) -> str:
+    """The sentence for what a call raised: its own one where it has one, else what was given."""
+    text, place = one_line(error), path or "top level"
+    own = _OWN_SENTENCE.match(text) if isinstance(error, (ValueError, TypeError)) else None
+    if own is not None:
+        origin = _place(node, own[1], path)
+        return f"{text} (config: {place if origin == join(path, own[1]) else origin})"
+    if mend is not None:
+        return mend
+    if type(error) in (ValueError, ImportError):
+        return f"{text} (config: {place})"
+    named = {key: value for key, value in kwargs.items() if isinstance(value, _SHOWN)}
+    given = ", ".join(f"{key}={shown(value, 40)}" for key, value in named.items())
+    name = getattr(target, "__qualname__", repr(target))
+    return (
+        f"{place}: {name} cannot be made of {given or 'what it is given'} "
+        f"({type(error).__name__}: {first_line(error)})."
+    )
+
+
+def _place(node: Any, key: str, path: str) -> str:
+    """Where the value of an argument is set: at the end of its references."""
+    found = node._get_node(key) if isinstance(node, DictConfig) and key in node else None
+    if isinstance(found, Node) and found._is_interpolation():
+        whole = found._maybe_dereference_node()
+        origin = whole._get_full_key(None) if whole is not None and whole._get_parent() else ""
+        if origin:
+            return str(origin)
+    return join(path, key)
 
 
 def _check_arguments(target: Any, kwargs: Mapping[str, Any], path: str) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from sparsedet.config.naming import (
     ConfigError,
     ConfigImportError,
+    close_matches,
     dotted_name,
     join,
     locate,
     nearest,
 )
 from sparsedet.registry import find_component, list_components
+
+# Where other libraries have what configs name beside the parts of a detector.
+_OTHERS = ("torch.optim", "fvcore.common.param_scheduler", "torch.utils.data")
 
 
 def find_class(key: str, name: str, current: Any = None) -> Any:
@@ -44,7 +49,27 @@ def find_class(key: str, name: str, current: Any = None) -> Any:
     other = next((each for each, members in families.items() if name in members), "")
     note = f" ({name} is one of the family '{other}'.)" if other else ""
     where = f"{key or 'top level'}: "
-    raise ConfigImportError(f"{where}there is no {kind} '{name}'. {nearest(name, names)}{note}")
+    hint = nearest(name, names)
+    if not family and not other:
+        paths = _beside(name, current)
+        hint = f"Write the dotted path: {join(key, '_target_')}={paths[0]}." if paths else hint
+    raise ConfigImportError(f"{where}there is no {kind} '{name}'. {hint}{note}")
+
+
+def _beside(name: str, current: Any) -> list[str]:
+    """Dotted paths of classes of such a name, beside the present one or in other libraries."""
+    try:
+        current = locate(current) if isinstance(current, str) else current
+        modules = [dotted_name(current).rpartition(".")[0]] if current is not None else []
+    except ConfigError:
+        modules = []
+    found = []
+    for module in (*modules, *_OTHERS):
+        members = {k: v for k, v in vars(import_module(module)).items() if isinstance(v, type)}
+        matches = [name] if name in members else close_matches(name, members)
+        found += [f"{module}.{each}" for each in matches]
+    exact = [each for each in found if each.rpartition(".")[2] == name]
+    return exact or found
 
 
 def with_dotted_targets(value: Any, key: str) -> Any:

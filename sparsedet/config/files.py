@@ -13,16 +13,20 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
+from omegaconf.errors import OmegaConfBaseException
 
 from sparsedet.config.calls import FLAGS, own_keys, structure
 from sparsedet.config.components import find_class
 from sparsedet.config.naming import (
     ConfigError,
     ConfigImportError,
+    Reference,
     dotted_name,
+    first_line,
     join,
-    locate,
     nearest,
+    one_line,
+    shown,
 )
 from sparsedet.config.stand_ins import stand_in
 
@@ -79,7 +83,7 @@ def run_python(path: Path) -> dict[str, Any]:
         where = f"{error.filename or path}, line {error.lineno}"
         raise ConfigError(f"{where}: syntax error: {error.msg}.") from error
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]  # omegaconf adds lines of its own state
+        reason = first_line(error)
         kind = ConfigImportError if isinstance(error, ImportError) else ConfigError
         raise kind(f"{_place(error, path)}: {type(error).__name__}: {reason}") from error
     finally:
@@ -124,9 +128,21 @@ def _import_config(
 
 
 def as_config(value: Any) -> Any:
-    """Turn a plain dict into a config node."""
-    return DictConfig(value, flags=FLAGS) if isinstance(value, dict) else value
+    """Turn a plain dict into a config node.
 
+    Raises:
+        ConfigError: it has a key or a value that no config holds.
+    """
+    try:
+        return DictConfig(value, flags=FLAGS) if isinstance(value, dict) else value
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{first_line(error)}.") from error
+
+
+_MOST_BYTES = 1 << 20
+_MOST_NODES = 50_000
+_MOST_LEVELS = 40
+_TOO_DEEP = f"it is nested more than {_MOST_LEVELS} levels deep, which no config is."
 
 # --- YAML. Scalars are those of version 1.2: 1e-4 is a number; yes, 1:30 and dates are strings.
 
@@ -148,6 +164,15 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A number; an error of YAML where Python reads none, such as of thousands of digits."""
+        read = self.construct_yaml_int if node.tag.endswith("int") else self.construct_yaml_float
+        try:
+            return read(node)
+        except ValueError as error:
+            problem = f"{shown(node.value)} is not a number"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 class _Dumper(yaml.SafeDumper):
     """Safe dumper that quotes a string which a reader of either version could take for another."""
@@ -156,33 +181,70 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-class _Reference(str):
-    """The dotted path of an object that is a value of its own rather than a target."""
-
-
 for _kind, (_pattern, _first) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(
             _TAG + _kind, re.compile(f"^(?:{_pattern})$"), [*_first, *([""] * (_kind == "null"))]
         )
+for _kind in ("int", "float"):
+    _Loader.add_constructor(_TAG + _kind, _Loader.construct_number)
 _Loader.add_constructor(f"{_TAG}python/tuple", _Loader.construct_sequence)
 _Loader.add_multi_constructor(  # a dataclass as detectron2 saves it: described, not made
     f"{_TAG}python/object:",
     lambda loader, suffix, node: {"_target_": suffix, **loader.construct_mapping(node, deep=True)},
 )
-_Loader.add_multi_constructor(f"{_TAG}python/name:", lambda loader, suffix, node: locate(suffix))
+_Loader.add_multi_constructor(f"{_TAG}python/name:", lambda loader, suffix, node: Reference(suffix))
 _Dumper.add_representer(
-    _Reference, lambda dumper, path: dumper.represent_scalar(f"{_TAG}python/name:{path}", "")
+    Reference, lambda dumper, named: dumper.represent_scalar(f"{_TAG}python/name:{named}", "")
 )
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Read YAML text.
+    """Read YAML text. Nothing is imported or made, whatever it holds, and its size is bounded.
 
     Raises:
         yaml.YAMLError: if it is none.
+        ConfigError: if it is larger or deeper than a config is.
     """
-    return yaml.load(text, Loader=_Loader)
+    if len(text) > _MOST_BYTES:
+        raise ConfigError(f"it is larger than {_MOST_BYTES >> 20} MB, which no config is.")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {}, ())
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise ConfigError(_TOO_DEEP) from error
+
+
+def _measure(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """How many nodes there are below one, each alias counted as what it stands for."""
+    if id(node) in above or len(above) > _MOST_LEVELS:
+        raise ConfigError(_TOO_DEEP)
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        mapping = isinstance(node, yaml.MappingNode)
+        if mapping:
+            _refuse_twice([key for key, _ in node.value])
+        children = [each for pair in node.value for each in pair] if mapping else node.value
+        known[id(node)] = 1 + sum(_measure(each, known, (*above, id(node))) for each in children)
+    if known[id(node)] > _MOST_NODES:
+        raise ConfigError(f"it has more than {_MOST_NODES} values, which no config has.")
+    return known[id(node)]
+
+
+def _refuse_twice(keys: Sequence[yaml.Node]) -> None:
+    """Of a key that stands there twice, YAML's reader would silently take the last."""
+    seen = set()
+    for key in keys:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen and key.value != "<<":
+                problem = f"the key {shown(key.value)} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -192,12 +254,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: if it is not YAML, or not a mapping; the message names the file and the line.
     """
     try:
-        content = parse_yaml(path.read_bytes())
+        content = parse_yaml(path.read_bytes()[: _MOST_BYTES + 1])
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {error.problem}.") from error
+        raise ConfigError(f"{path}{line}: not YAML: {one_line(error.problem)}.") from error
     except (yaml.YAMLError, ConfigError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, got {type(content).__name__}.")
     return content
@@ -229,11 +291,13 @@ def _to_plain(value: Any, path: str) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, Reference):
+        return value.path if is_target else value
     try:
         name = dotted_name(value)
     except ConfigError as error:
         raise ConfigError(f"{path} cannot be saved: {error}") from error
-    return name if is_target else _Reference(name)
+    return name if is_target else Reference(name)
 
 
 def raw_values(node: DictConfig | ListConfig) -> Any:

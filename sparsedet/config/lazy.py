@@ -13,11 +13,12 @@ from omegaconf import DictConfig, ListConfig
 
 from sparsedet.config.calls import FLAGS, value_at
 from sparsedet.config.files import as_config, dump_yaml, read_yaml, run_python
-from sparsedet.config.naming import ConfigError, ConfigKeyError, nearest
+from sparsedet.config.naming import ConfigError, ConfigKeyError, join, nearest, shown
 from sparsedet.config.overrides import Override, apply_overrides
 from sparsedet.config.packaged import PACKAGE, find_config
 from sparsedet.config.source import to_source
 from sparsedet.config.stand_ins import CannotDescribe, describing
+from sparsedet.config.trust import require_trusted
 from sparsedet.files import atomic_write
 
 
@@ -54,7 +55,7 @@ class LazyConfig:
             raise ConfigError(f"A config file must end in .py, .yaml or .yml, got {path}.")
         if not path.is_file():
             raise ConfigError(_no_file(path))
-        content = run_python(path) if path.suffix == ".py" else as_config(read_yaml(path))
+        content: Any = run_python(path) if path.suffix == ".py" else _read_data(path)
         if keys is not None:
             names = (keys,) if isinstance(keys, str) else keys
             if not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
@@ -138,11 +139,13 @@ class LazyConfig:
     def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         """Change a config in place by ``key=value`` and ``+key=value``, and return it.
 
-        Values are YAML scalars or lists (``1e-4``, ``true``, ``null``, ``[0.5, 0.3]``); what is
-        quoted is text also in the place of a number (``'"123"'``). Keys lead
+        Values are YAML scalars or lists (``1e-4``, ``true``, ``null``, ``[0.5, 0.3]``), or Python's
+        ``None`` and tuples. In the place of text they are text as typed (``train.output_dir=7``),
+        and what is quoted is text also in the place of a number (``'"123"'``). Keys lead
         through groups, arguments and list items (``model.criterion.matched.0.weight``). A key
         must exist or be an argument of its component; ``+`` adds one, or sets a value of another
-        kind. ``model.scorer._target_=Name`` swaps a component, see
+        kind; ``++`` sets one that exists and adds one that does not.
+        ``model.scorer._target_=Name`` swaps a component, see
         :func:`sparsedet.config.swap_component`; swaps are done before other overrides.
 
         Args:
@@ -154,6 +157,10 @@ class LazyConfig:
                 value of the wrong kind. For an unknown key it is also a KeyError.
         """
         return apply_overrides(cfg, overrides)
+
+
+# What commands and training look into, where it is there.
+_SECTIONS = ("model", "dataset", "dataloader", "train", "optimizer", "lr_multiplier")
 
 
 def get_config(name: str) -> DictConfig:
@@ -183,7 +190,8 @@ def read_config(
     """Load a config for a command: by name or file, with what was typed, checked.
 
     The overrides are checked before the modules of the components are imported, so that a mistyped
-    key is answered at once.
+    key is answered at once. A ``.yaml`` file may come from anywhere: what it would call is looked
+    at (:func:`sparsedet.config.trusting` lifts it), while overrides are the user's own words.
 
     Args:
         name: as :func:`sparsedet.config.find_config` takes it.
@@ -191,11 +199,20 @@ def read_config(
         needs: keys that must be there, such as ``model`` or ``train.output_dir``.
 
     Raises:
-        ConfigError: the config cannot be read, an override is wrong or a key is absent.
+        ConfigError: the config cannot be read, a file of data would call foreign code, an override
+            is wrong or a key is absent.
     """
     check_overrides(name, overrides)
     path = find_config(name)
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(path), overrides)
+    cfg = LazyConfig.load(path)
+    if path.suffix != ".py":
+        require_trusted(cfg, str(path))
+    LazyConfig.apply_overrides(cfg, overrides)
+    for key in _SECTIONS:
+        if key in cfg and not isinstance(value_at(cfg, key, ""), Mapping):
+            raise ConfigError(
+                f"{key} must be a group of settings or a component, got {shown(cfg[key])} ({path})."
+            )
     absent = [key for key in needs if not setting(cfg, key)]
     if absent:
         raise ConfigError(
@@ -233,10 +250,12 @@ def check_overrides(name: str | os.PathLike[str], overrides: Sequence[str]) -> N
 
 def setting(cfg: Any, key: str) -> Any:
     """The value at a dotted key; None if there is none."""
+    above = ""
     for part in key.split("."):
         if not isinstance(cfg, Mapping) or part not in cfg:
             return None
-        cfg = cfg[part]
+        cfg = value_at(cfg, part, above)
+        above = join(above, part)
     return cfg
 
 
@@ -245,6 +264,14 @@ def _pick(content: Mapping[str, Any], name: str, path: Path) -> Any:
         hint = nearest(name, [key for key in map(str, content) if not key.startswith("_")])
         raise ConfigKeyError(f"{path} has no '{name}'. {hint}")
     return value_at(content, name, "")
+
+
+def _read_data(path: Path) -> DictConfig:
+    content = read_yaml(path)
+    try:
+        return as_config(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _no_file(path: Path) -> str:

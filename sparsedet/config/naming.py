@@ -23,9 +23,29 @@ class ConfigKeyError(ConfigError, KeyError):
     __str__ = Exception.__str__  # KeyError shows its message in quotes
 
 
+class Reference:
+    """The dotted path of an object, in the place of the object: a file names, and imports nothing.
+
+    Args:
+        path: the dotted path, such as ``torch.nn.functional.relu``.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return self.path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reference) and other.path == self.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+
 def close_matches(name: str, names: Iterable[str]) -> list[str]:
     """The few names that a mistyped one may have meant, best first."""
-    by_folded = {each.lower(): each for each in names}
+    by_folded = {each.lower(): each for each in map(str, names)}
     return [by_folded[each] for each in difflib.get_close_matches(name.lower(), by_folded)]
 
 
@@ -50,6 +70,26 @@ def nearest(name: str, names: Iterable[str], parent: str = "") -> str:
 def join(path: str, key: Any) -> str:
     """The path of a child: ``model`` and ``scorer`` give ``model.scorer``."""
     return f"{path}.{key}" if path else str(key)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says; omegaconf and torch add lines about their own state."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
+def one_line(text: object) -> str:
+    """A text of several lines on one."""
+    return " ".join(str(text).split())
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """A value for a message: on one line, and its middle left out where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python does not write whole numbers of thousands of digits
+        return "a number of thousands of digits"
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half // 2 :]}"
 
 
 def locate(path: str) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import yaml
@@ -21,9 +22,12 @@ from sparsedet.config.naming import (
     ConfigKeyError,
     close_matches,
     dotted_name,
+    first_line,
     join,
     keyword_parameters,
     nearest,
+    one_line,
+    shown,
 )
 from sparsedet.config.stand_ins import (
     CannotDescribe,
@@ -37,6 +41,9 @@ from sparsedet.registry import retired_arguments
 logger = logging.getLogger(__name__)
 
 _QUOTES = ("'", '"')
+_NONES = ("None", "none", "NONE")
+_SIGNS = re.compile(r"(\+{0,2})(.*)", re.DOTALL)
+_MOST_PARTS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +54,20 @@ class Override:
         parts: the key.
         value: what to set.
         adds: whether ``+`` stood before the key.
-        quoted: whether the value is text in quotes.
+        sets: whether ``++`` stood there: the key is added where it is not there.
+        typed: the value as it was typed; None where it was not.
     """
 
     parts: tuple[str, ...]
     value: Any
-    adds: bool
-    quoted: bool = False
+    adds: bool = False
+    sets: bool = False
+    typed: str | None = None
+
+    @property
+    def quoted(self) -> bool:
+        """Whether the value is text in quotes."""
+        return self.typed is not None and self.typed.startswith(_QUOTES)
 
     @property
     def key(self) -> str:
@@ -67,32 +81,60 @@ class Override:
 
     @classmethod
     def parse(cls, text: str) -> Override:
-        """Read ``key=value`` or ``+key=value``; list items are ``key.0`` or ``key[0]``."""
+        """Read ``key=value``, ``+key=value`` or ``++key=value``; items are ``key.0``."""
         key, equals, value = text.partition("=")
-        parts = tuple(re.split(r"\.|\[(\d+)\]\.?", key.removeprefix("+").strip()))
-        parts = tuple(part for part in parts if part)
-        if not equals or not parts:
-            raise ConfigError(f"The override '{text}' must read key=value or +key=value.")
+        signs, name = _SIGNS.match(key.strip()).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        parts = tuple(part for part in re.split(r"\.|\[(-?\d+)\]\.?", name.strip()) if part)
+        if not equals or not parts or len(parts) > _MOST_PARTS:
+            raise ConfigError(
+                f"The override {shown(text)} must read key=value or +key=value, as one word."
+            )
         value = value.strip()
         try:
-            return cls(parts, _parse_value(value), key.startswith("+"), value.startswith(_QUOTES))
+            found = _parse_value(value)
         except ConfigError as error:
-            raise ConfigError(f"In the override '{text}' {error}") from error
+            raise ConfigError(f"In the override {shown(text)} {error}") from error
+        return cls(parts, found, signs == "+", signs == "++", value)
 
 
 def _parse_value(text: str) -> Any:
-    """A YAML scalar or a flow list or mapping; what is neither is taken as it stands."""
+    """A YAML scalar, a flow list or mapping, or a tuple; what is none is taken as it stands."""
     collection, quoted = text.startswith(("[", "{")), text.startswith(_QUOTES)
+    if text.startswith(("(", "[")) and "(" in text:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(text)
+            return _as_lists(value) if isinstance(value, (list, tuple)) else text
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
-        if not collection and not quoted:
+        if not collection and not quoted and not text.isdigit():
             return text
         reason = getattr(error, "problem", None) or error
-        raise ConfigError(f"the value cannot be read: {reason}.") from error
+        raise ConfigError(f"the value cannot be read: {one_line(reason)}.") from error
     if isinstance(value, (list, dict)):
         return value if collection else text  # such as a path with ': ' in it
     return text if isinstance(value, str) and not quoted else value
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples, as Python writes them, as the lists that configs hold."""
+    return [_as_lists(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _meant(override: Override, old: Any) -> Any:
+    """What a person means by a value, by what is in its place.
+
+    Text takes what was typed, also where it reads like a number: ``train.output_dir=2024``.
+    Python's ``None`` is null, unless it is quoted.
+    """
+    typed = override.typed
+    if typed is None or override.quoted:
+        return override.value
+    if typed in _NONES and (typed == "None" or not isinstance(old, str)):
+        return None
+    nothing = override.value is None and typed != ""
+    collection = typed.startswith(("[", "{"))
+    return typed if isinstance(old, str) and not nothing and not collection else override.value
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -132,16 +174,17 @@ def _apply(cfg: DictConfig, override: Override) -> None:
     last = override.parts[-1]
     old = _child(node, last)
     unknown = last not in _valid_keys(node)
-    if unknown and (not override.adds or structure(node) is not None):
+    adds = override.adds or (override.sets and unknown)
+    meant = _meant(override, None if override.adds else old)
+    override = dataclasses.replace(override, value=meant, adds=adds)
+    if unknown and (not adds or isinstance(node, ListConfig) or structure(node) is not None):
         raise _unknown_key(cfg, override, len(override.parts) - 1, node)
     if not override.adds:
         if isinstance(override.value, dict) and _keeps_the_rest(old, override.value):
             for key, value in override.value.items():
-                _apply(cfg, Override((*override.parts, str(key)), value, adds=False))
+                _apply(cfg, Override((*override.parts, str(key)), value))
             return
         _check_kind(override, old)
-    if isinstance(node, ListConfig) and unknown:
-        raise ConfigKeyError(f"{override.key}: the list has {len(node)} items.")
     _set(node, last, with_dotted_targets(override.value, override.key), override.key)
 
 
@@ -157,8 +200,7 @@ def _set(node: DictConfig | ListConfig, part: str, value: Any, key: str) -> None
         with read_write(node) if frozen else nullcontext():
             node[_index(node, part)] = value
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key} cannot be {value!r}: {reason}.") from error
+        raise ConfigError(f"{key} cannot be {shown(value)}: {first_line(error)}.") from error
 
 
 def _index(node: DictConfig | ListConfig, part: str) -> Any:
@@ -173,7 +215,7 @@ def _parent(cfg: DictConfig, override: Override) -> Any:
     node: Any = cfg
     for position, part in enumerate(override.parts[:-1]):
         child = _child(node, part)
-        if child is None and override.adds and isinstance(node, DictConfig):
+        if child is None and (override.adds or override.sets) and isinstance(node, DictConfig):
             _set(node, part, {}, override.key)
             child = node[part]
         if child is None and part not in _valid_keys(node):
@@ -181,7 +223,7 @@ def _parent(cfg: DictConfig, override: Override) -> Any:
         if not isinstance(child, (DictConfig, ListConfig)):
             path = ".".join(override.parts[: position + 1])
             raise ConfigKeyError(
-                f"Unknown key {override.key}: {path} is {child!r} and holds no keys."
+                f"Unknown key {override.key}: {path} is {shown(child)} and holds no keys."
                 + (f" Set {path}._target_ to put a component there." if child is None else "")
             )
         node = child
@@ -216,14 +258,27 @@ def _target(node: DictConfig | ListConfig) -> Any:
 
 def _unknown_key(cfg: DictConfig, override: Override, position: int, node: Any) -> ConfigError:
     parent, part = ".".join(override.parts[:position]), override.parts[position]
+    if isinstance(node, ListConfig):
+        last = f", {join(parent, 0)} to {join(parent, len(node) - 1)}" if len(node) else ""
+        return ConfigKeyError(f"Unknown key {override.key}. {parent} has {len(node)} items{last}.")
     siblings = _valid_keys(node)
     elsewhere = [key for key in _all_keys(cfg, "") if key.endswith(f".{override.parts[-1]}")]
     if elsewhere and not close_matches(part, siblings):
         hint = f"Nearest: {', '.join(elsewhere[:3])}."
     else:
         hint = nearest(part, siblings, parent)
-    adding = f" Write +{override.key}=... to add it." if structure(node) is None else ""
+    adding = f" Write +{override.key}=... to add it." if _takes_more(node, override) else ""
     return ConfigKeyError(f"Unknown key {override.key}. {hint}{adding}")
+
+
+def _takes_more(node: DictConfig, override: Override) -> bool:
+    """Whether a key that is added there is of any use."""
+    target = _target(node)
+    if target is None:
+        return override.parts[0] != "train"  # whose keys are all known
+    if structure(node) is not None or isinstance(target, StandIn):
+        return False
+    return (keyword_parameters(target) or ({}, True))[1]
 
 
 def _all_keys(node: Any, path: str) -> list[str]:
@@ -241,17 +296,18 @@ def _check_kind(override: Override, old: Any) -> None:
     """Refuse a scalar in the place of a group, and text in that of a component or number."""
     key, new = override.key, override.value
     text = isinstance(new, str) and "${" not in new
-    if isinstance(old, DictConfig) and is_plain(old) and (text or isinstance(new, (int, float))):
+    other = text or isinstance(new, (int, float, list))
+    if isinstance(old, DictConfig) and is_plain(old) and other:
         names = ", ".join(join(key, each) for each in old)
-        raise ConfigError(f"{key} is a group of settings, got {new!r}. Set one of {names}.")
+        raise ConfigError(f"{key} is a group of settings, got {shown(new)}. Set one of {names}.")
     if isinstance(old, DictConfig) and text:
         raise ConfigError(
-            f"{key} is a component, got {new!r}. "
+            f"{key} is a component, got {shown(new)}. "
             f"Use {key}._target_=Name to swap it, or {key}=null to take it away."
         )
     if isinstance(old, (bool, int, float)) and text and not override.quoted:
         kind = "true or false" if isinstance(old, bool) else "a number"
-        raise ConfigError(f"{key} must be {kind}, got {new!r}.")
+        raise ConfigError(f"{key} must be {kind}, got {shown(new)}.")
 
 
 # --- components
@@ -297,8 +353,8 @@ def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
     Raises:
         ConfigError: if there is no such key or component; the message lists the nearest names.
     """
-    override = Override((*key.split("."), "_target_"), name, adds=False)
-    holder: Any = _parent(cfg, Override(override.parts[:-1], None, adds=False))
+    override = Override((*key.split("."), "_target_"), name)
+    holder: Any = _parent(cfg, Override(override.parts[:-1], None))
     last = override.parts[-2]
     if last not in _valid_keys(holder):
         raise _unknown_key(cfg, override, len(override.parts) - 2, holder)

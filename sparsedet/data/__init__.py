@@ -1,8 +1,16 @@
 """From annotation files and images to batches of samples."""
 
-from .catalog import picture_settings, resolve_classes, resolve_dataset
-from .convert import write_coco
+from .audit import Audit, Mended, audit_dataset, write_mended
+from .catalog import (
+    how_to_get,
+    part_arguments,
+    picture_settings,
+    resolve_classes,
+    resolve_dataset,
+)
+from .convert import Originals, write_coco
 from .dataset import AnnotatedDataset, open_dataset
+from .decoding import PictureCache, PictureDecoder
 from .errors import DatasetError, StorageError
 from .formats import list_parts
 from .loader import DetectionDataset, SampleKey, TestLoader, TrainingBatches, TrainLoader
@@ -21,11 +29,16 @@ from .transforms import (
 __all__ = [
     "AerialAugmentation",
     "AnnotatedDataset",
+    "Audit",
     "DETRAugmentation",
     "DatasetError",
     "DetectionDataset",
     "DetectionMapper",
+    "Mended",
+    "Originals",
     "PhotographAugmentation",
+    "PictureCache",
+    "PictureDecoder",
     "PictureSettings",
     "RandomCrop",
     "RandomHorizontalFlip",
@@ -36,10 +49,14 @@ __all__ = [
     "TestLoader",
     "TrainLoader",
     "TrainingBatches",
+    "audit_dataset",
+    "how_to_get",
     "list_parts",
     "open_dataset",
+    "part_arguments",
     "picture_settings",
     "resolve_classes",
     "resolve_dataset",
     "write_coco",
+    "write_mended",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsedet.config import literal, texts
+from sparsedet.config.rules import Rule, check_settings
 
 from .dataset import AnnotatedDataset, open_dataset
 from .errors import DatasetError
@@ -15,6 +16,14 @@ from .validate import warn_once
 _HOW_TO_GET = {
     "datasets/shapes": "Make it with: python -m sparsedet.data.shapes --output datasets/shapes",
     "datasets/coco": "Get it from https://cocodataset.org/#download",
+}
+
+
+_PLACE = Rule(str | None, place=True)
+_RULES = {
+    **dict.fromkeys(("path", "train_json", "train_images", "val_json", "val_images"), _PLACE),
+    "format": Rule(str, empty=False),
+    "num_classes": Rule(int | None, least=1),
 }
 
 
@@ -33,10 +42,12 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
         splits: which splits will be used; ("val",) where nothing is trained.
 
     Raises:
+        ConfigError: a setting is none that a set can have.
         DatasetError: a path is not set or cannot be used, categories do not agree, or
             `class_names` do not fit the set or `num_classes`.
     """
     dataset = cfg.dataset
+    check_settings(dataset, _RULES, path="dataset")
     _check_class_names(dataset)
     _place_parts(dataset)
     sets = {split: _open(dataset, split) for split in splits}
@@ -67,9 +78,11 @@ def resolve_classes(cfg: Any) -> None:
         cfg: as for `resolve_dataset`.
 
     Raises:
+        ConfigError: a setting is none that a set can have.
         DatasetError: the annotations cannot be read.
     """
     dataset = cfg.dataset
+    check_settings(dataset, _RULES, path="dataset")
     _check_class_names(dataset)
     _place_parts(dataset)
     if dataset.class_names is None:
@@ -94,7 +107,12 @@ def picture_settings(dataset: Any) -> PictureSettings:
     Raises:
         ValueError: a value is none that can be.
     """
-    keys = {"value_range": "value_range", "max_pixels": "max_image_pixels"}
+    keys = {
+        "value_range": "value_range",
+        "max_pixels": "max_image_pixels",
+        "cache_dir": "cache_dir",
+        "cache_gigabytes": "cache_gigabytes",
+    }
     given = {name: dataset[key] for name, key in keys.items() if key in dataset}
     if given.get("value_range") is not None:
         given["value_range"] = list(given["value_range"])
@@ -125,25 +143,53 @@ def _place_parts(dataset: Any) -> None:
             dataset[f"{split}_json"], dataset[f"{split}_images"] = dataset.path, None
 
 
-def _open(dataset: Any, split: str) -> AnnotatedDataset:
-    """The set as the loaders of the shipped configs open it, so that it is read once."""
+def part_arguments(cfg: Any, split: str) -> dict[str, Any]:
+    """The arguments of `open_dataset` with which the shipped configs open a part of their set.
+
+    Args:
+        cfg: as for `resolve_dataset`.
+        split: `train` or `val`.
+
+    Raises:
+        DatasetError: the config does not say where the part is.
+    """
+    _place_parts(cfg.dataset)
+    return _arguments(cfg.dataset, split)
+
+
+def how_to_get(path: str) -> str:
+    """A sentence, after a space, about a set that the shipped configs name; else nothing."""
+    for folder, how in _HOW_TO_GET.items():
+        if str(path).startswith(f"{folder}/"):
+            return f" {how}"
+    return ""
+
+
+def _arguments(dataset: Any, split: str) -> dict[str, Any]:
     path = dataset.get(f"{split}_json")
     if path is None:
         raise DatasetError(
             f"dataset.{split}_json is not set. Add dataset.{split}_json=PATH, or dataset.path=PATH "
             "of a set with parts."
         )
+    return {
+        "annotations": path,
+        "images": dataset.get(f"{split}_images"),
+        "split": split,
+        "format": dataset.get("format", "auto"),
+        "skip_broken_images": split == "train",
+        "pictures": picture_settings(dataset),
+    }
+
+
+def _open(dataset: Any, split: str) -> AnnotatedDataset:
+    """The set as the loaders open it, so that it is read once."""
+    arguments = _arguments(dataset, split)
+    path = arguments["annotations"]
     try:
-        found = open_dataset(
-            path,
-            dataset.get(f"{split}_images"),
-            split=split,
-            format=dataset.get("format", "auto"),
-            skip_broken_images=split == "train",
-            pictures=picture_settings(dataset),
-        )
+        found = open_dataset(**arguments)
     except DatasetError as error:
-        raise DatasetError(f"{error}{_hint(path)}") from None
+        raise DatasetError(f"{error}{how_to_get(path)}") from None
     if found.images is None:
         raise DatasetError(
             f"dataset.{split}_images is not set, and {path} does not say where its pictures are. "
@@ -159,13 +205,6 @@ def _replace_num_classes(dataset: Any, source: str) -> None:
             f"dataset.num_classes={given} does not fit {source!r}, which has {found} categories; "
             f"{found} is used."
         )
-
-
-def _hint(path: str) -> str:
-    for folder, how in _HOW_TO_GET.items():
-        if str(path).startswith(f"{folder}/"):
-            return f" {how}"
-    return ""
 
 
 def _require_objects(sets: dict[str, AnnotatedDataset]) -> None:

@@ -1,15 +1,38 @@
 """Any set as a COCO instances file."""
 
 import itertools
-import json
 import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeGuard
 
-from ..files import atomic_write
+from ..files import write_json
 from .dataset import AnnotatedDataset
+from .roots import name_below
 
 
-def write_coco(dataset: AnnotatedDataset, path: str | os.PathLike) -> None:
+@dataclass(frozen=True)
+class Originals:
+    """The entries that a set was read from, whose further fields are kept.
+
+    Args:
+        top: the file's top level; its three lists are not used.
+        categories: entry by category id.
+        images: entry by image id.
+        annotations: entries in the order of the records and of the objects in them.
+    """
+
+    top: dict[str, Any] = field(default_factory=dict)
+    categories: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    images: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    annotations: Sequence[dict[str, Any]] = ()
+
+
+def write_coco(
+    dataset: AnnotatedDataset, path: str | os.PathLike, *, originals: Originals | None = None
+) -> Counter[str]:
     """Writes a set as a COCO instances file, which appears whole or not at all.
 
     Image and category ids are those of the set; annotations count from 1 in its order. File names
@@ -19,24 +42,20 @@ def write_coco(dataset: AnnotatedDataset, path: str | os.PathLike) -> None:
     Args:
         dataset: what `open_dataset` gives.
         path: of the file to write.
+        originals: entries with further fields, such as `segmentation`, that are written, too.
+            Annotation ids that are whole numbers and differ from each other are kept then.
+
+    Returns:
+        By the key of an annotation, how many of the originals had it otherwise or not at all.
     """
-    images, annotations = [], []
+    originals = originals or Originals()
     ids = _category_ids(dataset)
+    images, annotations = [], []
     for record in dataset.records:
-        name = record["file_name"]
-        name = name if dataset.images is None else os.path.relpath(name, dataset.images)
-        images.append(
-            {
-                "id": record["image_id"],
-                "file_name": name.replace(os.sep, "/"),
-                "width": record["width"],
-                "height": record["height"],
-            }
-        )
+        images.append(_image(record, dataset.images, originals))
         for entry in record["annotations"]:
             annotations.append(
                 {
-                    "id": len(annotations) + 1,
                     "image_id": record["image_id"],
                     "category_id": ids[entry["category_id"]],
                     "bbox": entry["bbox"],
@@ -44,10 +63,54 @@ def write_coco(dataset: AnnotatedDataset, path: str | os.PathLike) -> None:
                     "iscrowd": entry["iscrowd"],
                 }
             )
-    categories = [{"id": i, "name": name} for i, name in zip(ids, dataset.class_names, strict=True)]
-    document = {"images": images, "annotations": annotations, "categories": categories}
-    with atomic_write(Path(path)) as file:
-        file.write(json.dumps(document, ensure_ascii=False).encode())
+    changed: Counter[str] = Counter()
+    if originals.annotations:
+        annotations = _with_fields(annotations, originals.annotations, changed)
+    else:
+        annotations = [{"id": i + 1, **entry} for i, entry in enumerate(annotations)]
+    categories = [
+        {**originals.categories.get(i, {}), "id": i, "name": name}
+        for i, name in zip(ids, dataset.class_names, strict=True)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(Path(path), {**originals.top, **content}, indent=None)
+    return changed
+
+
+def _image(record: dict[str, Any], root: str | None, originals: Originals) -> dict[str, Any]:
+    name = record["file_name"]
+    name = name if root is None else name_below(name, root)
+    return {
+        **originals.images.get(record["image_id"], {}),
+        "id": record["image_id"],
+        "file_name": name.replace(os.sep, "/"),
+        "width": record["width"],
+        "height": record["height"],
+    }
+
+
+def _with_fields(
+    annotations: list[dict[str, Any]], originals: Sequence[dict[str, Any]], changed: Counter[str]
+) -> list[dict[str, Any]]:
+    """Annotations with the further fields of what they were; counts what differs."""
+    taken = Counter(e["id"] for e in originals if _is_id(e.get("id")))
+    free = itertools.count(max(taken, default=0) + 1)
+    used: set[int] = set()
+    found = []
+    for entry, original in zip(annotations, originals, strict=True):
+        given = original.get("id")
+        identity = given if _is_id(given) and given not in used else next(free)
+        used.add(identity)
+        entry = {"id": identity, **entry}
+        changed.update(key for key, value in entry.items() if original.get(key) != value)
+        # it has become iscrowd, where it meant something
+        further = {key: value for key, value in original.items() if key != "ignore"}
+        found.append({**further, **entry})
+    return found
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _category_ids(dataset: AnnotatedDataset) -> list[int]:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..structures import BoxMode
+from .checked import Checked, collector_paused, read_checked
 from .errors import DatasetError
-from .formats import Source, check_image_folder, read_source
-from .picture_files import check_files, check_names
+from .formats import Source
 from .reading import DEFAULT_SETTINGS, PictureSettings
 from .records import Records
-from .validate import Findings, check_categories, check_images, clean_annotations
+from .roots import join
+from .validate import CleanAnnotation, Findings
 
 _Stamp = tuple[int, int] | None
 _KEPT = 16  # sets that a process remembers
@@ -30,7 +31,8 @@ class AnnotatedDataset:
     Args:
         source: path of the annotation file or folder.
         format: `coco`, `voc`, `yolo`, or what a reader of your own calls it.
-        images: folder that the pictures lie in; None where no picture was looked at.
+        images: folder that the pictures lie in, or its address; None where no picture was looked
+            at.
         records: one dict per image: `file_name` (full path), `height`, `width`, `image_id`,
             `annotations` (dicts with `bbox`, `bbox_mode` = XYWH_ABS, `category_id` contiguous,
             `iscrowd`, `area`). Images without objects are there, too.
@@ -107,7 +109,7 @@ def open_dataset(
     format: str = "auto",
     class_names: Sequence[str] | None = None,
     skip_broken_images: bool = False,
-    pictures: PictureSettings = DEFAULT_SETTINGS,
+    pictures: PictureSettings | None = DEFAULT_SETTINGS,
 ) -> AnnotatedDataset:
     """Reads and checks a set, once in a process.
 
@@ -117,9 +119,9 @@ def open_dataset(
     Args:
         annotations: a COCO instances file (or LVIS's), a YOLO set's `data.yaml`, a folder of Pascal
             VOC, or a folder that holds one of them.
-        images: folder that the file names are relative to; None where the format says itself where
-            the pictures lie. A COCO file does not: with None no picture is opened, `file_name`
-            stays as it is, and sizes are those of the file.
+        images: folder that the file names are relative to, or its address (`s3://...`); None where
+            the format says itself where the pictures lie. A COCO file does not: with None no
+            picture is opened, `file_name` stays as it is, and sizes are those of the file.
         split: which part of a set that has several (`train`, `val`, ...); a COCO file is one part.
         format: `coco`, `voc`, `yolo`, or `auto` to go by what is at `annotations`; or the dotted
             path of a reader of your own, which `annotations` is a name for. It is called with
@@ -129,7 +131,8 @@ def open_dataset(
             are matched by name. None takes the set's own: by id in COCO, by name in VOC, by
             number in YOLO.
         skip_broken_images: leave unreadable image files out with a warning instead of stopping.
-        pictures: how the files will be read, so that what cannot be read is found here.
+        pictures: how the files will be read, so that what cannot be read is found here. None = they
+            will not be, so that the range of their values does not matter.
 
     Raises:
         DatasetError: anything about the set that would make training or evaluation wrong.
@@ -140,20 +143,96 @@ def open_dataset(
             f"open_dataset.annotations must be a path, got {annotations!r}. Set "
             "dataset.train_json and dataset.val_json, or dataset.path."
         )
-    annotations, images = os.fspath(annotations), None if images is None else os.fspath(images)
-    key = (os.getcwd(), annotations, images, split, format, skip_broken_images, pictures)
+    key = key_of(annotations, images, split, format, skip_broken_images, pictures)
     names = None if class_names is None else tuple(class_names)
     dataset = _remembered((*key, names))
     if dataset is not None:
         return dataset
     whole = _remembered((*key, None))
     if whole is None:
-        source, whole = _read(annotations, images, split, format, skip_broken_images, pictures)
-        stamps = {path: _stamp(path) for path in (annotations, *source.files)}
-        _remember((*key, None), stamps, whole)
+        checked = read_checked(
+            annotations,
+            images,
+            split=split,
+            format=format,
+            skip_broken=skip_broken_images,
+            pictures=pictures,
+            findings=Findings(os.fspath(annotations)),
+        )
+        whole = dataset_of(checked)
+        keep_open(whole, checked.source, key)
     dataset = whole if names is None else whole.with_classes(names)
     _remember((*key, names), _opened[(*key, None)][0], dataset)
     return dataset
+
+
+@collector_paused()
+def dataset_of(checked: Checked) -> AnnotatedDataset:
+    """The set of what checks left.
+
+    Raises:
+        DatasetError: they left no image.
+    """
+    source = checked.source
+    if not checked.images:
+        raise DatasetError(f"{source.path}: no image is left that can be read. Fetch them again.")
+    records = [
+        _record(image, source.root, checked.objects.get(image["id"], []))
+        for image in checked.images
+    ]
+    return AnnotatedDataset(
+        source=source.path,
+        format=source.format,
+        images=source.root,
+        records=Records(records),
+        class_names=tuple(name for _, name in checked.categories),
+        category_ids=tuple(category_id for category_id, _ in checked.categories),
+        num_objects=sum(len(record["annotations"]) for record in records),
+    )
+
+
+def _record(image: dict, root: str | None, objects: list[CleanAnnotation]) -> dict[str, Any]:
+    name = image["file_name"]
+    return {
+        "file_name": name if root is None else join(root, name),
+        "height": image.get("height"),
+        "width": image.get("width"),
+        "image_id": image["id"],
+        "annotations": [
+            {
+                "bbox": entry.bbox,
+                "category_id": entry.category_id,
+                "iscrowd": entry.iscrowd,
+                "area": entry.area,
+                "bbox_mode": BoxMode.XYWH_ABS,
+            }
+            for entry in objects
+        ],
+    }
+
+
+def key_of(
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
+    split: str | None,
+    format: str,
+    skip_broken: bool,
+    pictures: PictureSettings | None,
+) -> tuple:
+    """What a process remembers a set by: the arguments of `open_dataset` but for the classes."""
+    folder = None if images is None else os.fspath(images)
+    return os.getcwd(), os.fspath(annotations), folder, split, format, skip_broken, pictures
+
+
+def keep_open(dataset: AnnotatedDataset, source: Source, key: tuple) -> None:
+    """Remembers a set, so that `open_dataset` gives it until one of its files changes.
+
+    Args:
+        dataset: with its own classes.
+        source: what it was read from.
+        key: see `key_of`.
+    """
+    _remember((*key, None), {path: _stamp(path) for path in (key[1], *source.files)}, dataset)
 
 
 def _remembered(key: tuple) -> AnnotatedDataset | None:
@@ -174,70 +253,6 @@ def _stamp(path: str) -> _Stamp:
     except OSError:
         return None
     return state.st_mtime_ns, state.st_size
-
-
-def _read(
-    annotations: str,
-    images: str | None,
-    split: str | None,
-    format: str,
-    skip_broken: bool,
-    pictures: PictureSettings,
-) -> tuple[Source, AnnotatedDataset]:
-    findings = Findings(annotations)
-    source = read_source(annotations, images, split=split, format=format, findings=findings)
-    findings.source = annotations = source.path
-    findings.close()
-    pairs = check_categories(source.categories, source.annotations, annotations)
-    classes = {category_id: place for place, (category_id, _) in enumerate(pairs)}
-    by_id = check_images(source.images, findings)
-    findings.close()
-    check_names(by_id.values(), source.root, findings)
-    findings.close()  # file names that leave the folder must not be opened
-    skipped: set = set()
-    if source.root is not None:
-        check_image_folder(source.root)
-        skipped = check_files(by_id.values(), source.root, findings, skip_broken, pictures)
-        findings.close()
-    if source.in_fractions:
-        _to_pixels(source, by_id, skipped)
-    objects = clean_annotations(source.annotations, by_id, classes, findings)
-    findings.close()
-    records = [
-        _record(image, source.root, objects.get(identity, []))
-        for identity, image in by_id.items()
-        if identity not in skipped
-    ]
-    if not records:
-        raise DatasetError(f"{annotations}: no image is left that can be read. Fetch them again.")
-    return source, AnnotatedDataset(
-        source=annotations,
-        format=source.format,
-        images=source.root,
-        records=Records(records),
-        class_names=tuple(name for _, name in pairs),
-        category_ids=tuple(category_id for category_id, _ in pairs),
-        num_objects=sum(len(record["annotations"]) for record in records),
-    )
-
-
-def _to_pixels(source: Source, images: dict[Any, dict], skipped: set) -> None:
-    source.annotations = [e for e in source.annotations if e["image_id"] not in skipped]
-    for entry in source.annotations:
-        image = images[entry["image_id"]]
-        scale = (image["width"], image["height"]) * 2
-        entry["bbox"] = [value * factor for value, factor in zip(entry["bbox"], scale, strict=True)]
-
-
-def _record(image: dict, root: str | None, objects: list[dict]) -> dict[str, Any]:
-    name = image["file_name"]
-    return {
-        "file_name": name if root is None else os.path.join(root, name),
-        "height": image.get("height"),
-        "width": image.get("width"),
-        "image_id": image["id"],
-        "annotations": [{**entry, "bbox_mode": BoxMode.XYWH_ABS} for entry in objects],
-    }
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ the largest value of a picture, which would make brightness jump from one to the
 import struct
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -27,6 +27,7 @@ _DEPTHS = (8, 10, 12, 14, 16)
 _FULL: Range = (0, 65535)
 _ROWS = 1 << 22  # values that are converted at a time
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # TIFF's SampleFormat
+_FORMATS = {_UNSIGNED: "integers", _SIGNED: "signed integers", _FLOAT: "floats"}
 _BITS, _PHOTOMETRIC, _SAMPLES, _FORMAT = 258, 262, 277, 339
 _MIN_MAX = ((280, 281), (340, 341))  # MinSampleValue and so on
 _WHITE_IS_ZERO = 0
@@ -179,16 +180,20 @@ def _colors(image: Any) -> np.ndarray:
 
 
 def _of_other_byte(tile: Any) -> tuple:
+    named = hasattr(tile, "_replace")
     codec, extents, offset, args = tile
     raw, *others = [args] if isinstance(args, str) else args
     if raw not in _OTHER_BYTE:
         raise ValueError(f"the layout {raw} of its 16-bit values is not read")
     other = _OTHER_BYTE[raw]
-    return codec, extents, offset, other if isinstance(args, str) else (other, *others)
+    changed = other if isinstance(args, str) else (other, *others)
+    # named in newer versions of Pillow, which then ask for the names
+    return tile._replace(args=changed) if named else (codec, extents, offset, changed)
 
 
 @no_limit()
 def _decoded(image: Image.Image) -> np.ndarray:
+    image.load()  # numpy would hide what is wrong with a file
     return np.asarray(image)
 
 
@@ -228,10 +233,9 @@ def _tiff_depth(tags: Any, mode: str) -> Depth | None:
     declared = _tagged(tags, floats=form == _FLOAT)
     if declared is None and form == _UNSIGNED and bits <= 16:
         declared = (0, _limit(bits))
-    names = {_UNSIGNED: "integers", _SIGNED: "signed integers", _FLOAT: "floats"}
     inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and bits > 8
     stored = {(_SIGNED, 8): "i1", (_UNSIGNED, 32): "u4"}.get((form, bits))
-    kind = f"{bits}-bit {names.get(form, 'values')}"
+    kind = f"{bits}-bit {_FORMATS.get(form, 'values')}"
     if color and mode not in ("RGB", "RGBA"):
         return Depth(kind, _FULL, color=True, only_shown=True)
     return Depth(kind, declared, color=color, inverted=inverted, stored=stored)
@@ -324,19 +328,20 @@ def _jpeg2000_depth(image: Image.Image, file: Any) -> Depth | None:
 _READERS = {"PNG": _png_depth, "PPM": _pgm_depth, "JPEG2000": _jpeg2000_depth}
 
 
-def describe_tiff(path: str) -> str | None:
+def describe_tiff(file: IO[bytes]) -> str | None:
     """What a TIFF is that Pillow does not read; None for other files."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-            if not head.startswith((b"II*\0", b"MM\0*")):
-                return None
-            tags = TiffImagePlugin.ImageFileDirectory_v2(head)
-            file.seek(tags.next)
-            tags.load(file)
-            bits, form = tags.get(_BITS, (1,)), tags.get(_FORMAT, (_UNSIGNED,))
-            names = {_UNSIGNED: "integers", _SIGNED: "signed integers", _FLOAT: "floats"}
-            count, kind = tags.get(_SAMPLES, 1), names.get(form[0], "values")
+        file.seek(0)
+        head = file.read(8)
+        if not head.startswith((b"II*\0", b"MM\0*")):
+            return None
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        file.seek(tags.next)
+        tags.load(file)
+        if _PHOTOMETRIC not in tags:
+            return None
+        bits, form = tags.get(_BITS, (1,)), tags.get(_FORMAT, (_UNSIGNED,))
+        count, kind = tags.get(_SAMPLES, 1), _FORMATS.get(form[0], "values")
     except Exception:  # whatever is wrong with it, it cannot be described
         return None
     return (

@@ -70,7 +70,9 @@ class ImageHeader:
         return self.orientation in (2, 3, 4) or (self.orientation in _TURNED and square)
 
 
-def inspect_image(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> ImageHeader | str:
+def inspect_image(
+    path: str, settings: PictureSettings = DEFAULT_SETTINGS, *, decode: bool = False
+) -> ImageHeader | str:
     """Reads the header of an image file and looks whether the end of the file is there.
 
     Only a file whose end looks wrong is decoded, so this is fast enough for large sets.
@@ -78,6 +80,7 @@ def inspect_image(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> Im
     Args:
         path: any format that Pillow reads.
         settings: how it will be read.
+        decode: decode every file, which finds all that is broken.
 
     Returns:
         The header, or the reason why the file cannot be read.
@@ -89,7 +92,7 @@ def inspect_image(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> Im
         with open_picture(path, settings) as image:
             header = _header_of(image)
             mark = _END_MARKS.get(image.format or "")
-            if mark is not None and not _ends_with(path, mark):
+            if decode or (mark is not None and not _ends_with(image, mark)):
                 load(image)
     except BrokenPictureError as error:
         return str(error)
@@ -166,12 +169,17 @@ def values_used(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> Use 
         return None
 
 
+OTHER_SIZE = (
+    "its boxes may belong to another resolution; correct width, height and boxes, or restore the "
+    "original file."
+)
+
+
 def size_mismatch(path: str, found: tuple[int, int], expected: tuple[int, int]) -> str:
     """Sentence about a file whose size is not that of the annotation file."""
     return (
         f"image file {path!r} is {found[0]}x{found[1]} pixels, but the annotation file says "
-        f"{expected[0]}x{expected[1]}. Its boxes may belong to another resolution; correct "
-        "width, height and boxes, or restore the original file."
+        f"{expected[0]}x{expected[1]}; {OTHER_SIZE}"
     )
 
 
@@ -228,10 +236,15 @@ def _header_of(image: Image.Image) -> ImageHeader:
     return ImageHeader(image.size, orientation, getattr(image, "is_animated", False), depth)
 
 
-def _ends_with(path: str, mark: bytes) -> bool:
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
-        return mark in file.read()
+def _ends_with(image: Image.Image, mark: bytes) -> bool:
+    file = getattr(image, "fp", None)
+    if file is None:  # decoded already, and so whole
+        return True
+    place = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    tail = file.read()
+    file.seek(place)
+    return mark in tail
 
 
 def _rgb_levels(image: Image.Image) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import comm
 from .dataset import AnnotatedDataset
-from .errors import DatasetError
+from .errors import DatasetError, StorageError
 from .mapper import DetectionMapper
+from .roots import is_address
 from .validate import warn_once
 from .watching import end_without_handles, watched
 
@@ -49,7 +51,8 @@ class DetectionDataset(Dataset):
         mapper: called as `mapper(record, rng)`.
         seed: of everything random in the mapper.
         replace_broken: give the next record's sample, with one warning, where an image cannot be
-            decoded, unless that happens 20 times in a row; otherwise the error is raised.
+            decoded, unless that happens 20 times in a row; otherwise the error is raised. A file
+            that cannot be reached, or whose folder is gone, is an error in any case.
     """
 
     def __init__(
@@ -73,16 +76,19 @@ class DetectionDataset(Dataset):
 
         Raises:
             DatasetError: the image cannot be decoded (with `replace_broken`: nor those after it).
+            StorageError: its file cannot be reached; it may be whole.
         """
         key = SampleKey(key) if isinstance(key, int) else SampleKey(*key)
         rng = random.Random(f"{self._seed}-{key.epoch}-{key.record}-{key.repeat}")
         tries = min(len(self), _BROKEN_IN_A_ROW) if self._replace_broken else 1
         for step in range(tries):
+            record = self._records[(key.record + step) % len(self)]
             try:
-                return self._mapper(self._records[(key.record + step) % len(self)], rng)
+                return self._mapper(record, rng)
             except DatasetError as error:
                 if tries == 1:
                     raise
+                _require_folder(record["file_name"])
                 if step == tries - 1:
                     raise DatasetError(
                         f"{tries} images in a row cannot be read, so their folder may be gone. The "
@@ -90,6 +96,16 @@ class DetectionDataset(Dataset):
                     ) from error
                 warn_once(f"{error} Another image is used in its place.")
         raise IndexError(f"DetectionDataset is empty, got {key}.")
+
+
+def _require_folder(path: str) -> None:
+    """Tells a picture that is gone from a disk that is."""
+    folder = os.path.dirname(path)
+    if not is_address(path) and folder and not os.path.isdir(folder):
+        raise StorageError(
+            f"image folder {folder!r} is gone, so file {path!r} cannot be read. Look at the disk "
+            "or the mount, and go on with --resume."
+        )
 
 
 class TrainingBatches:

@@ -2,31 +2,47 @@
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
+from itertools import compress
 
 from .depth import Depth, Use
-from .images import ImageHeader, inspect_image, mark_said, range_fault, size_mismatch, values_used
-from .reading import PictureSettings, storage_error
-from .spelling import FileIndex, is_address
-from .validate import Findings
+from .images import OTHER_SIZE, ImageHeader, inspect_image, mark_said, range_fault, values_used
+from .reading import DEFAULT_SETTINGS, PictureSettings, storage_error
+from .roots import is_address, join, list_files
+from .spelling import FileIndex
+from .validate import Effect, Findings
+
+Inspector = Callable[[Sequence[str], PictureSettings], Iterable[ImageHeader | str]]
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 _LOOKED_AT = 8  # pictures of more than 8 bits whose values are looked at
 _GUESSES = 3  # names for which a similar one is looked for
+_FETCHED = 32  # pictures of a set on another machine that are looked at beforehand
 
 
-def check_names(images: Iterable[dict], root: str | None, findings: Findings) -> None:
+def inspect_headers(paths: Sequence[str], settings: PictureSettings) -> Iterator[ImageHeader | str]:
+    """`inspect_image` of each file, in parallel."""
+    with ThreadPoolExecutor(8) as pool:
+        yield from pool.map(partial(inspect_image, settings=settings), paths)
+
+
+def check_names(images: Iterable[dict], root: str | None, findings: Findings) -> set:
     """Refuses file names that leave the image folder; such files must not be opened.
 
     Args:
         images: entries that `check_images` has passed.
         root: image folder; None where no picture will be opened.
         findings: where faults are noted.
+
+    Returns:
+        Ids of the images whose file must not be opened.
     """
     leaving = [image for image in images if _leaves(image["file_name"])]
-    index = FileIndex.below(root) if leaving and root is not None else FileIndex([])
+    local = root is not None and not is_address(root)
+    index = FileIndex.below(root) if leaving and root and local else FileIndex([])
     for image in leaving:
         name = image["file_name"]
         meant = index.find(name, guess=False)
@@ -35,6 +51,7 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
         if is_address(name):
             fault = "'file_name' is an address. Write the path below the image folder."
         findings.error(f"image {image['id']} ({name!r}{there})", fault)
+    return {image["id"] for image in leaving}
 
 
 def _leaves(name: str) -> bool:
@@ -47,52 +64,74 @@ def check_files(
     root: str,
     findings: Findings,
     skip_broken: bool,
-    settings: PictureSettings,
+    settings: PictureSettings | None,
+    inspect: Inspector = inspect_headers,
 ) -> set:
-    """Opens the header of every image file and compares its size with the entry.
+    """Looks at every image file and compares its size with the entry.
 
-    Entries without a size get that of the file.
+    Entries without a size get that of the file. Where the root is an address, names are compared
+    with its list of files, and a sample of them is opened, with those that have no size: the others
+    are checked when they are read.
 
     Args:
         images: entries that `check_images` and `check_names` have passed.
-        root: image folder.
+        root: image folder, or its address.
         findings: where faults are noted.
         skip_broken: whether an unreadable file is left out with a warning instead of an error.
-        settings: how the files will be read.
+        settings: how the files will be read; None = they will not be, only their headers count.
+        inspect: gives for each of the paths the header, or the reason why it cannot be read.
 
     Returns:
-        Ids of the images to leave out.
+        Ids of the images that cannot be used.
 
     Raises:
         StorageError: a file cannot be reached; it may be whole.
     """
     images = list(images)
-    paths = [os.path.join(root, image["file_name"]) for image in images]
-    missing = [image for image, path in zip(images, paths, strict=True) if not _is_there(path)]
-    if missing:
-        _report_missing([image["file_name"] for image in missing], len(images), root, findings)
-        return set()
-    skipped = set()
+    listed = list_files(root) if is_address(root) else None
+    there = [_is_there(root, image, listed) for image in images]
+    unusable = {image["id"] for image, found in zip(images, there, strict=True) if not found}
+    if unusable:
+        index = FileIndex.below(root) if listed is None else FileIndex(listed)
+        missing = [i["file_name"] for i, found in zip(images, there, strict=True) if not found]
+        _report_missing(missing, len(images), root, index, findings)
+    images = list(compress(images, there))
+    opened = _sample(images) if is_address(root) else images
+    paths = [join(root, image["file_name"]) for image in opened]
     deep: list[tuple[str, Depth]] = []
-    inspect = partial(inspect_image, settings=settings)
-    with ThreadPoolExecutor(8) as pool:
-        for image, path, header in zip(images, paths, pool.map(inspect, paths), strict=True):
-            if isinstance(header, ImageHeader):
-                _compare_with_header(image, path, header, findings)
-                if header.depth is not None:
-                    deep.append((path, header.depth))
-                continue
-            label = f"file {image['file_name']!r} ({header})"
-            if skip_broken:
-                findings.warn(label, "cannot be read; the image is left out.")
-                skipped.add(image["id"])
-            else:
-                findings.error(label, "cannot be read. Fetch it again or delete its entry.")
-    _check_depths(deep, findings, settings)
-    return skipped
+    chosen = settings or DEFAULT_SETTINGS
+    for image, path, header in zip(opened, paths, inspect(paths, chosen), strict=True):
+        if isinstance(header, ImageHeader):
+            fits = _compare_with_header(image, header, findings)
+            if header.depth is not None:
+                deep.append((path, header.depth))
+        else:
+            fits = False
+            _report_broken(f"file {image['file_name']!r} ({header})", findings, skip_broken)
+        if not fits:
+            unusable.add(image["id"])
+    if settings is not None:
+        _check_depths(deep, findings, settings)
+    return unusable
 
 
-def _is_there(path: str) -> bool:
+def _report_broken(label: str, findings: Findings, skip_broken: bool) -> None:
+    if skip_broken:
+        fault = "cannot be read; the image is left out."
+        findings.warn(label, fault, Effect.LEFT_OUT)
+    else:
+        findings.error(label, "cannot be read. Fetch it again or delete its entry.")
+
+
+def _sample(images: Sequence[dict]) -> list[dict]:
+    step = -(-len(images) // _FETCHED)
+    return [e for i, e in enumerate(images) if i % step == 0 or e.get("width") is None]
+
+
+def _is_there(root: str, image: dict, listed: Mapping[str, int] | None) -> bool:
+    if is_address(root):
+        return listed is None or posixpath.normpath(image["file_name"]) in listed
+    path = os.path.join(root, image["file_name"])
     try:
         os.stat(path)
     except OSError as error:
@@ -108,27 +147,35 @@ def _check_depths(
     deep: Sequence[tuple[str, Depth]], findings: Findings, settings: PictureSettings
 ) -> None:
     """Says what will become of pictures of more than 8 bits: once for a set, not for each."""
+    if settings.value_range is not None and not deep:
+        findings.warn("dataset.value_range", "not used: no picture has more than 8 bits.")
     usable = []
     for path, depth in deep:
         fault = range_fault(depth, settings)
         if fault is None:
             usable.append(path)
         else:
-            findings.error(f"file {os.path.basename(path)!r}", f"its {fault}.")
-    if not usable:
-        return
+            findings.error(f"file {os.path.basename(path)!r}", f"its {fault}.", whole=True)
     if settings.value_range is None:
-        declared = {depth.declared for _, depth in deep if depth.declared is not None}
-        if len(declared) > 1:
-            ranges = ", ".join(f"{low:g}..{high:g}" for low, high in sorted(declared))
-            findings.warn(
-                f"{len(usable)} pictures of more than 8 bits",
-                f"their files declare different ranges ({ranges}), so equal values are not equally "
-                "bright. Set dataset.value_range=[LOW,HIGH] if one sensor took them.",
-            )
-    step = -(-len(usable) // _LOOKED_AT)
+        _compare_ranges([depth for _, depth in deep], findings)
+    _look_at_values(usable, findings, settings)
+
+
+def _compare_ranges(depths: Sequence[Depth], findings: Findings) -> None:
+    declared = {depth.declared for depth in depths if depth.declared is not None}
+    if len(declared) > 1:
+        ranges = ", ".join(f"{low:g}..{high:g}" for low, high in sorted(declared))
+        findings.warn(
+            f"{len(depths)} pictures of more than 8 bits",
+            f"their files declare different ranges ({ranges}), so equal values are not equally "
+            "bright. Set dataset.value_range=[LOW,HIGH] if one sensor took them.",
+        )
+
+
+def _look_at_values(paths: Sequence[str], findings: Findings, settings: PictureSettings) -> None:
+    step = max(1, -(-len(paths) // _LOOKED_AT))
     uses: dict[tuple, list[Use]] = {}
-    for path in usable[::step]:
+    for path in paths[::step]:
         use = values_used(path, settings)
         if use is not None:
             uses.setdefault((use.kind, use.scale), []).append(use)
@@ -138,27 +185,35 @@ def _check_depths(
         mark_said(use)  # pictures that are read later do not say it again
         if fault is not None:
             looked = f"{len(group)} of them were looked at"
-            findings.warn(f"{len(usable)} pictures of {use.kind} ({looked})", fault)
+            findings.warn(f"{len(paths)} pictures of {use.kind} ({looked})", fault)
 
 
-def _compare_with_header(image: dict, path: str, header: ImageHeader, findings: Findings) -> None:
+def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -> bool:
     name = f"file {image['file_name']!r}"
     if image.get("width") is None:
         follows = image.get("follows_exif", False)
         image["width"], image["height"] = header.shown_size if follows else header.size
-    size = (image["width"], image["height"])
-    if not header.shows(*size):
-        findings.error(f"image {image['id']}", size_mismatch(path, header.size, size))
+    width, height = image["width"], image["height"]
+    fits = header.shows(width, height)
+    if not fits:
+        found = "x".join(map(str, header.size))
+        findings.error(
+            f"image {image['id']} ({name} is {found} pixels, but the annotation file says "
+            f"{width}x{height})",
+            OTHER_SIZE,
+        )
     if header.animated:
         findings.warn(name, "it is an animation; only its first frame is used.")
     if header.is_ambiguous:
         findings.warn(
             name, "its EXIF orientation is not followed, since the size fits without turning."
         )
+    return fits
 
 
-def _report_missing(names: list[str], total: int, root: str, findings: Findings) -> None:
-    index = FileIndex.below(root)
+def _report_missing(
+    names: Sequence[str], total: int, root: str, index: FileIndex, findings: Findings
+) -> None:
     found = [index.find(name, guess=place < _GUESSES) for place, name in enumerate(names)]
     if len(names) == total and not any(found):
         there = index.names
@@ -167,14 +222,18 @@ def _report_missing(names: list[str], total: int, root: str, findings: Findings)
             f"image folder {root!r}",
             f"none of the {total} listed image files is there (first: {names[0]!r}{sample}). "
             "Give the folder that 'file_name' is relative to.",
+            whole=True,
         )
         return
+    mend = "Write 'file_name' as the file is called below that folder."
+    parent = os.path.dirname(os.path.abspath(root))
+    if not is_address(root) and all(os.path.exists(os.path.join(parent, name)) for name in names):
+        mend = f"All are below {parent!r}: give that as the image folder."
     for name, meant in zip(names, found, strict=True):
         fault = f"not found in image folder {root!r}. Restore it or delete its entry."
         if meant is None:
             findings.error(f"file {name!r}", fault)
             continue
-        mend = "Write 'file_name' as the file is called below that folder."
         findings.error(
             f"file {name!r} (meant is {meant})",
             f"not found in image folder {root!r}: {meant.why}. {mend}",

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from .depth import describe_tiff
 from .errors import DatasetError, StorageError
 from .pillow_limit import no_limit
+from .roots import forget, is_address, open_file
 
 # What the name of a file or its content can cause; other errors of the system are not its fault.
 _OF_THE_FILE = {
@@ -66,15 +67,20 @@ class PictureSettings:
         value_range: the values (black, white) of pictures with more than 8 bits for each channel,
             such as (0, 4095) for a sensor of 12 bits. None takes the range that a file declares.
             Pictures of 8 bits are not changed by it.
-        max_pixels: largest width x height that is decoded. Reading takes up to 7 bytes of memory
-            for each pixel, so 3.5 GB for 500 million.
+        max_pixels: largest width x height that is decoded. Reading takes 7 bytes of memory for each
+            pixel, so 3.5 GB for 500 million, and about three times as much above 8 bits.
+        cache_dir: folder for copies of files from other machines; None =
+            `~/.cache/sparsedet/pictures`.
+        cache_gigabytes: size of that folder; the copies that were not used for longest are removed.
 
     Raises:
-        ValueError: `value_range` is no pair of rising numbers, or `max_pixels` is not positive.
+        ValueError: `value_range` is no pair of rising numbers, or another number is not positive.
     """
 
     value_range: tuple[float, float] | None = None
     max_pixels: int = 500_000_000
+    cache_dir: str | None = None
+    cache_gigabytes: float = 20
 
     def __post_init__(self) -> None:
         if self.value_range is not None:
@@ -89,6 +95,16 @@ class PictureSettings:
             raise ValueError(
                 f"PictureSettings.max_pixels must be a positive integer, got {self.max_pixels!r}. "
                 "Set dataset.max_image_pixels=500000000 or the like."
+            )
+        if not _is_number(self.cache_gigabytes) or self.cache_gigabytes <= 0:
+            raise ValueError(
+                "PictureSettings.cache_gigabytes must be a positive number, got "
+                f"{self.cache_gigabytes!r}. Set dataset.cache_gigabytes=20 or the like."
+            )
+        if self.cache_dir is not None and not isinstance(self.cache_dir, str):
+            raise ValueError(
+                f"PictureSettings.cache_dir must be a folder or null, got {self.cache_dir!r}. Set "
+                "dataset.cache_dir."
             )
 
 
@@ -120,20 +136,22 @@ def open_picture(
         if isinstance(source, Image.Image):
             yield source
             return
-        with open(source, "rb") as file, _identified(file, source) as image:
+        with _opened(source, settings) as file, _identified(file, source) as image:
             width, height = image.size
             if width * height > settings.max_pixels:
                 raise BrokenPictureError(
                     f"{width}x{height} pixels are more than dataset.max_image_pixels="
-                    f"{settings.max_pixels:.0f}; decoding takes up to "
-                    f"{7e-9 * width * height:.1f} GB of memory"
+                    f"{settings.max_pixels:.0f}; decoding takes "
+                    f"{7e-9 * width * height:.1f} GB of memory and more"
                 )
             yield image
-    except StorageError:
+    except (StorageError, DatasetError):
         raise
-    except DatasetError:
-        raise
-    except _DECODER_ERRORS as error:
+    except (BrokenPictureError, *_DECODER_ERRORS) as error:
+        if isinstance(source, str) and is_address(source):  # its copy may be what is broken
+            forget(source, settings.cache_dir, settings.cache_gigabytes)
+        if isinstance(error, BrokenPictureError):
+            raise
         raise BrokenPictureError(_reason(error, source)) from error
 
 
@@ -144,12 +162,21 @@ def load(image: Image.Image) -> None:
 
 
 def _identified(file: IO[bytes], name: str) -> Image.Image:
-    with no_limit():
-        if not os.fstat(file.fileno()).st_size:
-            raise BrokenPictureError("the file is empty")
-        image = Image.open(file)
-        image.filename = name
-        return image
+    if not file.seek(0, os.SEEK_END):
+        raise BrokenPictureError("the file is empty")
+    try:
+        with no_limit():
+            image: Any = Image.open(file)
+    except UnidentifiedImageError:
+        raise BrokenPictureError(describe_tiff(file) or "it is not an image") from None
+    image.filename = name  # for messages
+    return image
+
+
+def _opened(path: str, settings: PictureSettings) -> IO[bytes]:
+    if is_address(path):
+        return open_file(path, settings.cache_dir, settings.cache_gigabytes)
+    return open(path, "rb")
 
 
 def _reason(error: Exception, source: str | Image.Image) -> str:
@@ -157,9 +184,6 @@ def _reason(error: Exception, source: str | Image.Image) -> str:
         raise storage_error(error, source) from error
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if isinstance(error, UnidentifiedImageError):
-        described = describe_tiff(source) if isinstance(source, str) else None
-        return described or "it is not an image"
     return str(error).split("\n")[0] or type(error).__name__
 
 

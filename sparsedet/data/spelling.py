@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from .roots import is_address
+
 _TOO_MANY = 20_000  # names among which a similar one is not looked for: it takes seconds
 _TOOL_PREFIX = re.compile(r"[0-9a-f]{8}-(.+)", re.IGNORECASE)  # Label Studio's
 _EXPORTED = re.compile(
     r"(.+)_(jpe?g|png|bmp|webp|tiff?)\.rf\.\w+\.\w+", re.IGNORECASE
 )  # Roboflow's
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 _WHY = {
     "case": "upper and lower case differ",
@@ -24,9 +25,8 @@ _WHY = {
     "address": "it is an address and no path",
     "quoted": "it is written as in an address (%20)",
     "backslash": "it has backslashes",
-    "suffix": "the suffix differs",
+    "suffix": "the suffix or the number of zeros differs",
     "prefix": "the beginning of the name differs",
-    "digits": "the number of zeros differs",
     "similar": "the name is only similar",
 }
 
@@ -99,11 +99,6 @@ class FileIndex:
         return self._by_name.get(key) or self._by_stem.get(key) or []
 
 
-def is_address(text: str) -> bool:
-    """Whether this begins as an address does: `https://`, `s3://`."""
-    return _ADDRESS.match(text) is not None
-
-
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().strip()
 
@@ -156,7 +151,7 @@ def _other_names(last: str) -> list[tuple[str, list[str]]]:
     exported = _EXPORTED.fullmatch(last)
     return [
         ("suffix", [stem, *([last.partition(".")[0]] if suffix else [])]),
-        ("digits", [_without_zeros(stem)]),
+        ("suffix", [_without_zeros(stem)]),
         ("prefix", [last]),  # a tool's in front of the file's
         ("suffix", [f"{exported[1]}.{exported[2]}"] if exported else []),
         ("prefix", [last[cut:] for cut in cuts]),

@@ -251,7 +251,7 @@ class EvalHook(Hook):
 
     def after_iteration(self, trainer: Trainer) -> None:
         """Evaluate when it is time."""
-        at_end = trainer.iteration == trainer.max_iter
+        at_end = trainer.iteration >= trainer.max_iter
         due = at_end or (self._period > 0 and trainer.iteration % self._period == 0)
         if not due or trainer.stop_requested:
             return

@@ -30,8 +30,9 @@ class COCOEvaluator:
     """Average precision as COCO defines it, over a set of any format.
 
     All numbers are in percent, as in detectron2 and in papers, and NaN where there is nothing to
-    find. Crowd regions (and objects that VOC marks as difficult) are ignore regions. For a set
-    without objects, such as COCO's test-dev, every number is NaN and predictions are still written.
+    find. Crowd regions (and objects marked with `ignore`, or by VOC as difficult) are ignore
+    regions, as in training. For a set without objects, such as COCO's test-dev, every number is NaN
+    and predictions are still written.
 
     Args:
         dataset: result of `sparsedet.data.open_dataset`, the same as the test loader's.

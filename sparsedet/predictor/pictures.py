@@ -80,7 +80,9 @@ def read_picture(source: PictureSource, settings: PictureSettings | None = None)
     if isinstance(source, Image.Image):
         if 0 in source.size:
             raise ValueError(f"Predictor.pictures must not be empty, got size {source.size}.")
-        return Picture(upright_pixels(source, settings))
+        if source.mode != "F" or source.format or settings.value_range:
+            return Picture(upright_pixels(source, settings))
+        source = np.repeat(np.asarray(source)[..., None], 3, axis=2)  # in 0..255, as arrays are
     if isinstance(source, Tensor):
         source = source.detach().cpu()
         check_image(source, "Predictor.pictures")

@@ -11,11 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparsedet.cli import check_data
 from sparsedet.cli.main import main
 from sparsedet.config import LazyConfig
 from sparsedet.data.shapes import write_shapes
 from tests.data.written import write_voc, write_yolo
 from tests.survey.made import make_set
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Takes the place of the user's own."""
+    path = tmp_path / "cache/pictures.sqlite"
+    monkeypatch.setattr(check_data, "_DEFAULT_CACHE", path)
+    return path
 
 
 @pytest.fixture
@@ -254,3 +263,117 @@ def test_without_a_box_nothing_is_said_to_fit(shapes, capsys, crowd):
         assert "There are no boxes" in out + err
         assert ("only ignore regions" in out + err) == crowd
         assert "the settings fit" not in err
+
+
+def spoil(shapes: Path, **changes) -> None:
+    """Changes the first annotation of the training part."""
+    source = shapes / "annotations/instances_train.json"
+    content = json.loads(source.read_text())
+    content["annotations"][0].update(changes)
+    source.write_text(json.dumps(content))
+
+
+def test_exit_codes_tell_clean_from_usable_from_refused(shapes, capsys):
+    assert main([*words(shapes), "--strict"]) == 0
+    assert "no findings" in capsys.readouterr().out
+    spoil(shapes, ignore=1)  # said, and nothing is lost
+    assert main([*words(shapes), "--strict"]) == 0
+    assert row(capsys.readouterr().out, "kept")[:2] == ["kept", "1"]
+    spoil(shapes, bbox=[5, 5, 0, 9])
+    assert main(words(shapes)) == 0
+    assert main([*words(shapes), "--strict"]) == 1
+    assert row(capsys.readouterr().out, "left out")[:3] == ["left", "out", "1"]
+    spoil(shapes, bbox="none")
+    assert main([*words(shapes), "--strict"]) == 2
+    out, err = capsys.readouterr()
+    assert row(out, "refused")[:2] == ["refused", "1"]
+    assert "could be used" in out.splitlines()[0]
+    assert err.count("\n") == 1 and "'bbox' must be" in err
+
+
+def test_the_report_as_json(shapes, tmp_path, capsys):
+    spoil(shapes, bbox=[5, 5, 0, 9])
+    run = ["check-data", str(shapes), "--json", str(tmp_path / "report.json"), "--strict"]
+    assert main(run) == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report) == {"version", "exit_code", "error", "parts", "misfits"}
+    assert (report["exit_code"], report["error"]) == (1, None)
+    training, validation = report["parts"]
+    keys = ["name", "source", "format", "pictures", "usable", "images", "usable_images"]
+    assert list(training) == [*keys, "annotations", "usable_annotations", "classes", "findings"]
+    assert (training["name"], training["images"], validation["images"]) == ("training", 3, 1)
+    assert training["annotations"] - training["usable_annotations"] == 1
+    (finding,) = training["findings"]
+    assert list(finding) == ["effect", "fault", "count", "entries"]
+    assert (finding["effect"], finding["count"]) == ("left out", 1)
+    assert validation["findings"] == []
+    (shapes / "annotations/instances_train.json").write_text("[")
+    assert main(run) == 2
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["exit_code"] == 2 and "not valid JSON" in report["error"]
+    assert [part["usable"] for part in report["parts"]] == [False, True]
+
+
+def test_a_report_is_written_of_what_is_no_set_at_all(tmp_path, capsys):
+    assert main(["check-data", "absent.json", "--json", str(tmp_path / "report.json")]) == 2
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "'absent.json'" in report["error"] and report["parts"] == []
+
+
+def test_a_second_run_decodes_nothing(shapes, tmp_path, capsys, cache):
+    assert main(words(shapes)) == 0
+    assert "pictures: 3 decoded\n" in capsys.readouterr().out
+    assert main(words(shapes)) == 0
+    assert "pictures: 0 decoded, 3 known from an earlier run\n" in capsys.readouterr().out
+    assert main([*words(shapes), "--no-cache"]) == 0
+    assert "pictures: 3 decoded\n" in capsys.readouterr().out
+    assert main([*words(shapes), "--cache", str(tmp_path / "other")]) == 0
+    assert "pictures: 3 decoded\n" in capsys.readouterr().out
+    cache.unlink()
+    assert main([*words(shapes), "--headers"]) == 0
+    assert "decoded" not in capsys.readouterr().out
+    assert not cache.exists()
+
+
+def test_a_cleaned_copy_is_written_where_the_set_is_refused(shapes, tmp_path, capsys):
+    spoil(shapes, bbox="none")
+    copy = tmp_path / "copy.json"
+    assert main([*words(shapes), "--fix", str(copy)]) == 0
+    out, err = capsys.readouterr()
+    total = len(
+        json.loads((shapes / "annotations/instances_train.json").read_text())["annotations"]
+    )
+    assert f"{copy}: 3 of 3 images, {total - 1} of {total} annotations" in out
+    assert f"dataset.train_json={copy} dataset.train_images={shapes / 'train'}" in out
+    assert err == ""
+    assert main(["check-data", str(copy), "--images", str(shapes / "train"), "--strict"]) == 0
+    assert "no findings" in capsys.readouterr().out
+    assert main([*words(shapes), "--fix", str(copy)]) == 2
+    assert "exists, and no file is overwritten" in capsys.readouterr().err
+
+
+def test_a_cleaned_copy_is_of_one_part(shapes, tmp_path, capsys):
+    copy = tmp_path / "copy.json"
+    run = ["check-data", str(shapes), "--fix", str(copy)]
+    for given in (run, ["check-data", "quickstart", f"dataset.path={shapes}", *run[2:]]):
+        assert main(given) == 2
+        assert "--fix writes one part of a set" in capsys.readouterr().err
+        assert not copy.exists()
+    assert main([*run, "--split", "val"]) == 0
+    assert len(json.loads(copy.read_text())["images"]) == 1
+    assert main([*run, "--fix", str(tmp_path / "copy.txt")]) == 2
+    assert "--fix" in capsys.readouterr().err
+
+
+def test_faults_of_a_config_are_listed_for_both_parts(shapes, capsys):
+    spoil(shapes, bbox=[5, 5, 0, 9])
+    picture = next((shapes / "val").iterdir())
+    picture.write_bytes(b"no picture")
+    assert main(["check-data", "quickstart", f"dataset.path={shapes}"]) == 2
+    out, err = capsys.readouterr()
+    assert row(out, "left out")[:3] == ["left", "out", "1"]
+    assert row(out, "refused")[:2] == ["refused", "1"]
+    assert picture.name in err and err.count("\n") == 1
+    (next((shapes / "train").iterdir())).write_bytes(b"no picture")
+    assert main(["check-data", "quickstart", f"dataset.path={shapes}"]) == 2
+    assert "cannot be read; the image is left out." in capsys.readouterr().out, "as in training"

@@ -174,7 +174,7 @@ def test_a_json_file_is_read_once_in_a_process(shapes, tmp_path, monkeypatch):
     shutil.copytree(shapes, tmp_path / "mine")
     reads = []
     loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text: reads.append(len(text)) or loads(text))
+    monkeypatch.setattr(json, "loads", lambda s, **k: reads.append(len(s)) or loads(s, **k))
     cfg = LazyConfig.apply_overrides(
         LazyConfig.load(Path("configs/quickstart.py").resolve()),
         [
@@ -308,20 +308,35 @@ def test_lvis_names_pictures_by_address_and_is_said_to_be_federated(tmp_path, ca
     assert "below LVIS's own AP" in caplog.text
 
 
-def test_repeated_categories_and_ids_of_another_type(shared, caplog):
-    case = shared / "cases" / "via_export"
-    dataset = open_dataset(str(case / "ann.json"), str(case / "img"))
-    assert dataset.num_objects == 2
+def test_repeated_categories_and_ids_of_another_type(tmp_path, caplog):
+    """As VIA writes them: a category per image, and the image's id as a text."""
+    found = [{"image_id": "1", "bbox": box} for box in ([8, 6, 20, 16], [20, 10, 12, 18])]
+    twice = [{"id": 1, "name": "part"}] * 2
+    dataset = open_dataset(*coco(tmp_path, found, categories=twice))
+    assert boxes(dataset) == [[[8, 6, 20, 16], [20, 10, 12, 18]]]
     assert dataset.class_names == ("part",)
     assert "listed more than once" in caplog.text
     assert "its 'image_id' is a text; it is read as the number, as every 'id' in" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["ann.json", "ann_empty.json"])
-def test_a_test_set_without_annotations_gives_predictions(shared, name, tmp_path, caplog):
-    case = shared / "cases" / "test_dev"
-    dataset = open_dataset(str(case / name), str(case / "img"))
-    evaluator = COCOEvaluator(dataset, output_dir=str(tmp_path))
+def test_classes_are_in_the_order_of_their_ids(tmp_path):
+    """Not in that of the file: training and validation files may list them differently."""
+    listed = [{"id": 9, "name": "last"}, {"id": 2, "name": "first"}, {"id": 4, "name": "middle"}]
+    found = [{"bbox": [1, 2, 3, 4], "category_id": i} for i in (9, 2, 4)]
+    dataset = open_dataset(*coco(tmp_path, found, categories=listed))
+    assert dataset.class_names == ("first", "middle", "last")
+    assert dataset.category_ids == (2, 4, 9)
+    assert [e["category_id"] for e in dataset.records[0]["annotations"]] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_test_set_without_annotations_gives_predictions(listed, tmp_path, caplog):
+    path, images = coco(tmp_path, [])
+    if not listed:
+        content = json.loads(Path(path).read_text())
+        del content["annotations"]
+        Path(path).write_text(json.dumps(content))
+    evaluator = COCOEvaluator(open_dataset(path, images), output_dir=str(tmp_path))
     results = evaluator.evaluate()["bbox"]
     assert math.isnan(results["AP"])
     assert (tmp_path / "predictions.json").is_file()
@@ -476,6 +491,14 @@ def yolo(folder, rows, **content):
 
 
 BOX = "1 0.5 0.5 0.5 0.2\n"
+
+
+@pytest.mark.parametrize("number", [int, str])
+def test_more_than_ten_classes_of_yolo_are_in_the_order_of_their_numbers(tmp_path, number):
+    names = {number(i): f"class {i}" for i in range(12)}
+    dataset = open_dataset(yolo(tmp_path, {"a": "2 0.5 0.5 0.5 0.2\n"}, names=names))
+    assert dataset.class_names == tuple(names.values())
+    assert dataset.records[0]["annotations"][0]["category_id"] == 2
 
 
 def test_rows_of_yolo_that_are_no_plain_boxes(tmp_path, caplog):

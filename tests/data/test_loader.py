@@ -103,6 +103,14 @@ def test_fewer_images_than_the_batch(make_set, caplog):
     assert "fewer than total_batch_size" in caplog.text
 
 
+def test_repeats_of_an_image_in_a_batch_are_drawn_each_on_its_own(make_set):
+    dataset = train_loader(make_set([(24, 40), (32, 32)]), total_batch_size=16).dataset
+    shapes = {tuple(dataset[(0, 0, repeat)]["image"].shape) for repeat in range(8)}
+    assert len(shapes) > 2
+    again = dataset[(0, 0, 5)]
+    assert torch.equal(again["image"], dataset[(0, 0, 5)]["image"])
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_workers_change_nothing(make_set):
     source = make_set(SIZES)

@@ -293,3 +293,45 @@ def test_torchvision_s_transforms_draw_from_the_given_source_alone(transform):
     others = [call(transform, seed=seed)[0] for seed in range(6, 12)]
     assert not all(torch.equal(first[0], other) for other in others)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_smaller_image_is_the_mean_of_what_it_covers():
+    """Without antialiasing, a fine pattern would become stripes or one of its two values."""
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[..., ::2] = 200
+    image, _ = ResizeShortSide(16, 100)(Image(stripes), boxes_of([], (64, 64)), random.Random(0))
+    inside = image[:, 2:-2, 2:-2].float()
+    assert (inside - 100).abs().max() <= 6
+
+
+def test_a_crop_may_lie_anywhere():
+    image = Image(torch.arange(40, dtype=torch.uint8).expand(3, 40, 40).contiguous())
+    columns, rows, crop = set(), set(), RandomCrop(10, 10)
+    for seed in range(400):
+        cut, _ = crop(image, boxes_of([], (40, 40)), random.Random(seed))
+        columns.add(int(cut[0, 0, 0]))
+        turned = image.as_subclass(torch.Tensor).transpose(1, 2).contiguous()
+        cut, _ = crop(Image(turned), boxes_of([], (40, 40)), random.Random(seed))
+        rows.add(int(cut[0, 0, 0]))
+    assert columns == rows == set(range(31))
+
+
+def test_colors_of_photographs_change_in_all_ways():
+    """Brightness, contrast, saturation and hue: a plain color tells the last two apart."""
+    augmentation = PhotographAugmentation(
+        [16], 16, flip_probability=0, crop_probability=0, color_probability=1.0, color_strength=0.4
+    )
+    plain = torch.tensor([180, 90, 60], dtype=torch.uint8)[:, None, None].expand(3, 16, 16)
+    found = []
+    for seed in range(40):
+        image, _ = augmentation(
+            Image(plain.contiguous()), boxes_of([], (16, 16)), random.Random(seed)
+        )
+        red, green, blue = image[:, 8, 8].float().tolist()
+        found.append((red + green + blue, red - blue, (green - blue) / (red - blue)))
+    brightness, saturation, hue = (
+        torch.tensor(column).std() for column in zip(*found, strict=True)
+    )
+    assert brightness > 20
+    assert saturation > 10
+    assert hue > 0.02  # of rounding alone it would be a fifth of that

@@ -121,6 +121,43 @@ def test_a_person_is_told_something_before_the_first_row(caplog: pytest.LogCaptu
     assert iteration == 12 and scalars["calls"] == 4.5  # of 1 to 8
 
 
+def test_the_rate_in_a_row_is_the_highest_and_values_are_means_over_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows: list[dict[str, float]] = []
+
+    class Rows:
+        def write(self, iteration: int, scalars: dict[str, float]) -> None:
+            rows.append(scalars)
+
+        def close(self) -> None:
+            pass
+
+    trainer = make_trainer(2)
+    model = trainer.unwrapped_model
+    groups = [
+        {"params": model.backbone.parameters(), "lr": 0.001},
+        {"params": model.head.parameters(), "lr": 0.1},
+    ]
+    trainer.optimizer = torch.optim.SGD(groups, lr=1.0)
+    trainer._base_lrs = [0.001, 0.1]
+
+    def of_two_processes(scalars: dict[str, float]) -> list[dict[str, float]]:
+        return [scalars, {name: value + 4.0 for name, value in scalars.items()} | {"rare": 3.0}]
+
+    monkeypatch.setattr("sparsedet.engine.hooks.comm.all_gather", of_two_processes)
+    own: list[float] = []
+    trainer.hooks = [
+        At(2, lambda: own.append(trainer.recorder.averages()["loss"])),
+        LogHook(2, [Rows()]),
+    ]
+    trainer.train()
+    (row,) = rows
+    assert row["lr"] == 0.1
+    assert row["loss"] == pytest.approx(own[0] + 2.0)
+    assert row["rare"] == 3.0  # of those that have it
+
+
 def test_bad_periods(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"LogHook\.period must be at least 1, got 0"):
         LogHook(0, [])
@@ -222,6 +259,18 @@ def test_periodic_and_final_files(tmp_path: Path) -> None:
     final = load_checkpoint(tmp_path / "model_final.pth")
     state = trainer.unwrapped_model.state_dict()
     assert all(torch.equal(final["model"][name], value) for name, value in state.items())
+
+
+def test_the_final_weights_are_those_that_were_evaluated(tmp_path: Path) -> None:
+    """The averaged ones, where there are any."""
+    trainer = make_trainer(3, ema=True)
+    trainer.hooks = [CheckpointHook(CheckpointStore(tmp_path), 0)]
+    trainer.train()
+    final = load_checkpoint(tmp_path / "model_final.pth")["model"]
+    assert trainer.ema is not None
+    for name, value in trainer.ema.module.state_dict().items():
+        assert torch.equal(final[name], value), name
+    assert not torch.equal(final["head.weight"], trainer.unwrapped_model.head.weight)
 
 
 def test_a_resumed_run_neither_repeats_nor_misses_an_evaluation(tmp_path: Path) -> None:

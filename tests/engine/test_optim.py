@@ -60,6 +60,21 @@ def test_norms_and_biases() -> None:
     assert "weight_decay" not in found["head.weight"]
 
 
+def test_every_kind_of_norm_is_one() -> None:
+    norms = [
+        nn.LayerNorm(4),
+        nn.GroupNorm(2, 4),
+        nn.BatchNorm2d(4),
+        nn.InstanceNorm2d(4, affine=True),
+        nn.RMSNorm(4),
+    ]
+    model = nn.Sequential(nn.Linear(4, 4), *norms)
+    found = _by_name(model, param_groups(model, 1.0, weight_decay_norm=0.0, weight_decay_bias=0.5))
+    for name, group in found.items():
+        expected = {"0.weight": None, "0.bias": 0.5}.get(name, 0.0)
+        assert group.get("weight_decay") == expected, name
+
+
 def test_a_frozen_part_may_have_a_rule() -> None:
     model = Model()
     model.backbone.requires_grad_(False)
@@ -118,6 +133,17 @@ def test_clipping_in_the_optimizer_is_that_of_the_trainer(scale: float | None) -
     for mine, other, begin in zip(ours, theirs, start, strict=True):
         assert torch.allclose(mine, other, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(mine, begin, atol=0.1)
+
+
+def test_what_clipping_adamw_is_given_is_what_it_does() -> None:
+    """Another norm; and without gradients, the decay alone moves the weights."""
+    parameter = nn.Parameter(torch.tensor([3.0, 4.0]))
+    parameter.grad = torch.tensor([30.0, -40.0])
+    clipping_adamw([parameter], 0.0, max_norm=1.0, norm_type=1.0, weight_decay=0.0).step()
+    assert parameter.grad.abs().sum().item() == pytest.approx(1.0)
+    parameter.grad = torch.zeros(2)
+    clipping_adamw([parameter], 0.1, weight_decay=0.5).step()
+    assert parameter.tolist() == pytest.approx([3.0 * 0.95, 4.0 * 0.95])
 
 
 def test_a_norm_that_cannot_be_reached() -> None:

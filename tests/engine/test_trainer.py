@@ -26,10 +26,11 @@ def make_trainer(
     model: nn.Module | None = None,
     loader: TinyLoader | None = None,
     lr: float = 0.05,
+    optimizer: torch.optim.Optimizer | None = None,
     **options: Any,
 ) -> Trainer:
     model = model if model is not None else TinyModel()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
     options = {"lr_multiplier": LinearParamScheduler(1.0, 0.1)} | options
     return Trainer(
         model,
@@ -81,6 +82,37 @@ def test_learning_rates_follow_the_schedule() -> None:
     assert seen == [1.0, 0.75, 0.5, 0.25]
 
 
+def test_every_group_keeps_its_own_rate() -> None:
+    """By the rates that are set, by the steps that are taken, and after a resume."""
+
+    def fresh() -> Trainer:
+        model = TinyModel(dropout=0.0)
+        groups = [
+            {"params": model.backbone.parameters(), "lr": 0.001},
+            {"params": model.norm.parameters(), "lr": 0.01},
+            {"params": model.head.parameters(), "lr": 0.1},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+        return make_trainer(4, model=model, optimizer=optimizer, clip_grad={"max_norm": 1e9})
+
+    first = fresh()
+    model = first.unwrapped_model
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    gradients: dict[str, torch.Tensor] = {}
+    for key, parameter in model.named_parameters():
+        parameter.register_hook(lambda gradient, key=key: gradients.update({key: gradient.clone()}))
+    first.run_iteration()
+    rates = {"backbone": 0.001, "norm": 0.01, "head": 0.1}
+    for key, value in model.named_parameters():
+        step = rates[key.split(".")[0]] * gradients[key]
+        torch.testing.assert_close(value, before[key] - step, msg=key)
+    second = fresh()
+    second.load_state_dict(first.state_dict())
+    second.run_iteration()  # the schedule falls from 1 to 0.1 in four iterations
+    falling = [group["lr"] for group in second.optimizer.param_groups]
+    assert falling == pytest.approx([0.775 * rate for rate in rates.values()])
+
+
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
 def test_resumed_equals_uninterrupted(
@@ -108,6 +140,7 @@ def test_resumed_equals_uninterrupted(
     second = fresh(1)  # other weights and random state
     second.load_state_dict(load_checkpoint(tmp_path / "a.pth"))
     assert second.iteration == 7
+    assert second.train_seconds == first.train_seconds > 0
     assert begin + _run(second) == expected
     for name, value in whole.state_dict()["model"].items():
         assert torch.equal(value, second.unwrapped_model.state_dict()[name]), name
@@ -141,33 +174,51 @@ def test_what_cannot_be_resumed() -> None:
 
 
 def test_accumulation_equals_a_larger_batch() -> None:
-    """Without batch statistics two batches of two are one of four."""
+    """Without batch statistics two batches of two are one of four.
+
+    Plain gradient descent: Adam's steps do not depend on the scale of the gradients.
+    """
     results = []
     for batch_size, steps in ((4, 1), (2, 2)):
         torch.manual_seed(0)
         model = TinyModel(dropout=0.0)
         model.norm = nn.Identity()  # type: ignore[assignment]
         loader = TinyLoader(batch_size)
-        trainer = make_trainer(3, model=model, loader=loader, accumulation_steps=steps)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        trainer = make_trainer(
+            3, model=model, loader=loader, optimizer=optimizer, accumulation_steps=steps
+        )
         losses = _run(trainer)
         results.append((losses, model.head.weight.detach()))
     assert results[0][0] == pytest.approx(results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1])
 
 
-def test_clipping() -> None:
-    """With plain gradient descent the step is as long as the clipped gradient."""
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
+def test_clipping(amp_dtype: torch.dtype | None) -> None:
+    """With plain gradient descent the step is as long as the clipped gradient.
+
+    In half precision the loss is scaled, and what is clipped is the gradient without the scale.
+    """
     model = TinyModel()
     before = [p.detach().clone() for p in model.parameters()]
     trainer = make_trainer(
-        model=model, clip_grad={"max_norm": 0.01}, lr_multiplier=ConstantParamScheduler(1.0)
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        clip_grad={"max_norm": 0.01},
+        amp_dtype=amp_dtype,
+        lr_multiplier=ConstantParamScheduler(1.0),
     )
-    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer._base_lrs = [1.0]
-    trainer.run_iteration()
-    squares = [(p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)]
-    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(0.01, rel=1e-3)
-    assert trainer.recorder.flush()["grad_norm"] > 0.01
+    length = 0.0
+    for _ in range(20):  # a scaler begins too high and skips steps until it has found its scale
+        trainer.run_iteration()
+        norm = trainer.recorder.flush()["grad_norm"]
+        moved = zip(model.parameters(), before, strict=True)
+        length = torch.stack([(p - b).square().sum() for p, b in moved]).sum().sqrt().item()
+        if length:
+            break
+    assert length == pytest.approx(0.01, rel=1e-3)
+    assert 0.01 < norm < 100
 
 
 def test_non_finite_loss_names_terms_and_images() -> None:
@@ -221,6 +272,9 @@ def test_average_of_weights() -> None:
     for _ in range(20):
         ema.update(model)
     assert ema.module.weight.item() == pytest.approx(1.0, abs=1e-4)  # type: ignore[union-attr]
+    nn.init.zeros_(model.weight)
+    ema.update(model)  # far behind the warm-up, where it is the decay that was given
+    assert ema.module.weight.item() == pytest.approx(0.5, abs=1e-4)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"decay must be in \(0, 1\), got 1\.0"):
         ModelEma(model, decay=1.0)
 

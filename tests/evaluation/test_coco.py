@@ -81,11 +81,28 @@ def test_sizes_follow_the_bounds(tmp_path):
     results = evaluator.evaluate()["bbox"]
     assert results["APs"] == pytest.approx(100.0)
     assert results["APm"] == results["APl"] == 0.0
+    assert results["ARs"] == pytest.approx(100.0)
+    assert results["ARm"] == results["ARl"] == 0.0
+    assert 0 < results["AR100"] < 100
     assert evaluator.details["area_bounds"] == [100.0, 900.0]
     default = COCOEvaluator(open_dataset(source)).evaluate()["bbox"]
     assert default["AP"] == 0.0
     tiny = COCOEvaluator(open_dataset(source), area_bounds=(1, 2)).evaluate()["bbox"]
     assert math.isnan(tiny["APs"])
+
+
+def test_the_area_of_the_file_decides_about_the_size(tmp_path):
+    """COCO's areas are those of masks: here 500 of a box of 1600 square pixels."""
+    path = tmp_path / "a.json"
+    write(path, {1: [([10, 10, 40, 40], 7)]})
+    document = json.loads(path.read_text())
+    document["annotations"][0]["area"] = 500
+    path.write_text(json.dumps(document))
+    evaluator = COCOEvaluator(open_dataset(str(path)))
+    evaluator.process([{"image_id": 1}], [answer([[10, 10, 40, 40]], [1])])
+    results = evaluator.evaluate()["bbox"]
+    assert results["APs"] == pytest.approx(100.0)
+    assert math.isnan(results["APm"])
 
 
 def test_wrong_class_counts_only_without_classes(tmp_path):

@@ -57,6 +57,20 @@ def test_results_and_means():
     assert ticks == [2, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "per_image"),
+    [
+        pytest.param([90, 50, 1], 1.0, id="the first two batches are a warm-up"),
+        pytest.param([90, 60], 50.0, id="unless there are no others"),
+    ],
+)
+def test_seconds_are_those_after_the_warm_up(monkeypatch, seconds, per_image):
+    clock = iter([time for each in seconds for time in (0.0, float(each))])
+    monkeypatch.setattr("sparsedet.evaluation.loop.time.perf_counter", lambda: next(clock))
+    results = evaluate(Model(), batches()[: len(seconds)], Recorder())
+    assert results["seconds_per_image"] == pytest.approx(per_image)
+
+
 def test_details_of_the_evaluator_are_kept():
     recorder = Recorder()
     assert "details" not in evaluate(Model(), batches(), recorder)  # those of others have none

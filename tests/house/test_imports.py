@@ -82,6 +82,7 @@ THIRD_PARTY = {
     "faster_coco_eval": {"evaluation.backends"},
     "supervision": {"data.formats.extra", "predictor.detections"},
     "defusedxml": {"data.formats.extra"},
+    "fsspec": {"data.roots"},
     "PIL": {"data", "visualization", "predictor", "survey.preview", "cli.visualize", "cli.predict"},
     "matplotlib": {"sweep", "benchmark", "evaluation.figures"},
     "tqdm": {"events", "engine", "evaluation", "data", "training", "cli.predict"},

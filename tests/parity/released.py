@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparsedet.config import LazyConfig, instantiate
@@ -28,9 +27,11 @@ from sparsedet.modeling.stages import (
     Targets,
     TokenSelection,
 )
+from tests.parity import recipe
+from tests.parity.recipe import FILES
 
 ROOT = Path(__file__).resolve().parents[2]
-PARITY = ROOT.parent / "shared" / "parity"
+WHOLE = ROOT.parent / "shared" / "parity" / "fixtures"
 
 DEFORMABLE = "projects/deformable_detr/configs/released/deformable_detr_r50_{}.py"
 EFFICIENT = "projects/efficient_detr/configs/released/efficient_detr_r50.py"
@@ -40,7 +41,6 @@ DN_DEFORMABLE = "projects/dn_deformable_detr/configs/released/dn_deformable_detr
 FOCUS = "projects/focus_detr/configs/released/focus_detr_r50.py"
 
 # Name of a fixture -> configuration, listing of the checkpoint's keys, source of the checkpoint.
-# A listing under the fixture's own name goes before the one given here.
 MODELS = {
     r"kakao_plain": (DEFORMABLE.format("plain"), "kakao_plain", "deformable-detr"),
     r"kakao_two_stage": (DEFORMABLE.format("two_stage"), "kakao_two_stage", "deformable-detr"),
@@ -69,16 +69,6 @@ MODELS = {
 }
 
 
-@cache
-def fill() -> ModuleType:
-    """The rule by which weights, images and targets of the fixtures are made."""
-    spec = importlib.util.spec_from_file_location("parity_fill", PARITY / "fill.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @dataclass
 class Seen:
     """What went through the model in one pass.
@@ -99,19 +89,25 @@ class Seen:
 
 @dataclass(frozen=True)
 class Released:
-    """One fixture."""
+    """One fixture: the cases that a released model computed."""
 
     name: str
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        return json.loads((PARITY / "fixtures" / f"{self.name}.json").read_text())
+        return json.loads((FILES / f"cases/{self.name}.json").read_text())
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
+        """Indices and inputs of the cases, and samples of what came out."""
+        with np.load(FILES / f"cases/{self.name}.npz") as stored:
+            return {key: torch.from_numpy(stored[key]) for key in stored.files}
 
-        return load_file(PARITY / "fixtures" / f"{self.name}.safetensors")
+    @cached_property
+    def whole(self) -> dict[str, Tensor]:
+        """The tensors that the samples were taken of, where they are."""
+        path = WHOLE / f"{self.name}.safetensors"
+        return load_file(path) if path.is_file() else {}
 
     @property
     def cases(self) -> list[str]:
@@ -124,23 +120,13 @@ class Released:
                 return match, choice
         return None
 
-    @property
-    def why_not(self) -> str | None:
-        """Why there is nothing to compare, None where there is."""
-        if self.choice is None:
-            return f"there is no configuration for the weights of {self.name}"
-        if not (ROOT / self.choice[1][0]).is_file():
-            return f"{self.choice[1][0]} is not there"
-        return None
-
     @cached_property
     def source(self) -> str:
         return self.choice[1][2]
 
     @cached_property
     def listing(self) -> str:
-        own = (PARITY / "keys" / f"{self.name}.txt").is_file()
-        return self.name if own else self.choice[1][1]
+        return self.choice[1][1]
 
     def build(self) -> TokenSparseDetector:
         """Our model with the released weights and without dropout."""
@@ -153,7 +139,7 @@ class Released:
             cfg.backbone.name = f"resnet{changes['depth']}"
         model = instantiate(cfg)
         assert model.num_classes == self.facts["num_classes"]
-        model.load_state_dict(convert(checkpoint(self.listing), self.source))
+        model.load_state_dict(convert(recipe.checkpoint(self.listing), self.source))
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -163,16 +149,16 @@ class Released:
 
     def inputs(self, case: str) -> tuple[Tensor, tuple[tuple[int, int], ...], Targets]:
         """Normalized images, their sizes and the targets of a case."""
-        rule, recipe = fill(), self.facts["recipe"]
+        facts = self.facts["recipe"]
         sizes = tuple((int(h), int(w)) for h, w in self.facts[f"{case}.sizes"])
-        seeds = self.facts.get(f"{case}.image_seeds", recipe["image_seeds"])
+        seeds = self.facts.get(f"{case}.image_seeds", facts["image_seeds"])
         images = [
-            torch.from_numpy((rule.image(seed, *size) - rule.MEAN) / rule.STD)
+            torch.from_numpy((recipe.picture(seed, *size) - recipe.MEAN) / recipe.STD)
             for seed, size in zip(seeds, sizes, strict=False)
         ]
         objects = [
-            rule.targets(seed, count, self.facts["num_classes"])
-            for seed, count in zip(recipe["target_seeds"], recipe["n_targets"], strict=True)
+            recipe.objects(seed, count, self.facts["num_classes"])
+            for seed, count in zip(facts["target_seeds"], facts["n_targets"], strict=True)
         ][: len(sizes)]
         return (
             torch.stack(images),
@@ -310,7 +296,7 @@ class Released:
 
         Query, key and value projections that are stored apart have no name of their own here.
         """
-        canonical = canonical_keys(self.listing)
+        canonical = recipe.canonical_keys(self.listing)
         order = {key: float(i) for i, key in enumerate(sorted(canonical))}
         tags = {key: order[smallest] for key, smallest in canonical.items()}
         converted = convert({key: torch.full((1,), tag) for key, tag in tags.items()}, self.source)
@@ -318,33 +304,6 @@ class Released:
         return {key: ours[tag] for key, tag in tags.items() if tag in ours}
 
 
-def listing(name: str) -> list[list[str]]:
-    """Rows (key, shape, dtype, canonical key, kind) of a checkpoint's listing."""
-    lines = (PARITY / "keys" / f"{name}.txt").read_text().splitlines()
-    return [line.split("\t") for line in lines if line and not line.startswith("#")]
-
-
-def canonical_keys(name: str) -> dict[str, str]:
-    """Key -> the key whose tensor it shares (itself where it shares none)."""
-    return {row[0]: row[3] for row in listing(name)}
-
-
-def checkpoint(
-    name: str, value_for: Callable[[str, tuple[int, ...]], np.ndarray] | None = None
-) -> dict[str, Tensor]:
-    """The whole checkpoint of a listing: counters zero, floating numbers by the fixtures' rule."""
-    value_for = value_for or fill().value_for
-    state = {}
-    for key, shape, dtype, canonical, _ in listing(name):
-        size = tuple(int(x) for x in shape.strip("()").split(",") if x.strip())
-        state[key] = (
-            torch.from_numpy(value_for(canonical, size))
-            if dtype.startswith("float")
-            else torch.zeros(size, dtype=getattr(torch, dtype))
-        )
-    return state
-
-
 def fixtures() -> list[Released]:
-    """All fixtures that are here."""
-    return [Released(path.stem) for path in sorted(PARITY.glob("fixtures/*.json"))]
+    """All fixtures."""
+    return [Released(path.stem) for path in sorted(FILES.glob("cases/*.json"))]

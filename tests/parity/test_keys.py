@@ -11,17 +11,16 @@ import torch
 
 from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import SOURCES, convert
+from tests.parity.recipe import FILES, checkpoint, listing
 from tests.parity.released import (
     DEFORMABLE,
     DINO,
     DN_DEFORMABLE,
     EFFICIENT,
     FOCUS,
-    PARITY,
+    MODELS,
     ROOT,
     SPARSE,
-    checkpoint,
-    listing,
 )
 
 # listing -> source, configuration that the weights belong to, changes of it
@@ -38,17 +37,6 @@ LISTINGS = {
     "hf_plain": ("huggingface", DEFORMABLE.format("plain"), {}),
     "hf_two_stage": ("huggingface", DEFORMABLE.format("two_stage"), {}),
 }
-# systems that no configuration describes yet
-WITHOUT_CONFIG = {
-    "conditional_r50",
-    "detr_r50",
-    "detr_r50_dc5",
-    "imfa_dab_r50",
-    "pnp_r50",
-    "pnp_r50_dc5",
-}
-ABSENT = not (PARITY / "keys").is_dir()
-pytestmark = pytest.mark.skipif(ABSENT, reason="needs the key listings in ../shared/parity")
 
 
 @functools.cache
@@ -76,10 +64,9 @@ def published(request):
     return request.param, source, checkpoint(request.param, stretch), target
 
 
-def test_every_listing_has_a_source():
-    here = {path.stem for path in (PARITY / "keys").glob("*.txt")}
-    assert here <= LISTINGS.keys() | WITHOUT_CONFIG
-    assert not LISTINGS.keys() & WITHOUT_CONFIG
+def test_every_listing_is_converted():
+    here = {path.name.split(".")[0] for path in (FILES / "keys").iterdir()}
+    assert here == LISTINGS.keys() == {listing for _, listing, _ in MODELS.values()}
 
 
 def test_keys_are_bijective(published):

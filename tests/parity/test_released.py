@@ -6,31 +6,21 @@ The fixtures name no padding; what padding does there is done differently here, 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.parity import recipe
+from tests.parity.recipe import sample
 from tests.parity.released import Released, Seen, fixtures
 
 LOGITS, BOXES, LOSSES, GRADIENTS = 5e-4, 1e-4, 1e-4, 1e-3
 EQUAL_SCORES = 1e-6
 NO_GRADIENT = 1e-6  # norms below this are rounding, here and there
-
-
-def cases() -> list:
-    found = []
-    for fixture in fixtures():
-        if fixture.why_not is not None:
-            skip = pytest.mark.skip(reason=fixture.why_not)
-            found.append(pytest.param(None, id=fixture.name, marks=skip))
-            continue
-        found += [
-            pytest.param((fixture, case), id=f"{fixture.name}-{case}") for case in fixture.cases
-        ]
-    absent = pytest.mark.skip(reason="needs the fixtures in ../shared/parity, which are not here")
-    return found or [pytest.param(None, marks=absent)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +35,23 @@ class Comparison:
     seen: Seen
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A stored tensor of the case; the test skips where there is none."""
+        """An index set or an input of the case; the test skips where there is none."""
         return self._stored(self.fixture.tensors, name)
 
     def fact(self, name: str):
         """The same for what the json has."""
         return self._stored(self.fixture.facts, name)
+
+    def agrees(self, name: str, got: torch.Tensor, tolerance: float) -> None:
+        """Compare with what the released code computed: with its samples, and whole if it is here.
+
+        The test skips where the case has none of this name.
+        """
+        key = f"{self.case}.{name}"
+        expected = self._stored(self.fixture.tensors, name)
+        close(sample(key, got.detach()), expected, tolerance)
+        if key in self.fixture.whole:
+            close(got.detach(), self.fixture.whole[key], tolerance)
 
     def _stored(self, where: dict, name: str):
         key = f"{self.case}.{name}"
@@ -59,7 +60,14 @@ class Comparison:
         return where[key]
 
 
-@pytest.fixture(scope="module", params=cases())
+CASES = [
+    pytest.param((fixture, case), id=f"{fixture.name}-{case}")
+    for fixture in fixtures()
+    for case in fixture.cases
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def comparison(request) -> Comparison:
     fixture, case = request.param
     model = _model(fixture)
@@ -87,16 +95,30 @@ def assert_same_up_to_equal_scores(got, expected, scores) -> None:
 
 def test_what_is_compared_is_stored():
     """A wrong name would only skip."""
-    here = fixtures()
     stored = {
-        key.split(".")[-1] for each in here for where in (each.tensors, each.facts) for key in where
+        key.split(".")[-1]
+        for each in fixtures()
+        for where in (each.tensors, each.facts)
+        for key in where
     }
     source = Path(__file__).read_text(encoding="utf-8")
-    names = set(re.findall(r"\.(?:tensor|fact)\(\"(\w+)\"\)", source))
+    names = set(re.findall(r"\.(?:tensor|fact|agrees)\(\"(\w+)\"", source))
     assert len(names) > 10
-    if not here:
-        pytest.skip("needs the fixtures in ../shared/parity, which are not here")
     assert names <= stored
+
+
+def test_the_recipe_is_the_one_that_the_cases_were_made_by(shared):
+    spec = importlib.util.spec_from_file_location("fill", shared / "parity/fill.py")
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    keys = ("a.weight", "norm.weight", "bn.running_var", "bn.running_mean", "in_proj_bias", "alpha")
+    for key in (*keys, "self_attn.sampling_offsets.bias", "head.bias"):
+        for shape in ((7,), (5, 3, 2, 2)):
+            assert np.array_equal(recipe.weights(key, shape), theirs.value_for(key, shape)), key
+    assert np.array_equal(recipe.picture(101, 40, 64), theirs.image(101, 40, 64))
+    for ours, other in zip(recipe.objects(11, 5, 91), theirs.targets(11, 5, 91), strict=True):
+        assert np.array_equal(ours, other)
+    assert np.array_equal(recipe.MEAN, theirs.MEAN) and np.array_equal(recipe.STD, theirs.STD)
 
 
 def test_neck(comparison):
@@ -108,15 +130,16 @@ def test_neck(comparison):
 
 
 def test_memory(comparison):
-    memory = comparison.output.memory.tokens.detach()
-    close(memory[:, :8], comparison.tensor("memory_first8"), LOGITS)
-    close(memory.mean(-1), comparison.tensor("memory_token_mean"), BOXES)
+    memory = comparison.output.memory.tokens
+    comparison.agrees("memory_first8", memory[:, :8], LOGITS)
+    comparison.agrees("memory_token_mean", memory.mean(-1), BOXES)
 
 
 @pytest.mark.parametrize("name", ["mask_prediction", "foreground_logits"])
 def test_token_scores(comparison, name):
-    expected = comparison.tensor(name)
-    close(comparison.output.scores.logits.detach(), expected, LOGITS)
+    if comparison.output.scores is None:
+        pytest.skip("no tokens are scored")
+    comparison.agrees(name, comparison.output.scores.logits, LOGITS)
 
 
 def test_kept_tokens(comparison):
@@ -155,8 +178,7 @@ def test_proposals(comparison):
 
 
 def test_first_references(comparison):
-    expected = comparison.tensor("init_reference")
-    close(comparison.seen.queries.reference.detach(), expected, BOXES)
+    comparison.agrees("init_reference", comparison.seen.queries.reference, BOXES)
 
 
 def test_who_sees_whom(comparison):
@@ -170,14 +192,13 @@ def test_who_sees_whom(comparison):
 
 def test_predictions(comparison):
     answer = comparison.output.decoder[-1]
-    close(answer.logits.detach(), comparison.tensor("pred_logits"), LOGITS)
-    close(answer.boxes.detach(), comparison.tensor("pred_boxes"), BOXES)
+    comparison.agrees("pred_logits", answer.logits, LOGITS)
+    comparison.agrees("pred_boxes", answer.boxes, BOXES)
 
 
 def test_first_predictions_beside_denoising(comparison):
-    expected = comparison.tensor("pred_logits_first50q")
-    logits = comparison.output.decoder[-1].logits.detach()
-    close(logits[:, : expected.shape[1]], expected, LOGITS)
+    logits = comparison.output.decoder[-1].logits
+    comparison.agrees("pred_logits_first50q", logits[:, :50], LOGITS)
 
 
 def test_sums_of_all_layers(comparison):

@@ -171,7 +171,7 @@ def test_a_checkpoint_that_no_run_wrote(
     path = tmp_path / "checkpoint_0000004.pth"
     save_checkpoint(load_checkpoint(path) | {part: value}, path)
     assert run() == 2
-    assert "cannot be resumed: it does not hold what a run writes" in _error(capsys)
+    assert f"checkpoint {path} cannot be resumed: " in _error(capsys)
 
 
 def test_an_optimizer_that_is_not_finite(
@@ -198,7 +198,7 @@ def test_weights_that_are_not_finite_are_not_evaluated(
 
 
 def test_a_diverged_model_does_not_replace_a_finite_one(
-    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., int], stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A step of infinite length from a finite loss and gradient."""
     (tmp_path / "model_best.pth").unlink(missing_ok=True)
@@ -206,4 +206,5 @@ def test_a_diverged_model_does_not_replace_a_finite_one(
     assert run("optimizer.lr=1e39", "train.max_nonfinite_steps=9", "--accept-changes") == 1
     assert "the model has diverged by iteration 5" in _error(capsys)
     assert {path.name for path in tmp_path.glob("*.pth")} == before
+    (tmp_path / "config.yaml").write_bytes((stopped / "config.yaml").read_bytes())
     assert run() == 0

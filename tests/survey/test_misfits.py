@@ -117,11 +117,8 @@ def test_classes_that_training_never_shows(tmp_path):
     assert "25 % of the validation boxes" in text
 
 
-def test_the_case_of_the_thin_panorama(shared):
-    from sparsedet.data import open_dataset
-    from sparsedet.survey.numbers import Part
-
-    part = Part.of("training", open_dataset(shared / "cases/thin_panorama/ann.json"))
+def test_a_thin_panorama(tmp_path):
+    part = make_part(tmp_path, [(250, 5000, [(3, 23, 0)] * 40)])
     (text,) = misfits([part])
     assert "100 % have a side below 1" in text
     assert misfits([part], "quickstart", *overrides_in(text)) == []

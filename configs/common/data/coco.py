@@ -8,7 +8,8 @@ annotations where they are None.
 
 `value_range` is for pictures of more than 8 bits: the values (black, white) of the sensor, such as
 [0, 4095], or what each file declares. `max_image_pixels` is the largest picture that is decoded, at
-7 bytes of memory a pixel.
+7 bytes of memory a pixel. Folders of pictures may be addresses (`s3://...`, `zip://...`); copies
+are kept in `cache_dir` (None: `~/.cache/sparsedet/pictures`), up to `cache_gigabytes`.
 """
 
 from sparsedet.config import LazyCall as L
@@ -34,13 +35,18 @@ dataset = dict(
     class_names=None,
     value_range=None,
     max_image_pixels=500_000_000,
+    cache_dir=None,
+    cache_gigabytes=20,
     short_sides=[480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
     test_short_side=800,
     max_size=1333,
 )
 
 _pictures = L(PictureSettings)(
-    value_range="${dataset.value_range}", max_pixels="${dataset.max_image_pixels}"
+    value_range="${dataset.value_range}",
+    max_pixels="${dataset.max_image_pixels}",
+    cache_dir="${dataset.cache_dir}",
+    cache_gigabytes="${dataset.cache_gigabytes}",
 )
 
 dataloader = dict(

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DatasetError
-from ..validate import Findings, check_document
-from ..validate.segmentation import box_of_segmentation
+from ..validate import Effect, Findings, check_document
+from ..validate.segmentation import box_of_segmentation, pack_polygons
 from .foreign import describe_file, describe_json
 from .json_file import read_json
 from .source import SPLITS, Source, check_image_folder, names_of_split
 
+_LISTS = ("images", "annotations", "categories")
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -42,7 +43,7 @@ def read_coco(path: str, images: str | None, split: str | None, findings: Findin
     other = describe_file(path)
     if other is not None and os.path.isfile(path):
         raise DatasetError(f"annotation file {path!r} {other}")
-    document = read_json(path, ("images", "annotations", "categories"))
+    document = read_json(path, _LISTS, entry=_packed)
     other = describe_json(document)
     if other is not None:
         raise DatasetError(f"annotation file {path!r} {other}")
@@ -104,6 +105,21 @@ def _found(folder: str, split: str) -> tuple[str, str] | None:
     return None
 
 
+def read_whole(path: str) -> dict[str, Any]:
+    """The content of an instances file that `read_coco` has read, with all fields.
+
+    Raises:
+        DatasetError: it has become something else.
+    """
+    return check_document(read_json(path, _LISTS), path)
+
+
+def _packed(entry: dict) -> dict:
+    if "segmentation" in entry:
+        entry["segmentation"] = pack_polygons(entry["segmentation"])
+    return entry
+
+
 def _name_by_address(images: Sequence[dict]) -> None:
     """LVIS names a picture by its address alone: folder and file are its last two parts."""
     for image in images:
@@ -121,4 +137,5 @@ def _box_segmentations(document: dict[str, Any], findings: Findings) -> None:
                 findings.warn(
                     f"annotation {entry.get('id', place)}",
                     "it has no 'bbox'; the box around its 'segmentation' is used.",
+                    Effect.CHANGED,
                 )

@@ -118,10 +118,10 @@ def describe_lines(text: str, *, whole: bool = True) -> str:
         return "has text behind its JSON value, so it is not JSON. Write or fetch it again."
     first = values[0] if values and isinstance(values[0], Mapping) else {}
     if "image_id" in first and "score" in first:
-        return f"has several JSON values: JSON Lines of detections, not of objects. {_INSTANCES}"
+        return f"is JSON Lines of detections, not of objects. {_INSTANCES}"
     return (
-        "has several JSON values, as JSON Lines (NDJSON) does. Join them into one COCO instances "
-        "file: an object with the lists 'images', 'annotations' and 'categories'."
+        "is JSON Lines (NDJSON), one JSON value a line. Join them into one COCO instances file: an "
+        "object with the lists 'images', 'annotations' and 'categories'."
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import DatasetError
@@ -12,12 +12,15 @@ from .source import missing_file
 _AGAIN = "Write or fetch it again."
 
 
-def read_json(path: str, lists: tuple[str, ...]) -> Any:
+def read_json(
+    path: str, lists: tuple[str, ...], *, entry: Callable[[dict], Any] | None = None
+) -> Any:
     """Reads a JSON file in UTF-8, with or without byte order mark.
 
     Args:
         path: of the file.
         lists: keys of the top level that must not be there twice: the last would hide the others.
+        entry: is given each object, and returns what takes its place.
 
     Raises:
         DatasetError: it cannot be opened, is not JSON or not UTF-8.
@@ -38,15 +41,15 @@ def read_json(path: str, lists: tuple[str, ...]) -> Any:
         raise DatasetError(
             f"annotation file {path!r} is not UTF-8 at byte {error.start}. Save it as UTF-8."
         ) from None
-    content = _parse(text, path)
+    content = _parse(text, path, entry)
     if any(raw.count(f'"{key}"'.encode()) > 1 for key in lists):
         _refuse_repeated(text, lists, path)
     return content
 
 
-def _parse(text: str, path: str) -> Any:
+def _parse(text: str, path: str, entry: Callable[[dict], Any] | None) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_hook=entry)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             raise DatasetError(f"annotation file {path!r} {describe_lines(text)}") from None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DatasetError
+from ..roots import check_root, is_address
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "test")
@@ -56,7 +57,10 @@ def nearest_folder(path: str) -> str:
 
 
 def check_image_folder(images: str) -> None:
-    """Raises a DatasetError unless `images` is a folder."""
+    """Raises a DatasetError unless `images` is a folder, or an address that can be opened."""
+    if is_address(images):
+        check_root(images)
+        return
     if not os.path.isdir(images):
         kind = "is not a folder" if os.path.exists(images) else "does not exist"
         raise DatasetError(
@@ -83,6 +87,11 @@ def read_lines(path: str) -> list[str]:
 
 def missing_file(path: str, reason: str = "No such file or directory") -> DatasetError:
     """The error about an annotation file that cannot be opened."""
+    if is_address(path):
+        return DatasetError(
+            f"annotation file {path!r} is an address; only pictures are read from there. Fetch it, "
+            "and set dataset.train_json or dataset.val_json to the copy."
+        )
     return DatasetError(
         f"annotation file {path!r}: {reason} ({nearest_folder(path)}). "
         "Set dataset.train_json and dataset.val_json, or dataset.path."

@@ -13,7 +13,8 @@ from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from ..errors import DatasetError
-from ..validate import Findings
+from ..roots import is_address
+from ..validate import Effect, Findings
 from ..validate.fields import flag, number, whole
 from .extra import Box, supervision_parsers
 from .source import SPLITS, Source, check_image_folder, is_picture, names_of_split, read_lines
@@ -47,6 +48,11 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
     """
     if not os.path.isdir(path):
         raise DatasetError(f"{path!r} must be a folder to hold Pascal VOC XML files. Give one.")
+    if images is not None and is_address(images):
+        raise DatasetError(
+            f"image folder {images!r} is an address, which Pascal VOC sets cannot have: they are "
+            "read folder by folder. Give a folder, or convert the set with sparsedet convert-data."
+        )
     if images is not None:
         check_image_folder(images)
     if os.path.basename(os.path.normpath(path)) == _ANNOTATIONS:
@@ -171,7 +177,8 @@ class _XmlReader:
         stems = list(files)
         if names is None:
             for name in pictures.without(stems):
-                self._findings.warn(f"picture {name!r}", "it has no XML file; left out.")
+                fault = "it has no XML file; left out."
+                self._findings.warn(f"picture {name!r}", fault, Effect.LEFT_OUT)
         else:
             named = is_picture, _is_xml
             stems = sorted(
@@ -221,7 +228,8 @@ class _XmlReader:
                 continue
             (x0, y0, x1, y1), category = parsed
             if any(_number(entry, f"{a}min") > _number(entry, f"{a}max") for a in "xy"):
-                self._findings.warn(name, "its corners are not in order; they are put in order.")
+                fault = "its corners are not in order; they are put in order."
+                self._findings.warn(name, fault, Effect.CHANGED)
             difficult = flag(_text(entry, "difficult") or None)
             if difficult is None:
                 told = f"{name} (difficult {_text(entry, 'difficult')!r})"

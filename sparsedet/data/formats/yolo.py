@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import DatasetError
-from ..validate import Findings
+from ..validate import Effect, Findings
 from ..validate.fields import number, shown, whole
 from .extra import Box, Parsers, supervision_parsers
 from .source import SPLITS, Source, is_picture, missing_file, names_of_split, read_lines
@@ -330,9 +330,10 @@ class _RowReader:
                 label,
                 "eight numbers, an oriented box or a polygon of four points: the upright box "
                 "around it is used.",
+                Effect.CHANGED,
             )
         elif len(row) > 6:
-            self._findings.warn(label, "a polygon: the box around it is used.")
+            self._findings.warn(label, "a polygon: the box around it is used.", Effect.CHANGED)
         return " ".join(row)
 
 

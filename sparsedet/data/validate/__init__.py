@@ -5,16 +5,20 @@ cannot be used are left out with a warning. Equal faults are grouped: a thousand
 message with a count.
 """
 
-from .annotations import clean_annotations
+from .annotations import CleanAnnotation, clean_annotations
 from .document import check_document
 from .entries import check_categories, check_images
-from .findings import Findings, warn_once
+from .findings import Effect, Finding, Findings, refuse, warn_once
 
 __all__ = [
+    "CleanAnnotation",
+    "Effect",
+    "Finding",
     "Findings",
     "check_categories",
     "check_document",
     "check_images",
     "clean_annotations",
+    "refuse",
     "warn_once",
 ]

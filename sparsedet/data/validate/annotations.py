@@ -10,7 +10,7 @@ from .areas import check_areas, read_area
 from .boxes import clip_boxes, fault_of_box, read_box
 from .entries import image_id, name_of
 from .fields import flag, said_as_text, shown
-from .findings import Findings
+from .findings import Effect, Findings
 from .references import Id, References
 
 _IGNORED = "an ignore region, neither learned nor to be found."
@@ -21,6 +21,7 @@ class _Annotation:
     """An entry whose fields are read."""
 
     entry: Mapping[str, Any]
+    place: int
     label: str
     image: Id
     category: Id
@@ -28,12 +29,33 @@ class _Annotation:
     ignored: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CleanAnnotation:
+    """What is used of an annotation.
+
+    Args:
+        bbox: xywh in pixels, clipped.
+        category_id: the class, contiguous.
+        iscrowd: 1 for crowd regions and what is marked with `ignore`, else 0.
+        area: in square pixels.
+        area_is_doubtful: whether a warning says that the area does not fit.
+        place: of the entry among the annotations.
+    """
+
+    bbox: list[float]
+    category_id: int
+    iscrowd: int
+    area: float
+    area_is_doubtful: bool
+    place: int
+
+
 def clean_annotations(
     annotations: Sequence[dict],
     images: Mapping[Id, Mapping],
     classes: Mapping[int, int],
     findings: Findings,
-) -> dict[Id, list[dict]]:
+) -> dict[Id, list[CleanAnnotation]]:
     """Checks annotations and turns them into what records hold.
 
     Boxes of no size or outside of the image are left out; boxes that leave the image by more
@@ -46,8 +68,7 @@ def clean_annotations(
         findings: where faults are noted.
 
     Returns:
-        By image id a list of dicts with `bbox` (xywh, pixels), `category_id` (contiguous),
-        `iscrowd` (1 for crowd regions and what is marked with `ignore`) and `area`.
+        What is used, by image id.
     """
     found = _Reader(images, classes, findings).read(annotations)
     _check_ids(annotations, findings)
@@ -56,16 +77,18 @@ def clean_annotations(
     boxes = clip_boxes([each.box for each in found], sizes, labels, findings)
     kept = [(each, box) for each, box in zip(found, boxes, strict=True) if box is not None]
     areas = [read_area(each.entry, each.label, findings) for each, _ in kept]
-    _check_areas([each for each, _ in kept], areas, findings)
-    by_image: dict[Id, list[dict]] = {}
+    doubtful = _doubtful_areas([each for each, _ in kept], areas, findings)
+    by_image: dict[Id, list[CleanAnnotation]] = {}
     for (each, box), area in zip(kept, areas, strict=True):
         by_image.setdefault(each.image, []).append(
-            {
-                "bbox": box,
-                "category_id": classes[each.category],  # pyright: ignore[reportArgumentType]
-                "iscrowd": int(each.ignored),
-                "area": box[2] * box[3] if area is None else area,
-            }
+            CleanAnnotation(
+                bbox=box,
+                category_id=classes[each.category],  # pyright: ignore[reportArgumentType]
+                iscrowd=int(each.ignored),
+                area=box[2] * box[3] if area is None else area,
+                area_is_doubtful=each.place in doubtful,
+                place=each.place,
+            )
         )
     _check_repeated(by_image, findings)
     return by_image
@@ -75,22 +98,23 @@ def _size(image: Mapping) -> tuple[float, float]:
     return image.get("width") or math.inf, image.get("height") or math.inf
 
 
-def _check_areas(
+def _doubtful_areas(
     found: Sequence[_Annotation], areas: Sequence[float | None], findings: Findings
-) -> None:
-    """Those that the file gives and that count."""
+) -> set[int]:
+    """Checks areas that the file gives and that count; places of the entries with doubtful ones."""
     given = [
         (each, area)
         for each, area in zip(found, areas, strict=True)
         if area is not None and not each.ignored
     ]
-    check_areas(
+    doubtful = check_areas(
         [each.entry for each, _ in given],
         [each.box for each, _ in given],
         [area for _, area in given],
         [each.label for each, _ in given],
         findings,
     )
+    return {given[i][0].place for i in doubtful}
 
 
 class _Reader:
@@ -100,8 +124,8 @@ class _Reader:
         self, images: Mapping[Id, Mapping], classes: Mapping[int, int], findings: Findings
     ) -> None:
         self._findings = findings
-        self._images = References("image_id", "images", images.keys())
-        self._categories = References("category_id", "categories", classes.keys())
+        self._images = References("image_id", "images", ids=images.keys())
+        self._categories = References("category_id", "categories", ids=classes.keys())
         self._num_images = len(images)
         # label and value of what refers to nothing
         self._no_image: list[tuple[str, Any]] = []
@@ -111,29 +135,29 @@ class _Reader:
         """What can be used; notes faults of the rest."""
         found = []
         for place, entry in enumerate(annotations):
-            each = self._read(entry, _label(entry, place))
+            each = self._read(entry, place)
             if each is not None:
                 found.append(each)
         self._tell_missing_categories()
         self._tell_missing_images(len({each.image for each in found}), len(annotations))
         return found
 
-    def _read(self, entry: dict, label: str) -> _Annotation | None:
-        findings = self._findings
+    def _read(self, entry: dict, place: int) -> _Annotation | None:
+        findings, label = self._findings, _label(entry, place)
         image = self._refer(self._images, self._no_image, entry, label)
         category = self._refer(self._categories, self._no_category, entry, label)
         given = entry.get("bbox")
         box = read_box(given)
         if box is None:
             findings.error(f"{label} (bbox {shown(given)})", fault_of_box(entry))
-        elif any(isinstance(value, str) for value in given):
+        elif str in map(type, given):
             findings.warn(label, said_as_text("a number of its 'bbox'"))
         ignored = self._is_ignored(entry, label)
         if image is None or category is None or box is None:
             return None
         if "score" in entry:
             findings.warn(label, "its 'score' is not used; it is taken as an object.")
-        return _Annotation(entry, label, image, category, box, ignored)
+        return _Annotation(entry, place, label, image, category, box, ignored)
 
     def _refer(
         self, references: References, missing: list[tuple[str, Any]], entry: dict, label: str
@@ -177,7 +201,8 @@ class _Reader:
         differ = self._categories.types_differ(value for _, value in self._no_category)
         fault = "its 'category_id' is not in 'categories'. Add the category or correct the id."
         for label, value in self._no_category:
-            self._findings.error(f"{label} (category_id {shown(value)})", differ or fault)
+            name = f"{label} (category_id {shown(value)})"
+            self._findings.error(name, differ or fault, whole=differ is not None)
 
     def _tell_missing_images(self, num_used: int, num_annotations: int) -> None:
         """An error where the two lists seem to be of different files, else a warning.
@@ -189,7 +214,7 @@ class _Reader:
         differ = self._images.types_differ(value for _, value in missing)
         if differ is not None:
             for label, value in missing:
-                self._findings.error(f"{label} (image_id {shown(value)})", differ)
+                self._findings.error(f"{label} (image_id {shown(value)})", differ, whole=True)
         elif 2 * len(missing) >= num_annotations and 2 * num_used < self._num_images:
             fault = (
                 f"its 'image_id' is not in 'images', as with {len(missing)} of {num_annotations} "
@@ -197,10 +222,11 @@ class _Reader:
                 "have none. Correct the ids, or give images and annotations of one set."
             )
             for label, value in missing:
-                self._findings.error(f"{label} (image_id {shown(value)})", fault)
+                self._findings.error(f"{label} (image_id {shown(value)})", fault, whole=True)
         else:
+            fault = "its 'image_id' is not in 'images'; left out."
             for label, _ in missing:
-                self._findings.warn(label, "its 'image_id' is not in 'images'; left out.")
+                self._findings.warn(label, fault, Effect.LEFT_OUT)
 
 
 def _label(entry: Mapping, place: int) -> str:
@@ -216,9 +242,9 @@ def _check_ids(annotations: Sequence[Mapping], findings: Findings) -> None:
             findings.warn(f"annotation {identity}", "the id is given twice; both are kept.")
 
 
-def _check_repeated(by_image: Mapping[Id, list[dict]], findings: Findings) -> None:
+def _check_repeated(by_image: Mapping[Id, list[CleanAnnotation]], findings: Findings) -> None:
     for identity, objects in by_image.items():
-        different = {(o["category_id"], o["iscrowd"], *o["bbox"]) for o in objects}
+        different = {(o.category_id, o.iscrowd, *o.bbox) for o in objects}
         if len(different) < len(objects):
             findings.warn(
                 f"image {name_of(identity)} ({len(objects) - len(different)} boxes)",

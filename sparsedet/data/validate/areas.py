@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .fields import number, said_as_text
-from .findings import Findings
+from .findings import Effect, Findings
 from .segmentation import area_of_segmentation
 
 # The area of a mask is part of its box: little of it where an object is thin and lies aslant.
@@ -28,8 +28,14 @@ def read_area(entry: Mapping[str, Any], label: str, findings: Findings) -> float
             findings.warn(label, said_as_text("its 'area'"))
         return area
     if given is not None:
-        findings.warn(label, "its 'area' is no positive number; width x height is used.")
+        fault = "its 'area' is no positive number; width x height is used."
+        findings.warn(label, fault, Effect.CHANGED)
     return None
+
+
+def lies_within(area: Any, width: Any, height: Any) -> Any:
+    """Whether areas are not larger than boxes of these sizes; numbers or arrays."""
+    return area <= _MOST_SHARE * (width + 1) * (height + 1)
 
 
 def check_areas(
@@ -38,7 +44,7 @@ def check_areas(
     areas: Sequence[float],
     labels: Sequence[str],
     findings: Findings,
-) -> None:
+) -> list[int]:
     """Says so where the areas of a set are in another unit than its boxes, or made up.
 
     Single areas are left alone: those of masks may be any part of the box.
@@ -49,23 +55,26 @@ def check_areas(
         areas: their areas.
         labels: how messages call them.
         findings: where it is noted.
+
+    Returns:
+        Which of the entries have an area that is doubtful.
     """
     if not entries:
-        return
+        return []
     sizes, area = np.array(boxes_xywh)[:, 2:], np.array(areas)
     with np.errstate(divide="ignore", over="ignore"):  # a box may be narrower than floats tell
         share = area / sizes.prod(axis=1)
-    high = area > _MOST_SHARE * (sizes + 1).prod(axis=1)
-    suspects = (share < _LEAST_SHARE) | high
+        suspects = (share < _LEAST_SHARE) | ~lies_within(area, sizes[:, 0], sizes[:, 1])
     if _all_equal(area) and not _all_equal(sizes.prod(axis=1), 1.5):
         suspects[:] = True
     if _all_equal(share) and np.median(share) < _EQUAL_SHARE:
         suspects[:] = True
     if suspects.mean() < _SUSPICIOUS:
-        return
-    places = [i for i in np.flatnonzero(suspects) if not _is_proven(entries[i], areas[i])]
+        return []
+    found: list[int] = np.flatnonzero(suspects).tolist()
+    places = [place for place in found if not _is_proven(entries[place], areas[place])]
     if len(places) < _SUSPICIOUS * len(entries):
-        return
+        return []
     fault = (
         f"'area' does not fit width x height ({len(places)} of {len(entries)}; the median is "
         f"{np.median(share[places]):.2g} of it), so AP by size is wrong. Write it in square "
@@ -73,6 +82,7 @@ def check_areas(
     )
     for place in places:
         findings.warn(labels[place], fault)
+    return places
 
 
 def _all_equal(values: np.ndarray, ratio: float = 1.001) -> bool:

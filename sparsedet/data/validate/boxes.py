@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .fields import number
-from .findings import Findings
+from .findings import Effect, Findings
 
 # Boxes may leave the image by this many pixels (rounding in exporters) without a word.
 _ROUNDING = 1.0
@@ -16,8 +16,8 @@ def read_box(value: Any) -> list[float] | None:
     """Four finite numbers, or texts of numbers; None where it is anything else."""
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
-    numbers = [each for each in map(number, value) if each is not None]
-    return numbers if len(numbers) == 4 else None
+    numbers = [number(each) for each in value]
+    return None if None in numbers else numbers  # pyright: ignore[reportReturnType]
 
 
 def fault_of_box(entry: dict) -> str:
@@ -57,13 +57,13 @@ def clip_boxes(
     for i in np.flatnonzero(no_size | outside | (over > _ROUNDING)):
         label = f"{labels[i]} (bbox [{', '.join(f'{v:g}' for v in boxes[i])}])"
         if no_size[i]:
-            findings.warn(label, "its box has no width or height; left out.")
+            findings.warn(label, "its box has no width or height; left out.", Effect.LEFT_OUT)
             cleaned[i] = None
         elif outside[i]:
-            findings.warn(label, "its box is outside of the image; left out.")
+            findings.warn(label, "its box is outside of the image; left out.", Effect.LEFT_OUT)
             cleaned[i] = None
         else:
-            findings.warn(label, "its box leaves the image; clipped.")
+            findings.warn(label, "its box leaves the image; clipped.", Effect.CHANGED)
             cleaned[i] = np.concatenate((inner_low[i], inner_high[i] - inner_low[i])).tolist()
     return cleaned
 
@@ -74,6 +74,7 @@ def _check_loss(lost: np.ndarray, findings: Findings) -> None:
             f"{lost.sum()} of {len(lost)} boxes",
             "they have no width or height, or are outside of their image. Look for another unit "
             "or order: COCO boxes are [x, y, width, height] in pixels.",
+            whole=True,
         )
 
 
@@ -85,6 +86,7 @@ def _check_format(xywh: np.ndarray, limit: np.ndarray, findings: Findings) -> No
             "all boxes",
             "no number is above 1, so they look like fractions of the image. "
             "Multiply them by width and height: COCO boxes are [x, y, width, height] in pixels.",
+            whole=True,
         )
         return
     if len(xywh) < 4 or not bounded.all():
@@ -96,4 +98,5 @@ def _check_format(xywh: np.ndarray, limit: np.ndarray, findings: Findings) -> No
             "all boxes",
             f"{leaves.mean():.0%} leave their image, but all fit as corners [x1, y1, x2, y2]. "
             "Write them as [x, y, width, height].",
+            whole=True,
         )

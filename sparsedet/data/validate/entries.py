@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .fields import kind, said_as_text, shown, text, whole
-from .findings import Findings
+from .findings import Effect, Findings
 
 _LARGEST_SIDE = 2**31 - 1
 _REPEATED = "it is listed more than once; taken as one."
 
 
 def check_categories(
-    categories: Sequence[Mapping], annotations: Sequence[Mapping], source: str
+    categories: Sequence[Mapping], annotations: Sequence[Mapping], findings: Findings
 ) -> list[tuple[int, str]]:
     """Checks the categories of an annotation file.
 
@@ -22,28 +22,25 @@ def check_categories(
     Args:
         categories: entries with `id` and `name`.
         annotations: entries with `category_id`.
-        source: path of the annotation file, the beginning of messages.
+        findings: where faults are noted; ids that are no whole numbers, names that are no text and
+            either of them twice stop.
 
     Returns:
         (id, name) in the order of the ids.
-
-    Raises:
-        DatasetError: ids are no whole numbers, names are no text, or either is there twice.
     """
-    findings = Findings(source)
     pairs = [pair for pair in (_category(each, findings) for each in categories) if pair]
-    findings.close()
     for (identity, name), count in Counter(pairs).items():
         if count > 1:
             findings.warn(f"category {identity} ({name!r})", _REPEATED)
     pairs = _without_unused(list(dict.fromkeys(pairs)), annotations, findings)
     for identity, count in Counter(i for i, _ in pairs).items():
         if count > 1:
-            findings.error(f"category {identity}", "the id is given twice. Renumber one.")
+            fault = "the id is given twice. Renumber one."
+            findings.error(f"category {identity}", fault, whole=True)
     for name, count in Counter(n for _, n in pairs).items():
         if count > 1:
-            findings.error(f"category {name!r}", "two ids have this name. Join or rename them.")
-    findings.close()
+            fault = "two ids have this name. Join or rename them."
+            findings.error(f"category {name!r}", fault, whole=True)
     return sorted(pairs)
 
 
@@ -52,13 +49,13 @@ def _category(category: Mapping, findings: Findings) -> tuple[int, str] | None:
     label, identity = f"category {shown(given)}", whole(given)
     if identity is None:
         fault = f"'id' must be a whole number, got {kind(given)}. Renumber the categories."
-        findings.error(label, fault)
+        findings.error(label, fault, whole=True)
         return None
     if isinstance(given, str):
         findings.warn(label, said_as_text("its 'id'"))
     if name is None:
         fault = "'name' must be a text that is not empty. Correct it."
-        findings.error(f"{label} (name {shown(category.get('name'))})", fault)
+        findings.error(f"{label} (name {shown(category.get('name'))})", fault, whole=True)
         return None
     if not isinstance(category["name"], str):
         findings.warn(f"{label} (name {name})", "its 'name' is a number; its text is used.")
@@ -79,21 +76,25 @@ def _without_unused(
             findings.warn(
                 f"category {identity} ({name!r})",
                 "another id has its name, and no annotation has this one; left out.",
+                Effect.LEFT_OUT,
             )
         else:
             kept.append((identity, name))
     return kept
 
 
-def check_images(images: Sequence[Mapping], findings: Findings) -> dict[int | str, dict]:
+def check_images(
+    images: Sequence[Mapping], findings: Findings
+) -> tuple[dict[int | str, dict], set[int | str]]:
     """Checks ids, names and sizes of the image entries; opens no file.
 
     Returns:
         Copies of the entries by id, whose `id`, `width` and `height` are whole numbers (an id may
-        be a text, too).
+        be a text, too); and the ids of those that cannot be used.
     """
     by_id: dict[int | str, dict] = {}
     given: dict[int | str, Mapping] = {}
+    unusable: set[int | str] = set()
     names: Counter = Counter()
     for place, image in enumerate(images):
         identity = image_id(image.get("id"))
@@ -109,15 +110,19 @@ def check_images(images: Sequence[Mapping], findings: Findings) -> dict[int | st
                 findings.warn(label, _REPEATED)
                 continue
             findings.error(label, "the id is given twice. Renumber one of the images.")
+            unusable.add(identity)
         by_id[identity] = {**image, "id": identity}
         given[identity] = image
         if _check_file_name(image.get("file_name"), label, findings):
             names[image["file_name"]] += 1
-        _read_size(by_id[identity], label, findings)
+        else:
+            unusable.add(identity)
+        if not _read_size(by_id[identity], label, findings):
+            unusable.add(identity)
     for name, count in names.items():
         if count > 1:
             findings.warn(f"file {name!r}", "several images name it; all are kept.")
-    return by_id
+    return by_id, unusable
 
 
 def image_id(value: Any) -> int | str | None:
@@ -127,8 +132,8 @@ def image_id(value: Any) -> int | str | None:
 
 def name_of(identity: int | str) -> str:
     """An id for a message, which has one line."""
-    plain = isinstance(identity, str) and identity.isprintable() and len(identity) <= 100
-    return identity if plain else shown(identity)  # pyright: ignore[reportReturnType]
+    name = str(identity) if isinstance(identity, str) or abs(identity) < 10**18 else ""
+    return name if name.isprintable() and 0 < len(name) <= 100 else shown(identity)
 
 
 def _check_file_name(name: Any, label: str, findings: Findings) -> bool:
@@ -144,20 +149,22 @@ def _check_file_name(name: Any, label: str, findings: Findings) -> bool:
     return True
 
 
-def _read_size(image: dict, label: str, findings: Findings) -> None:
+def _read_size(image: dict, label: str, findings: Findings) -> bool:
     given = image.get("width"), image.get("height")
     if given == (None, None):
-        return
+        return True
     width, height = map(whole, given)
+    image["width"] = image["height"] = None
     if width is None or height is None or not _is_side(width) or not _is_side(height):
         findings.error(
             f"{label} ({image.get('file_name')!r}, {shown(given[0])} x {shown(given[1])})",
             "'width' and 'height' must be positive whole numbers. Correct or delete both.",
         )
-        return
+        return False
     if any(isinstance(each, str) for each in given):
         findings.warn(label, said_as_text("its 'width' or 'height'"))
     image["width"], image["height"] = width, height
+    return True
 
 
 def _is_side(value: int) -> bool:

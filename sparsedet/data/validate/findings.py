@@ -1,6 +1,9 @@
-"""What is wrong with a set: faults collected by kind, each kind said once with a count."""
+"""Faults of a data set, grouped by kind, and what training does about each."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 
 from ..errors import DatasetError
 
@@ -10,25 +13,97 @@ _already_logged: set[str] = set()
 _NAMES_SHOWN = 3
 
 
+class Effect(Enum):
+    """What training does with an entry that has a fault."""
+
+    REFUSED = "refused"  # it does not begin
+    LEFT_OUT = "left out"
+    CHANGED = "changed"  # clipped, or read as something else than what is written
+    KEPT = "kept"  # as it is
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault and all entries that have it.
+
+    Args:
+        effect: what training does with them.
+        fault: what is wrong, and the mend or what is done about it.
+        entries: names of the entries; empty texts where it is about nothing less than the set.
+        whole: whether the meaning of the whole file is doubtful, so that the rest of it cannot be
+            used without the entries.
+    """
+
+    effect: Effect
+    fault: str
+    entries: list[str] = field(default_factory=list)
+    whole: bool = False
+
+    def __str__(self) -> str:
+        examples = self.examples()
+        return f"{examples}: {self.fault}" if examples else self.fault
+
+    @property
+    def count(self) -> int:
+        """How many entries have it."""
+        return len(self.entries)
+
+    def examples(self) -> str:
+        """The first entries, and how many more there are."""
+        shown = ", ".join(filter(None, self.entries[:_NAMES_SHOWN]))
+        rest = len(self.entries) - _NAMES_SHOWN
+        return f"{shown} and {rest} more" if rest > 0 else shown
+
+
 class Findings:
-    """Faults of one annotation file, grouped by kind.
+    """Collects the faults of a set.
 
     Args:
         source: path of the annotation file, the beginning of each message.
+        raises: whether `close` logs and raises. Without, the checks go on with what can be used,
+            and `groups` has everything in the end.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, raises: bool = True) -> None:
         self.source = source
-        self._errors: dict[str, list[str]] = {}
-        self._warnings: dict[str, list[str]] = {}
+        self._raises = raises
+        self._groups: dict[tuple, Finding] = {}
 
-    def error(self, name: str, fault: str) -> None:
-        """Notes a fault that stops; `fault` says what is wrong and the mend."""
-        self._errors.setdefault(fault, []).append(name)
+    def error(self, name: str, fault: str, *, whole: bool = False) -> None:
+        """Notes a fault that stops.
 
-    def warn(self, name: str, fault: str) -> None:
-        """Notes a fault that is passed over; `fault` says what is done about it."""
-        self._warnings.setdefault(fault, []).append(name)
+        Args:
+            name: of the entry.
+            fault: what is wrong, and the mend.
+            whole: whether the file cannot be used without the entry either, since it is doubtful
+                what the rest means.
+        """
+        self._note(name, Finding(Effect.REFUSED, fault, whole=whole))
+
+    def warn(self, name: str, fault: str, effect: Effect = Effect.KEPT) -> None:
+        """Notes a fault that is passed over.
+
+        Args:
+            name: of the entry.
+            fault: what is wrong, and what is done about it.
+            effect: what is done about it.
+        """
+        self._note(name, Finding(effect, fault))
+
+    def _note(self, name: str, finding: Finding) -> None:
+        key = finding.effect, finding.fault, finding.whole
+        self._groups.setdefault(key, finding).entries.append(name)
+
+    @property
+    def groups(self) -> list[Finding]:
+        """All that was found, what stops first."""
+        order = list(Effect)
+        return sorted(self._groups.values(), key=lambda each: order.index(each.effect))
+
+    @property
+    def refused(self) -> bool:
+        """Whether something was found that stops."""
+        return any(effect is Effect.REFUSED for effect, *_ in self._groups)
 
     def close(self) -> None:
         """Logs the warnings, each once per process, and raises if there are errors.
@@ -36,16 +111,30 @@ class Findings:
         Raises:
             DatasetError: one message about all errors.
         """
-        for fault, names in self._warnings.items():
-            warn_once(f"{self.source}: {_join(names)}: {fault}")
-        if self._errors:
-            parts = [f"{_join(names)}: {fault}" for fault, names in self._errors.items()]
-            rest = (
-                f" And {len(parts) - _NAMES_SHOWN} more faults."
-                if len(parts) > _NAMES_SHOWN
-                else ""
-            )
-            raise DatasetError(f"{self.source}: " + " Also: ".join(parts[:_NAMES_SHOWN]) + rest)
+        if not self._raises:
+            return
+        for finding in self._groups.values():
+            if finding.effect is not Effect.REFUSED:
+                warn_once(f"{self.source}: {finding}")
+        refuse(self.source, self.groups)
+
+
+def refuse(source: str, findings: Sequence[Finding]) -> None:
+    """Raises if one of the findings stops.
+
+    Args:
+        source: path of the annotation file.
+        findings: what was found in it.
+
+    Raises:
+        DatasetError: one message about the first of them, and how many more there are.
+    """
+    faults = [str(each) for each in findings if each.effect is Effect.REFUSED]
+    if faults:
+        shown = " Also: ".join(faults[:_NAMES_SHOWN])
+        rest = len(faults) - _NAMES_SHOWN
+        more = f" And {rest} more fault{'s' * (rest > 1)}." if rest > 0 else ""
+        raise DatasetError(f"{source}: {shown}{more}")
 
 
 def warn_once(message: str) -> None:
@@ -53,9 +142,3 @@ def warn_once(message: str) -> None:
     if message not in _already_logged:
         _already_logged.add(message)
         _logger.warning(message)
-
-
-def _join(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    rest = len(names) - _NAMES_SHOWN
-    return f"{shown} and {rest} more" if rest > 0 else shown

@@ -19,7 +19,7 @@ class References:
         ids: of these entries.
     """
 
-    def __init__(self, key: str, listed: str, ids: Collection[Id]) -> None:
+    def __init__(self, key: str, listed: str, *, ids: Collection[Id]) -> None:
         self.key, self.listed = key, listed
         self._ids = ids
         self._alike: dict[Id, Id | None] = {}
@@ -32,6 +32,8 @@ class References:
 
         Where one of the two is a text and the other a number, a warning says so.
         """
+        if type(value) is int and value in self._ids:  # nearly all
+            return value
         identity = image_id(value)
         if identity is None or identity in self._ids:
             return identity

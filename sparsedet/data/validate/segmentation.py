@@ -1,5 +1,6 @@
 """Polygons and run-length masks of COCO files: their box and their area."""
 
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -8,6 +9,7 @@ from pycocotools import mask
 
 from .fields import number
 
+_LISTS = (list, array)
 _FAULTS = (TypeError, ValueError, KeyError, IndexError, OverflowError)
 
 
@@ -26,6 +28,19 @@ def box_of_segmentation(segmentation: Any) -> list[float] | None:
     x = [value for polygon in polygons for value in polygon[::2]]
     y = [value for polygon in polygons for value in polygon[1::2]]
     return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+
+
+def pack_polygons(segmentation: Any) -> Any:
+    """The same polygons in a quarter of the memory; anything else as it is.
+
+    Outlines are most of what COCO's own files take.
+    """
+    if not isinstance(segmentation, list):
+        return segmentation
+    try:
+        return [array("d", polygon) for polygon in segmentation]
+    except (TypeError, OverflowError):
+        return segmentation
 
 
 def area_of_segmentation(segmentation: Any) -> float | None:
@@ -55,10 +70,10 @@ def _of_mask(segmentation: dict, measure: Any) -> Any:
 def _polygons(segmentation: Any) -> list[list[float]] | None:
     if not isinstance(segmentation, list) or not segmentation:
         return None
-    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    polygons = segmentation if isinstance(segmentation[0], _LISTS) else [segmentation]
     found = []
     for polygon in polygons:
-        numbers = [number(value) for value in polygon] if isinstance(polygon, list) else [None]
+        numbers = [number(value) for value in polygon] if isinstance(polygon, _LISTS) else [None]
         if len(numbers) < 6 or len(numbers) % 2 or None in numbers:
             return None
         found.append(numbers)

@@ -1,0 +1,133 @@
+"""What plain settings may be, which no constructor checks: kinds, bounds, places."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sparsedet.config.calls import is_plain, raw_value, value_at
+from sparsedet.config.kinds import fits, words
+from sparsedet.config.naming import ConfigError, join, shown
+
+_MOST = 1e12  # where nothing else is said: no run is longer, no picture larger
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a setting may be.
+
+    Args:
+        kind: an annotation, such as ``int | None``.
+        least: smallest number.
+        above: what numbers exceed.
+        most: largest number.
+        below: what numbers stay below.
+        choices: of texts; none given = any.
+        place: whether it is the path of a file or folder; a number is the name of one.
+        here: whether it must be on this machine: addresses are not fetched.
+        empty: whether a text may be empty.
+    """
+
+    kind: Any
+    least: float | None = None
+    above: float | None = None
+    most: float = _MOST
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    place: bool = False
+    here: bool = False
+    empty: bool = True
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is of the kind and within the bounds."""
+        if not fits(value, self.kind):
+            return False
+        if isinstance(value, str):
+            return (value in self.choices or not self.choices) and (self.empty or bool(value))
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return True
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return False
+        return value == value and (  # what is not a number equals nothing
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and value <= self.most
+        )
+
+    def __str__(self) -> str:
+        bounds = [
+            f"{word} {bound:g}"
+            for word, bound in (
+                ("of at least", self.least),
+                ("above", self.above),
+                ("below", self.below),
+                ("of at most", None if self.most in (_MOST, math.inf) else self.most),
+            )
+            if bound is not None
+        ]
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        kind, _, null = words(self.kind).partition(" or null")
+        whole = " ".join([kind, " and ".join(bounds)]).strip()
+        whole = "the path of a file or folder" if self.place else whole
+        return f"{whole} or null" if null or fits(None, self.kind) else whole
+
+
+def check_settings(
+    settings: Any, rules: Mapping[str, Rule], *, reference: Any = None, path: str = ""
+) -> None:
+    """Refuse values that no run can have, before anything is made of them.
+
+    A number where a path belongs becomes text, in place: it is the name of a file or folder.
+
+    Args:
+        settings: a group of settings, such as ``cfg.train``.
+        rules: by dotted key below ``path``.
+        reference: the group as it ships; where no rule stands, the kind of its value holds.
+        path: where the group sits in the config.
+
+    Raises:
+        ConfigError: naming the key, what it may be and what it is.
+    """
+    for key in list(settings):
+        where = join(path, key)
+        inner = {k.partition(".")[2]: r for k, r in rules.items() if k.startswith(f"{key}.")}
+        shipped = None if reference is None or key not in reference else raw_value(reference, key)
+        value = value_at(settings, key, path)
+        if is_plain(shipped) or inner:
+            if not is_plain(value):
+                raise ConfigError(f"{where} must be a group of settings, got {shown(value)}.")
+            check_settings(value, inner, reference=shipped, path=where)
+            continue
+        rule = rules.get(key) or _shipped_rule(shipped)
+        if rule is not None:
+            _check(settings, key, value, rule, where)
+
+
+def _check(settings: Any, key: str, value: Any, rule: Rule, where: str) -> None:
+    if rule.place and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = settings[key] = str(value)
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if not rule.allows(plain):
+        raise ConfigError(f"{where} must be {rule}, got {shown(plain)}. Set {where}.")
+    if rule.here and isinstance(value, str) and _ADDRESS.match(value):
+        raise ConfigError(
+            f"{where} must be on this machine, got the address {shown(value)}. Addresses are not "
+            f"fetched: download it, and set {where} to the path."
+        )
+
+
+def _shipped_rule(value: Any) -> Rule | None:
+    """The kind of a value that ships; whole numbers are counts, which are not negative."""
+    if isinstance(value, (bool, str)):
+        return Rule(type(value))
+    if isinstance(value, (int, float)):
+        return Rule(type(value), least=0)
+    return None

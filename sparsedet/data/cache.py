@@ -1,0 +1,91 @@
+"""Copies of files from elsewhere in a folder of bounded size, shared by processes."""
+
+import hashlib
+import io
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+_LEFT = 0.75  # share of the size that is left after the oldest files have gone
+_UNSEEN = 64  # a process looks at the folder again when it has written this fraction of the size
+_ABANDONED = 3600  # seconds after which a file that is not whole has no writer any more
+
+
+class FileCache:
+    """Files by address; those that were not used for longest go first.
+
+    Processes share a folder without talking to each other: a file appears whole or not at all, and
+    each process counts what it writes itself between two looks at the folder. With up to 16 writers
+    the size is kept.
+
+    Args:
+        folder: is made when the first file comes.
+        max_bytes: most bytes of all files.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+        self._unseen = max_bytes  # the first file makes it look
+        self._lock = threading.Lock()
+
+    def open(self, address: str, fetch: Callable[[], bytes]) -> IO[bytes]:
+        """The file of an address; `fetch` is called where it is not there."""
+        path = self._path(address)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            content = fetch()
+            if len(content) <= self._max_bytes:
+                self._store(path, content)
+            return io.BytesIO(content)
+        with suppress(OSError):  # it may be gone, or be another user's
+            os.utime(path)
+        return file
+
+    def forget(self, address: str) -> None:
+        """Removes the file of an address, such as one that turned out to be broken."""
+        with suppress(OSError):
+            self._path(address).unlink()
+
+    def _path(self, address: str) -> Path:
+        name = hashlib.sha256(address.encode()).hexdigest()
+        return self._folder / name[:2] / name[2:]
+
+    def _store(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        with self._lock:
+            self._unseen += len(content)
+            if self._unseen >= self._max_bytes / _UNSEEN:
+                self._unseen = 0
+                self._shrink()
+
+    def _shrink(self) -> None:
+        files = []
+        for path in self._folder.glob("*/*"):
+            with suppress(OSError):  # another process has removed it
+                state = path.stat()
+                if not path.name.endswith(".tmp"):
+                    files.append((state.st_mtime_ns, state.st_size, path))
+                elif time.time() - state.st_mtime > _ABANDONED:
+                    path.unlink()
+        total = sum(size for _, size, _ in files)
+        if total <= self._max_bytes * (1 - 1 / _UNSEEN):
+            return
+        for _, size, path in sorted(files):
+            with suppress(OSError):
+                path.unlink()
+            total -= size
+            if total <= self._max_bytes * _LEFT:
+                return

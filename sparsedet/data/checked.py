@@ -1,0 +1,120 @@
+"""A set from its files to what is used of it, in any format: all checks in their order."""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from .formats import Source, check_image_folder, read_source
+from .picture_files import Inspector, check_files, check_names, inspect_headers
+from .reading import PictureSettings
+from .validate import CleanAnnotation, Findings, check_categories, check_images, clean_annotations
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is used of a source.
+
+    Args:
+        source: what was read.
+        categories: (id, name) in the order of the classes.
+        images: the image entries, with their sizes where those are known.
+        objects: what is used of the annotations, by image id.
+    """
+
+    source: Source
+    categories: list[tuple[int, str]]
+    images: list[dict[str, Any]]
+    objects: dict[Any, list[CleanAnnotation]]
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Spares the search for garbage among millions of objects that are all needed.
+
+    With COCO's training set it takes longer than the checks.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@collector_paused()
+def read_checked(
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
+    *,
+    split: str | None,
+    format: str,
+    skip_broken: bool,
+    pictures: PictureSettings | None,
+    findings: Findings,
+    inspect: Inspector = inspect_headers,
+) -> Checked:
+    """Reads and checks a set.
+
+    Args:
+        annotations: file or folder.
+        images: folder of the pictures, where the format does not say it.
+        split: which part of a set that has several.
+        format: as for `read_source`.
+        skip_broken: leave unreadable pictures out with a warning.
+        pictures: how the files will be read.
+        findings: where faults are noted; where they do not stop, what has them is not used.
+        inspect: looks at the picture files.
+
+    Raises:
+        DatasetError: it cannot be read, or there are faults that stop.
+        ValueError: there is no such format.
+    """
+    path, folder = os.fspath(annotations), None if images is None else os.fspath(images)
+    source = read_source(path, folder, split=split, format=format, findings=findings)
+    findings.source = source.path
+    findings.close()
+    categories = check_categories(source.categories, source.annotations, findings)
+    findings.close()
+    by_id, unusable = check_images(source.images, findings)
+    findings.close()
+    unusable |= check_names(_without(by_id, unusable), source.root, findings)
+    findings.close()  # file names that leave the folder must not be opened
+    if source.root is not None:
+        check_image_folder(source.root)
+        usable = _without(by_id, unusable)
+        unusable |= check_files(usable, source.root, findings, skip_broken, pictures, inspect)
+        findings.close()
+    entries = source.annotations
+    if source.in_fractions:
+        entries = _in_pixels(entries, by_id, unusable)
+    objects = clean_annotations(entries, by_id, _classes(source, categories), findings)
+    findings.close()
+    return Checked(source, categories, _without(by_id, unusable), objects)
+
+
+def _without(images: dict[Any, dict], unusable: set) -> list[dict]:
+    return [image for identity, image in images.items() if identity not in unusable]
+
+
+def _classes(source: Source, categories: list[tuple[int, str]]) -> dict[Any, int]:
+    """Class by category id; a category with a fault has one, or its objects would have that, too.
+
+    It decides nothing, since such a fault stops.
+    """
+    faulty = (category.get("id") for category in source.categories)
+    classes = {identity: 0 for identity in faulty if isinstance(identity, (int, str))}
+    return classes | {identity: place for place, (identity, _) in enumerate(categories)}
+
+
+def _in_pixels(annotations: list[dict], images: dict[Any, dict], unusable: set) -> list[dict]:
+    """Those of usable images; the others have no size."""
+    annotations = [entry for entry in annotations if entry["image_id"] not in unusable]
+    for entry in annotations:
+        image = images[entry["image_id"]]
+        scale = (image["width"], image["height"]) * 2
+        entry["bbox"] = [value * factor for value, factor in zip(entry["bbox"], scale, strict=True)]
+    return annotations

@@ -1,0 +1,467 @@
+"""The constants of every published config, against the papers' and the released codes' numbers.
+
+The numbers are written down here a second time on purpose: a config that changes one of them no
+longer trains what it is named after.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+import sparsedet.modeling as modeling
+from sparsedet.config import LazyConfig, instantiate
+from sparsedet.data import DETRAugmentation
+from sparsedet.engine import ModelEma, scaled_lr
+from sparsedet.layers.positional import SinePositionEmbedding
+from tests.house.source import GUESTS, files
+
+Facts = dict[str, Any]
+
+# --- what the papers say --------------------------------------------------------------------------
+
+# Deformable DETR (ICLR 2021), section 5 and appendix A.4; losses and costs: section A.2 and
+# main.py of the released code
+DEFORMABLE: Facts = {
+    "backbone": "resnet50",
+    "freeze_at": 2,
+    "maps": {"res3": 512, "res4": 1024, "res5": 2048},
+    "strides": [8, 16, 32],
+    "levels": 4,
+    "embed_dim": 256,
+    "encoder": ("DeformableEncoder", 6, 8, 4, 1024, 0.1),
+    "decoder": ("DeformableDecoder", 6, 8, 4, 1024, 0.1),
+    "refine": False,
+    "shared_heads": True,
+    "queries": ("LearnedQueries", 300),
+    "denoising": None,
+    "tokens": (None, None, None, None),
+    "encoder_aux_loss": False,
+    "costs": (2.0, 5.0, 2.0),
+    "losses": {"FocalLoss": 2.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
+    "max_detections": 100,
+    "position": (10000.0, -0.5),
+    "eps": 1e-5,
+    "unmasked_border": False,
+}
+REFINE = {"refine": True, "shared_heads": False}
+TWO_STAGE = REFINE | {"queries": ("TwoStageQueries", 300)}
+# Efficient DETR's queries on Deformable DETR, the host of Sparse DETR (ICLR 2022), section 4
+EFFICIENT = DEFORMABLE | REFINE | {"queries": ("EfficientQueries", 300)}
+# DN-DETR (CVPR 2022), section 5 and appendix: 5 groups, label flips 0.2, box noise 0.4; the rest as
+# detrex's project
+DENOISING = (
+    DEFORMABLE
+    | REFINE
+    | {
+        "freeze_at": 1,
+        "encoder": ("DeformableEncoder", 6, 8, 4, 2048, 0.0),
+        "decoder": ("DeformableDecoder", 6, 8, 4, 2048, 0.0),
+        "queries": ("AnchorQueries", 300),
+        "denoising": ("Denoising", 5, 0.2, 0.4),
+        "losses": {"FocalLoss": 1.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
+        "max_detections": 300,
+    }
+)
+# DINO (ICLR 2023), section 4.1 and appendix D: 900 queries, 100 denoising queries; half of 0.5 of
+# the labels are drawn anew, boxes move by up to their own size
+DINO = DENOISING | {
+    "queries": ("MixedQueries", 900),
+    "denoising": ("ContrastiveDenoising", 100, 0.25, 1.0),
+}
+FIVE_LEVELS = {
+    "levels": 5,
+    "maps": {"res2": 256, "res3": 512, "res4": 1024, "res5": 2048},
+    "strides": [4, 8, 16, 32],
+}
+
+# Sparse DETR, section 3: the decoder's attention teaches the scorer with weight 1; tables 1 and 4
+DAM = {"encoder_aux_loss": True}
+
+
+def sparse(keep_ratio: float) -> Facts:
+    """Sparse DETR's scorer and loss at a keep ratio of its table 1."""
+    return DAM | {"tokens": ("DAMPredictor", "TopKSelector", keep_ratio, None)} | _loss("dam")
+
+
+def _loss(kind: str) -> Facts:
+    term = {"dam": ("DecoderAttentionLoss", 1.0), "foreground": ("ForegroundLoss", 1.5)}[kind]
+    return {"stage_losses": dict([term])}
+
+
+# Focus-DETR (ICCV 2023): keep ratio 0.3, the cascade of table 7, loss weight 1.5 (section 3.4)
+CASCADE = [0.5, 0.4, 0.3, 0.3, 0.2, 0.1]
+FOCUS = {"tokens": ("ForegroundTokenSelector", "TopKSelector", 0.3, CASCADE)} | _loss("foreground")
+
+
+def dual(host: Facts) -> Facts:
+    """The host's encoder with dual attention (Focus-DETR, section 3.3)."""
+    return {"encoder": ("DualAttentionEncoder", *host["encoder"][1:])}
+
+
+def swin(kind: str, widths: list[int], drop_path: float | None = None) -> Facts:
+    """Swin (ICCV 2021), table 7: channels of its last three stages; drop path as in detrex."""
+    maps = dict(zip(("res3", "res4", "res5"), widths, strict=True))
+    return {"backbone": kind, "maps": maps, "drop_path": drop_path, "freeze_at": None}
+
+
+R101 = {"backbone": "resnet101"}
+SWIN_T, SWIN_S = "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224"
+SWIN_B, SWIN_L = "swin_base_patch4_window12_384", "swin_large_patch4_window12_384"
+SMALL, BASE, LARGE = [192, 384, 768], [256, 512, 1024], [384, 768, 1536]
+TORCHVISION_SWIN = swin("swin_t", SMALL) | {"freeze_at": 2}
+WIDE = FIVE_LEVELS | {"maps": {"res2": 192, "res3": 384, "res4": 768, "res5": 1536}}
+
+# Recipes. Deformable DETR's: AdamW 2e-4, a tenth for backbone and what aims the attention, drop at
+# 40 of 50 epochs, clipping at 0.1 (section 5; Sparse DETR keeps it, batch 16). DINO's: 1e-4, a
+# tenth for the backbone, norms do not decay, drop at 11/20/30 of 12/24/36 epochs (appendix D).
+OLD: Facts = {
+    "rate": 2e-4,
+    "slow": {r"^backbone\.": 0.1, "sampling_offsets": 0.1},
+    "decay": (1e-4, None, None),
+    "betas": [0.9, 0.999],
+    "batch": 16,
+    "clip": (True, 0.1, 2.0),
+    "epochs": (50, 40),
+    "short_sides": [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+    "test_size": (800, 1333),
+    "chances": (0.5, 0.5),
+    "ema": False,
+    "accumulation": 1,
+}
+OF_DEFORMABLE = OLD | {
+    "batch": 32,
+    "slow": {r"^backbone\.": 0.1, "sampling_offsets|reference_points": 0.1},
+}
+OF_TWO_STAGE = OLD | {"batch": 32}
+NEW = OLD | {"rate": 1e-4, "slow": {r"^backbone\.": 0.1}, "decay": (1e-4, 0.0, None)}
+EP12, EP24, EP36 = ({"epochs": pair} for pair in ((12, 11), (24, 20), (36, 30)))
+
+TWO_STAGE_HOST = DEFORMABLE | TWO_STAGE
+LEARNED_HOST = DEFORMABLE | REFINE
+
+# What no paper has is ours alone and says so on its page: its selector or loss is pinned as well.
+TRAINED: dict[str, Facts] = {
+    "deformable_detr_r50_plain_50ep": DEFORMABLE | OF_DEFORMABLE,
+    "deformable_detr_r50_refine_50ep": DEFORMABLE | REFINE | OF_DEFORMABLE,
+    "deformable_detr_r50_two_stage_50ep": TWO_STAGE_HOST | OF_TWO_STAGE,
+    "efficient_detr_r50_50ep": EFFICIENT | OLD,
+    "dn_deformable_detr_r50_12ep": DENOISING | NEW | EP12,
+    "dn_deformable_detr_r50_50ep": DENOISING | NEW,
+    "dino_r50_4scale_12ep": DINO | NEW | EP12,
+    "dino_r50_4scale_24ep": DINO | NEW | EP24,
+    "dino_r50_4scale_36ep": DINO | NEW | EP36,
+    "dino_r101_4scale_12ep": DINO | R101 | NEW | EP12,
+    "dino_r50_5scale_12ep": DINO | FIVE_LEVELS | NEW | EP12,
+    "dino_r50_5scale_24ep": DINO | FIVE_LEVELS | NEW | EP24,
+    "dino_r50_5scale_36ep": DINO | FIVE_LEVELS | NEW | EP36,
+    "dino_r50_4scale_level_schedule_12ep": DINO
+    | {"tokens": (None, "LevelScheduleSelector", None, None)}
+    | NEW
+    | EP12,
+    **{
+        f"dino_swin_{size}_4scale_{epochs[0]}ep": DINO | swin(*kind) | NEW | {"epochs": epochs}
+        for size, kind, epochs in (
+            ("tiny_224", (f"{SWIN_T}.ms_in1k", SMALL, 0.1), (12, 11)),
+            ("tiny_224_22k", (f"{SWIN_T}.ms_in22k_ft_in1k", SMALL, 0.1), (12, 11)),
+            ("small_224", (f"{SWIN_S}.ms_in1k", SMALL, 0.2), (12, 11)),
+            ("small_224_22k", (f"{SWIN_S}.ms_in22k_ft_in1k", SMALL, 0.2), (12, 11)),
+            ("base_384_22k", (f"{SWIN_B}.ms_in22k_ft_in1k", BASE, 0.2), (12, 11)),
+            (
+                "large_224_22k",
+                ("swin_large_patch4_window7_224.ms_in22k_ft_in1k", LARGE, 0.2),
+                (12, 11),
+            ),
+            ("large_384_22k", (f"{SWIN_L}.ms_in22k_ft_in1k", LARGE, 0.2), (12, 11)),
+            ("large_384_22k", (f"{SWIN_L}.ms_in22k_ft_in1k", LARGE, 0.2), (36, 30)),
+        )
+    },
+    **{
+        f"dino_swin_large_384_22k_5scale_{epochs[0]}ep": DINO
+        | swin(f"{SWIN_L}.ms_in22k_ft_in1k", LARGE, 0.2)
+        | WIDE
+        | NEW
+        | {"epochs": epochs}
+        for epochs in ((12, 11), (36, 30))
+    },
+    **{
+        f"sparse_detr_{name}_rho{rho}_50ep": EFFICIENT | sparse(rho / 100) | backbone | OLD
+        for name, backbone in (("r50", {}), ("swint", TORCHVISION_SWIN))
+        for rho in (10, 20, 30, 40, 50)
+    },
+    "sparse_detr_r50_objectness_rho30_50ep": EFFICIENT
+    | DAM
+    | {"tokens": ("ObjectnessScorer", "TopKSelector", 0.3, None)}
+    | OLD,
+    **{
+        f"focus_detr_{name}_{epochs[0]}ep": DINO
+        | FOCUS
+        | dual(DINO)
+        | backbone
+        | NEW
+        | {"epochs": epochs}
+        for name, backbone, lengths in (
+            ("r50", {}, (12, 24, 36)),
+            ("r101", R101, (12, 24, 36)),
+            ("swin_tiny_224", swin(f"{SWIN_T}.ms_in1k", SMALL, 0.1), (12, 24, 36)),
+            ("swin_tiny_224_22k", swin(f"{SWIN_T}.ms_in22k_ft_in1k", SMALL, 0.1), (36,)),
+            ("swin_base_384_22k", swin(f"{SWIN_B}.ms_in22k", BASE, 0.2), (36,)),
+            ("swin_large_384_22k", swin(f"{SWIN_L}.ms_in22k", LARGE, 0.2), (36,)),
+        )
+        for epochs in ((12, 11), (24, 20), (36, 30))
+        if epochs[0] in lengths
+    },
+    **{
+        f"focus_detr_r50_{name}_12ep": DINO | FOCUS | dual(DINO) | change | NEW | EP12
+        for name, change in {
+            "adaptive": {"tokens": ("ForegroundTokenSelector", "AdaptiveSelector", 0.3, CASCADE)},
+            "elastic": {"tokens": ("ForegroundTokenSelector", "ElasticSelector", 0.3, CASCADE)},
+            "salience": {"stage_losses": {"SalienceLoss": 1.5}},
+        }.items()
+    },
+    # Focus-DETR, tables 3 and 11: its parts and Sparse DETR's in four hosts
+    **{
+        f"focus_detr_{name}_{part}": host | recipe | change
+        for name, host, recipe in (
+            ("learned", LEARNED_HOST, OF_DEFORMABLE),
+            ("two_stage", TWO_STAGE_HOST, OF_TWO_STAGE),
+            ("dn", DENOISING, NEW),
+            ("dino", DINO, NEW | EP36),
+        )
+        for part, change in {
+            f"sparse_{recipe['epochs'][0]}ep": sparse(0.3),
+            f"sparse_dual_{recipe['epochs'][0]}ep": sparse(0.3) | dual(host),
+            f"focus_{recipe['epochs'][0]}ep": FOCUS | dual(host),
+        }.items()
+        if (name, part) != ("dino", "focus_36ep")  # that one is Focus-DETR itself
+    },
+}
+
+# Models of published weights: where they leave the papers (spelled out on each project's page).
+OF_DETREX = {"eps": 1e-3, "freeze_at": 1, "losses": DINO["losses"]}
+SHIFTED = {"position": (20.0, 0.0)}  # detrex's ResNets at 24 and 36 epochs
+BORDER = {"unmasked_border": True}
+SINGLE = {"levels": 1, "maps": {"res5": 2048}, "strides": [32]}
+FOCUS_DETREX = (
+    FOCUS
+    | dual(DINO)
+    | {"size_ranges": [(-1, 64), (64, 128), (128, 256), (256, 999999)], "value_source": "input"}
+)
+RELEASED: dict[str, Facts] = {
+    "deformable_detr_r50_plain": DEFORMABLE,
+    "deformable_detr_r50_single_scale": DEFORMABLE | SINGLE,
+    "deformable_detr_r50_refine": DEFORMABLE | REFINE,
+    "deformable_detr_r50_two_stage": TWO_STAGE_HOST | BORDER,
+    "deformable_detr_r50_plain_detrex": DEFORMABLE | OF_DETREX,
+    "deformable_detr_r50_refine_detrex": DEFORMABLE | REFINE | OF_DETREX,
+    "deformable_detr_r50_two_stage_detrex": TWO_STAGE_HOST | BORDER | OF_DETREX,
+    "efficient_detr_r50": EFFICIENT | BORDER,
+    "sparse_detr_r50_rho30": EFFICIENT | sparse(0.3) | BORDER,
+    "sparse_detr_swint_rho30": EFFICIENT | sparse(0.3) | BORDER | swin(SWIN_T, SMALL),
+    "dn_deformable_detr_r50": DENOISING | OF_DETREX,
+    **{
+        name: DINO | OF_DETREX | BORDER | change
+        for name, change in {
+            "dino_r50_4scale": {},
+            "dino_r50_4scale_24ep": SHIFTED,
+            "dino_r50_5scale": FIVE_LEVELS,
+            "dino_r101_4scale": R101,
+            **{
+                f"dino_swin_{size}_4scale": swin(*kind)
+                for size, kind in {
+                    "tiny_224": (SWIN_T, SMALL),
+                    "small_224": (SWIN_S, SMALL),
+                    "base_384": (SWIN_B, BASE),
+                    "large_224": ("swin_large_patch4_window7_224", LARGE),
+                    "large_384": (SWIN_L, LARGE),
+                }.items()
+            },
+            "dino_swin_large_384_5scale": swin(SWIN_L, LARGE) | WIDE,
+            "focus_detr_r50": FOCUS_DETREX,
+            "focus_detr_r50_24_36ep": FOCUS_DETREX | SHIFTED,
+            "focus_detr_r101": FOCUS_DETREX | R101,
+            "focus_detr_r101_24_36ep": FOCUS_DETREX | SHIFTED | R101,
+            "focus_detr_swin_tiny_224": FOCUS_DETREX | swin(SWIN_T, SMALL),
+            "focus_detr_swin_base_384": FOCUS_DETREX | swin(SWIN_B, BASE),
+        }.items()
+    },
+}
+
+
+# --- what the configs say -------------------------------------------------------------------------
+
+
+def called(node: DictConfig | None) -> str | None:
+    """Name of the class that a description builds."""
+    if node is None:
+        return None
+    target = node["_target_"]
+    return target.rsplit(".", 1)[-1] if isinstance(target, str) else target.__name__
+
+
+def weights(terms: list[DictConfig]) -> dict[str, float]:
+    return {called(term): term.weight for term in terms}
+
+
+def part(node: DictConfig) -> tuple:
+    sizes = (node[key] for key in ("num_layers", "num_heads", "num_points", "feedforward_dim"))
+    return called(node), *sizes, node.dropout
+
+
+def of_model(model: DictConfig) -> Facts:
+    """The constants of a model, named as above."""
+    scorer, selector, denoising = (model.get(key) for key in ("scorer", "selector", "denoising"))
+    backbone, position = model.backbone, model.position_embedding
+    chosen = {} if selector is None else selector
+    facts = {
+        "backbone": backbone.name,
+        "freeze_at": backbone.get("freeze_at"),
+        "drop_path": backbone.get("model_args", {}).get("drop_path_rate"),
+        "maps": dict(model.neck.in_channels),
+        "strides": list(model.neck.strides),
+        "levels": model.num_levels,
+        "embed_dim": model.embed_dim,
+        "encoder": part(model.encoder),
+        "decoder": part(model.decoder),
+        "refine": model.decoder.refine,
+        "shared_heads": model.shared_heads,
+        "queries": (called(model.query_initializer), model.query_initializer.num_queries),
+        "denoising": denoising and (called(denoising), *_noise(denoising)),
+        "tokens": (
+            called(scorer),
+            called(selector),
+            chosen.get("keep_ratio"),
+            chosen.get("layer_ratios"),
+        ),
+        "encoder_aux_loss": model.get("encoder_aux_loss", False),
+        "costs": tuple(model.criterion.matcher[f"{k}_cost"] for k in ("class", "box", "giou")),
+        "losses": weights(model.criterion.matched),
+        "stage_losses": weights(model.criterion.stage),
+        "max_detections": model.get("max_detections", 100),
+        "position": (position.get("temperature", 10000.0), position.get("offset", -0.5)),
+        "eps": model.decoder.get("eps", 1e-5),
+        "unmasked_border": model.get("unmasked_border", False),
+        "value_source": model.encoder.get("value_source"),
+        "size_ranges": None,
+    }
+    for term in model.criterion.stage:
+        if "size_ranges" in term:
+            facts["size_ranges"] = [tuple(pair) for pair in term.size_ranges]
+    if denoising is not None:
+        assert denoising.get("eps", 1e-5) == facts["eps"]
+    return facts
+
+
+def _noise(denoising: DictConfig) -> tuple:
+    count = "num_queries" if "num_queries" in denoising else "num_groups"
+    return denoising[count], denoising.label_noise, denoising.box_noise
+
+
+def of_recipe(cfg: DictConfig) -> Facts:
+    """The constants of a recipe, named as above."""
+    optimizer, clip, data = cfg.optimizer, cfg.train.clip_grad, cfg.dataset
+    groups = optimizer.params
+    rate = optimizer.lr if isinstance(optimizer.lr, float) else instantiate(optimizer.lr)
+    schedule, epochs = instantiate(cfg.lr_multiplier), cfg.train.epochs
+    rates = [schedule(epoch / epochs) for epoch in range(epochs)]
+    drop = rates.index(min(rates))
+    assert rates == pytest.approx([1.0] * drop + [0.1] * (epochs - drop))
+    train, test = cfg.dataloader.train.mapper.transforms, cfg.dataloader.test.mapper.transforms
+    assert [called(each) for each in (*train, *test)] == ["DETRAugmentation", "ResizeShortSide"]
+    assert (train[0].short_sides, train[0].max_size) == (data.short_sides, data.max_size)
+    return {
+        "rate": rate,
+        "slow": {rule.pattern: rule.lr_factor for rule in groups.rules},
+        "decay": (optimizer.weight_decay, groups.weight_decay_norm, groups.weight_decay_bias),
+        "betas": list(optimizer.betas),
+        "batch": cfg.dataloader.train.total_batch_size,
+        "clip": (clip.enabled, clip.params.max_norm, clip.params.norm_type),
+        "epochs": (epochs, drop),
+        "short_sides": list(data.short_sides),
+        "test_size": (test[0].short_sides, test[0].max_size),
+        "chances": (train[0].flip_probability, train[0].crop_probability),
+        "ema": cfg.train.model_ema.enabled,
+        "accumulation": cfg.train.accumulation_steps,
+    }
+
+
+def found(folder: str) -> dict[str, Any]:
+    """The configs in folders of this name, by their stem."""
+    here = [path for path in files("projects") if path.parent.name == folder]
+    return {path.stem: path for path in here if not path.is_relative_to(GUESTS)}
+
+
+ABSENT = {"stage_losses": {}, "drop_path": None, "value_source": None, "size_ranges": None}
+
+
+def check(actual: Facts, expected: Facts) -> None:
+    expected = ABSENT | expected
+    differ = {
+        key: (actual.get(key), expected.get(key))
+        for key in actual.keys() | expected.keys()
+        if actual.get(key) != expected.get(key)
+    }
+    assert not differ, f"(the config's, the published) {differ}"
+
+
+@pytest.mark.parametrize("stem", found("configs"))
+def test_a_config_trains_what_was_published(stem):
+    cfg = LazyConfig.load(found("configs")[stem])
+    OmegaConf.resolve(cfg)
+    check(of_model(cfg.model) | of_recipe(cfg), TRAINED[stem])
+    assert cfg.train.output_dir == f"output/{stem}"
+
+
+@pytest.mark.parametrize("stem", found("released"))
+def test_a_config_of_published_weights_is_their_model(stem):
+    model = LazyConfig.load(found("released")[stem]).model
+    check(of_model(model), RELEASED[stem])
+
+
+def test_no_config_is_gone():
+    assert found("configs").keys() == TRAINED.keys()
+    assert found("released").keys() == RELEASED.keys()
+
+
+# --- what the configs leave to the classes --------------------------------------------------------
+
+FOCAL = {"alpha": 0.25, "gamma": 2.0}  # RetinaNet (ICCV 2017), section 4.1
+DEFAULTS: dict[type, Mapping[str, Any]] = {
+    modeling.FocalLoss: FOCAL,
+    # Focus-DETR, table 8, first row
+    modeling.ForegroundLoss: FOCAL
+    | {"size_ranges": ((-1, 64), (64, 256), (128, 512), (256, 999999)), "distance": "sides"},
+    modeling.SalienceLoss: FOCAL,
+    # detrex's code of Focus-DETR: 300 object tokens; algorithm 1: the value is what was updated
+    modeling.DualAttentionEncoder: {"num_objects": 300, "value_source": "updated"},
+    modeling.MultiCategoryScorer: {"product": "probability"},  # equation 3
+    modeling.ForegroundTokenSelector: {"direction": "top_down", "align_corners": False},  # table 5
+    SinePositionEmbedding: {"temperature": 10000.0, "offset": -0.5},
+    modeling.DeformableDecoder: {"eps": 1e-5, "look_forward_twice": False, "output_norm": False},
+    modeling.TokenSparseDetector: {
+        "max_detections": 100,
+        "pixel_mean": (123.675, 116.28, 103.53),
+        "pixel_std": (58.395, 57.12, 57.375),
+    },
+    # Lite DETR (CVPR 2023), section 3.3: the finest level in every third layer
+    modeling.LevelScheduleSelector: {"levels": (((1, 2, 3), (1, 2, 3), (0, 1, 2, 3)) * 2)},
+    ModelEma: {"decay": 0.9997},
+    DETRAugmentation: {"flip_probability": 0.5, "crop_probability": 0.5},
+}
+
+
+@pytest.mark.parametrize("component", DEFAULTS, ids=lambda component: component.__name__)
+def test_a_default_is_the_published_constant(component):
+    signature = inspect.signature(component).parameters
+    for name, value in DEFAULTS[component].items():
+        assert signature[name].default == value, name
+
+
+def test_the_rate_follows_the_root_of_the_batch():
+    """As main.py of Sparse DETR's released code."""
+    assert scaled_lr(2e-4, 64) == pytest.approx(4e-4)
+    assert inspect.signature(scaled_lr).parameters["base_batch_size"].default == 16
