@@ -17,7 +17,7 @@ from .errors import DatasetError, StorageError
 from .mapper import DetectionMapper
 from .roots import is_address
 from .validate import warn_once
-from .watching import watched
+from .watching import end_without_handles, watched
 
 _logger = logging.getLogger(__name__)
 
@@ -370,6 +370,7 @@ def _data_loader(dataset: DetectionDataset, batch_sampler: Any, num_workers: int
         batch_sampler=batch_sampler,
         num_workers=num_workers,
         collate_fn=_in_shared_memory,
+        worker_init_fn=end_without_handles,
         # images go to the device while it works; of samples only tensors are pinned, not objects
         pin_memory=torch.accelerator.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global random state

@@ -1,15 +1,22 @@
 """Batches of data workers, with an eye on the clock."""
 
+import errno
 import logging
 import multiprocessing
+import multiprocessing.queues
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import Any
 
 # Seconds without a batch after which a person is told what is waited for.
 _LONG = 300.0
 _LOOK = 1.0
+# Exit code of a worker that has no file handle left.
+_NO_HANDLES = 91
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +35,7 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
 
     Raises:
         RuntimeError: no batch came in time.
+        OSError: a worker had no file handle left; see `end_without_handles`.
     """
     before = {child.pid for child in multiprocessing.active_children()}
     iterator = iter(batches)
@@ -44,11 +52,35 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
             except Exception as error:
                 if watch.expired:  # in the words of torch
                     raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
+                if any(worker.exitcode == _NO_HANDLES for worker in workers):
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
                 raise
             watch.since = None
             yield batch
     finally:
         watch.done.set()
+
+
+def end_without_handles(worker: int) -> None:
+    """Make a data worker end when it has no file handle left to hand a batch over.
+
+    Python prints that, over and over, and the batch never comes. For `DataLoader.worker_init_fn`.
+
+    Args:
+        worker: index of the worker.
+    """
+
+    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            os._exit(_NO_HANDLES)
+        sys.__excepthook__(kind, error, trace)
+
+    def not_sent(error: Exception, batch: Any) -> None:
+        told(type(error), error, error.__traceback__)
+
+    sys.excepthook = told
+    queue: Any = multiprocessing.queues.Queue
+    queue._on_queue_feeder_error = staticmethod(not_sent)
 
 
 class _Watch(threading.Thread):

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import time
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sparsedet.data import DatasetError, watching
 from sparsedet.data.loader import DetectionDataset, _in_shared_memory
-from sparsedet.data.watching import watched
+from sparsedet.data.watching import end_without_handles, watched
 from sparsedet.engine.faults import explain
 
 
@@ -104,6 +105,16 @@ def test_a_worker_without_shared_memory_says_so(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match=re.escape(text)) as caught:
         list(watched(loader, "dataloader.train", 30.0))
     assert explain(caught.value).sentence.startswith("Shared memory (/dev/shm) is full")
+
+
+def test_a_worker_without_file_handles_ends() -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+    loader = loader_of(limit, worker_init_fn=end_without_handles)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        list(watched(loader, "dataloader.train", 60.0))
+    assert explain(caught.value).sentence.startswith("Too many files are open (this process may")
 
 
 def test_a_folder_that_is_gone_is_no_broken_picture() -> None:

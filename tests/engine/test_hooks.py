@@ -365,7 +365,7 @@ def _handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_handlers")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: int) -> None:
     trainer, store = make_trainer(100), CheckpointStore(tmp_path)
     kill = At(3, lambda: os.kill(os.getpid(), number))
@@ -374,6 +374,20 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: int) ->
     assert trainer.stop_requested and trainer.stop_signal == number
     last = store.load_last()
     assert last is not None and last[0]["iteration"] == trainer.iteration == 4
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """`nohup` ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(5)
+        trainer.hooks = [StopHook(), At(2, lambda: os.kill(os.getpid(), signal.SIGHUP))]
+        trainer.train()
+        assert trainer.iteration == 5 and not trainer.stop_requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.usefixtures("_handlers")
