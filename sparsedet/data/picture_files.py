@@ -2,6 +2,7 @@
 
 import errno
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
@@ -129,7 +130,7 @@ def _sample(images: Sequence[dict]) -> list[dict]:
 
 def _is_there(root: str, image: dict, listed: Mapping[str, int] | None) -> bool:
     if is_address(root):
-        return listed is None or os.path.normpath(image["file_name"]) in listed
+        return listed is None or posixpath.normpath(image["file_name"]) in listed
     path = os.path.join(root, image["file_name"])
     try:
         os.stat(path)

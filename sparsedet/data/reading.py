@@ -67,8 +67,8 @@ class PictureSettings:
         value_range: the values (black, white) of pictures with more than 8 bits for each channel,
             such as (0, 4095) for a sensor of 12 bits. None takes the range that a file declares.
             Pictures of 8 bits are not changed by it.
-        max_pixels: largest width x height that is decoded. Reading takes up to 7 bytes of memory
-            for each pixel, so 3.5 GB for 500 million.
+        max_pixels: largest width x height that is decoded. Reading takes 7 bytes of memory for each
+            pixel, so 3.5 GB for 500 million, and about three times as much above 8 bits.
         cache_dir: folder for copies of files from other machines; None =
             `~/.cache/sparsedet/pictures`.
         cache_gigabytes: size of that folder; the copies that were not used for longest are removed.
@@ -141,8 +141,8 @@ def open_picture(
             if width * height > settings.max_pixels:
                 raise BrokenPictureError(
                     f"{width}x{height} pixels are more than dataset.max_image_pixels="
-                    f"{settings.max_pixels:.0f}; decoding takes up to "
-                    f"{7e-9 * width * height:.1f} GB of memory"
+                    f"{settings.max_pixels:.0f}; decoding takes "
+                    f"{7e-9 * width * height:.1f} GB of memory and more"
                 )
             yield image
     except (StorageError, DatasetError):

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, TypeVar
+from urllib.parse import quote, unquote
 
 from .cache import FileCache
 from .errors import DatasetError, StorageError
@@ -20,6 +21,7 @@ from .errors import DatasetError, StorageError
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # What is on this machine already needs no copy.
 _LOCAL = {"file", "local", "memory", "zip", "tar"}
+_WEB = {"http", "https"}
 _WAITS = (1.0, 4.0, 16.0)  # seconds before another try
 
 T = TypeVar("T")
@@ -35,6 +37,8 @@ def join(root: str, name: str) -> str:
     if not is_address(root):
         return os.path.join(root, name)
     head, *rest = root.split("::")  # zip://folder::https://host/set.zip
+    if _protocols(root)[0] in _WEB:
+        name = quote(name)
     return "::".join([f"{head}{name}" if head.endswith("/") else f"{head}/{name}", *rest])
 
 
@@ -42,7 +46,8 @@ def name_below(path: str, root: str) -> str:
     """The opposite of `join`: what of a path is below its root, with slashes."""
     if not is_address(root):
         return os.path.relpath(path, root).replace(os.sep, "/")
-    return path.split("::")[0][len(root.split("::")[0]) :].lstrip("/")
+    name = path.split("::")[0][len(root.split("::")[0]) :].lstrip("/")
+    return unquote(name) if _protocols(root)[0] in _WEB else name
 
 
 def check_root(root: str) -> None:
@@ -69,7 +74,7 @@ def list_files(root: str) -> dict[str, int] | None:
         DatasetError: nothing that is installed can open it.
         StorageError: it cannot be reached.
     """
-    if _protocols(root)[0] in ("http", "https"):
+    if _protocols(root)[0] in _WEB:
         return None
 
     def find() -> dict[str, int]:

@@ -136,6 +136,17 @@ def test_names_are_compared_with_the_list_of_files(root, local, settings):
         open_dataset(annotations, root, pictures=settings)
 
 
+def test_names_are_written_as_addresses_want_them(server, local, settings, tmp_path):
+    annotations, images = local
+    name = "10% of #1?.png"
+    (Path(images) / "3.png").rename(Path(images) / name)
+    Path(annotations).write_text(Path(annotations).read_text().replace("3.png", name))
+    dataset = open_dataset(annotations, f"{server}/set", pictures=settings)
+    assert DetectionMapper([], pictures=settings)(dataset.records[3])["image_id"] == 3
+    write_coco(dataset, tmp_path / "out.json")
+    assert name in (tmp_path / "out.json").read_text()
+
+
 def test_files_come_once_and_again_when_they_were_broken(server, local, settings, tmp_path):
     annotations, _ = local
     dataset = open_dataset(annotations, f"{server}/set", pictures=settings)
@@ -225,17 +236,15 @@ def size_of(folder):
 
 
 def test_the_cache_keeps_its_size_and_what_was_used_last(tmp_path):
-    cache = FileCache(tmp_path, 20_000)
-    for number in range(60):
-        with cache.open(f"s3://b/{number}", lambda: bytes(1000)):
-            time.sleep(0.002)  # file systems count coarsely
-        with cache.open("s3://b/0", lambda: bytes(1000)):
-            assert size_of(tmp_path) <= 20_000
-
     def gone():
         raise AssertionError("it was used last")
 
-    cache.open("s3://b/0", gone).close()
+    cache = FileCache(tmp_path, 20_000)
+    for number in range(60):
+        cache.open(f"s3://b/{number}", lambda: bytes(1000)).close()
+        time.sleep(0.01)  # file systems count coarsely
+        cache.open("s3://b/0", gone).close()
+        assert size_of(tmp_path) <= 20_000
     cache.open("s3://b/59", gone).close()
     with pytest.raises(AssertionError):
         cache.open("s3://b/1", gone)

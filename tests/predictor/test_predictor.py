@@ -215,6 +215,22 @@ def test_float_pictures_of_another_range(predictor: Predictor, tmp_path: Path) -
     assert predictor(Image.fromarray(values * 255)).image_size == (30, 40)
 
 
+def test_files_are_read_as_the_config_says(run: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((30, 40), dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    cfg = LazyConfig.load(run / "config.yaml")
+    cfg.dataset.value_range = [0, 1]
+    predictor = Predictor(run / "model_best.pth", cfg, device="cpu")
+    expected = np.rint(values * 255).astype(np.uint8)
+    assert (predictor.read(tmp_path / "a.tif").pixels[0].numpy() == expected).all()
+    for found in (predictor(tmp_path / "a.tif"), *predictor.stream(tmp_path / "a.tif")):
+        assert found.image_size == (30, 40)
+    cfg.dataset.max_image_pixels = 1199
+    strict = Predictor(run / "model_best.pth", cfg, device="cpu")
+    with pytest.raises(DatasetError, match=r"dataset\.max_image_pixels=1199"):
+        strict(tmp_path / "a.tif")
+
+
 def test_a_dense_model_has_no_keep_ratio(run: Path, files: list[str]) -> None:
     cfg = LazyConfig.load(run / "config.yaml")
     dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
