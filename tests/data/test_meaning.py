@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gzip
 import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -309,98 +307,6 @@ def test_equal_categories_are_one_and_an_unused_namesake_is_left_out(write, capl
         open_dataset(*write(document, "used.json"))
 
 
-# --- areas ----------------------------------------------------------------------------------------
-
-
-def with_areas(areas, boxes=None, segmentations=None):
-    boxes = [[1, 2, 10 + i % 7, 8 + i % 5] for i in range(len(areas))] if boxes is None else boxes
-    document = copy.deepcopy(DOCUMENT)
-    document["annotations"] = [
-        {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": area}
-        for i, (box, area) in enumerate(zip(boxes, areas, strict=True))
-    ]
-    for entry, each in zip(document["annotations"], segmentations or [], strict=False):
-        entry["segmentation"] = each
-    return document
-
-
-AREAS = {
-    "a constant": (lambda w, h, i: 1.0, "20 of 20"),
-    "a large constant": (lambda w, h, i: 100.0, "20 of 20"),
-    "fractions of the image": (
-        lambda w, h, i: w * h / (40 * 30),
-        "20 of 20; the median is 0.00083",
-    ),
-    "another resolution": (lambda w, h, i: w * h * 4, "20 of 20; the median is 4 of it"),
-    "a half of it": (lambda w, h, i: w * h / 4, "20 of 20; the median is 0.25"),
-    "corners": (lambda w, h, i: (1 + w) * (2 + h) * 2, "20 of 20"),
-    "a tenth of the set": (lambda w, h, i: w * h if i % 10 else 0.5, "2 of 20"),
-}
-
-
-@pytest.mark.parametrize("kind", list(AREAS))
-def test_areas_of_another_unit_are_told_with_the_figure(write, caplog, kind):
-    formula, words = AREAS[kind]
-    boxes = [[1, 2, 10 + i % 7, 8 + i % 5] for i in range(20)]
-    areas = [formula(w, h, i) for i, (_, _, w, h) in enumerate(boxes)]
-    COCOEvaluator(open_dataset(*write(with_areas(areas, boxes))))
-    assert "'area' does not fit width x height" in caplog.text
-    assert words in caplog.text
-    assert "delete it: without it, width x height is used" in caplog.text
-
-
-def shapes(kind, count=60):
-    """Boxes, areas and segmentations of objects whose masks fill a part of their box."""
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        w, h = rng.uniform(3, 30, 2)
-        x, y = rng.uniform(0, 5, 2)
-        if kind == "boxes, the last pixel counted":
-            yield [x, y, w, h], (w + 1) * (h + 1), []
-        elif kind == "ellipses":
-            yield [x, y, w, h], math.pi / 4 * w * h, []
-        elif kind == "any share":
-            yield [x, y, w, h], w * h * rng.uniform(0.03, 1), []
-        elif kind == "thin, aslant":
-            line = [x, y, x + 0.2, y, x + w, y + h, x + w - 0.2, y + h]
-            yield [x, y, w, h], 0.2 * h, [line]
-        elif kind == "equal crosses":
-            turn = rng.uniform(0, math.pi / 2)
-            side = 10 * (math.cos(turn) + math.sin(turn))
-            points = [(math.cos(turn + i * math.pi / 2), math.sin(turn + i * math.pi / 2))
-                      for i in range(4)]  # fmt: skip
-            r = 10 / math.sqrt(2)
-            yield [x, y, side, side], 100.0, [[x + 9 + r * v for p in points for v in p]]
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["boxes, the last pixel counted", "ellipses", "any share", "thin, aslant", "equal crosses"],
-)
-def test_areas_of_masks_raise_no_alarm(write, caplog, kind):
-    boxes, areas, segmentations = zip(*shapes(kind), strict=True)
-    document = with_areas(areas, boxes, segmentations)
-    for image in document["images"]:
-        image["width"], image["height"] = 100, 100
-    path, _ = write(document)
-    open_dataset(path)
-    assert "area" not in caplog.text.replace("sparsedet.data.validate.areas", "")
-
-
-def test_no_alarm_on_real_sets(shared, caplog):
-    files = sorted((shared / "data").glob("*/annotations/*.json"))
-    assert len(files) >= 8
-    for path in files:
-        open_dataset(path)
-    assert "'area'" not in caplog.text
-
-
-@pytest.mark.parametrize("name", ["ann.json", "ann_fraction.json"])
-def test_constant_and_fractional_areas_of_the_cases(shared, caplog, name):
-    COCOEvaluator(open_dataset(shared / "cases" / "area_units" / name))
-    assert "annotation 1, annotation 2: 'area' does not fit width x height" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("case", "expected"),
     [("iscrowd_text", [0, 0]), ("ignore_flag", [1, 0]), ("via_export", [0, 0])],
@@ -410,48 +316,7 @@ def test_cases_that_load(shared, case, expected):
     assert flags(open_dataset(folder / "ann.json", folder / "img")) == expected
 
 
-# --- whole files ----------------------------------------------------------------------------------
-
-PREDICTION = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
-FILES = {
-    "packed.json": (gzip.compress(b"{}"), r"is compressed with gzip\. Unpack it \(gunzip FILE\)"),
-    "packed.json.gz": (gzip.compress(b"{}"), r"is compressed with gzip\. Unpack it \(gunzip FILE"),
-    "set.tar.gz": (gzip.compress(b"{}"), "is an archive"),
-    "zip.json": (b"PK\x03\x04...", r"is an archive \(zip\)\. Unpack it"),
-    "wide.json": ("{}".encode("utf-16"), r"is UTF-16 text\. Save it as UTF-8"),
-    "wide_le.json": ('{"images": []}'.encode("utf-16-le"), r"is UTF-16 text\. Save it as UTF-8"),
-    "lfs.json": (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"),
-    "page.json": (b"\n<!DOCTYPE html><html>", r"is a web page\. Fetch the file itself"),
-    "xml.json": (b"<?xml version='1.0'?>", "is one XML file"),
-    "lines.json": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
-    "lines.ndjson": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
-    "one.jsonl": (b'{"a": 1}\n', r"JSON Lines \(NDJSON\)"),
-    "found.jsonl": (json.dumps(PREDICTION).encode() * 1, "JSON Lines of detections.*instances_"),
-    "found.json": (b"\n".join([json.dumps(PREDICTION).encode()] * 2), "JSON Lines of detections"),
-    "results.json": (json.dumps([PREDICTION]).encode(), "is a list of detections.*instances_"),
-    "boxes.json": (
-        json.dumps([{k: v for k, v in PREDICTION.items() if k != "score"}]).encode(),
-        "is a list of annotations without 'images' and 'categories'",
-    ),
-    "behind.json": (b'{"images": []} and so on', "has text behind its JSON value"),
-    "deep.json": (b"[" * 100_000, "its objects are nested too deeply"),
-    "digits.json": (b'{"images": ' + b"9" * 5000 + b"}", "a number in it has thousands of digits"),
-    "twice.json": (
-        b'{"images": [{}], "annotations": [], "categories": [{}], "annotations": [{}]}',
-        r"has 'annotations' 2 times at its top level.*Join the lists",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", list(FILES))
-@pytest.mark.parametrize("format", ["auto", "coco"])
-def test_what_is_no_instances_file_is_called_by_its_name(tmp_path, name, format):
-    content, words = FILES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DatasetError, match=words) as error:
-        open_dataset(tmp_path / name, format=format)
-    assert name in str(error.value)
-    assert "\n" not in str(error.value)
+# --- lists of another layout ---------------------------------------------------------------------
 
 
 def top(key, value):

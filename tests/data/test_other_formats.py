@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -69,3 +70,47 @@ def test_folders_that_are_no_set(tmp_path, names, words):
         (tmp_path / name).write_text("x")
     with pytest.raises(DatasetError, match=words):
         open_dataset(str(tmp_path))
+
+
+# --- files that are no JSON, or not that of a set ---------------------------------------------
+
+PREDICTION = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+FILES = {
+    "packed.json": (gzip.compress(b"{}"), r"is compressed with gzip\. Unpack it \(gunzip FILE\)"),
+    "packed.json.gz": (gzip.compress(b"{}"), r"is compressed with gzip\. Unpack it \(gunzip FILE"),
+    "set.tar.gz": (gzip.compress(b"{}"), "is an archive"),
+    "zip.json": (b"PK\x03\x04...", r"is an archive \(zip\)\. Unpack it"),
+    "wide.json": ("{}".encode("utf-16"), r"is UTF-16 text\. Save it as UTF-8"),
+    "wide_le.json": ('{"images": []}'.encode("utf-16-le"), r"is UTF-16 text\. Save it as UTF-8"),
+    "lfs.json": (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"),
+    "page.json": (b"\n<!DOCTYPE html><html>", r"is a web page\. Fetch the file itself"),
+    "xml.json": (b"<?xml version='1.0'?>", "is one XML file"),
+    "lines.json": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
+    "lines.ndjson": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
+    "one.jsonl": (b'{"a": 1}\n', r"JSON Lines \(NDJSON\)"),
+    "found.jsonl": (json.dumps(PREDICTION).encode() * 1, "JSON Lines of detections.*instances_"),
+    "found.json": (b"\n".join([json.dumps(PREDICTION).encode()] * 2), "JSON Lines of detections"),
+    "results.json": (json.dumps([PREDICTION]).encode(), "is a list of detections.*instances_"),
+    "boxes.json": (
+        json.dumps([{k: v for k, v in PREDICTION.items() if k != "score"}]).encode(),
+        "is a list of annotations without 'images' and 'categories'",
+    ),
+    "behind.json": (b'{"images": []} and so on', "has text behind its JSON value"),
+    "deep.json": (b"[" * 100_000, "its objects are nested too deeply"),
+    "digits.json": (b'{"images": ' + b"9" * 5000 + b"}", "a number in it has thousands of digits"),
+    "twice.json": (
+        b'{"images": [{}], "annotations": [], "categories": [{}], "annotations": [{}]}',
+        r"has 'annotations' 2 times at its top level.*Join the lists",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(FILES))
+@pytest.mark.parametrize("format", ["auto", "coco"])
+def test_what_is_no_instances_file_is_called_by_its_name(tmp_path, name, format):
+    content, words = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=words) as error:
+        open_dataset(tmp_path / name, format=format)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)

@@ -124,8 +124,8 @@ class _Reader:
         self, images: Mapping[Id, Mapping], classes: Mapping[int, int], findings: Findings
     ) -> None:
         self._findings = findings
-        self._images = References("image_id", "images", images.keys())
-        self._categories = References("category_id", "categories", classes.keys())
+        self._images = References("image_id", "images", ids=images.keys())
+        self._categories = References("category_id", "categories", ids=classes.keys())
         self._num_images = len(images)
         # label and value of what refers to nothing
         self._no_image: list[tuple[str, Any]] = []
@@ -150,7 +150,7 @@ class _Reader:
         box = read_box(given)
         if box is None:
             findings.error(f"{label} (bbox {shown(given)})", fault_of_box(entry))
-        elif str in map(type, given):
+        elif str in map(type, entry["bbox"]):
             findings.warn(label, said_as_text("a number of its 'bbox'"))
         ignored = self._is_ignored(entry, label)
         if image is None or category is None or box is None:

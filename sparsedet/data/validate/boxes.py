@@ -52,7 +52,7 @@ def clip_boxes(
     inner_low, inner_high = np.maximum(low, 0), np.minimum(high, limit)
     no_size = np.any(xywh[:, 2:] <= 0, axis=1)
     outside = np.any(inner_high <= inner_low, axis=1)
-    _check_loss(no_size | outside, findings)
+    _check_loss(np.logical_or(no_size, outside), findings)
     cleaned: list[list[float] | None] = list(boxes)
     for i in np.flatnonzero(no_size | outside | (over > _ROUNDING)):
         label = f"{labels[i]} (bbox [{', '.join(f'{v:g}' for v in boxes[i])}])"

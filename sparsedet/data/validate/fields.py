@@ -27,10 +27,10 @@ def number(value: Any) -> float | None:
         # the comparison holds for integers that no float can be, and fails for NaN
         return float(value) if -_HUGE < value < _HUGE else None
     if isinstance(value, str):
-        value = _parse(value)
+        return number(_parse(value))
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
-    return float(value) if -_HUGE < value < _HUGE else None
+    return number(int(value) if isinstance(value, Integral) else float(value))
 
 
 def whole(value: Any) -> int | None:

@@ -19,7 +19,7 @@ class References:
         ids: of these entries.
     """
 
-    def __init__(self, key: str, listed: str, ids: Collection[Id]) -> None:
+    def __init__(self, key: str, listed: str, *, ids: Collection[Id]) -> None:
         self.key, self.listed = key, listed
         self._ids = ids
         self._alike: dict[Id, Id | None] = {}
