@@ -45,7 +45,7 @@ def test_runs(config, tmp_path, monkeypatch, words, folder):
     [
         ("train.init_checkpoint=12345", "checkpoint 12345 does not exist"),
         ("train.init_checkpoint=https://host.example/x.pth", "Addresses are not fetched"),
-        ("train.max_iter=many", "train.max_iter must be a whole number of at least 1 or null"),
+        ("train.max_iter=many", "train.max_iter must be a number, got 'many'"),
         ("dataset.max_size=null", "(config: dataset.max_size)"),
         ("dataset=null", "dataset must be a group of settings or a component, got None"),
         ("optimizer._target_=SGD", "optimizer._target_=torch.optim.SGD"),
