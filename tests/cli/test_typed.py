@@ -52,7 +52,7 @@ def test_runs(config, tmp_path, monkeypatch, words, folder):
         ("optimizer.params=null", "optimizer.params"),
         ("optimizer.betas=[0.9]", "AdamW.betas must be a list of 2 values"),
         ("lr_multiplier.scheduler.end_value=-1", "lr_multiplier must give factors of at least 0"),
-        ("model.pixel_std=[0,1,1]", "not finite"),
+        ("model.pixel_std=[0,1,1]", "TokenSparseDetector.pixel_std must be positive numbers"),
         ("dataloader.evaluator.max_detections=500", "such as [1,10,500]"),
         ("dataloader.test=5", "dataloader.test"),
         ("train.epochs", "must read key=value"),
