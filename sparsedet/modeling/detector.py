@@ -153,7 +153,7 @@ class TokenSparseDetector(nn.Module):
             unmasked_border=unmasked_border,
         )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", _deviations(pixel_std), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -358,6 +358,15 @@ def _make_heads(
         token_embedding=queries.needs_proposals or embeds_for_scorer,
         unmasked_border=unmasked_border,
     )
+
+
+def _deviations(pixel_std: Sequence[float]) -> Tensor:
+    if not all(each > 0 for each in pixel_std):
+        raise ValueError(
+            f"TokenSparseDetector.pixel_std must be positive numbers, got {pixel_std}. Set "
+            "model.pixel_std."
+        )
+    return torch.tensor(pixel_std).view(3, 1, 1)
 
 
 def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, Tensor]:
