@@ -194,7 +194,9 @@ CASES = (
     _of_object("bbox_three_numbers", box(10, 10, 20), REFUSED),
     _of_object("bbox_null", second("annotations", bbox=None), REFUSED),
     _of_object("bbox_strings", box("10", "10", "20", "20"), REFUSED, SAID),
-    _of_object("bbox_subpixel", box(10.2, 10.2, 0.3, 0.3), FINE),
+    _of_object(
+        "bbox_subpixel", second("annotations", bbox=[10.2, 10.2, 0.3, 0.3], area=0.09), FINE
+    ),
     Case("all_boxes_xyxy", every("annotations", as_corners), (REFUSED,)),
     Case("all_boxes_normalised", every("annotations", as_fractions), (REFUSED,)),
     Case("iscrowd", crowd, (FINE,), ("annotation 13",)),
