@@ -24,6 +24,9 @@ _RULES = {
     **dict.fromkeys(("path", "train_json", "train_images", "val_json", "val_images"), _PLACE),
     "format": Rule(str, empty=False),
     "num_classes": Rule(int | None, least=1),
+    "value_range": Rule(list[float] | None),
+    "max_image_pixels": Rule(int | None, least=1),
+    "cache_dir": Rule(str | None, place=True, here=True),
 }
 
 
