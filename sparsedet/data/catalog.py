@@ -25,7 +25,6 @@ _RULES = {
     "format": Rule(str, empty=False),
     "num_classes": Rule(int | None, least=1),
     "value_range": Rule(list[float] | None),
-    "max_image_pixels": Rule(int | None, least=1),
     "cache_dir": Rule(str | None, place=True, here=True),
 }
 
