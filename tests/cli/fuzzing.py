@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import shutil
 import signal
@@ -129,7 +130,8 @@ def outcome(cfg: DictConfig, folder: Path, seconds: int = 60) -> tuple[str, str]
     shutil.rmtree(folder / "run", ignore_errors=True)
     text = yaml.safe_dump(OmegaConf.to_container(cfg))  # as a person may write it: unchecked
     (folder / "case.yaml").write_text(text)
-    said = io.StringIO()
+    said, here = io.StringIO(), os.getcwd()
+    os.chdir(folder)  # a text may be the name of a folder that is made
     try:
         with _limit(seconds), warnings.catch_warnings(), redirect_stderr(said):
             warnings.simplefilter("ignore")
@@ -137,6 +139,8 @@ def outcome(cfg: DictConfig, folder: Path, seconds: int = 60) -> tuple[str, str]
                 code = main(["--config-file", str(folder / "case.yaml")])
     except BaseException:
         return "bad", traceback.format_exc()
+    finally:
+        os.chdir(here)
     text = said.getvalue()
     if code == 0:
         return "run", text
