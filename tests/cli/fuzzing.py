@@ -182,6 +182,7 @@ def try_all(name: str, folder: Path, share: tuple[int, int] = (0, 1)) -> Counter
 
 if __name__ == "__main__":
     where, first, step, *names = sys.argv[1:]
+    where = Path(where).absolute()
     for each in names:
         Path(where, each).mkdir(parents=True, exist_ok=True)
         print(each, dict(try_all(each, Path(where, each), (int(first), int(step)))))
