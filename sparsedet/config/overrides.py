@@ -121,16 +121,17 @@ def _as_lists(value: Any) -> Any:
     return [_as_lists(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _meant(override: Override, old: Any) -> Any:
+def _meant(override: Override, old: Any, is_there: bool) -> Any:
     """What a person means by a value, by what is in its place.
 
     Text takes what was typed, also where it reads like a number: ``train.output_dir=2024``.
-    Python's ``None`` is null, unless it is quoted.
+    Python's ``None`` is null, unless it is quoted; so is ``none``, except in the place of a text
+    or of nothing, where it may be the name of something.
     """
     typed = override.typed
     if typed is None or override.quoted:
         return override.value
-    if typed in _NONES and (typed == "None" or not isinstance(old, str)):
+    if typed in _NONES and (typed == "None" or (is_there and not isinstance(old, str))):
         return None
     nothing = override.value is None and typed != ""
     collection = typed.startswith(("[", "{"))
@@ -175,7 +176,8 @@ def _apply(cfg: DictConfig, override: Override) -> None:
     old = _child(node, last)
     unknown = last not in _valid_keys(node)
     adds = override.adds or (override.sets and unknown)
-    meant = _meant(override, None if override.adds else old)
+    is_there = not override.adds and _is_there(node, last)
+    meant = _meant(override, old if is_there else None, is_there)
     override = dataclasses.replace(override, value=meant, adds=adds)
     if unknown and (not adds or isinstance(node, ListConfig) or structure(node) is not None):
         raise _unknown_key(cfg, override, len(override.parts) - 1, node)
@@ -231,8 +233,11 @@ def _parent(cfg: DictConfig, override: Override) -> Any:
 
 
 def _child(node: Any, part: str) -> Any:
-    keys = range(len(node)) if isinstance(node, ListConfig) else node
-    return value_at(node, _index(node, part), "") if part in map(str, keys) else None
+    return value_at(node, _index(node, part), "") if _is_there(node, part) else None
+
+
+def _is_there(node: Any, part: str) -> bool:
+    return part in map(str, range(len(node)) if isinstance(node, ListConfig) else node)
 
 
 def _valid_keys(node: DictConfig | ListConfig) -> list[str]:

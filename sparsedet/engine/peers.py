@@ -131,6 +131,8 @@ def _listen_early() -> None:
     def stop(number: int, frame: Any) -> None:
         if os.getpid() != owner:  # a data worker: its parent ends it
             return
+        if _current is None or _current.is_leaving:  # it ends anyway
+            return
         for each in taken:  # once: others send it too
             signal.signal(each, lambda number, frame: None)
         raise _Stopped(number)
@@ -226,7 +228,7 @@ class _Peers:
         self._known = threading.Event()
         self._fault: Fault | None = None
         self._announced: Fault | None = None
-        self._leaving = False
+        self.is_leaving = False
         self._board: Switchboard | None = None
         self._first_host = socket.gethostname()
         self._line: Line | None = None
@@ -299,7 +301,7 @@ class _Peers:
 
     def leave(self) -> None:
         """Close the line."""
-        self._leaving = True
+        self.is_leaving = True
         _let_go_of_signals()
         self._sender.close()
         if self._line is not None and not (self._announced or self._known.is_set()):
@@ -329,7 +331,7 @@ class _Peers:
         while self._fault is None:
             messages = self._line.receive()
             if messages is None:
-                if not self._leaving:
+                if not self.is_leaving:
                     self._end(0, lost(0, self._first_host), gone=True)
                 return
             for message in messages:

@@ -18,6 +18,7 @@ TOOLS = {
     "train_net": "train",
     "analyze_model": "analyze",
     "benchmark": "benchmark",
+    "check_dataset": "check-data",
     "convert_checkpoint": "convert-weights",
     "sweep_keep_ratio": "sweep",
     "visualize_tokens": "visualize",

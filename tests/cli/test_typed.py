@@ -67,15 +67,19 @@ def test_sentences(config, tmp_path, monkeypatch, capfd, word, said):
 
 
 def test_a_config_from_elsewhere_needs_trust(config, tmp_path, monkeypatch, capfd):
-    (tmp_path / "own_parts.py").write_text("from sparsedet.modeling import BoxL1Loss as OwnLoss\n")
+    (tmp_path / "user_parts.py").write_text("from sparsedet.modeling import BoxL1Loss as OwnLoss\n")
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "own.yaml"
     text = config.read_text()
     assert "sparsedet.modeling.BoxL1Loss" in text
-    path.write_text(text.replace("sparsedet.modeling.BoxL1Loss", "own_parts.OwnLoss"))
+    path.write_text(text.replace("sparsedet.modeling.BoxL1Loss", "user_parts.OwnLoss"))
     for command in (["train"], ["eval"], ["analyze"], ["check-data", "--suggest"]):
         assert main([*command, str(path)]) == 2
         said = capfd.readouterr().err
-        for word in ("own_parts.OwnLoss", "model.criterion.matched.1._target_", "--trust-config"):
+        for word in (
+            "user_parts.OwnLoss",
+            "model.criterion.matched.1._target_",
+            "--trust-config",
+        ):
             assert word in said, command
     assert train(path, tmp_path, monkeypatch, "--trust-config") == 0
