@@ -115,9 +115,9 @@ def _fill(settings: Any, ours: Any, path: str = "") -> list[str]:
 
     A key that is still to be set (``???``) is there.
     """
-    filled = []
+    filled, present = [], list(settings)
     for key, value in ours.items():
-        if key not in settings.keys():
+        if key not in present:
             settings[key] = value
             filled.append(f"{path}{key} ({shown(value)})")
         elif isinstance(value, Mapping) and is_plain(given := value_at(settings, key, "train")):
