@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from sparsedet import __version__, comm
 from sparsedet.config import ConfigError, instantiate, setting
 from sparsedet.config.files import raw_values
+from sparsedet.config.naming import keyword_parameters, locate
 from sparsedet.data import AnnotatedDataset
 from sparsedet.files import file_digest
 from sparsedet.loading import stored_config
@@ -48,6 +50,8 @@ _HARMLESS = (
     "dataset.test_short_side",
     "dataset.num_classes",
     "dataset.max_image_pixels",
+    "dataset.cache_dir",
+    "dataset.cache_gigabytes",
     "dataloader.train.num_workers",
     "dataloader.train.timeout",
 )
@@ -219,7 +223,7 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]
             names = {"_target_": None}
         for name in names:
             path = f"{key}.{name}" if key else str(name)
-            yield from _differences(old.get(name), new.get(name), path)
+            yield from _differences(_said(old, new, name), _said(new, old, name), path)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         if any(isinstance(each, Mapping) for each in old):
             for index, (before, now) in enumerate(zip(old, new, strict=True)):
@@ -228,6 +232,21 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]
             yield key, old, new
     elif old != new:
         yield key, old, new
+
+
+def _said(call: Mapping[str, Any], other: Mapping[str, Any], name: Any) -> Any:
+    """What a call says of an argument that one of the two may leave to its default.
+
+    So an argument that a later version has in its configs is no change.
+    """
+    target = call.get("_target_")
+    if name in call or not isinstance(target, str) or target != other.get("_target_"):
+        return call.get(name)
+    named, _ = keyword_parameters(locate(target)) or ({}, True)
+    default = named[name].default if name in named else None
+    if default is inspect.Parameter.empty:
+        return None
+    return list(default) if isinstance(default, tuple) else default
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from sparsedet.config import ConfigError, check_keys, get_config, setting
 from sparsedet.config.calls import is_plain, value_at
 from sparsedet.config.naming import shown
 from sparsedet.config.rules import Rule, check_settings
+
+logger = logging.getLogger(__name__)
 
 # Where theirs keep what ours have under another name.
 _ELSEWHERE = {"wandb.params.project": "wandb.project", "wandb.params.name": "wandb.name"}
@@ -57,16 +60,17 @@ _RULES = {
 def run_settings(train: Any) -> Any:
     """Settings of a run, with every key of ``configs/common/train.py``.
 
-    A dictionary without ``epochs`` is read as one of detectron2 or detrex, whose length is
-    ``max_iter``. Features that it does not set are off, other keys have the values of
-    ``configs/common/train.py``.
+    Keys that it lacks, as one that an earlier version saved does, get the values of
+    ``configs/common/train.py``, and a line of the log names them. A dictionary without ``epochs``
+    is read as one of detectron2 or detrex, whose length is ``max_iter``. Features that it does not
+    set are off.
 
     Args:
-        train: ``cfg.train``.
+        train: ``cfg.train``; changed in place.
 
     Raises:
-        ConfigError: a key is unknown or missing, a value is none that a run can have, or asks for a
-            feature that this library lacks.
+        ConfigError: a key is unknown, a value is none that a run can have, or asks for a feature
+            that this library lacks.
     """
     ours = get_config("common/train.py").train
     found = _in_our_terms(train, ours.copy())
@@ -83,10 +87,8 @@ def _in_our_terms(train: Any, ours: Any) -> Any:
         raise ConfigError(f"train must be a group of settings, got {shown(train)}. Set its keys.")
     if "epochs" in train:
         check_keys(train, ours, "train")
-        if absent := _absent(train, ours):
-            raise ConfigError(
-                f"train lacks {', '.join(absent)}. Start from the train of common/train.py."
-            )
+        if filled := _fill(train, ours):
+            logger.info("train lacks %s: taken as shipped", ", ".join(filled))
         return train
     ours.epochs, ours.eval_epochs, ours.checkpointer.epochs = None, 0, 0
     ours.clip_grad.enabled = False
@@ -108,16 +110,19 @@ def _in_our_terms(train: Any, ours: Any) -> Any:
     return ours
 
 
-def _absent(settings: Any, ours: Any) -> list[str]:
-    """Keys of ours that settings lack, those of groups too."""
-    found = []
+def _fill(settings: Any, ours: Any, path: str = "") -> list[str]:
+    """Give settings the keys of ours that they lack, those of groups too; which and their values.
+
+    A key that is still to be set (``???``) is there.
+    """
+    filled, present = [], list(settings)
     for key, value in ours.items():
-        given = value_at(settings, key, "train") if key in settings else None
-        if key not in settings:
-            found.append(str(key))
-        elif isinstance(value, Mapping) and is_plain(given):
-            found += [f"{key}.{each}" for each in value if each not in given]
-    return found
+        if key not in present:
+            settings[key] = value
+            filled.append(f"{path}{key} ({shown(value)})")
+        elif isinstance(value, Mapping) and is_plain(given := value_at(settings, key, "train")):
+            filled += _fill(given, value, f"{path}{key}.")
+    return filled
 
 
 def _leaves(settings: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     MultiStepParamScheduler,
 )
+from omegaconf import OmegaConf
 
 from sparsedet.changes import changes, run_facts, schedule_change, tell
 from sparsedet.config import ConfigError, LazyConfig, get_config
@@ -73,6 +74,32 @@ def test_what_would_make_another_run_of_it(text: str, override: str, bends: bool
     key = override.partition("=")[0]
     found = _found(text, _changed(override))
     assert found == {key: bends}
+
+
+def _without(key: str) -> str:
+    cfg = get_config("quickstart.py")
+    group, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, group, throw_on_missing=True)
+    del node[name]
+    return dump_yaml(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "override", "bends"),
+    [
+        ("dataloader.train.num_workers", "dataloader.train.num_workers=0", None),
+        ("optimizer.weight_decay", "optimizer.weight_decay=0.01", None),  # that of torch
+        ("optimizer.weight_decay", "optimizer.weight_decay=0.02", True),
+        ("train.max_nonfinite_steps", "train.log_period=20", False),
+    ],
+)
+def test_an_argument_that_one_config_leaves_to_its_default(
+    key: str, override: str, bends: bool | None
+) -> None:
+    short, whole = _without(key), _changed(override)
+    expected = {} if bends is None else {key: bends}
+    assert _found(short, whole) == expected
+    assert _found(whole, short) == expected
 
 
 def test_the_same_config_has_not_changed(text: str) -> None:

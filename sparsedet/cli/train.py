@@ -167,7 +167,8 @@ def start(command: Command, config_file: str | None = None) -> int:
     from sparsedet.engine.launch import check_processes, launch, resolve_device
     from sparsedet.training import resolve_run
 
-    resolve_run(cfg, evaluates=command.eval_only)
+    with _log_to(_terminal()):
+        resolve_run(cfg, evaluates=command.eval_only)
     device_type = resolve_device(cfg.train.device)
     check_processes(command.num_gpus, device_type)
     _make_folder(cfg.train.output_dir)

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sparsedet.config.calls import FLAGS, own_keys, structure
 from sparsedet.config.components import find_class
+from sparsedet.config.earlier import in_present_terms
 from sparsedet.config.naming import (
     ConfigError,
     ConfigImportError,
@@ -248,7 +249,7 @@ def _refuse_twice(keys: Sequence[yaml.Node]) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML config file.
+    """Read a YAML config file; one that an earlier version saved is in present terms then.
 
     Raises:
         ConfigError: if it is not YAML, or not a mapping; the message names the file and the line.
@@ -262,7 +263,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, got {type(content).__name__}.")
-    return content
+    return in_present_terms(content)
 
 
 def dump_yaml(content: Any) -> str:
