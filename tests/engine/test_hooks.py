@@ -352,6 +352,28 @@ def test_early_stopping_of_a_resumed_run(tmp_path: Path) -> None:
     assert trainer.hook_state["eval"]["stale"] == 2
 
 
+@pytest.mark.parametrize(("stale", "votes", "ends_at"), [(0, [5], 5), (7, [], 9)])
+def test_the_main_process_alone_decides_to_end_early(
+    monkeypatch: pytest.MonkeyPatch, stale: int, votes: list[int], ends_at: int
+) -> None:
+    """Another one ends with it, whatever it knows itself."""
+    trainer = make_trainer(9)
+    trainer.hook_state["eval"] = {"iteration": 0, "stale": stale}  # as it was resumed
+    own: list[bool] = []
+
+    def any_process(flag: bool) -> bool:
+        own.append(flag)
+        return flag or trainer.iteration in votes
+
+    monkeypatch.setattr("sparsedet.engine.hooks.comm.is_main_process", lambda: False)
+    monkeypatch.setattr("sparsedet.engine.hooks.comm.any_process", any_process)
+    trainer.hooks = [EvalHook(1, lambda model: {}, patience=2)]
+    trainer.train()
+    assert trainer.iteration == ends_at
+    assert (trainer.end_reason is None) is (not votes)
+    assert own and not any(own)
+
+
 # --- stopping
 
 

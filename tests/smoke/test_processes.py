@@ -87,6 +87,41 @@ def test_the_number_of_processes_does_not_matter(
             assert other["bbox"] == pytest.approx(box["bbox"], abs=1e-2)
 
 
+# --- faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says", "saved"),
+    [
+        ("build raise 1", 2, "process 1 on {host} failed: FileNotFoundError: pictures", None),
+        ("train kill 0", 137, "process 0 on {host} is gone without a word", 2),
+        ("evaluate kill 1", 137, "process 1 on {host} is gone without a word", 6),
+        ("metric raise 0", 3, "process 0 on {host} failed: FileNotFoundError: pictures", 6),
+    ],
+)  # fmt: skip
+def test_a_fault_of_one_process_ends_the_run(
+    root: Path, drawn: Path, tmp_path: Path, fault: str, code: int, says: str, saved: int | None
+) -> None:
+    """Who failed is said, no process stays, and what was saved stays."""
+    words = [str(root / CONFIG), *SMALL, *set_overrides(drawn), "train.max_iter=6"]
+    words += ["lr_multiplier._target_=tests.engine.faulty.Schedule"]
+    words += ["dataloader.evaluator._target_=tests.engine.faulty.Evaluator"]
+    words += ["train.checkpointer.period=2", "train.eval_period=0", f"train.output_dir={tmp_path}"]
+    at = tmp_path / "fault"
+    environment = os.environ | {"PYTHONPATH": str(root), "FAULT": fault, "FAULT_TIME": str(at)}
+    command = [sys.executable, "-m", "sparsedet", "train", *words, "--num-gpus", "2"]
+    with (tmp_path / "said.txt").open("w") as file:
+        run = subprocess.run(command, env=environment, stderr=file, cwd=root, timeout=300)
+    assert time.time() - float(at.read_text()) < 60
+    said = (tmp_path / "said.txt").read_text()
+    assert run.returncode == code, said
+    assert f"error: {says.format(host=socket.gethostname())}" in said
+    assert "Traceback" not in said
+    last = tmp_path / "last_checkpoint"
+    found = int(last.read_text()[11:18]) if last.exists() else None
+    assert found == saved
+
+
 # --- two machines: two agents of torchrun here
 
 
