@@ -18,7 +18,7 @@ from sparsedet.checkpoint import CheckpointError, describe, non_finite, restore_
 from sparsedet.engine.ema import ModelEma
 from sparsedet.engine.faults import is_end_of_worker
 from sparsedet.engine.nonfinite import NonFiniteError, NonFiniteSteps
-from sparsedet.engine.random_state import iteration_seed, seed_everything
+from sparsedet.engine.random_state import batch_seed, seed_everything
 from sparsedet.engine.signals import StopTraining, undisturbed
 from sparsedet.events import Recorder
 
@@ -49,7 +49,7 @@ class Trainer:
         ema: Follows the model after every step, if given.
         nonfinite: Decides about steps whose loss or gradient is not finite, which leave model,
             optimizer, gradient scaler and average as they are; None ends the run at the first.
-        seed: Of the random numbers, which are drawn anew at every iteration.
+        seed: Of the random numbers, which follow from it and the batch's place in the run.
 
     Attributes:
         iteration: Iterations done.
@@ -103,7 +103,7 @@ class Trainer:
         self._amp_dtype = amp_dtype
         self._clip_grad = dict(clip_grad) if clip_grad is not None else None
         self._accumulation_steps = accumulation_steps
-        self._seed = seed
+        self._run_seed = seed
         self._infinite_by_design = set(non_finite(self.unwrapped_model.state_dict()))  # masks
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         self._nonfinite = nonfinite or NonFiniteSteps()
@@ -175,11 +175,12 @@ class Trainer:
         """One optimizer step."""
         self._set_learning_rates()
         self._moving.keep()
-        seed_everything(iteration_seed(self._seed, self.iteration, comm.get_rank()))
         batches: list[Batch] = []
         losses: list[dict[str, torch.Tensor]] = []
         for step in range(self._accumulation_steps):
-            batches.append(self._next_batch())
+            place = self.iteration * self._accumulation_steps + step
+            batches.append(self._next_batch(place))
+            self._seed(place, "model")
             last = step == self._accumulation_steps - 1
             with undisturbed(), self._gradient_sync(last):
                 losses.append(self._backward(batches[-1]))
@@ -189,10 +190,14 @@ class Trainer:
 
     # --- one iteration --------------------------------------------------------------------------
 
-    def _next_batch(self) -> Batch:
+    def _seed(self, place: int, user: str) -> None:
+        seed_everything(batch_seed(self._run_seed, place, comm.get_rank(), user))
+
+    def _next_batch(self, place: int) -> Batch:
         started = time.perf_counter()
         if self._stream is None:
-            self._stream = self._batches(self.iteration * self._accumulation_steps)
+            self._stream = self._batches(place)
+        self._seed(place, "loader")  # only now: some draw when they begin
         batch = next(self._stream)
         self.recorder.record("data_seconds", time.perf_counter() - started)
         return batch

@@ -1,9 +1,10 @@
-"""Seeds: all generators are meant, and every iteration of every process has its own."""
+"""Seeds: all generators are meant, and every batch of every process has its own."""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 
 from sparsedet import comm
 from sparsedet.engine import Hook, Trainer
-from sparsedet.engine.random_state import iteration_seed, seed_everything
+from sparsedet.engine.random_state import batch_seed, seed_everything
 from tests.engine.fakes import TinyLoader, TinyModel
 
 GENERATORS: dict[str, Callable[[], Any]] = {
@@ -37,12 +38,12 @@ def test_a_seed_is_that_of_all_generators(draw: Callable[[], Any]) -> None:
     assert draw() != first
 
 
-def test_a_seed_of_its_own_for_every_iteration_and_process() -> None:
-    places = [(seed, i, rank) for seed in (0, 1) for i in range(20) for rank in range(4)]
-    seeds = [iteration_seed(*place) for place in places]
+def test_a_seed_of_its_own_for_every_batch_and_process_and_user() -> None:
+    places = list(itertools.product((0, 1), range(20), range(4), ("loader", "model")))
+    seeds = [batch_seed(*place) for place in places]
     assert len(set(seeds)) == len(places)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert seeds == [iteration_seed(*place) for place in places]
+    assert seeds == [batch_seed(*place) for place in places]
 
 
 class Drawing(TinyModel):
@@ -69,17 +70,49 @@ class Disturbing(Hook):
         trainer.stop_requested = trainer.iteration == self.stop
 
 
+class DrawingLoader(TinyLoader):
+    """Draws from the global generators when it is opened, when it begins and for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[list[Any]] = []
+
+    def iter_from(self, iteration: int) -> Iterator[list[dict[str, Any]]]:
+        for draw in GENERATORS.values():
+            draw()
+        return self.begun(iteration)
+
+    def begun(self, iteration: int) -> Iterator[list[dict[str, Any]]]:
+        for batch in super().iter_from(iteration):
+            self.drawn.append([draw() for draw in GENERATORS.values()])
+            yield batch
+
+
+class Restless(TinyLoader):
+    """As torch's DataLoader: it draws as it begins, with what the first batch takes."""
+
+    def iter_from(self, iteration: int) -> Iterator[list[dict[str, Any]]]:
+        for draw in GENERATORS.values():
+            draw()
+        yield from super().iter_from(iteration)
+
+
 def run(
-    *hooks: Hook, seed: int = 0, state: dict[str, Any] | None = None
+    *hooks: Hook,
+    seed: int = 0,
+    state: dict[str, Any] | None = None,
+    loader: TinyLoader | None = None,
+    accumulation_steps: int = 1,
 ) -> tuple[list[list[Any]], dict[str, Any]]:
     """What the iterations of a run drew, or those of the rest of one, and where it ended."""
     model = Drawing()
     trainer = Trainer(
         model,
-        TinyLoader().iter_from,
+        (loader or TinyLoader()).iter_from,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
         lr_multiplier=ConstantParamScheduler(1.0),
         max_iter=6,
+        accumulation_steps=accumulation_steps,
         seed=seed,
     )
     if state is not None:
@@ -99,6 +132,25 @@ def test_what_an_iteration_draws_depends_on_nothing_that_was_drawn_before() -> N
     begin, state = run(Disturbing(3))
     rest, _ = run(state=state)
     assert begin + rest == expected
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_loader_takes_no_numbers_from_the_model(steps: int) -> None:
+    expected, _ = run(accumulation_steps=steps)
+    assert len({tuple(drawn) for drawn in expected}) == 6 * steps
+    for loader in (DrawingLoader, Restless):
+        begin, state = run(Disturbing(3), loader=loader(), accumulation_steps=steps)
+        rest, _ = run(state=state, loader=loader(), accumulation_steps=steps)
+        assert begin + rest == expected
+
+
+def test_a_loader_that_draws_goes_on_as_if_the_run_had_not_stopped() -> None:
+    whole, first, second = DrawingLoader(), DrawingLoader(), DrawingLoader()
+    noise, _ = run(loader=whole)
+    _, state = run(Disturbing(3), loader=first)
+    run(state=state, loader=second)
+    assert first.drawn + second.drawn == whole.drawn
+    assert not {tuple(drawn) for drawn in noise} & {tuple(drawn) for drawn in whole.drawn}
 
 
 def test_other_seeds_and_processes_draw_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
