@@ -67,6 +67,8 @@ def _found(text: str, now: str, facts: dict[str, Any] = FACTS) -> dict[str, bool
         ("dataloader.test.batch_size=3", False),
         ("dataset.train_json=moved.json", False),
         ("dataset.val_images=moved", False),
+        ("dataset.cache_dir=elsewhere", False),
+        ("dataset.cache_gigabytes=3", False),
         ("model.backbone.weights=IMAGENET1K_V1", False),
     ],
 )
