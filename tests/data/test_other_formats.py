@@ -106,7 +106,7 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["set.txt", "set.json.gz", "set.jsonl", "set"])
+@pytest.mark.parametrize("name", ["set.txt", "set.json.gz", "set.jsonl", "plain"])
 def test_json_is_read_whatever_it_is_called(make_set, tmp_path, name):
     annotations, images = make_set([(20, 30)])
     (tmp_path / name).write_bytes(Path(annotations).read_bytes())
