@@ -126,6 +126,8 @@ class PictureDecoder:
 
 def _digest(path: str, settings: PictureSettings) -> bytes | None:
     """Hash of a file's content and of what decodes it; None where it cannot be read here."""
+    if not os.path.isfile(path):  # a pipe or a device may have no end
+        return None
     content = hashlib.blake2b(f"{PIL.__version__} {settings}".encode(), digest_size=20)
     try:
         with open(path, "rb") as file:

@@ -137,9 +137,10 @@ def to_8_bits(image: Image.Image, depth: Depth, value_range: Range | None) -> tu
     if depth.only_shown or (
         depth.color and (value_range or depth.declared) == depth.shown and not depth.significant
     ):
-        levels, step = _converted(image), depth.shown[1] / 255
-        used = (float(bound) * step for bound in (levels.min(), levels.max()))
-        return levels, Use(depth.kind, depth.shown, *used)
+        levels, step = _converted(image), (depth.shown[1] + 1) / 256
+        low, high = (float(bound) for bound in (levels.min(), levels.max()))
+        # each level stands for `step` values, of which there may be any
+        return levels, Use(depth.kind, depth.shown, low * step, (high + 1) * step - 1)
     values = _colors(image) if depth.color else _decoded(image)
     if depth.stored is not None:
         values = values.view(depth.stored)

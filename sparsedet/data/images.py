@@ -37,7 +37,7 @@ class ImageHeader:
     Args:
         size: stored (width, height).
         orientation: EXIF orientation, 1 = upright.
-        animated: whether more than one frame is there.
+        animated: whether there is another frame or page, that is another picture.
         depth: what its values are, where they have more than 8 bits.
     """
 
@@ -233,7 +233,9 @@ def _header_of(image: Image.Image) -> ImageHeader:
     # Pillow's own decodes a PNG, of which the values of more than 8 bits are lost then
     exif = image.getexif() if depth is None else Image.Image.getexif(image)
     orientation = exif.get(_ORIENTATION_TAG, 1)
-    return ImageHeader(image.size, orientation, getattr(image, "is_animated", False), depth)
+    # the further frames of a phone's MPO are previews and depth of the same picture
+    animated = getattr(image, "is_animated", False) and image.format != "MPO"
+    return ImageHeader(image.size, orientation, animated, depth)
 
 
 def _ends_with(image: Image.Image, mark: bytes) -> bool:

@@ -14,6 +14,8 @@ from .reading import DEFAULT_SETTINGS, PictureSettings, storage_error
 from .roots import is_address, join, list_files
 from .spelling import FileIndex
 from .validate import Effect, Findings
+from .validate.entries import name_of
+from .validate.fields import quoted
 
 Inspector = Callable[[Sequence[str], PictureSettings], Iterable[ImageHeader | str]]
 
@@ -50,13 +52,16 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
         fault = "'file_name' leaves the image folder. Write paths relative to that folder."
         if is_address(name):
             fault = "'file_name' is an address. Write the path below the image folder."
-        findings.error(f"image {image['id']} ({name!r}{there})", fault)
+        elif name.startswith("data:"):
+            fault = "'file_name' holds a picture, not a name. Save it, and write the path of the file."
+        findings.error(f"image {name_of(image['id'])} ({quoted(name)}{there})", fault)
     return {image["id"] for image in leaving}
 
 
 def _leaves(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
-    return os.path.isabs(name) or parts[0] == "" or parts[0].endswith(":") or ".." in parts
+    outside = os.path.isabs(name) or parts[0] == "" or parts[0].endswith(":") or ".." in parts
+    return outside or name.startswith("data:")
 
 
 def check_files(
@@ -94,7 +99,8 @@ def check_files(
     if unusable:
         index = FileIndex.below(root) if listed is None else FileIndex(listed)
         missing = [i["file_name"] for i, found in zip(images, there, strict=True) if not found]
-        _report_missing(missing, len(images), root, index, findings)
+        taken = {i["file_name"] for i, found in zip(images, there, strict=True) if found}
+        _report_missing(_without_links(missing, root, findings), taken, root, index, findings)
     images = list(compress(images, there))
     opened = _sample(images) if is_address(root) else images
     paths = [join(root, image["file_name"]) for image in opened]
@@ -107,11 +113,11 @@ def check_files(
                 deep.append((path, header.depth))
         else:
             fits = False
-            _report_broken(f"file {image['file_name']!r} ({header})", findings, skip_broken)
+            _report_broken(f"file {quoted(image['file_name'])} ({header})", findings, skip_broken)
         if not fits:
             unusable.add(image["id"])
-    if settings is not None:
-        _check_depths(deep, findings, settings)
+    if settings is not None and images:
+        _check_depths(deep, findings, settings, all_known=not unusable)
     return unusable
 
 
@@ -144,10 +150,14 @@ def _is_there(root: str, image: dict, listed: Mapping[str, int] | None) -> bool:
 
 
 def _check_depths(
-    deep: Sequence[tuple[str, Depth]], findings: Findings, settings: PictureSettings
+    deep: Sequence[tuple[str, Depth]],
+    findings: Findings,
+    settings: PictureSettings,
+    *,
+    all_known: bool,
 ) -> None:
     """Says what will become of pictures of more than 8 bits: once for a set, not for each."""
-    if settings.value_range is not None and not deep:
+    if settings.value_range is not None and not deep and all_known:
         findings.warn("dataset.value_range", "not used: no picture has more than 8 bits.")
     usable = []
     for path, depth in deep:
@@ -189,7 +199,7 @@ def _look_at_values(paths: Sequence[str], findings: Findings, settings: PictureS
 
 
 def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -> bool:
-    name = f"file {image['file_name']!r}"
+    name = f"file {quoted(image['file_name'])}"
     if image.get("width") is None:
         follows = image.get("follows_exif", False)
         image["width"], image["height"] = header.shown_size if follows else header.size
@@ -198,12 +208,12 @@ def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -
     if not fits:
         found = "x".join(map(str, header.size))
         findings.error(
-            f"image {image['id']} ({name} is {found} pixels, but the annotation file says "
+            f"image {name_of(image['id'])} ({name} is {found} pixels, but the annotation file says "
             f"{width}x{height})",
             OTHER_SIZE,
         )
     if header.animated:
-        findings.warn(name, "it is an animation; only its first frame is used.")
+        findings.warn(name, "it has several frames or pages; only the first is used.")
     if header.is_ambiguous:
         findings.warn(
             name, "its EXIF orientation is not followed, since the size fits without turning."
@@ -211,16 +221,42 @@ def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -
     return fits
 
 
+def _without_links(names: Sequence[str], root: str, findings: Findings) -> list[str]:
+    """The names without those of links to files that are not there, which are told."""
+    left = []
+    for name in names:
+        path = os.path.join(root, name)
+        if is_address(root) or "\0" in name or not os.path.islink(path):
+            left.append(name)
+            continue
+        fault = "it is a link to what is not there. Restore that, or delete the entry."
+        findings.error(f"file {quoted(name)} (links to {quoted(os.readlink(path))})", fault)
+    return left
+
+
 def _report_missing(
-    names: Sequence[str], total: int, root: str, index: FileIndex, findings: Findings
+    names: Sequence[str], taken: set[str], root: str, index: FileIndex, findings: Findings
 ) -> None:
-    found = [index.find(name, guess=place < _GUESSES) for place, name in enumerate(names)]
-    if len(names) == total and not any(found):
+    """Tells each name that is not there, with the file that is meant.
+
+    Args:
+        names: that are not there.
+        taken: names that are; no other entry means their files.
+        root: image folder.
+        index: of all files below it.
+        findings: where it is noted.
+    """
+    if not names:
+        return
+    guesses = enumerate(names)
+    found = [index.find(name, guess=place < _GUESSES, taken=taken) for place, name in guesses]
+    if not taken and not any(found):
         there = index.names
         sample = f"; the folder holds {len(there)} files such as {there[0]!r}" if there else ""
         findings.error(
             f"image folder {root!r}",
-            f"none of the {total} listed image files is there (first: {names[0]!r}{sample}). "
+            f"none of the {len(names)} listed image files is there (first: {quoted(names[0])}"
+            f"{sample}). "
             "Give the folder that 'file_name' is relative to.",
             whole=True,
         )
@@ -232,9 +268,9 @@ def _report_missing(
     for name, meant in zip(names, found, strict=True):
         fault = f"not found in image folder {root!r}. Restore it or delete its entry."
         if meant is None:
-            findings.error(f"file {name!r}", fault)
+            findings.error(f"file {quoted(name)}", fault)
             continue
         findings.error(
-            f"file {name!r} (meant is {meant})",
+            f"file {quoted(name)} (meant is {meant})",
             f"not found in image folder {root!r}: {meant.why}. {mend}",
         )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from .depth import describe_tiff
 from .errors import DatasetError, StorageError
 from .pillow_limit import no_limit
 from .roots import forget, is_address, open_file
+from .unread import describe_unread
 
 # What the name of a file or its content can cause; other errors of the system are not its fault.
 _OF_THE_FILE = {
@@ -168,7 +170,8 @@ def _identified(file: IO[bytes], name: str) -> Image.Image:
         with no_limit():
             image: Any = Image.open(file)
     except UnidentifiedImageError:
-        raise BrokenPictureError(describe_tiff(file) or "it is not an image") from None
+        told = describe_tiff(file) or describe_unread(file) or "it is not an image"
+        raise BrokenPictureError(told) from None
     image.filename = name  # for messages
     return image
 
@@ -176,7 +179,18 @@ def _identified(file: IO[bytes], name: str) -> Image.Image:
 def _opened(path: str, settings: PictureSettings) -> IO[bytes]:
     if is_address(path):
         return open_file(path, settings.cache_dir, settings.cache_gigabytes)
+    if not _can_be_picture(path):
+        raise BrokenPictureError("it is neither a file nor a link to one")
     return open(path, "rb")
+
+
+def _can_be_picture(path: str) -> bool:
+    """Not so with pipes and devices, which are waited for, or never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:  # a null character; `open` says so
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # `open` names a folder
 
 
 def _reason(error: Exception, source: str | Image.Image) -> str:

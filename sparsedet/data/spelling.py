@@ -4,14 +4,15 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .roots import is_address
 
 _TOO_MANY = 20_000  # names among which a similar one is not looked for: it takes seconds
-_TOOL_PREFIX = re.compile(r"[0-9a-f]{8}-(.+)", re.IGNORECASE)  # Label Studio's
+_TOOL_PREFIX = re.compile(r"[0-9a-f]{8}[-_]+(.+)", re.IGNORECASE)  # Label Studio's
+_SIGNS = re.compile(r"[\s+_-]+")
 _EXPORTED = re.compile(
     r"(.+)_(jpe?g|png|bmp|webp|tiff?)\.rf\.\w+\.\w+", re.IGNORECASE
 )  # Roboflow's
@@ -24,9 +25,11 @@ _WHY = {
     "folder": "the folders in front of the name differ",
     "address": "it is an address and no path",
     "quoted": "it is written as in an address (%20)",
+    "signs": "blanks and signs such as %20, + and _ differ",
     "backslash": "it has backslashes",
     "suffix": "the suffix or the number of zeros differs",
     "prefix": "the beginning of the name differs",
+    "tool": "a program for labelling has changed its beginning or its suffix",
     "similar": "the name is only similar",
 }
 
@@ -53,13 +56,15 @@ class FileIndex:
         self.names = sorted(names)
         self._by_name: dict[str, list[str]] = {}
         self._by_stem: dict[str, list[str]] = {}
+        self._by_signs: dict[str, list[str]] = {}
         for name in self.names:
             last = _folded(name.rpartition("/")[2])
             self._by_name.setdefault(last, []).append(name)
             stem = last.rpartition(".")[0] or last
-            tool = _TOOL_PREFIX.fullmatch(last)
-            for key in {stem, _without_zeros(stem), *(tool.groups() if tool else ())}:
+            keys = {stem, _without_zeros(stem), *_without_tool(last)}
+            for key in keys:
                 self._by_stem.setdefault(key, []).append(name)
+            self._by_signs.setdefault(_without_signs(last), []).append(name)
 
     @classmethod
     def below(cls, folder: str) -> "FileIndex":
@@ -70,13 +75,19 @@ class FileIndex:
             names += files if inside == "." else [f"{inside}/{file}" for file in files]
         return cls(names)
 
-    def find(self, name: str, *, guess: bool) -> Meant | None:
+    def find(self, name: str, *, guess: bool, taken: Container[str] = ()) -> Meant | None:
         """The file that a name means, where there is one.
 
         Args:
             name: as the annotation file has it.
             guess: whether a similar name will do; it is looked for among few files only.
+            taken: files that other names mean, so that this one does not.
         """
+        meant = self._find(name, guess)
+        names = [] if meant is None else [each for each in meant.names if each not in taken]
+        return Meant(names, meant.why) if meant is not None and names else None
+
+    def _find(self, name: str, guess: bool) -> Meant | None:
         parts = _parts(name)
         if not parts:
             return None
@@ -89,6 +100,8 @@ class FileIndex:
             found = next((files for key in keys if (files := self._either(key))), [])
             if found:
                 return Meant(found, _WHY[why])
+        if alike := self._by_signs.get(_without_signs(last)):
+            return Meant(alike, _WHY["signs"])
         if guess and len(self.names) <= _TOO_MANY:
             near = difflib.get_close_matches(last, list(self._by_name), n=1, cutoff=0.85)
             if near:
@@ -105,6 +118,17 @@ def _folded(name: str) -> str:
 
 def _without_zeros(stem: str) -> str:
     return stem.lstrip("0") if stem.isdigit() else stem
+
+
+def _without_signs(name: str) -> str:
+    return _SIGNS.sub(" ", unquote(name))
+
+
+def _without_tool(name: str) -> list[str]:
+    """What a file was called before a program for labelling renamed it, if one did."""
+    prefixed, exported = _TOOL_PREFIX.fullmatch(name), _EXPORTED.fullmatch(name)
+    named = [prefixed[1]] if prefixed else []
+    return [*named, f"{exported[1]}.{exported[2]}"] if exported else named
 
 
 def _parts(name: str) -> list[str]:
@@ -148,12 +172,11 @@ def _other_names(last: str) -> list[tuple[str, list[str]]]:
     stem, _, suffix = last.rpartition(".")
     stem = stem or last
     cuts = [i + 1 for i, letter in enumerate(last) if letter in "-_"]
-    exported = _EXPORTED.fullmatch(last)
     return [
         ("suffix", [stem, *([last.partition(".")[0]] if suffix else [])]),
         ("suffix", [_without_zeros(stem)]),
-        ("prefix", [last]),  # a tool's in front of the file's
-        ("suffix", [f"{exported[1]}.{exported[2]}"] if exported else []),
+        ("tool", [last]),  # the file was renamed
+        ("tool", _without_tool(last)),
         ("prefix", [last[cut:] for cut in cuts]),
         ("prefix", [_without_zeros(stem[cut:]) for cut in cuts if stem[cut:].isdigit()]),
     ]

@@ -48,6 +48,9 @@ AREAS = {
     ),
     "another resolution": (lambda w, h, i: w * h * 4, "20 of 20; the median is 4 of it"),
     "a half of it": (lambda w, h, i: w * h / 4, "20 of 20; the median is 0.25"),
+    "widths": (lambda w, h, i: w, "20 of 20"),
+    "roots": (lambda w, h, i: math.sqrt(w * h), "20 of 20"),
+    "outlines": (lambda w, h, i: 2 * (w + h), "20 of 20"),
     "corners": (lambda w, h, i: (1 + w) * (2 + h) * 2, "20 of 20"),
     "a tenth of the set": (lambda w, h, i: w * h if i % 10 else 0.5, "2 of 20"),
 }

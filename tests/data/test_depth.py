@@ -96,6 +96,13 @@ def test_the_largest_value_of_a_picture_changes_nothing_and_dark_ones_are_said(
     assert len(caplog.messages) == 1, "once"
 
 
+@pytest.mark.parametrize("largest", [15, 255, 1023, 4095])
+def test_dark_colors_are_said_though_their_upper_bytes_are_all_0(read, largest, caplog):
+    read(png16(rgb(ramp(largest))), suffix="png")
+    (message,) = caplog.messages
+    assert f"dataset.value_range=[0,{max(largest, 255)}]" in message
+
+
 def test_a_black_picture_is_not_odd(read, caplog):
     assert read(tiff(ramp(0))).max() == 0
     assert not caplog.messages
@@ -276,6 +283,12 @@ def test_the_reported_cases(shared, name, caplog):
         limit = {"g12.png": 4095, "g255.tif": 255, "g300.tif": 300}[name]
         settings = PictureSettings(value_range=(0, limit))
     assert is_ramp(read_image(path, None, settings)[0, 0].numpy(), tolerance=2)
+
+
+def test_a_range_is_not_called_useless_where_pictures_could_not_be_read(tmp_path, caplog):
+    contents = [tiff(ramp(255, "u1")), tiff(ramp(1, "f8"), kind=3)]
+    open_dataset(*made(tmp_path, contents), pictures=SENSOR, skip_broken_images=True)
+    assert "not used" not in caplog.text and "64-bit floats" in caplog.text
 
 
 def test_a_range_that_no_picture_needs_is_said(tmp_path, caplog):

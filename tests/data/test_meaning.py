@@ -86,8 +86,16 @@ def flags(dataset):
 def test_flags_are_never_a_matter_of_truthiness(write, caplog, key, value, means, said):
     dataset = open_dataset(*write(changed("annotations", 1, key, value)))
     assert flags(dataset) == [0, means, 0, 0]
-    assert (f"annotation 2: its '{key}' is written as a text" in caplog.text) == said
+    assert (f"annotation 2: its '{key}' is a text; it is read as yes or no" in caplog.text) == said
     assert ("'ignore' is set: an ignore region" in caplog.text) == (key == "ignore" and means == 1)
+
+
+@pytest.mark.parametrize("key", ["isCrowd", "is_crowd", "ignored", "Ignore", "difficult"])
+@pytest.mark.parametrize(("value", "said"), [(1, True), ("1", True), (0, False), (None, False)])
+def test_flags_under_another_key_are_told(write, caplog, key, value, said):
+    dataset = open_dataset(*write(changed("annotations", 1, key, value)))
+    assert flags(dataset) == [0, 0, 0, 0]
+    assert (f"annotation 2: its '{key}' is not used" in caplog.text) == said
 
 
 @pytest.mark.parametrize("key", ["iscrowd", "ignore"])
@@ -306,6 +314,19 @@ def test_equal_categories_are_one_and_an_unused_namesake_is_left_out(write, capl
     document["annotations"][0]["category_id"] = 0
     with pytest.raises(DatasetError, match=r"category 'dog': two ids have this name"):
         open_dataset(*write(document, "used.json"))
+
+
+@pytest.mark.parametrize("name", ["Cat", " cat", "c at"])
+def test_names_that_differ_in_case_or_blanks_alone_are_told(write, caplog, name):
+    document = copy.deepcopy(DOCUMENT)
+    document["categories"].append({"id": 7, "name": name})
+    assert len(open_dataset(*write(document)).class_names) == 3
+    assert f"categories 'cat' and {name!r}: the names differ in case or blanks" in caplog.text
+
+
+def test_a_box_smaller_than_floats_tell_has_no_width(write, caplog):
+    open_dataset(*write(changed("annotations", 1, "bbox", [5, 5, 1e-300, 1e-300])))
+    assert "its box has no width or height; left out" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +104,13 @@ FILES = {
         r"has 'annotations' 2 times at its top level.*Join the lists",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["set.txt", "set.json.gz", "set.jsonl", "plain"])
+def test_json_is_read_whatever_it_is_called(make_set, tmp_path, name):
+    annotations, images = make_set([(20, 30)])
+    (tmp_path / name).write_bytes(Path(annotations).read_bytes())
+    assert len(open_dataset(tmp_path / name, images, format="coco").records) == 1
 
 
 @pytest.mark.parametrize("name", list(FILES))

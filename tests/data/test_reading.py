@@ -203,3 +203,30 @@ def test_files_with_changed_bytes_are_read_or_broken(tmp_path, suffix):
             assert "\n" not in str(error)
         else:
             assert not isinstance(header, str)
+
+
+UNREAD = {
+    "a.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "a HEIC picture, which Pillow"),
+    "a.jxl": (b"\xff\x0a" + bytes(90), "a JPEG XL picture"),
+    "a.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "an SVG drawing"),
+    "a.dcm": (bytes(128) + b"DICM" + bytes(90), "a DICOM file"),
+    "a.mp4": (b"\0\0\0\x18ftypmp42" + bytes(90), "a video"),
+    "a.jpg": (b"<!DOCTYPE html><html>sign in</html>", "a web page, fetch the picture itself"),
+    "b.jpg": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS, run git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_files_that_pillow_does_not_read_are_called_what_they_are(tmp_path, name):
+    content, words = UNREAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=words):
+        read_image(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("form", "said"), [("MPO", False), ("TIFF", True), ("PNG", True)])
+def test_a_further_frame_is_said_where_it_is_another_picture(picture, tmp_path, form, said):
+    first = Image.fromarray(picture[1])
+    path = tmp_path / "several.img"
+    first.save(path, form, save_all=True, append_images=[first.rotate(180)])
+    assert inspect_image(str(path)).animated == said

@@ -19,6 +19,9 @@ FILES = [
     "000000000139.jpg",
     "e\u0301.png",
     "0123abcd-tool.png",
+    "0123abcd__under.png",
+    "leaf_png.rf.0123456789abcdef.jpg",
+    "my%20file.png",
     "flower.jpg",
     "deep/down/d.tiff",
 ]
@@ -53,7 +56,12 @@ FILES = [
         ("c.png", "'train/c.png' and 'val/c.png'", "folders"),
         ("old/val/c.png", "'val/c.png'", "folders"),
         ("flower_jpg.rf.0123456789abcdef.jpg", "'flower.jpg'", "suffix"),
-        ("photo_one.jpg", "'photo one.jpg'", "similar"),
+        ("photo_one.jpg", "'photo one.jpg'", "signs"),
+        ("photo+one.jpg", "'photo one.jpg'", "signs"),
+        ("my file.png", "'my%20file.png'", "signs"),
+        ("flowers.jpg", "'flower.jpg'", "similar"),
+        ("under.png", "'0123abcd__under.png'", "program for labelling"),
+        ("leaf.png", "'leaf_png.rf.0123456789abcdef.jpg'", "program for labelling"),
     ],
 )
 def test_what_a_name_means(name, meant, why):
@@ -105,6 +113,40 @@ def test_names_that_leave_the_folder_are_answered_too(folder):
     assert "'../../media/1.png', meant is '1.png'" in text
     assert "'https://host.example/2.png', meant is '2.png'" in text
     assert "is an address" in text and "leaves the image folder" in text
+
+
+def test_a_file_of_another_entry_is_not_meant(folder):
+    source = folder([f"{i}.png" for i in range(4)])
+    (Path(source[1]) / "2.png").unlink()
+    assert "file '2.png': not found in image folder" in said(source)
+
+
+def test_a_link_to_nothing_is_called_one(folder):
+    source = folder([f"{i}.png" for i in range(4)])
+    (Path(source[1]) / "2.png").unlink()
+    (Path(source[1]) / "2.png").symlink_to("gone/2.png")
+    text = said(source)
+    assert "file '2.png' (links to 'gone/2.png'): it is a link to what is not there" in text
+    assert "meant" not in text
+
+
+def test_a_pipe_in_place_of_a_picture_is_not_waited_for(folder):
+    source = folder([f"{i}.png" for i in range(4)])
+    (Path(source[1]) / "2.png").unlink()
+    os.mkfifo(Path(source[1]) / "2.png")
+    with pytest.raises(DatasetError, match="neither a file nor a link to one"):
+        open_dataset(*source)
+
+
+@pytest.mark.parametrize("name", ["data:image/png;base64," + "A" * 5000, "x" * 5000 + ".png"])
+def test_long_names_are_cut(folder, name):
+    text = said(folder(["0.png", name, "2.png", "3.png"]))
+    assert name[:20] in text and len(text) < 800
+
+
+def test_one_file_under_two_spellings(folder, caplog):
+    open_dataset(*folder(["0.png", "./0.png", "2.png", "3.png"]))
+    assert "file '0.png': several images name it" in caplog.text
 
 
 def test_a_folder_is_looked_through_once(folder, monkeypatch):

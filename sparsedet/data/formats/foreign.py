@@ -50,6 +50,7 @@ _BY_ENDING = {
 }
 _INSTANCES = "Give the set's file of boxes, instances_*.json."
 _LINES = (".jsonl", ".ndjson")
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 _BY_BEGINNING = {
     b"\x1f\x8b": _GZIP,
     b"PK\x03\x04": ("an archive (zip)", _UNPACK),
@@ -76,23 +77,33 @@ _BY_BEGINNING = {
 def describe_file(path: str) -> str | None:
     """What a file is by its ending, and how to go on; None where the ending says nothing.
 
-    JSON Lines are looked into: they may be predictions.
+    What begins as JSON does is read as JSON, whatever it is called; JSON Lines are looked into.
     """
     if is_picture(path):
         return "is a picture. Give the file or folder that has the boxes."
-    name = os.path.basename(path).lower()
-    if name.endswith(_LINES) and os.path.isfile(path):
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return describe_lines(file.read(_HEAD), whole=False)
+    name, head = os.path.basename(path).lower(), _head_of(path)
+    if head[:1] in (b"{", b"["):
+        several = name.endswith(_LINES) and b'"images"' not in head
+        return describe_lines(head.decode(errors="replace"), whole=False) if several else None
     for ending, (what, advice) in _BY_ENDING.items():
         if name.endswith(ending) or f"{ending}-" in name:  # as in train.record-00000-of-00010
             return f"is {what}. {advice}"
     return None
 
 
+def _head_of(path: str) -> bytes:
+    if not os.path.isfile(path):
+        return b""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_HEAD).lstrip(_BLANK)
+    except OSError:  # said by the one who reads it
+        return b""
+
+
 def describe_bytes(raw: bytes) -> str | None:
     """What a file is by its first bytes, and how to go on; None where it may be JSON in UTF-8."""
-    beginning = raw[:_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n")
+    beginning = raw[:_HEAD].lstrip(_BLANK)
     for mark, (what, advice) in _BY_BEGINNING.items():
         if beginning[: len(mark)].lower() == mark.lower():
             return f"is {what}. {advice}"

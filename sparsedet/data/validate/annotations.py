@@ -13,6 +13,8 @@ from .fields import flag, said_as_text, shown
 from .findings import Effect, Findings
 from .references import Id, References
 
+_FLAGS = ("iscrowd", "ignore")
+_LIKE_FLAGS = {"iscrowd", "crowd", "ignore", "ignored", "isignore", "isignored", "difficult"}
 _IGNORED = "an ignore region, neither learned nor to be found."
 
 
@@ -130,6 +132,7 @@ class _Reader:
         # label and value of what refers to nothing
         self._no_image: list[tuple[str, Any]] = []
         self._no_category: list[tuple[str, Any]] = []
+        self._like_flags: dict[tuple[str, ...], list[str]] = {}
 
     def read(self, annotations: Sequence[dict]) -> list[_Annotation]:
         """What can be used; notes faults of the rest."""
@@ -182,7 +185,7 @@ class _Reader:
 
     def _is_ignored(self, entry: dict, label: str) -> bool:
         ignored = False
-        for key in ("iscrowd", "ignore"):
+        for key in _FLAGS:
             given = entry.get(key)
             if given in (0, None):
                 continue  # nearly all
@@ -191,11 +194,24 @@ class _Reader:
                 fault = f"'{key}' must be 0 or 1. Correct it."
                 self._findings.error(f"{label} ({key} {shown(given)})", fault)
             elif isinstance(given, str):
-                self._findings.warn(label, said_as_text(f"its '{key}'"))
+                self._findings.warn(label, f"its '{key}' is a text; it is read as yes or no.")
             if value and key == "ignore":
                 self._findings.warn(label, f"its 'ignore' is set: {_IGNORED}")
             ignored = ignored or bool(value)
+        for key in self._keys_like_flags(tuple(entry)):
+            if flag(entry[key]) is not False:
+                fault = f"its '{key}' is not used; 'iscrowd' and 'ignore' mark ignore regions."
+                self._findings.warn(label, fault)
         return ignored
+
+    def _keys_like_flags(self, keys: tuple[str, ...]) -> list[str]:
+        """Keys that other programs give to ignore regions; looked for once for equal keys."""
+        if keys not in self._like_flags:
+            letters = [(key, "".join(filter(str.isalpha, key)).lower()) for key in keys]
+            self._like_flags[keys] = [
+                key for key, name in letters if name in _LIKE_FLAGS and key not in _FLAGS
+            ]
+        return self._like_flags[keys]
 
     def _tell_missing_categories(self) -> None:
         differ = self._categories.types_differ(value for _, value in self._no_category)

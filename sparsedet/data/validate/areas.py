@@ -69,6 +69,8 @@ def check_areas(
         suspects[:] = True
     if _all_equal(share) and np.median(share) < _EQUAL_SHARE:
         suspects[:] = True
+    if _are_lengths(area, sizes):
+        suspects[:] = True
     if suspects.mean() < _SUSPICIOUS:
         return []
     found: list[int] = np.flatnonzero(suspects).tolist()
@@ -83,6 +85,14 @@ def check_areas(
     for place in places:
         findings.warn(labels[place], fault)
     return places
+
+
+def _are_lengths(area: np.ndarray, sizes: np.ndarray) -> bool:
+    """Whether what stands for areas are sides, roots of areas or lengths of outlines."""
+    width, height = sizes.T
+    lengths = (width, height, np.sqrt(width * height), width + height, 2 * (width + height))
+    alike = [np.allclose(area, each, rtol=1e-3) for each in lengths]
+    return len(area) >= _FEW and any(alike) and not _all_equal(sizes.min(axis=1))
 
 
 def _all_equal(values: np.ndarray, ratio: float = 1.001) -> bool:

@@ -50,7 +50,7 @@ def clip_boxes(
     _check_format(xywh, limit, findings)
     over = np.maximum(-low, high - limit).max(axis=1)
     inner_low, inner_high = np.maximum(low, 0), np.minimum(high, limit)
-    no_size = np.any(xywh[:, 2:] <= 0, axis=1)
+    no_size = np.any((xywh[:, 2:] <= 0) | (high <= low), axis=1)  # or less than floats can tell
     outside = np.any(inner_high <= inner_low, axis=1)
     _check_loss(np.logical_or(no_size, outside), findings)
     cleaned: list[list[float] | None] = list(boxes)

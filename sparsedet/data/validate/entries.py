@@ -1,10 +1,11 @@
 """Entries of categories and images: their ids, names and sizes."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .fields import kind, said_as_text, shown, text, whole
+from .fields import kind, quoted, said_as_text, shown, text, whole
 from .findings import Effect, Findings
 
 _LARGEST_SIDE = 2**31 - 1
@@ -37,6 +38,7 @@ def check_categories(
         if count > 1:
             fault = "the id is given twice. Renumber one."
             findings.error(f"category {identity}", fault, whole=True)
+    _compare_names([name for _, name in pairs], findings)
     for name, count in Counter(n for _, n in pairs).items():
         if count > 1:
             fault = "two ids have this name. Join or rename them."
@@ -60,6 +62,17 @@ def _category(category: Mapping, findings: Findings) -> tuple[int, str] | None:
     if not isinstance(category["name"], str):
         findings.warn(f"{label} (name {name})", "its 'name' is a number; its text is used.")
     return identity, name
+
+
+def _compare_names(names: Sequence[str], findings: Findings) -> None:
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault("".join(name.casefold().split()), []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            label = f"categories {' and '.join(map(shown, group[:3]))}"
+            fault = "the names differ in case or blanks alone; they stay different classes."
+            findings.warn(label, fault)
 
 
 def _without_unused(
@@ -114,14 +127,14 @@ def check_images(
         by_id[identity] = {**image, "id": identity}
         given[identity] = image
         if _check_file_name(image.get("file_name"), label, findings):
-            names[image["file_name"]] += 1
+            names[posixpath.normpath(image["file_name"])] += 1
         else:
             unusable.add(identity)
         if not _read_size(by_id[identity], label, findings):
             unusable.add(identity)
     for name, count in names.items():
         if count > 1:
-            findings.warn(f"file {name!r}", "several images name it; all are kept.")
+            findings.warn(f"file {quoted(name)}", "several images name it; all are kept.")
     return by_id, unusable
 
 
@@ -157,7 +170,7 @@ def _read_size(image: dict, label: str, findings: Findings) -> bool:
     image["width"] = image["height"] = None
     if width is None or height is None or not _is_side(width) or not _is_side(height):
         findings.error(
-            f"{label} ({image.get('file_name')!r}, {shown(given[0])} x {shown(given[1])})",
+            f"{label} ({shown(image.get('file_name'))}, {shown(given[0])} x {shown(given[1])})",
             "'width' and 'height' must be positive whole numbers. Correct or delete both.",
         )
         return False

@@ -19,6 +19,8 @@ _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = 80
 _shortened.maxlong = 40
 _shortened.maxlevel = 3
+_names = reprlib.Repr()
+_names.maxstring = 300
 
 
 def number(value: Any) -> float | None:
@@ -73,6 +75,11 @@ def text(value: Any) -> str | None:
 def shown(value: Any) -> str:
     """A value for a message, shortened where it is long."""
     return _shortened.repr(value)
+
+
+def quoted(name: str) -> str:
+    """The name of a file for a message: in quotes, on one line, and cut in the middle if long."""
+    return _names.repr(name)
 
 
 def kind(value: Any) -> str:
