@@ -126,7 +126,7 @@ def _check_options(args: argparse.Namespace) -> None:
         check_output(args.fix, ".json", "--fix")
         if args.fix.exists():
             raise ConfigError(
-                f"--fix {args.fix} exists, and no file is overwritten. Name another, or delete it."
+                f"--fix {args.fix} already exists. Name another file, or delete this one."
             )
 
 

@@ -142,7 +142,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         else:
             continue
         parser.error(
-            f"--resume takes no folder, and no word but auto, got {named!r}. Name the folder as "
+            f"--resume takes no value except auto, got {named!r}. Name the folder as "
             "train.output_dir=DIR, or give its config: DIR/config.yaml --resume."
         )
     return parser.parse_intermixed_args(words)
@@ -188,8 +188,8 @@ def _make_folder(folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"train.output_dir={folder} cannot be made ({str(error.strerror).lower()}: "
-            f"{error.filename}). Set another one."
+            f"train.output_dir={folder} cannot be created ({str(error.strerror).lower()}: "
+            f"{error.filename}). Set another folder."
         ) from error
 
 
@@ -246,7 +246,7 @@ def _ended(error: BaseException, job: Job | None, *, otherwise: int) -> int:
         if isinstance(error, Exception):
             return conclude(error, print_error, otherwise=otherwise, kept=kept)
         if isinstance(error, KeyboardInterrupt) and job is not None and comm.is_main_process():
-            print_error(f"ended at once by Ctrl-C. {kept}".strip())
+            print_error(f"interrupted by a second Ctrl-C. {kept}".strip())
     raise error
 
 
@@ -306,7 +306,9 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._failed:
             self._failed = True
-            print_error(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); going on")
+            print_error(
+                f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); training continues"
+            )
 
     def close(self) -> None:
         with suppress(OSError):  # what could not be written before

@@ -87,7 +87,7 @@ class Override:
         parts = tuple(part for part in re.split(r"\.|\[(-?\d+)\]\.?", name.strip()) if part)
         if not equals or not parts or len(parts) > _MOST_PARTS:
             raise ConfigError(
-                f"The override {shown(text)} must read key=value or +key=value, as one word."
+                f"The override {shown(text)} must be one word of the form key=value or +key=value."
             )
         value = value.strip()
         try:

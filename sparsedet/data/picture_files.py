@@ -46,7 +46,7 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
     for image in leaving:
         name = image["file_name"]
         meant = index.find(name, guess=False)
-        there = f", meant is {meant}" if meant is not None else ""
+        there = f", probably {meant}" if meant is not None else ""
         fault = "'file_name' leaves the image folder. Write paths relative to that folder."
         if is_address(name):
             fault = "'file_name' is an address. Write the path below the image folder."
@@ -235,6 +235,6 @@ def _report_missing(
             findings.error(f"file {name!r}", fault)
             continue
         findings.error(
-            f"file {name!r} (meant is {meant})",
+            f"file {name!r} (probably {meant})",
             f"not found in image folder {root!r}: {meant.why}. {mend}",
         )

@@ -60,7 +60,7 @@ def test_it_trains_epoch_after_epoch_and_evaluates(train):
 def test_a_resumed_run_begins_a_new_epoch_and_says_so(train, capsys):
     assert train() == 0
     assert train("train.max_iter=5", "--resume") == 0
-    assert "(Loader) has no iter_from and cannot go on in the middle" in capsys.readouterr().err
+    assert "(Loader) has no iter_from and cannot resume in the middle" in capsys.readouterr().err
     assert len(rows()) == 5
     assert json.loads(Path("output/results.json").read_text())["iterations"] == 5
 
