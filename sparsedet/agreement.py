@@ -66,8 +66,8 @@ def require_same_start(path: Path | None, folder: Path) -> None:
         if name != found[0][1]:
             raise ConfigError(
                 f"train.output_dir={folder} must be a folder that all machines share to resume a "
-                f"run: process 0 on {found[0][0]} finds {found[0][1]}, and process {rank} on {host} "
-                f"finds {name}. Copy the checkpoint to all machines, or share the folder."
+                f"run: process 0 on {found[0][0]} finds {found[0][1]}, and process {rank} on "
+                f"{host} finds {name}. Copy the checkpoint to all machines, or share the folder."
             )
 
 

@@ -75,7 +75,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="mean GFLOPs over the images of an annotation file, resized as the config's test set",
     )
     size.add_argument(
-        "--image", metavar="FILE", help="GFLOPs of this picture, for models that look at it first"
+        "--image", metavar="FILE", help="GFLOPs for this picture (for adaptive models)"
     )
     parser.add_argument(
         "--max-images",

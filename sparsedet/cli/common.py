@@ -56,7 +56,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-config",
         action="store_true",
-        help="let a .yaml config, or that in a checkpoint, call any Python code (.py always may)",
+        help="let a .yaml config, or one in a checkpoint, call any code (a .py config always may)",
     )
 
 

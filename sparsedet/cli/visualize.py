@@ -4,8 +4,8 @@
     sparsedet visualize CONFIG --weights W --scores a.jpg key=value ...
     sparsedet visualize CONFIG --weights W --beside CONFIG2 W2 a.jpg
 
-The images pass through the config's test transforms, so their size is that of the evaluation. A
-kept cell shows the image, the others are dim; a color says how many encoder layers keep a cell.
+The images pass through the config's test transforms, so their size is that of the evaluation. Cells
+of kept tokens show the image, and other cells are dimmed; the color is the number of encoder layers.
 Exit codes: 0 done; 2 something given is wrong (one sentence says what).
 """
 

@@ -91,7 +91,7 @@ class DetectionDataset(Dataset):
                 _require_folder(record["file_name"])
                 if step == tries - 1:
                     raise DatasetError(
-                        f"{tries} images in a row cannot be read, so their folder may be missing or "
+                        f"{tries} images in a row cannot be read, so their folder may be gone or "
                         f"damaged. The last one: {error}"
                     ) from error
                 warn_once(f"{error} Another image is used in its place.")
