@@ -179,8 +179,8 @@ def take_up(trainer: Trainer, last: Found) -> None:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(
             f"checkpoint {path} cannot be resumed: it does not hold what a run writes "
-            f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete it to resume "
-            "from the one before, or use it as train.init_checkpoint."
+            f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete it to "
+            "resume from the one before, or use it as train.init_checkpoint."
         ) from e
     if found:
         raise CheckpointError(

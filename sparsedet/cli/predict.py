@@ -58,7 +58,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         type=float,
         default=0.3,
         metavar="S",
-        help="leave out objects that score less (%(default)s)",
+        help="leave out objects with lower scores (%(default)s)",
     )
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens to keep")
     parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")

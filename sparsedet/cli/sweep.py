@@ -12,8 +12,8 @@ swept, too; --fixed adds models that are evaluated as they are, dense or trained
 Overrides apply to all models. Results that `sweep.json` already has for the same weights and
 settings are not measured again, so an interrupted sweep resumes.
 
-`AdaptiveSelector` keeps a different share of each image: its cost is the mean over a few test images,
-and `kept.png` shows the share of each image against the area and the number of its objects.
+`AdaptiveSelector` keeps a different share of each image: its cost is the mean over a few test
+images, and `kept.png` shows the share of each image against the area and the number of its objects.
 Exit codes: 0 done; 2 something given is wrong (one sentence says what).
 """
 

@@ -5,7 +5,7 @@
     sparsedet visualize CONFIG --weights W --beside CONFIG2 W2 a.jpg
 
 The images pass through the config's test transforms, so their size is that of the evaluation. Cells
-of kept tokens show the image, and other cells are dimmed; the color is the number of encoder layers.
+of kept tokens show the image, other cells are dimmed; the color is the number of encoder layers.
 Exit codes: 0 done; 2 something given is wrong (one sentence says what).
 """
 

@@ -49,7 +49,7 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
         there = f", probably {meant}" if meant is not None else ""
         fault = "'file_name' leaves the image folder. Write paths relative to that folder."
         if is_address(name):
-            fault = "'file_name' is an address. Write the path below the image folder."
+            fault = "'file_name' is a URL. Write the path below the image folder."
         findings.error(f"image {image['id']} ({name!r}{there})", fault)
     return {image["id"] for image in leaving}
 
@@ -120,7 +120,7 @@ def _report_broken(label: str, findings: Findings, skip_broken: bool) -> None:
         fault = "cannot be read; the image is left out."
         findings.warn(label, fault, Effect.LEFT_OUT)
     else:
-        findings.error(label, "cannot be read. Fetch it again or delete its entry.")
+        findings.error(label, "cannot be read. Restore the file or delete its entry.")
 
 
 def _sample(images: Sequence[dict]) -> list[dict]:
@@ -205,9 +205,7 @@ def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -
     if header.animated:
         findings.warn(name, "it is an animation; only its first frame is used.")
     if header.is_ambiguous:
-        findings.warn(
-            name, "its EXIF orientation is not followed, since the size fits without turning."
-        )
+        findings.warn(name, "its EXIF orientation is ignored, because its size fits without it.")
     return fits
 
 
@@ -220,12 +218,12 @@ def _report_missing(
         sample = f"; the folder holds {len(there)} files such as {there[0]!r}" if there else ""
         findings.error(
             f"image folder {root!r}",
-            f"none of the {total} listed image files is there (first: {names[0]!r}{sample}). "
+            f"none of the {total} listed image files exists (first: {names[0]!r}{sample}). "
             "Give the folder that 'file_name' is relative to.",
             whole=True,
         )
         return
-    mend = "Write 'file_name' as the file is called below that folder."
+    mend = "Write 'file_name' exactly as the file is named in that folder."
     parent = os.path.dirname(os.path.abspath(root))
     if not is_address(root) and all(os.path.exists(os.path.join(parent, name)) for name in names):
         mend = f"All are below {parent!r}: give that as the image folder."

@@ -429,7 +429,5 @@ def test_rows_of_a_log_on_a_full_disk(
     logger.removeHandler(handler)
     handler.close()
     said = capsys.readouterr().err
-    assert (
-        said
-        == "error: /dev/full cannot be written ([Errno 28] No space left on device); training continues\n"
-    )
+    full = "/dev/full cannot be written ([Errno 28] No space left on device)"
+    assert said == f"error: {full}; training continues\n"

@@ -248,5 +248,5 @@ def _check_repeated(by_image: Mapping[Id, list[CleanAnnotation]], findings: Find
         if len(different) < len(objects):
             findings.warn(
                 f"image {name_of(identity)} ({len(objects) - len(different)} boxes)",
-                "the same box of the same category is there more than once; all are kept.",
+                "the same box of the same category occurs more than once; all are kept.",
             )
