@@ -451,7 +451,7 @@ def test_what_programs_write_into_voc(tmp_path, caplog):
     dataset = open_dataset(str(folder))
     assert boxes(dataset) == [[[10, 5, 10, 7]]] * 2
     assert [r["annotations"][0]["iscrowd"] for r in dataset.records] == [0, 1]
-    assert "a.xml object 1, b.xml object 1: its corners are not in order" in caplog.text
+    assert "a.xml object 1, b.xml object 1: its corners are in the wrong order" in caplog.text
     assert "'a.xml': it gives no size" in caplog.text
 
 

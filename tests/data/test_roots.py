@@ -201,7 +201,7 @@ def test_a_picture_that_is_not_there_is_not_asked_for_again(server, local, setti
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("nothing://a/b", "no protocol that fsspec knows"),
+        ("nothing://a/b", "a protocol that fsspec does not know"),
         ("zip:///a.zip", "zip://FOLDER::FILE.zip"),
         ("zip://a::/not/there.zip", "does not exist"),
         ("memory://not/there", "none of the 5"),

@@ -91,7 +91,7 @@ def said(source):
 
 def test_equal_faults_make_one_sentence(folder):
     text = said(folder(["0.png", "1.PNG", "2.PNG", "3.PNG"]))
-    assert "'1.PNG' (probably '1.png'), file '2.PNG' (meant is '2.png')" in text
+    assert "'1.PNG' (probably '1.png'), file '2.PNG' (probably '2.png')" in text
     assert text.count("upper and lower case differ") == 1
 
 
