@@ -10,7 +10,7 @@
     sparsedet benchmark --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
 
 docs/performance.md says how each mode measures. Weights are random, pictures are noise, and nothing
-is downloaded. Exit codes: 0 done; 1 a measurement failed; 2 something given is wrong.
+is downloaded. Exit codes: 0 done; 1 a measurement failed; 2 an input is wrong.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def is_override(word: str) -> bool:
 
 
 def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """The exit code of a command: 2, with one sentence, where something given is wrong.
+    """The exit code of a command: 2, with one sentence, where an input is wrong.
 
     `--trust-config` holds for every config that the command reads.
     """

@@ -7,8 +7,8 @@
 
 The output folder gets predictions.json, curves.json, confusion.json and eval_results.json.
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
-Exit codes: 0 done; 2 something given is wrong; 3 something failed during the evaluation (as in
-`sparsedet train`; one sentence says what).
+Exit codes: 0 done; 2 an input is wrong; 3 something failed during the evaluation (as in
+`sparsedet train`; one sentence says which).
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
 DIR gets annotated pictures and videos, and predictions.json in COCO's results format with the file
 name and, for videos, the frame number. Its class ids count from 1, in the order of the model. A
 camera or a stream runs until Ctrl-C. Folders include their subfolders.
-Exit codes: 0 done; 1 some files were left out (each is named); 2 something given is wrong (one
-sentence says what).
+Exit codes: 0 done; 1 some files were left out (each is named); 2 an input is wrong (one
+sentence says which).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """Detect, draw and write; the number of files left out decides the exit code.
 
     Raises:
-        ValueError: something given is wrong; nothing has been written then.
+        ValueError: an input is wrong; nothing has been written then.
     """
     from tqdm import tqdm
 

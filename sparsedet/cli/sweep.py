@@ -14,7 +14,7 @@ settings are not measured again, so an interrupted sweep resumes.
 
 `AdaptiveSelector` keeps a different share of each image: its cost is the mean over a few test
 images, and `kept.png` shows the share of each image against the area and the number of its objects.
-Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure what is missing, and show all of it.
 
     Raises:
-        ValueError: something given is wrong; nothing has been measured then.
+        ValueError: an input is wrong; nothing has been measured then.
     """
     ratios, more = split_overrides(args.ratios)
     beside, others = split_overrides(args.beside)

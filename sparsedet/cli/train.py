@@ -160,7 +160,7 @@ def start(command: Command, config_file: str | None = None) -> int:
         config_file: where its config is, if not under its own name.
 
     Raises:
-        ValueError: something given is wrong, and nothing has run.
+        ValueError: an input is wrong, and nothing has run.
     """
     needs = _NEEDED_TO_EVALUATE if command.eval_only else _NEEDED_TO_TRAIN
     cfg = read_config(config_file or command.config, command.overrides, needs=needs)

@@ -6,7 +6,7 @@
 
 The images pass through the config's test transforms, so their size is that of the evaluation. Cells
 of kept tokens show the image, other cells are dimmed; the color is the number of encoder layers.
-Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     """Draw every image.
 
     Raises:
-        ValueError: something given is wrong; nothing has been written then.
+        ValueError: an input is wrong; nothing has been written then.
     """
     take_config(args, others=True)
     if not args.words:

@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 DIVERGED = 1
 """Exit code: losses or gradients were not finite."""
 REFUSED = 2
-"""Exit code: something given is wrong; the same command fails again."""
+"""Exit code: an input is wrong; the same command fails again."""
 BROKEN_OFF = 3
-"""Exit code: something failed during the run; mend it and go on with `--resume`."""
+"""Exit code: something failed during the run; fix it and add `--resume`."""
 
 _WRAPPED = re.compile(r"Caught \w+ in (?:DataLoader worker process|pin memory thread)")
 _PLACE = re.compile(r'  File "(.+)", line (\d+), in (.+)')
