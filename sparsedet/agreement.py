@@ -65,9 +65,9 @@ def require_same_start(path: Path | None, folder: Path) -> None:
     for rank, (host, name) in enumerate(found):
         if name != found[0][1]:
             raise ConfigError(
-                f"train.output_dir={folder} must be a folder that all machines share to go on with "
-                f"a run: process 0 on {found[0][0]} finds {found[0][1]}, process {rank} on {host} "
-                f"{name}. Copy the checkpoint to all, or share the folder."
+                f"train.output_dir={folder} must be a folder that all machines share to resume a "
+                f"run: process 0 on {found[0][0]} finds {found[0][1]}, and process {rank} on "
+                f"{host} finds {name}. Copy the checkpoint to all machines, or share the folder."
             )
 
 
@@ -76,12 +76,12 @@ def _differs(name: str, where: str, expected: Any, given: Any) -> str:
         for first, second in zip(expected, given or (), strict=False):
             if first != second:
                 told = where.format(f"it says `{first.strip()}`", f"`{second.strip()}`")
-                return f"the machines have different configs: {told}. Give all the same."
+                return f"the machines have different configs: {told}. Use one config on all."
         return f"the machines have different configs: {where.format('it has', 'it lacks')} lines."
     if name.startswith("dataset"):
         told = where.format(f"its SHA-256 begins with {expected}", f"with {given}")
-        return f"{name} is not the same file on all machines: {told}. Copy one to all."
-    return f"{name} differs: {where.format(expected, given)}. Install the same on all machines."
+        return f"{name} is not the same file on all machines: {told}. Copy one file to all."
+    return f"{name} differs: {where.format(expected, given)}. Install one version on all machines."
 
 
 def _facts(cfg: Any) -> Mapping[str, Any]:

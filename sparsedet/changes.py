@@ -80,7 +80,7 @@ class Change:
 
     def __str__(self) -> str:
         return (
-            f"{self.name} is {_shown(self.before)} in the run to resume and {_shown(self.now)} here"
+            f"{self.name} was {_shown(self.before)} in the checkpoint and is {_shown(self.now)} now"
         )
 
 
@@ -178,7 +178,7 @@ def schedule_change(cfg: Any, before: Any, now: int) -> Change | None:
     shared = min(before, now)
     points = range(0, shared, max(1, shared // _POINTS))
     same = all(abs(old(i / before) - new(i / now)) < 1e-9 for i in points)
-    name = "the number of iterations" if same else "the number of iterations, which the lr follows,"
+    name = "the number of iterations" if same else "the length of the learning rate schedule"
     return Change(name, before, now, bends=not same)
 
 
@@ -205,14 +205,14 @@ def tell(found: list[Change], path: Path, *, accept: bool) -> None:
     bending = [change for change in found if change.bends]
     if bending and not accept:
         raise ConfigError(
-            f"{'; '.join(map(str, bending))}: {path} was not written for this. Set it as it was, "
-            "set another train.output_dir, or go on all the same with --accept-changes."
+            f"{path} cannot be resumed, because {'; '.join(map(str, bending))}. Undo the change, "
+            "set another train.output_dir, or resume anyway with --accept-changes."
         )
     for change in found:
         level = logging.WARNING if change.bends else logging.INFO
         logger.log(level, "%s%s", "accepted: " if change.bends else "", change)
     if not found:
-        logger.info("nothing that is known of the run has changed since %s was written", path)
+        logger.info("no settings, versions or annotations have changed since %s was written", path)
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

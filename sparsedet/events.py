@@ -401,7 +401,7 @@ class _Tolerated:
             return
         self._failed = True
         logger.warning(
-            "%s failed (%s: %s); the run goes on, and metrics.json has all rows",
+            "%s failed (%s: %s); training continues, and metrics.json has all rows",
             type(self._writer).__name__,
             type(error).__name__,
             (str(error).splitlines() or [""])[0],

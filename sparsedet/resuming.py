@@ -73,17 +73,17 @@ def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) 
         if not eval_only and store.paths():
             raise CheckpointError(
                 f"train.output_dir={store.directory} holds the checkpoints of another run. Add "
-                "--resume to go on with it, or set another train.output_dir."
+                "--resume to continue it, or set another train.output_dir."
             )
         return None
     last = store.load_last()
     if last is None and resume != "auto":
         raise CheckpointError(
             f"there is no checkpoint to resume in {store.directory}. Check train.output_dir, or "
-            "begin anew where there is none with --resume=auto."
+            "use --resume=auto, which then starts a new run."
         )
     if last is None:
-        logger.info("no checkpoint in %s: beginning at the start", store.directory)
+        logger.info("no checkpoint in %s: starting a new run", store.directory)
     return last
 
 
@@ -99,7 +99,7 @@ def config_text(cfg: Any) -> str | None:
     try:
         return dump_yaml(cfg)
     except ConfigError as error:  # e.g. a function in a config of detrex
-        logger.warning("config.yaml is not written, and checkpoints lack it: %s", error)
+        logger.warning("config.yaml and the config in checkpoints cannot be written: %s", error)
         return None
 
 
@@ -179,17 +179,17 @@ def take_up(trainer: Trainer, last: Found) -> None:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(
             f"checkpoint {path} cannot be resumed: it does not hold what a run writes "
-            f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete it to go on "
-            "from the one before, or use it as train.init_checkpoint."
+            f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete it to "
+            "resume from the one before, or use it as train.init_checkpoint."
         ) from e
     if found:
         raise CheckpointError(
             f"checkpoint {path} cannot be resumed: the run diverged, {describe(found)} are NaN or "
-            "infinite. Delete it to go on from the one before."
+            "infinite. Delete it to resume from the one before."
         )
     if finished:
         logger.info(
-            "the run is finished (%d of %d), only evaluating", trainer.iteration, trainer.max_iter
+            "the run is finished (%d of %d): only evaluating", trainer.iteration, trainer.max_iter
         )
     else:
         logger.info("resuming at iteration %d from %s", trainer.iteration, path)
@@ -203,7 +203,7 @@ def _log_report(report: LoadReport, path: str) -> None:
     if report.unused:
         logger.info("left out: %s", ", ".join(report.unused))
     if report.uncalibrated:
-        logger.info("not in it, to be calibrated: %s", ", ".join(report.uncalibrated))
+        logger.info("missing, and needing calibration: %s", ", ".join(report.uncalibrated))
     if report.converted:
         types = [f"{count} of {name}" for name, count in report.converted.items()]
         logger.info("converted to the types of the model: %s", ", ".join(types))

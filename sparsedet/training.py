@@ -165,7 +165,7 @@ class Job:
             trainer.train()
         if trainer.stop_requested:
             logger.warning(
-                "stopped at iteration %d of %d; add --resume to go on",
+                "stopped at iteration %d of %d; add --resume to continue",
                 trainer.iteration,
                 trainer.max_iter,
             )
@@ -194,12 +194,10 @@ class Job:
         if kept is None:
             return f"No checkpoint was written, so its {done} iterations are lost."
         if kept < done:
-            where = (
-                f"The last checkpoint, {paths[kept]}, is of iteration {kept}, and {done} were done."
-            )
+            where = f"The last checkpoint, {paths[kept]}, has iteration {kept} of the {done} done."
         else:
             where = f"Iteration {done} is saved in {paths[kept]}."
-        return f"{where} Add --resume to go on."
+        return f"{where} Add --resume to continue."
 
     def evaluate_only(self) -> dict[str, Any]:
         """Evaluate once; write `eval_results.json` and return what is in it."""

@@ -173,14 +173,14 @@ def test_what_bends_is_refused_and_the_rest_is_said(
     with pytest.raises(ConfigError) as caught:
         tell(found, Path("a.pth"), accept=False)
     message = str(caught.value)
-    assert "train.seed is 0 in the run to resume and 5 here" in message
-    assert "training annotations is aa in the run to resume and cc here" in message
+    assert "train.seed was 0 in the checkpoint and is 5 now" in message
+    assert "training annotations was aa in the checkpoint and is cc now" in message
     assert "--accept-changes" in message and "log_period" not in message
     assert not caplog.records
     tell(found, Path("a.pth"), accept=True)
     said = {record.message: record.levelname for record in caplog.records}
-    assert said["accepted: train.seed is 0 in the run to resume and 5 here"] == "WARNING"
-    assert said["torch is 2.0 in the run to resume and 3.0 here"] == "INFO"
+    assert said["accepted: train.seed was 0 in the checkpoint and is 5 now"] == "WARNING"
+    assert said["torch was 2.0 in the checkpoint and is 3.0 now"] == "INFO"
     assert len(said) == 4
 
 

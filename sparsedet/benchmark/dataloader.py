@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Read batches for a time, for every number of workers.
 
     Raises:
-        ValueError: something given is wrong.
+        ValueError: an input is wrong.
     """
     rows = []
     with data.config_with_set(args) as (cfg, what):

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate the set once for every keep ratio.
 
     Raises:
-        ValueError: something given is wrong.
+        ValueError: an input is wrong.
     """
     rows = []
     with data.config_with_set(args) as (whole, what):

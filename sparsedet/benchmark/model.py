@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time the cases, those of one size and batch in turns.
 
     Raises:
-        ValueError: something given is wrong.
+        ValueError: an input is wrong.
     """
     rows: list[Row] = []
     for group in groups([*product(args), *_peers(args)]):

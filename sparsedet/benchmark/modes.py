@@ -72,7 +72,7 @@ def run_mode(words: Sequence[str]) -> dict[str, Any]:
     """Run one mode; what it measured with what that depends on.
 
     Raises:
-        ValueError: something given is wrong.
+        ValueError: an input is wrong.
     """
     args = parser(words[0]).parse_intermixed_args(words[1:])
     if args.rounds < 1 or args.warm_up < 0 or not args.seconds >= 0:

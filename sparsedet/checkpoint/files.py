@@ -100,8 +100,8 @@ def _read_pickle(path: Path) -> Any:
         raise
     except DamagedError as error:
         raise CheckpointError(
-            f"checkpoint {path} is damaged or no checkpoint ({_reason(error)}). Get it again, or "
-            "use another."
+            f"checkpoint {path} is damaged or not a checkpoint ({_reason(error)}). Copy or "
+            "download it again, or use another one."
         ) from error
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -115,7 +115,7 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except Exception as error:  # what bytes from anywhere make of a reader has no common class
         raise CheckpointError(
-            f"checkpoint {path} is not a checkpoint or is cut off ({_reason(error)})."
+            f"checkpoint {path} is not a checkpoint or is truncated ({_reason(error)})."
         ) from error
 
 
@@ -143,8 +143,8 @@ def _read_safetensors(path: Path) -> Any:
         raise CheckpointError(f"checkpoint {path} is not a safetensors file ({error}).") from error
     if stored_digest(data) not in (None, digest(weights)):
         raise CheckpointError(
-            f"checkpoint {path} is damaged: its tensors are not those that were written. Get it "
-            "again, or use another."
+            f"checkpoint {path} is damaged: its tensors do not match their checksum. Copy or "
+            "download it again, or use another one."
         )
     return weights
 

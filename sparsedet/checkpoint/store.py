@@ -86,7 +86,7 @@ class CheckpointStore:
                 failures.append(error)
                 continue
             for failure in failures:
-                logger.warning("%s Going on with the one before it, %s.", failure, path)
+                logger.warning("%s Using an earlier one instead, %s.", failure, path)
             return checkpoint, path
         if failures:
             others = f" None of the {len(failures)} checkpoints of the run can be used."
@@ -107,8 +107,8 @@ class CheckpointStore:
             return paths
         named = self._named()
         if named not in paths:
-            there = f"Going on with the newest, {paths[0]}." if paths else "There is no other."
-            logger.warning("%s names no checkpoint that is there. %s", self._pointer, there)
+            there = f"Using the newest one, {paths[0]}." if paths else "There is no other."
+            logger.warning("%s names a checkpoint that does not exist. %s", self._pointer, there)
         elif _written(self._pointer) >= _written(paths[0]):
             paths.sort(key=lambda path: path != named)
         return paths

@@ -232,16 +232,16 @@ def _require_numbers(
     if kinds := other_kinds(own, given):
         named = [f"{name} is {was} instead of {needed}" for name, (was, needed) in kinds.items()]
         raise CheckpointError(
-            f"checkpoint {path} does not fit the model: {len(kinds)} tensors hold another kind of "
-            f"numbers ({_shorten(named)}). Save them as the model has them."
+            f"checkpoint {path} does not fit the model: {len(kinds)} tensors have another number "
+            f"type ({_shorten(named)}). Save them with the types of the model."
         )
     taken = {name: given[name].to(tensor.dtype) for name, tensor in own.items() if name in given}
     if found := non_finite(taken):
         by_design = non_finite({name: own[name] for name in found})  # such as a mask of infinities
         if broken := {name: count for name, count in found.items() if name not in by_design}:
             raise CheckpointError(
-                f"checkpoint {path} has weights that are NaN or infinite: {describe(broken)}. The "
-                "run that they are from diverged; use an earlier checkpoint."
+                f"checkpoint {path} has weights that are NaN or infinite: {describe(broken)}. Its "
+                "training run diverged; use an earlier checkpoint."
             )
 
 

@@ -9,7 +9,7 @@
 A multiply-add is 1 FLOP; docs/analysis.md states the formulas. --tokens runs the model on the
 images of the config's test set: tokens kept by encoder layer and level, and Corr, the share of the
 decoder's cross-attention that falls on a tenth of the tokens with the best scores.
-Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     """Show what was asked for, and write it where a file is named.
 
     Raises:
-        ValueError: something given is wrong; nothing has been computed then.
+        ValueError: an input is wrong; nothing has been computed then.
     """
     if args.output is not None:
         check_output(args.output, ".json")
@@ -75,7 +75,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="mean GFLOPs over the images of an annotation file, resized as the config's test set",
     )
     size.add_argument(
-        "--image", metavar="FILE", help="GFLOPs of this picture, for models that look at it first"
+        "--image", metavar="FILE", help="GFLOPs for this picture (for adaptive models)"
     )
     parser.add_argument(
         "--max-images",
@@ -107,7 +107,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     """Analyze the model of a config, print tables and return the figures.
 
     Raises:
-        ValueError: something given is wrong; nothing has been computed then.
+        ValueError: an input is wrong; nothing has been computed then.
     """
     from sparsedet.analysis import (
         WEIGHTED_READ,

@@ -9,8 +9,8 @@
     sparsedet benchmark --suite gpu --quick                                the main tables alone
     sparsedet benchmark --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
 
-docs/performance.md says how each mode measures. Weights are random, pictures are noise, nothing is
-fetched. Exit codes: 0 done; 1 something that was to be measured failed; 2 something given is wrong.
+docs/performance.md says how each mode measures. Weights are random, pictures are noise, and nothing
+is downloaded. Exit codes: 0 done; 1 a measurement failed; 2 an input is wrong.
 """
 
 from __future__ import annotations

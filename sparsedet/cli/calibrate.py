@@ -1,13 +1,13 @@
-"""Tell the selector of trained weights how the scores of images lie, for its threshold.
+"""Calibrate the threshold of an adaptive selector for trained weights.
 
     sparsedet calibrate DIR/config.yaml --weights DIR/model_best.pth --output NEW \\
         model.selector._target_=AdaptiveSelector
 
-A model with `AdaptiveSelector` keeps the tokens that score above a threshold, which follows from
-its keep ratio once it has seen some images: the training set, resized as the config's test set.
-NEW gets `config.yaml`, with the changes, and `model_calibrated.pth`. Any keep ratio can be set
+A model with `AdaptiveSelector` keeps the tokens that score above a threshold. Calibration derives
+the threshold for each keep ratio from the scores on training images, resized as the config's test
+set. NEW gets `config.yaml`, with the changes, and `model_calibrated.pth`. Any keep ratio can be set
 afterwards.
-Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     """Calibrate, and write both files.
 
     Raises:
-        ValueError: something given is wrong; nothing has been written then.
+        ValueError: an input is wrong; nothing has been written then.
     """
     take_config(args)
     if args.images < 1:

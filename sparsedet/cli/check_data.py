@@ -10,20 +10,20 @@
     sparsedet check-data mine/data.yaml --preview 9
 
 SOURCE is a value of `dataset.path` or `dataset.train_json`; all parts of a set are reported. Sizes
-at the model's input are those of the config `photos`, or of the one that --config-file names, with
-the key=value that follow. CONFIG key=value is a run as `sparsedet train` takes it, with its data
-set. CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file; ./NAME is a folder.
+at the model's input are those of the config `photos`, or of --config-file, with the key=value
+overrides. CONFIG key=value are the arguments of `sparsedet train`, which include the data set.
+CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file; ./NAME is a folder.
 
-All faults are listed, with what training does about them: it is refused, or the entry is left out,
-changed (clipped, or read as something else) or kept as it is. Every picture is decoded, once: the
-cache remembers by the hash of their content those that could be. --headers looks at the headers
-alone, as training does before it begins.
---fix writes what can be used as a COCO file, with the fields that are not used here. It needs one
-part of a set (--split), and touches no file that exists.
+The report lists all faults with what training does about them: training is refused, or the entry
+is left out, changed (such as a clipped box) or kept as it is. Every picture is decoded; the cache
+stores the hash of each intact one, so the next run need not decode it. --headers reads only the
+headers, as training does before it starts.
+--fix writes the usable part of a set as a COCO file, and keeps fields that are not used here. It
+takes one part of a set (--split) and never overwrites a file.
 --suggest prints one line of overrides for `sparsedet train`, and the reasons to stderr.
-Exit codes: 0 the set can be used, or --fix has written a copy that can; 1 with --strict, it can be
-used, but entries are left out or changed; 2 it cannot be used, or something given is wrong (one
-sentence says what).
+Exit codes: 0 the set can be used, or --fix has written a copy that can; 1 with --strict, the set
+can be used, but entries are left out or changed; 2 the set cannot be used, or an argument is wrong
+(one sentence says which).
 """
 
 from __future__ import annotations
@@ -67,19 +67,23 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add = parser.add_argument
     add("words", nargs="*", metavar="SOURCE|CONFIG key=value", help="a data set, or a run with one")
-    add("--config-file", metavar="F", help="CONFIG; with a SOURCE, the config in place of photos")
+    add(
+        "--config-file",
+        metavar="F",
+        help="CONFIG; with a SOURCE, the config to use instead of photos",
+    )
     add("--strict", action="store_true", help="exit code 1 if entries are left out or changed")
-    add("--json", type=Path, metavar="F.json", help="write the report, with all entries")
-    add("--fix", type=Path, metavar="OUT.json", help="write a copy of what can be used")
-    add("--headers", action="store_true", help="do not decode the pictures")
+    add("--json", type=Path, metavar="F.json", help="write the report with all entries as JSON")
+    add("--fix", type=Path, metavar="OUT.json", help="write the usable part as a COCO file")
+    add("--headers", action="store_true", help="read only the headers of the pictures")
     add(
         "--cache",
         type=Path,
         metavar="F",
         default=_DEFAULT_CACHE,
-        help="file that remembers sound pictures (default: ~/.cache/sparsedet/sound.sqlite)",
+        help="cache of intact pictures (default: ~/.cache/sparsedet/sound.sqlite)",
     )
-    add("--no-cache", action="store_true", help="decode every picture")
+    add("--no-cache", action="store_true", help="decode every picture again")
     add("--suggest", action="store_true", help="print overrides that fit the data, and no report")
     add("--preview", type=int, metavar="N", help="write a sheet of N training samples as augmented")
     add("--output", type=Path, metavar="F.png", help="file of the sheet (default: preview.png)")
@@ -126,7 +130,7 @@ def _check_options(args: argparse.Namespace) -> None:
         check_output(args.fix, ".json", "--fix")
         if args.fix.exists():
             raise ConfigError(
-                f"--fix {args.fix} exists, and no file is overwritten. Name another, or delete it."
+                f"--fix {args.fix} already exists. Name another file, or delete this one."
             )
 
 

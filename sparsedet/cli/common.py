@@ -56,7 +56,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-config",
         action="store_true",
-        help="let a .yaml config, or that in a checkpoint, call any Python code (.py always may)",
+        help="let a .yaml config, or one in a checkpoint, call any code (a .py config always may)",
     )
 
 
@@ -121,7 +121,7 @@ def is_override(word: str) -> bool:
 
 
 def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """The exit code of a command: 2, with one sentence, where something given is wrong.
+    """The exit code of a command: 2, with one sentence, where an input is wrong.
 
     `--trust-config` holds for every config that the command reads.
     """

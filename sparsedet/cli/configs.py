@@ -1,12 +1,12 @@
 """List the configs that come with the package.
 
     sparsedet configs
-    sparsedet configs focus r50          those in whose line both words are
+    sparsedet configs focus r50          those with both words in their line
     sparsedet configs --json
 
 keep: mean share of the tokens over the encoder layers (the cap of an adaptive one). AP: on COCO
-val2017, as published, nothing that was measured here. params: trainable millions. A name with
-released/ is the model of published weights and has no recipe to train by.
+val2017, as published (not measured here). params: trainable parameters in millions. A name with
+released/ is the model of published weights, without a training recipe.
 """
 
 from __future__ import annotations

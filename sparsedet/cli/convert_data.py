@@ -6,8 +6,8 @@
 
 SOURCE is what `dataset.path` or `dataset.train_json` may be: a folder of Pascal VOC, a YOLO set's
 data.yaml, a COCO or LVIS file (polygons without a box get one). It is checked as before training.
-docs/data.md says what becomes of each field. Exit codes: 0 done; 2 something given is wrong (one
-sentence says what), nothing is written.
+docs/data.md says what becomes of each field. Exit codes: 0 done; 2 an input is wrong (one
+sentence says which), and nothing is written.
 """
 
 from __future__ import annotations

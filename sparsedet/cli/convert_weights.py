@@ -4,13 +4,13 @@
     sparsedet convert-weights --source sparse-detr --classes contiguous published.pth out.pth
     sparsedet convert-weights --source detrex in.pth out.pth --config-file F key=value ...
 
-Published heads have either 91 rows, one per COCO category id with gaps, or 80, one per class that
-there is. ``--classes contiguous`` picks the 80 of 91, so that the result fits configs of COCO's 80
-classes. Every tensor of the file is used or named in an error, and every tensor of a model must be
-there in its shape: of the one of ``--config-file``, else of one of the released configs that
+Published heads have either 91 rows, one per COCO category id with gaps, or 80, one per class.
+``--classes contiguous`` picks the 80 of 91, so that the result fits configs of COCO's 80 classes.
+Every tensor of the file is used or named in an error. The result must have every tensor, with the
+right shape, of the model of ``--config-file``, or else of one of the released configs that
 `sparsedet configs released` lists.
-docs/published_weights.md lists the files that there are. Exit codes: 0 done; 2 something given is
-wrong (one sentence says what), nothing is written.
+docs/published_weights.md lists the known files. Exit codes: 0 done; 2 an input is wrong (one
+sentence says which), and nothing is written.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     """Convert, check, write and say what was done.
 
     Raises:
-        ValueError: something given is wrong; nothing has been written then.
+        ValueError: an input is wrong; nothing has been written then.
     """
     if args.config_file is not None:
         check_overrides(args.config_file, args.overrides)

@@ -1,14 +1,14 @@
 """Evaluate weights on the test set of a config.
 
-    sparsedet eval DIR/model_best.pth                     by the config that is in the file
+    sparsedet eval DIR/model_best.pth                     with the config in the file
     sparsedet eval CONFIG --weights W.pth dataset.val_json=FILE ...
     sparsedet eval DIR/config.yaml --resume               the last checkpoint of a run
-    sparsedet eval W.pth dataloader.evaluator.plots=true  with pictures of curves and confusions
+    sparsedet eval W.pth dataloader.evaluator.plots=true  with plots of curves and confusions
 
 The output folder gets predictions.json, curves.json, confusion.json and eval_results.json.
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
-Exit codes: 0 done; 2 something given is wrong; 3 something failed meanwhile (as in `sparsedet
-train`; one sentence says what).
+Exit codes: 0 done; 2 an input is wrong; 3 something failed during the evaluation (as in
+`sparsedet train`; one sentence says which).
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@
     sparsedet predict weights.pth --config-file CONFIG photo.jpg
     sparsedet predict model_best.pth camera:0
 
-DIR gets annotated pictures and videos, and predictions.json: COCO's results form, with the name of
-the file and, for videos, the number of the frame. Classes count from 1 there, in the order of the
-model. A camera or a stream runs until Ctrl-C. A folder counts with the folders below it.
-Exit codes: 0 done; 1 some files were left out, each is named; 2 something given is wrong (one
-sentence says what).
+DIR gets annotated pictures and videos, and predictions.json in COCO's results format with the file
+name and, for videos, the frame number. Its class ids count from 1, in the order of the model. A
+camera or a stream runs until Ctrl-C. Folders include their subfolders.
+Exit codes: 0 done; 1 some files were left out (each is named); 2 an input is wrong (one
+sentence says which).
 """
 
 from __future__ import annotations
@@ -51,23 +51,33 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the results (%(default)s)",
     )
-    parser.add_argument("--config-file", metavar="CONFIG", help="where the weights hold no config")
+    parser.add_argument("--config-file", metavar="CONFIG", help="for weights without a config")
     add_trust(parser)
     parser.add_argument(
         "--score-threshold",
         type=float,
         default=0.3,
         metavar="S",
-        help="leave out objects that score less (%(default)s)",
+        help="leave out objects with lower scores (%(default)s)",
     )
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens to keep")
-    parser.add_argument("--tiles", type=int, metavar="N", help="look at tiles of N x N pixels")
-    parser.add_argument("--overlap", type=float, default=0.2, metavar="SHARE", help="of the tiles")
+    parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, metavar="SHARE", help="overlap of the tiles (0.2)"
+    )
     parser.add_argument("--whole", action="store_true", help="with --tiles, also the whole picture")
-    parser.add_argument("--tokens", action="store_true", help="draw what is kept of each picture")
+    parser.add_argument(
+        "--tokens", action="store_true", help="also draw the kept tokens of each picture"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pays on a GPU")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pictures per batch (1); larger is faster on a GPU",
+    )
     return parser
 
 
@@ -75,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """Detect, draw and write; the number of files left out decides the exit code.
 
     Raises:
-        ValueError: something given is wrong; nothing has been written then.
+        ValueError: an input is wrong; nothing has been written then.
     """
     from tqdm import tqdm
 

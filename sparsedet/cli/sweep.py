@@ -5,16 +5,16 @@
         B/config.yaml:B/model_best.pth --output DIR key=value
     sparsedet sweep CONFIG --weights W --beside A/config.yaml:A/model_best.pth
 
-Any model whose selector has a keep_ratio will do; `ElasticSelector` trains one for many ratios.
---ratios asks for keep_ratio as configs write it; the column keep_ratio has what the encoder kept,
-the mean over its layers and over the images, a little more since a layer keeps whole tokens.
---beside adds models that are swept too, --fixed those that were trained for one ratio, or dense
-ones, as they are. Changes of the config go for all of them. What `sweep.json` holds already of the
-same weights and settings is not measured again, so a sweep that was stopped resumes.
+The selector of the model must have a keep_ratio; `ElasticSelector` trains a model for many ratios.
+--ratios sets keep_ratio as in configs. The column keep_ratio is the measured mean over layers and
+images, a little higher because the number of tokens is rounded up. --beside adds models that are
+swept, too; --fixed adds models that are evaluated as they are, dense or trained for one ratio.
+Overrides apply to all models. Results that `sweep.json` already has for the same weights and
+settings are not measured again, so an interrupted sweep resumes.
 
-`AdaptiveSelector` keeps another share of every image: its cost is the mean over a few test images,
-and `kept.png` shows the share of each image against the area and the number of its objects.
-Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+`AdaptiveSelector` keeps a different share of each image: its cost is the mean over a few test
+images, and `kept.png` shows the share of each image against the area and the number of its objects.
+Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure what is missing, and show all of it.
 
     Raises:
-        ValueError: something given is wrong; nothing has been measured then.
+        ValueError: an input is wrong; nothing has been measured then.
     """
     ratios, more = split_overrides(args.ratios)
     beside, others = split_overrides(args.beside)

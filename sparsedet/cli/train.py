@@ -2,21 +2,21 @@
 
     sparsedet train quickstart
     sparsedet train CONFIG train.output_dir=DIR optimizer.lr=1e-4 ...
-    sparsedet train DIR/config.yaml --resume       goes on from the last checkpoint in DIR
-    sparsedet train CONFIG --resume=auto           the same; where there is none, begins anew
+    sparsedet train DIR/config.yaml --resume       resumes from the last checkpoint in DIR
+    sparsedet train CONFIG --resume=auto           the same, or a new run if there is none
     torchrun --nproc-per-node 8 -m sparsedet train CONFIG
 
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
 Exit codes:
   0        done
   1        losses or gradients were not finite more than train.max_nonfinite_steps times in a row
-  2        something given is wrong; the same command fails again
-  3        something failed during the run (disk, memory, a data worker, a component of yours): mend
+  2        the command, the config or the data is wrong; the same command fails again
+  3        something failed during the run (disk, memory, a worker process, your own component): fix
            it and add --resume
-  128 + n  stopped by signal n (Ctrl-C 130, SIGTERM 143, SIGHUP 129, SIGUSR1 138) after a whole
-           iteration, with a checkpoint to go on from; 130 also after a second Ctrl-C, which ends
-           the run at once and leaves the last checkpoint as it was
-What ends a run early is one sentence here and in log.txt, which also has the traceback.
+  128 + n  stopped by signal n (Ctrl-C 130, SIGTERM 143, SIGHUP 129, SIGUSR1 138) after a complete
+           iteration, with a checkpoint to resume from; 130 also after a second Ctrl-C, which ends
+           the run immediately and leaves the last checkpoint as it was
+If a run ends early, one sentence here and in log.txt says why. log.txt also has the traceback.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Command:
     Attributes:
         config: name or file of the config.
         overrides: changes of it.
-        resume: go on from the last checkpoint; "auto" = if there is one.
+        resume: resume from the last checkpoint; "auto" = if there is one.
         eval_only: do not train.
         num_gpus: processes to start on this machine.
-        accept_changes: resume although settings or annotations are not as they were.
+        accept_changes: resume although settings or annotations have changed.
     """
 
     config: str
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="resume although settings or annotations are not as they were",
+        help="resume although settings or annotations have changed",
     )
     return answer_together(_train, parse(parser, argv))
 
@@ -117,14 +117,14 @@ def _train(args: argparse.Namespace) -> int:
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and evaluation share."""
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in the output folder"
+        "--resume", action="store_true", help="resume from the last checkpoint in the output folder"
     )
     parser.add_argument(  # an option of its own, so that the word after --resume stays a config
         _AUTO,
         dest="resume",
         action="store_const",
         const="auto",
-        help="the same; where there is none, begin anew",
+        help="the same, or start a new run if there is none",
     )
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="processes to start on this machine"
@@ -142,7 +142,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         else:
             continue
         parser.error(
-            f"--resume takes no folder, and no word but auto, got {named!r}. Name the folder as "
+            f"--resume takes no value except auto, got {named!r}. Name the folder as "
             "train.output_dir=DIR, or give its config: DIR/config.yaml --resume."
         )
     return parser.parse_intermixed_args(words)
@@ -160,7 +160,7 @@ def start(command: Command, config_file: str | None = None) -> int:
         config_file: where its config is, if not under its own name.
 
     Raises:
-        ValueError: something given is wrong, and nothing has run.
+        ValueError: an input is wrong, and nothing has run.
     """
     needs = _NEEDED_TO_EVALUATE if command.eval_only else _NEEDED_TO_TRAIN
     cfg = read_config(config_file or command.config, command.overrides, needs=needs)
@@ -189,8 +189,8 @@ def _make_folder(folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"train.output_dir={folder} cannot be made ({str(error.strerror).lower()}: "
-            f"{error.filename}). Set another one."
+            f"train.output_dir={folder} cannot be created ({str(error.strerror).lower()}: "
+            f"{error.filename}). Set another folder."
         ) from error
 
 
@@ -247,7 +247,7 @@ def _ended(error: BaseException, job: Job | None, *, otherwise: int) -> int:
         if isinstance(error, Exception):
             return conclude(error, print_error, otherwise=otherwise, kept=kept)
         if isinstance(error, KeyboardInterrupt) and job is not None and comm.is_main_process():
-            print_error(f"ended at once by Ctrl-C. {kept}".strip())
+            print_error(f"interrupted by a second Ctrl-C. {kept}".strip())
     raise error
 
 
@@ -307,7 +307,9 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._failed:
             self._failed = True
-            print_error(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); going on")
+            print_error(
+                f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); training continues"
+            )
 
     def close(self) -> None:
         with suppress(OSError):  # what could not be written before

@@ -4,9 +4,9 @@
     sparsedet visualize CONFIG --weights W --scores a.jpg key=value ...
     sparsedet visualize CONFIG --weights W --beside CONFIG2 W2 a.jpg
 
-The images pass through the config's test transforms, so their size is that of the evaluation. A
-kept cell shows the image, the others are dim; a color says how many encoder layers keep a cell.
-Exit codes: 0 done; 2 something given is wrong (one sentence says what).
+The images pass through the config's test transforms, so their size is that of the evaluation. Cells
+of kept tokens show the image, other cells are dimmed; the color is the number of encoder layers.
+Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     """Draw every image.
 
     Raises:
-        ValueError: something given is wrong; nothing has been written then.
+        ValueError: an input is wrong; nothing has been written then.
     """
     take_config(args, others=True)
     if not args.words:

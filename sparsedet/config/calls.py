@@ -129,7 +129,7 @@ def value_at(cfg: Any, key: Any, path: str) -> Any:
         return plain(cfg[key])
     except (OmegaConfBaseException, RecursionError) as error:
         circle = isinstance(error, RecursionError)
-        reason = "it refers to itself" if circle else first_line(error)
+        reason = "the reference points to itself" if circle else first_line(error)
         place = join(path, key)
         raise ConfigError(f"{place} has no value: {reason}. Set {place}.") from error
 
@@ -187,7 +187,7 @@ def _refusal(
     given = ", ".join(f"{key}={shown(value, 40)}" for key, value in named.items())
     name = getattr(target, "__qualname__", repr(target))
     return (
-        f"{place}: {name} cannot be made of {given or 'what it is given'} "
+        f"{place}: {name} cannot be created with {given or 'these arguments'} "
         f"({type(error).__name__}: {first_line(error)})."
     )
 

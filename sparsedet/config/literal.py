@@ -43,6 +43,6 @@ def texts(node: Iterable[Any]) -> list[Any]:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
-            f"{node} has an item without a value: {reason}. Write a backslash before ??? or "
-            "${ to have it as text."
+            f"{node} has an item without a value: {reason}. To use ??? or ${{ as text, write a "
+            "backslash before it."
         ) from None

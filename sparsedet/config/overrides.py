@@ -87,7 +87,7 @@ class Override:
         parts = tuple(part for part in re.split(r"\.|\[(-?\d+)\]\.?", name.strip()) if part)
         if not equals or not parts or len(parts) > _MOST_PARTS:
             raise ConfigError(
-                f"The override {shown(text)} must read key=value or +key=value, as one word."
+                f"The override {shown(text)} must be one word of the form key=value or +key=value."
             )
         value = value.strip()
         try:
@@ -225,7 +225,7 @@ def _parent(cfg: DictConfig, override: Override) -> Any:
         if not isinstance(child, (DictConfig, ListConfig)):
             path = ".".join(override.parts[: position + 1])
             raise ConfigKeyError(
-                f"Unknown key {override.key}: {path} is {shown(child)} and holds no keys."
+                f"Unknown key {override.key}: {path} is {shown(child)} and has no keys."
                 + (f" Set {path}._target_ to put a component there." if child is None else "")
             )
         node = child
@@ -308,7 +308,7 @@ def _check_kind(override: Override, old: Any) -> None:
     if isinstance(old, DictConfig) and text:
         raise ConfigError(
             f"{key} is a component, got {shown(new)}. "
-            f"Use {key}._target_=Name to swap it, or {key}=null to take it away."
+            f"Use {key}._target_=Name to swap it, or {key}=null to remove it."
         )
     if isinstance(old, (bool, int, float)) and text and not override.quoted:
         kind = "true or false" if isinstance(old, bool) else "a number"

@@ -157,7 +157,7 @@ def _is_known(path: str) -> bool:
 
 def _refusal(what: str, source: str) -> ConfigError:
     return ConfigError(
-        f"{source} {what}. A file from elsewhere may only name parts of {', '.join(LIBRARIES)} "
+        f"{source} {what}. Such a config may only name parts of {', '.join(LIBRARIES)} "
         "that build models, data sets, optimizers and schedules. If you trust it, add "
         "--trust-config."
     )

@@ -180,12 +180,12 @@ def write_mended(audit: Audit, path: str | os.PathLike[str]) -> Mended:
     """
     path = Path(path)
     if path.exists() or path.is_symlink():
-        raise DatasetError(f"{path} exists, and no file is overwritten. Name another one.")
+        raise DatasetError(f"{path} already exists. Name another file, or delete this one.")
     doubtful = [finding for finding in audit.findings if finding.whole]
     if audit.checked is None or doubtful:
         faults = " Also: ".join(map(str, doubtful))
         raise DatasetError(
-            f"{audit.source}: no cleaned copy can be written before this is mended: {faults}"
+            f"{audit.source}: correct this by hand before a cleaned copy can be written: {faults}"
         )
     dataset = dataset_of(_with_true_areas(audit.checked))
     source = audit.checked.source

@@ -175,7 +175,7 @@ def dataset_of(checked: Checked) -> AnnotatedDataset:
     """
     source = checked.source
     if not checked.images:
-        raise DatasetError(f"{source.path}: no image is left that can be read. Fetch them again.")
+        raise DatasetError(f"{source.path}: none of its images can be read. Restore the files.")
     records = [
         _record(image, source.root, checked.objects.get(image["id"], []))
         for image in checked.images

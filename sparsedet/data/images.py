@@ -131,7 +131,7 @@ def read_image(
             return _pixels(image, header, size or header.size, settings)
     except BrokenPictureError as error:
         raise DatasetError(
-            f"image file {path!r} cannot be read ({error}). Fetch it again or delete its entry."
+            f"image file {path!r} cannot be read ({error}). Restore the file or delete its entry."
         ) from None
 
 

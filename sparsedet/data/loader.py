@@ -91,8 +91,8 @@ class DetectionDataset(Dataset):
                 _require_folder(record["file_name"])
                 if step == tries - 1:
                     raise DatasetError(
-                        f"{tries} images in a row cannot be read, so their folder may be gone. The "
-                        f"last: {error}"
+                        f"{tries} images in a row cannot be read, so their folder may be gone or "
+                        f"damaged. The last one: {error}"
                     ) from error
                 warn_once(f"{error} Another image is used in its place.")
         raise IndexError(f"DetectionDataset is empty, got {key}.")
@@ -103,8 +103,8 @@ def _require_folder(path: str) -> None:
     folder = os.path.dirname(path)
     if not is_address(path) and folder and not os.path.isdir(folder):
         raise StorageError(
-            f"image folder {folder!r} is gone, so file {path!r} cannot be read. Look at the disk "
-            "or the mount, and go on with --resume."
+            f"image folder {folder!r} no longer exists, so file {path!r} cannot be read. Check the "
+            "disk or the mount, and add --resume to continue."
         )
 
 
@@ -358,7 +358,7 @@ def _batches_of_one_size(
 def _checked(timeout: float, loader: str) -> float:
     if not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise ValueError(
-            f"{loader.title()}Loader.timeout must be seconds, or 0 to wait for ever, got "
+            f"{loader.title()}Loader.timeout must be seconds, or 0 to wait forever, got "
             f"{timeout!r}. Set dataloader.{loader}.timeout."
         )
     return float(timeout)

@@ -48,10 +48,10 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
     for image in leaving:
         name = image["file_name"]
         meant = index.find(name, guess=False)
-        there = f", meant is {meant}" if meant is not None else ""
+        there = f", probably {meant}" if meant is not None else ""
         fault = "'file_name' leaves the image folder. Write paths relative to that folder."
         if is_address(name):
-            fault = "'file_name' is an address. Write the path below the image folder."
+            fault = "'file_name' is a URL. Write the path below the image folder."
         elif name.startswith("data:"):
             fault = "'file_name' holds a picture, not a name. Save it, and write the path of the file."
         findings.error(f"image {name_of(image['id'])} ({quoted(name)}{there})", fault)
@@ -126,7 +126,7 @@ def _report_broken(label: str, findings: Findings, skip_broken: bool) -> None:
         fault = "cannot be read; the image is left out."
         findings.warn(label, fault, Effect.LEFT_OUT)
     else:
-        findings.error(label, "cannot be read. Fetch it again or delete its entry.")
+        findings.error(label, "cannot be read. Restore the file or delete its entry.")
 
 
 def _sample(images: Sequence[dict]) -> list[dict]:
@@ -215,9 +215,7 @@ def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -
     if header.animated:
         findings.warn(name, "it has several frames or pages; only the first is used.")
     if header.is_ambiguous:
-        findings.warn(
-            name, "its EXIF orientation is not followed, since the size fits without turning."
-        )
+        findings.warn(name, "its EXIF orientation is ignored, because its size fits without it.")
     return fits
 
 
@@ -255,13 +253,13 @@ def _report_missing(
         sample = f"; the folder holds {len(there)} files such as {there[0]!r}" if there else ""
         findings.error(
             f"image folder {root!r}",
-            f"none of the {len(names)} listed image files is there (first: {quoted(names[0])}"
+            f"none of the {len(names)} listed image files exists (first: {quoted(names[0])}"
             f"{sample}). "
             "Give the folder that 'file_name' is relative to.",
             whole=True,
         )
         return
-    mend = "Write 'file_name' as the file is called below that folder."
+    mend = "Write 'file_name' exactly as the file is named in that folder."
     parent = os.path.dirname(os.path.abspath(root))
     if not is_address(root) and all(os.path.exists(os.path.join(parent, name)) for name in names):
         mend = f"All are below {parent!r}: give that as the image folder."
@@ -271,6 +269,6 @@ def _report_missing(
             findings.error(f"file {quoted(name)}", fault)
             continue
         findings.error(
-            f"file {quoted(name)} (meant is {meant})",
+            f"file {quoted(name)} (probably {meant})",
             f"not found in image folder {root!r}: {meant.why}. {mend}",
         )

@@ -29,7 +29,7 @@ _OF_THE_FILE = {
     errno.EINVAL,  # a broken file makes its reader seek to impossible places
 }
 _MENDS = {
-    errno.EMFILE: "Raise the limit (ulimit -n 65536), or lower num_workers of the loaders.",
+    errno.EMFILE: "Raise the file descriptor limit (ulimit -n 65536), or lower num_workers.",
     errno.ENFILE: "Close other programs, or raise the system's limit of open files.",
     errno.EACCES: "Give this user the right to read it.",
     errno.EPERM: "Give this user the right to read it.",
@@ -203,6 +203,8 @@ def _reason(error: Exception, source: str | Image.Image) -> str:
 
 def storage_error(error: OSError, source: Any) -> StorageError:
     """The error about a file that cannot be reached."""
-    mend = _MENDS.get(error.errno or 0, "Look at the disk or the mount; the file may be whole.")
+    mend = _MENDS.get(
+        error.errno or 0, "Check the disk or the mount; the file itself may be intact."
+    )
     reason = (error.strerror or str(error)).lower()
     return StorageError(f"file {source!r} cannot be reached ({reason}). {mend}")

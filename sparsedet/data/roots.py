@@ -135,8 +135,8 @@ def _tried(address: str, action: Callable[[], T]) -> T:
             if wait is None:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise StorageError(
-                    f"{address!r} cannot be reached after {len(_WAITS) + 1} tries ({reason}). Look "
-                    "at the connection and the rights; the file may be whole."
+                    f"{address!r} cannot be reached after {len(_WAITS) + 1} tries ({reason}). "
+                    "Check the connection and the permissions; the file may be intact."
                 ) from error
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
@@ -149,7 +149,7 @@ def _filesystem(address: str) -> tuple[Any, str]:
             fsspec.get_filesystem_class(protocol)
     except ValueError:
         raise DatasetError(
-            f"{address!r} begins with no protocol that fsspec knows. Give a folder of this "
+            f"{address!r} starts with a protocol that fsspec does not know. Give a folder of this "
             "machine, or an address such as s3://, gs://, https:// or zip://FOLDER::FILE.zip."
         ) from None
     except ImportError as error:
@@ -159,7 +159,7 @@ def _filesystem(address: str) -> tuple[Any, str]:
         ) from None
     if _protocols(address)[0] == "zip" and "::" not in address:
         raise DatasetError(
-            f"{address!r} does not say which file is opened. Write zip://FOLDER::FILE.zip, or "
+            f"{address!r} does not name the file to open. Write zip://FOLDER::FILE.zip, or "
             "zip://::FILE.zip for pictures at its top."
         )
     return fsspec.core.url_to_fs(address)

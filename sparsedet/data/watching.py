@@ -101,7 +101,7 @@ class _Watch(threading.Thread):
             if waited > _LONG and not told:
                 told = True
                 _logger.warning(
-                    "no batch of %s has come for %.0f s: are its pictures on a slow disk?",
+                    "no batch has come from %s for %.0f s: are its pictures on a slow disk?",
                     self._loader,
                     _LONG,
                 )

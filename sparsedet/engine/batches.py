@@ -42,7 +42,7 @@ def _passes(loader: Iterable[Batch], skipped: int) -> Iterator[Batch]:
     length = epoch_length(loader) or 1
     if skipped:
         logger.warning(
-            "dataloader.train (%s) has no iter_from and cannot go on in the middle of an epoch: "
+            "dataloader.train (%s) has no iter_from and cannot resume in the middle of an epoch: "
             "the resumed run begins a new epoch",
             type(loader).__name__,
         )

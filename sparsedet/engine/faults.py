@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 DIVERGED = 1
 """Exit code: losses or gradients were not finite."""
 REFUSED = 2
-"""Exit code: something given is wrong; the same command fails again."""
+"""Exit code: an input is wrong; the same command fails again."""
 BROKEN_OFF = 3
-"""Exit code: something failed during the run; mend it and go on with `--resume`."""
+"""Exit code: something failed during the run; fix it and add `--resume`."""
 
 _WRAPPED = re.compile(r"Caught \w+ in (?:DataLoader worker process|pin memory thread)")
 _PLACE = re.compile(r'  File "(.+)", line (\d+), in (.+)')
@@ -137,7 +137,7 @@ def _disk(error: BaseException, loader: str) -> str | None:
     if "shared memory" in str(error):
         return _shared_memory(loader)
     why = "the disk is full" if number == errno.ENOSPC else "the quota of the disk is used up"
-    return f"{name or 'A file'} cannot be written: {why}{_room(name)}. Make room."
+    return f"{name or 'A file'} cannot be written: {why}{_room(name)}. Free some space."
 
 
 def _handles(error: BaseException, loader: str) -> str | None:
@@ -146,10 +146,10 @@ def _handles(error: BaseException, loader: str) -> str | None:
         "Too many open files" in str(error) or "received 0 items of ancdata" in str(error)
     ):
         return None
-    last = f", the last one to open was {name}" if name else ""
+    last = f", and {name} could not be opened" if name else ""
     return (
-        f"Too many files are open{_limit()}{last}. Raise the limit (ulimit -n), or lower "
-        f"{loader}.num_workers."
+        f"Too many files are open{_limit()}{last}. Raise the file descriptor limit (ulimit -n), or "
+        f"lower {loader}.num_workers."
     )
 
 
@@ -159,7 +159,7 @@ def _memory(error: BaseException, loader: str) -> str | None:
     if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in text:
         what = ". ".join(text.split(". ")[:2]).rstrip(".")
     elif wanted:
-        what = f"Out of memory: {int(wanted[1]) / 1e9:.3g} GB more were asked for"
+        what = f"Out of memory: {int(wanted[1]) / 1e9:.3g} GB more were needed"
     elif isinstance(error, MemoryError) or _errno(error)[0] == errno.ENOMEM:
         what = f"Out of memory: {_short(text)}" if text and kind != text else "Out of memory"
     else:
@@ -176,8 +176,9 @@ def _worker(error: BaseException, loader: str) -> str | None:
     text = str(error)
     if found := _TIMEOUT.search(text):
         return (
-            f"No batch came from the workers of {loader} for {float(found[1]):g} s: one hangs, as "
-            f"on a network folder that does not answer. {loader}.timeout is how long to wait."
+            f"No batch came from the worker processes of {loader} for {float(found[1]):g} s: one "
+            "hangs, perhaps on a network folder that does not respond. Check the folder, or raise "
+            f"{loader}.timeout."
         )
     found = _WORKER.search(text)
     signal_name = (found[2] or "").split(". ")[0].strip(" .") if found else ""
@@ -186,11 +187,11 @@ def _worker(error: BaseException, loader: str) -> str | None:
     lost = isinstance(error, (ConnectionError, EOFError)) and _passes(error, "multiprocessing")
     if found is None and not lost:
         return None
-    who = f"Data worker {found[1]} of {loader}" if found else f"A data worker of {loader}"
+    who = f"Worker process {found[1]} of {loader}" if found else f"A worker process of {loader}"
     if signal_name == "Segmentation fault":
         return f"{who} crashed ({signal_name}). {loader}.num_workers=0 shows where."
-    how = f"was ended by a signal ({signal_name})" if signal_name else "ended unexpectedly"
-    return f"{who} {how}, most often since memory ran out. Lower {loader}.num_workers."
+    how = f"was killed by a signal ({signal_name})" if signal_name else "ended unexpectedly"
+    return f"{who} {how}, usually because memory ran out. Lower {loader}.num_workers."
 
 
 def _shared_memory(loader: str) -> str:
@@ -304,4 +305,4 @@ def _limit() -> str:
         from resource import RLIMIT_NOFILE, getrlimit
     except ImportError:  # not every system has it
         return ""
-    return f" (this process may have {getrlimit(RLIMIT_NOFILE)[0]})"
+    return f" (the limit is {getrlimit(RLIMIT_NOFILE)[0]})"

@@ -407,7 +407,7 @@ class CheckpointHook(Hook):
             self._write(trainer, trainer.state_dict())
         except Exception as error:  # the fault itself is what a person has to hear of
             logger.warning(
-                "iteration %d is not saved: %s", trainer.iteration, explain(error).sentence
+                "iteration %d could not be saved: %s", trainer.iteration, explain(error).sentence
             )
 
     def _write(self, trainer: Trainer, state: dict[str, Any]) -> None:

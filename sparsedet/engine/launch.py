@@ -188,7 +188,7 @@ def _spawn(
         ended = _wait(context.processes)
     for index, code in ended.items():
         if code < 0 and not received:
-            say(f"process {index} was ended by {signal.Signals(-code).name}.")
+            say(f"process {index} was killed by {signal.Signals(-code).name}.")
     first = next((code for code in ended.values() if code), 0)
     if received and (first < 0 or first > 128):
         return 128 + received[0]
@@ -283,8 +283,8 @@ def _meet() -> Place:
     if wrong or not os.environ.get("MASTER_ADDR"):
         what = ", ".join(f"{name}={os.environ.get(name)}" for name in wrong or ["MASTER_ADDR"])
         raise ValueError(
-            f"RANK and WORLD_SIZE are set, as torchrun does, and then {', '.join(names)} must be "
-            f"numbers and MASTER_ADDR a name, got {what}. Start with torchrun, or unset RANK."
+            f"RANK and WORLD_SIZE are set, so {', '.join(names)} must be numbers and MASTER_ADDR a "
+            f"host name, got {what}. Start with torchrun, or unset RANK."
         )
     rank, world_size, local_rank, port = (int(os.environ[name]) for name in names)
     if rank >= world_size:
@@ -304,18 +304,18 @@ def _why_alone(
     where = f"MASTER_ADDR={master[0]}, MASTER_PORT={master[1]}"
     if "EADDRINUSE" in str(error) or "in use" in str(error):
         return (
-            f"the port is in use: {where}. Another job on this machine has it: give torchrun "
-            "another --master-port, or --standalone where there is one machine."
+            f"the port is in use: {where}. Another job on this machine uses it: give torchrun "
+            "another --master-port, or --standalone for a single machine."
         )
     if rank == 0:
         return (
-            f"not all of the {world_size} processes came to {where} within {seconds:g} seconds. "
-            "Look at what their machines say; SPARSEDET_JOIN_SECONDS sets how long is waited."
+            f"not all of the {world_size} processes connected to {where} within {seconds:g} "
+            "seconds. Check the output of their machines; SPARSEDET_JOIN_SECONDS sets the timeout."
         )
     return (
         f"process {rank} of {world_size} cannot reach process 0 at {where} within {seconds:g} "
-        "seconds. Is that the name of the first machine, do both reach each other on all ports, "
-        "and does process 0 run? SPARSEDET_JOIN_SECONDS sets how long is waited."
+        "seconds. Check that this is the name of the first machine, that both machines can connect "
+        "on all ports, and that process 0 runs. SPARSEDET_JOIN_SECONDS sets the timeout."
     )
 
 

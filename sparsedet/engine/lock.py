@@ -48,7 +48,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             if error.errno not in _CANNOT:
                 file.seek(0)
                 raise ValueError(_refusal(folder, file.read().decode().strip())) from error
-            logger.warning("%s: %s, so nothing keeps a second run out", path, error.strerror)
+            logger.warning("%s: %s, so a second run is not prevented", path, error.strerror)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
         with suppress(OSError):  # on a full disk the lock still holds
@@ -60,6 +60,6 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
 def _refusal(folder: str | os.PathLike[str], holder: str) -> str:
     return (
         f"train.output_dir={os.fspath(folder)} is in use by another run"
-        f"{f': {holder}' if holder else ''}. Wait for it or end it, or set another "
+        f"{f': {holder}' if holder else ''}. Wait until it ends, stop it, or set another "
         "train.output_dir."
     )

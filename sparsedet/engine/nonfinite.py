@@ -81,7 +81,7 @@ class NonFiniteSteps:
             steps = "step before it was" if skipped == 1 else f"{skipped} steps before it were"
             before = f" The {steps} skipped." if skipped else ""
             raise NonFiniteError(
-                f"{what}{before} Nothing was saved after the last checkpoint. Look at these images "
+                f"{what}{before} Nothing was saved after the last checkpoint. Check these images "
                 "and their boxes, or lower optimizer.lr."
             )
         logger.warning(
@@ -118,7 +118,7 @@ class NonFiniteSteps:
             }
             write_json(folder / f"{name}.json", content)
         except (OSError, RuntimeError) as error:  # what is lost here is not worth a run
-            logger.warning("the batch is not saved in %s: %s", folder, error)
+            logger.warning("the batch could not be saved in %s: %s", folder, error)
             return ""
         return f" The batch is in {folder}."
 

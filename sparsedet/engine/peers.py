@@ -92,7 +92,7 @@ def _meet_and_call(place: Place, body: Callable[[], int], say: Callable[[str], N
     _current = peers = _Peers(place, say)
     try:
         if not peers.meet():
-            return conclude(ConnectionError("the other processes did not come"), say)
+            return conclude(ConnectionError("the other processes did not connect"), say)
         code = body()
         return code if code == 0 or code > 128 else peers.settle(code)
     except KeyboardInterrupt:
@@ -205,10 +205,10 @@ def _cut_off(error: BaseException) -> Fault:
         return explain(error)
     text = " ".join(str(error).split())[:200]
     if "timed out" in text.lower() or "timeout" in text.lower():
-        what = "the other processes did not answer, so that one of them hangs"
+        what = "the other processes did not answer, so one of them may hang"
     else:
         what = "the connection to the other processes broke"
-    return Fault(f"{what} ({text}). Go on with --resume.", BROKEN_OFF)
+    return Fault(f"{what} ({text}). Add --resume to continue.", BROKEN_OFF)
 
 
 class _Elsewhere(Exception):

@@ -32,9 +32,9 @@ _PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 def lost(rank: int, host: str) -> Fault:
     """What is said of a process that ended, or cannot be reached, without having said why."""
     return Fault(
-        f"process {rank} on {host} is gone without a word: it was killed (as the system does when "
-        "memory runs out), it crashed in compiled code, or its machine cannot be reached. Look at "
-        f"what {host} logged. Go on with --resume.",
+        f"process {rank} on {host} ended without a message: it was killed (usually because memory "
+        "ran out), it crashed in compiled code, or its machine cannot be reached. Check the system "
+        f"log of {host}, and add --resume to continue.",
         BROKEN_OFF,
     )
 
@@ -221,9 +221,9 @@ class Switchboard(threading.Thread):
     def _miss(self) -> None:
         absent = sorted(set(range(self._world_size)) - self._lines.keys())
         text = (
-            f"{len(self._lines)} of {self._world_size} processes came within {self._patience:g} "
-            f"seconds; missing: {', '.join(map(str, absent))}. Look at what their machines say, "
-            "and whether they reach this one."
+            f"{len(self._lines)} of {self._world_size} processes connected within "
+            f"{self._patience:g} seconds; missing: {', '.join(map(str, absent))}. Check the output "
+            "of their machines, and whether they can connect to this one."
         )
         self._note(_Report(0, Fault(text, REFUSED), named=True), 0.0)
 

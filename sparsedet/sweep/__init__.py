@@ -46,7 +46,7 @@ def run_sweep(
         report: gets a line for each row that was measured.
 
     Raises:
-        ValueError: something given is wrong; nothing has been measured then.
+        ValueError: an input is wrong; nothing has been measured then.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("The plot needs matplotlib. Run: pip install 'sparsedet[plot]'")

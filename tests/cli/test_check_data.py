@@ -349,7 +349,7 @@ def test_a_cleaned_copy_is_written_where_the_set_is_refused(shapes, tmp_path, ca
     assert main(["check-data", str(copy), "--images", str(shapes / "train"), "--strict"]) == 0
     assert "no findings" in capsys.readouterr().out
     assert main([*words(shapes), "--fix", str(copy)]) == 2
-    assert "exists, and no file is overwritten" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_a_cleaned_copy_is_of_one_part(shapes, tmp_path, capsys):

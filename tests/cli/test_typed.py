@@ -56,7 +56,7 @@ def test_runs(config, tmp_path, monkeypatch, words, folder):
         ("model.pixel_std=[0,1,1]", "TokenSparseDetector.pixel_std must be positive numbers"),
         ("dataloader.evaluator.max_detections=500", "such as [1,10,500]"),
         ("dataloader.test=5", "dataloader.test"),
-        ("train.epochs", "must read key=value"),
+        ("train.epochs", "must be one word of the form key=value"),
         ("model.foo=1", "Unknown key model.foo."),
     ],
 )

@@ -147,7 +147,9 @@ def test_a_file_that_cannot_be_read_is_a_finding(tmp_path):
     assert audit.report()["findings"][0]["entries"] == []
     with pytest.raises(DatasetError, match=r"^annotation file .* is not valid JSON"):
         audit.refuse()
-    with pytest.raises(DatasetError, match="no cleaned copy can be written before"):
+    with pytest.raises(
+        DatasetError, match="correct this by hand before a cleaned copy can be written"
+    ):
         write_mended(audit, tmp_path / "out.json")
 
 
@@ -300,7 +302,9 @@ def test_what_only_a_person_can_decide_is_not_mended(tmp_path, spoil):
     source, pictures = write(tmp_path, content)
     (tmp_path / "other").mkdir()
     audit = audit_dataset(source, tmp_path / "other" if spoil == "pictures" else pictures)
-    with pytest.raises(DatasetError, match=r"before this is mended: .*(c1|corners|none of the 4)"):
+    with pytest.raises(
+        DatasetError, match=r"before a cleaned copy can be written: .*(c1|corners|none of the 4)"
+    ):
         write_mended(audit, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
@@ -312,7 +316,7 @@ def test_no_file_is_overwritten(tmp_path):
     link = tmp_path / "link.json"
     link.symlink_to(source)
     for path in (source, link):
-        with pytest.raises(DatasetError, match="exists, and no file is overwritten"):
+        with pytest.raises(DatasetError, match="already exists"):
             write_mended(audit, path)
     assert source.read_bytes() == before
 

@@ -316,7 +316,7 @@ def test_repeated_categories_and_ids_of_another_type(tmp_path, caplog):
     assert boxes(dataset) == [[[8, 6, 20, 16], [20, 10, 12, 18]]]
     assert dataset.class_names == ("part",)
     assert "listed more than once" in caplog.text
-    assert "its 'image_id' is a text; it is read as the number, as every 'id' in" in caplog.text
+    assert "its 'image_id' is a string; it is read as the number, as every 'id' in" in caplog.text
 
 
 def test_classes_are_in_the_order_of_their_ids(tmp_path):
@@ -451,7 +451,7 @@ def test_what_programs_write_into_voc(tmp_path, caplog):
     dataset = open_dataset(str(folder))
     assert boxes(dataset) == [[[10, 5, 10, 7]]] * 2
     assert [r["annotations"][0]["iscrowd"] for r in dataset.records] == [0, 1]
-    assert "a.xml object 1, b.xml object 1: its corners are not in order" in caplog.text
+    assert "a.xml object 1, b.xml object 1: its corners are in the wrong order" in caplog.text
     assert "'a.xml': it gives no size" in caplog.text
 
 
@@ -564,9 +564,12 @@ def test_a_row_that_leaves_the_picture_is_clipped_and_said(tmp_path, caplog):
     [
         ({"names": {0: "cat", 2: "dog"}}, "keys of 'names' must be 0 to 1"),
         ({"names": "cat"}, "'names' must be a list"),
-        ({"names": [True, False]}, "each of 'names' must be a text, got True. Put it into quotes"),
-        ({"names": ["cat", None]}, "each of 'names' must be a text, got None"),
-        ({"names": ["cat", ["dog"]]}, r"each of 'names' must be a text, got \['dog'\]"),
+        (
+            {"names": [True, False]},
+            "each of 'names' must be a string, got True. Put it into quotes",
+        ),
+        ({"names": ["cat", None]}, "each of 'names' must be a string, got None"),
+        ({"names": ["cat", ["dog"]]}, r"each of 'names' must be a string, got \['dog'\]"),
         ({"train": "images/a.png"}, r"a\.png' must be a list of pictures in UTF-8"),
         ({"nc": 3}, "'nc' is 3 and there are 2 'names'"),
         ({"train": "pictures"}, "'pictures' is not there; looked for"),

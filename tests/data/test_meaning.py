@@ -86,7 +86,7 @@ def flags(dataset):
 def test_flags_are_never_a_matter_of_truthiness(write, caplog, key, value, means, said):
     dataset = open_dataset(*write(changed("annotations", 1, key, value)))
     assert flags(dataset) == [0, means, 0, 0]
-    assert (f"annotation 2: its '{key}' is a text; it is read as yes or no" in caplog.text) == said
+    assert (f"annotation 2: its '{key}' is a string; it is read as true or false" in caplog.text) == said
     assert ("'ignore' is set: an ignore region" in caplog.text) == (key == "ignore" and means == 1)
 
 
@@ -109,17 +109,17 @@ def test_what_is_no_flag_is_refused_by_name(write, key, value):
     ("key", "field", "value", "words"),
     [
         ("images", "width", 40.0, None),
-        ("images", "width", "40", "image 1: its 'width' or 'height' is written as a text"),
-        ("images", "width", "40.0", "image 1: its 'width' or 'height' is written as a text"),
+        ("images", "width", "40", "image 1: its 'width' or 'height' is written as a string"),
+        ("images", "width", "40.0", "image 1: its 'width' or 'height' is written as a string"),
         ("images", "id", 1.0, None),
         ("annotations", "image_id", 1.0, None),
-        ("annotations", "image_id", "1", "annotation 1: its 'image_id' is a text; it is read as"),
+        ("annotations", "image_id", "1", "annotation 1: its 'image_id' is a string; it is read as"),
         ("annotations", "category_id", 1.0, None),
-        ("annotations", "category_id", "1", "annotation 1: its 'category_id' is a text; it is"),
+        ("annotations", "category_id", "1", "annotation 1: its 'category_id' is a string; it is"),
         ("annotations", "bbox", ["2", "3.0", "1e1", " 8 "], "a number of its 'bbox' is written as"),
-        ("annotations", "area", "80", "annotation 1: its 'area' is written as a text"),
+        ("annotations", "area", "80", "annotation 1: its 'area' is written as a string"),
         ("categories", "id", 1.0, None),
-        ("categories", "id", "1", "category '1': its 'id' is written as a text"),
+        ("categories", "id", "1", "category '1': its 'id' is written as a string"),
     ],
 )
 @pytest.mark.parametrize("pictures", [True, False])
@@ -146,9 +146,9 @@ def test_numbers_are_numbers_however_they_are_written(
         ("images", "width", [640.5, "x", "", True, NAN, INF, LONG, [40], {}, 0, -40, None],
          r"image 1 \('a\.png', .* x 30\): 'width' and 'height' must be positive whole numbers"),
         ("images", "id", [None, True, 0.5, NAN, INF, [1], {}, ""],
-         r"images\[0\] \(id .*'id' must be a whole number or a text"),
+         r"images\[0\] \(id .*'id' must be a whole number or a string"),
         ("images", "file_name", [5, True, [], {}, NAN, LONG],
-         r"image 1 \(file_name .*'file_name' must be a text"),
+         r"image 1 \(file_name .*'file_name' must be a string"),
         ("annotations", "image_id", [True, False, 0.5, NAN, INF, [1], {}, ""],
          r"annotation 1 \(image_id .*must be an 'id' in 'images'"),
         ("annotations", "category_id", [True, 0.5, NAN, INF, [1], {}, ""],
@@ -161,7 +161,7 @@ def test_numbers_are_numbers_however_they_are_written(
         ("categories", "id", [None, True, 0.5, NAN, INF, [1], {}, "a", ""],
          r"category .*: 'id' must be a whole number"),
         ("categories", "name", [None, True, "", [], {}, NAN, "\ud800"],
-         r"category 1 \(name .*'name' must be a text"),
+         r"category 1 \(name .*'name' must be a string"),
     ],
 )  # fmt: skip
 def test_what_is_no_value_of_a_field_is_refused_by_name(write, key, field, values, words):
@@ -177,12 +177,12 @@ def test_what_is_no_value_of_a_field_is_refused_by_name(write, key, field, value
 def test_an_area_that_is_none_becomes_width_x_height(write, caplog, value):
     dataset = open_dataset(*write(changed("annotations", 0, "area", value)))
     assert dataset.records[0]["annotations"][0]["area"] == 80
-    assert "annotation 1: its 'area' is no positive number" in caplog.text
+    assert "annotation 1: its 'area' is not a positive number" in caplog.text
 
 
 def test_a_number_as_a_name_is_its_text(write, caplog):
     assert open_dataset(*write(changed("categories", 0, "name", 7))).class_names == ("7", "dog")
-    assert "category 1 (name 7): its 'name' is a number; its text is used" in caplog.text
+    assert "category 1 (name 7): its 'name' is a number; it is read as a string" in caplog.text
 
 
 def test_a_fault_of_all_entries_is_said_once_with_a_count(write, caplog):
@@ -248,14 +248,14 @@ def test_ids_that_are_texts_match_numbers(write, caplog):
     dataset = open_dataset(*write(document))
     assert [len(record["annotations"]) for record in dataset.records] == [2, 2]
     assert [record["image_id"] for record in dataset.records] == ["1", "2"]
-    assert "and 1 more: its 'image_id' is a number, and the 'id' in 'images' a text" in caplog.text
+    assert "and 1 more: its 'image_id' is a number, and the 'id' in 'images' is a" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("image_id", "a.png", "its 'image_id' is a text, and every 'id' in 'images' is a number"),
-        ("category_id", "cat", "its 'category_id' is a text, and every 'id' in 'categories' is a"),
+        ("image_id", "a.png", "its 'image_id' is a string, and every 'id' in 'images' is a number"),
+        ("category_id", "cat", "its 'category_id' is a string, and every 'id' in 'categories' is"),
     ],
 )
 def test_ids_of_another_type_that_match_nothing_name_both_types(write, field, value, words):
@@ -288,7 +288,7 @@ def test_equal_entries_of_an_image_are_one(write, caplog):
     document = copy.deepcopy(DOCUMENT)
     document["images"].append(dict(document["images"][0]))
     assert len(open_dataset(*write(document)).records) == 2
-    assert "image 1: it is listed more than once; taken as one" in caplog.text
+    assert "image 1: it is listed more than once; counted once" in caplog.text
     document["images"][2]["file_name"] = "b.png"
     with pytest.raises(DatasetError, match="image 1: the id is given twice"):
         open_dataset(*write(document, "other.json"))
@@ -309,7 +309,7 @@ def test_equal_categories_are_one_and_an_unused_namesake_is_left_out(write, capl
     dataset = open_dataset(*write(document))
     assert dataset.class_names == ("cat", "dog")
     assert dataset.category_ids == (1, 2)
-    assert "category 1 ('cat'): it is listed more than once; taken as one" in caplog.text
+    assert "category 1 ('cat'): it is listed more than once; counted once" in caplog.text
     assert "category 0 ('dog'): another id has its name, and no annotation has this" in caplog.text
     document["annotations"][0]["category_id"] = 0
     with pytest.raises(DatasetError, match=r"category 'dog': two ids have this name"):
@@ -351,8 +351,11 @@ def top(key, value):
         (top("images", {"1": {"file_name": "a.png"}}), "'images' must be a list, got an object"),
         (top("annotations", {"1": [{}]}), r"'annotations' must be a list, got an object\. Write"),
         (top("annotations", None), "'annotations' must be a list, got null"),
-        (top("categories", ["cat"]), r"'categories'\[0\] must be an object, got a text \('cat'\)"),
-        (top("images", ["a.png"]), r"'images'\[0\] must be an object, got a text.*\"file_name\""),
+        (
+            top("categories", ["cat"]),
+            r"'categories'\[0\] must be an object, got a string \('cat'\)",
+        ),
+        (top("images", ["a.png"]), r"'images'\[0\] must be an object, got a string.*\"file_name\""),
         (
             {
                 "images": [{"id": 1, "file_name": "a.png", "objects": [{}]}],

@@ -132,7 +132,7 @@ def test_names_are_compared_with_the_list_of_files(root, local, settings):
     text = Path(annotations).read_text().replace("3.png", "3.PNG")
     with open(annotations, "w") as file:
         file.write(text)
-    with pytest.raises(DatasetError, match=r"'3\.PNG' \(meant is '3\.png'\)"):
+    with pytest.raises(DatasetError, match=r"'3\.PNG' \(probably '3\.png'\)"):
         open_dataset(annotations, root, pictures=settings)
 
 
@@ -201,7 +201,7 @@ def test_a_picture_that_is_not_there_is_not_asked_for_again(server, local, setti
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("nothing://a/b", "no protocol that fsspec knows"),
+        ("nothing://a/b", "a protocol that fsspec does not know"),
         ("zip:///a.zip", "zip://FOLDER::FILE.zip"),
         ("zip://a::/not/there.zip", "does not exist"),
         ("memory://not/there", "none of the 5"),

@@ -99,19 +99,19 @@ def said(source):
 
 def test_equal_faults_make_one_sentence(folder):
     text = said(folder(["0.png", "1.PNG", "2.PNG", "3.PNG"]))
-    assert "'1.PNG' (meant is '1.png'), file '2.PNG' (meant is '2.png')" in text
+    assert "'1.PNG' (probably '1.png'), file '2.PNG' (probably '2.png')" in text
     assert text.count("upper and lower case differ") == 1
 
 
 def test_a_root_that_is_one_folder_too_deep(folder):
     text = said(folder([f"set/{i}.png" for i in range(4)]))
-    assert "give that as the image folder" in text and "meant is '0.png'" in text
+    assert "give that as the image folder" in text and "probably '0.png'" in text
 
 
 def test_names_that_leave_the_folder_are_answered_too(folder):
     text = said(folder(["0.png", "../../media/1.png", "https://host.example/2.png", "/x/3.png"]))
-    assert "'../../media/1.png', meant is '1.png'" in text
-    assert "'https://host.example/2.png', meant is '2.png'" in text
+    assert "'../../media/1.png', probably '1.png'" in text
+    assert "'https://host.example/2.png', probably '2.png'" in text
     assert "is an address" in text and "leaves the image folder" in text
 
 
@@ -160,4 +160,4 @@ def test_a_folder_is_looked_through_once(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["case", "folder", "url"])
 def test_the_reported_cases(shared, name):
     case = shared / "cases/file_name_spelling"
-    assert "meant is 'a.png'" in said((str(case / f"ann_{name}.json"), str(case / "img")))
+    assert "probably 'a.png'" in said((str(case / f"ann_{name}.json"), str(case / "img")))

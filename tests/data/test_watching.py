@@ -57,7 +57,7 @@ def test_a_worker_that_hangs(action) -> None:
     with pytest.raises(RuntimeError, match=r"timed out after 1\.5 seconds") as caught:
         list(watched(loader_of(action), "dataloader.train", 1.5))
     assert (
-        "No batch came from the workers of dataloader.train for 1.5 s"
+        "No batch came from the worker processes of dataloader.train for 1.5 s"
         in explain(caught.value).sentence
     )
     deadline = time.monotonic() + 10
@@ -87,7 +87,7 @@ def test_a_batch_that_is_long_in_coming_is_told_once(
 
     assert list(watched(slow(), "dataloader.test", 0.2)) == [0, 1, 2]  # no worker to give up
     (said,) = caplog.messages
-    assert said.startswith("no batch of dataloader.test has come for 0 s")
+    assert said.startswith("no batch has come from dataloader.test for 0 s")
     caplog.clear()
     monkeypatch.setattr(watching, "_LONG", 10.0)
     assert list(watched(slow(), "dataloader.test", 0.0)) == [0, 1, 2] and not caplog.messages
@@ -114,7 +114,7 @@ def test_a_worker_without_file_handles_ends() -> None:
     loader = loader_of(limit, worker_init_fn=end_without_handles)
     with pytest.raises(OSError, match="Too many open files") as caught:
         list(watched(loader, "dataloader.train", 60.0))
-    assert explain(caught.value).sentence.startswith("Too many files are open (this process may")
+    assert explain(caught.value).sentence.startswith("Too many files are open (the limit is")
 
 
 def test_a_folder_that_is_gone_is_no_broken_picture() -> None:
@@ -126,6 +126,8 @@ def test_a_folder_that_is_gone_is_no_broken_picture() -> None:
 
     records = [{"file_name": f"{index}.png"} for index in range(30)]
     dataset = DetectionDataset(records, mapper, replace_broken=True)
-    with pytest.raises(DatasetError, match=r"20 images in a row .* The last: image file '4\.png'"):
+    with pytest.raises(
+        DatasetError, match=r"20 images in a row .* The last one: image file '4\.png'"
+    ):
         dataset[15]
     assert len(calls) == 20

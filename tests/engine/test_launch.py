@@ -52,10 +52,10 @@ def _environment(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
     ("values", "says"),
     [
         ({"RANK": 1}, "process 1 of 2 cannot reach process 0 at MASTER_ADDR=127.0.0.1, "),
-        ({"RANK": 0}, "not all of the 2 processes came to MASTER_ADDR=127.0.0.1, MASTER_PORT="),
+        ({"RANK": 0}, "not all of the 2 processes connected to MASTER_ADDR=127.0.0.1, "),
         ({"RANK": 2}, "RANK must be below WORLD_SIZE=2, got 2."),
-        ({"LOCAL_RANK": "x"}, "must be numbers and MASTER_ADDR a name, got LOCAL_RANK=x. Start"),
-        ({"MASTER_ADDR": ""}, "must be numbers and MASTER_ADDR a name, got MASTER_ADDR=. Start"),
+        ({"LOCAL_RANK": "x"}, "numbers and MASTER_ADDR a host name, got LOCAL_RANK=x. Start"),
+        ({"MASTER_ADDR": ""}, "numbers and MASTER_ADDR a host name, got MASTER_ADDR=. Start"),
     ],
 )  # fmt: skip
 def test_processes_that_do_not_meet(

@@ -184,7 +184,7 @@ def test_a_disk_that_takes_no_batch_ends_no_run(
     (tmp_path / "nonfinite_0000001").write_text("in the way")
     trainer = make_trainer(Poisoned({1}), 1, tmp_path)
     trainer.train()
-    assert trainer.iteration == 8 and "the batch is not saved" in caplog.text
+    assert trainer.iteration == 8 and "the batch could not be saved" in caplog.text
 
 
 def test_bad_limit() -> None:

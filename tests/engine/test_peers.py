@@ -16,8 +16,8 @@ from tests.engine import faulty
 
 HERE = f"on {socket.gethostname()}"
 MISSING = "FileNotFoundError: pictures/0017.jpg is not there ("
-KILLED = "parent: process 1 was ended by SIGKILL"
-GONE = f"{HERE} is gone without a word"
+KILLED = "parent: process 1 was killed by SIGKILL"
+GONE = f"{HERE} ended without a message"
 
 
 pytestmark = pytest.mark.usefixtures("quick_processes")
@@ -46,7 +46,7 @@ def _run(folder: Path, kind: str, place: str) -> tuple[int, list[str]]:
         ("return 2", "apart", 2, [f"0: process 1 {HERE} failed: it ended with exit code 2."]),
         ("kill", "together", 137, [f"0: process 1 {GONE}", KILLED]),
         ("kill", "apart", 137, [f"0: process 1 {GONE}", KILLED]),
-        ("kill", "main", 137, [f"1: process 0 {GONE}", "parent: process 0 was ended by SIGKILL"]),
+        ("kill", "main", 137, [f"1: process 0 {GONE}", "parent: process 0 was killed by SIGKILL"]),
         ("crash", "apart", 139, [f"0: process 1 {GONE}", KILLED.replace("KILL", "SEGV")]),
         ("exit 0", "together", 3, [f"0: process 1 {GONE}"]),
         ("exit 7", "apart", 7, [f"0: process 1 {GONE}"]),
@@ -73,7 +73,7 @@ def test_processes_that_do_not_come() -> None:
         assert line is not None
         line.close()
     assert verdict is not None and verdict["code"] == 2
-    assert "2 of 3 processes came within 0.5 seconds; missing: 1." in verdict["sentence"]
+    assert "2 of 3 processes connected within 0.5 seconds; missing: 1." in verdict["sentence"]
 
 
 def test_strangers_are_not_heard() -> None:

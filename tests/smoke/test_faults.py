@@ -81,7 +81,7 @@ def test_an_error_of_a_component_costs_nothing(
     lines = capsys.readouterr().err.splitlines()
     (said,) = [line for line in lines if line.startswith("error: ")]
     assert said.startswith(f"error: KeyError: 'colour' ({__file__}, line ")
-    kept = f"Iteration 2 is saved in {tmp_path}/checkpoint_0000002.pth. Add --resume to go on."
+    kept = f"Iteration 2 is saved in {tmp_path}/checkpoint_0000002.pth. Add --resume to continue."
     assert said.endswith(kept) and not any("Traceback" in line for line in lines)
     log = (tmp_path / "log.txt").read_text()
     assert said.removeprefix("error: ") in log and log.count("Traceback") == 1
@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_made(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert train(f"train.output_dir={tmp_path}/file/run") == 2
-    assert "file/run cannot be made (not a directory" in capsys.readouterr().err
+    assert "file/run cannot be created (not a directory" in capsys.readouterr().err
 
 
 def test_a_log_that_cannot_be_opened(

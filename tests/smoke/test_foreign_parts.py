@@ -60,7 +60,7 @@ def test_it_trains_epoch_after_epoch_and_evaluates(train):
 def test_a_resumed_run_begins_a_new_epoch_and_says_so(train, capsys):
     assert train() == 0
     assert train("train.max_iter=5", "--resume") == 0
-    assert "(Loader) has no iter_from and cannot go on in the middle" in capsys.readouterr().err
+    assert "(Loader) has no iter_from and cannot resume in the middle" in capsys.readouterr().err
     assert len(rows()) == 5
     assert json.loads(Path("output/results.json").read_text())["iterations"] == 5
 
@@ -68,7 +68,9 @@ def test_a_resumed_run_begins_a_new_epoch_and_says_so(train, capsys):
 def test_a_config_with_a_function_is_trained_and_not_written(train, capsys):
     assert train(added="model.start = lambda: 0.5\n") == 0
     assert rows()[0]["loss"] == pytest.approx(0.25)
-    assert "config.yaml is not written, and checkpoints lack it: " in capsys.readouterr().err
+    assert (
+        "config.yaml and the config in checkpoints cannot be written: " in capsys.readouterr().err
+    )
     assert not Path("output/config.yaml").exists()
     saved = torch.load("output/model_final.pth", weights_only=True)
     assert "config" not in saved and saved["model"]["mean"] > 0.5

@@ -184,6 +184,6 @@ def test_a_killed_process_comes_back(root: Path, drawn: Path, tmp_path: Path) ->
     _wait_for(output / "checkpoint_0000010.pth", 200)
     os.kill(agents.worker(1), signal.SIGKILL)
     assert agents.wait(300) == [0, 0], agents.texts()
-    assert re.search(r"process [01] on \S+ is gone without a word", "".join(agents.texts()))
+    assert re.search(r"process [01] on \S+ ended without a message", "".join(agents.texts()))
     losses = [[(row["iteration"], row["loss"]) for row in _rows(f)] for f in (plain, output)]
     assert losses[0] == losses[1] and len(losses[0]) == 30

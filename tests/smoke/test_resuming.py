@@ -66,7 +66,7 @@ def test_a_resumed_run_says_what_has_changed(
 ) -> None:
     assert run("train.log_period=2") == 0
     log = (tmp_path / "log.txt").read_text()
-    assert "train.log_period is 1 in the run to resume and 2 here" in log
+    assert "train.log_period was 1 in the checkpoint and is 2 now" in log
     assert "resuming at iteration 4" in log
     assert run() == 0
     facts = load_checkpoint(tmp_path / "model_final.pth")["run"]
@@ -80,7 +80,7 @@ def test_a_resumed_run_says_what_has_changed(
     ("change", "says"),
     [
         ("dataloader.train.total_batch_size=3", "dataloader.train.total_batch_size is 2"),
-        ("train.epochs=4", "the number of iterations, which the lr follows, is 6"),
+        ("train.epochs=4", "the length of the learning rate schedule was 6"),
         ("train.accumulation_steps=2", "train.accumulation_steps is 1"),
     ],
 )
@@ -122,9 +122,9 @@ def test_nothing_to_resume(
     assert "there is no checkpoint to resume" in _error(capsys)
     assert main(["train", "--resume=auto", str(root / CONFIG), *arguments]) == 0
     log = (output / "log.txt").read_text()
-    assert log.count("beginning at the start") == 1
+    assert log.count("starting a new run") == 1
     assert main(["train", "--resume=auto", str(root / CONFIG), *arguments]) == 0
-    assert (output / "log.txt").read_text().count("beginning at the start") == 1
+    assert (output / "log.txt").read_text().count("starting a new run") == 1
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_resume_takes_no_folder(
     with pytest.raises(SystemExit) as caught:
         main(["train", "quickstart", *(word.replace("DIR", str(tmp_path)) for word in words)])
     assert caught.value.code == 2
-    assert "--resume takes no folder" in capsys.readouterr().err
+    assert "--resume takes no value except auto" in capsys.readouterr().err
 
 
 def test_a_broken_newest_checkpoint_costs_one_period(

@@ -64,7 +64,7 @@ _BY_BEGINNING = {
     b"\x89HDF": ("an HDF5 file", _EXPORT),
     b"PAR1": ("a Parquet table", _EXPORT),
     b"version https://git-lfs": (
-        "a pointer of Git LFS, which stands for the file",
+        "a Git LFS pointer in place of the file",
         "Fetch the file itself with git lfs pull.",
     ),
     b"<!doctype html": ("a web page", "Fetch the file itself; a download may need a login."),

@@ -228,7 +228,7 @@ class _XmlReader:
                 continue
             (x0, y0, x1, y1), category = parsed
             if any(_number(entry, f"{a}min") > _number(entry, f"{a}max") for a in "xy"):
-                fault = "its corners are not in order; they are put in order."
+                fault = "its corners are in the wrong order; they are swapped."
                 self._findings.warn(name, fault, Effect.CHANGED)
             difficult = flag(_text(entry, "difficult") or None)
             if difficult is None:

@@ -128,7 +128,7 @@ def _class_names(content: dict[str, Any], path: str) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise DatasetError(
-                f"{path}: each of 'names' must be a text, got {name!r}. Put it into quotes: YAML "
+                f"{path}: each of 'names' must be a string, got {name!r}. Put it into quotes: YAML "
                 "reads yes, no, on and off as true and false."
             )
     count = content.get("nc", len(names))

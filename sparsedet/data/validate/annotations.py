@@ -194,7 +194,7 @@ class _Reader:
                 fault = f"'{key}' must be 0 or 1. Correct it."
                 self._findings.error(f"{label} ({key} {shown(given)})", fault)
             elif isinstance(given, str):
-                self._findings.warn(label, f"its '{key}' is a text; it is read as yes or no.")
+                self._findings.warn(label, f"its '{key}' is a string; it is read as true or false.")
             if value and key == "ignore":
                 self._findings.warn(label, f"its 'ignore' is set: {_IGNORED}")
             ignored = ignored or bool(value)
@@ -264,5 +264,5 @@ def _check_repeated(by_image: Mapping[Id, list[CleanAnnotation]], findings: Find
         if len(different) < len(objects):
             findings.warn(
                 f"image {name_of(identity)} ({len(objects) - len(different)} boxes)",
-                "the same box of the same category is there more than once; all are kept.",
+                "the same box of the same category occurs more than once; all are kept.",
             )

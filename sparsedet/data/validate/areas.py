@@ -28,7 +28,7 @@ def read_area(entry: Mapping[str, Any], label: str, findings: Findings) -> float
             findings.warn(label, said_as_text("its 'area'"))
         return area
     if given is not None:
-        fault = "its 'area' is no positive number; width x height is used."
+        fault = "its 'area' is not a positive number; width x height is used."
         findings.warn(label, fault, Effect.CHANGED)
     return None
 

@@ -9,7 +9,7 @@ from .fields import kind, quoted, said_as_text, shown, text, whole
 from .findings import Effect, Findings
 
 _LARGEST_SIDE = 2**31 - 1
-_REPEATED = "it is listed more than once; taken as one."
+_REPEATED = "it is listed more than once; counted once."
 
 
 def check_categories(
@@ -41,7 +41,7 @@ def check_categories(
     _compare_names([name for _, name in pairs], findings)
     for name, count in Counter(n for _, n in pairs).items():
         if count > 1:
-            fault = "two ids have this name. Join or rename them."
+            fault = "two ids have this name. Merge or rename them."
             findings.error(f"category {name!r}", fault, whole=True)
     return sorted(pairs)
 
@@ -56,11 +56,11 @@ def _category(category: Mapping, findings: Findings) -> tuple[int, str] | None:
     if isinstance(given, str):
         findings.warn(label, said_as_text("its 'id'"))
     if name is None:
-        fault = "'name' must be a text that is not empty. Correct it."
+        fault = "'name' must be a non-empty string. Correct it."
         findings.error(f"{label} (name {shown(category.get('name'))})", fault, whole=True)
         return None
     if not isinstance(category["name"], str):
-        findings.warn(f"{label} (name {name})", "its 'name' is a number; its text is used.")
+        findings.warn(f"{label} (name {name})", "its 'name' is a number; it is read as a string.")
     return identity, name
 
 
@@ -114,7 +114,7 @@ def check_images(
         if identity is None:
             findings.error(
                 f"images[{place}] (id {shown(image.get('id'))})",
-                "'id' must be a whole number or a text. Correct it.",
+                "'id' must be a whole number or a string. Correct it.",
             )
             continue
         label = f"image {name_of(identity)}"
@@ -156,7 +156,7 @@ def _check_file_name(name: Any, label: str, findings: Findings) -> bool:
     if not isinstance(name, str):
         findings.error(
             f"{label} (file_name {shown(name)})",
-            f"'file_name' must be a text, got {kind(name)}. Write the path below the image folder.",
+            f"'file_name' must be a string, got {kind(name)}. Write the path in the image folder.",
         )
         return False
     return True

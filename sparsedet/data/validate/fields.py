@@ -88,13 +88,13 @@ def kind(value: Any) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, Real):
         return "a number"
-    names = ((str, "a text"), (list, "a list"), (dict, "an object"))
+    names = ((str, "a string"), (list, "a list"), (dict, "an object"))
     return next((name for each, name in names if isinstance(value, each)), type(value).__name__)
 
 
 def said_as_text(keys: str) -> str:
     """The warning about texts that were read as numbers."""
-    return f"{keys} is written as a text; it is read as the number."
+    return f"{keys} is written as a string; it is read as the number."
 
 
 def _parse(value: str) -> int | float | None:

@@ -41,9 +41,9 @@ class References:
         if found is None or type(found) is type(identity):  # "01" is another text than "1"
             return None
         if isinstance(identity, str):
-            fault = f"is a text; it is read as the number, as every 'id' in '{self.listed}' is."
+            fault = f"is a string; it is read as the number, as every 'id' in '{self.listed}' is."
         else:
-            fault = f"is a number, and the 'id' in '{self.listed}' a text; they are matched."
+            fault = f"is a number, and the 'id' in '{self.listed}' is a string; they are matched."
         findings.warn(label, f"its '{self.key}' {fault}")
         return found
 
@@ -53,7 +53,7 @@ class References:
         own = {isinstance(identity, str) for identity in self._ids}
         if len(given) != 1 or len(own) != 1 or given == own:
             return None
-        names = {True: "a text", False: "a number"}
+        names = {True: "a string", False: "a number"}
         return (
             f"its '{self.key}' is {names[given.pop()]}, and every 'id' in '{self.listed}' is "
             f"{names[own.pop()]}, such as {next(iter(self._ids))!r}. Write the 'id' of the entry "
