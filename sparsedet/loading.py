@@ -24,6 +24,7 @@ from sparsedet.config.trust import require_trusted
 from sparsedet.conversion import num_classes
 from sparsedet.data import resolve_classes
 from sparsedet.engine.launch import resolve_device
+from sparsedet.engine.memory import within_memory
 from sparsedet.modeling import TokenSparseDetector
 
 
@@ -83,7 +84,8 @@ def load_detector(
     """
     place = device or resolve_device(cfg.get("train", {}).get("device", "auto"))
     leave_out_pretrained(cfg)
-    model = instantiate(cfg.model)
+    with within_memory():
+        model = instantiate(cfg.model)
     if weights is not None:
         report = load_weights(model, weights)
         if report.module:

@@ -35,8 +35,10 @@ from sparsedet.engine import (
     StopHook,
     Trainer,
 )
+from sparsedet.config.calls import is_out_of_memory
 from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
+from sparsedet.engine.memory import within_memory
 from sparsedet.engine.nonfinite import NonFiniteSteps
 from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
@@ -249,9 +251,10 @@ class Job:
         if replaced or settings.init_checkpoint:
             for key in leave_out_pretrained(self._cfg):
                 logger.info("model.backbone.%s: not fetched, a checkpoint takes their place", key)
-        model = instantiate(self._cfg.model)
-        if isinstance(model, TokenSparseDetector):
-            _check_parts_fit(model)
+        with within_memory():
+            model = instantiate(self._cfg.model)
+            if isinstance(model, TokenSparseDetector):
+                _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
             initialize(model, settings, eval_only=self._eval_only)
         return model.to(self._device)
@@ -448,10 +451,18 @@ def _check_parts_fit(model: nn.Module) -> None:
     try:
         with torch.no_grad():
             (found,) = model.eval()([{"image": image, "instances": nothing}])
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:
-        raise ConfigError(f"the parts of model do not fit together: {_sentence(error)}") from error
+        full = is_out_of_memory(error)
+        if not full:
+            reason = _sentence(error)
+            raise ConfigError(f"the parts of model do not fit together: {reason}") from error
+    else:
+        full = False
+    if full:
+        raise ConfigError(
+            "model needs more memory than there is for an image of 64 x 64 pixels. Lower its "
+            "number of queries, or the sizes of its layers."
+        )
     if not torch.isfinite(found["instances"].scores).all():
         raise ConfigError(
             "model gives scores that are not finite before it has learned anything. Look for a "
