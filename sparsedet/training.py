@@ -23,6 +23,7 @@ from sparsedet.agreement import require_same_start
 from sparsedet.changes import changes, run_facts, schedule_change, tell
 from sparsedet.checkpoint import CheckpointStore
 from sparsedet.config import ConfigError, instantiate, setting
+from sparsedet.config.calls import is_out_of_memory
 from sparsedet.data import AnnotatedDataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
@@ -35,7 +36,6 @@ from sparsedet.engine import (
     StopHook,
     Trainer,
 )
-from sparsedet.config.calls import is_out_of_memory
 from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
 from sparsedet.engine.memory import within_memory
