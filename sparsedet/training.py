@@ -452,13 +452,11 @@ def _check_parts_fit(model: nn.Module) -> None:
         with torch.no_grad():
             (found,) = model.eval()([{"image": image, "instances": nothing}])
     except Exception as error:
-        full = is_out_of_memory(error)
-        if not full:
+        if not is_out_of_memory(error):
             reason = _sentence(error)
             raise ConfigError(f"the parts of model do not fit together: {reason}") from error
-    else:
-        full = False
-    if full:
+        found = None
+    if found is None:
         raise ConfigError(
             "model needs more memory than there is for an image of 64 x 64 pixels. Lower its "
             "number of queries, or the sizes of its layers."

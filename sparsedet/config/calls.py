@@ -149,17 +149,21 @@ def _call(target: Any, kwargs: dict[str, Any], path: str, node: Any) -> Any:
     mend = f"{wrong.sentence}. Set {_place(node, wrong.name, path)}." if wrong else None
     if wrong is not None and wrong.endless:
         raise ConfigError(str(mend))
+    made = _made(target, kwargs, path, mend, node)
+    if mend is not None:
+        raise ConfigError(mend)
+    return made
+
+
+def _made(target: Any, kwargs: dict[str, Any], path: str, mend: str | None, node: Any) -> Any:
+    """What a call returns; what it raises is told with its place in the config."""
     try:
-        made = target(**kwargs)
+        return target(**kwargs)
     except Exception as error:
         if not is_out_of_memory(error):
             if _is_telling(error):
                 raise
             raise ConfigError(_refusal(error, target, kwargs, path, mend, node)) from error
-    else:
-        if mend is not None:
-            raise ConfigError(mend)
-        return made
     raise ConfigError(  # not caused by an error of memory, which a run could go on after
         f"{path or 'top level'}: there is not enough memory for {_name(target)} with "
         f"{_given(kwargs)}. Lower the number that makes it large."

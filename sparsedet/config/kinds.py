@@ -31,10 +31,10 @@ _WORDS = {
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 # What an argument may be by its name, of parts of this library: from and to. Of modules there are
-# as many as such a number says, one after the other; nobody waits for more.
+# as many as such a number says, one after the other, and of workers; nobody waits for more.
 _MODULES = 1000
 _BOUNDS = (
-    (re.compile(r"num_(layers|levels|heads|points)"), 0, _MODULES),
+    (re.compile(r"num_(layers|levels|heads|points|workers)"), 0, _MODULES),
     (re.compile(r"num_\w+|\w+_dim|max_detections"), 0, 10**7),
     (re.compile(r"weight|gamma|eps|temperature|\w+_cost|\w*lr|weight_decay\w*"), 0, math.inf),
     (re.compile(r"dropout|\w+_dropout|alpha|\w*probability"), 0, 1),
