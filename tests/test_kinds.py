@@ -83,7 +83,9 @@ def test_what_does_not_fit_into_memory_is_named(error):
     cfg = DictConfig({"m": L(Fails)(size="big", error=error)}, flags={"allow_objects": True})
     with pytest.raises(ConfigError) as caught:
         instantiate(cfg.m)
-    assert str(caught.value).startswith("m: there is not enough memory for Fails with size='big', ")
+    assert str(caught.value).startswith(
+        "m: there is not enough memory for Fails with size='big'. Lower "
+    )
     assert explain(caught.value, otherwise=2) == Fault(str(caught.value), 2)
 
 
