@@ -19,11 +19,13 @@ from sparsedet.checkpoint import (
     load_weights,
 )
 from sparsedet.config import ConfigError, LazyConfig, instantiate, packaged_configs
+from sparsedet.config.calls import raw_value
 from sparsedet.config.lazy import setting
 from sparsedet.config.trust import require_trusted
 from sparsedet.conversion import num_classes
 from sparsedet.data import resolve_classes
 from sparsedet.engine.launch import resolve_device
+from sparsedet.engine.memory import within_memory
 from sparsedet.modeling import TokenSparseDetector
 
 
@@ -83,7 +85,8 @@ def load_detector(
     """
     place = device or resolve_device(cfg.get("train", {}).get("device", "auto"))
     leave_out_pretrained(cfg)
-    model = instantiate(cfg.model)
+    with within_memory():
+        model = instantiate(cfg.model)
     if weights is not None:
         report = load_weights(model, weights)
         if report.module:
@@ -94,15 +97,27 @@ def load_detector(
     return model.to(place).eval()
 
 
-def trained_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
-    """Class names in the order of the weights; None where the checkpoint does not tell.
+def stored_setting(checkpoint: Mapping[str, Any], weights: str | os.PathLike[str], key: str) -> Any:
+    """A setting of the config that a training run left in its checkpoint.
 
     Args:
-        checkpoint: a loaded file; that of a training run holds its config.
+        checkpoint: the loaded file.
+        weights: its path, for messages.
+        key: of the setting, such as ``dataset.class_names``, the class names in the order of the
+            weights.
+
+    Returns:
+        None where the checkpoint does not tell.
+
+    Raises:
+        CheckpointError: the config cannot be read, or would compute the setting.
     """
     if not isinstance(checkpoint.get("config"), str):
         return None
-    return setting(stored_config(checkpoint["config"], "the checkpoint"), "dataset.class_names")
+    cfg = stored_config(checkpoint["config"], f"checkpoint {weights}")
+    _leave_out_others(cfg, (key,))
+    _require_trusted(cfg, weights)
+    return setting(cfg, key)
 
 
 def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
@@ -126,26 +141,30 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
             "`sparsedet eval CONFIG --weights FILE`, `sparsedet predict FILE --config-file CONFIG`."
         )
     cfg = stored_config(checkpoint["config"], f"checkpoint {weights}")
+    _leave_out_others(cfg, (*keys, "train", "dataset"))
+    _require_trusted(cfg, weights)
     for key in keys:
         if setting(cfg, key) is None:
             raise CheckpointError(
                 f"the config in checkpoint {weights} has no {key}. Give one that has."
             )
-    _leave_out_others(cfg, (*keys, "train", "dataset"))
+    return cfg
+
+
+def _require_trusted(cfg: Any, weights: str | os.PathLike[str]) -> None:
     try:
         require_trusted(cfg, f"the config in checkpoint {weights}")
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    return cfg
 
 
 def _leave_out_others(cfg: Any, keys: Sequence[str]) -> None:
-    """Remove the parts of which no key is asked for, in place."""
+    """Remove the parts of which no key is asked for, in place; no reference is followed."""
     for name in list(cfg):
         below = {key.partition(".")[2] for key in keys if key.partition(".")[0] == name}
         if not below:
             del cfg[name]
-        elif "" not in below:
+        elif "" not in below and isinstance(raw_value(cfg, name), Mapping):
             _leave_out_others(cfg[name], [part.partition(".")[0] for part in below])
 
 

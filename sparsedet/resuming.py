@@ -18,11 +18,11 @@ from sparsedet.checkpoint import (
     load_weights,
     non_finite,
 )
-from sparsedet.config import ConfigError, setting
+from sparsedet.config import ConfigError
 from sparsedet.config.files import dump_yaml
 from sparsedet.engine import Trainer
 from sparsedet.files import atomic_write
-from sparsedet.loading import stored_config, trained_class_names
+from sparsedet.loading import stored_setting
 
 __all__ = [
     "Found",
@@ -48,13 +48,12 @@ Resume = bool | Literal["auto"]
 def trained_classes(settings: Any) -> list[str] | None:
     """Class names in the order of the weights that will be evaluated, where their file tells."""
     if not settings.init_checkpoint:
-        last = CheckpointStore(settings.output_dir).load_last()
-        checkpoint = last[0] if last else {}
+        found = CheckpointStore(settings.output_dir).load_last()
     elif Path(settings.init_checkpoint).is_file():
-        checkpoint = load_checkpoint(settings.init_checkpoint)
+        found = load_checkpoint(settings.init_checkpoint), settings.init_checkpoint
     else:
-        checkpoint = {}  # said when the weights are loaded
-    return trained_class_names(checkpoint)
+        found = None  # said when the weights are loaded
+    return None if found is None else stored_setting(*found, "dataset.class_names")
 
 
 def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) -> Found | None:
@@ -89,9 +88,7 @@ def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) 
 
 def earlier_seed(last: Found | None) -> int | None:
     """The seed of the run to resume, which one without a seed goes on with; None if not known."""
-    if last is None or not isinstance(last[0].get("config"), str):
-        return None
-    return setting(stored_config(last[0]["config"], f"checkpoint {last[1]}"), "train.seed")
+    return None if last is None else stored_setting(*last, "train.seed")
 
 
 def config_text(cfg: Any) -> str | None:

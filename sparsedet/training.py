@@ -23,6 +23,7 @@ from sparsedet.agreement import require_same_start
 from sparsedet.changes import changes, run_facts, schedule_change, tell
 from sparsedet.checkpoint import CheckpointStore
 from sparsedet.config import ConfigError, instantiate, setting
+from sparsedet.config.calls import is_out_of_memory
 from sparsedet.data import AnnotatedDataset
 from sparsedet.data.catalog import resolve_dataset
 from sparsedet.engine import (
@@ -37,6 +38,7 @@ from sparsedet.engine import (
 )
 from sparsedet.engine.batches import batches_from, epoch_length
 from sparsedet.engine.hooks import plain_metrics
+from sparsedet.engine.memory import within_memory
 from sparsedet.engine.nonfinite import NonFiniteSteps
 from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
@@ -247,9 +249,10 @@ class Job:
         if replaced or settings.init_checkpoint:
             for key in leave_out_pretrained(self._cfg):
                 logger.info("model.backbone.%s: not fetched, a checkpoint takes their place", key)
-        model = instantiate(self._cfg.model)
-        if isinstance(model, TokenSparseDetector):
-            _check_parts_fit(model)
+        with within_memory():
+            model = instantiate(self._cfg.model)
+            if isinstance(model, TokenSparseDetector):
+                _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
             initialize(model, settings, eval_only=self._eval_only)
         return model.to(self._device)
@@ -446,10 +449,16 @@ def _check_parts_fit(model: nn.Module) -> None:
     try:
         with torch.no_grad():
             (found,) = model.eval()([{"image": image, "instances": nothing}])
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:
-        raise ConfigError(f"the parts of model do not fit together: {_sentence(error)}") from error
+        if not is_out_of_memory(error):
+            reason = _sentence(error)
+            raise ConfigError(f"the parts of model do not fit together: {reason}") from error
+        found = None
+    if found is None:
+        raise ConfigError(
+            "model needs more memory than there is for an image of 64 x 64 pixels. Lower its "
+            "number of queries, or the sizes of its layers."
+        )
     if not torch.isfinite(found["instances"].scores).all():
         raise ConfigError(
             "model gives scores that are not finite before it has learned anything. Look for a "

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from sparsedet.config import ConfigError, instantiate
 from sparsedet.config import LazyCall as L
 from sparsedet.config.kinds import fits, words
+from sparsedet.engine.faults import Fault, explain
 from sparsedet.layers.positional import SinePositionEmbedding
 from sparsedet.modeling import BoxL1Loss, TopKSelector
 
@@ -68,10 +69,48 @@ def test_whatever_a_constructor_raises_is_one_sentence(error):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [MemoryError, FileNotFoundError])
-def test_faults_of_the_machine_are_no_faults_of_the_config(error):
-    with pytest.raises(error):
-        instantiate(L(Fails)(size=1, error=error))
+def test_faults_of_the_machine_are_no_faults_of_the_config():
+    with pytest.raises(FileNotFoundError):
+        instantiate(L(Fails)(size=1, error=FileNotFoundError))
+
+
+def from_torch(text):
+    return RuntimeError(f"[enforce fail at alloc_cpu.cpp:1] {text}: can't allocate memory: you ...")
+
+
+@pytest.mark.parametrize("error", [MemoryError, from_torch])
+def test_what_does_not_fit_into_memory_is_named(error):
+    cfg = DictConfig({"m": L(Fails)(size="big", error=error)}, flags={"allow_objects": True})
+    with pytest.raises(ConfigError) as caught:
+        instantiate(cfg.m)
+    assert str(caught.value).startswith(
+        "m: there is not enough memory for Fails with size='big'. Lower "
+    )
+    assert explain(caught.value, otherwise=2) == Fault(str(caught.value), 2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("num_layers", 10**9, "num_layers must be in [0, 1000], got 1000000000. Set m.num_layers."),
+        ("num_workers", 10**7, "num_workers must be in [0, 1000], got 10000000"),
+        ("num_queries", 10**9, "num_queries must be in [0, 10000000], got 1000000000"),
+        ("embed_dim", 10**8, "embed_dim must be in [0, 10000000], got 100000000"),
+    ],
+)
+def test_a_call_that_would_not_end_is_not_made(argument, value, said):
+    made = []
+
+    def part(*, num_layers: int = 1, num_workers: int = 1, num_queries: int = 1, embed_dim=1):
+        made.append(1)
+
+    part.__module__ = "sparsedet.modeling"
+    part.__annotations__["embed_dim"] = int
+    cfg = DictConfig({"m": L(part)(**{argument: value})}, flags={"allow_objects": True})
+    with pytest.raises(ConfigError) as error:
+        instantiate(cfg.m)
+    assert said in str(error.value)
+    assert not made
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from sparsedet.checkpoint import CheckpointError, save_checkpoint
 from sparsedet.config import ConfigError, LazyConfig, get_config, instantiate, read_config, trusting
 from sparsedet.config.naming import Reference
-from sparsedet.loading import trained_config
+from sparsedet.loading import stored_setting, trained_config
 
 PROOF = "proof_that_it_ran"
 
@@ -104,6 +104,12 @@ def test_reaching_through_a_library_is_refused(tmp_path, target):
         "timm: {_target_: timm.create_model, model_name: resnet10t, checkpoint_path: x.pth}",
         "backbone: {model_args: {pretrained_cfg: {file: x.pth}}}",
         "name: 'hf-hub:someone/model'",
+        "name: 'HF-HUB:someone/model'",
+        "name: ' hf_hub:someone/model'",
+        'name: "hf\\t-hub:someone/model"',
+        "name: '${a}hub:someone/model'\na: 'hf-'",
+        "name: ['${a}${b}']\na: 'hf-'\nb: 'hub:someone/model'",
+        "name: '${oc.select:none,local-}dir:folder'",
         "name: '${oc.env:HOME}'",
         "name: '${a.${oc.env:HOME}}'",
         "name: '\\\\\\\\${oc.env:HOME}'",
@@ -191,6 +197,21 @@ def test_what_no_config_holds_is_refused_at_once(tmp_path, text, words):
     assert words in str(error.value) and "\n" not in str(error.value)
     assert len(str(error.value)) < 400
     assert time.monotonic() - start < 20
+
+
+def test_no_setting_of_a_checkpoint_reads_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "of nobody")
+    for text in (
+        "dataset: {class_names: ['${oc.env:SECRET}']}",
+        "dataset: {class_names: '${x}'}\nx: ['${oc.env:SECRET}']",
+        "dataset: '${oc.decode:${oc.env:SECRET}}'",
+    ):
+        with pytest.raises(ValueError) as error:
+            stored_setting({"config": text}, "w.pth", "dataset.class_names")
+        assert "of nobody" not in str(error.value)
+    text = "dataset: {class_names: [cat]}\nmodel: {_target_: torch.load}"
+    assert stored_setting({"config": text}, "w.pth", "dataset.class_names") == ["cat"]
+    assert stored_setting({}, "w.pth", "dataset.class_names") is None
 
 
 def test_a_config_in_a_checkpoint_is_data_too(tmp_path, foreign):

@@ -72,12 +72,14 @@ def run(args: argparse.Namespace) -> None:
 def _load_config(args: argparse.Namespace) -> Any:
     from sparsedet.checkpoint import load_checkpoint
     from sparsedet.data import resolve_dataset
-    from sparsedet.loading import require_same_classes, trained_class_names
+    from sparsedet.loading import require_same_classes, stored_setting
 
     needs = ("model", "dataloader", "dataset", "train")
     cfg = read_config(args.config_file, args.overrides, needs=needs)
     if cfg.dataset.class_names is None:
-        cfg.dataset.class_names = trained_class_names(load_checkpoint(args.weights))
+        checkpoint = load_checkpoint(args.weights)
+        names = stored_setting(checkpoint, args.weights, "dataset.class_names")
+        cfg.dataset.class_names = names
     resolve_dataset(cfg, ("train",))
     require_same_classes(cfg)
     return cfg

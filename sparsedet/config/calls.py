@@ -146,23 +146,41 @@ def _call(target: Any, kwargs: dict[str, Any], path: str, node: Any) -> Any:
             raise ConfigError(f"{_place(node, key, path)} cannot be {shown(strange)}. Change it.")
     known = str(getattr(target, "__module__", "")).startswith(_ANNOTATED)
     wrong = wrong_kind(target, kwargs) if known else None
-    mend = f"{wrong[1]}. Set {_place(node, wrong[0], path)}." if wrong else None
-    try:
-        made = target(**kwargs)
-    except Exception as error:
-        if _is_telling(error):
-            raise
-        raise ConfigError(_refusal(error, target, kwargs, path, mend, node)) from error
+    mend = f"{wrong.sentence}. Set {_place(node, wrong.name, path)}." if wrong else None
+    if wrong is not None and wrong.endless:
+        raise ConfigError(str(mend))
+    made = _made(target, kwargs, path, mend, node)
     if mend is not None:
         raise ConfigError(mend)
     return made
 
 
+def _made(target: Any, kwargs: dict[str, Any], path: str, mend: str | None, node: Any) -> Any:
+    """What a call returns; what it raises is told with its place in the config."""
+    try:
+        return target(**kwargs)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            if _is_telling(error):
+                raise
+            raise ConfigError(_refusal(error, target, kwargs, path, mend, node)) from error
+    raise ConfigError(  # not caused by an error of memory, which a run could go on after
+        f"{path or 'top level'}: there is not enough memory for {_name(target)} with "
+        f"{_given(kwargs)}. Lower the number that makes it large."
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, as Python, torch and C++ say it."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    texts = ("can't allocate memory", "bad_alloc", "CUDA out of memory")
+    return named or any(text in str(error) for text in texts)
+
+
 def _is_telling(error: Exception) -> bool:
     """Whether an error is the machine's, or of a class that names its own file or key."""
     special = isinstance(error, ValueError) and type(error).__module__ != "builtins"
-    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return special or full or isinstance(error, OSError)
+    return special or isinstance(error, OSError)
 
 
 def _refusal(
@@ -183,13 +201,21 @@ def _refusal(
         return mend
     if type(error) in (ValueError, ImportError):
         return f"{text} (config: {place})"
-    named = {key: value for key, value in kwargs.items() if isinstance(value, _SHOWN)}
-    given = ", ".join(f"{key}={shown(value, 40)}" for key, value in named.items())
-    name = getattr(target, "__qualname__", repr(target))
     return (
-        f"{place}: {name} cannot be created with {given or 'these arguments'} "
+        f"{place}: {_name(target)} cannot be created with {_given(kwargs)} "
         f"({type(error).__name__}: {first_line(error)})."
     )
+
+
+def _name(target: Any) -> str:
+    return getattr(target, "__qualname__", repr(target))
+
+
+def _given(kwargs: Mapping[str, Any]) -> str:
+    """The plain values among the arguments of a call."""
+    named = {key: value for key, value in kwargs.items() if isinstance(value, _SHOWN)}
+    given = ", ".join(f"{key}={shown(value, 40)}" for key, value in named.items())
+    return given or "what it is given"
 
 
 def _place(node: Any, key: str, path: str) -> str:
@@ -208,7 +234,7 @@ def _check_arguments(target: Any, kwargs: Mapping[str, Any], path: str) -> None:
     if parameters is None:
         return
     named, takes_any = parameters
-    name = getattr(target, "__qualname__", repr(target))
+    name = _name(target)
     for key in kwargs:
         if key not in named and not takes_any:
             if key in retired_arguments(target):

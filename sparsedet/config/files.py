@@ -30,6 +30,7 @@ from sparsedet.config.naming import (
     shown,
 )
 from sparsedet.config.stand_ins import stand_in
+from sparsedet.config.yaml_bounds import read_bounded, read_start
 
 _PACKAGE = "sparsedet._config_files"
 # The files that are being run, because one loads the next.
@@ -140,11 +141,6 @@ def as_config(value: Any) -> Any:
         raise ConfigError(f"{first_line(error)}.") from error
 
 
-_MOST_BYTES = 1 << 20
-_MOST_NODES = 50_000
-_MOST_LEVELS = 40
-_TOO_DEEP = f"it is nested more than {_MOST_LEVELS} levels deep, which no config is."
-
 # --- YAML. Scalars are those of version 1.2: 1e-4 is a number; yes, 1:30 and dates are strings.
 
 _TAG = "tag:yaml.org,2002:"
@@ -207,45 +203,7 @@ def parse_yaml(text: str | bytes) -> Any:
         yaml.YAMLError: if it is none.
         ConfigError: if it is larger or deeper than a config is.
     """
-    if len(text) > _MOST_BYTES:
-        raise ConfigError(f"it is larger than {_MOST_BYTES >> 20} MB, which no config is.")
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _measure(node, {}, ())
-        return loader.construct_document(node)
-    except RecursionError as error:
-        raise ConfigError(_TOO_DEEP) from error
-
-
-def _measure(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many nodes there are below one, each alias counted as what it stands for."""
-    if id(node) in above or len(above) > _MOST_LEVELS:
-        raise ConfigError(_TOO_DEEP)
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        mapping = isinstance(node, yaml.MappingNode)
-        if mapping:
-            _refuse_twice([key for key, _ in node.value])
-        children = [each for pair in node.value for each in pair] if mapping else node.value
-        known[id(node)] = 1 + sum(_measure(each, known, (*above, id(node))) for each in children)
-    if known[id(node)] > _MOST_NODES:
-        raise ConfigError(f"it has more than {_MOST_NODES} values, which no config has.")
-    return known[id(node)]
-
-
-def _refuse_twice(keys: Sequence[yaml.Node]) -> None:
-    """Of a key that stands there twice, YAML's reader would silently take the last."""
-    seen = set()
-    for key in keys:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in seen and key.value != "<<":
-                problem = f"the key {shown(key.value)} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
+    return read_bounded(text, _Loader, "config")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -255,7 +213,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: if it is not YAML, or not a mapping; the message names the file and the line.
     """
     try:
-        content = parse_yaml(path.read_bytes()[: _MOST_BYTES + 1])
+        content = parse_yaml(read_start(path))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not YAML: {one_line(error.problem)}.") from error

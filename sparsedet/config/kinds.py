@@ -15,6 +15,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sparsedet.config.naming import keyword_parameters, shown
@@ -29,16 +30,34 @@ _WORDS = {
 }
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
-# What an argument may be by its name, of parts of this library: from and to.
+# What an argument may be by its name, of parts of this library: from and to. Of modules there are
+# as many as such a number says, one after the other, and of workers; nobody waits for more.
+_MODULES = 1000
 _BOUNDS = (
-    (re.compile(r"num_\w+|\w+_dim|max_detections"), 0, math.inf),
+    (re.compile(r"num_(layers|levels|heads|points|workers)"), 0, _MODULES),
+    (re.compile(r"num_\w+|\w+_dim|max_detections"), 0, 10**7),
     (re.compile(r"weight|gamma|eps|temperature|\w+_cost|\w*lr|weight_decay\w*"), 0, math.inf),
     (re.compile(r"dropout|\w+_dropout|alpha|\w*probability"), 0, 1),
 )
 _MAPPINGS = (dict, collections.abc.Mapping)
 
 
-def wrong_kind(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+@dataclass(frozen=True)
+class Wrong:
+    """An argument that cannot be.
+
+    Attributes:
+        name: of the argument.
+        sentence: about it, without a full stop.
+        endless: whether a call with it might not end.
+    """
+
+    name: str
+    sentence: str
+    endless: bool
+
+
+def wrong_kind(target: Any, arguments: Mapping[str, Any]) -> Wrong | None:
     """The first argument of another kind than its annotation's, or of a number that it cannot be.
 
     Args:
@@ -46,7 +65,7 @@ def wrong_kind(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | N
         arguments: what it is given, by name.
 
     Returns:
-        The name and the sentence about it; None where all fit, or annotations do not tell.
+        None where all fit, or annotations do not tell.
     """
     called = getattr(target, "__qualname__", repr(target))
     for name, kind in _kinds(target, arguments).items():
@@ -55,7 +74,8 @@ def wrong_kind(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | N
         if allowed is None and isinstance(value, (int, float)):
             allowed = _bounds(name, value)
         if allowed is not None:
-            return name, f"{called}.{name} must be {allowed}, got {shown(value)}"
+            endless = isinstance(value, (int, float)) and value > _MODULES
+            return Wrong(name, f"{called}.{name} must be {allowed}, got {shown(value)}", endless)
     return None
 
 

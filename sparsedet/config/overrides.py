@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _QUOTES = ("'", '"')
 _NONES = ("None", "none", "NONE")
+_KEY = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[-?\d+\])*")
 _SIGNS = re.compile(r"(\+{0,2})(.*)", re.DOTALL)
 _MOST_PARTS = 40
 
@@ -84,8 +85,8 @@ class Override:
         """Read ``key=value``, ``+key=value`` or ``++key=value``; items are ``key.0``."""
         key, equals, value = text.partition("=")
         signs, name = _SIGNS.match(key.strip()).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        parts = tuple(part for part in re.split(r"\.|\[(-?\d+)\]\.?", name.strip()) if part)
-        if not equals or not parts or len(parts) > _MOST_PARTS:
+        parts = tuple(filter(None, re.split(r"\.|\[(-?\d+)\]", name.strip())))
+        if not equals or not _KEY.fullmatch(name.strip()) or len(parts) > _MOST_PARTS:
             raise ConfigError(
                 f"The override {shown(text)} must be one word of the form key=value or +key=value."
             )
@@ -365,6 +366,9 @@ def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
         raise _unknown_key(cfg, override, len(override.parts) - 2, holder)
     node = _child(holder, last)
     target = find_class(key, name, node.get("_target_") if isinstance(node, DictConfig) else None)
+    if not callable(target):
+        kind = f"the {type(target).__name__} {name}"
+        raise ConfigError(f"{override.key} must be a class or a function, got {kind}.")
     if not isinstance(node, DictConfig) or structure(node) is not None:
         fields = raw_values(node) if isinstance(node, DictConfig) else {}
         fields.pop("_target_", None)

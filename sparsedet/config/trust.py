@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from sparsedet.config.files import raw_values
 from sparsedet.config.naming import ConfigError, Reference, join, locate
@@ -54,7 +56,7 @@ _CLOSED = re.compile(r"timm\.models\._|sparsedet\.interop\.detrex\.configs")
 
 # Arguments by which timm reads a file of weights with whatever is in it, or one from an address.
 _READS_ANYTHING = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "weights_only")
-_ELSEWHERE = re.compile(r"(hf-hub|hf_hub|local-dir):")
+_ELSEWHERE = ("hf-hub", "local-dir")
 
 # References to other keys are data; OmegaConf's resolvers read the environment and make nodes.
 _ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\\$\{")
@@ -93,8 +95,13 @@ def require_trusted(cfg: Any, source: str, key: str = "") -> None:
         ConfigError: it names something else; the message has the name, its key and the file. Never
             inside of :func:`trusting`.
     """
-    if not _TRUSTING.get():
-        _check(raw_values(cfg) if isinstance(cfg, (DictConfig, ListConfig)) else cfg, key, source)
+    if _TRUSTING.get():
+        return
+    if isinstance(cfg, (DictConfig, ListConfig)):
+        _check(raw_values(cfg), key, source)
+        _check_composed(cfg, key, source)
+    else:
+        _check(cfg, key, source)
 
 
 def _check(value: Any, key: str, source: str) -> None:
@@ -117,9 +124,30 @@ def _check(value: Any, key: str, source: str) -> None:
         _check_text(value, key, source)
 
 
-def _check_text(text: str, key: str, source: str) -> None:
-    if _ELSEWHERE.match(text):
+def _check_composed(node: DictConfig | ListConfig, key: str, source: str) -> None:
+    """Look at the texts that references make, which were found to be plain ones."""
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    for name in node if isinstance(node, DictConfig) else range(len(node)):
+        inner: Any = node._get_node(name)
+        if isinstance(inner, (DictConfig, ListConfig)):
+            _check_composed(inner, join(key, name), source)
+        elif inner._is_interpolation():
+            with suppress(OmegaConfBaseException, RecursionError):  # said when it is used
+                _check_place(node[name], join(key, name), source)
+
+
+def _check_place(text: Any, key: str, source: str) -> None:
+    try:  # as timm does
+        scheme = urlsplit(str(text).replace("hf_hub", "hf-hub")).scheme
+    except ValueError:
+        return
+    if scheme in _ELSEWHERE:
         raise _refusal(f"names weights elsewhere, {text!r}, for {key}", source)
+
+
+def _check_text(text: str, key: str, source: str) -> None:
+    _check_place(text, key, source)
     rest = _ESCAPED.sub("", text)
     named = key.rpartition(".")[2]
     if "${" not in rest:

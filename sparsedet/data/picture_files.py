@@ -53,7 +53,7 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
         if is_address(name):
             fault = "'file_name' is a URL. Write the path below the image folder."
         elif name.startswith("data:"):
-            fault = "'file_name' holds a picture, not a name. Save it, and write the path of the file."
+            fault = "'file_name' holds a picture, not a name. Save it, and write its path."
         findings.error(f"image {name_of(image['id'])} ({quoted(name)}{there})", fault)
     return {image["id"] for image in leaving}
 

@@ -97,7 +97,8 @@ class ResizeShortSide:
     """
 
     def __init__(self, short_sides: Sequence[int] | int, max_size: int) -> None:
-        sides = list(short_sides) if isinstance(short_sides, Sequence) else [short_sides]
+        several = isinstance(short_sides, Sequence) and not isinstance(short_sides, str)
+        sides = list(short_sides) if several else [short_sides]
         if len(sides) == 0 or not all(map(_is_size, sides)):
             raise ValueError(
                 f"ResizeShortSide.short_sides must be one or more whole sizes >= 1, got {sides}."

@@ -26,7 +26,7 @@ from sparsedet.checkpoint import load_checkpoint
 from sparsedet.config import LazyConfig, instantiate, read_config
 from sparsedet.data import resolve_dataset
 from sparsedet.evaluation import evaluate
-from sparsedet.loading import load_detector, require_same_classes, trained_class_names
+from sparsedet.loading import load_detector, require_same_classes, stored_setting
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
@@ -58,7 +58,8 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     """
     cfg = read_config(config, overrides, needs=("model", "dataloader", "dataset", "train"))
     if cfg.dataset.class_names is None:
-        cfg.dataset.class_names = trained_class_names(load_checkpoint(weights))
+        names = stored_setting(load_checkpoint(weights), weights, "dataset.class_names")
+        cfg.dataset.class_names = names
     resolve_dataset(cfg, ("val",))
     require_same_classes(cfg)
     if "output_dir" in cfg.dataloader.evaluator:

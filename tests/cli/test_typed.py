@@ -46,6 +46,7 @@ def test_runs(config, tmp_path, monkeypatch, words, folder):
         ("train.init_checkpoint=12345", "checkpoint 12345 does not exist"),
         ("train.init_checkpoint=https://host.example/x.pth", "Addresses are not fetched"),
         ("train.max_iter=many", "train.max_iter must be a number, got 'many'"),
+        ("dataset.short_sides='[64]'", "must be one or more whole sizes >= 1, got ['[64]']"),
         ("dataset.max_size=null", "(config: dataset.max_size)"),
         ("dataset.value_range=-1", "dataset.value_range must be a list of numbers or null, got -1"),
         ("dataset=null", "dataset must be a group of settings or a component, got None"),

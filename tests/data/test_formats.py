@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -582,6 +583,48 @@ def test_faults_of_data_yaml(tmp_path, content, words):
     path = yolo(tmp_path, {"a": BOX}, **content)
     with pytest.raises(DatasetError, match=words):
         open_dataset(path, split="train")
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "more than 50000 values, which no data.yaml has"),
+        ("a: " + "[" * 100_000, "more than 40 levels deep"),
+        ("a: &a [*a]", "more than 40 levels deep"),
+        ("a: '" + "x" * (2 << 20) + "'", "larger than 1 MB"),
+        ("names: [a]\nnames: [b]", "the key 'names' is there twice"),
+        ("names: !!python/name:os.system ''", "could not determine a constructor"),
+        ("names: !!bool a", "not what its tag"),
+        ("names: !!timestamp a", "not what its tag"),
+        ("names: !!int [a]", "expected a scalar node"),
+    ],
+)
+def test_what_no_data_yaml_holds_is_refused_at_once(tmp_path, text, words):
+    path = Path(yolo(tmp_path, {"a": BOX}))
+    path.write_text(text)
+    start = time.monotonic()
+    with pytest.raises(DatasetError) as error:
+        open_dataset(str(path), split="train")
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert time.monotonic() - start < 20
+
+
+def test_data_yaml_is_taken_as_it_is_written(tmp_path):
+    path = Path(yolo(tmp_path, {"a": BOX}))
+    (tmp_path / "007").mkdir()
+    (tmp_path / "images").rename(tmp_path / "007/images")
+    (tmp_path / "labels").rename(tmp_path / "007/labels")
+    path.write_text(
+        "x: &x {names: [007, 1:30, 2024-01-01]}\n<<: *x\nnc: 3\npath: 007\ntrain: images"
+    )
+    dataset = open_dataset(str(path))
+    assert dataset.class_names == ("007", "1:30", "2024-01-01") and dataset.num_objects == 1
 
 
 def test_a_folder_without_data_yaml_says_so(tmp_path):

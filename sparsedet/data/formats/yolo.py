@@ -7,9 +7,12 @@ lists, classes that have no name, and rows that are no boxes.
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
+
+from sparsedet.config.naming import ConfigError
+from sparsedet.config.yaml_bounds import read_bounded, read_start
 
 from ..errors import DatasetError
 from ..validate import Effect, Findings
@@ -81,36 +84,32 @@ def yolo_parts(path: str) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if any(map(content.get, names_of_split(split))))
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes all as the texts that stand there: 007 is no 7, 1:30 no 90 and 2024-01-01 no date.
+
+    Words that YAML takes for true, false or null are these, so that they can be refused.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [each for each in resolvers if each[0].endswith((":bool", ":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
-        content = yaml.safe_load(text)
+        content = read_bounded(read_start(path), _Loader, "data.yaml")
     except OSError as error:
         raise missing_file(path, error.strerror or "cannot be read") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ConfigError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise DatasetError(f"{path} is not valid YAML: {reason}. Write it again.") from None
     if not isinstance(content, dict) or "names" not in content:
         raise DatasetError(
             f"{path} has no 'names', so it is not the data.yaml of a YOLO set. Give a file with "
             "'names', 'train' and 'val'."
         )
-    content["names"] = _as_written(content["names"], yaml.load(text, yaml.BaseLoader)["names"])
     return content
-
-
-def _as_written(names: Any, texts: Any) -> Any:
-    """Names as their texts, where YAML reads a number or a date: 007 is no 7, 1:30 is no 90.
-
-    Words that YAML takes for true, false or null stay what they are, and are refused.
-    """
-    if isinstance(names, list) and len(names) == len(texts):
-        pairs = zip(names, texts, strict=True)
-        return [name if isinstance(name, (bool, type(None))) else text for name, text in pairs]
-    if isinstance(names, dict) and len(names) == len(texts):
-        return dict(zip(names, _as_written([*names.values()], [*texts.values()]), strict=True))
-    return names
 
 
 def _class_names(content: dict[str, Any], path: str) -> list[str]:
