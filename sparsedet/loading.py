@@ -87,6 +87,11 @@ def load_detector(
     leave_out_pretrained(cfg)
     with within_memory():
         model = instantiate(cfg.model)
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"model must be a component that makes a detector, got {type(model).__name__}. Set "
+            "model._target_."
+        )
     if weights is not None:
         report = load_weights(model, weights)
         if report.module:

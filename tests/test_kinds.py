@@ -95,7 +95,7 @@ def test_what_does_not_fit_into_memory_is_named(error):
         ("num_layers", 10**9, "num_layers must be in [0, 1000], got 1000000000. Set m.num_layers."),
         ("num_workers", 10**7, "num_workers must be in [0, 1000], got 10000000"),
         ("num_queries", 10**9, "num_queries must be in [0, 10000000], got 1000000000"),
-        ("embed_dim", 10**8, "embed_dim must be in [0, 10000000], got 100000000"),
+        ("embed_dim", 10**7, "embed_dim must be in [0, 65536], got 10000000"),
     ],
 )
 def test_a_call_that_would_not_end_is_not_made(argument, value, said):

@@ -11,7 +11,7 @@ import torch
 from sparsedet.checkpoint import CheckpointError, save_checkpoint
 from sparsedet.config import ConfigError, LazyConfig, get_config, instantiate, read_config, trusting
 from sparsedet.config.naming import Reference
-from sparsedet.loading import stored_setting, trained_config
+from sparsedet.loading import load_detector, stored_setting, trained_config
 
 PROOF = "proof_that_it_ran"
 
@@ -226,6 +226,9 @@ def test_a_config_in_a_checkpoint_is_data_too(tmp_path, foreign):
     with pytest.raises(ConfigError):
         instantiate(trained_config(path, "model"))
     assert not hasattr(sys, PROOF)
+    save_checkpoint({"model": weights, "config": "model: {a: 1}"}, path)
+    with pytest.raises(ConfigError, match=r"model must be a component .*, got dict\."):
+        load_detector(trained_config(path, "model"), path, torch.device("cpu"))
     text = "model: {_target_: torch.nn.Identity}\noptimizer: {_target_: torch.load}\n"
     save_checkpoint({"model": weights, "config": text}, path)
     assert set(trained_config(path, "model")) == {"model"}, "what is not built may be anything"

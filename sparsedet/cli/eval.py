@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sparsedet.cli.common import add_config, answer_together, make_parser, take_config
 from sparsedet.cli.train import Command, add_running, parse, start
+from sparsedet.config import ConfigError, LazyConfig
 
 _BUILT = ("model", "dataset", "dataloader.test", "dataloader.evaluator")
 
@@ -61,9 +62,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     if not alone:
         return start(command)
     with tempfile.TemporaryDirectory() as folder:
-        from sparsedet.config import LazyConfig
         from sparsedet.loading import trained_config
 
         path = Path(folder) / "config.yaml"
         LazyConfig.save(trained_config(weights, *_BUILT), path)
-        return start(command, str(path))
+        try:
+            return start(command, str(path))
+        except ConfigError as error:
+            own = str(error).replace(str(path), f"the config in checkpoint {weights}")
+            raise ConfigError(own) from error

@@ -82,7 +82,8 @@ def run_python(path: Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except SyntaxError as error:
-        where = f"{error.filename or path}, line {error.lineno}"
+        place = "" if error.lineno is None else f", line {error.lineno}"
+        where = f"{error.filename or path}{place}"
         raise ConfigError(f"{where}: syntax error: {error.msg}.") from error
     except Exception as error:
         reason = first_line(error)

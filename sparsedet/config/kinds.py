@@ -35,7 +35,8 @@ _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 _MODULES = 1000
 _BOUNDS = (
     (re.compile(r"num_(layers|levels|heads|points|workers)"), 0, _MODULES),
-    (re.compile(r"num_\w+|\w+_dim|max_detections"), 0, 10**7),
+    (re.compile(r"\w+_dim"), 0, 2**16),
+    (re.compile(r"num_\w+|max_detections"), 0, 10**7),
     (re.compile(r"weight|gamma|eps|temperature|\w+_cost|\w*lr|weight_decay\w*"), 0, math.inf),
     (re.compile(r"dropout|\w+_dropout|alpha|\w*probability"), 0, 1),
 )
