@@ -15,7 +15,7 @@ from sparsedet.config import LazyCall as L
 from sparsedet.config.kinds import fits, words
 from sparsedet.engine.faults import Fault, explain
 from sparsedet.layers.positional import SinePositionEmbedding
-from sparsedet.modeling import BoxL1Loss, TopKSelector
+from sparsedet.modeling import BoxL1Loss, FocalLoss, TopKSelector
 
 
 class Part(Protocol):
@@ -126,6 +126,12 @@ def test_a_call_that_would_not_end_is_not_made(argument, value, said):
         (SinePositionEmbedding, {"embed_dim": 10**400}, "m.embed_dim cannot be 1000"),
         (BoxL1Loss, {"weight": math.nan}, "m.weight cannot be nan"),
         (BoxL1Loss, {"weight": -1}, "BoxL1Loss.weight must be at least 0, got -1. Set m.weight."),
+        (FocalLoss, {"weight": 1.0, "alpha": 1.5}, "FocalLoss.alpha must be in [0, 1], got 1.5."),
+        (
+            SinePositionEmbedding,
+            {"embed_dim": -64},
+            "SinePositionEmbedding.embed_dim must be at least 0, got -64.",
+        ),
         (BoxL1Loss, {"weight": math.inf}, "BoxL1Loss.weight must be finite, got inf."),
         (BoxL1Loss, {"weight": None}, "BoxL1Loss.weight must be a number, got None. Set m.weight."),
     ],

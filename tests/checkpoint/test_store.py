@@ -104,6 +104,15 @@ def test_a_lost_future_is_deleted_before_what_the_run_came_from(tmp_path: Path) 
         assert _last(store) == 6
 
 
+def test_the_order_is_that_of_the_iterations_and_not_of_the_names(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for value, iteration in ((1, 9_999_998), (2, 9_999_999), (3, 10_000_000)):
+        store.save(_checkpoint(value), iteration)
+    assert [path.stem[11:] for path in store.paths()] == ["9999999", "10000000"]
+    (tmp_path / "last_checkpoint").unlink()
+    assert _last(store) == 3
+
+
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for name in (".checkpoint_0000001.pth.123.tmp", ".last_checkpoint.77.tmp", "mine.tmp"):

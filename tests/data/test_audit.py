@@ -131,6 +131,22 @@ def test_what_is_passed_over_is_counted_by_what_training_does(tmp_path):
     assert report["findings"][2]["entries"][0].startswith("annotation 2 ")
 
 
+@pytest.mark.parametrize(
+    "changes, effect",
+    [
+        (dict(bbox=[35, 20, 20, 8], area=40.0), "changed"),
+        (dict(bbox=[35, 20, 0, 8]), "left out"),
+        (dict(ignore=1), "kept"),
+    ],
+)
+def test_a_set_is_clean_where_all_is_used_as_it_is_written(tmp_path, changes, effect):
+    content = document()
+    content["annotations"][0].update(changes)
+    audit = audit_dataset(*write(tmp_path, content))
+    assert [each.effect.value for each in audit.findings] == [effect]
+    assert audit.is_clean == (effect == "kept")
+
+
 def test_an_audited_set_is_not_read_again(tmp_path):
     source, pictures = write(tmp_path, document())
     audit = audit_dataset(source, pictures)

@@ -77,6 +77,13 @@ def test_the_range_that_a_file_declares(read, name, caplog):
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("shift", [0, 4])
+def test_a_dark_picture_with_sbit_stays_dark(read, shift):
+    """Its largest value alone does not tell from which bit on it counts."""
+    dark = read(png16(ramp(200) << shift, 12), suffix="png")
+    assert is_ramp(dark[0], 0, 200 * 255 / 4095)
+
+
 def test_jpeg_2000_of_16_bits(tmp_path):
     Image.fromarray(ramp(65535)).save(tmp_path / "a.jp2")
     assert is_ramp(read_image(str(tmp_path / "a.jp2"))[0, 0].numpy())

@@ -1,6 +1,6 @@
-"""A loader that seeds everything when it is first asked for a batch.
+"""A loader that seeds everything for each batch.
 
-Our tool does so after it has built the model; the guests' tools only before.
+Our tool does so; the guests' tools only before they build the model.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sparsedet.engine.random_state import seed_everything
+from sparsedet.engine.random_state import batch_seed, seed_everything
 
 
 class Reseeded:
-    """Another loader's batches.
+    """Another loader's batches, with the random numbers of our tool for a run of one process.
 
     Args:
         loader: The other loader.
-        seed: What the random state begins with.
+        seed: Of the run.
     """
 
     def __init__(self, loader: Iterable[Any], *, seed: int) -> None:
@@ -24,6 +24,6 @@ class Reseeded:
         self._seed = seed
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._loader)
-        seed_everything(self._seed)
-        return batches
+        for place, batch in enumerate(self._loader):
+            seed_everything(batch_seed(self._seed, place, 0, "model"))
+            yield batch
