@@ -64,6 +64,9 @@ def test_other_formats_are_named_with_the_way_on(tmp_path, name, format):
         (("a.png", "a.txt"), r"holds pictures and text files.*data\.yaml"),
         (("a.png", "a.json"), "such as LabelMe's"),
         (("notes.md",), "holds no annotations that are known"),
+        (("classes.txt", "notes.json"), r"no data\.yaml\. Write one, with 'names'"),
+        (("obj.data", "obj.names", "train.txt"), r"no data\.yaml"),
+        (("images", "labels"), r"no data\.yaml"),
     ],
 )
 def test_folders_that_are_no_set(tmp_path, names, words):

@@ -61,6 +61,11 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
     source = Source(path=path, format="yolo", root=None, in_fractions=True, files=[path])
     source.categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
     pictures = list(_pictures(content, path, split, source.files))
+    if not any(map(os.path.exists, pictures)):
+        raise DatasetError(
+            f"{path}: none of its {len(pictures)} pictures is there; the first would be "
+            f"{pictures[0]!r}. Write them in the list relative to its folder or to that of {path}."
+        )
     if len({os.path.isabs(picture) for picture in pictures}) > 1:
         pictures = [os.path.abspath(picture) for picture in pictures]
     source.root = os.path.commonpath([os.path.dirname(picture) for picture in pictures]) or "."
@@ -118,22 +123,24 @@ def _class_names(content: dict[str, Any], path: str) -> list[str]:
         keys = sorted(names, key=str)
         if sorted(str(key) for key in keys) != sorted(str(i) for i in range(len(keys))):
             raise DatasetError(
-                f"{path}: the keys of 'names' must be 0 to {len(keys) - 1}, got {keys[:5]}. "
+                f"{path}: the keys of 'names' must be 0 to {len(keys) - 1}, got {shown(keys)}. "
                 "Number the classes without gaps."
             )
         names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not names:
-        raise DatasetError(f"{path}: 'names' must be a list of classes, got {names!r}. Write one.")
+        raise DatasetError(
+            f"{path}: 'names' must be a list of classes, got {shown(names)}. Write one."
+        )
     for name in names:
         if not isinstance(name, str) or not name:
             raise DatasetError(
-                f"{path}: each of 'names' must be a string, got {name!r}. Put it into quotes: YAML "
+                f"{path}: each of 'names' must be a string, got {shown(name)}. Put it into quotes: YAML "
                 "reads yes, no, on and off as true and false."
             )
     count = content.get("nc", len(names))
     if whole(count) != len(names):
         raise DatasetError(
-            f"{path}: 'nc' is {count!r} and there are {len(names)} 'names'. Correct or delete 'nc'."
+            f"{path}: 'nc' is {shown(count)} and there are {len(names)} 'names'. Correct or delete 'nc'."
         )
     return names
 
@@ -146,7 +153,7 @@ def _keypoint_numbers(content: dict[str, Any], path: str) -> int:
     counts = [whole(each) or 0 for each in shape] if isinstance(shape, list) else []
     if len(counts) != 2 or min(counts) < 1:
         raise DatasetError(
-            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shape!r}. Correct it."
+            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shown(shape)}. Correct it."
         )
     return counts[0] * counts[1]
 
@@ -175,7 +182,9 @@ def _pictures(
             count += 1
             yield picture
     if not count:
-        raise DatasetError(f"{path}: no picture is in {key}: {content[key]}. Correct the path.")
+        raise DatasetError(
+            f"{path}: no picture is in {key}: {shown(content[key])}. Correct the path."
+        )
 
 
 def _find(entry: str, base: str, root: str, path: str) -> str:
