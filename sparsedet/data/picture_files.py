@@ -219,9 +219,9 @@ def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -
     return fits
 
 
-def _folder_before(name: str, meant: Meant) -> str | None:
-    """The folder of which a name leaves out that its file is below it; None if that is not so."""
-    only = meant.names[0] if len(meant.names) == 1 else ""
+def _folder_before(name: str, meant: Meant | None) -> str | None:
+    """The folders in front of a name that only leaves them out; None if that is not so."""
+    only = meant.names[0] if meant is not None and len(meant.names) == 1 else ""
     return only.removesuffix(f"/{name}") if only.endswith(f"/{name}") else None
 
 
@@ -269,10 +269,7 @@ def _report_missing(
     parent = os.path.dirname(os.path.abspath(root))
     if not is_address(root) and all(os.path.exists(os.path.join(parent, name)) for name in names):
         mend = f"All are below {parent!r}: give that as the image folder."
-    inner = {
-        None if each is None else _folder_before(name, each)
-        for name, each in zip(names, found, strict=True)
-    }
+    inner = {_folder_before(name, each) for name, each in zip(names, found, strict=True)}
     if not taken and len(inner) == 1 and (folder := inner.pop()):
         mend = f"All are below {join(root, folder)!r}: give that as the image folder."
     for name, meant in zip(names, found, strict=True):
