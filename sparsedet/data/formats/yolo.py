@@ -138,13 +138,14 @@ def _class_names(content: dict[str, Any], path: str) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise DatasetError(
-                f"{path}: each of 'names' must be a string, got {shown(name)}. Put it into quotes: YAML "
-                "reads yes, no, on and off as true and false."
+                f"{path}: each of 'names' must be a string, got {shown(name)}. Put it into quotes: "
+                "YAML reads yes, no, on and off as true and false."
             )
     count = content.get("nc", len(names))
     if whole(count) != len(names):
         raise DatasetError(
-            f"{path}: 'nc' is {shown(count)} and there are {len(names)} 'names'. Correct or delete 'nc'."
+            f"{path}: 'nc' is {shown(count)} and there are {len(names)} 'names'. Correct or delete "
+            "'nc'."
         )
     return names
 
@@ -157,7 +158,8 @@ def _keypoint_numbers(content: dict[str, Any], path: str) -> int:
     counts = [whole(each) or 0 for each in shape] if isinstance(shape, list) else []
     if len(counts) != 2 or min(counts) < 1:
         raise DatasetError(
-            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shown(shape)}. Correct it."
+            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shown(shape)}. "
+            "Correct it."
         )
     return counts[0] * counts[1]
 
