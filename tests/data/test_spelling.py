@@ -118,7 +118,7 @@ def test_names_that_leave_the_folder_are_answered_too(folder):
     text = said(folder(["0.png", "../../media/1.png", "https://host.example/2.png", "/x/3.png"]))
     assert "'../../media/1.png', probably '1.png'" in text
     assert "'https://host.example/2.png', probably '2.png'" in text
-    assert "is an address" in text and "leaves the image folder" in text
+    assert "is a URL" in text and "leaves the image folder" in text
 
 
 def test_a_file_of_another_entry_is_not_meant(folder):
