@@ -117,6 +117,6 @@ def test_names_that_unfold_to_gigabytes_are_refused_in_a_short_sentence(tmp_path
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     (tmp_path / "data.yaml").write_text("\n".join([*lines, "names: *a11", "train: images"]))
-    with pytest.raises(DatasetError, match="more than 50000 values|must be a string") as error:
+    with pytest.raises(DatasetError, match=r"more than 50000 values|must be a string") as error:
         open_dataset(tmp_path / "data.yaml")
     assert len(str(error.value)) < 3000

@@ -144,8 +144,8 @@ def _class_names(content: dict[str, Any], path: str) -> list[str]:
     count = content.get("nc", len(names))
     if whole(count) != len(names):
         raise DatasetError(
-            f"{path}: 'nc' is {str(count)[:40]} and there are {len(names)} 'names'. Correct or delete "
-            "'nc'."
+            f"{path}: 'nc' is {str(count)[:40]} and there are {len(names)} 'names'. Correct or "
+            "delete 'nc'."
         )
     return names
 
