@@ -12,7 +12,7 @@ from .depth import Depth, Use
 from .images import OTHER_SIZE, ImageHeader, inspect_image, mark_said, range_fault, values_used
 from .reading import DEFAULT_SETTINGS, PictureSettings, storage_error
 from .roots import is_address, join, list_files
-from .spelling import FileIndex
+from .spelling import FileIndex, Meant
 from .validate import Effect, Findings
 from .validate.entries import name_of
 from .validate.fields import quoted
@@ -219,6 +219,12 @@ def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -
     return fits
 
 
+def _folder_before(name: str, meant: Meant | None) -> str | None:
+    """The folders in front of a name that only leaves them out; None if that is not so."""
+    only = meant.names[0] if meant is not None and len(meant.names) == 1 else ""
+    return only.removesuffix(f"/{name}") if only.endswith(f"/{name}") else None
+
+
 def _without_links(names: Sequence[str], root: str, findings: Findings) -> list[str]:
     """The names without those of links to files that are not there, which are told."""
     left = []
@@ -263,6 +269,9 @@ def _report_missing(
     parent = os.path.dirname(os.path.abspath(root))
     if not is_address(root) and all(os.path.exists(os.path.join(parent, name)) for name in names):
         mend = f"All are below {parent!r}: give that as the image folder."
+    inner = {_folder_before(name, each) for name, each in zip(names, found, strict=True)}
+    if not taken and len(inner) == 1 and (folder := inner.pop()):
+        mend = f"All are below {join(root, folder)!r}: give that as the image folder."
     for name, meant in zip(names, found, strict=True):
         fault = f"not found in image folder {root!r}. Restore it or delete its entry."
         if meant is None:

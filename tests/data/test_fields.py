@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from sparsedet.data import DatasetError, open_dataset
+from sparsedet.data import DatasetError, StorageError, open_dataset
 from tests.data.test_formats import BOX, boxes, voc, yolo
 
 
@@ -55,3 +56,67 @@ def test_names_are_those_that_are_written(tmp_path):
     content = path.read_text().replace("- cat", "- 007").replace("- dog", "- 1:30")
     path.write_text(content + "nc: 2.0\n")
     assert open_dataset(str(path)).class_names == ("007", "1:30")
+
+
+def test_blanks_around_a_name_of_voc_are_layout(tmp_path):
+    objects = [("  dog\n", False, (1, 1, 9, 9)), ("dog", False, (1, 1, 5, 5))]
+    folder = voc(tmp_path / "set", {"a": ("a", (40, 30), objects)})
+    assert open_dataset(str(folder)).class_names == ("dog",)
+
+
+def test_corners_of_voc_that_are_fractions_are_refused(tmp_path):
+    objects = [("dog", False, (0.1, 0.2, 0.5, 0.9)), ("dog", False, (0.1, 0.2, 1.0, 0.3))]
+    folder = voc(tmp_path / "set", {"a": ("a", (40, 30), objects)})
+    with pytest.raises(DatasetError, match="no corner is above 1, so they look like fractions"):
+        open_dataset(str(folder))
+
+
+def test_a_link_that_leads_back_gives_no_picture_twice(tmp_path, caplog):
+    path = yolo(tmp_path, {"a": BOX, "b": BOX})
+    (tmp_path / "images/again").symlink_to(".")
+    assert len(open_dataset(path).records) == 2
+    assert not caplog.messages
+
+
+def test_a_folder_of_yolo_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    path = yolo(tmp_path, {"a": BOX, "b": BOX})
+    (tmp_path / "images/closed").mkdir()
+    scan = os.scandir
+
+    def closed(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(StorageError, match=r"closed' cannot be reached \(permission denied\)"):
+        open_dataset(path)
+
+
+def test_labels_whose_picture_is_of_another_kind_are_told(tmp_path, caplog):
+    path = yolo(tmp_path, {"a": BOX, "b": BOX, "c": BOX})
+    (tmp_path / "images/b.png").rename(tmp_path / "images/b.heic")
+    (tmp_path / "labels/classes.txt").write_text("cat")
+    assert len(open_dataset(path).records) == 2
+    (message,) = caplog.messages
+    assert "label file 'b.txt': it has no picture of a kind that is read; left out" in message
+    caplog.clear()
+    (tmp_path / "list.txt").write_text("images/a.png\n")
+    assert len(open_dataset(yolo(tmp_path, {"a": BOX}, train="list.txt")).records) == 1
+    assert not caplog.messages, "the list takes a part on purpose"
+
+
+def test_a_list_whose_pictures_are_elsewhere_is_told(tmp_path):
+    (tmp_path / "list.txt").write_text("data/images/a.png\n")
+    path = yolo(tmp_path, {"a": BOX}, train="list.txt")
+    with pytest.raises(DatasetError, match=r"none of its 1 pictures is there.*data/images/a\.png"):
+        open_dataset(path)
+
+
+def test_names_that_unfold_to_gigabytes_are_refused_in_a_short_sentence(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    (tmp_path / "data.yaml").write_text("\n".join([*lines, "names: *a11", "train: images"]))
+    with pytest.raises(DatasetError, match=r"more than 50000 values|must be a string") as error:
+        open_dataset(tmp_path / "data.yaml")
+    assert len(str(error.value)) < 3000

@@ -162,7 +162,7 @@ def test_numbers_are_numbers_however_they_are_written(
         ("categories", "id", [None, True, 0.5, NAN, INF, [1], {}, "a", ""],
          r"category .*: 'id' must be a whole number"),
         ("categories", "name", [None, True, "", [], {}, NAN, "\ud800"],
-         r"category 1 \(name .*'name' must be a string"),
+         r"category 1 \(name .*'name' must be a non-empty string"),
     ],
 )  # fmt: skip
 def test_what_is_no_value_of_a_field_is_refused_by_name(write, key, field, values, words):

@@ -16,6 +16,10 @@ BOX = "1 0.5 0.5 0.5 0.2\n"
 OTHERS = {
     "boxes.csv": ("image,x,y,w,h", "is a CSV table.*Export it as COCO"),
     "a.xml": (xml("a", None, []), "one XML file, and Pascal VOC has one for each picture"),
+    "annotations.xml": ("<?xml version='1.0'?>\n<annotations>", "CVAT's own XML file.*COCO 1.0"),
+    "obj.data": ("classes = 2", "a file of Darknet's YOLO.*data.yaml"),
+    "via3.json": ({"project": {"vid_list": []}, "metadata": {}}, r"\(VIA\)"),
+    "label_studio_min.json": ([{"image": "/a.jpg", "annotation_id": 1}], "a Label Studio file"),
     "labels.txt": (BOX, r"YOLO's labels of one picture.*data\.yaml"),
     "set.tfrecord": ("x", "is a TFRecord file"),
     "train.record-00000-of-00010": ("x", "is a TFRecord file"),
@@ -64,6 +68,9 @@ def test_other_formats_are_named_with_the_way_on(tmp_path, name, format):
         (("a.png", "a.txt"), r"holds pictures and text files.*data\.yaml"),
         (("a.png", "a.json"), "such as LabelMe's"),
         (("notes.md",), "holds no annotations that are known"),
+        (("classes.txt", "notes.json"), r"no data\.yaml\. Write one, with 'names'"),
+        (("obj.data", "obj.names", "train.txt"), r"no data\.yaml"),
+        (("images", "labels"), r"no data\.yaml"),
     ],
 )
 def test_folders_that_are_no_set(tmp_path, names, words):

@@ -124,7 +124,7 @@ def failing(monkeypatch, number, name):
         (errno.EMFILE, r"too many open files.*ulimit -n.*num_workers"),
         (errno.ENFILE, "too many open files"),
         (errno.EACCES, r"permission denied.*right to read"),
-        (errno.EIO, r"input/output error.*may be whole"),
+        (errno.EIO, r"input/output error.*may be intact"),
         (errno.ESTALE, "stale"),
         (errno.ETIMEDOUT, "timed out"),
     ],
@@ -168,7 +168,7 @@ def test_a_folder_that_is_gone_is_no_row_of_broken_pictures(make_set, caplog):
     records = open_dataset(annotations, images).records
     shutil.rmtree(images)
     dataset = DetectionDataset(records, DetectionMapper([]), replace_broken=True)
-    with pytest.raises(StorageError, match=r"image folder .* is gone"):
+    with pytest.raises(StorageError, match=r"image folder .* no longer exists"):
         dataset[0]
     assert not caplog.messages
 

@@ -108,11 +108,17 @@ def test_a_root_that_is_one_folder_too_deep(folder):
     assert "give that as the image folder" in text and "probably '0.png'" in text
 
 
+def test_a_root_that_is_one_folder_too_high(folder):
+    annotations, images = folder([f"{i}.png" for i in range(4)])
+    text = said((annotations, str(Path(images).parent)))
+    assert f"All are below {images!r}: give that as the image folder" in text
+
+
 def test_names_that_leave_the_folder_are_answered_too(folder):
     text = said(folder(["0.png", "../../media/1.png", "https://host.example/2.png", "/x/3.png"]))
     assert "'../../media/1.png', probably '1.png'" in text
     assert "'https://host.example/2.png', probably '2.png'" in text
-    assert "is an address" in text and "leaves the image folder" in text
+    assert "is a URL" in text and "leaves the image folder" in text
 
 
 def test_a_file_of_another_entry_is_not_meant(folder):

@@ -13,6 +13,11 @@ _HEAD = 1 << 16  # bytes that are looked into to tell what a file is
 _EXPORT = "Export it as COCO, Pascal VOC or YOLO from the program that wrote it."
 _UNPACK = "Unpack it and give the folder or the annotation file inside."
 _GZIP = ("compressed with gzip", "Unpack it (gunzip FILE) and give the file inside.")
+_DARKNET = (
+    "a file of Darknet's YOLO",
+    "Write a data.yaml with 'names', 'train' and 'val', and give that: dataset.path=.../data.yaml.",
+)
+_CVAT = "is CVAT's own XML file. Export the task of CVAT as COCO 1.0."
 _BY_ENDING = {
     ".csv": ("a CSV table", _EXPORT),
     ".tsv": ("a table", _EXPORT),
@@ -42,6 +47,8 @@ _BY_ENDING = {
         "one XML file, and Pascal VOC has one for each picture",
         "Give the folder of the XML files, or with dataset.path the folder above them.",
     ),
+    ".data": _DARKNET,
+    ".names": _DARKNET,
     ".txt": (
         "a text file, such as YOLO's labels of one picture or a list of pictures",
         "Give the set's data.yaml, which names the classes and the folders: "
@@ -85,6 +92,8 @@ def describe_file(path: str) -> str | None:
     if head[:1] in (b"{", b"["):
         several = name.endswith(_LINES) and b'"images"' not in head
         return describe_lines(head.decode(errors="replace"), whole=False) if several else None
+    if b"<annotations>" in head:
+        return _CVAT
     for ending, (what, advice) in _BY_ENDING.items():
         if name.endswith(ending) or f"{ending}-" in name:  # as in train.record-00000-of-00010
             return f"is {what}. {advice}"
@@ -147,6 +156,12 @@ def describe_folder(path: str) -> str:
             "holds pictures and JSON files, such as LabelMe's. Give the one instances file, or "
             "convert the folder to COCO (labelme2coco)."
         )
+    if {"obj.data", "obj.names", "classes.txt"} & {*names} or {"images", "labels"} <= {*names}:
+        return (
+            "holds labels of YOLO and no data.yaml. Write one, with 'names' (the classes in order) "
+            "and 'train' and 'val' (folders of pictures called images, beside others called "
+            "labels)."
+        )
     if any(map(is_picture, names)):
         return "holds pictures alone. Give the file or folder that has their boxes."
     listed = ", ".join(names[:4]) or "nothing"
@@ -186,7 +201,9 @@ def _describe_list(entries: list[Mapping]) -> str | tuple[str, str] | None:
     names_picture = "image" in first or "imagefilename" in first
     if names_picture and isinstance(first.get("annotations"), list):
         return "a CreateML file"
-    if "data" in first and ("annotations" in first or "completions" in first):
+    if "annotation_id" in first or (
+        "data" in first and ("annotations" in first or "completions" in first)
+    ):
         return "a Label Studio file", "Export it there as COCO, Pascal VOC or YOLO."
     if "External ID" in first or "data_row" in first:
         return "a Labelbox file"
@@ -198,7 +215,7 @@ def _describe_list(entries: list[Mapping]) -> str | tuple[str, str] | None:
 def _describe_mapping(document: Mapping) -> str | tuple[str, str] | None:
     if isinstance(document.get("annotations"), list) and "images" in document:
         return _describe_coco_kin(document)
-    if "_via_img_metadata" in document or _is_via(document):
+    if "_via_img_metadata" in document or _is_via(document) or "vid_list" in _project(document):
         return "a VGG Image Annotator (VIA) project", "Export it there as COCO."
     if isinstance(document.get("shapes"), list) and {"imagePath", "imageData"} & document.keys():
         return "a LabelMe file, of one picture", "Convert the folder to COCO (labelme2coco)."
@@ -224,6 +241,12 @@ def _describe_coco_kin(document: Mapping) -> tuple[str, str] | None:
     if "caption" in first:
         return "COCO's file of captions", _INSTANCES
     return None
+
+
+def _project(document: Mapping) -> Mapping:
+    """How VIA 3 begins; others have a text or a number there."""
+    found = document.get("project")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _is_via(document: Mapping) -> bool:

@@ -64,6 +64,12 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
         pictures = images or _picture_folder(folder)
         source.files += [folder, pictures]
         read(folder, stems, _Pictures(pictures, root))
+    if source.annotations and read.largest <= 1:
+        fault = (
+            "no corner is above 1, so they look like fractions of the picture. Multiply them by "
+            "its width and height: VOC's corners are pixels."
+        )
+        findings.error("all objects", fault, whole=True)
     names = sorted({entry["category_id"] for entry in source.annotations})
     source.categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
     ids = {name: i + 1 for i, name in enumerate(names)}
@@ -170,6 +176,7 @@ class _XmlReader:
     def __init__(self, source: Source, findings: Findings) -> None:
         self._source, self._findings = source, findings
         self._parsers = supervision_parsers()
+        self.largest = 0.0  # of all corners
 
     def __call__(self, folder: str, names: Sequence[str] | None, pictures: _Pictures) -> None:
         found = sorted(each for each in os.listdir(folder) if _is_xml(each))
@@ -253,6 +260,7 @@ class _XmlReader:
         for corner in _CORNERS:
             given = _text(entry, f"bndbox/{corner}")
             value = number(given)
+            self.largest = max(self.largest, value or 0.0)
             if given and (value is None or abs(value) > _FARTHEST):
                 fault = "its corners must be numbers of pixels. Correct or delete the object."
                 self._findings.error(f"{label} ({corner} {given!r})", fault)
@@ -264,6 +272,8 @@ class _XmlReader:
         alone = Element("annotation")
         for entry in entries:
             alone.append(entry)
+            for name in entry.findall("name"):
+                name.text = (name.text or "").strip()  # blanks of the XML's layout
             for polygon in entry.findall("polygon"):
                 entry.remove(polygon)  # only boxes are wanted, whatever is wrong with it
         try:

@@ -4,7 +4,6 @@
 lists, classes that have no name, and rows that are no boxes.
 """
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from sparsedet.config.naming import ConfigError
 from sparsedet.config.yaml_bounds import read_bounded, read_start
 
 from ..errors import DatasetError
+from ..reading import storage_error
 from ..validate import Effect, Findings
 from ..validate.fields import number, shown, whole
 from .extra import Box, Parsers, supervision_parsers
@@ -24,6 +24,7 @@ _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _FAR = 1.0  # a box that leaves the picture by more than the picture's size is in other units
 _LARGEST = 1e9  # beyond it, a number of a row is neither a class nor a fraction
 _SPLITS = ("train", "val", "valid", "test")
+_NO_LABELS = {"classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt"}
 
 
 def holds_yolo(folder: str) -> str | None:
@@ -61,6 +62,12 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
     source = Source(path=path, format="yolo", root=None, in_fractions=True, files=[path])
     source.categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
     pictures = list(_pictures(content, path, split, source.files))
+    num_places = len(source.files)
+    if not any(map(os.path.exists, pictures)):
+        raise DatasetError(
+            f"{path}: none of its {len(pictures)} pictures is there; the first would be "
+            f"{pictures[0]!r}. Write them in the list relative to its folder or to that of {path}."
+        )
     if len({os.path.isabs(picture) for picture in pictures}) > 1:
         pictures = [os.path.abspath(picture) for picture in pictures]
     source.root = os.path.commonpath([os.path.dirname(picture) for picture in pictures]) or "."
@@ -70,6 +77,8 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
         source.images.append({"id": place + 1, "file_name": name, "follows_exif": True})
         rows.read(picture, place + 1)
     rows.require_labels(len(source.images))
+    if all(map(os.path.isdir, source.files[1:num_places])):
+        rows.tell_left_over()
     source.files += sorted({os.path.dirname(each) for each in [*source.files, *pictures]})
     return source
 
@@ -118,22 +127,25 @@ def _class_names(content: dict[str, Any], path: str) -> list[str]:
         keys = sorted(names, key=str)
         if sorted(str(key) for key in keys) != sorted(str(i) for i in range(len(keys))):
             raise DatasetError(
-                f"{path}: the keys of 'names' must be 0 to {len(keys) - 1}, got {keys[:5]}. "
+                f"{path}: the keys of 'names' must be 0 to {len(keys) - 1}, got {shown(keys)}. "
                 "Number the classes without gaps."
             )
         names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not names:
-        raise DatasetError(f"{path}: 'names' must be a list of classes, got {names!r}. Write one.")
+        raise DatasetError(
+            f"{path}: 'names' must be a list of classes, got {shown(names)}. Write one."
+        )
     for name in names:
         if not isinstance(name, str) or not name:
             raise DatasetError(
-                f"{path}: each of 'names' must be a string, got {name!r}. Put it into quotes: YAML "
-                "reads yes, no, on and off as true and false."
+                f"{path}: each of 'names' must be a string, got {shown(name)}. Put it into quotes: "
+                "YAML reads yes, no, on and off as true and false."
             )
     count = content.get("nc", len(names))
     if whole(count) != len(names):
         raise DatasetError(
-            f"{path}: 'nc' is {count} and there are {len(names)} 'names'. Correct or delete 'nc'."
+            f"{path}: 'nc' is {str(count)[:40]} and there are {len(names)} 'names'. Correct or "
+            "delete 'nc'."
         )
     return names
 
@@ -146,7 +158,8 @@ def _keypoint_numbers(content: dict[str, Any], path: str) -> int:
     counts = [whole(each) or 0 for each in shape] if isinstance(shape, list) else []
     if len(counts) != 2 or min(counts) < 1:
         raise DatasetError(
-            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shape!r}. Correct it."
+            f"{path}: 'kpt_shape' must be [number of keypoints, 2 or 3], got {shown(shape)}. "
+            "Correct it."
         )
     return counts[0] * counts[1]
 
@@ -175,7 +188,9 @@ def _pictures(
             count += 1
             yield picture
     if not count:
-        raise DatasetError(f"{path}: no picture is in {key}: {content[key]}. Correct the path.")
+        raise DatasetError(
+            f"{path}: no picture is in {key}: {shown(content[key])}. Correct the path."
+        )
 
 
 def _find(entry: str, base: str, root: str, path: str) -> str:
@@ -197,9 +212,22 @@ def _find(entry: str, base: str, root: str, path: str) -> str:
 
 
 def _below(folder: str) -> Iterator[str]:
-    for name in glob.iglob("**", root_dir=folder, recursive=True):
-        if is_picture(name):
-            yield os.path.join(folder, name)
+    """Pictures in a folder and in those below it, each once though links may lead back."""
+
+    def fail(error: OSError) -> None:
+        raise storage_error(error, error.filename)
+
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = [
+            each
+            for each in sorted(folders)
+            if not each.startswith(".") and os.path.realpath(os.path.join(place, each)) not in seen
+        ]
+        for name in filter(is_picture, names):
+            if not name.startswith("."):
+                yield os.path.join(place, name)
 
 
 def _in_list(file: str, base: str) -> Iterator[str]:
@@ -227,10 +255,12 @@ class _RowReader:
         self._parsers: Parsers = supervision_parsers()
         self._pose = 5 + keypoint_numbers if keypoint_numbers else 0
         self._missing: list[str] = []
+        self._paths: set[str] = set()
 
     def read(self, picture: str, image_id: int) -> None:
         """Reads the label file of a picture."""
         path = _label_file(picture)
+        self._paths.add(path)
         self._source.files.append(path)
         try:
             with open(path, encoding="utf-8-sig") as file:
@@ -265,6 +295,19 @@ class _RowReader:
         for path in self._missing:
             fault = "not there: its picture is taken as one without objects."
             self._findings.warn(f"label file {os.path.basename(path)!r}", fault)
+
+    def tell_left_over(self) -> None:
+        """Says which label files have no picture, such as those of HEIC files, which are not read.
+
+        To be called where all pictures of the folders were asked for.
+        """
+        for folder in sorted({os.path.dirname(path) for path in self._paths}):
+            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+            for name in names:
+                is_label = name.endswith(".txt") and name not in _NO_LABELS
+                if is_label and os.path.join(folder, name) not in self._paths:
+                    fault = "it has no picture of a kind that is read; left out."
+                    self._findings.warn(f"label file {name!r}", fault, Effect.LEFT_OUT)
 
     def _has_numbers(self, row: list[str], label: str) -> bool:
         """Whether a row is a class and numbers; notes an error."""
