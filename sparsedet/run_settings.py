@@ -88,7 +88,7 @@ def _in_our_terms(train: Any, ours: Any) -> Any:
     if "epochs" in train:
         check_keys(train, ours, "train")
         if filled := _fill(train, ours):
-            logger.info("train lacks %s: taken as shipped", ", ".join(filled))
+            logger.info("train lacks %s; the defaults are used", ", ".join(filled))
         return train
     ours.epochs, ours.eval_epochs, ours.checkpointer.epochs = None, 0, 0
     ours.clip_grad.enabled = False

@@ -456,7 +456,7 @@ def _check_parts_fit(model: nn.Module) -> None:
         found = None
     if found is None:
         raise ConfigError(
-            "model needs more memory than there is for an image of 64 x 64 pixels. Lower its "
+            "model needs more memory than is available for an image of 64 x 64 pixels. Lower its "
             "number of queries, or the sizes of its layers."
         )
     if not torch.isfinite(found["instances"].scores).all():

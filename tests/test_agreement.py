@@ -80,6 +80,6 @@ def test_a_checkpoint_that_one_process_lacks(
     require_same_start(None, tmp_path)
     monkeypatch.setattr(comm, "all_gather", lambda own: [own, ("node2", "nothing")])
     require_same_start(None, tmp_path)
-    says = r"must be a folder that all machines share .* process 1 on node2 nothing\. Copy"
+    says = r"must be a folder that all machines share .* process 1 on node2 finds nothing\. Copy"
     with pytest.raises(ConfigError, match=says):
         require_same_start(tmp_path / "checkpoint_0000005.pth", tmp_path)

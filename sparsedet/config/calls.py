@@ -166,7 +166,7 @@ def _made(target: Any, kwargs: dict[str, Any], path: str, mend: str | None, node
             raise ConfigError(_refusal(error, target, kwargs, path, mend, node)) from error
     raise ConfigError(  # not caused by an error of memory, which a run could go on after
         f"{path or 'top level'}: there is not enough memory for {_name(target)} with "
-        f"{_given(kwargs)}. Lower the number that makes it large."
+        f"{_given(kwargs)}. Lower the argument that makes it so large."
     )
 
 
@@ -215,7 +215,7 @@ def _given(kwargs: Mapping[str, Any]) -> str:
     """The plain values among the arguments of a call."""
     named = {key: value for key, value in kwargs.items() if isinstance(value, _SHOWN)}
     given = ", ".join(f"{key}={shown(value, 40)}" for key, value in named.items())
-    return given or "what it is given"
+    return given or "these arguments"
 
 
 def _place(node: Any, key: str, path: str) -> str:

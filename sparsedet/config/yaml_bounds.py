@@ -52,7 +52,7 @@ def read_bounded(text: str | bytes, loader: type[yaml.SafeLoader], what: str) ->
         values = f"it has more than {_MOST_NODES} values, which no {what} has."
         raise ConfigError(values if isinstance(error, _TooLarge) else levels) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise yaml.YAMLError("a value is not what its tag (!!...) says") from error
+        raise yaml.YAMLError("a value does not match its tag (!!...)") from error
     finally:
         reader.dispose()
 

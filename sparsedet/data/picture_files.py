@@ -233,7 +233,7 @@ def _without_links(names: Sequence[str], root: str, findings: Findings) -> list[
         if is_address(root) or "\0" in name or not os.path.islink(path):
             left.append(name)
             continue
-        fault = "it is a link to what is not there. Restore that, or delete the entry."
+        fault = "it is a broken link. Restore its target, or delete the entry."
         findings.error(f"file {quoted(name)} (links to {quoted(os.readlink(path))})", fault)
     return left
 

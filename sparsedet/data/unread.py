@@ -3,8 +3,8 @@
 from typing import IO
 
 _HEAD = 256  # bytes that are looked into
-_SAVE = "which Pillow does not read; save it as JPEG or PNG"
-_FETCH = "fetch the picture itself; a download may need a login"
+_SAVE = ", which Pillow does not read; save it as JPEG or PNG"
+_FETCH = "; fetch the picture itself; a download may need a login"
 # (place of the mark, mark, what the file is, what to do)
 _MARKS = (
     (4, b"ftyphei", "a HEIC picture", _SAVE),
@@ -13,9 +13,9 @@ _MARKS = (
     (4, b"ftypmsf1", "a HEIF picture", _SAVE),
     (4, b"ftypavi", "an AVIF picture", _SAVE),
     (4, b"ftypcrx", "a camera's raw picture (CR3)", _SAVE),
-    (4, b"ftyp", "a video", "and no picture; save its frames"),
-    (8, b"AVI ", "a video", "and no picture; save its frames"),
-    (0, b"\x1aE\xdf\xa3", "a video", "and no picture; save its frames"),
+    (4, b"ftyp", "a video", "; save its frames as pictures"),
+    (8, b"AVI ", "a video", "; save its frames as pictures"),
+    (0, b"\x1aE\xdf\xa3", "a video", "; save its frames as pictures"),
     (0, b"\xff\x0a", "a JPEG XL picture", _SAVE),
     (4, b"JXL ", "a JPEG XL picture", _SAVE),
     (128, b"DICM", "a DICOM file", _SAVE),
@@ -24,12 +24,12 @@ _MARKS = (
     (0, b"\x89HDF", "an HDF5 file", _SAVE),
     (0, b"%PDF", "a PDF file", _SAVE),
     (0, b"<svg", "an SVG drawing", _SAVE),
-    (0, b"<?xml", "an XML file", "and no picture; an SVG drawing can be saved as PNG"),
+    (0, b"<?xml", "an XML file", "; if it is an SVG drawing, save it as PNG"),
     (0, b"<!doctype html", "a web page", _FETCH),
     (0, b"<html", "a web page", _FETCH),
-    (0, b"version https://git-lfs", "a pointer of Git LFS", "run git lfs pull"),
-    (0, b"\x1f\x8b", "compressed with gzip", "unpack it"),
-    (0, b"PK\x03\x04", "a ZIP archive", "unpack it"),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "; run git lfs pull"),
+    (0, b"\x1f\x8b", "compressed with gzip", "; unpack it"),
+    (0, b"PK\x03\x04", "a ZIP archive", "; unpack it"),
 )
 
 
@@ -43,5 +43,5 @@ def describe_unread(file: IO[bytes]) -> str | None:
     head = file.read(_HEAD)
     for place, mark, what, mend in _MARKS:
         if head[place : place + len(mark)].lower() == mark.lower():
-            return f"it is {what}, {mend}"
+            return f"it is {what}{mend}"
     return None

@@ -600,8 +600,8 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: '" + "x" * (2 << 20) + "'", "larger than 1 MB"),
         ("names: [a]\nnames: [b]", "the key 'names' is there twice"),
         ("names: !!python/name:os.system ''", "could not determine a constructor"),
-        ("names: !!bool a", "not what its tag"),
-        ("names: !!timestamp a", "not what its tag"),
+        ("names: !!bool a", "does not match its tag"),
+        ("names: !!timestamp a", "does not match its tag"),
         ("names: !!int [a]", "expected a scalar node"),
     ],
 )

@@ -322,7 +322,7 @@ def test_names_that_differ_in_case_or_blanks_alone_are_told(write, caplog, name)
     document = copy.deepcopy(DOCUMENT)
     document["categories"].append({"id": 7, "name": name})
     assert len(open_dataset(*write(document)).class_names) == 3
-    assert f"categories 'cat' and {name!r}: the names differ in case or blanks" in caplog.text
+    assert f"categories 'cat' and {name!r}: the names differ only in case or spaces" in caplog.text
 
 
 def test_a_box_smaller_than_floats_tell_has_no_width(write, caplog):

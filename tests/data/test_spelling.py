@@ -132,7 +132,7 @@ def test_a_link_to_nothing_is_called_one(folder):
     (Path(source[1]) / "2.png").unlink()
     (Path(source[1]) / "2.png").symlink_to("gone/2.png")
     text = said(source)
-    assert "file '2.png' (links to 'gone/2.png'): it is a link to what is not there" in text
+    assert "file '2.png' (links to 'gone/2.png'): it is a broken link" in text
     assert "meant" not in text
 
 

@@ -71,7 +71,7 @@ def _compare_names(names: Sequence[str], findings: Findings) -> None:
     for group in alike.values():
         if len(group) > 1:
             label = f"categories {' and '.join(map(shown, group[:3]))}"
-            fault = "the names differ in case or blanks alone; they stay different classes."
+            fault = "the names differ only in case or spaces; they stay different classes."
             findings.warn(label, fault)
 
 
