@@ -87,11 +87,7 @@ def load_detector(
     leave_out_pretrained(cfg)
     with within_memory():
         model = instantiate(cfg.model)
-    if not isinstance(model, torch.nn.Module):
-        raise ConfigError(
-            f"model must be a component that makes a detector, got {type(model).__name__}. Set "
-            "model._target_."
-        )
+    _require_module(model)
     if weights is not None:
         report = load_weights(model, weights)
         if report.module:
@@ -100,6 +96,14 @@ def load_detector(
                 "whole detector."
             )
     return model.to(place).eval()
+
+
+def _require_module(model: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"model must be a component that makes a detector, got {type(model).__name__}. Set "
+            "model._target_."
+        )
 
 
 def stored_setting(checkpoint: Mapping[str, Any], weights: str | os.PathLike[str], key: str) -> Any:
