@@ -105,10 +105,14 @@ class _Rows:
         pass
 
 
+# AdamW turns the rounding of gradients near zero into steps of full length
+PRECISION = {torch.optim.SGD: torch.float32, torch.optim.AdamW: torch.float64}
+
+
 def _train(name: str, optimizer: type, *, drawn: bool = False) -> list[dict[str, float]]:
     """Losses of 20 iterations over the same global batches of four images."""
     rank, world_size = comm.get_rank(), comm.get_world_size()
-    model = small.detector(small.NAMED[name]).train()
+    model = small.detector(small.NAMED[name]).train().to(PRECISION[optimizer])
     model = model if drawn else small.fix_noise(model)
     wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
 
