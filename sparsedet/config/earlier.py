@@ -17,7 +17,9 @@ def in_present_terms(content: dict[str, Any]) -> dict[str, Any]:
         content: what a YAML file of a config holds; changed in place.
     """
     loaders = content.get("dataloader")
-    for name, call in loaders.items() if isinstance(loaders, dict) else ():
+    if not isinstance(loaders, dict):
+        return content
+    for name, call in loaders.items():
         if not isinstance(call, dict) or "annotations" not in call or "dataset" in call:
             continue
         if call.get("_target_") in (_TRAIN, _TEST):

@@ -11,7 +11,7 @@ sample's.
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class ResizeShortSide:
 
     def __init__(self, short_sides: Sequence[int] | int, max_size: int) -> None:
         several = isinstance(short_sides, Sequence) and not isinstance(short_sides, str)
-        sides = list(short_sides) if several else [short_sides]
+        sides: list[Any] = [*short_sides] if several else [short_sides]  # pyright: ignore
         if len(sides) == 0 or not all(map(_is_size, sides)):
             raise ValueError(
                 f"ResizeShortSide.short_sides must be one or more whole sizes >= 1, got {sides}."
