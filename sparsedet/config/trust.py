@@ -8,7 +8,7 @@ parts of detectors, data sets, optimizers and schedules, from libraries that are
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -128,7 +128,7 @@ def _check_composed(node: DictConfig | ListConfig, key: str, source: str) -> Non
     """Look at the texts that references make, which were found to be plain ones."""
     if node._is_none() or node._is_missing() or node._is_interpolation():
         return
-    names: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    names: Any = node if isinstance(node, DictConfig) else range(len(node))
     for name in names:
         inner: Any = node._get_node(name)
         if isinstance(inner, (DictConfig, ListConfig)):
