@@ -37,5 +37,5 @@ def test_what_needs_no_backslash_has_none() -> None:
 
 @pytest.mark.parametrize("value", ["???", "${nothing.there}"])
 def test_an_item_without_a_value_is_one_sentence(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"has an item without a value: .*Write a backslash"):
+    with pytest.raises(ConfigError, match=r"has an item without a value: .*write a backslash"):
         texts(L(dict)(names=["cat", value]).names)

@@ -25,7 +25,7 @@ _WHY = {
     "folder": "the folders in front of the name differ",
     "address": "it is an address and no path",
     "quoted": "it is written as in an address (%20)",
-    "signs": "spaces and characters such as %20, + and _ differ",
+    "signs": "spaces and signs such as %20, + and _ differ",
     "backslash": "it has backslashes",
     "suffix": "the suffix or the number of zeros differs",
     "prefix": "the beginning of the name differs",
