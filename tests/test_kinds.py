@@ -130,7 +130,7 @@ def test_a_call_that_would_not_end_is_not_made(argument, value, said):
         (
             SinePositionEmbedding,
             {"embed_dim": -64},
-            "SinePositionEmbedding.embed_dim must be at least 0, got -64.",
+            "SinePositionEmbedding.embed_dim must be in [0, 65536], got -64.",
         ),
         (BoxL1Loss, {"weight": math.inf}, "BoxL1Loss.weight must be finite, got inf."),
         (BoxL1Loss, {"weight": None}, "BoxL1Loss.weight must be a number, got None. Set m.weight."),

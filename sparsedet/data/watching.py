@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
@@ -52,6 +53,8 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
             except Exception as error:
                 if watch.expired:  # in the words of torch
                     raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
+                if workers and isinstance(error, (EOFError, ConnectionError)):  # one is ending
+                    wait([worker.sentinel for worker in workers], _LOOK)
                 if any(worker.exitcode == _NO_HANDLES for worker in workers):
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
                 raise
