@@ -190,6 +190,8 @@ class Job:
         """Where a run that has ended early can be taken up again, for a person."""
         if self._eval_only or self._trainer.iteration == 0:
             return ""
+        if not comm.is_main_process():  # the main process may be writing one right now
+            return "Add --resume to continue from the last checkpoint, if one was written."
         done = self._trainer.iteration
         paths = {int(path.stem.rpartition("_")[2]): path for path in self._store.paths()}
         kept = max((number for number in paths if number <= done), default=None)
