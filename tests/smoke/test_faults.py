@@ -160,7 +160,7 @@ def test_kills_of_real_processes(drawn: Path, tmp_path: Path, where: str) -> Non
     assert "Traceback" not in broken.stderr
     if where == "train":
         assert broken.returncode == 3
-        assert "ata worker" in broken.stderr and "memory ran out" in broken.stderr
+        assert "orker process" in broken.stderr and "memory ran out" in broken.stderr
     else:
         assert broken.returncode == -signal.SIGKILL
         assert (tmp_path / "checkpoint_0000004.pth").exists()

@@ -79,9 +79,9 @@ def test_a_resumed_run_says_what_has_changed(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("dataloader.train.total_batch_size=3", "dataloader.train.total_batch_size is 2"),
+        ("dataloader.train.total_batch_size=3", "dataloader.train.total_batch_size was 2"),
         ("train.epochs=4", "the length of the learning rate schedule was 6"),
-        ("train.accumulation_steps=2", "train.accumulation_steps is 1"),
+        ("train.accumulation_steps=2", "train.accumulation_steps was 1"),
     ],
 )
 def test_what_bends_the_schedule_is_refused_unless_it_is_confirmed(
@@ -106,10 +106,10 @@ def test_other_training_annotations_are_refused(
     content["annotations"][0]["bbox"][2] -= 1
     (tmp_path / "other.json").write_text(json.dumps(content))
     assert run(f"dataset.train_json={tmp_path}/other.json") == 2
-    assert "the SHA-256 of the training annotations is" in _error(capsys)
+    assert "the SHA-256 of the training annotations was" in _error(capsys)
     (tmp_path / "same.json").write_bytes((drawn / "instances.json").read_bytes())
     assert run(f"dataset.train_json={tmp_path}/same.json") == 0
-    assert "dataset.train_json is " in (tmp_path / "log.txt").read_text()
+    assert "dataset.train_json was " in (tmp_path / "log.txt").read_text()
 
 
 def test_nothing_to_resume(

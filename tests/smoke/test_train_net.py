@@ -668,8 +668,8 @@ def test_an_earlier_run_is_neither_overwritten_nor_mixed(
     config = trained / "config.yaml"
     for arguments, says in (
         ([], "--resume"),
-        (["--resume", "model.selector.keep_ratio=0.1"], "model.selector.keep_ratio is 0.3"),
-        (["--resume", "train.seed=7"], "train.seed is 0"),
+        (["--resume", "model.selector.keep_ratio=0.1"], "model.selector.keep_ratio was 0.3"),
+        (["--resume", "train.seed=7"], "train.seed was 0"),
     ):
         assert train_net(*arguments, config=config) == 2
         assert says in capsys.readouterr().err
