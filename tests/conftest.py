@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,10 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; a run would ignore it as well
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
