@@ -94,8 +94,8 @@ def test_the_number_of_processes_does_not_matter(
     ("fault", "code", "says", "saved"),
     [
         ("build raise 1", 2, "process 1 on {host} failed: FileNotFoundError: pictures", None),
-        ("train kill 0", 137, "process 0 on {host} is gone without a word", 2),
-        ("evaluate kill 1", 137, "process 1 on {host} is gone without a word", 6),
+        ("train kill 0", 137, "process 0 on {host} ended without a message", 2),
+        ("evaluate kill 1", 137, "process 1 on {host} ended without a message", 6),
         ("metric raise 0", 3, "process 0 on {host} failed: FileNotFoundError: pictures", 6),
     ],
 )  # fmt: skip
