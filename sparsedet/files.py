@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""The beginning of a URL, or of what is left of one in a `Path`."""
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 

@@ -12,6 +12,7 @@ from sparsedet.checkpoint import CheckpointError, save_checkpoint
 from sparsedet.config import ConfigError, LazyConfig, get_config, instantiate, read_config, trusting
 from sparsedet.config.naming import Reference
 from sparsedet.loading import load_detector, stored_setting, trained_config
+from tests.data_files.yaml_texts import LAUGHS
 
 PROOF = "proof_that_it_ran"
 
@@ -165,12 +166,6 @@ def test_reading_yaml_imports_nothing_and_writes_it_again(tmp_path, foreign):
     LazyConfig.save(cfg, tmp_path / "again.yaml")
     assert LazyConfig.load(tmp_path / "again.yaml") == cfg
     assert instantiate(cfg)["a"] is sys.modules["foreign_code"].thing
-
-
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
-    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
-)
 
 
 @pytest.mark.parametrize(

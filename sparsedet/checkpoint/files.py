@@ -14,11 +14,9 @@ import torch
 
 from sparsedet.checkpoint.integrity import DamagedError, digest, stored_digest, verify_archive
 from sparsedet.checkpoint.values import oddity
-from sparsedet.files import atomic_write
+from sparsedet.files import ADDRESS, atomic_write
 
 __all__ = ["CheckpointError", "load_checkpoint", "model_weights", "save_checkpoint"]
-
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also what is left of it in a Path
 
 
 class CheckpointError(ValueError):
@@ -78,7 +76,7 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
         )
     path = Path(path)
     if not path.is_file():
-        if _ADDRESS.match(str(path)):
+        if ADDRESS.match(str(path)):
             raise CheckpointError(
                 f"checkpoint {path} is an address, and addresses are not fetched. Download the "
                 "file and give its path."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,9 @@ from omegaconf import OmegaConf
 from sparsedet.config.calls import is_plain, raw_value, value_at
 from sparsedet.config.kinds import fits, words
 from sparsedet.config.naming import ConfigError, join, shown
+from sparsedet.files import ADDRESS
 
 _MOST = 1e12  # where nothing else is said: no run is longer, no picture larger
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _check(settings: Any, key: str, value: Any, rule: Rule, where: str) -> None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if not rule.allows(plain):
         raise ConfigError(f"{where} must be {rule}, got {shown(plain)}. Set {where}.")
-    if rule.here and isinstance(value, str) and _ADDRESS.match(value):
+    if rule.here and isinstance(value, str) and ADDRESS.match(value):
         raise ConfigError(
             f"{where} must be on this machine, got the address {shown(value)}. Addresses are not "
             f"fetched: download it, and set {where} to the path."

@@ -32,6 +32,7 @@ from sparsedet.data.formats import Source
 from sparsedet.data.shapes import CLASS_NAMES, write_shapes
 from sparsedet.evaluation import COCOEvaluator
 from tests.data.written import write_voc, write_yolo, xml
+from tests.data_files.yaml_texts import LAUGHS
 
 WRITERS = {"voc": write_voc, "yolo": write_yolo}
 
@@ -583,12 +584,6 @@ def test_faults_of_data_yaml(tmp_path, content, words):
     path = yolo(tmp_path, {"a": BOX}, **content)
     with pytest.raises(DatasetError, match=words):
         open_dataset(path, split="train")
-
-
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
-    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
-)
 
 
 @pytest.mark.parametrize(
