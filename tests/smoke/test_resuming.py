@@ -13,6 +13,15 @@ from sparsedet.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.cli.main import main
 from tests.smoke.test_train_net import CONFIG, SMALL, draw_set, set_overrides
 
+# a checkpoint of a megabyte: every test has copies of some
+NARROW = (
+    *SMALL,
+    "model.backbone._target_=TimmBackbone",
+    "model.backbone.name=resnet10t",
+    "+model.backbone.model_args={channels: [8, 8, 16, 16], stem_width: 8}",
+    "model.neck.in_channels={res3: 8, res4: 16, res5: 16}",
+)
+
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,7 +32,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped(drawn: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run of six iterations, as it was after the fourth."""
     output = tmp_path_factory.mktemp("run")
-    arguments = (*SMALL, *set_overrides(drawn), f"train.output_dir={output}", "train.epochs=2")
+    arguments = (*NARROW, *set_overrides(drawn), f"train.output_dir={output}", "train.epochs=2")
     every = (
         "train.checkpointer.period=1",
         "train.eval_epochs=0",
@@ -116,7 +125,7 @@ def test_nothing_to_resume(
     drawn: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run"
-    arguments = (*SMALL, *set_overrides(drawn), f"train.output_dir={output}", "train.max_iter=1")
+    arguments = (*NARROW, *set_overrides(drawn), f"train.output_dir={output}", "train.max_iter=1")
     # the word after --resume is the config
     assert main(["train", "--resume", str(root / CONFIG), *arguments]) == 2
     assert "there is no checkpoint to resume" in _error(capsys)
