@@ -62,20 +62,22 @@ def run(folder: Path, fails_at: int | None = None, stops_at: int = 0) -> list[di
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_that_was_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stops_at", [4, 6])  # with a row, between two
+def test_a_run_that_was_stopped(tmp_path: Path, stops_at: int) -> None:
     whole = run(tmp_path / "whole")
     assert [row["first"] for row in whole] == [1006.0, 1022.0]  # of four batches of four each
-    assert len(run(tmp_path / "run", stops_at=6)) == 1
+    assert len(run(tmp_path / "run", stops_at=stops_at)) == 1
     resumed = run(tmp_path / "run")
     assert [row["first"] for row in resumed] == [1006.0, 1022.0]
     assert [row["loss"] for row in resumed] == pytest.approx([row["loss"] for row in whole])
 
 
-def test_a_run_that_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails_at", [1016, 1024])  # right after a row, between two
+def test_a_run_that_failed(tmp_path: Path, fails_at: int) -> None:
     """What the broken iteration had logged by then is not counted."""
     whole = run(tmp_path / "whole")
     with pytest.raises(ValueError, match="broken"):
-        run(tmp_path / "run", fails_at=1024)
+        run(tmp_path / "run", fails_at=fails_at)
     resumed = run(tmp_path / "run")
     assert [row["first"] for row in resumed] == [1006.0, 1022.0]
     assert [row["loss"] for row in resumed] == pytest.approx([row["loss"] for row in whole])
