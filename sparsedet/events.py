@@ -80,6 +80,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._values: dict[str, list[float | torch.Tensor]] = {}
+        self._settled: dict[str, int] = {}
 
     def __enter__(self) -> Recorder:
         _listeners.append(self)
@@ -97,25 +98,36 @@ class Recorder:
     def flush(self) -> dict[str, float]:
         """Averages by name of what was recorded since the last flush (one wait for the device)."""
         averages = self.averages()
-        self._values = {}
+        self._values, self._settled = {}, {}
         return averages
 
     def averages(self) -> dict[str, float]:
         """The same, and what was recorded is kept."""
         values = self._values
         tensors = [v for series in values.values() for v in series if isinstance(v, torch.Tensor)]
-        numbers = iter(_to_floats(tensors))
+        flat = [tensor.reshape(()).to(torch.float32) for tensor in tensors]
+        numbers = iter(torch.stack(flat).tolist() if flat else [])
         averages = {}
         for name, series in values.items():
             floats = [next(numbers) if isinstance(v, torch.Tensor) else float(v) for v in series]
             averages[name] = sum(floats) / len(floats)
         return averages
 
+    def settle(self) -> None:
+        """Keep what was recorded until now, whatever becomes of the next iteration."""
+        self._settled = {name: len(series) for name, series in self._values.items()}
 
-def _to_floats(tensors: list[torch.Tensor]) -> list[float]:
-    if not tensors:
-        return []
-    return torch.stack([t.reshape(()).to(torch.float32) for t in tensors]).tolist()
+    def go_back(self) -> None:
+        """Drop what was recorded since `settle`."""
+        self._values = {name: self._values[name][:n] for name, n in self._settled.items()}
+
+    def counts(self) -> dict[str, int]:
+        """How many values were kept by `settle`, by name."""
+        return dict(self._settled)
+
+    def go_on(self, averages: Mapping[str, float], counts: Mapping[str, int]) -> None:
+        """Begin with averages of so many values."""
+        self._values = {name: [averages[name]] * count for name, count in counts.items()}
 
 
 class Writer(Protocol):
@@ -137,11 +149,15 @@ class JsonWriter:
         path: The file, appended to.
         start_iteration: Lines of later iterations (written by a run that ended after its last
             checkpoint), lines that were cut off, and everything when this is 0 are dropped.
+        evaluated: Whether the evaluation at `start_iteration` was kept; where it was not, it is
+            repeated, and its line is dropped.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, start_iteration: int = 0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, start_iteration: int = 0, evaluated: bool = True
+    ) -> None:
         self._path = Path(path)
-        kept = _lines_until(self._path, start_iteration)
+        kept = _lines_until(self._path, start_iteration, evaluated)
         with atomic_write(self._path) as file:
             file.write("".join(line + "\n" for line in kept).encode())
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
@@ -167,7 +183,7 @@ class JsonWriter:
             self._file.close()
 
 
-def _lines_until(path: Path, iteration: int) -> list[str]:
+def _lines_until(path: Path, iteration: int, evaluated: bool) -> list[str]:
     if iteration == 0 or not path.exists():
         return []
     kept = []
@@ -176,7 +192,10 @@ def _lines_until(path: Path, iteration: int) -> list[str]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(row, dict) and row.get("iteration", 0) <= iteration:
+        if not isinstance(row, dict) or row.get("iteration", 0) > iteration:
+            continue
+        repeated = not evaluated and row.get("iteration") == iteration
+        if not (repeated and any(name.startswith("eval/") for name in row)):
             kept.append(line)
     return kept
 

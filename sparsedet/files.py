@@ -37,7 +37,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        _name_file(error, path)
+        cause = _name_file(error, path)
+        if cause is not None and isinstance(error, RuntimeError):
+            raise cause from None  # of which torch.save says that a position is unexpected
         raise
     _sync_directory(path.parent)
 
@@ -60,13 +62,14 @@ def _lock(file: IO[bytes]) -> bool:
     return True
 
 
-def _name_file(error: BaseException | None, path: Path) -> None:
-    """Add the file to an error of the system, or to the one that caused another."""
+def _name_file(error: BaseException | None, path: Path) -> OSError | None:
+    """The error of the system that an error is or comes from, with the file added."""
     while error is not None:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None
-            return
+            return error
         error = error.__cause__ or error.__context__
+    return None
 
 
 def file_digest(path: Path) -> str:

@@ -307,8 +307,10 @@ class Job:
         if not comm.is_main_process():
             return []
         settings, start = self._cfg.train, self._trainer.iteration
+        evaluated = self._trainer.hook_state.get("eval", {}).get("iteration") == start
+        path = self._output_dir / "metrics.json"
         return [
-            JsonWriter(self._output_dir / "metrics.json", start_iteration=start),
+            JsonWriter(path, start_iteration=start, evaluated=evaluated),
             *service_writers(
                 self._output_dir,
                 resumed=start > 0,

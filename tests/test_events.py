@@ -88,6 +88,16 @@ def test_json_lines_of_a_resumed_run(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
+def test_the_line_of_an_evaluation_that_is_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    lines = ['{"iteration": 1, "eval/AP": 3}', '{"iteration": 2}', '{"iteration": 2, "eval/AP": 4}']
+    path.write_text("\n".join(lines) + "\n")
+    JsonWriter(path, start_iteration=2, evaluated=True).close()
+    assert path.read_text().splitlines() == lines
+    JsonWriter(path, start_iteration=2, evaluated=False).close()
+    assert path.read_text().splitlines() == lines[:2]
+
+
 def test_console_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     writer = ConsoleWriter(100)

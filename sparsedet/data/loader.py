@@ -104,7 +104,7 @@ def _require_folder(path: str) -> None:
     if not is_address(path) and folder and not os.path.isdir(folder):
         raise StorageError(
             f"image folder {folder!r} no longer exists, so file {path!r} cannot be read. Check the "
-            "disk or the mount, and add --resume to continue."
+            "disk or the mount."
         )
 
 

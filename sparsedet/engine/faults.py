@@ -132,6 +132,12 @@ def is_end_of_worker(error: BaseException) -> bool:
 
 def _disk(error: BaseException, loader: str) -> str | None:
     number, name = _errno(error)
+    if number == errno.EFBIG:
+        return (
+            f"{name or 'A file'} cannot be written: it becomes larger than its file system or the "
+            "limit of this process (ulimit -f) allows. Raise the limit, or set another "
+            "train.output_dir."
+        )
     if number not in (errno.ENOSPC, errno.EDQUOT):
         return None
     if "shared memory" in str(error):

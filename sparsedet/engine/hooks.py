@@ -387,7 +387,7 @@ class CheckpointHook(Hook):
         """
         if self._saved_at == trainer.iteration and not anew:
             return
-        state = trainer.state_dict()
+        state = trainer.state_dict() | {"recorded": _recorded(trainer)}
         if trainer.at_end and comm.is_main_process():  # first: whoever resumes looks at the others
             weights = {"model": trainer.eval_model.state_dict(), "iteration": trainer.iteration}
             self._store.save_weights(weights | self._extra, "final")
@@ -404,7 +404,10 @@ class CheckpointHook(Hook):
         if not trainer.is_whole or isinstance(trainer.fault, NonFiniteError):
             return
         try:
-            self._write(trainer, trainer.state_dict())
+            state = trainer.state_dict()
+            if comm.get_world_size() == 1:  # others may be gone
+                state["recorded"] = _recorded(trainer)
+            self._write(trainer, state)
         except Exception as error:  # the fault itself is what a person has to hear of
             logger.warning(
                 "iteration %d could not be saved: %s", trainer.iteration, explain(error).sentence
@@ -415,3 +418,9 @@ class CheckpointHook(Hook):
             with unhurried():
                 self._store.save(state | self._extra, trainer.iteration)
         self._saved_at = trainer.iteration
+
+
+def _recorded(trainer: Trainer) -> dict[str, Any]:
+    """What the next row of a resumed run averages beside its own iterations."""
+    averages = _mean_over_processes(trainer.recorder.averages())
+    return {"averages": averages, "counts": trainer.recorder.counts()}

@@ -189,6 +189,11 @@ def _spawn(
     for index, code in ended.items():
         if code < 0 and not received:
             say(f"process {index} was killed by {signal.Signals(-code).name}.")
+    if received.count(signal.SIGINT) > 1:
+        say(
+            "interrupted by a second Ctrl-C. Add --resume to continue from the last checkpoint, if "
+            "one was written."
+        )
     first = next((code for code in ended.values() if code), 0)
     if received and (first < 0 or first > 128):
         return 128 + received[0]

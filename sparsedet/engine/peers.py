@@ -169,7 +169,7 @@ def conclude(
         error: What was raised here.
         say: Tells a person a sentence.
         otherwise: See `sparsedet.engine.faults.explain`.
-        kept: What is said in addition.
+        kept: What is said in addition; logged where another process failed.
     """
     follows = _current is not None and is_broken_connection(error)
     fault = _cut_off(error) if follows else report(error, otherwise=otherwise, kept=kept)
@@ -181,6 +181,8 @@ def conclude(
     if found is None:
         say(fault.sentence)
         return fault.code
+    if follows and kept:  # the process that failed did not know
+        logger.warning("%s", kept)
     return found.code
 
 

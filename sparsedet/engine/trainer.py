@@ -165,6 +165,7 @@ class Trainer:
             self.fault = error
         traceback.clear_frames(error.__traceback__)  # they hold memory and open files
         self._stream = None
+        self.recorder.go_back()
         self.optimizer.zero_grad(set_to_none=True)
         try:
             self._moving.restore()
@@ -187,6 +188,7 @@ class Trainer:
         with undisturbed():
             self._step(losses, batches)
             self._moving.forget()
+            self.recorder.settle()
 
     # --- one iteration --------------------------------------------------------------------------
 
@@ -335,6 +337,7 @@ class Trainer:
         self.iteration = state["iteration"]
         self.train_seconds = state["train_seconds"]
         self.hook_state = dict(state["hooks"])
+        self.recorder.go_on(**state.get("recorded", {"averages": {}, "counts": {}}))
 
     def _load_optimizer(self, state: dict[str, Any], path: Any) -> None:
         options = [

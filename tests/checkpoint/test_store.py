@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,21 @@ def test_weights_that_are_nan_fall_back_to_the_ones_before(
     store.save(_checkpoint(torch.nan), 3)
     assert _last(store) == 2
     assert "checkpoint_0000003.pth has weights that are NaN" in caplog.text
+
+
+def test_what_keeps_a_checkpoint_from_being_written_is_told(store: CheckpointStore) -> None:
+    """torch raises an error of its own, about a position in the file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            store.save({"model": {"w": torch.zeros(100_000)}}, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename == str(store.directory / "checkpoint_0000003.pth")
+    assert _last(store) == 2
+    assert not list(store.directory.glob(".*.tmp"))
 
 
 def test_none_that_can_be_read(store: CheckpointStore) -> None:

@@ -72,6 +72,7 @@ def test_an_error_of_this_package_speaks_for_itself(tmp_path: Path) -> None:
             r"a/b\.pth cannot be written: the disk",
         ),
         (OSError(errno.EDQUOT, "Quota", "a/b.pth"), r"b\.pth cannot .* quota of the disk is used"),
+        (OSError(errno.EFBIG, "Too large", "a/b.pth"), r"b\.pth cannot be written: .*ulimit -f"),
         (OSError(errno.EMFILE, "Too many", "x.png"), r"Too many files are open .*x\.png could"),
         (MemoryError(), r"^Out of memory\. Lower dataloader\.train\.total_batch_size"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "^Out of memory: .*Cannot allocate"),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsedet.engine import peers
+from sparsedet.engine.faults import Fault
 from sparsedet.engine.launch import launch
 from sparsedet.engine.switchboard import Switchboard, dial
 from tests.engine import faulty
@@ -58,6 +60,28 @@ def test_faults(tmp_path: Path, kind: str, place: str, code: int, says: list[str
     assert len(said) == len(says), said
     for line, begin in zip(said, says, strict=True):
         assert line.startswith(begin)
+
+
+class Told:
+    """A line to the others, over which one of them has said what it ended of."""
+
+    def announce(self, fault: Fault, text: str, *, follows: bool) -> None:
+        pass
+
+    def wait(self) -> Fault:
+        return Fault("process 1 on node1 failed: KeyError.", 3)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("gloo"), ValueError("another fault")])
+def test_what_is_kept_is_told_by_the_process_that_knows(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a fault of another process; its own has it in the sentence."""
+    said: list[str] = []
+    monkeypatch.setattr(peers, "_current", Told())
+    assert peers.conclude(error, said.append, kept="Iteration 8 is saved.") == 3
+    assert said == []
+    assert ("Iteration 8 is saved." in caplog.messages) == isinstance(error, ConnectionError)
 
 
 def test_processes_that_do_not_come() -> None:

@@ -24,6 +24,7 @@ from sparsedet.engine.launch import launch
 from sparsedet.engine.signals import StopTraining
 from sparsedet.evaluation.loop import EvaluationStopped, evaluate
 from sparsedet.modeling import AdaptiveSelector
+from tests.engine import faulty
 from tests.engine.fakes import TinyLoader, TinyModel
 from tests.modeling import small
 
@@ -195,8 +196,10 @@ def test_a_signal_to_the_parent_stops_all(tmp_path: Path, number: int) -> None:
 
 def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
     _signal_when(tmp_path / "begun", signal.SIGINT, signal.SIGINT)
-    args = (str(tmp_path), 600.0)
-    assert launch(_go_on, args, num_processes=2, device_type="cpu") == 130
+    args, say = (str(tmp_path), 600.0), partial(faulty.say, str(tmp_path))
+    assert launch(_go_on, args, num_processes=2, device_type="cpu", say=say) == 130
+    said = (tmp_path / "said.txt").read_text()
+    assert said.startswith("parent: interrupted by a second Ctrl-C. Add --resume")
     assert time.time() - (tmp_path / "begun").stat().st_mtime < 20
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparsedet.checkpoint import CheckpointStore
 from sparsedet.cli.main import main
 from tests.smoke.test_train_net import CONFIG, SMALL, draw_set, set_overrides
 
@@ -105,6 +106,27 @@ def test_a_fault_of_the_last_evaluation_costs_nothing(
     assert losses(tmp_path).keys() == {1, 2, 3, 4}
     # the file has the results by now
     assert torch.load(tmp_path / "checkpoint_0000004.pth")["hooks"]["eval"]["iteration"] == 4
+
+
+def test_an_evaluation_that_is_repeated_has_one_row(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends when its row is written and its results are not saved yet."""
+    save = CheckpointStore.save
+
+    def fail(self: CheckpointStore, checkpoint: Any, iteration: int) -> Path:
+        if "eval" in checkpoint["hooks"]:
+            raise OSError("gone")
+        return save(self, checkpoint, iteration)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointStore, "save", fail)
+        assert train() == 3
+    path = tmp_path / "metrics.json"
+    assert path.read_text().count('eval/bbox/AP50"') == 1
+    assert train("--resume") == 0
+    assert path.read_text().count('eval/bbox/AP50"') == 1
+    assert losses(tmp_path).keys() == {1, 2, 3, 4}
 
 
 def test_a_model_that_diverges(
