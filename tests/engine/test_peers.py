@@ -60,6 +60,13 @@ def test_faults(tmp_path: Path, kind: str, place: str, code: int, says: list[str
         assert line.startswith(begin)
 
 
+def test_a_file_that_is_being_written_is_finished_first(tmp_path: Path) -> None:
+    """The process that writes is ended by what befell the other one, and not before."""
+    code = launch(faulty.write_slowly, (str(tmp_path),), num_processes=2, device_type="cpu")
+    assert code == 3
+    assert (tmp_path / "file").read_text() == "whole"
+
+
 def test_processes_that_do_not_come() -> None:
     board = Switchboard(3, patience=0.5)
     board.start()
