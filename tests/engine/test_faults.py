@@ -227,6 +227,15 @@ def test_one_run_per_folder(tmp_path: Path) -> None:
         holder.stdout.close()
 
 
+def test_the_file_of_the_lock_names_its_present_holder_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    path.write_text("process 123456789 on a machine with a long name since long ago\n")
+    for _ in range(2):
+        with locked(tmp_path):
+            (line,) = path.read_text().splitlines()
+            assert line.startswith(f"process {os.getpid()} on ")
+
+
 # --- the last whole iteration
 
 

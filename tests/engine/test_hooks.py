@@ -87,6 +87,20 @@ def test_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert said == [1, 2, 3, 5, 6, 7]
 
 
+def test_seconds_in_a_row_are_those_of_its_own_iterations(tmp_path: Path) -> None:
+    clock = {1: 2.0, 2: 10.0, 3: 11.0, 4: 12.0}
+
+    class Clock(Hook):
+        def after_iteration(self, trainer: Trainer) -> None:
+            trainer.train_seconds = clock[trainer.iteration]
+
+    trainer = make_trainer(4)
+    trainer.hooks = [Clock(), LogHook(2, [JsonWriter(tmp_path / "metrics.json")])]
+    trainer.train()
+    found = [row["seconds_per_iteration"] for row in _rows(tmp_path / "metrics.json")]
+    assert found == pytest.approx([5.0, 1.0], abs=0.2)
+
+
 def test_a_person_is_told_something_before_the_first_row(caplog: pytest.LogCaptureFixture) -> None:
     """Also after a resume, and the first row still holds all iterations."""
     caplog.set_level(logging.INFO)
