@@ -115,6 +115,18 @@ def test_values_of_half_precision_keep_their_dtype():
     torch.testing.assert_close(got.double(), want, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_are_of_the_dtypes_of_their_inputs(dtype):
+    """Whatever they are summed in: mmcv adds them to tensors of these dtypes."""
+    value, shapes, starts, locations, weights = (
+        each.detach().to(dtype) if each.is_floating_point() else each for each in arguments()
+    )
+    grad = torch.ones(2, 6, 12, dtype=dtype)
+    with torch.no_grad():
+        grads = compat.ms_deform_attn_backward(value, shapes, starts, locations, weights, grad, 64)
+    assert [each.dtype for each in grads] == [dtype] * 3
+
+
 @pytest.mark.parametrize("starts", [[0, 35], [0, 35, 48], [-1, 35, 47]])
 def test_levels_outside_of_the_value_are_refused(starts):
     value, shapes, _, locations, weights = arguments()
