@@ -38,8 +38,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; a run would ignore it as well
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# nohup ignores the one, a shell's job in the background the other, and runs would do so as well
+for _number, _usual in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,22 @@ def test_what_differs_is_named(
         require_agreement(cfg)
 
 
+def test_one_process_of_a_machine_reads_what_is_compared(
+    cfg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The annotations of a large set take their time, for each of eight processes."""
+    given: list[Any] = []
+
+    def gather(own: Any) -> list[Any]:
+        given.append(own)
+        return [("node1", {"torch": "1.0"}), own]
+
+    monkeypatch.setattr(comm, "all_gather", gather)
+    monkeypatch.setattr(comm, "get_local_rank", lambda: 1)
+    require_agreement(cfg)
+    assert given[0][1] is None
+
+
 def test_what_is_compared(cfg: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The content of annotations and every setting, and not where files are."""
     seen: list[dict[str, Any]] = []

@@ -57,6 +57,7 @@ def _found(text: str, now: str, facts: dict[str, Any] = FACTS) -> dict[str, bool
         ("train.model_ema.decay=0.5", True),
         ("dataset.short_sides=[64]", True),
         ("dataset.class_names=[a,b]", True),
+        ("+dataset.path_of_masks=x", True),  # another key than dataset.path
         ("train.epochs=7", False),  # its effect on the schedule is told apart
         ("train.eval_epochs=3", False),
         ("train.output_dir=elsewhere", False),
@@ -73,7 +74,7 @@ def _found(text: str, now: str, facts: dict[str, Any] = FACTS) -> dict[str, bool
     ],
 )
 def test_what_would_make_another_run_of_it(text: str, override: str, bends: bool) -> None:
-    key = override.partition("=")[0]
+    key = override.partition("=")[0].lstrip("+")
     found = _found(text, _changed(override))
     assert found == {key: bends}
 

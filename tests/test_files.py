@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -23,3 +24,23 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
         write_json(path, [object()])
     assert path.read_text() == "[1]\n"
     assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_is_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    """Or the power fails in between, and an empty file stands where the old one was."""
+    path, seen = tmp_path / "a.json", []
+    sync, replace = os.fsync, os.replace
+
+    def recorded(descriptor):
+        seen.append(("disk", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def renamed(source, target):
+        seen.append(("name", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_json(path, [1])
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert seen == [("disk", file), ("name", file), ("disk", folder)]

@@ -35,6 +35,7 @@ class Thing:
         (int | None, [1, None], ["None"], "a whole number or null"),
         (str | os.PathLike[str] | None, ["x", None], [0], "text or a path or null"),
         (Literal["a", "b"], ["a"], ["c", 1], "one of a, b"),
+        (Literal[1, 2], [1, 2], [True, 1.0, 3, "1"], "one of 1, 2"),
         (Sequence[int], [[1], (), [2, 3]], ["12", [1, "a"], 5], "a list of whole numbers"),
         (Sequence[str] | str, ["x", ["x"]], [[1]], "a list of texts or text"),
         (tuple[int, int], [[1, 2]], [[1], [1, 2, 3]], "a list of 2 values"),

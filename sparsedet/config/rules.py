@@ -53,11 +53,11 @@ class Rule:
             return True
         if isinstance(value, int) and abs(value) >= 2**63:
             return False
-        return value == value and (  # what is not a number equals nothing
+        return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
-            and value <= self.most
+            and value <= self.most  # so NaN, which is not, is none
         )
 
     def __str__(self) -> str:

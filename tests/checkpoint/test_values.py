@@ -67,6 +67,15 @@ def test_tensors_that_are_no_weights(tmp_path: Path, make, says: str) -> None:
     assert says in message and "body.bias" in message and str(path) in message
 
 
+@pytest.mark.filterwarnings("ignore")  # the same
+def test_averages_that_are_no_weights(tmp_path: Path) -> None:
+    """They are what is evaluated, though the others may be sound."""
+    average = {"body.bias": torch.ones(4, 4).to_sparse()}
+    torch.save({"model": Model().state_dict(), "ema": {"model": average}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"body\.bias is a sparse tensor"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [

@@ -16,6 +16,7 @@ from sparsedet.data import (
     DatasetError,
     PictureCache,
     PictureDecoder,
+    PictureSettings,
     audit_dataset,
     open_dataset,
     write_coco,
@@ -199,6 +200,19 @@ def test_a_picture_is_decoded_once_in_its_life(tmp_path):
     assert decoded(moved) == (1, 3, 1)
     damage(moved / "2.tif")  # neither its size nor its time changes
     assert decoded(moved) == (2, 2, 2)
+
+
+def test_a_picture_is_known_for_the_settings_that_decoded_it(tmp_path):
+    """With a range of values, or without it, another picture comes out, or none."""
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 5), 300, np.uint16)).save(path)
+    declared, given = PictureSettings(), PictureSettings(value_range=(0, 400))
+    cache = PictureCache(tmp_path / "cache.db")
+    for settings, known in ((declared, 0), (declared, 1), (given, 0), (given, 1), (declared, 1)):
+        decoder = PictureDecoder(cache)
+        (header,) = decoder([str(path)], settings)
+        assert header.size == (5, 4)
+        assert (decoder.num_known, decoder.num_decoded) == (known, 1 - known)
 
 
 def test_a_cache_that_cannot_be_used_costs_time_alone(tmp_path, caplog):

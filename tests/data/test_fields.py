@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from sparsedet.data import DatasetError, StorageError, open_dataset
+from sparsedet.data.validate import Findings
+from sparsedet.data.validate.references import References
 from tests.data.test_formats import BOX, boxes, voc, yolo
 
 
@@ -120,3 +122,24 @@ def test_names_that_unfold_to_gigabytes_are_refused_in_a_short_sentence(tmp_path
     with pytest.raises(DatasetError, match=r"more than 50000 values|must be a string") as error:
         open_dataset(tmp_path / "data.yaml")
     assert len(str(error.value)) < 3000
+
+
+@pytest.mark.parametrize(
+    ("ids", "value", "found", "warned"),
+    [
+        ((1, 2), "1", 1, True),
+        ((1, 2), "01", 1, True),  # as a number
+        ((1, 2), 1.0, 1, False),
+        (("1", "2"), 1, "1", True),
+        (("1", "2"), "01", None, False),  # another text
+        (("1", "2"), "3", None, False),
+        (("1", "01"), 1, None, False),  # which of the two?
+        ((1, "1"), "1", "1", False),
+        ((1, "1"), 1, 1, False),
+    ],
+)
+def test_what_an_id_refers_to(ids, value, found, warned):
+    findings = Findings("set.json", raises=False)
+    references = References("image_id", "images", ids=ids)
+    assert references.find(value, "annotation 7", findings) == found
+    assert bool(findings.groups) == warned

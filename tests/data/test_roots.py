@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import multiprocessing
+import os
 import threading
 import time
 import zipfile
@@ -265,3 +266,15 @@ def test_processes_share_a_cache(tmp_path):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert 0 < size_of(tmp_path) <= 40_000
+
+
+def test_copies_that_are_being_written_stay_and_abandoned_ones_go(tmp_path):
+    folder = tmp_path / "ab"
+    folder.mkdir()
+    young, old = folder / ".young.1.2.tmp", folder / ".old.1.2.tmp"
+    for path in (young, old):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    cache = FileCache(tmp_path, 1000)
+    assert cache.open("memory://a", lambda: b"x").read() == b"x"
+    assert young.exists() and not old.exists()

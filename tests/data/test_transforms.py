@@ -129,6 +129,19 @@ def test_detr_augmentation_takes_both_branches_and_bounds_the_result():
     assert 70 < whole < 140
 
 
+def test_a_crop_is_cut_out_of_the_smaller_image():
+    """It shows a third of each side or more, however large the picture is."""
+    across = torch.linspace(0, 255, 600).to(torch.uint8).expand(3, 400, 600)
+    augmentation = DETRAugmentation(
+        [80], 200, crop_probability=1.0, crop_short_sides=[40], crop_size=(20, 30)
+    )
+    for seed in range(20):
+        image, _ = augmentation(
+            Image(across.contiguous()), boxes_of([], (400, 600)), random.Random(seed)
+        )
+        assert image.max() - image.min() > 255 * 0.8 * 20 / 60
+
+
 def test_extreme_panorama_stays_small():
     image = Image(torch.zeros(3, 16, 5000, dtype=torch.uint8))
     boxes = BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(16, 5000))
@@ -334,4 +347,4 @@ def test_colors_of_photographs_change_in_all_ways():
     )
     assert brightness > 20
     assert saturation > 10
-    assert hue > 0.02  # of rounding alone it would be a fifth of that
+    assert 0.02 < hue < 0.2  # of rounding alone a fifth of that; as strong as the others, 0.4

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from sparsedet import comm
+from sparsedet.engine import peers
 from sparsedet.evaluation import COCOEvaluator
 
 
@@ -101,3 +102,16 @@ def work(device: torch.device, folder: str, kind: str, place: str) -> int:
         time.sleep(600)
     comm.synchronize()
     return 0
+
+
+def write_slowly(device: torch.device, folder: str) -> int:
+    """Process 0 writes a file, for longer than a process has to leave, when process 1 fails."""
+    peers._LEAVING = 0.2
+    if comm.get_rank() == 0:
+        with peers.unhurried():
+            comm.synchronize()
+            time.sleep(1.5)
+            (Path(folder) / "file").write_text("whole")
+        time.sleep(600)
+    comm.synchronize()
+    raise FileNotFoundError("pictures/0017.jpg is not there.")

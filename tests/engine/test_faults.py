@@ -194,6 +194,23 @@ def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("said_so", [True, False])
+def test_the_sign_may_be_in_what_caused_the_error(said_so: bool) -> None:
+    """A library raises its own error because of that of the system, or beside it."""
+
+    def write() -> None:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/a.pth")
+        except OSError as error:
+            raise RuntimeError("the writer failed") from (error if said_so else None)
+
+    with pytest.raises(RuntimeError) as caught:
+        write()
+    fault = explain(caught.value)
+    assert fault.code == 3
+    assert fault.sentence.startswith("/data/a.pth cannot be written: the disk is full")
+
+
 def test_one_run_per_folder(tmp_path: Path) -> None:
     """The other is named; its end by force frees the folder, though its workers live on."""
     script = (
@@ -226,6 +243,15 @@ def test_one_run_per_folder(tmp_path: Path) -> None:
         holder.kill()
         os.kill(worker, signal.SIGKILL)
         holder.stdout.close()
+
+
+def test_the_file_of_the_lock_names_its_present_holder_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    path.write_text("process 123456789 on a machine with a long name since long ago\n")
+    for _ in range(2):
+        with locked(tmp_path):
+            (line,) = path.read_text().splitlines()
+            assert line.startswith(f"process {os.getpid()} on ")
 
 
 # --- the last whole iteration

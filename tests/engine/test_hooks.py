@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
 from sparsedet.checkpoint import CheckpointStore, load_checkpoint
-from sparsedet.engine import CheckpointHook, EvalHook, Hook, LogHook, ModelEma, StopHook, Trainer
+from sparsedet.engine import CheckpointHook, EvalHook, Hook, LogHook, ModelEma, Trainer
 from sparsedet.engine.hooks import flatten_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, log_scalar
 from tests.engine.fakes import TinyLoader, TinyModel
@@ -87,6 +85,20 @@ def test_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert all(row["seconds_per_iteration"] > 0 for row in rows)
     said = [int(re.match(r"iteration (\d+)/7", text)[1]) for text in caplog.messages]
     assert said == [1, 2, 3, 5, 6, 7]
+
+
+def test_seconds_in_a_row_are_those_of_its_own_iterations(tmp_path: Path) -> None:
+    clock = {1: 2.0, 2: 10.0, 3: 11.0, 4: 12.0}
+
+    class Clock(Hook):
+        def after_iteration(self, trainer: Trainer) -> None:
+            trainer.train_seconds = clock[trainer.iteration]
+
+    trainer = make_trainer(4)
+    trainer.hooks = [Clock(), LogHook(2, [JsonWriter(tmp_path / "metrics.json")])]
+    trainer.train()
+    found = [row["seconds_per_iteration"] for row in _rows(tmp_path / "metrics.json")]
+    assert found == pytest.approx([5.0, 1.0], abs=0.2)
 
 
 def test_a_person_is_told_something_before_the_first_row(caplog: pytest.LogCaptureFixture) -> None:
@@ -273,6 +285,38 @@ def test_the_final_weights_are_those_that_were_evaluated(tmp_path: Path) -> None
     assert not torch.equal(final["head.weight"], trainer.unwrapped_model.head.weight)
 
 
+def test_a_kill_beside_the_last_checkpoint_does_not_cost_the_final_weights(tmp_path: Path) -> None:
+    """A run that is resumed at its end writes none."""
+
+    class Killed(CheckpointStore):
+        def save(self, *given: Any) -> Path:
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(2)
+    trainer.hooks = [CheckpointHook(Killed(tmp_path), 0)]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert load_checkpoint(tmp_path / "model_final.pth")["iteration"] == 2
+
+
+def test_what_a_run_was_resumed_from_is_not_written_again(tmp_path: Path) -> None:
+    """Where it ends at once, as on a disk that is full by now."""
+    store = CheckpointStore(tmp_path)
+    first = make_trainer(4)
+    first.hooks = [CheckpointHook(store, 2), At(2, lambda: setattr(first, "stop_requested", True))]
+    first.train()
+    last = store.load_last()
+    assert last is not None
+    saved = last[1].stat()
+    second = make_trainer(4)
+    second.load_state_dict(*last)
+    second.hooks = [CheckpointHook(store, 2)]
+    second._batches = lambda place: iter(())
+    with pytest.raises(StopIteration):
+        second.train()
+    assert last[1].stat() == saved
+
+
 def test_a_resumed_run_neither_repeats_nor_misses_an_evaluation(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
 
@@ -372,103 +416,3 @@ def test_the_main_process_alone_decides_to_end_early(
     assert trainer.iteration == ends_at
     assert (trainer.end_reason is None) is (not votes)
     assert own and not any(own)
-
-
-# --- stopping
-
-
-@pytest.fixture
-def _handlers() -> Iterator[None]:
-    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    yield
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-    signal.signal(signal.SIGINT, found)
-
-
-@pytest.mark.usefixtures("_handlers")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: int) -> None:
-    trainer, store = make_trainer(100), CheckpointStore(tmp_path)
-    kill = At(3, lambda: os.kill(os.getpid(), number))
-    trainer.hooks = [StopHook(), kill, EvalHook(0, Scores()), CheckpointHook(store, 50)]
-    trainer.train()
-    assert trainer.stop_requested and trainer.stop_signal == number
-    last = store.load_last()
-    assert last is not None and last[0]["iteration"] == trainer.iteration == 4
-
-
-@pytest.mark.usefixtures("_handlers")
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    """`nohup` ignores SIGHUP."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        trainer = make_trainer(5)
-        trainer.hooks = [StopHook(), At(2, lambda: os.kill(os.getpid(), signal.SIGHUP))]
-        trainer.train()
-        assert trainer.iteration == 5 and not trainer.stop_requested
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("_handlers")
-def test_a_signal_breaks_off_an_evaluation(tmp_path: Path) -> None:
-    """It is made up for when the run goes on."""
-    store = CheckpointStore(tmp_path)
-
-    def long_evaluation(model: nn.Module) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("went on")
-
-    trainer = make_trainer(4)
-    trainer.hooks = [StopHook(), EvalHook(2, long_evaluation), CheckpointHook(store, 0)]
-    trainer.train()
-    assert trainer.iteration == 2
-    last = store.load_last()
-    assert last is not None
-    resumed, scores = make_trainer(4), Scores(0.1, 0.2)
-    resumed.load_state_dict(*last)
-    resumed.hooks = [EvalHook(2, scores)]
-    resumed.train()
-    assert scores.values == []
-
-
-@pytest.mark.usefixtures("_handlers")
-def test_a_second_signal(tmp_path: Path) -> None:
-    """Ctrl-C twice is not held back; SIGTERM twice does not spoil the checkpoint."""
-
-    def twice(number: int) -> Callable[[], None]:
-        return lambda: (os.kill(os.getpid(), number), os.kill(os.getpid(), number), None)[2]
-
-    trainer = make_trainer(5)
-    trainer.hooks = [StopHook(), At(2, twice(signal.SIGINT))]
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    trainer, store = make_trainer(5), CheckpointStore(tmp_path)
-    trainer.hooks = [At(2, twice(signal.SIGTERM)), StopHook(), CheckpointHook(store, 0)]
-    trainer.train()
-    last = store.load_last()
-    assert last is not None and last[0]["iteration"] == 2
-
-
-@pytest.mark.usefixtures("_handlers")
-def test_the_end_of_a_worker_does_not_break_the_iteration_off() -> None:
-    """A signal to the whole group ends the data loader's workers as well."""
-
-    def fail(number: int, frame: Any) -> None:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
-
-    def kill_group() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGCHLD)
-
-    before = signal.signal(signal.SIGCHLD, fail)
-    try:
-        trainer = make_trainer(5)
-        trainer.hooks = [StopHook(), At(2, kill_group)]
-        trainer.train()
-        assert trainer.stop_requested
-        assert signal.getsignal(signal.SIGCHLD) is fail
-    finally:
-        signal.signal(signal.SIGCHLD, before)

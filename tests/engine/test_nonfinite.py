@@ -54,6 +54,16 @@ def make_trainer(loader: TinyLoader, limit: int, folder: Path | None = None, **o
     )
 
 
+def test_an_average_that_diverged_is_not_saved() -> None:
+    """It is what will be evaluated, and it keeps a NaN for ever."""
+    trainer = make_trainer(TinyLoader(), 0)
+    assert trainer.ema is not None
+    trainer.state_dict()
+    trainer.ema.module.head.bias.fill_(NAN)  # type: ignore[union-attr,operator]
+    with pytest.raises(NonFiniteError, match=r"1 of ema\.model\.head\.bias"):
+        trainer.state_dict()
+
+
 def snapshot(trainer: Trainer) -> dict[str, Any]:
     """Tensors and numbers of everything that a step moves."""
     state = trainer.state_dict()

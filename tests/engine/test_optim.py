@@ -50,6 +50,19 @@ def test_rules() -> None:
     assert found["head.weight"]["lr"] == 2.0
 
 
+def test_of_rules_that_match_the_last_one_wins() -> None:
+    """For the rate, too, and the factors do not multiply."""
+    rules = [
+        {"pattern": "backbone", "lr_factor": 0.1, "weight_decay": 0.2},
+        {"pattern": r"backbone\.0", "lr_factor": 0.5, "weight_decay": 0.3},
+    ]
+    model = Model()
+    found = _by_name(model, param_groups(model, 2.0, rules=rules))
+    values = {name: (group["lr"], group.get("weight_decay")) for name, group in found.items()}
+    assert values["backbone.0.weight"] == (1.0, 0.3)
+    assert values["backbone.1.weight"] == (0.2, 0.2)
+
+
 def test_norms_and_biases() -> None:
     model = Model()
     groups = param_groups(model, 1.0, weight_decay_norm=0.0, weight_decay_bias=0.5)

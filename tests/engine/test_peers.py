@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from sparsedet.engine import peers
 from sparsedet.engine.faults import Fault
@@ -82,6 +83,43 @@ def test_what_is_kept_is_told_by_the_process_that_knows(
     assert peers.conclude(error, said.append, kept="Iteration 8 is saved.") == 3
     assert said == []
     assert ("Iteration 8 is saved." in caplog.messages) == isinstance(error, ConnectionError)
+
+
+def test_a_file_that_is_being_written_is_finished_first(tmp_path: Path) -> None:
+    """The process that writes is ended by what befell the other one, and not before."""
+    code = launch(faulty.write_slowly, (str(tmp_path),), num_processes=2, device_type="cpu")
+    assert code == 3
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("error", "follows"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:9"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), True),
+        (dist.DistBackendError("timed out"), True),
+        (ConnectionResetError("reset by peer"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (FileNotFoundError("a.jpg"), False),
+    ],
+)
+def test_a_broken_connection_may_follow_from_another_fault(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, follows: bool
+) -> None:
+    told: list[bool] = []
+
+    class Others:
+        def announce(self, fault: Fault, text: str, *, follows: bool) -> None:
+            told.append(follows)
+
+        def wait(self) -> Fault:
+            return Fault("process 1 on host1 failed: full disk", 3)
+
+    monkeypatch.setattr(peers, "_current", Others())
+    said: list[str] = []
+    assert peers.conclude(error, said.append) == 3
+    assert told == [follows]
+    assert said == []  # the thread that hears what the run ended of says it
 
 
 def test_processes_that_do_not_come() -> None:

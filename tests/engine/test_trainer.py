@@ -70,6 +70,21 @@ def test_it_learns() -> None:
     assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
 
 
+def test_the_sum_of_all_terms_is_minimized() -> None:
+    class Terms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, samples: Any) -> Any:
+            return {"a": 2 * self.weight, "b": 3 * self.weight, "c": -self.weight}
+
+    model = Terms()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    make_trainer(model=model, optimizer=optimizer).run_iteration()
+    assert model.weight.item() == -4
+
+
 def test_learning_rates_follow_the_schedule() -> None:
     trainer = make_trainer(4, lr=1.0, lr_multiplier=LinearParamScheduler(1.0, 0.0))
     seen: list[float] = []
@@ -259,6 +274,16 @@ def test_averages_follow_every_parameter_and_copy_every_buffer() -> None:
     assert len(buffers) == 3 and buffers["norm.num_batches_tracked"] == 1
     for name, buffer in model.named_buffers():
         assert torch.equal(buffers[name], buffer) and buffers[name] is not buffer
+
+
+def test_the_average_follows_the_weights_after_a_step() -> None:
+    model = TinyModel()
+    trainer = make_trainer(model=model, ema=ModelEma(model, decay=1e-6))  # hardly an average
+    before = model.head.weight.detach().clone()
+    trainer.run_iteration()
+    assert not torch.allclose(model.head.weight, before)
+    for own, new in zip(trainer.eval_model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(own, new)
 
 
 def test_average_of_weights() -> None:

@@ -92,10 +92,10 @@ def test_an_extension_gives_the_same_forward_and_backward(layout):
         ):
             torch.testing.assert_close(got, want)
         # mmcv's: what is passed counts
-        filled = [torch.zeros_like(inputs[i]) for i in (0, 3, 4)]
+        filled = [torch.full_like(inputs[i], 2) for i in (0, 3, 4)]  # gradients of before stay
         compat.ms_deform_attn_backward(*inputs, grad, *filled, im2col_step=64)
         for got, want in zip(filled, wanted, strict=True):
-            torch.testing.assert_close(got, want)
+            torch.testing.assert_close(got - 2, want)
 
 
 def test_the_form_without_level_starts():
@@ -113,6 +113,18 @@ def test_values_of_half_precision_keep_their_dtype():
     assert got.dtype == torch.float16
     want = expected(value, *others)
     torch.testing.assert_close(got.double(), want, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_are_of_the_dtypes_of_their_inputs(dtype):
+    """Whatever they are summed in: mmcv adds them to tensors of these dtypes."""
+    value, shapes, starts, locations, weights = (
+        each.detach().to(dtype) if each.is_floating_point() else each for each in arguments()
+    )
+    grad = torch.ones(2, 6, 12, dtype=dtype)
+    with torch.no_grad():
+        grads = compat.ms_deform_attn_backward(value, shapes, starts, locations, weights, grad, 64)
+    assert [each.dtype for each in grads] == [dtype] * 3
 
 
 @pytest.mark.parametrize("starts", [[0, 35], [0, 35, 48], [-1, 35, 47]])

@@ -103,6 +103,17 @@ def test_weights_multiply_tokens_where_they_are_gathered(selection):
     torch.testing.assert_close(given[1][0][shown], (second + pos)[shown])
 
 
+def test_auxiliary_predictions_know_fillers(selection):
+    """The image with fewer kept tokens has fillers, which are to be left out of the losses."""
+    model = small.detector(small.NAMED["sparse"]).eval()
+    features = small.features(model, SIZES)
+    output = model.encoder(features, (selection, selection), None, model.heads, aux=True)
+    inside = selection.gather(model.heads.proposals(features)[1])
+    assert (inside & ~selection.valid).any() and output.aux
+    for prediction in output.aux:
+        assert torch.equal(prediction.valid, inside & selection.valid)
+
+
 @pytest.mark.parametrize("name", ["DeformableEncoder", "DualAttentionEncoder"])
 def test_weights_train_a_scorer_without_supervision(name):
     model = small.detector(small.Combination(encoder=name))

@@ -36,6 +36,7 @@ DEFORMABLE: Facts = {
     "encoder": ("DeformableEncoder", 6, 8, 4, 1024, 0.1),
     "decoder": ("DeformableDecoder", 6, 8, 4, 1024, 0.1),
     "refine": False,
+    "decoder_options": set(),
     "shared_heads": True,
     "queries": ("LearnedQueries", 300),
     "denoising": None,
@@ -63,13 +64,15 @@ DENOISING = (
         "decoder": ("DeformableDecoder", 6, 8, 4, 2048, 0.0),
         "queries": ("AnchorQueries", 300),
         "denoising": ("Denoising", 5, 0.2, 0.4),
+        "decoder_options": {"conditional_pos", "scale_pos"},
         "losses": {"FocalLoss": 1.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
         "max_detections": 300,
     }
 )
 # DINO (ICLR 2023), section 4.1 and appendix D: 900 queries, 100 denoising queries; half of 0.5 of
-# the labels are drawn anew, boxes move by up to their own size
+# the labels are drawn anew, boxes move by up to their own size; look forward twice: section 3.5
 DINO = DENOISING | {
+    "decoder_options": {"conditional_pos", "look_forward_twice", "output_norm"},
     "queries": ("MixedQueries", 900),
     "denoising": ("ContrastiveDenoising", 100, 0.25, 1.0),
 }
@@ -218,8 +221,14 @@ TRAINED: dict[str, Facts] = {
     **{
         f"focus_detr_r50_{name}_12ep": DINO | FOCUS | dual(DINO) | change | NEW | EP12
         for name, change in {
-            "adaptive": {"tokens": ("ForegroundTokenSelector", "AdaptiveSelector", 0.3, CASCADE)},
-            "elastic": {"tokens": ("ForegroundTokenSelector", "ElasticSelector", 0.3, CASCADE)},
+            "adaptive": {
+                "tokens": ("ForegroundTokenSelector", "AdaptiveSelector", 0.3, CASCADE),
+                "selector_options": {"max_ratio": 0.9},
+            },
+            "elastic": {
+                "tokens": ("ForegroundTokenSelector", "ElasticSelector", 0.3, CASCADE),
+                "selector_options": {"train_ratios": [0.06, 0.12, 0.21, 0.3, 0.51]},
+            },
             "salience": {"stage_losses": {"SalienceLoss": 1.5}},
         }.items()
     },
@@ -249,7 +258,12 @@ SINGLE = {"levels": 1, "maps": {"res5": 2048}, "strides": [32]}
 FOCUS_DETREX = (
     FOCUS
     | dual(DINO)
-    | {"size_ranges": [(-1, 64), (64, 128), (128, 256), (256, 999999)], "value_source": "input"}
+    | {
+        "size_ranges": [(-1, 64), (64, 128), (128, 256), (256, 999999)],
+        "value_source": "input",
+        "scorer_options": {"align_corners": True, "modulate_before_norm": True},
+        "objects": ("proposal", "logit"),
+    }
 )
 RELEASED: dict[str, Facts] = {
     "deformable_detr_r50_plain": DEFORMABLE,
@@ -292,6 +306,8 @@ RELEASED: dict[str, Facts] = {
 }
 
 
+DECODER_OPTIONS = ("conditional_pos", "look_forward_twice", "output_norm", "scale_pos")
+
 # --- what the configs say -------------------------------------------------------------------------
 
 
@@ -328,6 +344,7 @@ def of_model(model: DictConfig) -> Facts:
         "encoder": part(model.encoder),
         "decoder": part(model.decoder),
         "refine": model.decoder.refine,
+        "decoder_options": {name for name in DECODER_OPTIONS if model.decoder.get(name)},
         "shared_heads": model.shared_heads,
         "queries": (called(model.query_initializer), model.query_initializer.num_queries),
         "denoising": denoising and (called(denoising), *_noise(denoising)),
@@ -346,6 +363,12 @@ def of_model(model: DictConfig) -> Facts:
         "eps": model.decoder.get("eps", 1e-5),
         "unmasked_border": model.get("unmasked_border", False),
         "value_source": model.encoder.get("value_source"),
+        "objects": (
+            model.encoder.get("category_head", "decoder"),
+            model.encoder.get("object_scorer", {}).get("product", "probability"),
+        ),
+        "scorer_options": _options(scorer, "embed_dim", "num_levels"),
+        "selector_options": _options(selector, "keep_ratio", "layer_ratios"),
         "size_ranges": None,
     }
     for term in model.criterion.stage:
@@ -354,6 +377,11 @@ def of_model(model: DictConfig) -> Facts:
     if denoising is not None:
         assert denoising.get("eps", 1e-5) == facts["eps"]
     return facts
+
+
+def _options(node: DictConfig | None, *others: str) -> Facts:
+    """What a description sets beside its class and what is looked at elsewhere."""
+    return {key: node[key] for key in node or () if key not in ("_target_", *others)}
 
 
 def _noise(denoising: DictConfig) -> tuple:
@@ -395,7 +423,9 @@ def found(folder: str) -> dict[str, Any]:
     return {path.stem: path for path in here if not path.is_relative_to(GUESTS)}
 
 
-ABSENT = {"stage_losses": {}, "drop_path": None, "value_source": None, "size_ranges": None}
+ABSENT = dict.fromkeys(("drop_path", "value_source", "size_ranges"))
+ABSENT |= {key: {} for key in ("stage_losses", "scorer_options", "selector_options")}
+ABSENT |= {"objects": ("decoder", "probability")}
 
 
 def check(actual: Facts, expected: Facts) -> None:
