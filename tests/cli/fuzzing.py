@@ -29,7 +29,9 @@ from sparsedet.cli.train import main
 from sparsedet.config import LazyConfig, get_config
 from sparsedet.data.shapes import ShapesOptions, write_shapes
 
+ABSENT = object()
 VALUES: dict[str, Any] = {
+    "absent": ABSENT,
     "null": None,
     "text": "some text",
     "empty text": "",
@@ -116,11 +118,14 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(cfg: DictConfig, path: Sequence[Any], value: Any) -> DictConfig:
-    """A copy of a config with another value in one place."""
+    """A copy of a config with another value in one place, or without the place."""
     cfg = deepcopy(cfg)
     node: Any = cfg
     for key in path[:-1]:
         node = node._get_node(key)
+    if value is ABSENT:
+        del node[path[-1]]
+        return cfg
     node[path[-1]] = OmegaConf.create(value) if isinstance(value, (dict, list)) else value
     return cfg
 
