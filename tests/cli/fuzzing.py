@@ -61,8 +61,14 @@ SMALL = (
     "train.epochs=0.1",
     "train.eval_epochs=0",
     "train.eval_period=null",
+    "train.early_stopping.patience=null",
     "train.checkpointer={epochs: 0, period: null}",
     "train.tensorboard=false",
+)
+_RESNET = (
+    "model.backbone={name: resnet18, weights: null}",
+    "model.neck.in_channels={res3: 128, res4: 256, res5: 512}",
+    "model.embed_dim=64",  # the coarsest map has one value for each channel
 )
 # what only some configs have
 OWN = {
@@ -79,11 +85,8 @@ OWN = {
         "model.denoising.num_queries=4",
         "model.max_detections=8",
     ),
+    "focus_detr_r50_12ep": (*_RESNET, "model.selector.layer_ratios=[1.0, 0.5]"),
 }
-_RESNET = (
-    "model.backbone={name: resnet18, weights: null}",
-    "model.neck.in_channels={res3: 128, res4: 256, res5: 512}",
-)
 
 # an error that nobody foresaw, told with its place in the source
 _FOREIGN = re.compile(r"error: \w+(Error|Exception): |\.py, line \d+")
