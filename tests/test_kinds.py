@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from sparsedet.config import ConfigError, instantiate
 from sparsedet.config import LazyCall as L
 from sparsedet.config.kinds import fits, words
+from sparsedet.data import open_dataset
 from sparsedet.engine.faults import Fault, explain
 from sparsedet.layers.positional import SinePositionEmbedding
 from sparsedet.modeling import BoxL1Loss, FocalLoss, TopKSelector
@@ -68,6 +70,14 @@ def test_whatever_a_constructor_raises_is_one_sentence(error):
     for word in ("m: Fails", "size='big'", error.__name__):
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_kind_is_said_where_the_call_has_an_error_of_its_own(tmp_path):
+    set_path = tmp_path / "set.json"
+    set_path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    node = L(open_dataset)(annotations=str(set_path), class_names="cat")
+    with pytest.raises(ConfigError, match="class_names must be a list of texts or null, got 'cat'"):
+        instantiate(node)
 
 
 def test_faults_of_the_machine_are_no_faults_of_the_config():

@@ -158,3 +158,13 @@ def test_rules_in_words(rule, said):
         ConfigError, match=rf"^group\.key must be {said}, got \[\]\. Set group\.key"
     ):
         check_settings({"key": []}, {"key": rule}, path="group")
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, math.nan, 1e30, 10**400, True])
+def test_a_number_that_no_folder_is_called_by_is_no_place(value):
+    rule = {"key": Rule(str | None, place=True)}
+    with pytest.raises(ConfigError, match=r"^group\.key must be the path of a file or folder or"):
+        check_settings({"key": value}, rule, path="group")
+    settings = {"key": 20240131235959}
+    check_settings(settings, rule, path="group")
+    assert settings == {"key": "20240131235959"}

@@ -161,7 +161,7 @@ def _made(target: Any, kwargs: dict[str, Any], path: str, mend: str | None, node
         return target(**kwargs)
     except Exception as error:
         if not is_out_of_memory(error):
-            if _is_telling(error):
+            if mend is None and _is_telling(error):
                 raise
             raise ConfigError(_refusal(error, target, kwargs, path, mend, node)) from error
     raise ConfigError(  # not caused by an error of memory, which a run could go on after

@@ -28,7 +28,7 @@ class Rule:
         most: largest number.
         below: what numbers stay below.
         choices: of texts; none given = any.
-        place: whether it is the path of a file or folder; a number is the name of one.
+        place: whether it is the path of a file or folder; a number from 0 on is the name of one.
         here: whether it must be on this machine: addresses are not fetched.
         empty: whether a text may be empty.
     """
@@ -111,7 +111,8 @@ def check_settings(
 
 
 def _check(settings: Any, key: str, value: Any, rule: Rule, where: str) -> None:
-    if rule.place and isinstance(value, (int, float)) and not isinstance(value, bool):
+    numbered = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if rule.place and numbered and 0 <= value < 2**63:
         value = settings[key] = str(value)
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if not rule.allows(plain):

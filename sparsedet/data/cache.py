@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import IO
 
 _LEFT = 0.75  # share of the size that is left after the oldest files have gone
 _UNSEEN = 64  # a process looks at the folder again when it has written this fraction of the size
+# The cache removes what is called so and nothing else: a folder may hold files of its user.
+_OWN_NAME = re.compile(r"\.?[0-9a-f]{62}(\.\d+\.\d+\.tmp)?")
 _ABANDONED = 3600  # seconds after which a file that is not whole has no writer any more
 
 
@@ -73,7 +76,9 @@ class FileCache:
 
     def _shrink(self) -> None:
         files = []
-        for path in self._folder.glob("*/*"):
+        for path in self._folder.glob("[0-9a-f][0-9a-f]/*"):
+            if not _OWN_NAME.fullmatch(path.name):
+                continue
             with suppress(OSError):  # another process has removed it
                 state = path.stat()
                 if not path.name.endswith(".tmp"):

@@ -49,8 +49,7 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
             `class_names` do not fit the set or `num_classes`.
     """
     dataset = cfg.dataset
-    check_settings(dataset, _RULES, path="dataset")
-    _check_class_names(dataset)
+    _check(dataset)
     _place_parts(dataset)
     sets = {split: _open(dataset, split) for split in splits}
     if "train" in splits:
@@ -84,8 +83,7 @@ def resolve_classes(cfg: Any) -> None:
         DatasetError: the annotations cannot be read.
     """
     dataset = cfg.dataset
-    check_settings(dataset, _RULES, path="dataset")
-    _check_class_names(dataset)
+    _check(dataset)
     _place_parts(dataset)
     if dataset.class_names is None:
         for split in ("train", "val"):
@@ -119,6 +117,15 @@ def picture_settings(dataset: Any) -> PictureSettings:
     if given.get("value_range") is not None:
         given["value_range"] = list(given["value_range"])
     return PictureSettings(**given)
+
+
+def _check(dataset: Any) -> None:
+    """Refuses values that a set cannot have; what a config does not say of classes is unset."""
+    for key in ("class_names", "num_classes"):
+        if key not in dataset:
+            dataset[key] = None
+    check_settings(dataset, _RULES, path="dataset")
+    _check_class_names(dataset)
 
 
 def _check_class_names(dataset: Any) -> None:

@@ -17,6 +17,7 @@ from .reading import DEFAULT_SETTINGS, PictureSettings
 from .records import Records
 from .roots import join
 from .validate import CleanAnnotation, Findings
+from .validate.fields import folded
 
 _Stamp = tuple[int, int] | None
 _KEPT = 16  # sets that a process remembers
@@ -71,7 +72,8 @@ class AnnotatedDataset:
         if unknown:
             raise DatasetError(
                 f"{self.source}: category {unknown[0]!r} is not one of the {len(names)} classes "
-                f"{_shorten(names)}. Use one list of categories in training and validation files."
+                f"{_shorten(names)}.{_alike(unknown[0], names)} Use one list of categories in "
+                "training and validation files."
             )
         ids: list[int | None] = [None] * len(names)
         numbers = [0] * len(self.class_names)
@@ -258,3 +260,9 @@ def _stamp(path: str) -> _Stamp:
 def _shorten(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:8])
     return f"({shown})" if len(names) <= 8 else f"({shown}, ...)"
+
+
+def _alike(name: str, names: Sequence[str]) -> str:
+    """A sentence, after a space, about a name that hardly differs; nothing if there is none."""
+    near = next((each for each in names if folded(each) == folded(name)), None)
+    return "" if near is None else f" {near!r} differs only in case, spaces or Unicode form."

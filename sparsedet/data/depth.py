@@ -88,6 +88,11 @@ class Use:
             outside=max(self.outside, other.outside),
         )
 
+    def is_dark(self) -> bool:
+        """Whether the values stay in the lowest sixteenth of the range, as 12 bits of 16 do."""
+        black, white = self.scale
+        return self.low < self.high <= black + (white - black) / 16
+
     def fault(self) -> str | None:
         """What is odd about it, and the mend; None where the range is used."""
         black, white = self.scale
@@ -355,6 +360,8 @@ def _suggestion(low: float, high: float) -> Range:
     """A range of a whole depth, or of the values where they begin far from 0."""
     if 0 <= low < high / 4 and high <= 1:
         return 0, 1
-    if 0 <= low < high / 4 and 1 < high <= 65535:
-        return 0, _limit(max(8, int(high).bit_length()))
+    if low >= 0 and 1 < high <= 65535:
+        limit = _limit(max(8, int(high).bit_length()))
+        if low < high / 4 or high - low > limit / 4:
+            return 0, limit
     return float(np.floor(low)), float(np.ceil(high))

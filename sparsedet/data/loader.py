@@ -246,8 +246,8 @@ class TrainLoader:
         self._start = 0
         if len(self.dataset) < total_batch_size:
             warn_once(
-                f"{dataset.source}: {len(self.dataset)} images are fewer than total_batch_size="
-                f"{total_batch_size}; images are repeated within a batch."
+                f"{dataset.source}: it has fewer images ({len(self.dataset)}) than "
+                f"total_batch_size={total_batch_size}; images are repeated within a batch."
             )
 
     def __len__(self) -> int:

@@ -191,11 +191,14 @@ def _look_at_values(paths: Sequence[str], findings: Findings, settings: PictureS
             uses.setdefault((use.kind, use.scale), []).append(use)
     for group in uses.values():
         use = reduce(Use.joined, group)
-        fault = use.fault()
+        dark = [each for each in group if each.is_dark()]
         mark_said(use)  # pictures that are read later do not say it again
-        if fault is not None:
+        if fault := use.fault():
             looked = f"{len(group)} of them were looked at"
             findings.warn(f"{len(paths)} pictures of {use.kind} ({looked})", fault)
+        elif 2 * len(dark) >= len(group):
+            looked = f"{len(dark)} of {len(group)} pictures of {use.kind} that were looked at"
+            findings.warn(looked, str(reduce(Use.joined, dark).fault()))
 
 
 def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -> bool:

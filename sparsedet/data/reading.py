@@ -105,7 +105,7 @@ class PictureSettings:
                 "PictureSettings.cache_gigabytes must be a positive number, got "
                 f"{self.cache_gigabytes!r}. Set dataset.cache_gigabytes=20 or the like."
             )
-        if self.cache_dir is not None and not isinstance(self.cache_dir, str):
+        if self.cache_dir is not None and not (isinstance(self.cache_dir, str) and self.cache_dir):
             raise ValueError(
                 f"PictureSettings.cache_dir must be a folder or null, got {self.cache_dir!r}. Set "
                 "dataset.cache_dir."

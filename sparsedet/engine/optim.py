@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,9 +74,17 @@ def _compile(rule: Mapping[str, Any], names: list[str]) -> re.Pattern[str]:
             "param_groups.rules must have a pattern and lr_factor or weight_decay, got "
             f"{dict(rule)}. Set optimizer.params.rules."
         )
+    for key in keys - {"pattern"}:
+        value = rule[key]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < math.inf:
+            raise ValueError(
+                f"param_groups.rules must have numbers of at least 0 as {key}, got {dict(rule)}. "
+                "Set optimizer.params.rules."
+            )
     try:
         pattern = re.compile(rule["pattern"])
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(
             f"param_groups.rules must have regular expressions as patterns, got "
             f"{rule['pattern']!r} ({error}). Set optimizer.params.rules."

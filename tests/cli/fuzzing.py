@@ -29,7 +29,9 @@ from sparsedet.cli.train import main
 from sparsedet.config import LazyConfig, get_config
 from sparsedet.data.shapes import ShapesOptions, write_shapes
 
+ABSENT = object()
 VALUES: dict[str, Any] = {
+    "absent": ABSENT,
     "null": None,
     "text": "some text",
     "empty text": "",
@@ -59,8 +61,14 @@ SMALL = (
     "train.epochs=0.1",
     "train.eval_epochs=0",
     "train.eval_period=null",
+    "train.early_stopping.patience=null",
     "train.checkpointer={epochs: 0, period: null}",
     "train.tensorboard=false",
+)
+_RESNET = (
+    "model.backbone={name: resnet18, weights: null}",
+    "model.neck.in_channels={res3: 128, res4: 256, res5: 512}",
+    "model.embed_dim=64",  # the coarsest map has one value for each channel
 )
 # what only some configs have
 OWN = {
@@ -77,11 +85,8 @@ OWN = {
         "model.denoising.num_queries=4",
         "model.max_detections=8",
     ),
+    "focus_detr_r50_12ep": (*_RESNET, "model.selector.layer_ratios=[1.0, 0.5]"),
 }
-_RESNET = (
-    "model.backbone={name: resnet18, weights: null}",
-    "model.neck.in_channels={res3: 128, res4: 256, res5: 512}",
-)
 
 # an error that nobody foresaw, told with its place in the source
 _FOREIGN = re.compile(r"error: \w+(Error|Exception): |\.py, line \d+")
@@ -116,11 +121,14 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(cfg: DictConfig, path: Sequence[Any], value: Any) -> DictConfig:
-    """A copy of a config with another value in one place."""
+    """A copy of a config with another value in one place, or without the place."""
     cfg = deepcopy(cfg)
     node: Any = cfg
     for key in path[:-1]:
         node = node._get_node(key)
+    if value is ABSENT:
+        del node[path[-1]]
+        return cfg
     node[path[-1]] = OmegaConf.create(value) if isinstance(value, (dict, list)) else value
     return cfg
 

@@ -50,4 +50,6 @@ def test_some_values_in_some_places(folder):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_all_values_in_all_places(name, folder):
     cfg = small_config(name, folder)
+    ended, said = outcome(cfg, folder)
+    assert ended == "run", said
     check(cfg, cases(cfg), folder)

@@ -31,7 +31,7 @@ def with_areas(areas, boxes=None, segmentations=None):
     ]
     for entry, each in zip(annotations, segmentations or [], strict=False):
         entry["segmentation"] = each
-    image = {"id": 1, "file_name": "a.png", "width": 100, "height": 100}
+    image = {"id": 1, "file_name": "a.png", "width": 36, "height": 36}
     return {
         "images": [image],
         "annotations": annotations,

@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from sparsedet.data import DatasetError, open_dataset, resolve_dataset
+from sparsedet.data import DatasetError, open_dataset, resolve_classes, resolve_dataset
 
 
 def config(train, val, num_classes=None, class_names=None):
@@ -36,6 +36,15 @@ def test_classes_follow_from_the_file(sets):
     assert cfg.dataset.num_classes == 2
     resolve_dataset(cfg)  # a resolved configuration is left as it is
     assert cfg.dataset.class_names == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("resolve", [resolve_dataset, resolve_classes])
+def test_a_config_need_not_have_keys_about_classes(sets, resolve):
+    cfg = config(*sets)
+    del cfg.dataset.class_names, cfg.dataset.num_classes
+    resolve(cfg)
+    assert cfg.dataset.class_names == ["cat", "dog"]
+    assert cfg.dataset.num_classes == 2
 
 
 def test_number_of_classes_of_another_set_is_replaced_and_said(sets, caplog):

@@ -248,6 +248,30 @@ def test_a_set_says_it_once_with_a_count(tmp_path, caplog):
     assert len(caplog.messages) == 1
 
 
+def test_one_bright_picture_does_not_hide_that_most_are_dark(tmp_path, caplog):
+    dark, bright = tiff(ramp(4095)), tiff(ramp(65535))
+    open_dataset(*made(tmp_path, [dark, bright, dark]))
+    assert "2 of 3 pictures of 16-bit integers that were looked at: their values lie" in caplog.text
+    assert "0..4095 and are read with 0..65535" in caplog.text
+
+
+def test_a_few_dark_pictures_are_no_fault(tmp_path, caplog):
+    dark, bright = tiff(ramp(4095)), tiff(ramp(65535))
+    open_dataset(*made(tmp_path, [dark, bright, bright]))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "suggested"),
+    [(979, 2221, "[0,4095]"), (300, 700, "[0,1023]"), (20000, 25000, "[20000,25000]")],
+)
+def test_a_range_that_is_suggested_is_a_whole_depth_if_that_is_used(
+    tmp_path, caplog, low, high, suggested
+):
+    open_dataset(*made(tmp_path, [tiff(low + ramp(high - low))]))
+    assert f"Set dataset.value_range={suggested}" in caplog.text
+
+
 def test_files_of_one_set_that_declare_different_ranges(tmp_path, caplog):
     contents = [tiff(ramp(4095), tags={281: (3, [4095])}), tiff(ramp(65535))]
     open_dataset(*made(tmp_path, contents))

@@ -568,9 +568,9 @@ def test_a_row_that_leaves_the_picture_is_clipped_and_said(tmp_path, caplog):
         ({"names": "cat"}, "'names' must be a list"),
         (
             {"names": [True, False]},
-            "each of 'names' must be a string, got True. Put it into quotes",
+            "each of 'names' must be a string, got true. Put it into quotes",
         ),
-        ({"names": ["cat", None]}, "each of 'names' must be a string, got None"),
+        ({"names": ["cat", None]}, "each of 'names' must be a string, got null"),
         ({"names": ["cat", ["dog"]]}, r"each of 'names' must be a string, got \['dog'\]"),
         ({"train": "images/a.png"}, r"a\.png' must be a list of pictures in UTF-8"),
         ({"nc": 3}, "'nc' is 3 and there are 2 'names'"),

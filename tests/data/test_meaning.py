@@ -91,12 +91,22 @@ def test_flags_are_never_a_matter_of_truthiness(write, caplog, key, value, means
     assert ("'ignore' is set: an ignore region" in caplog.text) == (key == "ignore" and means == 1)
 
 
-@pytest.mark.parametrize("key", ["isCrowd", "is_crowd", "ignored", "Ignore", "difficult"])
+@pytest.mark.parametrize(
+    "key", ["isCrowd", "is_crowd", "ignored", "Ignore", "difficult", "gt_ignore"]
+)
 @pytest.mark.parametrize(("value", "said"), [(1, True), ("1", True), (0, False), (None, False)])
 def test_flags_under_another_key_are_told(write, caplog, key, value, said):
     dataset = open_dataset(*write(changed("annotations", 1, key, value)))
     assert flags(dataset) == [0, 0, 0, 0]
     assert (f"annotation 2: its '{key}' is not used" in caplog.text) == said
+
+
+@pytest.mark.parametrize(("group", "told"), [("attributes", 1), ("extra", 1), ("other", 0)])
+def test_flags_in_fields_of_labelling_programs_are_told(write, caplog, group, told):
+    document = changed("annotations", 1, group, {"ignore": 1, "occluded": True, "iscrowd": 0})
+    assert flags(open_dataset(*write(document))) == [0, 0, 0, 0]
+    assert caplog.text.count(f"annotation 2: its '{group}.ignore' is not used") == told
+    assert caplog.text.count("WARNING") == told
 
 
 @pytest.mark.parametrize("key", ["iscrowd", "ignore"])
@@ -161,7 +171,7 @@ def test_numbers_are_numbers_however_they_are_written(
          r"annotation 1 .*must be a list \[x, y, width, height\], not an object"),
         ("categories", "id", [None, True, 0.5, NAN, INF, [1], {}, "a", ""],
          r"category .*: 'id' must be a whole number"),
-        ("categories", "name", [None, True, "", [], {}, NAN, "\ud800"],
+        ("categories", "name", [None, True, "", " ", [], {}, NAN, "\ud800"],
          r"category 1 \(name .*'name' must be a non-empty string"),
     ],
 )  # fmt: skip
@@ -317,12 +327,19 @@ def test_equal_categories_are_one_and_an_unused_namesake_is_left_out(write, capl
         open_dataset(*write(document, "used.json"))
 
 
-@pytest.mark.parametrize("name", ["Cat", " cat", "c at"])
-def test_names_that_differ_in_case_or_blanks_alone_are_told(write, caplog, name):
+@pytest.mark.parametrize("name", ["Cat", " cat", "c at", "\uff43at"])
+def test_names_that_differ_in_form_alone_are_told(write, caplog, name):
     document = copy.deepcopy(DOCUMENT)
     document["categories"].append({"id": 7, "name": name})
     assert len(open_dataset(*write(document)).class_names) == 3
-    assert f"categories 'cat' and {name!r}: the names differ only in case or spaces" in caplog.text
+    assert f"categories 'cat' and {name!r}: the names differ only in case, spaces or" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["Cat", "\uff43at"])
+def test_classes_of_another_file_that_differ_in_form_alone_are_told(write, name):
+    dataset = open_dataset(*write(DOCUMENT))
+    with pytest.raises(DatasetError, match=f"{name!r} differs only in case, spaces or Unicode"):
+        dataset.with_classes([name, "dog"])
 
 
 def test_a_box_smaller_than_floats_tell_has_no_width(write, caplog):

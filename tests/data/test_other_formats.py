@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,12 @@ FILES = {
     "packed.json.gz": (gzip.compress(b"{}"), r"is compressed with gzip\. Unpack it \(gunzip FILE"),
     "set.tar.gz": (gzip.compress(b"{}"), "is an archive"),
     "zip.json": (b"PK\x03\x04...", r"is an archive \(zip\)\. Unpack it"),
+    "zeros.json": (bytes(5000), "holds zero bytes alone. Write or fetch it again"),
+    "pickled.json": (pickle.dumps({"images": []}), "is a Python pickle, which is not opened"),
+    "inside.json": (
+        b'{"data": {"images": [], "annotations": [], "categories": []}}',
+        "'images' is missing at the top level. It is below 'data': write that object alone",
+    ),
     "wide.json": ("{}".encode("utf-16"), r"is UTF-16 text\. Save it as UTF-8"),
     "wide_le.json": ('{"images": []}'.encode("utf-16-le"), r"is UTF-16 text\. Save it as UTF-8"),
     "lfs.json": (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),

@@ -251,6 +251,23 @@ def test_the_cache_keeps_its_size_and_what_was_used_last(tmp_path):
         cache.open("s3://b/1", gone)
 
 
+def test_the_cache_removes_no_files_of_its_user(tmp_path):
+    mine = [tmp_path / "ab" / "photo.jpg", tmp_path / "train" / "photo.jpg", tmp_path / "notes"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(30_000))
+    cache = FileCache(tmp_path, 20_000)
+    for number in range(40):
+        cache.open(f"s3://b/{number}", lambda: bytes(1000)).close()
+    assert all(path.stat().st_size == 30_000 for path in mine)
+    assert size_of(tmp_path) <= 30_000 * len(mine) + 20_000
+
+
+def test_a_cache_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="cache_dir must be a folder or null, got ''"):
+        PictureSettings(cache_dir="")
+
+
 def test_a_file_larger_than_the_cache_is_not_kept(tmp_path):
     with FileCache(tmp_path, 500).open("s3://b/a", lambda: bytes(1000)) as file:
         assert len(file.read()) == 1000

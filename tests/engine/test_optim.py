@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,14 @@ def test_a_frozen_part_may_have_a_rule() -> None:
         ({"lr_factor": 0.1}, "must have a pattern and"),
         ({"pattern": "backbone", "lr": 0.1}, "must have a pattern and"),
         ({"pattern": "(", "lr_factor": 0.1}, "regular expressions"),
+        ({"pattern": 5, "lr_factor": 0.1}, "regular expressions"),
+        ({"pattern": "backbone", "lr_factor": -0.1}, "numbers of at least 0 as lr_factor"),
+        ({"pattern": "backbone", "lr_factor": True}, "numbers of at least 0 as lr_factor"),
+        ({"pattern": "backbone", "lr_factor": math.inf}, "numbers of at least 0 as lr_factor"),
+        ({"pattern": "backbone", "weight_decay": None}, "numbers of at least 0 as weight_decay"),
     ],
 )
-def test_rules_that_do_nothing_are_errors(rule: dict, says: str) -> None:
+def test_rules_that_mean_nothing_are_errors(rule: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         param_groups(Model(), 1.0, rules=[rule])
 

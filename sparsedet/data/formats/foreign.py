@@ -70,6 +70,7 @@ _BY_BEGINNING = {
     b"\xff\xd8\xff": ("a picture", "Give the file or folder that has the boxes."),
     b"\x89HDF": ("an HDF5 file", _EXPORT),
     b"PAR1": ("a Parquet table", _EXPORT),
+    **{b"\x80" + bytes([version]): _BY_ENDING[".pkl"] for version in range(2, 6)},
     b"version https://git-lfs": (
         "a Git LFS pointer in place of the file",
         "Fetch the file itself with git lfs pull.",

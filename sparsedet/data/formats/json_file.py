@@ -32,6 +32,8 @@ def read_json(
         raise missing_file(path, error.strerror or "cannot be read") from None
     if not raw.strip():
         raise DatasetError(f"annotation file {path!r} is empty. {_AGAIN}")
+    if not raw.strip(b"\0"):  # as a crash or a full disk leaves it
+        raise DatasetError(f"annotation file {path!r} holds zero bytes alone. {_AGAIN}")
     other = describe_bytes(raw)
     if other is not None:
         raise DatasetError(f"annotation file {path!r} {other}")

@@ -9,12 +9,15 @@ from typing import Any
 from .areas import check_areas, read_area
 from .boxes import clip_boxes, fault_of_box, read_box
 from .entries import image_id, name_of
-from .fields import flag, said_as_text, shown
+from .fields import flag, said_as_text, shown, similar_key
 from .findings import Effect, Findings
 from .references import Id, References
 
 _FLAGS = ("iscrowd", "ignore")
-_LIKE_FLAGS = {"iscrowd", "crowd", "ignore", "ignored", "isignore", "isignored", "difficult"}
+_LIKE_FLAGS = {
+    *("iscrowd", "crowd", "ignore", "ignored", "isignore", "isignored", "gtignore", "difficult")
+}
+_INNER = ("attributes", "extra")  # objects in which labelling programs write further fields
 _IGNORED = "an ignore region, neither learned nor to be found."
 
 
@@ -142,7 +145,7 @@ class _Reader:
             if each is not None:
                 found.append(each)
         self._tell_missing_categories()
-        self._tell_missing_images(len({each.image for each in found}), len(annotations))
+        self._tell_missing_images({each.image for each in found}, len(annotations))
         return found
 
     def _read(self, entry: dict, place: int) -> _Annotation | None:
@@ -171,7 +174,7 @@ class _Reader:
         if identity is not None:
             return identity
         if given is None:
-            fault = f"'{key}' is missing. Add it or delete the annotation."
+            fault = f"'{key}' is missing.{similar_key(entry, key)} Add it or delete the annotation."
             self._findings.error(label, fault)
         elif image_id(given) is None:
             self._findings.error(
@@ -198,19 +201,24 @@ class _Reader:
             if value and key == "ignore":
                 self._findings.warn(label, f"its 'ignore' is set: {_IGNORED}")
             ignored = ignored or bool(value)
-        for key in self._keys_like_flags(tuple(entry)):
-            if flag(entry[key]) is not False:
-                fault = f"its '{key}' is not used; 'iscrowd' and 'ignore' mark ignore regions."
-                self._findings.warn(label, fault)
+        self._tell_like_flags(entry, label)
+        for group in _INNER:
+            if type(inner := entry.get(group)) is dict:
+                self._tell_like_flags(inner, label, f"{group}.")
         return ignored
+
+    def _tell_like_flags(self, fields: Mapping[str, Any], label: str, group: str = "") -> None:
+        for key in self._keys_like_flags(tuple(fields)):
+            name = f"{group}{key}"
+            if name not in _FLAGS and flag(fields[key]) is not False:
+                fault = f"its '{name}' is not used; 'iscrowd' and 'ignore' mark ignore regions."
+                self._findings.warn(label, fault)
 
     def _keys_like_flags(self, keys: tuple[str, ...]) -> list[str]:
         """Keys that other programs give to ignore regions; looked for once for equal keys."""
         if keys not in self._like_flags:
             letters = [(key, "".join(filter(str.isalpha, key)).lower()) for key in keys]
-            self._like_flags[keys] = [
-                key for key, name in letters if name in _LIKE_FLAGS and key not in _FLAGS
-            ]
+            self._like_flags[keys] = [key for key, name in letters if name in _LIKE_FLAGS]
         return self._like_flags[keys]
 
     def _tell_missing_categories(self) -> None:
@@ -220,7 +228,7 @@ class _Reader:
             name = f"{label} (category_id {shown(value)})"
             self._findings.error(name, differ or fault, whole=differ is not None)
 
-    def _tell_missing_images(self, num_used: int, num_annotations: int) -> None:
+    def _tell_missing_images(self, used: set[Id], num_annotations: int) -> None:
         """An error where the two lists seem to be of different files, else a warning.
 
         Annotations without an image are left over where someone took a part of the images; then
@@ -231,16 +239,17 @@ class _Reader:
         if differ is not None:
             for label, value in missing:
                 self._findings.error(f"{label} (image_id {shown(value)})", differ, whole=True)
-        elif 2 * len(missing) >= num_annotations and 2 * num_used < self._num_images:
+        elif 2 * len(missing) >= num_annotations and 2 * len(used) < self._num_images:
             fault = (
                 f"its 'image_id' is not in 'images', as with {len(missing)} of {num_annotations} "
-                f"annotations, and {self._num_images - num_used} of {self._num_images} images "
+                f"annotations, and {self._num_images - len(used)} of {self._num_images} images "
                 "have none. Correct the ids, or give images and annotations of one set."
             )
             for label, value in missing:
                 self._findings.error(f"{label} (image_id {shown(value)})", fault, whole=True)
         else:
-            fault = "its 'image_id' is not in 'images'; left out."
+            shift = self._images.shift({value for _, value in missing}, used)
+            fault = f"its 'image_id' is not in 'images'; left out.{shift}"
             for label, _ in missing:
                 self._findings.warn(label, fault, Effect.LEFT_OUT)
 

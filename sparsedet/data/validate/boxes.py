@@ -4,12 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from .fields import number
+from .fields import number, similar_key
 from .findings import Effect, Findings
 
 # Boxes may leave the image by this many pixels (rounding in exporters) without a word.
 _ROUNDING = 1.0
 _REMEDY = "Correct or delete the annotation."
+_MANY = 20  # boxes of which none touches a side by chance
+_SUSPICIOUS = 0.05  # share of boxes that leave their image
+_LOOK = "Look at them with sparsedet check-data --preview 9."
 
 
 def read_box(value: Any) -> list[float] | None:
@@ -33,7 +36,8 @@ def fault_of_box(entry: dict) -> str:
             "'bbox' must be four finite numbers; no box is made of keypoints, which lie inside "
             "of their object. Add 'bbox', or delete the annotation."
         )
-    return f"'bbox' must be four finite numbers [x, y, width, height]. {_REMEDY}"
+    hint = similar_key(entry, "bbox")
+    return f"'bbox' must be four finite numbers [x, y, width, height].{hint} {_REMEDY}"
 
 
 def clip_boxes(
@@ -99,4 +103,31 @@ def _check_format(xywh: np.ndarray, limit: np.ndarray, findings: Findings) -> No
             f"{leaves.mean():.0%} leave their image, but all fit as corners [x1, y1, x2, y2]. "
             "Write them as [x, y, width, height].",
             whole=True,
+        )
+    elif len(xywh) >= _MANY:
+        _compare_readings(xywh, limit, leaves.mean(), findings)
+
+
+def _compare_readings(
+    xywh: np.ndarray, limit: np.ndarray, leaving: float, findings: Findings
+) -> None:
+    """Says what all of many boxes have in common that another order or unit explains."""
+    center, size = xywh[:, :2], xywh[:, 2:]
+    readings = {
+        "[center x, center y, width, height]": (center - size / 2, center + size / 2),
+        "[y, x, height, width]": (center[:, ::-1], (center + size)[:, ::-1]),
+    }
+    for form, (low, high) in readings.items():
+        fits = (low >= -_ROUNDING).all() and (high <= limit + _ROUNDING).all()
+        if leaving >= _SUSPICIOUS and fits:
+            findings.warn(
+                "all boxes",
+                f"{leaving:.0%} leave their image, but all fit as {form}. {_LOOK}",
+            )
+    across, down = ((center + size) / limit).max(axis=0)
+    if max(across, down) <= 0.5:
+        findings.warn(
+            "all boxes",
+            f"they lie in the upper left {across:.0%} x {down:.0%} of their images, as percent and "
+            f"pixels of smaller pictures do. {_LOOK}",
         )

@@ -1,10 +1,9 @@
 """The top level of a COCO instances file: its three lists of objects."""
 
-import difflib
 from typing import Any
 
 from ..errors import DatasetError
-from .fields import kind, shown
+from .fields import kind, shown, similar_key
 
 _LISTS = ("images", "annotations", "categories")
 _EXAMPLES = {
@@ -42,8 +41,8 @@ def check_document(document: Any, source: str) -> dict[str, list[Any]]:
 
 def _fill_missing(document: dict[str, Any], key: str, source: str) -> None:
     """Takes missing annotations for objects that are kept back, as in COCO's image_info files."""
-    near = difflib.get_close_matches(key, [str(k) for k in document], n=1)
-    if key == "annotations" and not near:
+    hint = similar_key(document, key) or _place_below(document, key)
+    if key == "annotations" and not hint:
         images = [each for each in document["images"] if isinstance(each, dict)]
         nested = next((k for k in _NESTED if any(isinstance(e.get(k), list) for e in images)), None)
         if nested is None:
@@ -54,11 +53,16 @@ def _fill_missing(document: dict[str, Any], key: str, source: str) -> None:
             f"'{nested}', which are not read. Write the objects into a list 'annotations', each "
             "with the 'image_id' of its image."
         )
-    hint = f" Did you mean its key '{near[0]}'?" if near else ""
     raise DatasetError(
         f"{source}: '{key}' is missing at the top level.{hint} "
         "Give a COCO instances file (images, annotations, categories)."
     )
+
+
+def _place_below(document: dict[str, Any], key: str) -> str:
+    """A sentence, after a space, about an object at the top level that has the list; or nothing."""
+    outer = (k for k, value in document.items() if isinstance(value, dict) and key in value)
+    return next((f" It is below '{each}': write that object alone." for each in outer), "")
 
 
 def _check_list(entries: Any, key: str, source: str) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .fields import kind, quoted, said_as_text, shown, text, whole
+from .fields import folded, kind, quoted, said_as_text, shown, similar_key, text, whole
 from .findings import Effect, Findings
 
 _LARGEST_SIDE = 2**31 - 1
@@ -67,11 +67,14 @@ def _category(category: Mapping, findings: Findings) -> tuple[int, str] | None:
 def _compare_names(names: Sequence[str], findings: Findings) -> None:
     alike: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        alike.setdefault("".join(name.casefold().split()), []).append(name)
+        alike.setdefault(folded(name), []).append(name)
     for group in alike.values():
         if len(group) > 1:
             label = f"categories {' and '.join(map(shown, group[:3]))}"
-            fault = "the names differ only in case or spaces; they stay different classes."
+            fault = (
+                "the names differ only in case, spaces or Unicode form; they stay different "
+                "classes."
+            )
             findings.warn(label, fault)
 
 
@@ -126,7 +129,7 @@ def check_images(
             unusable.add(identity)
         by_id[identity] = {**image, "id": identity}
         given[identity] = image
-        if _check_file_name(image.get("file_name"), label, findings):
+        if _check_file_name(image, label, findings):
             names[posixpath.normpath(image["file_name"])] += 1
         else:
             unusable.add(identity)
@@ -149,9 +152,12 @@ def name_of(identity: int | str) -> str:
     return name if name.isprintable() and 0 < len(name) <= 100 else shown(identity)
 
 
-def _check_file_name(name: Any, label: str, findings: Findings) -> bool:
+def _check_file_name(image: Mapping[str, Any], label: str, findings: Findings) -> bool:
+    name = image.get("file_name")
     if name is None or name == "":
-        findings.error(label, "'file_name' is missing. Add the path below the image folder.")
+        hint = similar_key(image, "file_name")
+        fault = f"'file_name' is missing.{hint} Add the path below the image folder."
+        findings.error(label, fault)
         return False
     if not isinstance(name, str):
         findings.error(

@@ -4,9 +4,12 @@ No value is converted by truthiness. A reader returns None for what it does not 
 caller names the entry. Texts of numbers are read; the caller says so, see `said_as_text`.
 """
 
+import difflib
 import math
 import re
 import reprlib
+import unicodedata
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,7 +18,18 @@ _LONGEST = 400  # characters of a number that is a text
 _HUGE = 1e150  # beyond it, the product of two numbers is not finite
 _FLAGS = {"true": True, "yes": True, "false": False, "no": False}
 
-_shortened = reprlib.Repr()
+
+class _Words(reprlib.Repr):
+    """Values as JSON writes them, but for quotes."""
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+
+_shortened = _Words()
 _shortened.maxstring = _shortened.maxother = 80
 _shortened.maxlong = 40
 _shortened.maxlevel = 3
@@ -60,10 +74,10 @@ def flag(value: Any) -> bool | None:
 
 
 def text(value: Any) -> str | None:
-    """A text that is not empty and can be written to a file; a number gives its text."""
+    """A text that is not blank and can be written to a file; a number gives its text."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return str(value) if number(value) is not None else None
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value.strip():
         return None
     try:
         value.encode()
@@ -90,6 +104,17 @@ def kind(value: Any) -> str:
         return "a number"
     names = ((str, "a string"), (list, "a list"), (dict, "an object"))
     return next((name for each, name in names if isinstance(value, each)), type(value).__name__)
+
+
+def similar_key(entry: Mapping[str, Any], key: str) -> str:
+    """A question, after a space, whether a key that an entry has stands for another; or nothing."""
+    near = difflib.get_close_matches(key, [each for each in entry if isinstance(each, str)], n=1)
+    return f" Did you mean its key '{near[0]}'?" if near and key not in entry else ""
+
+
+def folded(name: str) -> str:
+    """What names have in common that differ only in case, blanks and Unicode form."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def said_as_text(keys: str) -> str:

@@ -47,6 +47,25 @@ class References:
         findings.warn(label, f"its '{self.key}' {fault}")
         return found
 
+    def shift(self, missing: Collection[Any], used: Collection[Id]) -> str:
+        """A sentence, after a space, if values count from another number than ids; or nothing.
+
+        Args:
+            missing: values that are no id.
+            used: ids that values refer to.
+        """
+        ids = [each for each in self._ids if isinstance(each, int)]
+        if not ids or len(ids) < len(self._ids) or max(ids) - min(ids) >= len(ids):
+            return ""
+        ends = {max(ids) + 1: (min(ids), "large"), min(ids) - 1: (max(ids), "small")}
+        unused, word = ends.get(whole(next(iter(missing), None)), (None, ""))
+        if len(missing) != 1 or unused is None or unused in used:
+            return ""
+        return (
+            f" Nothing refers to {unused} in '{self.listed}', so each '{self.key}' may be one too "
+            f"{word}: look with sparsedet check-data --preview 9 whether boxes and pictures fit."
+        )
+
     def types_differ(self, values: Iterable[Any]) -> str | None:
         """A sentence on texts that refer to numbers, or the reverse; None where types agree."""
         given = {isinstance(value, str) for value in values}
