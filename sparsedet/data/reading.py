@@ -70,8 +70,8 @@ class PictureSettings:
         value_range: the values (black, white) of pictures with more than 8 bits for each channel,
             such as (0, 4095) for a sensor of 12 bits. None takes the range that a file declares.
             Pictures of 8 bits are not changed by it.
-        max_pixels: largest width x height that is decoded. Reading takes 7.4 bytes of memory for
-            each pixel, so 3.7 GB for 500 million; 14 with colors of 16 bits, and 26 if they are
+        max_pixels: largest width x height that is decoded. Reading takes up to 7.4 bytes of memory
+            for each pixel, so 3.7 GB for 500 million; 14 with colors of 16 bits, and 26 if they are
             scaled to `value_range`.
         cache_dir: folder for copies of files from other machines; None =
             `~/.cache/sparsedet/pictures`.
