@@ -106,8 +106,9 @@ class DetectionMapper:
             The image, boxes and classes.
         """
         image: Tensor = Image(pixels)
+        canvas = size or (pixels.shape[-2], pixels.shape[-1])
         boxes: Tensor = BoundingBoxes(  # pyright: ignore[reportCallIssue]
-            boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=size or pixels.shape[-2:]
+            boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=canvas
         )
         for transform in self.transforms:
             if isinstance(transform, v2.Transform):

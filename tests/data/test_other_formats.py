@@ -91,7 +91,7 @@ FILES = {
     "wide.json": ("{}".encode("utf-16"), r"is UTF-16 text\. Save it as UTF-8"),
     "wide_le.json": ('{"images": []}'.encode("utf-16-le"), r"is UTF-16 text\. Save it as UTF-8"),
     "lfs.json": (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
-    "page.json": (b"\n<!DOCTYPE html><html>", r"is a web page\. Fetch the file itself"),
+    "page.json": (b"\n<!DOCTYPE html><html>", r"is a web page\. Download the file itself"),
     "xml.json": (b"<?xml version='1.0'?>", "is one XML file"),
     "lines.json": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
     "lines.ndjson": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),

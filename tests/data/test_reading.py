@@ -211,7 +211,7 @@ UNREAD = {
     "a.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "an SVG drawing"),
     "a.dcm": (bytes(128) + b"DICM" + bytes(90), "a DICOM file"),
     "a.mp4": (b"\0\0\0\x18ftypmp42" + bytes(90), "a video"),
-    "a.jpg": (b"<!DOCTYPE html><html>sign in</html>", "a web page; fetch the picture itself"),
+    "a.jpg": (b"<!DOCTYPE html><html>sign in</html>", "a web page; download the picture itself"),
     "b.jpg": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer; run git lfs pull"),
 }
 

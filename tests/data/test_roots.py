@@ -1,9 +1,11 @@
 """Pictures that are elsewhere: addresses, the cache, connections that break."""
 
+import errno
 import functools
 import http.server
 import json
 import multiprocessing
+import os
 import threading
 import time
 import zipfile
@@ -265,3 +267,26 @@ def test_processes_share_a_cache(tmp_path):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert 0 < size_of(tmp_path) <= 40_000
+
+
+def test_a_cache_that_cannot_be_used_is_said_once_and_done_without(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
+        caplog.clear()
+        cache = FileCache(folder, 500)
+        for name in ("a", "b"):
+            with cache.open(f"s3://b/{name}", lambda: b"content") as file:
+                assert file.read() == b"content"
+        (message,) = caplog.messages
+        assert f"cache folder {str(folder)!r} cannot be used" in message
+        assert "dataset.cache_dir" in message
+
+
+def test_a_cache_on_a_full_disk_is_done_without(tmp_path, caplog, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with FileCache(tmp_path, 500).open("s3://b/a", lambda: b"content") as file:
+        assert file.read() == b"content"
+    assert "no space left on device" in caplog.text
