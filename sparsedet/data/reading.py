@@ -181,18 +181,12 @@ def _identified(file: IO[bytes], name: str) -> Image.Image:
 def _opened(path: str, settings: PictureSettings) -> IO[bytes]:
     if is_address(path):
         return open_file(path, settings.cache_dir, settings.cache_gigabytes)
-    if not _can_be_picture(path):
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise BrokenPictureError("it is a folder")
+    if not stat.S_ISREG(mode):  # pipes and devices are waited for, or never end
         raise BrokenPictureError("it is neither a file nor a link to one")
     return open(path, "rb")
-
-
-def _can_be_picture(path: str) -> bool:
-    """Not so with pipes and devices, which are waited for, or never end."""
-    try:
-        mode = os.stat(path).st_mode
-    except ValueError:  # a null character; `open` says so
-        return True
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # `open` names a folder
 
 
 def _reason(error: Exception, source: str | Image.Image) -> str:

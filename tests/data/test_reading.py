@@ -230,3 +230,10 @@ def test_a_further_frame_is_said_where_it_is_another_picture(picture, tmp_path, 
     path = tmp_path / "several.img"
     first.save(path, form, save_all=True, append_images=[first.rotate(180)])
     assert inspect_image(str(path)).animated == said
+
+
+def test_a_folder_in_place_of_a_picture(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    assert inspect_image(str(tmp_path / "a.png")) == "it is a folder"
+    with pytest.raises(DatasetError, match=r"a\.png' cannot be read \(it is a folder\)"):
+        read_image(str(tmp_path / "a.png"))

@@ -221,7 +221,7 @@ def test_without_the_package_the_extra_is_named(local, monkeypatch):
 
 
 def test_annotations_are_not_read_from_addresses(local):
-    with pytest.raises(DatasetError, match="only pictures are read from there"):
+    with pytest.raises(DatasetError, match="only pictures are read from URLs"):
         open_dataset("https://host.example/a.json", local[1])
 
 
