@@ -12,7 +12,7 @@ ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install
-# Where the run goes; a run that was stopped goes on from there.
+# Where the run goes; an interrupted run resumes from there.
 QUICKSTART := output/quickstart
 SHAPES := datasets/shapes
 # Where `make bench` writes its figures, tables and plot.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from sparsedet import __version__, comm
 from sparsedet.config import ConfigError, instantiate, setting
 from sparsedet.config.files import raw_values
-from sparsedet.config.naming import keyword_parameters, locate
+from sparsedet.config.naming import dotted_name, keyword_parameters, locate
 from sparsedet.data import AnnotatedDataset
 from sparsedet.files import file_digest
 from sparsedet.loading import stored_config
@@ -52,12 +53,15 @@ _HARMLESS = (
     "dataset.max_image_pixels",
     "dataset.cache_dir",
     "dataset.cache_gigabytes",
+    "dataloader.train.dataset.split",
+    "dataloader.train.dataset.format",
     "dataloader.train.num_workers",
     "dataloader.train.timeout",
 )
 # together they say how many images an iteration sees
 _BATCH = ("dataloader.train.total_batch_size", "train.accumulation_steps")
 _TRAINING_SET = "the SHA-256 of the training annotations"
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _LONGEST = 80
 _POINTS = 1000
 
@@ -144,7 +148,7 @@ def _config_changes(old: Any, new: Any) -> list[Change]:
     same_batch = _images(old) == _images(new) is not None
     return [
         Change(key, before, now, bends=_bends(key, same_batch))
-        for key, before, now in _differences(raw_values(old), raw_values(new), "")
+        for key, before, now in _differences(raw_values(old), raw_values(new), "", (old, new))
     ]
 
 
@@ -215,19 +219,31 @@ def tell(found: list[Change], path: Path, *, accept: bool) -> None:
         logger.info("no settings, versions or annotations have changed since %s was written", path)
 
 
-def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    """Where two configs differ: key, before, now. A call of something else is one difference."""
+def _differences(
+    old: Any, new: Any, key: str, configs: tuple[Any, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Where two configs differ: key, before, now. A call of something else is one difference.
+
+    Args:
+        old: a part of the first config.
+        new: the same part of the second.
+        key: where it stands.
+        configs: both, as a whole, which references in the parts are to.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = dict.fromkeys([*old, *new])
         if old.get("_target_") != new.get("_target_"):
             names = {"_target_": None}
         for name in names:
             path = f"{key}.{name}" if key else str(name)
-            yield from _differences(_said(old, new, name), _said(new, old, name), path)
+            before, now = _said(old, new, name), _said(new, old, name)
+            if name not in old or name not in new:  # a default says what a reference is to
+                before, now = map(_meant, (before, now), configs)
+            yield from _differences(before, now, path, configs)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         if any(isinstance(each, Mapping) for each in old):
             for index, (before, now) in enumerate(zip(old, new, strict=True)):
-                yield from _differences(before, now, f"{key}.{index}")
+                yield from _differences(before, now, f"{key}.{index}", configs)
         elif old != new:
             yield key, old, new
     elif old != new:
@@ -246,7 +262,18 @@ def _said(call: Mapping[str, Any], other: Mapping[str, Any], name: Any) -> Any:
     default = named[name].default if name in named else None
     if default is inspect.Parameter.empty:
         return None
+    if is_dataclass(default) and not isinstance(default, type):
+        values = {each.name: getattr(default, each.name) for each in fields(default)}
+        return {"_target_": dotted_name(type(default)), **values}
     return list(default) if isinstance(default, tuple) else default
+
+
+def _meant(value: Any, cfg: Any) -> Any:
+    """The value with what its references are to."""
+    if isinstance(value, Mapping):
+        return {name: _meant(each, cfg) for name, each in value.items()}
+    reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return value if reference is None else setting(cfg, reference[1])
 
 
 def _shown(value: Any) -> str:

@@ -9,8 +9,11 @@ import json
 import math
 import os
 import re
+import threading
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +29,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Otherwise `path` is as it was, nothing else is left, and an error of the disk names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
             _lock(file)
@@ -73,7 +76,13 @@ def _name_file(error: BaseException | None, path: Path) -> OSError | None:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of what a file holds, as text."""
+    """The SHA-256 of what a file holds, as text; computed again once the file has changed."""
+    state = path.stat()
+    return _digest(path.resolve(), (state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+@lru_cache
+def _digest(path: Path, stamp: tuple[int, ...]) -> str:
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -83,12 +92,37 @@ def file_digest(path: Path) -> str:
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write all of a JSON file or nothing; numbers that are not finite become null."""
-    try:
-        text = json.dumps(content, indent=indent, allow_nan=False)
-    except ValueError:  # JSON has no word for NaN and infinity
-        text = json.dumps(_finite(content), indent=indent, allow_nan=False)
+    text = _json_text(content, indent)
     with atomic_write(path) as file:
         file.write((text + "\n").encode())
+
+
+def write_json_lists(path: Path, content: Mapping[str, Any]) -> None:
+    """`write_json` of an object with long lists; iterators are written entry by entry."""
+    with atomic_write(path) as file:
+        for place, (key, value) in enumerate(content.items()):
+            file.write(f"{', ' if place else '{'}{json.dumps(key)}: ".encode())
+            if not isinstance(value, Iterator):
+                file.write(_json_text(value).encode())
+                continue
+            file.write(b"[")
+            for number, entry in enumerate(value):
+                file.write(f"{', ' if number else ''}{_json_text(entry)}".encode())
+            file.write(b"]")
+        file.write(b"}\n")
+
+
+def _json_text(content: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False, default=_as_list)
+    except ValueError:  # JSON has no word for NaN and infinity
+        return json.dumps(_finite(content), indent=indent, allow_nan=False, default=_as_list)
+
+
+def _as_list(value: Any) -> list:
+    if isinstance(value, array):
+        return _finite(value.tolist())
+    raise TypeError(f"{type(value).__name__} is no type of JSON")
 
 
 def _finite(value: Any) -> Any:

@@ -57,8 +57,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the file is missing, cut off, damaged, no checkpoint, holds objects that
             safe loading refuses, or tensors that are no weights, such as sparse ones.
     """
-    path = _existing_file(path)
     try:
+        path = _existing_file(path)
         read = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
         content = _with_model(read(path), path)
         _require_plain(content, path)
@@ -78,10 +78,11 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
     if not path.is_file():
         if ADDRESS.match(str(path)):
             raise CheckpointError(
-                f"checkpoint {path} is an address, and addresses are not fetched. Download the "
+                f"checkpoint {path} is a URL, and checkpoints are not downloaded. Download the "
                 "file and give its path."
             )
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
+        what = "is a folder" if path.is_dir() else what
         raise CheckpointError(
             f"checkpoint {path} {what}. Give the path of a .pth or .safetensors file."
         )
@@ -119,7 +120,7 @@ def _read_pickle(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     text = str(error)
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return re.split(r"\.(?:\s|$)|\n", text)[0] if text else type(error).__name__
 
 
 def _safetensors() -> Any:

@@ -85,7 +85,8 @@ def describe(counts: Mapping[str, int]) -> str:
     """The first of what `non_finite` found, as a part of a sentence."""
     shown = [f"{count} of {name}" for name, count in list(counts.items())[:_SHOWN]]
     more = len(counts) - len(shown)
-    values = f"{sum(counts.values())} values in {len(counts)} tensors"
+    total, plural = sum(counts.values()), "s" * (len(counts) > 1)
+    values = f"{total} value{'s' * (total > 1)} in {len(counts)} tensor{plural}"
     return f"{values} ({', '.join(shown)}{f', and {more} more tensors' if more else ''})"
 
 

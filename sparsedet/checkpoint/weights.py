@@ -218,7 +218,7 @@ def _class_sentence(differences: Differences) -> str:
 def _require_match(differences: Differences, path: str | os.PathLike[str]) -> None:
     if differences:
         raise CheckpointError(
-            f"checkpoint {path} does not fit the model: tensors {differences}. "
+            f"checkpoint {path} does not fit the model. Tensors that differ: {differences}. "
             "Use the config that the checkpoint was made with."
         )
 
@@ -232,8 +232,8 @@ def _require_numbers(
     if kinds := other_kinds(own, given):
         named = [f"{name} is {was} instead of {needed}" for name, (was, needed) in kinds.items()]
         raise CheckpointError(
-            f"checkpoint {path} does not fit the model: {len(kinds)} tensors have another number "
-            f"type ({_shorten(named)}). Save them with the types of the model."
+            f"checkpoint {path} does not fit the model. Tensors of another number type: "
+            f"{len(kinds)} ({_shorten(named)}). Save them with the types of the model."
         )
     taken = {name: given[name].to(tensor.dtype) for name, tensor in own.items() if name in given}
     if found := non_finite(taken):

@@ -262,7 +262,7 @@ def _title(audit: Audit) -> str:
         return f"{audit.source}: cannot be read"
     source = audit.checked.source
     opened = "opened" if source.root is not None else "not opened, add --images"
-    number, total = len(audit.checked.images), len(source.images)
+    number, total = len(audit.checked.images), audit.checked.num_images
     count = f"{number} images" if audit.dataset is not None else f"{number} of {total} images"
     usable = "" if audit.dataset is not None else " could be used"
     return f"{audit.source}: {source.format}, {count} ({opened}){usable}"

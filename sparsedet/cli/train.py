@@ -252,7 +252,7 @@ def _ended(error: BaseException, job: Job | None, *, otherwise: int) -> int:
 
 
 def _end_workers() -> None:
-    """End data workers, also those that hang: leaving would wait for them."""
+    """End worker processes, also those that hang: leaving would wait for them."""
     children = multiprocessing.active_children()
     for child in children:
         child.kill()

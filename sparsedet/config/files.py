@@ -6,7 +6,8 @@ import builtins
 import os
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,24 @@ def run_python(path: Path) -> dict[str, Any]:
         circle = " -> ".join(each.name for each in (*running[running.index(path) :], path))
         raise ImportError(f"config files import each other in a circle: {circle}.")
 
+    namespace = {
+        "__file__": str(path),
+        "__name__": f"{_PACKAGE}.{path.stem}",
+        "__package__": _PACKAGE,
+        "__builtins__": {**vars(builtins), "__import__": _importer(path)},
+    }
+    token = _RUNNING.set((*running, path))
+    try:
+        with _named(path):
+            exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), namespace)
+    finally:
+        _RUNNING.reset(token)
+    return namespace
+
+
+def _importer(path: Path) -> Callable[..., Any]:
+    """What stands in for `__import__` in a config file."""
+
     def import_(
         name: str,
         globals: Mapping[str, Any] | None = None,
@@ -70,15 +89,14 @@ def run_python(path: Path) -> dict[str, Any]:
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         return _import_config(path, name, fromlist or (), level)
 
-    namespace = {
-        "__file__": str(path),
-        "__name__": f"{_PACKAGE}.{path.stem}",
-        "__package__": _PACKAGE,
-        "__builtins__": {**vars(builtins), "__import__": import_},
-    }
-    token = _RUNNING.set((*running, path))
+    return import_
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns what a config file raises into a sentence with the file and the line."""
     try:
-        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), namespace)
+        yield
     except ConfigError:
         raise
     except SyntaxError as error:
@@ -89,9 +107,6 @@ def run_python(path: Path) -> dict[str, Any]:
         reason = first_line(error)
         kind = ConfigImportError if isinstance(error, ImportError) else ConfigError
         raise kind(f"{_place(error, path)}: {type(error).__name__}: {reason}") from error
-    finally:
-        _RUNNING.reset(token)
-    return namespace
 
 
 def _place(error: BaseException, path: Path) -> str:

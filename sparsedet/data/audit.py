@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tables import format_table
-from .checked import Checked, read_checked
+from .checked import Checked, collector_paused, read_checked
 from .convert import Originals, write_coco
 from .dataset import AnnotatedDataset, dataset_of, keep_open, key_of
 from .errors import DatasetError
@@ -68,9 +68,9 @@ class Audit:
             "format": None if checked is None else checked.source.format,
             "pictures": None if checked is None else checked.source.root,
             "usable": self.dataset is not None,
-            "images": 0 if checked is None else len(checked.source.images),
+            "images": 0 if checked is None else checked.num_images,
             "usable_images": 0 if checked is None else len(checked.images),
-            "annotations": 0 if checked is None else len(checked.source.annotations),
+            "annotations": 0 if checked is None else checked.num_annotations,
             "usable_annotations": 0 if checked is None else sum(map(len, _objects(checked))),
             "classes": [] if checked is None else [name for _, name in checked.categories],
             "findings": [
@@ -162,6 +162,7 @@ class Mended:
         return f"{text}; set or changed in annotations: {changes}" if changes else text
 
 
+@collector_paused()
 def write_mended(audit: Audit, path: str | os.PathLike[str]) -> Mended:
     """Writes what can be used of a set as a COCO instances file.
 
@@ -187,25 +188,25 @@ def write_mended(audit: Audit, path: str | os.PathLike[str]) -> Mended:
         raise DatasetError(
             f"{audit.source}: correct this by hand before a cleaned copy can be written: {faults}"
         )
-    dataset = dataset_of(_with_true_areas(audit.checked))
-    source = audit.checked.source
-    changed = write_coco(dataset, path, originals=_originals(audit.checked))
-    return Mended(dataset, len(source.images), len(source.annotations), changed)
+    checked = audit.checked
+    dataset = dataset_of(_with_true_areas(checked))
+    changed = write_coco(dataset, path, originals=_originals(checked))
+    return Mended(dataset, checked.num_images, checked.num_annotations, changed)
 
 
 def _with_true_areas(checked: Checked) -> Checked:
     objects = {
-        identity: [replace(each, area=_true_area(each)) for each in entries]
+        identity: [_with_true_area(each) for each in entries]
         for identity, entries in checked.objects.items()
     }
     return replace(checked, objects=objects)
 
 
-def _true_area(entry: CleanAnnotation) -> float:
-    """The area, if it can be that of an object in the box, which may have been clipped."""
+def _with_true_area(entry: CleanAnnotation) -> CleanAnnotation:
+    """Its area stays if it can be that of an object in the box, which may have been clipped."""
     _, _, width, height = entry.bbox
     sound = not entry.area_is_doubtful and lies_within(entry.area, width, height)
-    return entry.area if sound else width * height
+    return entry if sound else replace(entry, area=width * height)
 
 
 def _originals(checked: Checked) -> Originals | None:

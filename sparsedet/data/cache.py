@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import os
 import re
 import threading
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+_logger = logging.getLogger(__name__)
 
 _LEFT = 0.75  # share of the size that is left after the oldest files have gone
 _UNSEEN = 64  # a process looks at the folder again when it has written this fraction of the size
@@ -25,6 +28,8 @@ class FileCache:
     each process counts what it writes itself between two looks at the folder. With up to 16 writers
     the size is kept.
 
+    If the folder cannot be read or written, one warning says so, and every file is fetched.
+
     Args:
         folder: is made when the first file comes.
         max_bytes: most bytes of all files.
@@ -33,17 +38,22 @@ class FileCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
         self._unseen = max_bytes  # the first file makes it look
-        self._lock = threading.Lock()
+        self._lock, self._warned = threading.Lock(), False
 
     def open(self, address: str, fetch: Callable[[], bytes]) -> IO[bytes]:
         """The file of an address; `fetch` is called where it is not there."""
         path = self._path(address)
         try:
             file = path.open("rb")
-        except FileNotFoundError:
+        except OSError as error:
             content = fetch()
-            if len(content) <= self._max_bytes:
-                self._store(path, content)
+            try:
+                if not isinstance(error, FileNotFoundError):
+                    raise
+                if len(content) <= self._max_bytes:
+                    self._store(path, content)
+            except OSError as reason:
+                self._warn(reason)
             return io.BytesIO(content)
         with suppress(OSError):  # it may be gone, or be another user's
             os.utime(path)
@@ -53,6 +63,16 @@ class FileCache:
         """Removes the file of an address, such as one that turned out to be broken."""
         with suppress(OSError):
             self._path(address).unlink()
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            _logger.warning(
+                f"cache folder {str(self._folder)!r} cannot be used "
+                f"({(error.strerror or str(error)).lower()}), so every picture is downloaded "
+                "again. Make room or give this user the right to write there, or set "
+                "dataset.cache_dir."
+            )
 
     def _path(self, address: str) -> Path:
         name = hashlib.sha256(address.encode()).hexdigest()

@@ -4,7 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .formats import Source, check_image_folder, read_source
@@ -18,13 +18,17 @@ class Checked:
     """What is used of a source.
 
     Args:
-        source: what was read.
+        source: what was read; its lists are empty, which would take most of the memory.
+        num_images: image entries that were read.
+        num_annotations: annotations that were read.
         categories: (id, name) in the order of the classes.
         images: the image entries, with their sizes where those are known.
         objects: what is used of the annotations, by image id.
     """
 
     source: Source
+    num_images: int
+    num_annotations: int
     categories: list[tuple[int, str]]
     images: list[dict[str, Any]]
     objects: dict[Any, list[CleanAnnotation]]
@@ -93,7 +97,9 @@ def read_checked(
         entries = _in_pixels(entries, by_id, unusable)
     objects = clean_annotations(entries, by_id, _classes(source, categories), findings)
     findings.close()
-    return Checked(source, categories, _without(by_id, unusable), objects)
+    counts = len(source.images), len(source.annotations)
+    bare = replace(source, categories=[], images=[], annotations=[])
+    return Checked(bare, *counts, categories, _without(by_id, unusable), objects)
 
 
 def _without(images: dict[Any, dict], unusable: set) -> list[dict]:

@@ -3,12 +3,12 @@
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..files import write_json
+from ..files import write_json_lists
 from .dataset import AnnotatedDataset
 from .roots import name_below
 
@@ -50,31 +50,32 @@ def write_coco(
     """
     originals = originals or Originals()
     ids = _category_ids(dataset)
-    images, annotations = [], []
-    for record in dataset.records:
-        images.append(_image(record, dataset.images, originals))
-        for entry in record["annotations"]:
-            annotations.append(
-                {
-                    "image_id": record["image_id"],
-                    "category_id": ids[entry["category_id"]],
-                    "bbox": entry["bbox"],
-                    "area": entry["area"],
-                    "iscrowd": entry["iscrowd"],
-                }
-            )
     changed: Counter[str] = Counter()
+    annotations = _annotations(dataset, ids)
     if originals.annotations:
         annotations = _with_fields(annotations, originals.annotations, changed)
     else:
-        annotations = [{"id": i + 1, **entry} for i, entry in enumerate(annotations)]
+        annotations = ({"id": i + 1, **entry} for i, entry in enumerate(annotations))
     categories = [
         {**originals.categories.get(i, {}), "id": i, "name": name}
         for i, name in zip(ids, dataset.class_names, strict=True)
     ]
+    images = (_image(record, dataset.images, originals) for record in dataset.records)
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_json(Path(path), {**originals.top, **content}, indent=None)
+    write_json_lists(Path(path), {**originals.top, **content})
     return changed
+
+
+def _annotations(dataset: AnnotatedDataset, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    for record in dataset.records:
+        for entry in record["annotations"]:
+            yield {
+                "image_id": record["image_id"],
+                "category_id": ids[entry["category_id"]],
+                "bbox": entry["bbox"],
+                "area": entry["area"],
+                "iscrowd": entry["iscrowd"],
+            }
 
 
 def _image(record: dict[str, Any], root: str | None, originals: Originals) -> dict[str, Any]:
@@ -90,23 +91,25 @@ def _image(record: dict[str, Any], root: str | None, originals: Originals) -> di
 
 
 def _with_fields(
-    annotations: list[dict[str, Any]], originals: Sequence[dict[str, Any]], changed: Counter[str]
-) -> list[dict[str, Any]]:
+    annotations: Iterable[dict[str, Any]],
+    originals: Sequence[dict[str, Any]],
+    changed: Counter[str],
+) -> Iterator[dict[str, Any]]:
     """Annotations with the further fields of what they were; counts what differs."""
     taken = Counter(e["id"] for e in originals if _is_id(e.get("id")))
     free = itertools.count(max(taken, default=0) + 1)
     used: set[int] = set()
-    found = []
     for entry, original in zip(annotations, originals, strict=True):
         given = original.get("id")
         identity = given if _is_id(given) and given not in used else next(free)
         used.add(identity)
         entry = {"id": identity, **entry}
-        changed.update(key for key, value in entry.items() if original.get(key) != value)
+        for key, value in entry.items():
+            if original.get(key) != value:
+                changed[key] += 1
         # it has become iscrowd, where it meant something
         further = {key: value for key, value in original.items() if key != "ignore"}
-        found.append({**further, **entry})
-    return found
+        yield {**further, **entry}
 
 
 def _is_id(value: Any) -> TypeGuard[int]:

@@ -178,18 +178,16 @@ def dataset_of(checked: Checked) -> AnnotatedDataset:
     source = checked.source
     if not checked.images:
         raise DatasetError(f"{source.path}: none of its images can be read. Restore the files.")
-    records = [
-        _record(image, source.root, checked.objects.get(image["id"], []))
-        for image in checked.images
-    ]
+    used = [checked.objects.get(image["id"], []) for image in checked.images]
+    pairs = zip(checked.images, used, strict=True)
     return AnnotatedDataset(
         source=source.path,
         format=source.format,
         images=source.root,
-        records=Records(records),
+        records=Records(_record(image, source.root, objects) for image, objects in pairs),
         class_names=tuple(name for _, name in checked.categories),
         category_ids=tuple(category_id for category_id, _ in checked.categories),
-        num_objects=sum(len(record["annotations"]) for record in records),
+        num_objects=sum(map(len, used)),
     )
 
 

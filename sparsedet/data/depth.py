@@ -352,7 +352,7 @@ def describe_tiff(file: IO[bytes]) -> str | None:
         return None
     return (
         f"it is a TIFF of {count} channel{'s' * (count > 1)} of {max(bits)}-bit {kind}, which "
-        "Pillow does not read; save it with 8 or 16 bits and one or three channels"
+        "Pillow cannot read; save it with 8 or 16 bits and one or three channels"
     )
 
 

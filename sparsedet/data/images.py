@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .depth import Depth, Use, declared_depth, to_8_bits
 from .errors import DatasetError
+from .pillow_limit import LARGE_PIXELS
 from .reading import (
     DEFAULT_SETTINGS,
     BrokenPictureError,
@@ -26,6 +28,10 @@ _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 256
 _STRIP = 1 << 24  # pixels that are copied at a time
+_LARGEST_SHRINK = 8  # of a JPEG's decoder
+
+Shrink = Callable[[int, int], int]
+"""By which of 1, 2, 4 or 8 a picture of this (height, width) is read smaller."""
 
 _said: set[tuple] = set()  # of which kinds of values this process knows that they are odd
 
@@ -93,7 +99,8 @@ def inspect_image(
             header = _header_of(image)
             mark = _END_MARKS.get(image.format or "")
             if decode or (mark is not None and not _ends_with(image, mark)):
-                load(image)
+                large = image.width * image.height > LARGE_PIXELS
+                _load(image, _LARGEST_SHRINK if large else 1)
     except BrokenPictureError as error:
         return str(error)
     return header
@@ -103,6 +110,7 @@ def read_image(
     path: str,
     size: tuple[int, int] | None = None,
     settings: PictureSettings = DEFAULT_SETTINGS,
+    shrink: Shrink | None = None,
 ) -> Tensor:
     """Decodes an image file to 8-bit RGB.
 
@@ -115,9 +123,11 @@ def read_image(
         path: any format that Pillow reads.
         size: expected (width, height), that of the annotation file; None takes the stored frame.
         settings: how it is to be read.
+        shrink: by how much it is read smaller, which takes the less memory; None = not at all.
 
     Returns:
-        uint8 tensor (3, h, w); its memory is laid out with the channels last.
+        uint8 tensor (3, h, w); its memory is laid out with the channels last. Read smaller by s,
+        it has ceil(h / s) rows and ceil(w / s) columns, each pixel the mean of s x s.
 
     Raises:
         DatasetError: the file cannot be decoded, or it has another size.
@@ -128,7 +138,7 @@ def read_image(
             header = _header_of(image)
             if size is not None and not header.shows(*size):
                 raise DatasetError(size_mismatch(path, header.size, size))
-            return _pixels(image, header, size or header.size, settings)
+            return _pixels(image, header, size or header.size, settings, shrink)
     except BrokenPictureError as error:
         raise DatasetError(
             f"image file {path!r} cannot be read ({error}). Restore the file or delete its entry."
@@ -136,13 +146,19 @@ def read_image(
 
 
 def upright_pixels(
-    image: Image.Image | str, settings: PictureSettings = DEFAULT_SETTINGS
-) -> Tensor:
+    image: Image.Image | str,
+    settings: PictureSettings = DEFAULT_SETTINGS,
+    shrink: Shrink | None = None,
+) -> tuple[Tensor, tuple[int, int]]:
     """The pixels of a picture without annotations: `read_image` of the size to which EXIF turns it.
 
     Args:
         image: a picture, or the path of a file.
         settings: how it is to be read.
+        shrink: by how much it is read smaller; None = not at all.
+
+    Returns:
+        The pixels, and (height, width) of the whole picture.
 
     Raises:
         DatasetError: it cannot be decoded.
@@ -152,7 +168,8 @@ def upright_pixels(
     try:
         with open_picture(image, settings) as opened:
             header = _header_of(opened)
-            return _pixels(opened, header, header.shown_size, settings)
+            width, height = header.shown_size
+            return _pixels(opened, header, (width, height), settings, shrink), (height, width)
     except BrokenPictureError as error:
         raise DatasetError(f"{name} cannot be read ({error}).") from None
 
@@ -208,11 +225,16 @@ def mark_said(use: Use) -> bool:
 
 
 def _pixels(
-    image: Image.Image, header: ImageHeader, size: tuple[int, int], settings: PictureSettings
+    image: Image.Image,
+    header: ImageHeader,
+    size: tuple[int, int],
+    settings: PictureSettings,
+    shrink: Shrink | None,
 ) -> Tensor:
     """uint8 (3, h, w), turned where only the turned picture has this (width, height)."""
+    times = 1 if shrink is None else shrink(size[1], size[0])
     if header.depth is None:
-        levels = _rgb_levels(image)
+        levels = _rgb_levels(image, times)
     else:
         name = getattr(image, "filename", None) or "the picture"
         fault = range_fault(header.depth, settings)
@@ -222,6 +244,7 @@ def _pixels(
         fault = use.fault()
         if fault is not None and mark_said(use):
             _logger.warning(f"pictures of {use.kind}, such as {name!r}: {fault}")
+        levels = np.array(_reduced(Image.fromarray(levels), times)) if times > 1 else levels
         levels = np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
     if header.needs_turning(*size):
         levels = _turned(levels, header.orientation)
@@ -249,18 +272,31 @@ def _ends_with(image: Image.Image, mark: bytes) -> bool:
     return mark in tail
 
 
-def _rgb_levels(image: Image.Image) -> np.ndarray:
-    """Writable (h, w, 3), strip by strip: a whole copy of a large picture costs gigabytes."""
-    load(image)
+def _load(image: Image.Image, times: int) -> int:
+    """Decodes a picture, smaller where its format can; how many times smaller it is to become."""
     width, height = image.size
-    rows = max(1, _STRIP // width)
+    if times > 1:
+        image.draft(None, (width // times, height // times))
+    load(image)
+    return times // round(max(width, height) / max(image.size))
+
+
+def _rgb_levels(image: Image.Image, times: int) -> np.ndarray:
+    """Writable (h, w, 3), strip by strip: a whole copy of a large picture costs gigabytes."""
+    times = _load(image, times)
+    width, height = image.size
+    rows = max(1, _STRIP // width // times) * times
     if rows >= height:
-        return np.array(_to_rgb(image))
-    levels = np.empty((height, width, 3), np.uint8)
+        return np.array(_reduced(_to_rgb(image), times))
+    levels = np.empty((-(-height // times), -(-width // times), 3), np.uint8)
     for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        levels[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, width, bottom))))
+        strip = _to_rgb(image.crop((0, top, width, min(top + rows, height))))
+        levels[top // times : (top + rows) // times] = np.asarray(_reduced(strip, times))
     return levels
+
+
+def _reduced(image: Image.Image, times: int) -> Image.Image:
+    return image.reduce(times) if times > 1 else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -11,8 +11,11 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
 
 from ..structures import Boxes, BoxMode, Instances
 from .images import read_image
+from .pillow_limit import LARGE_PIXELS
 from .reading import DEFAULT_SETTINGS, PictureSettings
 from .transforms import Transform, call_v2
+
+_SPARE = 2  # a picture that is read smaller still has this many times the pixels of its result
 
 
 class DetectionMapper:
@@ -66,9 +69,11 @@ class DetectionMapper:
         if rng is None:
             rng = random.Random(int(torch.randint(2**62, ())))
         height, width = record["height"], record["width"]
-        pixels = read_image(record["file_name"], (width, height), self.pictures)
+        pixels = read_image(record["file_name"], (width, height), self.pictures, self.shrink)
         boxes_xyxy, classes = _targets(record.get("annotations", ()))
-        image, boxes_xyxy, classes = self.transform(pixels, boxes_xyxy, classes, rng)
+        image, boxes_xyxy, classes = self.transform(
+            pixels, boxes_xyxy, classes, rng, size=(height, width)
+        )
         return {
             "image": image,
             "height": height,
@@ -79,7 +84,13 @@ class DetectionMapper:
         }
 
     def transform(
-        self, pixels: Tensor, boxes_xyxy: Tensor, classes: Tensor, rng: random.Random
+        self,
+        pixels: Tensor,
+        boxes_xyxy: Tensor,
+        classes: Tensor,
+        rng: random.Random,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Applies the transforms to a picture.
 
@@ -88,14 +99,16 @@ class DetectionMapper:
             boxes_xyxy: (N, 4), in pixels.
             classes: (N,); a transform may leave objects out.
             rng: decides all that is random.
+            size: height and width that the boxes belong to, if the picture was read smaller as
+                `shrink` has it; None = those of `pixels`.
 
         Returns:
             The image, boxes and classes.
         """
         image: Tensor = Image(pixels)
-        height, width = pixels.shape[-2:]
+        canvas = size or (pixels.shape[-2], pixels.shape[-1])
         boxes: Tensor = BoundingBoxes(  # pyright: ignore[reportCallIssue]
-            boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
+            boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=canvas
         )
         for transform in self.transforms:
             if isinstance(transform, v2.Transform):
@@ -104,6 +117,18 @@ class DetectionMapper:
             else:
                 image, boxes = transform(image, boxes, rng)
         return image.as_subclass(Tensor).contiguous(), boxes.as_subclass(Tensor), classes
+
+    def shrink(self, height: int, width: int) -> int:
+        """How many times smaller (1, 2, 4 or 8) a picture may be read, since less is needed of it.
+
+        More than 1 only above Pillow's limit of 179 million pixels, where the first transform that
+        changes the size leaves less than half of what is read.
+        """
+        if height * width <= LARGE_PIXELS:
+            return 1
+        known = (getattr(each, "least_shrink", lambda *size: 1) for each in self.transforms)
+        least = next((f for each in known if (f := each(height, width)) is not None), 1)
+        return max((times for times in (2, 4, 8) if times * _SPARE <= least), default=1)
 
     def output_size(self, height: int, width: int) -> tuple[int, int] | None:
         """Size of the sample's image where all transforms can tell it beforehand, else None."""

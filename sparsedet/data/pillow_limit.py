@@ -6,6 +6,9 @@ from threading import Lock
 
 from PIL import Image
 
+LARGE_PIXELS = 178_956_970
+"""Pillow's limit: what is larger is read at a part of its size where that is all that is needed."""
+
 
 class _Lifting:
     """A global variable of Pillow, put back when no thread needs it changed."""

@@ -70,8 +70,8 @@ class PictureSettings:
         value_range: the values (black, white) of pictures with more than 8 bits for each channel,
             such as (0, 4095) for a sensor of 12 bits. None takes the range that a file declares.
             Pictures of 8 bits are not changed by it.
-        max_pixels: largest width x height that is decoded. Reading takes 7.4 bytes of memory for
-            each pixel, so 3.7 GB for 500 million; 14 with colors of 16 bits, and 26 if they are
+        max_pixels: largest width x height that is decoded. Reading takes up to 7.4 bytes of memory
+            for each pixel, so 3.7 GB for 500 million; 14 with colors of 16 bits, and 26 if they are
             scaled to `value_range`.
         cache_dir: folder for copies of files from other machines; None =
             `~/.cache/sparsedet/pictures`.
@@ -181,18 +181,12 @@ def _identified(file: IO[bytes], name: str) -> Image.Image:
 def _opened(path: str, settings: PictureSettings) -> IO[bytes]:
     if is_address(path):
         return open_file(path, settings.cache_dir, settings.cache_gigabytes)
-    if not _can_be_picture(path):
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise BrokenPictureError("it is a folder")
+    if not stat.S_ISREG(mode):  # pipes and devices are waited for, or never end
         raise BrokenPictureError("it is neither a file nor a link to one")
     return open(path, "rb")
-
-
-def _can_be_picture(path: str) -> bool:
-    """Not so with pipes and devices, which are waited for, or never end."""
-    try:
-        mode = os.stat(path).st_mode
-    except ValueError:  # a null character; `open` says so
-        return True
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # `open` names a folder
 
 
 def _reason(error: Exception, source: str | Image.Image) -> str:

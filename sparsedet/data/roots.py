@@ -136,7 +136,7 @@ def _tried(address: str, action: Callable[[], T]) -> T:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise StorageError(
                     f"{address!r} cannot be reached after {len(_WAITS) + 1} tries ({reason}). "
-                    "Check the connection and the permissions; the file may be intact."
+                    "Check the connection and the permissions; the file itself may be intact."
                 ) from error
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
@@ -149,8 +149,8 @@ def _filesystem(address: str) -> tuple[Any, str]:
             fsspec.get_filesystem_class(protocol)
     except ValueError:
         raise DatasetError(
-            f"{address!r} starts with a protocol that fsspec does not know. Give a folder of this "
-            "machine, or an address such as s3://, gs://, https:// or zip://FOLDER::FILE.zip."
+            f"{address!r} starts with a protocol that fsspec does not know. Give a local folder, "
+            "or a URL such as s3://..., gs://..., https://... or zip://FOLDER::FILE.zip."
         ) from None
     except ImportError as error:
         reason = " ".join(str(error).split())
@@ -171,8 +171,8 @@ def _import(address: str) -> ModuleType:
         import fsspec.core
     except ImportError:
         raise DatasetError(
-            f"{address!r} is an address, which the package fsspec opens. Install it with pip "
-            "install 'sparsedet[remote]', or give a folder of this machine."
+            f"{address!r} is a URL, and opening it needs the package fsspec. Run pip install "
+            "'sparsedet[remote]', or give a local folder."
         ) from None
     return fsspec
 

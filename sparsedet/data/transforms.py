@@ -22,7 +22,12 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, wrap
 
 
 class Transform(Protocol):
-    """What the mapper calls: `image` is a tv_tensors.Image, `boxes` tv_tensors.BoundingBoxes."""
+    """What the mapper calls: `image` is a tv_tensors.Image, `boxes` tv_tensors.BoundingBoxes.
+
+    A transform that is sure to make pictures smaller may say so by `least_shrink(height, width)`,
+    the smallest factor; None where it leaves that to the next. Very large pictures are then read at
+    a half, a quarter or an eighth of their size: `image` is smaller than `boxes.canvas_size`.
+    """
 
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Returns the changed image and boxes; the number of boxes stays."""
@@ -110,10 +115,10 @@ class ResizeShortSide:
 
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Resizes with antialiasing; an image of the right size is passed through."""
-        height, width = image.shape[-2:]
+        height, width = boxes.canvas_size  # pyright: ignore[reportAttributeAccessIssue]
         side = self.short_sides[0] if len(self.short_sides) == 1 else rng.choice(self.short_sides)
         size = list(resized_size(height, width, side, self.max_size))
-        if size == [height, width]:
+        if size == [*image.shape[-2:]]:
             return image, boxes
         return functional.resize(image, size, antialias=True), functional.resize(boxes, size)
 
@@ -122,6 +127,15 @@ class ResizeShortSide:
         if len(self.short_sides) > 1:
             return None
         return resized_size(height, width, self.short_sides[0], self.max_size)
+
+    def least_shrink(self, height: int, width: int) -> float:
+        """How many times smaller a (height, width) image becomes at least."""
+        largest = max(self.short_sides)
+        return max(min(height, width) / largest, max(height, width) / self.max_size)
+
+
+def _unchanged(height: int, width: int) -> None:
+    """The `least_shrink` of what only moves pixels."""
 
 
 class RandomHorizontalFlip:
@@ -138,6 +152,8 @@ class RandomHorizontalFlip:
             )
         self.probability = probability
 
+    least_shrink = staticmethod(_unchanged)
+
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Mirrors image and boxes, or passes them through."""
         if rng.random() >= self.probability:
@@ -152,11 +168,13 @@ class RandomQuarterTurn:
     square then hold more padding.
     """
 
+    least_shrink = staticmethod(_unchanged)
+
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Turns image and boxes counterclockwise."""
         for _ in range(rng.randrange(4)):
             x0, y0, x1, y1 = boxes.as_subclass(Tensor).unbind(-1)
-            height, width = image.shape[-2:]
+            height, width = boxes.canvas_size  # pyright: ignore[reportAttributeAccessIssue]
             turned = torch.stack((y0, width - x1, y1, width - x0), dim=-1)
             image = Image(torch.rot90(image.as_subclass(Tensor), 1, (-2, -1)))
             boxes = BoundingBoxes(  # pyright: ignore[reportCallIssue]
@@ -257,6 +275,11 @@ class DETRAugmentation:
             image, boxes = self.crop(image, boxes, rng)
         return self.resize(image, boxes, rng)
 
+    def least_shrink(self, height: int, width: int) -> float:
+        """How many times smaller a (height, width) image becomes at least, before a crop."""
+        first = (self.resize, self.resize_before_crop)
+        return min(each.least_shrink(height, width) for each in first)
+
 
 class PhotographAugmentation:
     """Training augmentation of photographs: that of DETR, then brightness, contrast and color.
@@ -309,6 +332,10 @@ class PhotographAugmentation:
                 image = self.colors(image)
         return image, boxes
 
+    def least_shrink(self, height: int, width: int) -> float:
+        """How many times smaller a (height, width) image becomes at least, before a crop."""
+        return self.geometry.least_shrink(height, width)
+
 
 class AerialAugmentation:
     """Training augmentation of pictures from above: a quarter turn, then `PhotographAugmentation`.
@@ -344,3 +371,7 @@ class AerialAugmentation:
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Augments one image and its boxes."""
         return self.rest(*self.turn(image, boxes, rng), rng)
+
+    def least_shrink(self, height: int, width: int) -> float:
+        """How many times smaller a (height, width) image becomes at least, before a crop."""
+        return self.rest.least_shrink(height, width)

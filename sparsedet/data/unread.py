@@ -3,8 +3,8 @@
 from typing import IO
 
 _HEAD = 256  # bytes that are looked into
-_SAVE = ", which Pillow does not read; save it as JPEG or PNG"
-_FETCH = "; fetch the picture itself; a download may need a login"
+_SAVE = ", which Pillow cannot read; save it as JPEG or PNG"
+_FETCH = "; download the picture itself, which may need a login"
 # (place of the mark, mark, what the file is, what to do)
 _MARKS = (
     (4, b"ftyphei", "a HEIC picture", _SAVE),
@@ -12,7 +12,7 @@ _MARKS = (
     (4, b"ftypmif1", "a HEIF picture", _SAVE),
     (4, b"ftypmsf1", "a HEIF picture", _SAVE),
     (4, b"ftypavi", "an AVIF picture", _SAVE),
-    (4, b"ftypcrx", "a camera's raw picture (CR3)", _SAVE),
+    (4, b"ftypcrx", "a raw camera file (CR3)", _SAVE),
     (4, b"ftyp", "a video", "; save its frames as pictures"),
     (8, b"AVI ", "a video", "; save its frames as pictures"),
     (0, b"\x1aE\xdf\xa3", "a video", "; save its frames as pictures"),

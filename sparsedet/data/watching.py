@@ -1,4 +1,4 @@
-"""Batches of data workers, with an eye on the clock."""
+"""Batches of worker processes, with an eye on the clock."""
 
 import errno
 import logging
@@ -65,7 +65,7 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
 
 
 def end_without_handles(worker: int) -> None:
-    """Make a data worker end when it has no file handle left to hand a batch over.
+    """Make a worker process end when it has no file handle left to hand a batch over.
 
     Python prints that, over and over, and the batch never comes. For `DataLoader.worker_init_fn`.
 

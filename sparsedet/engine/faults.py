@@ -86,9 +86,10 @@ def report(error: BaseException, *, otherwise: int = BROKEN_OFF, kept: str = "")
 def explain(error: BaseException, *, otherwise: int = BROKEN_OFF) -> Fault:
     """The sentence and the exit code of an error.
 
-    Disk, memory, file handles and data workers are told by their signs, wherever in the chain of
-    causes they stand. An error that this package raises speaks for itself; any other is named with
-    the line that it comes from, in the code of whoever wrote the component rather than below it.
+    Disk, memory, file handles and worker processes are told by their signs, wherever in the chain
+    of causes they stand. An error that this package raises speaks for itself; any other is named
+    with the line that it comes from, in the code of whoever wrote the component rather than below
+    it.
 
     Args:
         error: What was raised, in this process or in a worker of its data loader.
@@ -109,7 +110,7 @@ def explain(error: BaseException, *, otherwise: int = BROKEN_OFF) -> Fault:
 def allow_open_files() -> None:
     """Raise this process's limit of open files as far as it may, up to 65536.
 
-    Tensors from data workers take a handle each, and 1024, the usual limit, are soon used up.
+    Tensors from worker processes take a handle each, and 1024, the usual limit, are soon used up.
     """
     try:
         from resource import RLIMIT_NOFILE, getrlimit, setrlimit
@@ -123,7 +124,7 @@ def allow_open_files() -> None:
 
 
 def is_end_of_worker(error: BaseException) -> bool:
-    """Whether an error is what the end of a data worker leaves behind in the main process."""
+    """Whether an error is what the end of a worker process leaves behind in the main process."""
     return _worker(error, "") is not None or "Pin memory thread exited" in str(error)
 
 
@@ -235,7 +236,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _original(error: BaseException) -> tuple[str, str]:
-    """Name and text of an error, or of the one in a data worker that this one stands for."""
+    """Name and text of an error, or of the one in a worker process that this one stands for."""
     text = str(error)
     if _WRAPPED.match(text) is None:
         return type(error).__name__, text

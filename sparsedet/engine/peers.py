@@ -129,7 +129,7 @@ def _listen_early() -> None:
     """End of a signal in an orderly way: the others are told then. Training listens by itself."""
 
     def stop(number: int, frame: Any) -> None:
-        if os.getpid() != owner:  # a data worker: its parent ends it
+        if os.getpid() != owner:  # a worker process: its parent ends it
             return
         if _current is None or _current.is_leaving:  # it ends anyway
             return
@@ -144,7 +144,7 @@ def _listen_early() -> None:
 
 
 def _let_go_of_signals() -> None:
-    """Pass on no more of them; data workers, which inherit the way to do so, never do."""
+    """Pass on no more of them; worker processes, which inherit the way to do so, never do."""
     if _current is not None and threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)
 

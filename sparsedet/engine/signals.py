@@ -22,7 +22,7 @@ class StopTraining(Exception):
 
 @contextmanager
 def undisturbed(*, forget: bool = False) -> Iterator[None]:
-    """Hold back what torch raises when a data worker dies, which it may at any line of Python.
+    """Hold back what torch raises when a worker process dies, which it may at any line of Python.
 
     Args:
         forget: Drop it; otherwise it is raised when the block has ended well.

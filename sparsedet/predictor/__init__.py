@@ -97,6 +97,8 @@ class Predictor:
         self.mapper: DetectionMapper = instantiate(cfg.dataloader.test.mapper)
         # a mapper of the user's own may have none
         self._settings: PictureSettings | None = getattr(self.mapper, "pictures", None)
+        # tiles are cut from whole pictures
+        self._shrink = getattr(self.mapper, "shrink", None) if tiles is None else None
         self.class_names = _class_names(cfg.dataset)
         model = prepare_for_inference(load_detector(cfg, weights, place))
         self.model = model.to(_DTYPES[format_])
@@ -190,7 +192,9 @@ class Predictor:
         """``stream`` with each picture, for drawing on frames that cannot be read again."""
         self._check(keep_ratio, score_threshold)
         return self._run(
-            read_pictures(sources, on_error, self._settings), keep_ratio, score_threshold
+            read_pictures(sources, on_error, self._settings, self._shrink),
+            keep_ratio,
+            score_threshold,
         )
 
     def explain(
@@ -211,7 +215,7 @@ class Predictor:
 
     def read(self, picture: PictureSource) -> Picture:
         """Decode a picture as the config says, for what needs its pixels beside the detections."""
-        return read_picture(picture, self._settings)
+        return read_picture(picture, self._settings, self._shrink)
 
     def _run(
         self, pictures: Iterator[Picture], keep_ratio: float | None, score_threshold: float

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparsedet.data import DetectionMapper, PictureSettings
-from sparsedet.data.images import upright_pixels
+from sparsedet.data.images import Shrink, upright_pixels
 from sparsedet.modeling.inputs import check_image
 
 __all__ = ["Picture", "PictureSource", "is_picture", "make_sample", "read_picture"]
@@ -28,22 +28,25 @@ class Picture:
     """A decoded picture.
 
     Attributes:
-        pixels: uint8 (3, h, w), RGB.
+        pixels: uint8 (3, h, w), RGB. Files above Pillow's limit of 179 million pixels are read at
+            a half, a quarter or an eighth of their size where the detector needs less than that.
         path: the file that it is from; None for pictures from memory.
         frame: its number in a video, from 0; None elsewhere.
+        whole_size: (h, w) of the file; None = that of the pixels.
     """
 
     pixels: Tensor
     path: str | None = None
     frame: int | None = None
+    whole_size: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """(h, w)."""
-        return int(self.pixels.shape[1]), int(self.pixels.shape[2])
+        """(h, w) of the whole picture, to which boxes belong."""
+        return self.whole_size or (int(self.pixels.shape[1]), int(self.pixels.shape[2]))
 
     def to_pillow(self) -> Image.Image:
-        """The picture for Pillow."""
+        """The pixels for Pillow."""
         return Image.fromarray(self.pixels.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -56,7 +59,11 @@ def is_picture(source: Any) -> TypeGuard[PictureSource]:
     return isinstance(source, (str, os.PathLike, Image.Image, np.ndarray, Tensor, Picture))
 
 
-def read_picture(source: PictureSource, settings: PictureSettings | None = None) -> Picture:
+def read_picture(
+    source: PictureSource,
+    settings: PictureSettings | None = None,
+    shrink: Shrink | None = None,
+) -> Picture:
     """Decode a picture, or check one that is in memory.
 
     Float pictures are rounded to the 256 levels that a detector is evaluated with.
@@ -65,6 +72,8 @@ def read_picture(source: PictureSource, settings: PictureSettings | None = None)
         source: a path; a Pillow image; an array (h, w, 3) or a tensor (3, h, w) on any device,
             RGB, uint8 or float in 0..255. Arrays of OpenCV are BGR: pass ``array[..., ::-1]``.
         settings: how files are read; None = as a config that says nothing about it.
+        shrink: by how much a file is read smaller, such as `DetectionMapper.shrink`; None = not
+            at all.
 
     Raises:
         DatasetError: the file cannot be read.
@@ -76,12 +85,13 @@ def read_picture(source: PictureSource, settings: PictureSettings | None = None)
     settings = settings or PictureSettings()
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
-        return Picture(upright_pixels(path, settings), path)
+        pixels, size = upright_pixels(path, settings, shrink)
+        return Picture(pixels, path, whole_size=None if pixels.shape[1:] == size else size)
     if isinstance(source, Image.Image):
         if 0 in source.size:
             raise ValueError(f"Predictor.pictures must not be empty, got size {source.size}.")
         if source.mode != "F" or source.format or settings.value_range:
-            return Picture(upright_pixels(source, settings))
+            return Picture(upright_pixels(source, settings)[0])
         source = np.repeat(np.asarray(source)[..., None], 3, axis=2)  # in 0..255, as arrays are
     if isinstance(source, Tensor):
         source = source.detach().cpu()
@@ -105,7 +115,10 @@ def make_sample(mapper: DetectionMapper, picture: Picture) -> dict[str, Any]:
     """
     no_boxes = torch.zeros(0, 4)
     no_classes = torch.zeros(0, dtype=torch.int64)
-    image, *_ = mapper.transform(picture.pixels, no_boxes, no_classes, random.Random(0))
+    read_smaller = {} if picture.whole_size is None else {"size": picture.size}
+    image, *_ = mapper.transform(
+        picture.pixels, no_boxes, no_classes, random.Random(0), **read_smaller
+    )
     return {"image": image, "height": picture.size[0], "width": picture.size[1]}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparsedet.data import DatasetError, PictureSettings, StorageError
+from sparsedet.data.images import Shrink
 from sparsedet.predictor.pictures import Picture, PictureSource, is_picture, read_picture
 from sparsedet.predictor.video import is_live, is_video, read_frames
 
@@ -57,6 +58,7 @@ def read_pictures(
     sources: Iterable[PictureSource] | PictureSource,
     on_error: Callable[[DatasetError | StorageError], None] | None = None,
     settings: PictureSettings | None = None,
+    shrink: Shrink | None = None,
 ) -> Iterator[Picture]:
     """The pictures of all sources; each is decoded when it is its turn.
 
@@ -64,6 +66,7 @@ def read_pictures(
         sources: what ``find_files`` and ``read_picture`` take, or several of these.
         on_error: gets what is wrong with a file, which is left out then. None = it is raised.
         settings: how picture files are read.
+        shrink: by how much a file is read smaller, as in ``read_picture``.
 
     Raises:
         DatasetError: a file cannot be read.
@@ -78,7 +81,7 @@ def read_pictures(
             continue
         for path in _found(source, on_error):
             try:
-                yield from _read_file(path, settings)
+                yield from _read_file(path, settings, shrink)
             except (DatasetError, StorageError) as error:
                 if on_error is None:
                     raise
@@ -98,12 +101,14 @@ def _found(
         return []
 
 
-def _read_file(path: str, settings: PictureSettings | None) -> Iterator[Picture]:
+def _read_file(
+    path: str, settings: PictureSettings | None, shrink: Shrink | None
+) -> Iterator[Picture]:
     if is_video(path):
         for number, pixels in enumerate(read_frames(path)):
             yield Picture(pixels, path, number)
     else:
-        yield read_picture(path, settings)
+        yield read_picture(path, settings, shrink)
 
 
 def read_ahead(items: Iterator[T], count: int) -> Iterator[list[T]]:

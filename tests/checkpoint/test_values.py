@@ -107,7 +107,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
     model, weight = Model(), torch.zeros(4, 4)
     weight[0, :3] = value
     path = _file(tmp_path, **{"body.weight": weight})
-    says = r"NaN or infinite: 3 values in 1 tensors \(3 of body\.weight\)"
+    says = r"NaN or infinite: 3 values in 1 tensor \(3 of body\.weight\)"
     with pytest.raises(CheckpointError, match=says):
         load_weights(model, path)
     with pytest.raises(CheckpointError, match=says):
@@ -117,7 +117,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
 
 def test_a_number_too_large_for_the_model(tmp_path: Path) -> None:
     weight = torch.full((4, 4), 1e300, dtype=torch.float64)
-    with pytest.raises(CheckpointError, match="16 values in 1 tensors"):
+    with pytest.raises(CheckpointError, match="16 values in 1 tensor"):
         load_weights(Model(), _file(tmp_path, **{"body.weight": weight}))
 
 
@@ -143,11 +143,13 @@ def test_many_are_counted_and_few_are_named() -> None:
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("https://example.org/model.pth", "an address, and addresses are not fetched"),
-        ("s3://bucket/model.pth", "an address"),
+        ("https://example.org/model.pth", "a URL, and checkpoints are not downloaded"),
+        ("s3://bucket/model.pth", "a URL"),
         (5, "must be the path"),
         (["a.pth"], "must be the path"),
         (".", "is a folder"),
+        ("/dev/null", "is not a file"),
+        ("a" * 300, "cannot be read: File name too long"),
     ],
 )
 def test_what_is_no_file(path, says: str) -> None:

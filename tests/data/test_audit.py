@@ -391,3 +391,16 @@ def test_effects_agree_with_what_the_warnings_say():
                         seen.add(wanted)
                         assert effect == f"Effect.{wanted}", f"{path}:{call.lineno}: {said}"
     assert seen == set(texts.values())
+
+
+def test_numbers_of_outlines_are_copied_as_they_are(tmp_path):
+    content = document()
+    outlines = [[[2.5, 3.0, 12.0, 3.0, 12.0, 12.0]], [[2, 3.5, 12, 3, 12, 12]], [[]], {"size": [1]}]
+    for entry, outline in zip(content["annotations"], outlines, strict=False):
+        entry["segmentation"] = outline
+    content["annotations"][4]["bbox"] = [30, 20, 20, 8]  # so that a copy differs at all
+    source, pictures = write(tmp_path, content)
+    write_mended(audit_dataset(source, pictures), tmp_path / "out.json")
+    copied = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    expected = [entry["segmentation"] for entry in content["annotations"]]
+    assert repr([entry["segmentation"] for entry in copied]) == repr(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -98,7 +99,7 @@ FILES = {
     "wide.json": ("{}".encode("utf-16"), r"is UTF-16 text\. Save it as UTF-8"),
     "wide_le.json": ('{"images": []}'.encode("utf-16-le"), r"is UTF-16 text\. Save it as UTF-8"),
     "lfs.json": (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
-    "page.json": (b"\n<!DOCTYPE html><html>", r"is a web page\. Fetch the file itself"),
+    "page.json": (b"\n<!DOCTYPE html><html>", r"is a web page\. Download the file itself"),
     "xml.json": (b"<?xml version='1.0'?>", "is one XML file"),
     "lines.json": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
     "lines.ndjson": (b'{"a": 1}\n{"a": 2}\n', r"JSON Lines \(NDJSON\).*Join them into one"),
@@ -136,3 +137,17 @@ def test_what_is_no_instances_file_is_called_by_its_name(tmp_path, name, format)
         open_dataset(tmp_path / name, format=format)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("format", ["auto", "coco", "voc", "yolo"])
+def test_a_pipe_in_place_of_annotations_is_not_waited_for(tmp_path, format):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(DatasetError, match="It is neither a file nor a folder"):
+            open_dataset(path, format=format)
+
+
+def test_a_file_in_place_of_vocs_folder(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(DatasetError, match="annotations are a folder, and this is a file"):
+        open_dataset(tmp_path / "a.json", format="voc")

@@ -36,7 +36,7 @@ def test_pictures_above_pillows_limit_are_read_and_its_limit_stays(picture, monk
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert not isinstance(inspect_image(path), str)
     assert (read_image(path).permute(1, 2, 0).numpy() == values).all()
-    assert (upright_pixels(path).permute(1, 2, 0).numpy() == values).all()
+    assert (upright_pixels(path)[0].permute(1, 2, 0).numpy() == values).all()
     assert Image.MAX_IMAGE_PIXELS == 100
     with pytest.raises(Image.DecompressionBombError):
         Image.open(path)
@@ -211,7 +211,7 @@ UNREAD = {
     "a.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "an SVG drawing"),
     "a.dcm": (bytes(128) + b"DICM" + bytes(90), "a DICOM file"),
     "a.mp4": (b"\0\0\0\x18ftypmp42" + bytes(90), "a video"),
-    "a.jpg": (b"<!DOCTYPE html><html>sign in</html>", "a web page; fetch the picture itself"),
+    "a.jpg": (b"<!DOCTYPE html><html>sign in</html>", "a web page; download the picture itself"),
     "b.jpg": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer; run git lfs pull"),
 }
 
@@ -230,3 +230,10 @@ def test_a_further_frame_is_said_where_it_is_another_picture(picture, tmp_path, 
     path = tmp_path / "several.img"
     first.save(path, form, save_all=True, append_images=[first.rotate(180)])
     assert inspect_image(str(path)).animated == said
+
+
+def test_a_folder_in_place_of_a_picture(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    assert inspect_image(str(tmp_path / "a.png")) == "it is a folder"
+    with pytest.raises(DatasetError, match=r"a\.png' cannot be read \(it is a folder\)"):
+        read_image(str(tmp_path / "a.png"))

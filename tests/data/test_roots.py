@@ -1,5 +1,6 @@
 """Pictures that are elsewhere: addresses, the cache, connections that break."""
 
+import errno
 import functools
 import http.server
 import json
@@ -220,7 +221,7 @@ def test_without_the_package_the_extra_is_named(local, monkeypatch):
 
 
 def test_annotations_are_not_read_from_addresses(local):
-    with pytest.raises(DatasetError, match="only pictures are read from there"):
+    with pytest.raises(DatasetError, match="only pictures are read from URLs"):
         open_dataset("https://host.example/a.json", local[1])
 
 
@@ -295,3 +296,26 @@ def test_copies_that_are_being_written_stay_and_abandoned_ones_go(tmp_path):
     cache = FileCache(tmp_path, 1000)
     assert cache.open("memory://a", lambda: b"x").read() == b"x"
     assert young.exists() and not old.exists()
+
+
+def test_a_cache_that_cannot_be_used_is_said_once_and_done_without(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
+        caplog.clear()
+        cache = FileCache(folder, 500)
+        for name in ("a", "b"):
+            with cache.open(f"s3://b/{name}", lambda: b"content") as file:
+                assert file.read() == b"content"
+        (message,) = caplog.messages
+        assert f"cache folder {str(folder)!r} cannot be used" in message
+        assert "dataset.cache_dir" in message
+
+
+def test_a_cache_on_a_full_disk_is_done_without(tmp_path, caplog, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with FileCache(tmp_path, 500).open("s3://b/a", lambda: b"content") as file:
+        assert file.read() == b"content"
+    assert "no space left on device" in caplog.text

@@ -114,7 +114,7 @@ def test_pictures_of_one_size_make_a_batch(predictor: Predictor, files: list[str
 @pytest.mark.parametrize("name", ["plain.png", "turned.jpg", "gray.jpg", "deep.png", "clear.png"])
 def test_inputs_of_all_kinds_are_equal(predictor: Predictor, run: Path, name: str) -> None:
     path = run / "val" / name
-    pixels = upright_pixels(str(path))
+    pixels, _ = upright_pixels(str(path))
     array = pixels.permute(1, 2, 0).numpy()
     expected = predictor(str(path), score_threshold=0)
     assert len(expected) == 60
@@ -469,3 +469,30 @@ def test_what_a_result_says(predictor: Predictor, files: list[str]) -> None:
 
 def test_the_name_is_light() -> None:
     assert "Predictor" in sparsedet.__all__
+
+
+def test_a_picture_above_pillows_limit_is_read_smaller(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    Image.fromarray(small).resize((1203, 801), Image.Resampling.BILINEAR).save(tmp_path / "a.png")
+    predictor = Predictor(run / "model_best.pth", device="cpu")
+    whole = predictor.read(tmp_path / "a.png")
+    expected = predictor(whole, score_threshold=0)
+    monkeypatch.setattr("sparsedet.data.mapper.LARGE_PIXELS", 100_000)
+    picture = predictor.read(tmp_path / "a.png")
+    times = predictor.mapper.shrink(801, 1203)
+    assert times > 1
+    assert picture.pixels.shape[1:] == (-(-801 // times), -(-1203 // times))
+    assert picture.size == whole.size == (801, 1203)
+    for found in (predictor(picture, score_threshold=0), predictor.explain(picture)[0]):
+        assert found.image_size == (801, 1203)
+        best, close = expected.boxes_xyxy[:5], found.boxes_xyxy[:, None]
+        assert (np.abs(close - best).max(axis=-1).min(axis=0) < 12).all()
+        assert found.boxes_xyxy[:, 2].max() > 600
+    ((_, found),) = predictor.stream_pictures(tmp_path / "a.png", score_threshold=0)
+    assert found.image_size == (801, 1203)
+    assert found.draw(picture).size == (602, 402)  # twice, as small pictures are drawn
+    assert found.draw().size == (1203, 801)
+    tiled = Predictor(run / "model_best.pth", device="cpu", tiles=400)
+    assert tiled.read(tmp_path / "a.png").pixels.shape[1:] == (801, 1203)

@@ -263,7 +263,7 @@ def test_a_damaged_file_is_one_sentence(
             ["{file}", "{out}/b.pth", "model.num_levels=3"],
             "deformable-detr",
             CONFIG,
-            "does not fit the model: tensors",
+            "does not fit the model. Tensors that differ:",
         ),
         (
             ["{file}", "{out}/b.pth", "model.num_classes=4"],

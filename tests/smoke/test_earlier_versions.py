@@ -1,8 +1,9 @@
-"""What an earlier version wrote is read: its config, its weights, and a run to go on with."""
+"""What an earlier version wrote is read: its config, its weights, and a run to resume."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,20 @@ def test_its_run_goes_on(aged: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["train"]["max_nonfinite_steps"] == 3
     assert "annotations" not in saved["dataloader"]["train"]
+
+
+def test_the_command_that_began_it_resumes_it(
+    aged: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(aged, folder, ignore=shutil.ignore_patterns("config.yaml"))
+    dataset = LazyConfig.load(aged / "config.yaml").dataset
+    keys = [f"{part}_{what}" for part in ("train", "val") for what in ("json", "images")]
+    places = [f"dataset.{key}={dataset[key]}" for key in keys]
+    command = ["train", str(root / CONFIG), *SMALL, *places, "lr_multiplier.scheduler.values=[1,1]"]
+    lengths = ["train.max_iter=3", "train.eval_period=0"]
+    assert main([*command, *lengths, f"train.output_dir={folder}", "--resume"]) == 0
+    assert "resuming at iteration 2" in capsys.readouterr().err
 
 
 def test_loaders_open_what_they_read_by_themselves(aged: Path) -> None:

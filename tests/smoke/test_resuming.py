@@ -203,7 +203,7 @@ def test_weights_that_are_not_finite_are_not_evaluated(
     save_checkpoint(checkpoint, tmp_path / "bad.pth")
     words = (f"train.init_checkpoint={tmp_path}/bad.pth", f"train.output_dir={tmp_path}")
     assert main(["train", str(stopped / "config.yaml"), "--eval-only", *words]) == 2
-    assert f"2 values in 1 tensors (2 of {name})" in _error(capsys)
+    assert f"2 values in 1 tensor (2 of {name})" in _error(capsys)
 
 
 def test_a_diverged_model_does_not_replace_a_finite_one(

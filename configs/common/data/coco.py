@@ -8,7 +8,7 @@ annotations where they are None.
 
 `value_range` is for pictures of more than 8 bits: the values (black, white) of the sensor, such as
 [0, 4095], or what each file declares. `max_image_pixels` is the largest picture that is decoded, at
-7.4 bytes of memory a pixel (up to 26 with colors of 16 bits). Folders of pictures may be addresses
+up to 7.4 bytes of memory a pixel (26 with colors of 16 bits). Folders of pictures may be addresses
 (`s3://...`, `zip://...`); copies are kept in `cache_dir` (None: `~/.cache/sparsedet/pictures`), up
 to `cache_gigabytes`.
 """

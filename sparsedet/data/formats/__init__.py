@@ -66,6 +66,10 @@ def _format(path: str, format: str) -> str:
         )
     if not os.path.exists(path):
         raise missing_file(path)
+    if not os.path.isfile(path) and not os.path.isdir(path):  # a pipe may have no end
+        raise missing_file(path, "It is neither a file nor a folder")
+    if format == "voc" and not os.path.isdir(path):
+        raise missing_file(path, "Pascal VOC's annotations are a folder, and this is a file")
     return recognize(path) if format == "auto" else format
 
 

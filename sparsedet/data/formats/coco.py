@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..errors import DatasetError
@@ -108,15 +109,17 @@ def _found(folder: str, split: str) -> tuple[str, str] | None:
 def read_whole(path: str) -> dict[str, Any]:
     """The content of an instances file that `read_coco` has read, with all fields.
 
+    Polygons may be arrays, of the same numbers.
+
     Raises:
         DatasetError: it has become something else.
     """
-    return check_document(read_json(path, _LISTS), path)
+    return check_document(read_json(path, _LISTS, entry=partial(_packed, exactly=True)), path)
 
 
-def _packed(entry: dict) -> dict:
+def _packed(entry: dict, *, exactly: bool = False) -> dict:
     if "segmentation" in entry:
-        entry["segmentation"] = pack_polygons(entry["segmentation"])
+        entry["segmentation"] = pack_polygons(entry["segmentation"], exactly=exactly)
     return entry
 
 

@@ -75,8 +75,8 @@ _BY_BEGINNING = {
         "a Git LFS pointer in place of the file",
         "Fetch the file itself with git lfs pull.",
     ),
-    b"<!doctype html": ("a web page", "Fetch the file itself; a download may need a login."),
-    b"<html": ("a web page", "Fetch the file itself; a download may need a login."),
+    b"<!doctype html": ("a web page", "Download the file itself, which may need a login."),
+    b"<html": ("a web page", "Download the file itself, which may need a login."),
     b"<?xml": _BY_ENDING[".xml"],
     b"<annotation>": _BY_ENDING[".xml"],
 }

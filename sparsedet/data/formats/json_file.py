@@ -34,6 +34,8 @@ def read_json(
         raise DatasetError(f"annotation file {path!r} is empty. {_AGAIN}")
     if not raw.strip(b"\0"):  # as a crash or a full disk leaves it
         raise DatasetError(f"annotation file {path!r} holds zero bytes alone. {_AGAIN}")
+
+    repeated = any(raw.count(f'"{key}"'.encode()) > 1 for key in lists)
     other = describe_bytes(raw)
     if other is not None:
         raise DatasetError(f"annotation file {path!r} {other}")
@@ -43,8 +45,9 @@ def read_json(
         raise DatasetError(
             f"annotation file {path!r} is not UTF-8 at byte {error.start}. Save it as UTF-8."
         ) from None
+    del raw  # as large as the text
     content = _parse(text, path, entry)
-    if any(raw.count(f'"{key}"'.encode()) > 1 for key in lists):
+    if repeated:
         _refuse_repeated(text, lists, path)
     return content
 

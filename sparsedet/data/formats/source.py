@@ -89,8 +89,8 @@ def missing_file(path: str, reason: str = "No such file or directory") -> Datase
     """The error about an annotation file that cannot be opened."""
     if is_address(path):
         return DatasetError(
-            f"annotation file {path!r} is an address; only pictures are read from there. Fetch it, "
-            "and set dataset.train_json or dataset.val_json to the copy."
+            f"annotation file {path!r} is a URL, and only pictures are read from URLs. Download "
+            "it, and set dataset.train_json or dataset.val_json to the copy."
         )
     return DatasetError(
         f"annotation file {path!r}: {reason} ({nearest_folder(path)}). "

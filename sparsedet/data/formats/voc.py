@@ -50,7 +50,7 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
         raise DatasetError(f"{path!r} must be a folder to hold Pascal VOC XML files. Give one.")
     if images is not None and is_address(images):
         raise DatasetError(
-            f"image folder {images!r} is an address, which Pascal VOC sets cannot have: they are "
+            f"image folder {images!r} is a URL, which Pascal VOC sets cannot have: they are "
             "read folder by folder. Give a folder, or convert the set with sparsedet convert-data."
         )
     if images is not None:
