@@ -100,7 +100,7 @@ def test_fewer_images_than_the_batch(make_set, caplog):
     assert collections.Counter(s["image_id"] for s in batch) == {0: 3, 1: 3}
     shapes = {tuple(s["image"].shape) for i in range(4) for s in take(loader, 1, i)[0]}
     assert len(shapes) > 2  # repeated images are augmented each on its own
-    assert "fewer than total_batch_size" in caplog.text
+    assert "has fewer images (2) than total_batch_size=6" in caplog.text
 
 
 def test_repeats_of_an_image_in_a_batch_are_drawn_each_on_its_own(make_set):

@@ -289,7 +289,7 @@ def test_processes_share_a_cache(tmp_path):
 def test_copies_that_are_being_written_stay_and_abandoned_ones_go(tmp_path):
     folder = tmp_path / "ab"
     folder.mkdir()
-    young, old = folder / ".young.1.2.tmp", folder / ".old.1.2.tmp"
+    young, old = (folder / f".{letter * 62}.1.2.tmp" for letter in "ef")
     for path in (young, old):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)

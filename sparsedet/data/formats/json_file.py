@@ -34,7 +34,6 @@ def read_json(
         raise DatasetError(f"annotation file {path!r} is empty. {_AGAIN}")
     if not raw.strip(b"\0"):  # as a crash or a full disk leaves it
         raise DatasetError(f"annotation file {path!r} holds zero bytes alone. {_AGAIN}")
-
     repeated = any(raw.count(f'"{key}"'.encode()) > 1 for key in lists)
     other = describe_bytes(raw)
     if other is not None:
