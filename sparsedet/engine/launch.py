@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from sparsedet import comm
 from sparsedet.engine.faults import REFUSED
-from sparsedet.engine.peers import Place, among_peers, conclude
+from sparsedet.engine.peers import Place, among_peers, conclude, fresh_store
 from sparsedet.engine.signals import STOP_SIGNALS
 
 __all__ = [
@@ -337,7 +336,7 @@ def _run_placed(
         return conclude(error, say, otherwise=REFUSED)
     dist.init_process_group(
         dist.get_default_backend_for_device(device),
-        store=PrefixStore("group", _place.store),
+        store=fresh_store(_place.store),
         rank=_place.rank,
         world_size=_place.world_size,
         timeout=_TIMEOUT,

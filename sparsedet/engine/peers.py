@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from sparsedet.engine.faults import BROKEN_OFF, Fault, explain, report
 from sparsedet.engine.signals import STOP_SIGNALS
 from sparsedet.engine.switchboard import Line, Switchboard, addresses, dial, lost
 
-__all__ = ["Place", "among_peers", "conclude", "is_broken_connection", "unhurried"]
+__all__ = ["Place", "among_peers", "conclude", "fresh_store", "is_broken_connection", "unhurried"]
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +186,17 @@ def conclude(
     return found.code
 
 
+def fresh_store(store: Store) -> Store:
+    """A part of a store that holds nothing yet, the same on all processes.
+
+    torchrun keeps the store when it starts the processes again, with the addresses of those before.
+
+    Args:
+        store: where the processes have met.
+    """
+    return PrefixStore(f"sparsedet/{_current.token if _current is not None else ''}", store)
+
+
 @contextmanager
 def unhurried() -> Iterator[None]:
     """A block, such as the writing of a file, that the end of another process does not cut off."""
@@ -233,6 +244,7 @@ class _Peers:
         self.is_leaving = False
         self._board: Switchboard | None = None
         self._first_host = socket.gethostname()
+        self.token = ""
         self._line: Line | None = None
         self._signals, sender = socket.socketpair()
         sender.setblocking(False)
@@ -260,11 +272,11 @@ class _Peers:
         latest = time.monotonic() + self._place.join_seconds
         while True:  # after a restart the store may still hold the facts of the run before
             facts = json.loads(self._place.store.get(_KEY))
-            hosts, port, token, self._first_host = facts
+            hosts, port, self.token, self._first_host = facts
             own = ["127.0.0.1"] if socket.gethostname() == self._first_host else []
             line = dial(own + hosts, port)
             if line is not None:
-                line.send(dict(token=token, rank=self._place.rank, host=socket.gethostname()))
+                line.send(dict(token=self.token, rank=self._place.rank, host=socket.gethostname()))
                 return line
             if time.monotonic() > latest:
                 raise ConnectionError(

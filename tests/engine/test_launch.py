@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from sparsedet import comm
+from sparsedet.engine import peers
 from sparsedet.engine.launch import launch, resolve_device, together
 
 
@@ -89,3 +93,22 @@ def test_the_other_processes_are_silent(monkeypatch: pytest.MonkeyPatch) -> None
     _environment(monkeypatch, RANK=5, LOCAL_RANK=1)
     assert together(lambda: 0, said.append) == 2
     assert said == []
+
+
+def test_the_processes_of_a_restart_find_nothing_of_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchrun keeps the store, in which the addresses of the dead ones would be found."""
+    module = importlib.import_module("sparsedet.engine.launch")
+    stores: list[dist.Store] = []
+    place = peers.Place(0, 0, 2, dist.HashStore(), ("localhost", 29400), 1.0)
+    monkeypatch.setattr(module, "_place", place)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, store, **__: stores.append(store))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for token in ("first", "second", "first"):
+        monkeypatch.setattr(peers, "_current", SimpleNamespace(token=token))
+        assert module._run_placed(lambda device: 0, (), "cpu", print) == 0
+    ours, restarted, neighbour = stores
+    ours.set("address", "here")
+    assert neighbour.check(["address"])
+    assert not restarted.check(["address"])
