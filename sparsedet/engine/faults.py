@@ -47,6 +47,7 @@ _TIMEOUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 _ERRNO = re.compile(r"\[Errno (\d+)\] [^:]+(?:: '(.+)')?|No space left on device \((\d+)\)")
 _MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 _MOST_FILES = 65536
+_FEW_FILES = 256  # less than PyTorch and its libraries may need
 _SHARED_MEMORY = "/dev/shm/any"
 _LONGEST = 400  # characters of the text of an error
 _OWN_CODE = Path(__file__).parents[1]
@@ -154,8 +155,10 @@ def _handles(error: BaseException, loader: str) -> str | None:
     ):
         return None
     last = f", and {name} could not be opened" if name else ""
+    most = _file_limit()
+    limit = "" if most is None else f" (the limit is {most})"
     return (
-        f"Too many files are open{_limit()}{last}. Raise the file descriptor limit (ulimit -n), or "
+        f"Too many files are open{limit}{last}. Raise the file descriptor limit (ulimit -n), or "
         f"lower {loader}.num_workers."
     )
 
@@ -198,6 +201,12 @@ def _worker(error: BaseException, loader: str) -> str | None:
     if signal_name == "Segmentation fault":
         return f"{who} crashed ({signal_name}). {loader}.num_workers=0 shows where."
     how = f"was killed by a signal ({signal_name})" if signal_name else "ended unexpectedly"
+    most = _file_limit()
+    if most is not None and most < _FEW_FILES:  # a worker that cannot open one may just end
+        return (
+            f"{who} {how}, perhaps because it may open only {most} files. Raise the file "
+            f"descriptor limit (ulimit -n), or set {loader}.num_workers=0."
+        )
     return f"{who} {how}, usually because memory ran out. Lower {loader}.num_workers."
 
 
@@ -307,9 +316,11 @@ def _room(name: str) -> str:
     return f" ({usage.free / 1e9:.2g} GB of {usage.total / 1e9:.2g} GB are free)"
 
 
-def _limit() -> str:
+def _file_limit() -> int | None:
+    """How many files this process may open; None where there is no limit."""
     try:
         from resource import RLIMIT_NOFILE, getrlimit
     except ImportError:  # not every system has it
-        return ""
-    return f" (the limit is {getrlimit(RLIMIT_NOFILE)[0]})"
+        return None
+    soft = getrlimit(RLIMIT_NOFILE)[0]
+    return soft if soft >= 0 else None

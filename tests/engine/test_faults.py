@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -103,6 +104,15 @@ def test_signs(error: Exception, says: str) -> None:
     fault = explain(raised(fail))
     assert re.search(says, fault.sentence), fault.sentence
     assert fault.code == BROKEN_OFF and "\n" not in fault.sentence
+
+
+@pytest.mark.parametrize(("limit", "says"), [(64, "only 64 files"), (-1, "memory ran out")])
+def test_a_worker_that_may_open_few_files(
+    monkeypatch: pytest.MonkeyPatch, limit: int, says: str
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    ended = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
+    assert says in explain(ended).sentence
 
 
 def test_a_number_in_brackets_is_no_sign() -> None:
