@@ -298,6 +298,7 @@ class TokenSparseDetector(nn.Module):
             denoising=denoised,
             scores=scores,
             token_mass=decoded.token_mass,
+            objects=encoded.objects,
         )
 
     def _decode(
