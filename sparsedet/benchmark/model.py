@@ -134,7 +134,7 @@ def model_facts(case: Case) -> Row:
             for size in _map_sizes(case, model.neck.strides)
         ]
         features = model.embed(maps, [case.image_size])
-        scores = None if model.scorer is None else model.scorer(features, model.heads)
+        scores = model.score(features)
         selections = model.selector(scores, features, model.encoder.num_layers)
     return {
         "gflops": None if flops is None else {**flops.stages, "total": flops.total},

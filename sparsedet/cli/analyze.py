@@ -207,8 +207,8 @@ def load_config(path: str | Path, overrides: Sequence[str], *, uses_set: bool = 
         ConfigError: it cannot be read, or lacks what is needed here.
         DatasetError: the files that have the classes cannot be read.
     """
+    from sparsedet.checkpoint import leave_out_pretrained
     from sparsedet.data import resolve_classes, resolve_dataset
-    from sparsedet.loading import leave_out_pretrained
 
     needs = ("model", "dataloader", "dataset") if uses_set else ("model",)
     cfg = read_config(path, overrides, needs=needs)

@@ -36,6 +36,7 @@ from sparsedet.modeling.scoring import (
     ObjectnessScorer,
     OracleScorer,
     RandomScorer,
+    TeacherScorer,
 )
 from sparsedet.modeling.selection import (
     AdaptiveSelector,
@@ -106,6 +107,7 @@ __all__ = [
     "SetCriterion",
     "SupervisedStages",
     "Targets",
+    "TeacherScorer",
     "TimmBackbone",
     "TokenEmbedder",
     "TokenEmbedding",
