@@ -43,6 +43,11 @@ class LevelTokens:
         return self.kept[0].size
 
     @property
+    def numbers(self) -> np.ndarray:
+        """Every cell's own number, from 1 on."""
+        return np.arange(1, self.num_tokens + 1).reshape(self.kept.shape[1:])
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Kept tokens by encoder layer."""
         return tuple(int(layer.sum()) for layer in self.kept)
@@ -108,9 +113,7 @@ def draw_kept_tokens(picture: Image.Image, level: LevelTokens, image_size: Size)
     """
     size = picture.height, picture.width
     spread = partial(cells_to_pixels, stride=level.stride, image_size=image_size, size=size)
-    cells = None
-    if level.stride * picture.height >= _GRID_FROM * image_size[0]:
-        cells = spread(np.arange(level.num_tokens).reshape(level.kept.shape[1:]))
+    cells = spread(level.numbers) if _shows_cells(picture, level.stride, image_size) else None
     shown = _light(picture, spread(level.kept.sum(0)), len(level.kept), cells)
     if level.objects is not None:
         _draw_dots(shown, level.objects.any(0), level.stride, image_size)
@@ -138,14 +141,16 @@ def draw_layer_tokens(
         objects: show the object tokens instead of all that are kept; the levels must have them.
     """
     size = picture.height, picture.width
-    finest = np.zeros(size, dtype=int)
+    finest, cells, first = np.zeros(size, dtype=int), np.zeros(size, dtype=int), 0
     for rank, level in enumerate(reversed(levels), start=1):
         layers = level.objects if objects else level.kept
         assert layers is not None
-        cells = layers[layer]
-        here = cells_to_pixels(cells, stride=level.stride, image_size=image_size, size=size)
-        finest[here] = rank
-    return _light(picture, finest, len(levels))
+        spread = partial(cells_to_pixels, stride=level.stride, image_size=image_size, size=size)
+        here = spread(layers[layer])
+        finest[here], cells[here] = rank, first + spread(level.numbers)[here]
+        first += level.num_tokens
+    parted = _shows_cells(picture, levels[0].stride, image_size)
+    return _light(picture, finest, len(levels), cells if parted else finest)
 
 
 def draw_scores(
@@ -167,6 +172,10 @@ def draw_scores(
         cells, stride=level.stride, image_size=image_size, size=(picture.height, picture.width)
     )
     return to_picture(0.25 * gray + 0.75 * ramp(shares))
+
+
+def _shows_cells(picture: Image.Image, stride: int, image_size: Size) -> bool:
+    return stride * picture.height >= _GRID_FROM * image_size[0]
 
 
 def _light(
