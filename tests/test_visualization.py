@@ -182,15 +182,18 @@ def test_a_layer_shows_the_finest_level_that_it_keeps() -> None:
     fine[0, 0, 0] = coarse[0, 0, 0] = coarse[0, 0, 2] = True
     none = np.zeros_like(coarse)
     levels = (LevelTokens(8, fine, None, fine), LevelTokens(16, coarse, None, none))
-    picture = Image.new("RGB", (48, 32), (128, 128, 128))
+    picture = Image.new("RGB", (24, 16), (128, 128, 128))  # too small for lines between the cells
     shown = np.asarray(draw_layer_tokens(picture, levels, 0, (32, 48)))
-    finest, coarser, dim = shown[4, 4], shown[12, 12], shown[28, 4]
+    finest, coarser, dim = shown[2, 2], shown[6, 6], shown[14, 2]
     assert len({tuple(color) for color in (finest, coarser, dim)}) == 3
-    assert (shown[:8, :8] == finest).all() and (shown[:16, 32:] == coarser).all()
-    assert (shown[8:16, :8] == coarser).all() and (shown[16:] == dim).all()
+    assert (shown[:4, :4] == finest).all() and (shown[:8, 16:] == coarser).all()
+    assert (shown[4:8, :4] == coarser).all() and (shown[8:] == dim).all()
     assert (np.asarray(draw_layer_tokens(picture, levels, 1, (32, 48))) == dim).all()
     objects = np.asarray(draw_layer_tokens(picture, levels, 0, (32, 48), objects=True))
-    assert (objects[:8, :8] == finest).all() and (objects[:, 16:] == dim).all()
+    assert (objects[:4, :4] == finest).all() and (objects[:, 8:] == dim).all()
+    large = np.asarray(draw_layer_tokens(picture.resize((48, 32)), levels, 0, (32, 48)))
+    assert (large[2:6, 2:6] == finest).all() and (large[7, 2:6] != finest).any(-1).all()
+    assert (large[10:14, 2:14] == coarser).all(), "the cells of a level are whole"
 
 
 def test_scores_share_one_scale() -> None:

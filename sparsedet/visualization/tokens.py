@@ -150,7 +150,7 @@ def draw_layer_tokens(
         finest[here], cells[here] = rank, first + spread(level.numbers)[here]
         first += level.num_tokens
     parted = _shows_cells(picture, levels[0].stride, image_size)
-    return _light(picture, finest, len(levels), cells if parted else finest)
+    return _light(picture, finest, len(levels), cells if parted else None)
 
 
 def draw_scores(

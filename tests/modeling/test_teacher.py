@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from omegaconf import DictConfig
 
 from sparsedet.analysis import count_flops
 from sparsedet.checkpoint import CheckpointError, save_checkpoint
-from sparsedet.config import ConfigError, LazyConfig, get_config, instantiate
+from sparsedet.cli.common import is_override
+from sparsedet.config import ConfigError, LazyConfig, find_config, get_config, instantiate
 from sparsedet.modeling import TeacherScorer, TokenSparseDetector
+from tests.house.source import ROOT
 from tests.modeling import small
 from tests.smoke.test_visualize_tokens import small as shrink
 
@@ -98,6 +102,31 @@ def test_copies_compile_and_are_counted(teacher):
     torch.testing.assert_close(got.decoder[-1].boxes, expected.decoder[-1].boxes)
     flops = count_flops(model, SIZES[0]).stages
     assert flops["scorer"] > flops["backbone"], "the whole teacher runs in the scorer"
+
+
+def test_the_commands_of_the_page_are_those_of_such_a_model(teacher):
+    """The student's changes, with the files of a teacher that is there."""
+    page = (ROOT / "projects/sparse_detr/README.md").read_text(encoding="utf-8")
+    block = next(text for text in re.findall(r"```bash\n(.*?)```", page, re.S) if "Teacher" in text)
+    first, _, last = block.replace("\\\n", " ").splitlines()
+    made = "output/teacher"
+    assert f"train.output_dir={made}" in first
+    find_config(shlex.split(first)[2])
+    words = shlex.split(last)
+    overrides = [word for word in words[3:] if is_override(word)]
+    assert f"model.scorer.config={made}/config.yaml" in overrides
+    for old, new in zip(("config.yaml", "model_final.pth"), teacher, strict=True):
+        overrides = [word.replace(f"{made}/{old}", new) for word in overrides]
+    cfg = get_config(words[2])
+    shrunk = config(*DENSE).model  # parts of the sizes of the teacher
+    for part in ("backbone", "neck"):
+        cfg.model[part] = shrunk[part]
+    cfg.model.embed_dim, cfg.model.num_levels = shrunk.embed_dim, shrunk.num_levels
+    cfg.model.num_classes = small.NUM_CLASSES
+    cfg.model.query_initializer.num_queries = 10
+    model = instantiate(LazyConfig.apply_overrides(cfg, overrides).model).train()
+    losses = model(small.samples(SIZES, (2, 1)))
+    assert torch.isfinite(sum(losses.values())) and not any("scorer" in key for key in losses)
 
 
 def test_it_says_what_it_cannot_take(teacher, tmp_path):
