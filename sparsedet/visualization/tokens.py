@@ -17,7 +17,7 @@ OBJECT: Color = (255, 40, 90)  # of the dots; it is in no ramp
 
 _GRID_FROM = 8  # cells of so many pixels are told apart by lines
 _DIM, _TINT = 0.3, 0.3
-_DOT = 0.2  # radius of a dot, of the side of its cell
+_DOT, _MOST = 0.2, 5.0  # radius of a dot, of the side of its cell, and in pixels
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def draw_kept_tokens(picture: Image.Image, level: LevelTokens, image_size: Size)
     cells = spread(level.numbers) if _shows_cells(picture, level.stride, image_size) else None
     shown = _light(picture, spread(level.kept.sum(0)), len(level.kept), cells)
     if level.objects is not None:
-        _draw_dots(shown, level.objects.any(0), level.stride, image_size)
+        _draw_dots(shown, np.logical_or.reduce(level.objects), level.stride, image_size)
     return shown
 
 
@@ -199,7 +199,7 @@ def _draw_dots(picture: Image.Image, cells: np.ndarray, stride: int, image_size:
     """A dot in the middle of every cell that is True."""
     draw = ImageDraw.Draw(picture)
     scale = picture.height / image_size[0], picture.width / image_size[1]
-    radius = max(1.0, _DOT * stride * scale[0])
+    radius = min(max(1.0, _DOT * stride * scale[0]), _MOST)
     for cell in np.argwhere(cells):
         starts, ends = cell * stride, np.minimum((cell + 1) * stride, image_size)
         y, x = (starts + ends) / 2 * scale
