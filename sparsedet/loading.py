@@ -15,6 +15,7 @@ from sparsedet.checkpoint import (
     CheckpointError,
     Differences,
     compare_weights,
+    leave_out_pretrained,
     load_checkpoint,
     load_weights,
 )
@@ -27,23 +28,6 @@ from sparsedet.data import resolve_classes
 from sparsedet.engine.launch import resolve_device
 from sparsedet.engine.memory import within_memory
 from sparsedet.modeling import TokenSparseDetector
-
-
-def leave_out_pretrained(cfg: Any) -> list[str]:
-    """Unset the weights that the backbone would fetch: a checkpoint takes their place.
-
-    Args:
-        cfg: configuration with a ``model``; changed in place.
-
-    Returns:
-        The keys of the backbone that were set.
-    """
-    backbone = cfg.model.get("backbone") or {}
-    absent = {"weights": None, "pretrained": False}
-    found = [key for key in absent if backbone.get(key)]
-    for key in found:
-        backbone[key] = absent[key]
-    return found
 
 
 def require_same_classes(cfg: Any) -> None:

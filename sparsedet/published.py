@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsedet.analysis import Counting, FlopCount, count_flops, count_parameters
+from sparsedet.checkpoint import leave_out_pretrained
 from sparsedet.config import instantiate, read_config
-from sparsedet.loading import leave_out_pretrained
 from sparsedet.modeling.stages import Size
 
 OWN = Counting()

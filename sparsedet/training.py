@@ -46,7 +46,7 @@ from sparsedet.engine.signals import StopTraining
 from sparsedet.evaluation.loop import EvaluationStopped, evaluate, main_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
-from sparsedet.loading import leave_out_pretrained, require_same_classes
+from sparsedet.loading import require_same_classes
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.resuming import (
     Found,

@@ -22,6 +22,7 @@ from sparsedet.analysis import (
     kept_tokens,
     mean_flops,
     measure_latency,
+    referred_tokens,
     share_by_content,
     token_statistics,
 )
@@ -364,6 +365,47 @@ def test_all_tokens_hold_all_attention(output) -> None:
     assert (shares[0] < shares[1]).all() and (shares[1] < shares[2]).all()
     with pytest.raises(ValueError, match="token_mass"):
         attention_share(replace(output, token_mass=None), everything)
+
+
+def test_referred_tokens_are_the_fewest_that_hold_the_attention(output) -> None:
+    """Cell by cell, the largest first, until the share is reached; padding is never among them."""
+    for share in (0.5, 0.99, 1.0):
+        for image, chosen in enumerate(referred_tokens(output, share)):
+            mass = output.token_mass[image].double()
+            mass = mass.masked_fill(output.features.padding_mask[image], 0.0).tolist()
+            held, wanted, fewest = 0.0, share * sum(mass), set()
+            for token in sorted(range(len(mass)), key=lambda token: -mass[token]):
+                if held >= wanted * (1 - 1e-12) or not mass[token]:
+                    break
+                held += mass[token]
+                fewest.add(token)
+            assert set(chosen.nonzero()[:, 0].tolist()) == fewest
+    shares = attention_share(output, referred_tokens(output))
+    assert (shares >= 0.99).all() and (shares < 1).all()
+    for share in (0.0, 1.1):
+        with pytest.raises(ValueError, match="share must be in"):
+            referred_tokens(output, share)
+    with pytest.raises(ValueError, match=r"referred_tokens.*token_mass"):
+        referred_tokens(replace(output, token_mass=None))
+
+
+def test_the_statistics_have_the_referred_tokens_of_every_level() -> None:
+    model = detector(SPARSE).eval()
+    images = samples([SIZE, (100, 70)], [1, 2])
+    statistics = token_statistics(model, [[each] for each in images])
+    totals, levels = [], []
+    for each in images:
+        batch = model.preprocess([each])
+        with torch.inference_mode():
+            output = model.detect(batch.images, batch.image_sizes, record={"token_mass"})
+        chosen = output.features.split_levels(referred_tokens(output))
+        totals.append(float(referred_tokens(output).double().mean()))
+        levels.append([float(level.double().mean()) for level in chosen])
+    assert statistics.referred_ratio == pytest.approx(sum(totals) / 2)
+    for index, share in enumerate(statistics.referred):
+        assert share == pytest.approx((levels[0][index] + levels[1][index]) / 2)
+    assert sum(statistics.mass) == pytest.approx(1) and min(statistics.mass) > 0
+    assert 0 < statistics.referred_ratio < 1
 
 
 def test_statistics_are_means_over_images_however_they_are_batched() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from sparsedet import visualization
 from sparsedet.modeling.stages import (
     DetectorOutput,
+    ObjectTokens,
     Prediction,
     TokenScores,
     TokenSelection,
@@ -24,7 +25,10 @@ from sparsedet.visualization import (
     class_color,
     draw_detections,
     draw_kept_tokens,
+    draw_layer_tokens,
     draw_scores,
+    layer_figure,
+    level_figure,
     token_figure,
     token_levels,
 )
@@ -38,23 +42,27 @@ SIZES = ((32, 48), (20, 27))
 def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is written on a figure."""
     written: list[str] = []
-    draw = visualization.ImageDraw.ImageDraw.text
+    draw = ImageDraw.ImageDraw.text
 
     def note(self, xy, text, *arguments, **options):
         written.append(text)
         return draw(self, xy, text, *arguments, **options)
 
-    monkeypatch.setattr(visualization.ImageDraw.ImageDraw, "text", note)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
     return written
 
 
-def make_output(*selections: TokenSelection, scored: bool = True) -> DetectorOutput:
+def make_output(
+    *selections: TokenSelection, scored: bool = True, objects: tuple[ObjectTokens, ...] = ()
+) -> DetectorOutput:
     maps = [torch.zeros(2, 4, 4, 6), torch.zeros(2, 4, 2, 3)]
     pos = torch.zeros(2, 30, 4)
     features = flatten_maps(maps, lambda *_: pos, strides=STRIDES, image_sizes=SIZES)
     scores = TokenScores(torch.arange(2.0 * 30).view(2, 30)) if scored else None
     prediction = Prediction(torch.zeros(2, 1, 3), torch.rand(2, 1, 4))
-    return DetectorOutput((prediction,), features, features, selections, scores=scores)
+    return DetectorOutput(
+        (prediction,), features, features, selections, scores=scores, objects=objects
+    )
 
 
 def select(first: list[int], second: list[int]) -> TokenSelection:
@@ -138,6 +146,56 @@ def test_the_color_says_how_many_layers_keep_a_cell() -> None:
     assert (shown[0, 2] == shown[2, 0]).all()  # two layers, though not the same two
 
 
+def test_dots_are_in_the_cells_of_object_tokens_of_any_layer() -> None:
+    kept, objects = np.ones((2, 4, 6), dtype=bool), np.zeros((2, 4, 6), dtype=bool)
+    objects[0, 1, 2] = objects[1, 3, 5] = True
+    picture = Image.new("RGB", (240, 160), (100, 150, 200))
+    plain, dotted = (
+        np.asarray(draw_kept_tokens(picture, LevelTokens(8, kept, None, x), (30, 45)))
+        for x in (None, objects)
+    )
+    changed = (plain != dotted).any(-1)
+    rows, columns = np.nonzero(changed)  # a cell is 42.7 pixels wide; the input ends in the last
+    middles = {(64, 107), (144, 227)}
+    assert all(changed[middle] for middle in middles)
+    distances = [np.hypot(rows - y, columns - x) for y, x in middles]
+    assert np.minimum(*distances).max() < 7, "small, though the cells are large"
+
+
+def test_objects_are_found_in_their_cells() -> None:
+    """Recorded among the kept tokens; a filler is none."""
+    kept = select([7, 0, 26], [7, 24])
+    rows = TokenSelection(
+        (2, 1), torch.tensor([[2, 0], [1, 2]]), torch.tensor([[1, 1], [1, 0]]) > 0
+    )
+    output = make_output(kept, objects=(ObjectTokens(kept, rows),))
+    first, second = token_levels(output, 0), token_levels(output, 1)
+    assert first[0].objects is not None and first[1].objects is not None
+    assert np.argwhere(first[0].objects[0]).tolist() == [[1, 1]]
+    assert np.argwhere(first[1].objects[0]).tolist() == [[0, 2]]
+    assert [level.objects.sum() for level in second] == [0, 1]
+    assert all(level.objects is None for level in token_levels(make_output(kept)))
+
+
+def test_a_layer_shows_the_finest_level_that_it_keeps() -> None:
+    fine, coarse = np.zeros((2, 4, 6), dtype=bool), np.zeros((2, 2, 3), dtype=bool)
+    fine[0, 0, 0] = coarse[0, 0, 0] = coarse[0, 0, 2] = True
+    none = np.zeros_like(coarse)
+    levels = (LevelTokens(8, fine, None, fine), LevelTokens(16, coarse, None, none))
+    picture = Image.new("RGB", (24, 16), (128, 128, 128))  # too small for lines between the cells
+    shown = np.asarray(draw_layer_tokens(picture, levels, 0, (32, 48)))
+    finest, coarser, dim = shown[2, 2], shown[6, 6], shown[14, 2]
+    assert len({tuple(color) for color in (finest, coarser, dim)}) == 3
+    assert (shown[:4, :4] == finest).all() and (shown[:8, 16:] == coarser).all()
+    assert (shown[4:8, :4] == coarser).all() and (shown[8:] == dim).all()
+    assert (np.asarray(draw_layer_tokens(picture, levels, 1, (32, 48))) == dim).all()
+    objects = np.asarray(draw_layer_tokens(picture, levels, 0, (32, 48), objects=True))
+    assert (objects[:4, :4] == finest).all() and (objects[:, 8:] == dim).all()
+    large = np.asarray(draw_layer_tokens(picture.resize((48, 32)), levels, 0, (32, 48)))
+    assert (large[2:6, 2:6] == finest).all() and (large[7, 2:6] != finest).any(-1).all()
+    assert (large[10:14, 2:14] == coarser).all(), "the cells of a level are whole"
+
+
 def test_scores_share_one_scale() -> None:
     picture = Image.new("RGB", (4, 2))
     low, high = (
@@ -217,6 +275,36 @@ def test_figures_of_a_cascade_have_a_legend(words: list[str]) -> None:
     assert "mean of 2 encoder layers;  kept by\n1\n2\nlayers" in text
     assert "0 detections, score >= 0.3" in text
     assert "score logits, 0.0 (violet)\nto 29.0 (yellow)" in text
+
+
+def test_figures_of_layers_count_kept_tokens_and_objects(words: list[str]) -> None:
+    kept, rows = select([7, 0, 26], [7]), TokenSelection((2, 1), torch.tensor([[0, 1], [0, 1]]))
+    output = make_output(kept, kept.prefix([1, 1]))
+    plain = layer_figure(Image.new("RGB", (48, 32)), output, detections(0.9))
+    assert words[:2] == ["encoder layer 1", "3 of 30 kept (10.0 %)"]
+    assert "1 of 30 kept (3.3 %)" in words and "1 detection, score >= 0.3" in words
+    assert "object tokens of layer 1" not in words
+    output = make_output(kept, kept, objects=(ObjectTokens(kept, rows),) * 2)
+    dual = layer_figure(Image.new("RGB", (48, 32)), output, detections(0.9))
+    assert "object tokens of layer 2" in words and "2 attend to each other" in words
+    assert dual.height > plain.height
+
+
+def test_figures_of_levels_put_models_side_by_side(words: list[str]) -> None:
+    one, other = make_output(select([7, 0, 26], [7])), make_output(TokenSelection((30, 16)))
+    picture = Image.new("RGB", (48, 32))
+    level_figure(picture, {"sparse": one, "dense": other}, title="a.png")
+    assert words[:8:2] == [
+        "sparse: level 1, stride 8",
+        "dense: level 1, stride 8",
+        "sparse: level 2, stride 16",
+        "dense: level 2, stride 16",
+    ]
+    assert words[1:4:2] == ["2 of 24 kept (8.3 %)", "24 of 24 kept (100.0 %)"]
+    coarse = make_output(TokenSelection((30, 16)))
+    features = replace(coarse.features, strides=(16, 32))
+    with pytest.raises(ValueError, match=r"same strides.*\(8, 16\).*\(16, 32\)"):
+        level_figure(picture, {"fine": one, "coarse": replace(coarse, features=features)})
 
 
 def test_figures_of_dense_encoders_say_so(words: list[str]) -> None:

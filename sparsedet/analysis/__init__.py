@@ -39,6 +39,7 @@ from sparsedet.analysis.tokens import (
     best_tokens,
     kept_by_level,
     kept_tokens,
+    referred_tokens,
     token_statistics,
 )
 
@@ -70,6 +71,7 @@ __all__ = [
     "machine_facts",
     "mean_flops",
     "measure_latency",
+    "referred_tokens",
     "round_ratio",
     "share_by_content",
     "stage_marks",

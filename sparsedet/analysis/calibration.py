@@ -44,7 +44,8 @@ def calibrate_selector(
             batch = model.preprocess(samples)
             maps = model.neck(model.backbone(batch.images.to(model.level_embed.dtype)))
             features = model.embed(maps, batch.image_sizes)
-            selector.calibrate(model.scorer(features, model.heads, batch.targets), features)
+            scores = model.score(features, batch.targets, batch.images)
+            selector.calibrate(scores, features)
             images += len(samples)
     if not images:
         raise ValueError("calibrate_selector.batches must hold at least one image, got none.")

@@ -15,6 +15,8 @@ from sparsedet.analysis.passes import evaluating
 from sparsedet.modeling import TokenSparseDetector, TopKSelector
 from sparsedet.modeling.stages import DetectorOutput, TokenScores
 
+REFERRED = 0.99  # of the attention: what the tokens hold that the decoder refers to
+
 
 @dataclass(frozen=True)
 class TokenStatistics:
@@ -29,6 +31,9 @@ class TokenStatistics:
         corr: share of the decoder's cross-attention mass that falls on this ``share`` of the tokens
             with the best scores (Focus-DETR, table 3); None without a scorer.
         corr_kept: share that falls on the tokens which any encoder layer updates.
+        mass: share that falls on each level.
+        referred: share of each level's tokens that the decoder refers to, see ``referred_tokens``.
+        referred_ratio: the same of all tokens.
     """
 
     num_images: int
@@ -38,6 +43,9 @@ class TokenStatistics:
     share: float
     corr: float | None
     corr_kept: float
+    mass: tuple[float, ...]
+    referred: tuple[float, ...]
+    referred_ratio: float
 
 
 def kept_tokens(output: DetectorOutput) -> Bool[Tensor, "B N"]:
@@ -84,13 +92,38 @@ def attention_share(output: DetectorOutput, tokens: Bool[Tensor, "B N"]) -> Floa
     Raises:
         ValueError: if the mass was not recorded.
     """
+    mass = _mass(output, "attention_share")
+    return (mass * tokens).sum(1) / mass.sum(1).clamp(min=torch.finfo(mass.dtype).tiny)
+
+
+def referred_tokens(output: DetectorOutput, share: float = REFERRED) -> Bool[Tensor, "B N"]:
+    """True at the tokens that the decoder refers to (Sparse DETR, section 1).
+
+    They are the fewest of an image that together hold this share of its decoder cross-attention
+    mass; the mass is that of ``attention_share``.
+
+    Args:
+        output: of ``model.detect(..., record={"token_mass"})``.
+        share: of the mass.
+
+    Raises:
+        ValueError: if the mass was not recorded, or for a share outside of (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"referred_tokens.share must be in (0, 1], got {share}.")
+    falling, order = _mass(output, "referred_tokens").double().sort(descending=True)
+    held = falling.cumsum(1)
+    referred = (held - falling < share * held[:, -1:]) & (falling > 0)
+    return torch.zeros_like(referred).scatter(1, order, referred)
+
+
+def _mass(output: DetectorOutput, function: str) -> Float[Tensor, "B N"]:
     if output.token_mass is None:
         raise ValueError(
-            "attention_share.output must hold the token mass, got None. Call "
+            f"{function}.output must hold the token mass, got None. Call "
             "model.detect(..., record={'token_mass'})."
         )
-    mass = output.token_mass.masked_fill(output.features.padding_mask, 0.0)
-    return (mass * tokens).sum(1) / mass.sum(1).clamp(min=torch.finfo(mass.dtype).tiny)
+    return output.token_mass.masked_fill(output.features.padding_mask, 0.0)
 
 
 @dataclass
@@ -103,6 +136,9 @@ class _Sums:
     keep_ratio: float = 0.0
     corr: float = 0.0
     corr_kept: float = 0.0
+    mass: Any = 0.0
+    referred: Any = 0.0
+    referred_ratio: float = 0.0
     has_scores: bool = True
 
 
@@ -141,16 +177,32 @@ def token_statistics(
         share=share,
         corr=sums.corr / images if sums.has_scores else None,
         corr_kept=sums.corr_kept / images,
+        mass=tuple((sums.mass / images).tolist()),
+        referred=tuple((sums.referred / images).tolist()),
+        referred_ratio=sums.referred_ratio / images,
     )
 
 
 def _add(sums: _Sums, output: DetectorOutput, share: float) -> None:
     sizes = output.features.level_sizes
     sums.images += len(sizes)
-    sums.tokens += torch.tensor([[prod(size) for size in image] for image in sizes]).sum(0).double()
+    tokens = torch.tensor([[prod(size) for size in image] for image in sizes]).double()
+    sums.tokens += tokens.sum(0)
     sums.kept += kept_by_level(output).sum(0).double().cpu()
     sums.keep_ratio += sum(output.keep_ratios)
     sums.corr_kept += float(attention_share(output, kept_tokens(output)).sum())
     sums.has_scores = output.scores is not None
     if sums.has_scores:
         sums.corr += float(attention_share(output, best_tokens(output, share)).sum())
+    _add_referred(sums, output, tokens)
+
+
+def _add_referred(sums: _Sums, output: DetectorOutput, tokens: Float[Tensor, "B L"]) -> None:
+    features = output.features
+    referred = features.split_levels(referred_tokens(output).cpu())
+    counts = torch.stack([level.sum(1) for level in referred], dim=1).double()
+    sums.referred += (counts / tokens).sum(0)
+    sums.referred_ratio += float((counts.sum(1) / tokens.sum(1)).sum())
+    mass = features.split_levels(_mass(output, "token_statistics").double().cpu())
+    by_level = torch.stack([level.sum(1) for level in mass], dim=1)
+    sums.mass += (by_level / by_level.sum(1, keepdim=True)).sum(0)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.analysis import FlopCount, count_flops, divisibility
+from sparsedet.checkpoint import leave_out_pretrained
 from sparsedet.config import ConfigError, instantiate
 from sparsedet.config import read_config as read_any_config
-from sparsedet.loading import leave_out_pretrained
 from sparsedet.modeling import (
     DeformableEncoder,
     TokenSparseDetector,

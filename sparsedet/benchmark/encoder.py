@@ -49,7 +49,7 @@ def encoder_call(case: Case) -> Callable[[], object]:
         features = model.embed(
             model.neck(model.backbone(images.to(model.level_embed.dtype))), sizes
         )
-        scores = None if model.scorer is None else model.scorer(features, model.heads)
+        scores = model.score(features, images=images)
         selections = model.selector(scores, features, model.encoder.num_layers)
     return lambda: model.encoder(features, selections, scores, model.heads)
 

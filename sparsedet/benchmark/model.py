@@ -134,7 +134,7 @@ def model_facts(case: Case) -> Row:
             for size in _map_sizes(case, model.neck.strides)
         ]
         features = model.embed(maps, [case.image_size])
-        scores = None if model.scorer is None else model.scorer(features, model.heads)
+        scores = model.score(features)
         selections = model.selector(scores, features, model.encoder.num_layers)
     return {
         "gflops": None if flops is None else {**flops.stages, "total": flops.total},
@@ -175,19 +175,23 @@ def prepare(case: Case) -> Callable[[], object]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """A line for each case."""
-    head = ["model", *CASE_HEAD, "speedup", "over grid_sample"]
+    """A line for each case; of batches, images a second as Sparse DETR's table has them: B4FPS."""
+    batches = sorted({row["batch"] for row in result["rows"]} - {1})
+    head = ["model", *CASE_HEAD, *(f"B{batch}FPS" for batch in batches)]
+    head += ["speedup", "over grid_sample"]
     head += [*(stage.replace("_", " ") for stage in STAGES), "GFLOPs", "kept tokens", "peak MB"]
-    rows = [_line(row) for row in result["rows"]]
+    rows = [_line(row, batches) for row in result["rows"]]
     return without_empty([head, *rows])
 
 
-def _line(row: Row) -> list[str]:
+def _line(row: Row, batches: Sequence[int]) -> list[str]:
     batch, flops = row["batch"], row.get("gflops") or {}
+    rate = 1000 * batch / row["ms"]["median"] if "ms" in row else None
     parts = row.get("parts", {})
     stages = [parts.get(stage) for stage in STAGES]
     return [
         *case_cells(row),
+        *(number(rate, 1) if batch == each else "" for each in batches),
         number(row.get("speedup")),
         number(row.get("speedup_over_grid_sample")),
         *("" if stage is None else number(stage["median"] / batch) for stage in stages),

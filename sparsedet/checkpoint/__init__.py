@@ -21,6 +21,7 @@ from sparsedet.checkpoint.weights import (
     LoadReport,
     check_weights,
     compare_weights,
+    leave_out_pretrained,
     load_weights,
     restore_model,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "check_weights",
     "compare_weights",
     "describe",
+    "leave_out_pretrained",
     "load_checkpoint",
     "load_weights",
     "model_weights",

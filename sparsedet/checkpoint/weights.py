@@ -21,6 +21,7 @@ __all__ = [
     "LoadReport",
     "check_weights",
     "compare_weights",
+    "leave_out_pretrained",
     "load_weights",
     "restore_model",
 ]
@@ -293,3 +294,20 @@ def _prefixes(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]
         whole_names = key.endswith(first) and (not prefix or prefix.endswith("."))
         if whole_names and all(prefix + name in given for name in own):
             yield prefix
+
+
+def leave_out_pretrained(cfg: Any) -> list[str]:
+    """Unset the weights that the backbone would fetch: a checkpoint takes their place.
+
+    Args:
+        cfg: configuration with a ``model``; changed in place.
+
+    Returns:
+        The keys of the backbone that were set.
+    """
+    backbone = cfg.model.get("backbone") or {}
+    absent = {"weights": None, "pretrained": False}
+    found = [key for key in absent if backbone.get(key)]
+    for key in found:
+        backbone[key] = absent[key]
+    return found

@@ -3,9 +3,15 @@
     sparsedet visualize DIR/config.yaml --weights DIR/model_best.pth a.jpg b.png
     sparsedet visualize CONFIG --weights W --scores a.jpg key=value ...
     sparsedet visualize CONFIG --weights W --beside CONFIG2 W2 a.jpg
+    sparsedet visualize CONFIG --weights W --figure layers a.jpg
+    sparsedet visualize CONFIG --weights W --figure levels --beside CONFIG2 W2 a.jpg
 
 The images pass through the config's test transforms, so their size is that of the evaluation. Cells
-of kept tokens show the image, other cells are dimmed; the color is the number of encoder layers.
+of kept tokens show the image, other cells are dimmed. Figures:
+  tokens  a panel per level; the color is the number of encoder layers that keep a cell
+  layers  a panel per encoder layer; the color is the finest level that is kept in a place
+  levels  a panel per level for each model, the models side by side
+Dots, and in `layers` a second row, are the object tokens of dual attention.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
@@ -13,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +28,11 @@ from sparsedet.config import ConfigError, check_overrides, read_config
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from sparsedet.modeling.stages import DetectorOutput
+    from sparsedet.predictor import Detections
+
+FIGURES = ("tokens", "layers", "levels")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -38,14 +50,17 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, metavar="S", help="default: %(default)s"
     )
-    parser.add_argument("--scores", action="store_true", help="also draw the token scores")
+    parser.add_argument(
+        "--figure", choices=FIGURES, default="tokens", help="what it shows (default: %(default)s)"
+    )
+    parser.add_argument("--scores", action="store_true", help="of tokens: also the token scores")
     parser.add_argument(
         "--beside",
         nargs=2,
         action="append",
         default=[],
         metavar=("F", "W"),
-        help="draw what another model makes of the image below; may be given several times",
+        help="also draw what another model makes of the image; may be given several times",
     )
     return parser
 
@@ -59,24 +74,55 @@ def run(args: argparse.Namespace) -> None:
     take_config(args, others=True)
     if not args.words:
         raise ConfigError("No image is given. Name one or more image files.")
+    if args.scores and args.figure != "tokens":
+        raise ConfigError(f"--scores goes with --figure tokens, got --figure {args.figure}.")
     check_overrides(args.config_file, args.overrides)
-    from sparsedet.visualization import stack
-
     needed = ("model", "dataloader", "dataset")
     cfg = read_config(args.config_file, args.overrides, needs=needed)
     for path in args.words:
         check_picture(path, cfg.dataset)
     output = args.output or Path(cfg.get("train", {}).get("output_dir", "output")) / "tokens"
-    drawers = [Drawer(cfg, args.weights, args=args)]
-    drawers += [Drawer(read_config(each, needs=needed), w, args=args) for each, w in args.beside]
+    names = distinct_names([(args.config_file, args.weights), *args.beside])
+    drawers = [Drawer(cfg, args.weights, name=names[0])]
+    drawers += [
+        Drawer(read_config(config, needs=needed), weights, name=name)
+        for (config, weights), name in zip(args.beside, names[1:], strict=True)
+    ]
+    if args.figure == "levels":
+        require_same_levels(drawers)
     output.mkdir(parents=True, exist_ok=True)
-    names: set[str] = set()
+    drawn: set[str] = set()
     for path in args.words:
-        figures, summaries = zip(*(drawer(path) for drawer in drawers), strict=True)
-        target = output / f"{_free_name(Path(path).stem, names)}.png"
-        stack(figures).save(target)
-        for summary in summaries:
-            print(f"{path}: {summary}: {target}")
+        views = [drawer(path) for drawer in drawers]
+        target = output / f"{_free_name(Path(path).stem, drawn)}.png"
+        draw(views, args).save(target)
+        for view in views:
+            print(f"{path}: {view.summary(args.score_threshold)}: {target}")
+
+
+def distinct_names(models: Sequence[tuple[str, str]]) -> list[str]:
+    """What tells models apart: the parts in which the paths of their weights, or configs, differ.
+
+    Args:
+        models: config and weights of each; the name of one alone is empty.
+    """
+    if len(models) == 1:
+        return [""]
+    configs, weights = zip(*models, strict=True)
+    for paths in (weights, configs):
+        if len(set(paths)) == len(paths):
+            return _differing_parts(paths)
+    return [f"{config} {file}" for config, file in models]
+
+
+def _differing_parts(paths: Sequence[str]) -> list[str]:
+    """The paths without the folders that all begin with and the parts that all end with."""
+    parts = [Path(path).parts for path in paths]
+    while len({each[0] for each in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [each[1:] for each in parts]
+    while len({each[-1] for each in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [each[:-1] for each in parts]
+    return ["/".join(each) for each in parts]
 
 
 def _free_name(stem: str, names: set[str]) -> str:
@@ -99,33 +145,75 @@ def check_picture(path: str, dataset: Any) -> None:
         raise DatasetError(f"image file {path!r} cannot be read ({header}).")
 
 
-class Drawer:
-    """Draws what one model makes of images."""
+def require_same_levels(drawers: Sequence[Drawer]) -> None:
+    """Raise a ConfigError where models cannot be compared level by level."""
+    strides = {drawer.name: list(drawer.predictor.model.neck.strides) for drawer in drawers}
+    if len({tuple(each) for each in strides.values()}) > 1:
+        raise ConfigError(
+            f"--figure levels compares models of the same strides, got {strides}. Use another "
+            "--figure."
+        )
 
-    def __init__(self, cfg: Any, weights: str, *, args: argparse.Namespace) -> None:
+
+@dataclass(frozen=True)
+class View:
+    """What one model makes of an image."""
+
+    model: str
+    file: str
+    picture: Image.Image
+    output: DetectorOutput
+    found: Detections
+
+    @property
+    def title(self) -> str:
+        """What is written above its figure."""
+        return f"{self.model}: {self.file}" if self.model else self.file
+
+    def summary(self, threshold: float) -> str:
+        """Its numbers in words."""
+        count, total = len(self.found.above(threshold)), self.output.features.num_valid[0]
+        share = f"{self.found.keep_ratio:.1%} of {total}"
+        prefix = f"{self.model}: " if self.model else ""
+        return f"{prefix}detections: {count}, tokens kept: {share}"
+
+
+class Drawer:
+    """Looks at images with one model."""
+
+    def __init__(self, cfg: Any, weights: str, *, name: str) -> None:
         from sparsedet.engine.launch import resolve_device
         from sparsedet.predictor import Predictor
 
         device = resolve_device(cfg.get("train", {}).get("device", "auto"))
         self.predictor = Predictor(weights, cfg, device=device)
-        self.threshold, self.show_scores = args.score_threshold, args.scores
-        self.name = f"{weights}: " if args.beside else ""
+        self.name = name
 
-    def __call__(self, path: str) -> tuple[Image.Image, str]:
-        """The figure of one image, and its numbers in words."""
-        from sparsedet.visualization import token_figure
-
+    def __call__(self, path: str) -> View:
+        """What the model makes of the image in a file."""
         picture = self.predictor.read(path)
         found, output = self.predictor.explain(picture)
-        figure = token_figure(
-            picture.to_pillow(),
-            output,
-            found.instances,
-            class_names=found.class_names,
-            score_threshold=self.threshold,
-            title=f"{self.name}{Path(path).name}",
-            show_scores=self.show_scores,
+        return View(self.name, Path(path).name, picture.to_pillow(), output, found)
+
+
+def draw(views: Sequence[View], args: argparse.Namespace) -> Image.Image:
+    """The figure that was asked for, of one image."""
+    from sparsedet.visualization import layer_figure, level_figure, stack, token_figure
+
+    first = views[0]
+    if args.figure == "levels":
+        outputs = {view.model or "model": view.output for view in views}
+        return level_figure(first.picture, outputs, title=first.file)
+    figures = []
+    for view in views:
+        given: dict[str, Any] = dict(
+            class_names=view.found.class_names,
+            score_threshold=args.score_threshold,
+            title=view.title,
         )
-        count, total = len(found.above(self.threshold)), output.features.num_valid[0]
-        share = f"{found.keep_ratio:.1%} of {total}"
-        return figure, f"{self.name}detections: {count}, tokens kept: {share}"
+        parts = (view.picture, view.output, view.found.instances)
+        if args.figure == "layers":
+            figures.append(layer_figure(*parts, **given))
+        else:
+            figures.append(token_figure(*parts, **given, show_scores=args.scores))
+    return stack(figures)

@@ -36,6 +36,7 @@ from sparsedet.modeling.scoring import (
     ObjectnessScorer,
     OracleScorer,
     RandomScorer,
+    TeacherScorer,
 )
 from sparsedet.modeling.selection import (
     AdaptiveSelector,
@@ -52,6 +53,7 @@ from sparsedet.modeling.stages import (
     Matching,
     MultiScaleFeatures,
     NoisedTargets,
+    ObjectTokens,
     Prediction,
     Queries,
     Targets,
@@ -95,6 +97,7 @@ __all__ = [
     "MultiCategoryScorer",
     "MultiScaleFeatures",
     "NoisedTargets",
+    "ObjectTokens",
     "ObjectnessScorer",
     "OracleScorer",
     "Prediction",
@@ -104,6 +107,7 @@ __all__ = [
     "SetCriterion",
     "SupervisedStages",
     "Targets",
+    "TeacherScorer",
     "TimmBackbone",
     "TokenEmbedder",
     "TokenEmbedding",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,7 @@ from sparsedet.modeling.stages import (
     Queries,
     Size,
     Targets,
+    TokenScores,
     flatten_maps,
     level_size,
 )
@@ -256,7 +257,7 @@ class TokenSparseDetector(nn.Module):
         maps = self.neck(self.backbone(images.to(self.level_embed.dtype)))
         self._check_maps(maps, images, image_sizes)
         features = self.embed(maps, image_sizes)
-        return self.detect_features(features, targets, record=record)
+        return self.detect_features(features, targets, images=images, record=record)
 
     def _check_maps(
         self, maps: Sequence[Tensor], images: Tensor, image_sizes: Sequence[Size]
@@ -280,10 +281,11 @@ class TokenSparseDetector(nn.Module):
         features: MultiScaleFeatures,
         targets: Targets | None = None,
         *,
+        images: Float[Tensor, "B 3 H W"] | None = None,
         record: Collection[str] = (),
     ) -> DetectorOutput:
-        """``detect`` from the embedded features on."""
-        scores = None if self.scorer is None else self.scorer(features, self.heads, targets)
+        """``detect`` from the embedded features on; the images are for scorers that need them."""
+        scores = self.score(features, targets, images)
         selections = self.selector(scores, features, self.encoder.num_layers)
         encoded = self.encoder(features, selections, scores, self.heads, aux=self.training)
         queries, proposals = self.query_initializer(encoded.memory, self.heads)
@@ -298,7 +300,22 @@ class TokenSparseDetector(nn.Module):
             denoising=denoised,
             scores=scores,
             token_mass=decoded.token_mass,
+            objects=encoded.objects,
         )
+
+    def score(
+        self,
+        features: MultiScaleFeatures,
+        targets: Targets | None = None,
+        images: Float[Tensor, "B 3 H W"] | None = None,
+    ) -> TokenScores | None:
+        """What the scorer says of the tokens; None without one."""
+        if self.scorer is None:
+            return None
+        if getattr(self.scorer, "needs_images", False):
+            score = cast(Callable[..., TokenScores], self.scorer)
+            return score(features, self.heads, targets, images=images)
+        return self.scorer(features, self.heads, targets)
 
     def _decode(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from sparsedet.modeling.scoring import MultiCategoryScorer
 from sparsedet.modeling.stages import (
     EncoderOutput,
     MultiScaleFeatures,
+    ObjectTokens,
     Prediction,
     Size,
     TokenScores,
@@ -331,17 +333,19 @@ class DualAttentionEncoder(nn.Module):
         require_heads(heads, self, self.category_head)
         assert heads is not None
         category = heads.decoder(-1) if self.category_head == "decoder" else heads.proposal
+        found: list[ObjectTokens] = []
 
         def attend(index: int, rows: Tensor, pos: Tensor, kept: TokenSelection) -> Tensor:
             logits = None if scores is None else kept.gather(scores.logits)
             rating = self.object_scorer(rows, logits, category)
             objects = best_rows(rating, kept, features, self.num_objects)
+            found.append(ObjectTokens(kept, objects))
             updated = self.object_layers[index](
                 objects.gather(rows), objects.gather(pos), objects.valid
             )
             return objects.scatter(rows, updated)
 
-        return _encode(
+        encoded = _encode(
             self.layers,
             features,
             selections,
@@ -351,6 +355,7 @@ class DualAttentionEncoder(nn.Module):
             recompute=self.activation_checkpointing and self.training,
             before_layer=attend,
         )
+        return replace(encoded, objects=tuple(found))
 
 
 def best_rows(

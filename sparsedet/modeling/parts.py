@@ -69,6 +69,9 @@ class Foreground(TokenTarget):
 class Scorer(Protocol):
     """Decides how good a token is.
 
+    One that looks at the images themselves says so by ``needs_images = True``; it is called with
+    ``images=`` then, normalized and zero-padded, which ``detect`` has and ``detect_features`` not.
+
     Attributes:
         needs_token_embedding: it calls ``heads.token_embedding``.
         needs_head: it calls ``heads.scorer`` and returns the prediction for supervision.

@@ -8,7 +8,7 @@ the unpadded image unless a name says otherwise. Masks are named for what True m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,7 @@ __all__ = [
     "Matching",
     "MultiScaleFeatures",
     "NoisedTargets",
+    "ObjectTokens",
     "Prediction",
     "Queries",
     "Size",
@@ -233,11 +234,39 @@ def filler_mask(
 
 
 @dataclass(frozen=True)
+class ObjectTokens:
+    """Kept tokens that attend to each other before an encoder layer (Focus-DETR, algorithm 1).
+
+    Attributes:
+        kept: the tokens that the layer updates.
+        rows: which of them, best rated first; its indices count among the kept tokens.
+    """
+
+    kept: TokenSelection
+    rows: TokenSelection
+
+    @property
+    def selection(self) -> TokenSelection:
+        """The same tokens with their indices among all tokens; computed here, not in the pass."""
+        if self.kept.indices is None:
+            return self.rows
+        assert self.rows.indices is not None
+        return replace(self.rows, indices=self.kept.indices.gather(1, self.rows.indices))
+
+
+@dataclass(frozen=True)
 class EncoderOutput:
-    """Encoded features and the predictions of the encoder's auxiliary heads."""
+    """Encoded features, and what the encoder says beside them.
+
+    Attributes:
+        memory: encoded features.
+        aux: predictions of the auxiliary heads.
+        objects: one per layer of an encoder whose object tokens attend to each other; else empty.
+    """
 
     memory: MultiScaleFeatures
     aux: tuple[Prediction, ...] = ()
+    objects: tuple[ObjectTokens, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -323,6 +352,7 @@ class DetectorOutput:
         denoising: predictions for noised objects (training only), where there is denoising.
         scores: token scores, where there is a scorer.
         token_mass: see ``DecoderOutput``.
+        objects: see ``EncoderOutput``.
     """
 
     decoder: tuple[Prediction, ...]
@@ -334,6 +364,7 @@ class DetectorOutput:
     denoising: DenoisingOutput | None = None
     scores: TokenScores | None = None
     token_mass: Float[Tensor, "B N"] | None = None
+    objects: tuple[ObjectTokens, ...] = ()
 
     @property
     def keep_ratios(self) -> tuple[float, ...]:
@@ -349,7 +380,7 @@ class DetectorOutput:
 
 
 for _noun in (
-    MultiScaleFeatures, Targets, Prediction, Matching, TokenScores, TokenSelection, EncoderOutput,
-    Queries, NoisedTargets, DenoisingOutput, DecoderOutput, DetectorOutput,
+    MultiScaleFeatures, Targets, Prediction, Matching, TokenScores, TokenSelection, ObjectTokens,
+    EncoderOutput, Queries, NoisedTargets, DenoisingOutput, DecoderOutput, DetectorOutput,
 ):  # fmt: skip
     torch.export.register_dataclass(_noun)

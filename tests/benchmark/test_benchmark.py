@@ -340,6 +340,20 @@ def test_model_mode(tool, part, tmp_path, capsys, monkeypatch):
     assert "peak MB" not in capsys.readouterr().out
 
 
+def test_batches_have_a_column_of_images_a_second(part):
+    """Named as in the table of Sparse DETR; of one image a pass, the milliseconds say it."""
+    timing = {"median": 200.0, "p10": 190.0, "p90": 210.0}
+    rows = [
+        {"name": "a", "image_size": [64, 96], "batch": batch, "ms": timing} for batch in (1, 4, 8)
+    ]
+    head, *lines = part("model").table({"rows": rows})
+    assert head[3:6] == ["ms per image (p10..p90)", "B4FPS", "B8FPS"]
+    assert [line[4:6] for line in lines] == [["", ""], ["20.0", ""], ["", "40.0"]]
+    failed = {"name": "b", "image_size": [64, 96], "batch": 4, "error": "no memory"}
+    assert part("model").table({"rows": [rows[1], failed]})[2][3:5] == ["failed", ""]
+    assert not any("FPS" in name for name in part("model").table({"rows": rows[:1]})[0])
+
+
 def test_encoder_mode_compares_time_and_flops(tool, tmp_path):
     result = run(
         tool, tmp_path, "encoder", *SMALL, "--config-file", QUICKSTART, "--image-size", "64x96",

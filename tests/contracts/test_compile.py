@@ -37,6 +37,7 @@ def tensors(output: DetectorOutput) -> list[Tensor]:
     found += [x for p in predictions for x in (p.logits, p.boxes)]
     found += [output.token_mass] if output.token_mass is not None else []
     found += [s.indices for s in output.selections if s.indices is not None]
+    found += [objects.selection.indices for objects in output.objects]
     return found
 
 

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 import sparsedet
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Targets
-from sparsedet.registry import SCORERS, SELECTORS
+from sparsedet.registry import SELECTORS
 from tests.modeling import small
 
 DEVICE = torch.device("cuda")
@@ -102,7 +102,7 @@ def test_selectors_stay_on_the_device_while_a_graph_is_recorded(selector, sizes)
     assert crossings(combination, sizes, within=recording) == []
 
 
-@pytest.mark.parametrize("scorer", sorted(each for each, _ in SCORERS))
+@pytest.mark.parametrize("scorer", [name for name, _ in small.scorers()])
 def test_scorers_stay_on_the_device(scorer):
     terms = {each.scorer: each.term for each in small.combinations()}
     combination = small.Combination(scorer=scorer, term=terms[scorer], selector="TopKSelector")

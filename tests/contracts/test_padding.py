@@ -68,6 +68,13 @@ def kept_rows(output: DetectorOutput, layer: int, image: int, x: torch.Tensor) -
     return x[image, kept_places(output, layer, image)][order]
 
 
+def object_tokens(output: DetectorOutput, image: int) -> dict[str, torch.Tensor]:
+    """Object tokens of an image, counted among its unpadded tokens."""
+    shown, total = ~output.features.padding_mask[image], output.features.num_tokens
+    masks = [objects.selection.mask(total)[image] for objects in output.objects]
+    return {f"objects.{layer}": mask[shown].nonzero()[:, 0] for layer, mask in enumerate(masks)}
+
+
 def summary(output: DetectorOutput, image: int) -> dict[str, torch.Tensor]:
     """Everything that was found out about one image, without its padding."""
     shown = ~output.features.padding_mask[image]
@@ -81,6 +88,7 @@ def summary(output: DetectorOutput, image: int) -> dict[str, torch.Tensor]:
         found["token_mass"] = output.token_mass[image, shown]
     for layer in range(len(output.selections)):
         found[f"kept.{layer}"] = kept_tokens(output, layer, image).sort().values
+    found |= object_tokens(output, image)
     for layer, prediction in enumerate(output.encoder):
         for name in ("logits", "boxes", "valid"):
             found[f"encoder.{layer}.{name}"] = kept_rows(

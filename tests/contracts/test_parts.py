@@ -360,6 +360,7 @@ def test_registries_list_what_they_find():
 def test_all_choices_take_part_in_the_combinations():
     """What is registered is tested: a new part enters these tests by its registration."""
     combinations, cover = small.combinations(), small.pairwise_cover()
+    registered = {**list_components(), "scorer": [name for name, _ in small.scorers()]}
     families = dict(
         scorer="scorer",
         selector="selector",
@@ -371,9 +372,7 @@ def test_all_choices_take_part_in_the_combinations():
     )
     for field, family in families.items():
         for chosen in (combinations, cover):
-            assert {getattr(each, field) for each in chosen} - {None} == set(
-                list_components()[family]
-            )
+            assert {getattr(each, field) for each in chosen} - {None} == set(registered[family])
     stage_terms = {name for name, loss in FAMILIES["loss"] if hasattr(loss, "teaches")}
     for chosen in (combinations, cover):
         assert {each.term for each in chosen} - {None} == stage_terms

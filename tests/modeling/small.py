@@ -130,9 +130,14 @@ NAMED = {
 }
 
 
+def scorers() -> list[tuple[str, type]]:
+    """Scorers that features are enough for; TeacherScorer has tests of its own."""
+    return [each for each in sorted(SCORERS) if not getattr(each[1], "needs_images", False)]
+
+
 def _scorer_choices() -> Iterator[tuple[str, str | None]]:
     """Scorers, each with every loss that trains it, and without one where it needs none."""
-    for name, scorer in sorted(SCORERS):
+    for name, scorer in scorers():
         if "supervised" in _arguments(scorer) or scorer.learns is None:
             yield name, None
         for term, loss in sorted(LOSSES):

@@ -160,9 +160,9 @@ def dual_encode_by_hand(model, features, selections, scores, num_objects: int):
     for index, selection in enumerate(selections):
         value = memory if encoder.value_source == "updated" else features.tokens
         after = memory.clone()
-        asked = []
+        asked, objects = [], []
         for image, count in enumerate(selection.counts):
-            own = ~features.padding_mask[image]
+            own = (~features.padding_mask[image]).nonzero()[:, 0]
             if selection.indices is not None:
                 own = selection.indices[image]
                 own = own if selection.valid is None else own[selection.valid[image]]
@@ -172,6 +172,7 @@ def dual_encode_by_hand(model, features, selections, scores, num_objects: int):
             if scores is not None:
                 rating = rating * scores.logits[image, own].sigmoid()
             best = rating.sort(descending=True).indices[:num_objects]
+            objects.append(own[best].tolist())
             tokens[best] = attended_by_hand(
                 encoder.object_layers[index], tokens[best], pos[best], small.ARGUMENTS["num_heads"]
             )
@@ -184,7 +185,7 @@ def dual_encode_by_hand(model, features, selections, scores, num_objects: int):
                 features.spatial_shapes,
                 features.padding_mask[image : image + 1],
             )[0]
-        given.append((asked, value))
+        given.append((asked, value, objects))
         memory = after
     return memory, given
 
@@ -220,10 +221,16 @@ def test_dual_attention_follows_the_algorithm(case, value_source, num_objects, s
         layer.attention.register_forward_pre_hook(  # the map is written to between the layers
             lambda _, args: given.append((args[0].clone(), args[2].clone()))
         )
-    memory = model.encoder(features, selections, scores, model.heads).memory.tokens
-    shown = ~features.padding_mask
-    for (query, value), (asked, read), selection in zip(given, by_hand, selections, strict=True):
+    encoded = model.encoder(features, selections, scores, model.heads)
+    memory, shown = encoded.memory.tokens, ~features.padding_mask
+    layers = zip(given, by_hand, selections, encoded.objects, strict=True)
+    for (query, value), (asked, read, best), selection, objects in layers:
         close(value[shown], read[shown])
+        found = objects.selection
+        assert found.counts == tuple(map(len, best))
+        valid = torch.ones_like(found.indices) if found.valid is None else found.valid
+        for indices, real, wanted in zip(found.indices, valid.bool(), best, strict=True):
+            assert indices[real].tolist() == wanted, "recorded: best first, among all tokens"
         rows = shown if selection.indices is None else selection.valid
         for image, wanted in enumerate(asked):
             close(query[image, rows[image]], wanted)
@@ -330,6 +337,7 @@ def test_both_encoders_are_one_where_objects_do_not_attend(selection):
         for each in (plain, dual.encoder)
     ]
     assert torch.equal(*memories)
+    assert plain(features, (selection, selection), None, dual.heads).objects == ()
 
 
 def test_bad_arguments_of_the_dual_attention_encoder():

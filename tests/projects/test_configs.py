@@ -17,7 +17,7 @@ from torchvision.models import resnet50
 
 from sparsedet.checkpoint import load_weights
 from sparsedet.config import LazyCall as L
-from sparsedet.config import LazyConfig, instantiate
+from sparsedet.config import LazyConfig, find_config, instantiate
 from sparsedet.modeling import TorchvisionResNet
 from tests.house.source import GUESTS, ROOT, files, name
 from tests.house.test_readme import blocks
@@ -43,9 +43,13 @@ def commands() -> list[tuple[str, ...]]:
                 words = shlex.split(line, comments=True)
                 if words[:2] == ["python", "tools/train_net.py"] and "--config-file" in words:
                     config = words[words.index("--config-file") + 1]
-                    overrides = [word for word in words if re.match(r"\+?[\w.]+=", word)]
-                    if overrides:
-                        found.append((config, *overrides))
+                elif words[:2] == ["sparsedet", "train"]:
+                    config = str(find_config(words[2]))
+                else:
+                    continue
+                overrides = [word for word in words if re.match(r"\+?[\w.]+=", word)]
+                if overrides:
+                    found.append((config, *overrides))
     return found
 
 

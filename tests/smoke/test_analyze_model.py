@@ -122,7 +122,21 @@ def test_tokens_and_corr(
     assert 0 < tokens["corr"] < 1 and 0 < tokens["corr_kept"] < 1
     out = capsys.readouterr().out
     assert f"Corr: {tokens['corr']:.4f} on the best 10% of the tokens" in out
-    assert "layer 2" in out and "means over 2 images" in out
+    assert "layer 2" in out and "means over 2 images" in out and "referred" not in out
+
+
+def test_the_share_of_the_tokens_that_the_decoder_refers_to(
+    tool: ModuleType, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--weights", str(run / "model.pth"), "--referred", "--images", "2")
+    tokens = analyze(tool, run, tmp_path, *words)["tokens"]
+    out = capsys.readouterr().out
+    assert "Corr" not in out and "hold 99% of the decoder's cross-attention" in out
+    rows = [line.split() for line in out[out.index("referred tokens") :].splitlines()[1:5]]
+    assert [row[0] for row in rows] == ["level"] * 3 + ["all"]
+    assert rows[3][1:] == ["126.0", "100.0%", f"{tokens['referred_ratio']:.1%}"]
+    assert rows[0][3:] == [f"{tokens['mass'][0]:.1%}", f"{tokens['referred'][0]:.1%}"]
+    assert 0 < tokens["referred_ratio"] < 1
 
 
 def test_a_model_that_looks_first_is_counted_on_a_picture(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sparsedet.checkpoint import save_checkpoint
-from sparsedet.cli.visualize import main
+from sparsedet.cli.visualize import distinct_names, main
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.modeling import TimmBackbone
 
@@ -119,6 +119,41 @@ def test_models_are_drawn_below_each_other(
         assert two.height == 2 * one.height
 
 
+def test_layers_and_levels_have_figures_of_their_own(
+    tool: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, image = str(run / "model.pth"), str(run / "a.png")
+    arguments = ["--config-file", str(run / "config.yaml"), "--weights", weights, image]
+    dense = LazyConfig.load(run / "config.yaml")
+    dense.model.selector._target_, dense.model.scorer = "DenseSelector", None
+    dense.model.criterion.stage = []
+    del dense.model.selector.keep_ratio, dense.model.selector.layer_ratios
+    LazyConfig.save(dense, tmp_path / "dense.yaml")
+    beside = ["--beside", str(tmp_path / "dense.yaml"), weights]
+    for name, more in (("layers", []), ("levels", beside)):
+        assert tool([*arguments, *more, "--figure", name, f"--output={tmp_path}/{name}"]) == 0
+    lines = [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert [line.partition("detections")[0] for line in lines] == [
+        "",
+        f"{run.name}/config.yaml: ",
+        f"{tmp_path.name}/dense.yaml: ",
+    ]
+    layers, levels = (size_of(tmp_path / name / "a.png") for name in ("layers", "levels"))
+    assert levels[0] >= 4 * 360 and levels[1] >= 2 * 240  # two levels of two models in a row
+    assert layers[0] > 3 * 360  # the detections and two layers
+
+
+def test_models_are_named_by_what_tells_them_apart() -> None:
+    assert distinct_names([("c.py", "w.pth")]) == [""]
+    runs = [("runs/a/config.yaml", "runs/a/model.pth"), ("runs/b/config.yaml", "runs/b/model.pth")]
+    assert distinct_names(runs) == ["a", "b"]
+    assert distinct_names([("runs/a.yaml", "w.pth"), ("b.yaml", "w.pth")]) == [
+        "runs/a.yaml",
+        "b.yaml",
+    ]
+    assert distinct_names([("c", "runs/a.pth"), ("c", "runs/a.pth/b")]) == ["a.pth", "a.pth/b"]
+
+
 def test_classes_come_from_the_annotation_file(
     tool: Callable[..., int], run: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +198,7 @@ def test_classes_come_from_the_annotation_file(
         (["{run}/a.png", "model.scorer._target_=OracleScorer"], ("ForegroundLoss",)),
         (["{run}/a.png", "--beside", "{run}/config.yaml", "{run}/none.pth"], ("none.pth",)),
         (["{run}/a.png", "--beside", "{run}/none.yaml", "{run}/model.pth"], ("none.yaml",)),
+        (["{run}/a.png", "--figure=layers", "--scores"], ("--scores", "--figure layers")),
     ],
 )
 def test_bad_input_is_one_sentence(

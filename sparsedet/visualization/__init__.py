@@ -1,0 +1,32 @@
+"""Pictures of what a detector keeps and what it finds, drawn with Pillow alone.
+
+Sizes are (height, width), as everywhere in the package; Pillow's own order is (width, height).
+"""
+
+from sparsedet.visualization.boxes import class_color, draw_detections, draw_targets
+from sparsedet.visualization.figures import layer_figure, level_figure, token_figure
+from sparsedet.visualization.layout import stack
+from sparsedet.visualization.tokens import (
+    LevelTokens,
+    cells_to_pixels,
+    draw_kept_tokens,
+    draw_layer_tokens,
+    draw_scores,
+    token_levels,
+)
+
+__all__ = [
+    "LevelTokens",
+    "cells_to_pixels",
+    "class_color",
+    "draw_detections",
+    "draw_kept_tokens",
+    "draw_layer_tokens",
+    "draw_scores",
+    "draw_targets",
+    "layer_figure",
+    "level_figure",
+    "stack",
+    "token_figure",
+    "token_levels",
+]

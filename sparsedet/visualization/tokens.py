@@ -1,0 +1,217 @@
+"""The tokens of an image: which of them the encoder's layers keep, and how they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from sparsedet.modeling.stages import DetectorOutput, Size
+from sparsedet.visualization.ink import Color, ramp, steps, to_picture
+
+OBJECT: Color = (255, 40, 90)  # of the dots; it is in no ramp
+
+_GRID_FROM = 8  # cells of so many pixels are told apart by lines
+_DIM, _TINT = 0.3, 0.3
+_DOT, _MOST = 0.2, 5.0  # radius of a dot, of the side of its cell, and in pixels
+
+
+@dataclass(frozen=True)
+class LevelTokens:
+    """The tokens of one image on one level, without padding.
+
+    Attributes:
+        stride: pixels of the model's input per cell.
+        kept: bool (layers, rows, columns), True where an encoder layer updates the cell's token.
+        scores: float (rows, columns), the score logits; None without a scorer.
+        objects: bool (layers, rows, columns), True at the tokens that attend to each other before
+            the layer; None where the encoder has none.
+    """
+
+    stride: int
+    kept: np.ndarray
+    scores: np.ndarray | None = None
+    objects: np.ndarray | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the level."""
+        return self.kept[0].size
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Every cell's own number, from 1 on."""
+        return np.arange(1, self.num_tokens + 1).reshape(self.kept.shape[1:])
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Kept tokens by encoder layer."""
+        return tuple(int(layer.sum()) for layer in self.kept)
+
+
+def token_levels(output: DetectorOutput, image: int = 0) -> tuple[LevelTokens, ...]:
+    """What the encoder layers keep of one image of a batch, by level from fine to coarse."""
+    features = output.features
+    masks = [
+        ~features.padding_mask if selection.indices is None else selection.mask(features.num_tokens)
+        for selection in output.selections
+    ]
+    maps: dict[str, torch.Tensor] = {"kept": torch.stack([mask[image] for mask in masks])}
+    if output.scores is not None:
+        maps["scores"] = output.scores.logits[image : image + 1].float()
+    if output.objects:
+        chosen = [objects.selection.mask(features.num_tokens) for objects in output.objects]
+        maps["objects"] = torch.stack([mask[image] for mask in chosen])
+    by_level = {name: features.split_levels(x.detach().cpu()) for name, x in maps.items()}
+    levels = []
+    for index, (rows, columns) in enumerate(features.level_sizes[image]):
+        shape = features.spatial_shapes[index]
+        shown = {
+            name: split[index].unflatten(1, shape)[:, :rows, :columns].numpy()
+            for name, split in by_level.items()
+        }
+        scores = shown["scores"][0] if "scores" in shown else None
+        levels.append(
+            LevelTokens(features.strides[index], shown["kept"], scores, shown.get("objects"))
+        )
+    return tuple(levels)
+
+
+def cells_to_pixels(cells: np.ndarray, *, stride: int, image_size: Size, size: Size) -> np.ndarray:
+    """The value of the cell under every pixel of a picture.
+
+    Cell (r, c) covers ``stride`` rows from ``r * stride`` and as many columns of the model's
+    input, also where the input ends within it.
+
+    Args:
+        cells: (rows, columns).
+        stride: pixels of the model's input per cell.
+        image_size: (h, w) of the model's input.
+        size: (h, w) of the picture, which shows the whole input at any scale.
+    """
+    rows, columns = (
+        ((np.arange(size[axis]) + 0.5) * image_size[axis] / size[axis] / stride).astype(int)
+        for axis in (0, 1)
+    )
+    return cells[rows[:, None], columns]
+
+
+def draw_kept_tokens(picture: Image.Image, level: LevelTokens, image_size: Size) -> Image.Image:
+    """The picture, dim where no encoder layer keeps the token of the cell.
+
+    The color of a kept cell says how many layers keep it, from violet (one) to yellow (all). A dot
+    is in the cells of object tokens, of any layer.
+
+    Args:
+        picture: the image, at any scale.
+        level: which cells are kept.
+        image_size: (h, w) of the model's input.
+    """
+    size = picture.height, picture.width
+    spread = partial(cells_to_pixels, stride=level.stride, image_size=image_size, size=size)
+    cells = spread(level.numbers) if _shows_cells(picture, level.stride, image_size) else None
+    shown = _light(picture, spread(level.kept.sum(0)), len(level.kept), cells)
+    if level.objects is not None:
+        _draw_dots(shown, np.logical_or.reduce(level.objects), level.stride, image_size)
+    return shown
+
+
+def draw_layer_tokens(
+    picture: Image.Image,
+    levels: Sequence[LevelTokens],
+    layer: int,
+    image_size: Size,
+    *,
+    objects: bool = False,
+) -> Image.Image:
+    """The picture, dim where an encoder layer keeps no token on any level.
+
+    The color of a place says which is the finest level whose token is kept there, from violet (the
+    coarsest) to yellow (the finest).
+
+    Args:
+        picture: the image, at any scale.
+        levels: which cells are kept, fine to coarse.
+        layer: index of the layer.
+        image_size: (h, w) of the model's input.
+        objects: show the object tokens instead of all that are kept; the levels must have them.
+    """
+    size = picture.height, picture.width
+    finest, cells, first = np.zeros(size, dtype=int), np.zeros(size, dtype=int), 0
+    for rank, level in enumerate(reversed(levels), start=1):
+        layers = level.objects if objects else level.kept
+        assert layers is not None
+        spread = partial(cells_to_pixels, stride=level.stride, image_size=image_size, size=size)
+        here = spread(layers[layer])
+        finest[here], cells[here] = rank, first + spread(level.numbers)[here]
+        first += level.num_tokens
+    parted = _shows_cells(picture, levels[0].stride, image_size)
+    return _light(picture, finest, len(levels), cells if parted else None)
+
+
+def draw_scores(
+    picture: Image.Image, level: LevelTokens, image_size: Size, bounds: tuple[float, float]
+) -> Image.Image:
+    """The token scores of a level as colors over the gray picture.
+
+    Args:
+        picture: the image, at any scale.
+        level: must have scores.
+        image_size: (h, w) of the model's input.
+        bounds: the scores shown in the darkest and in the brightest color.
+    """
+    assert level.scores is not None
+    gray = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
+    span = max(bounds[1] - bounds[0], 1e-6)
+    cells = np.clip((level.scores - bounds[0]) / span, 0, 1)
+    shares = cells_to_pixels(
+        cells, stride=level.stride, image_size=image_size, size=(picture.height, picture.width)
+    )
+    return to_picture(0.25 * gray + 0.75 * ramp(shares))
+
+
+def _shows_cells(picture: Image.Image, stride: int, image_size: Size) -> bool:
+    return stride * picture.height >= _GRID_FROM * image_size[0]
+
+
+def _light(
+    picture: Image.Image, numbers: np.ndarray, most: int, cells: np.ndarray | None = None
+) -> Image.Image:
+    """The picture, dim where the number is 0, elsewhere in the color of the number.
+
+    ``cells`` are parted by thin lines, different numbers by thick ones.
+    """
+    shown = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    colors = np.stack([np.zeros(3), *steps(most)])[numbers]
+    tint = np.full(numbers.shape, _TINT)
+    if cells is not None:
+        tint[_borders(cells)] = 0.6
+        tint[_borders(numbers)] = 1.0
+    lit = (1 - tint[..., None]) * shown + tint[..., None] * colors
+    return to_picture(np.where(numbers[..., None] > 0, lit, _DIM * shown))
+
+
+def _draw_dots(picture: Image.Image, cells: np.ndarray, stride: int, image_size: Size) -> None:
+    """A dot in the middle of every cell that is True."""
+    draw = ImageDraw.Draw(picture)
+    scale = picture.height / image_size[0], picture.width / image_size[1]
+    radius = min(max(1.0, _DOT * stride * scale[0]), _MOST)
+    for cell in np.argwhere(cells):
+        starts, ends = cell * stride, np.minimum((cell + 1) * stride, image_size)
+        y, x = (starts + ends) / 2 * scale
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=OBJECT)
+
+
+def _borders(values: np.ndarray) -> np.ndarray:
+    """True at pixels whose right or lower neighbor has another value, and at theirs."""
+    border = np.zeros(values.shape, dtype=bool)
+    right, below = values[:, 1:] != values[:, :-1], values[1:] != values[:-1]
+    border[:, :-1] |= right
+    border[:, 1:] |= right
+    border[:-1] |= below
+    border[1:] |= below
+    return border
