@@ -36,13 +36,14 @@ def leave_out_pretrained(cfg: Any) -> list[str]:
         cfg: configuration with a ``model``; changed in place.
 
     Returns:
-        The keys of the backbone that were set.
+        The keys of ``model`` that were set.
     """
-    backbone = cfg.model.get("backbone") or {}
-    absent = {"weights": None, "pretrained": False}
-    found = [key for key in absent if backbone.get(key)]
-    for key in found:
-        backbone[key] = absent[key]
+    found = []
+    for prefix, node in (("", cfg.model), ("backbone.", cfg.model.get("backbone") or {})):
+        for key, absent in (("weights", None), ("pretrained", False)):
+            if node.get(key):
+                node[key] = absent
+                found.append(f"{prefix}{key}")
     return found
 
 
@@ -70,7 +71,7 @@ def require_same_classes(cfg: Any) -> None:
 
 def load_detector(
     cfg: Any, weights: str | os.PathLike[str] | None, device: torch.device | None = None
-) -> TokenSparseDetector:
+) -> torch.nn.Module:
     """The model of a config, ready to detect.
 
     Args:
@@ -96,6 +97,20 @@ def load_detector(
                 "whole detector."
             )
     return model.to(place).eval()
+
+
+def require_tokens(model: torch.nn.Module) -> TokenSparseDetector:
+    """Refuse a detector of another kind where tokens are looked at.
+
+    Raises:
+        ConfigError: the model is no ``TokenSparseDetector``.
+    """
+    if not isinstance(model, TokenSparseDetector):
+        raise ConfigError(
+            f"{type(model).__name__} has no tokens to look at, as a TokenSparseDetector has. "
+            "`sparsedet predict`, `eval` and `analyze` take it as it is."
+        )
+    return model
 
 
 def _require_module(model: Any) -> None:

@@ -116,13 +116,15 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         measure_latency,
         token_statistics,
     )
-    from sparsedet.loading import load_detector
+    from sparsedet.loading import load_detector, require_tokens
 
     cfg = load_config(args.config_file, args.overrides, uses_set=args.tokens)
     sizes = input_sizes(cfg, args)
     image = _sample(cfg, args.image) if args.image else None
     loader = instantiate(cfg.dataloader.test) if args.tokens else None
-    model = load_detector(cfg, args.weights)
+    model: Any = load_detector(cfg, args.weights)
+    if args.tokens:
+        require_tokens(model)
     parameters = count_parameters(model)
     counting = Counting(WEIGHTED_READ) if args.full_sampling else Counting()
     flops = _flops(model, sizes, image, args.max_images, counting)
@@ -143,7 +145,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         "latency": None if latency is None else asdict(latency),
     }
     if loader is not None:
-        tokens = token_statistics(model, _first_images(loader, args.images))
+        tokens = token_statistics(require_tokens(model), _first_images(loader, args.images))
         print_tokens(tokens)
         figures["tokens"] = asdict(tokens)
     return figures

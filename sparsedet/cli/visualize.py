@@ -104,10 +104,12 @@ class Drawer:
 
     def __init__(self, cfg: Any, weights: str, *, args: argparse.Namespace) -> None:
         from sparsedet.engine.launch import resolve_device
+        from sparsedet.loading import require_tokens
         from sparsedet.predictor import Predictor
 
         device = resolve_device(cfg.get("train", {}).get("device", "auto"))
         self.predictor = Predictor(weights, cfg, device=device)
+        require_tokens(self.predictor.model)
         self.threshold, self.show_scores = args.score_threshold, args.scores
         self.name = f"{weights}: " if args.beside else ""
 
