@@ -54,7 +54,7 @@ def require_same_classes(cfg: Any) -> None:
 
 def load_detector(
     cfg: Any, weights: str | os.PathLike[str] | None, device: torch.device | None = None
-) -> TokenSparseDetector:
+) -> torch.nn.Module:
     """The model of a config, ready to detect.
 
     Args:
@@ -80,6 +80,20 @@ def load_detector(
                 "whole detector."
             )
     return model.to(place).eval()
+
+
+def require_tokens(model: torch.nn.Module) -> TokenSparseDetector:
+    """Refuse a detector of another kind where tokens are looked at.
+
+    Raises:
+        ConfigError: the model is no ``TokenSparseDetector``.
+    """
+    if not isinstance(model, TokenSparseDetector):
+        raise ConfigError(
+            f"{type(model).__name__} has no tokens to look at, as a TokenSparseDetector has. "
+            "`sparsedet predict`, `eval` and `analyze` take it as it is."
+        )
+    return model
 
 
 def _require_module(model: Any) -> None:

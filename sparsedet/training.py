@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sparsedet import __version__, comm
 from sparsedet.agreement import require_same_start
 from sparsedet.changes import changes, run_facts, schedule_change, tell
-from sparsedet.checkpoint import CheckpointStore
+from sparsedet.checkpoint import CheckpointStore, leave_out_pretrained
 from sparsedet.config import ConfigError, instantiate, setting
 from sparsedet.config.calls import is_out_of_memory
 from sparsedet.data import AnnotatedDataset
@@ -47,7 +47,7 @@ from sparsedet.evaluation.loop import EvaluationStopped, evaluate, main_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
 from sparsedet.files import write_json
 from sparsedet.loading import require_same_classes
-from sparsedet.modeling import TokenSparseDetector
+from sparsedet.modeling import TokenSparseDetector, TorchvisionDetector
 from sparsedet.resuming import (
     Found,
     Resume,
@@ -250,10 +250,10 @@ class Job:
         settings = self._cfg.train
         if replaced or settings.init_checkpoint:
             for key in leave_out_pretrained(self._cfg):
-                logger.info("model.backbone.%s: not fetched, a checkpoint takes their place", key)
+                logger.info("model.%s: not fetched, a checkpoint takes their place", key)
         with within_memory():
             model = instantiate(self._cfg.model)
-            if isinstance(model, TokenSparseDetector):
+            if isinstance(model, (TokenSparseDetector, TorchvisionDetector)):
                 _check_parts_fit(model)
         if settings.init_checkpoint and not replaced:
             initialize(model, settings, eval_only=self._eval_only)

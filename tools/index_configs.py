@@ -45,7 +45,7 @@ def entry(name: str) -> dict[str, Any]:
     return {
         "method": title(page) if page else "Focus-DETR",  # the quickstart
         "backbone": backbone(cfg.model.backbone.name),
-        "keep_ratio": keep_ratio(cfg.model.get("selector")),
+        "keep_ratio": keep_ratio(cfg.model),
         "epochs": setting(cfg, "train.epochs"),
         "published_ap": published_ap(page).get(name) if page else None,
         "parameters": parameters(cfg),
@@ -65,8 +65,11 @@ def backbone(name: str) -> str:
     return name
 
 
-def keep_ratio(selector: Any) -> float | None:
+def keep_ratio(model: Any) -> float | None:
     """Mean share of the tokens over the encoder layers; None where it is not one number."""
+    if "encoder" not in model:
+        return None
+    selector = model.get("selector")
     return 1.0 if selector is None else selector.get("keep_ratio")
 
 

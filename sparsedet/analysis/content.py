@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from sparsedet.analysis.passes import evaluating
 from sparsedet.modeling import TokenSparseDetector
@@ -16,9 +17,9 @@ from sparsedet.modeling.stages import Size
 _GREY = 128
 
 
-def depends_on_image(model: TokenSparseDetector) -> bool:
+def depends_on_image(model: nn.Module) -> bool:
     """Whether the number of tokens that the encoder updates depends on what an image shows."""
-    return getattr(model.selector, "depends_on_image", False)
+    return getattr(getattr(model, "selector", None), "depends_on_image", False)
 
 
 @dataclass(frozen=True)

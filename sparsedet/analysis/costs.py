@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sparsedet.analysis.passes import divisibility, evaluating, stage_modules
-from sparsedet.modeling import TokenSparseDetector
+from sparsedet.analysis.passes import Detector, divisibility, evaluating, stage_modules
+from sparsedet.modeling import TokenSparseDetector, TorchvisionDetector
 from sparsedet.modeling.stages import Size
 from sparsedet.structures import pad_images
 
@@ -54,9 +54,25 @@ class ParameterCount:
         return sum(self.trainable_by_stage.values())
 
 
-def count_parameters(model: TokenSparseDetector) -> ParameterCount:
-    """Count the parameters by stage, see ``count_flops`` for the stages."""
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the parameters by stage, see ``count_flops`` for the stages.
+
+    Raises:
+        ValueError: the model is no detector of this package.
+    """
     every, trainable = Counter(), Counter()
+    for stage, parameter in _owned_parameters(model):
+        every[stage] += parameter.numel()
+        trainable[stage] += parameter.numel() if parameter.requires_grad else 0
+    return ParameterCount(dict(every), dict(trainable))
+
+
+def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Each parameter with its stage."""
+    modules = stage_modules(model)
+    if not isinstance(model, TokenSparseDetector):
+        yield from ((stage, each) for stage, part in modules for each in part.parameters())
+        return
     owners = {
         "level_embed": "neck",
         "heads.decoder_heads": "heads",
@@ -68,9 +84,7 @@ def count_parameters(model: TokenSparseDetector) -> ParameterCount:
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         stage = owners.get(".".join(parts[:2]) if parts[0] == "heads" else parts[0], parts[0])
-        every[stage] += parameter.numel()
-        trainable[stage] += parameter.numel() if parameter.requires_grad else 0
-    return ParameterCount(dict(every), dict(trainable))
+        yield stage, parameter
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ class FlopCount:
 
 
 def count_flops(
-    model: TokenSparseDetector,
+    model: Detector,
     image_size: Size,
     *,
     image: Float[Tensor, "3 h w"] | None = None,
@@ -127,6 +141,9 @@ def count_flops(
     its four projections), LayerNorm and GroupNorm (5 per element, 4 without gain), batch norm that
     is not frozen (2, or 1) and bilinear upsampling (4 per output element), the last three as fvcore
     does. Not counted are additions, activations, softmax, pooling, top-k and ``FrozenBatchNorm2d``.
+
+    A ``TorchvisionDetector`` really runs, on noise where no image is given: the heads of Faster
+    R-CNN cost what the number of its proposals makes them cost.
 
     What inference leaves out by itself still counts, as in the figures that papers state: the
     projection of tokens that nobody reads, and the first-stage boxes of tokens that are not chosen.
@@ -147,7 +164,9 @@ def count_flops(
         contexts.enter_context(evaluating(model))
         contexts.enter_context(_without_fastpath())
         contexts.enter_context(_with_gradients_of_nothing())
-        if image is None:
+        if image is None and isinstance(model, TorchvisionDetector):
+            image = torch.randn(3, *image_size, generator=torch.Generator().manual_seed(0))
+        elif image is None:
             contexts.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             image = torch.empty(3, *image_size)
         batch, sizes = pad_images([image.to(model.device)], divisibility(model))
@@ -157,15 +176,16 @@ def count_flops(
         try:
             model.detect(batch, sizes)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            kind = type(getattr(model, "selector", model)).__name__
             raise ValueError(
-                f"count_flops.image must be given for {type(model.selector).__name__}: what the "
-                "model costs depends on the image, got None. Pass a normalized image."
+                f"count_flops.image must be given for {kind}: what the model costs depends on "
+                "the image, got None. Pass a normalized image."
             ) from error
     return FlopCount({name: count / 1e9 for name, count in stages.items()}, {image_size: 1})
 
 
 def mean_flops(
-    model: TokenSparseDetector,
+    model: Detector,
     image_sizes: Sequence[Size],
     *,
     max_images: int | None = None,
@@ -238,9 +258,7 @@ class _FlopCounter(TorchDispatchMode):
 
 
 @contextmanager
-def _uncounted(
-    model: TokenSparseDetector, counter: _FlopCounter, counting: Counting
-) -> Iterator[None]:
+def _uncounted(model: Detector, counter: _FlopCounter, counting: Counting) -> Iterator[None]:
     """What a protocol counts beyond the operators that run."""
     tokens: list[int] = []
 
@@ -260,10 +278,11 @@ def _uncounted(
             for module in model.modules():
                 if type(module).__name__ == "FrozenBatchNorm2d":
                     hooks.callback(module.register_forward_hook(count_norm).remove)
-        if counting.all_proposal_boxes and model.heads.proposal_head is not None:
+        proposal = model.heads.proposal_head if isinstance(model, TokenSparseDetector) else None
+        if counting.all_proposal_boxes and proposal is not None:
             initializer = cast(nn.Module, model.query_initializer)
             hooks.callback(initializer.register_forward_pre_hook(count_tokens).remove)
-            boxes = model.heads.proposal_head.box_embed
+            boxes = proposal.box_embed
             hooks.callback(boxes.register_forward_hook(count_boxes).remove)
         yield
 
@@ -298,7 +317,7 @@ _OWN_FORMULAS: dict[Any, Callable[[Sequence[Any], Any], int]] = {
 
 
 @contextmanager
-def _current_stage(model: TokenSparseDetector) -> Iterator[Callable[[], str]]:
+def _current_stage(model: Detector) -> Iterator[Callable[[], str]]:
     """A function that says which stage runs."""
     running: list[str] = []
 

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsedet.analysis.passes import divisibility, evaluating, stage_modules
+from sparsedet.analysis.passes import Detector, divisibility, evaluating, stage_modules
 from sparsedet.analysis.timing import Clock, machine_facts, timed
-from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
 from sparsedet.structures import pad_images
 
@@ -26,7 +25,8 @@ class Latency:
     """Milliseconds of ``model.detect`` on one image, medians over the repetitions.
 
     Attributes:
-        stages: of each stage; ``neck`` includes the embedding, ``decoder`` its heads.
+        stages: of each stage; ``neck`` includes the embedding, ``decoder`` its heads, and the last
+            one of torchvision the suppression of duplicates.
         total: of the whole; the median of the sums, not the sum of the medians.
         protocol: what the numbers depend on.
     """
@@ -37,7 +37,7 @@ class Latency:
 
 
 def measure_latency(
-    model: TokenSparseDetector,
+    model: Detector,
     image_size: Size,
     *,
     image: Float[Tensor, "3 h w"] | None = None,
@@ -79,7 +79,7 @@ def measure_latency(
 
 
 @contextmanager
-def stage_marks(model: TokenSparseDetector, clock: Clock) -> Iterator[None]:
+def stage_marks(model: Detector, clock: Clock) -> Iterator[None]:
     """Mark on a clock that runs where the next stage of the detector begins."""
 
     def enter(stage: str) -> None:
@@ -95,11 +95,11 @@ def stage_marks(model: TokenSparseDetector, clock: Clock) -> Iterator[None]:
 
 
 def _protocol(
-    model: TokenSparseDetector, image_size: Size, repetitions: int, warm_up: int
+    model: Detector, image_size: Size, repetitions: int, warm_up: int
 ) -> dict[str, object]:
     device = model.device
     autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else model.level_embed.dtype
+    dtype = torch.get_autocast_dtype(device.type) if autocast else next(model.parameters()).dtype
     return {
         **machine_facts(device),
         "dtype": str(dtype).removeprefix("torch."),

@@ -8,11 +8,24 @@ from typing import cast
 
 from torch import nn
 
-from sparsedet.modeling import TokenSparseDetector
+from sparsedet.modeling import TokenSparseDetector, TorchvisionDetector
+
+Detector = TokenSparseDetector | TorchvisionDetector
 
 
-def stage_modules(model: TokenSparseDetector) -> list[tuple[str, nn.Module]]:
-    """Modules in the order in which they run, with the stage that each belongs to."""
+def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules in the order in which they run, with the stage that each belongs to.
+
+    Raises:
+        ValueError: the model is no detector of this package.
+    """
+    if isinstance(model, TorchvisionDetector):
+        return model.stages
+    if not isinstance(model, TokenSparseDetector):
+        raise ValueError(
+            "The stages of TokenSparseDetector and TorchvisionDetector are known, got a "
+            f"{type(model).__name__}."
+        )
     parts = [
         ("backbone", model.backbone),
         ("neck", model.neck),
@@ -38,6 +51,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def divisibility(model: TokenSparseDetector) -> int:
+def divisibility(model: Detector) -> int:
     """What the sides of the backbone's input must be a multiple of."""
     return getattr(model.backbone, "size_divisibility", 0) or 1

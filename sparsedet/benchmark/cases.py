@@ -10,20 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsedet.analysis import FlopCount, count_flops, divisibility
+from sparsedet.analysis.passes import Detector
 from sparsedet.checkpoint import leave_out_pretrained
 from sparsedet.config import ConfigError, instantiate
 from sparsedet.config import read_config as read_any_config
-from sparsedet.modeling import (
-    DeformableEncoder,
-    TokenSparseDetector,
-    prepare_for_inference,
-)
+from sparsedet.modeling import DeformableEncoder, prepare_for_inference
 from sparsedet.modeling.stages import MultiScaleFeatures, Size, TokenScores
 from sparsedet.structures import pad_images
 
@@ -258,33 +255,34 @@ def configure(cfg: Any, keep: str) -> None:
         raise ConfigError(f"--keep-ratio {keep}: {error}") from error
 
 
-def build_model(case: Case) -> TokenSparseDetector:
+def build_model(case: Case) -> Detector:
     """A new model with random weights, the same ones for the same case."""
     cfg = read_config(case.config, case.overrides)
     configure(cfg, case.keep)
     torch.manual_seed(SEED)
-    model: TokenSparseDetector = instantiate(cfg.model)
+    model: Detector = instantiate(cfg.model)
     if case.form == GRID_SAMPLE:
         use_grid_sample(model)
-    if case.scores == "objects" and model.scorer is not None:
-        cast(nn.Module, model.scorer).register_forward_hook(ObjectScores())
+    scorer: Any = getattr(model, "scorer", None)
+    if case.scores == "objects" and scorer is not None:
+        scorer.register_forward_hook(ObjectScores())
     if case.prepared:
         model = prepare_for_inference(model)
     return model.to(case.device, torch.float32 if case.autocast else DTYPES[case.dtype])
 
 
-def load_model(case: Case) -> TokenSparseDetector:
+def load_model(case: Case) -> Detector:
     """The model of a case, ready to detect; cases that differ in how they run it share it."""
     one = replace(case, image_size=(1, 1), batch=1, compiled=False, graphs=False)
     return _load_model(replace(one, dtype="float32", autocast=False) if case.autocast else one)
 
 
 @lru_cache(maxsize=32)
-def _load_model(case: Case) -> TokenSparseDetector:
+def _load_model(case: Case) -> Detector:
     return build_model(case).eval()
 
 
-def noise(case: Case, model: TokenSparseDetector) -> tuple[Tensor, tuple[Size, ...]]:
+def noise(case: Case, model: Detector) -> tuple[Tensor, tuple[Size, ...]]:
     """A batch of normalized images of noise, and their sizes."""
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(case.batch, 3, *case.image_size, generator=generator).to(case.device)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sparsedet.analysis import round_ratio
+from sparsedet.loading import require_tokens
 
 from .cases import Case, gflops, groups, load_model, noise, product
 from .cases import add_arguments as add_case_arguments
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def encoder_call(case: Case) -> Callable[[], object]:
     """The encoder on the features of a batch of noise, their tokens selected."""
-    model = load_model(case)
+    model = require_tokens(load_model(case))
     images, sizes = noise(case, model)
     with torch.inference_mode(), precision(case):
         features = model.embed(

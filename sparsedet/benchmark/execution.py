@@ -23,7 +23,7 @@ from sparsedet.analysis import (
     time_in_turns,
     timed,
 )
-from sparsedet.modeling import TokenSparseDetector
+from sparsedet.analysis.passes import Detector
 
 from .cases import DTYPES, GRID_SAMPLE, OURS, Case
 from .report import reason
@@ -131,7 +131,7 @@ def inference_pass(
     case: Case,
     call: Callable[[], object],
     contexts: ExitStack,
-    model: TokenSparseDetector | None = None,
+    model: Detector | None = None,
 ) -> Callable[[], Parts]:
     """The timed pass of a case.
 
@@ -160,7 +160,7 @@ def _graph_pass(
     case: Case,
     call: Callable[[], object],
     contexts: ExitStack,
-    model: TokenSparseDetector | None,
+    model: Detector | None,
 ) -> Callable[[], Parts]:
     """Replays of a CUDA graph; the events that part the stages are nodes of the graph."""
     device = torch.device(case.device)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sparsedet.analysis import Parts
-from sparsedet.modeling.stages import DetectorOutput, Size, level_size
+from sparsedet.modeling import TokenSparseDetector
+from sparsedet.modeling.stages import Size, level_size
 
 from .cases import DTYPES, PEER, Case, gflops, groups, load_model, noise, product
 from .cases import add_arguments as add_case_arguments
@@ -24,7 +25,8 @@ from .report import CASE_HEAD, Table, case_cells, number, print_table, without_e
 DINO = "dino_r50_4scale_12ep"
 SPARSE = "sparse_detr_r50_rho30_50ep"
 FOCUS = "focus_detr_r50_12ep"
-STAGES = ("backbone", "neck", "scorer", "encoder", "query_initializer", "decoder")
+STAGES = ("backbone", "neck", "scorer", "encoder", "query_initializer", "decoder", "rpn")
+STAGES += ("roi_heads", "head")  # of torchvision's detectors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +102,7 @@ def _timed_pass(case: Case, contexts: ExitStack) -> Callable[[], Parts]:
     return inference_pass(case, detect_call(case), contexts, model)
 
 
-def detect_call(case: Case) -> Callable[[], DetectorOutput]:
+def detect_call(case: Case) -> Callable[[], object]:
     """``detect`` on a batch of noise."""
     model = load_model(case)
     images, sizes = noise(case, model)
@@ -127,7 +129,10 @@ def peer_call(case: Case) -> Callable[[], object]:
 def model_facts(case: Case) -> Row:
     """GFLOPs of one image, and the tokens that the encoder's layers update."""
     flops = gflops(case)
+    costs: Row = {"gflops": None if flops is None else {**flops.stages, "total": flops.total}}
     model = load_model(case)
+    if not isinstance(model, TokenSparseDetector):
+        return costs
     with torch.inference_mode():
         maps = [
             model.level_embed.new_zeros(1, model.level_embed.shape[1], *size)
@@ -137,7 +142,7 @@ def model_facts(case: Case) -> Row:
         scores = model.score(features)
         selections = model.selector(scores, features, model.encoder.num_layers)
     return {
-        "gflops": None if flops is None else {**flops.stages, "total": flops.total},
+        **costs,
         "tokens": features.num_valid[0],
         "kept_tokens": sum(each.counts[0] for each in selections) / len(selections),
     }

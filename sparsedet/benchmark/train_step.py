@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.analysis import Clock, Parts, timed
+from sparsedet.analysis.passes import Detector
 from sparsedet.config import ConfigError, instantiate
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Targets
@@ -105,18 +106,24 @@ class Step:
 
     def __call__(self) -> None:
         """One step."""
-        model, criterion = self.model, self.model.criterion
         with precision(self.case):
-            output = model.detect(self.images, self.sizes, self.targets, record=criterion.requires)
-            self.clock.mark("criterion")
-            losses = criterion(output, self.targets)
+            losses = self._losses()
             loss = torch.stack([each.float() for each in losses.values()]).sum()
         self.clock.mark("backward")
         loss.backward()
         self.clock.mark("optimizer")
-        nn.utils.clip_grad_norm_(model.parameters(), self.clip_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _losses(self) -> dict[str, Tensor]:
+        model = self.model
+        if not isinstance(model, TokenSparseDetector):  # torchvision's have no criterion of ours
+            return model.detect(self.images, self.sizes, self.targets)
+        criterion = model.criterion
+        output = model.detect(self.images, self.sizes, self.targets, record=criterion.requires)
+        self.clock.mark("criterion")
+        return criterion(output, self.targets)
 
     def owned(self) -> list[Tensor]:
         """What is there before a step: weights, the optimizer's state, the batch."""
@@ -129,7 +136,7 @@ class Step:
         return [*self.model.state_dict().values(), *state, self.images]
 
 
-def random_targets(case: Case, model: TokenSparseDetector) -> Targets:
+def random_targets(case: Case, model: Detector) -> Targets:
     """Objects of many sizes, the same ones for the same batch."""
     generator = torch.Generator().manual_seed(0)
     boxes, labels = [], []

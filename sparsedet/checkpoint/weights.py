@@ -303,11 +303,12 @@ def leave_out_pretrained(cfg: Any) -> list[str]:
         cfg: configuration with a ``model``; changed in place.
 
     Returns:
-        The keys of the backbone that were set.
+        The keys of ``model`` that were set.
     """
-    backbone = cfg.model.get("backbone") or {}
-    absent = {"weights": None, "pretrained": False}
-    found = [key for key in absent if backbone.get(key)]
-    for key in found:
-        backbone[key] = absent[key]
+    found = []
+    for prefix, node in (("", cfg.model), ("backbone.", cfg.model.get("backbone") or {})):
+        for key, absent in (("weights", None), ("pretrained", False)):
+            if node.get(key):
+                node[key] = absent
+                found.append(f"{prefix}{key}")
     return found

@@ -124,14 +124,16 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         measure_latency,
         token_statistics,
     )
-    from sparsedet.loading import load_detector
+    from sparsedet.loading import load_detector, require_tokens
 
     uses_set = args.tokens or args.referred
     cfg = load_config(args.config_file, args.overrides, uses_set=uses_set)
     sizes = input_sizes(cfg, args)
     image = _sample(cfg, args.image) if args.image else None
     loader = instantiate(cfg.dataloader.test) if uses_set else None
-    model = load_detector(cfg, args.weights)
+    model: Any = load_detector(cfg, args.weights)
+    if uses_set:
+        require_tokens(model)
     parameters = count_parameters(model)
     counting = Counting(WEIGHTED_READ) if args.full_sampling else Counting()
     flops = _flops(model, sizes, image, args.max_images, counting)
@@ -152,7 +154,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         "latency": None if latency is None else asdict(latency),
     }
     if loader is not None:
-        tokens = token_statistics(model, _first_images(loader, args.images))
+        tokens = token_statistics(require_tokens(model), _first_images(loader, args.images))
         if args.tokens:
             print_tokens(tokens)
         if args.referred:

@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> None:
     check_overrides(args.config_file, args.overrides)
     from sparsedet.analysis import calibrate_selector
     from sparsedet.checkpoint import save_checkpoint
-    from sparsedet.loading import load_detector
+    from sparsedet.loading import load_detector, require_tokens
 
     cfg = _load_config(args)
     loader = _training_images(cfg, args.images)
-    model = load_detector(cfg, args.weights)
+    model = require_tokens(load_detector(cfg, args.weights))
     images = calibrate_selector(model, loader)
     cfg.train.output_dir = str(args.output)
     LazyConfig.save(cfg, args.output / "config.yaml")

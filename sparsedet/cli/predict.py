@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
+    from sparsedet.loading import require_tokens
     from sparsedet.predictor.sources import find_files
     from sparsedet.predictor.video import is_live
 
@@ -96,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args, files)
     try:
         predictor = _load(args)
+        if args.tokens:
+            require_tokens(predictor.model)
         total = _count(files)
     except ImportError as error:  # an extra is missing, the message names it
         print_error(error)

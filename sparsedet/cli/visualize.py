@@ -183,10 +183,12 @@ class Drawer:
 
     def __init__(self, cfg: Any, weights: str, *, name: str) -> None:
         from sparsedet.engine.launch import resolve_device
+        from sparsedet.loading import require_tokens
         from sparsedet.predictor import Predictor
 
         device = resolve_device(cfg.get("train", {}).get("device", "auto"))
         self.predictor = Predictor(weights, cfg, device=device)
+        require_tokens(self.predictor.model)
         self.name = name
 
     def __call__(self, path: str) -> View:

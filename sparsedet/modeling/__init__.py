@@ -7,10 +7,11 @@ from sparsedet.modeling.backbone import TimmBackbone, TorchvisionResNet, Torchvi
 from sparsedet.modeling.criterion import MatchedTerm, SetCriterion
 from sparsedet.modeling.decoder import DeformableDecoder, attention_mass
 from sparsedet.modeling.denoising import ContrastiveDenoising, Denoising
-from sparsedet.modeling.detector import Batch, TokenSparseDetector
+from sparsedet.modeling.detector import TokenSparseDetector
 from sparsedet.modeling.encoder import DeformableEncoder, DualAttentionEncoder
 from sparsedet.modeling.heads import Head, Heads, TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.inference import prepare_for_inference
+from sparsedet.modeling.inputs import Batch
 from sparsedet.modeling.losses import (
     BoxL1Loss,
     DecoderAttentionLoss,
@@ -61,6 +62,7 @@ from sparsedet.modeling.stages import (
     TokenSelection,
     flatten_maps,
 )
+from sparsedet.modeling.torchvision_detector import TorchvisionDetector
 
 __all__ = [
     "AdaptiveSelector",
@@ -115,6 +117,7 @@ __all__ = [
     "TokenSelection",
     "TokenSparseDetector",
     "TopKSelector",
+    "TorchvisionDetector",
     "TorchvisionResNet",
     "TorchvisionSwin",
     "TwoStageQueries",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsedet.events import log_scalar
 from sparsedet.layers.positional import SinePositionEmbedding
 from sparsedet.modeling.heads import Heads
-from sparsedet.modeling.inputs import check_samples
+from sparsedet.modeling.inputs import Batch, deviations, make_batch, make_instances
 from sparsedet.modeling.parts import (
     Assembly,
     Criterion,
@@ -39,22 +39,7 @@ from sparsedet.modeling.stages import (
     flatten_maps,
     level_size,
 )
-from sparsedet.structures import Boxes, Instances, cxcywh_to_xyxy, pad_images, xyxy_to_cxcywh
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A preprocessed batch.
-
-    Attributes:
-        images: normalized and zero-padded.
-        image_sizes: (h, w) of each unpadded image.
-        targets: None if a sample has no instances.
-    """
-
-    images: Float[Tensor, "B 3 H W"]
-    image_sizes: tuple[Size, ...]
-    targets: Targets | None
+from sparsedet.structures import cxcywh_to_xyxy
 
 
 class TokenSparseDetector(nn.Module):
@@ -154,7 +139,7 @@ class TokenSparseDetector(nn.Module):
             unmasked_border=unmasked_border,
         )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", _deviations(pixel_std), persistent=False)
+        self.register_buffer("pixel_std", deviations(pixel_std), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -194,34 +179,7 @@ class TokenSparseDetector(nn.Module):
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Batch:
         """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image."""
-        check_samples(batched_inputs)
-        images = [
-            # bytes travel, and become numbers on the device
-            (sample["image"].to(self.device, non_blocking=True).float() - self.pixel_mean)
-            / self.pixel_std
-            for sample in batched_inputs
-        ]
-        padded, sizes = pad_images(images, getattr(self.backbone, "size_divisibility", 0) or 1)
-        if not all("instances" in sample for sample in batched_inputs):
-            return Batch(padded, sizes, None)
-        boxes, labels = [], []
-        for sample, (h, w) in zip(batched_inputs, sizes, strict=True):
-            instances = sample["instances"]
-            classes = instances.gt_classes
-            if (
-                len(classes)
-                and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes
-            ):
-                raise ValueError(
-                    f"TokenSparseDetector: gt_classes must be in [0, {self.num_classes}), got "
-                    f"{sorted(set(classes.tolist()))} in image {sample.get('image_id')}. Set "
-                    "dataset.num_classes."
-                )
-            xyxy = instances.gt_boxes.tensor.float()
-            cxcywh = xyxy_to_cxcywh(xyxy) / xyxy.new_tensor((w, h, w, h))
-            boxes.append(cxcywh.to(self.device, non_blocking=True))
-            labels.append(classes.long().to(self.device, non_blocking=True))
-        return Batch(padded, sizes, Targets(tuple(boxes), tuple(labels)))
+        return make_batch(self, batched_inputs)
 
     def embed(self, maps: Sequence[Tensor], image_sizes: Sequence[Size]) -> MultiScaleFeatures:
         """Flatten the neck's maps and add their position and level embeddings."""
@@ -339,17 +297,13 @@ class TokenSparseDetector(nn.Module):
         scores, labels, boxes = top_detections(output.decoder[-1], self.max_detections)
         results, keep_ratios = [], output.keep_ratios
         for index, sample in enumerate(batched_inputs):
-            height = sample.get("height", output.features.image_sizes[index][0])
-            width = sample.get("width", output.features.image_sizes[index][1])
             kept = scores[index] >= 0  # fillers are marked by a score of -1
-            found = Boxes(cxcywh_to_xyxy(boxes[index][kept]))
-            found.scale(width, height)
-            found.clip((height, width))
-            instances = Instances(
-                (height, width),
-                pred_boxes=found,
-                scores=scores[index][kept],
-                pred_classes=labels[index][kept],
+            instances = make_instances(
+                sample,
+                output.features.image_sizes[index],
+                cxcywh_to_xyxy(boxes[index][kept]),
+                scores[index][kept],
+                labels[index][kept],
             )
             results.append({"instances": instances, "keep_ratio": keep_ratios[index]})
         return results
@@ -375,15 +329,6 @@ def _make_heads(
         token_embedding=queries.needs_proposals or embeds_for_scorer,
         unmasked_border=unmasked_border,
     )
-
-
-def _deviations(pixel_std: Sequence[float]) -> Tensor:
-    if not all(each > 0 for each in pixel_std):
-        raise ValueError(
-            f"TokenSparseDetector.pixel_std must be positive numbers, got {pixel_std}. Set "
-            "model.pixel_std."
-        )
-    return torch.tensor(pixel_std).view(3, 1, 1)
 
 
 def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, Tensor]:

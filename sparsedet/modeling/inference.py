@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sparsedet.modeling.detector import TokenSparseDetector
+Detector = TypeVar("Detector", bound=nn.Module)
 
 
 class _OneDNNLinear(nn.Linear):
@@ -34,7 +35,7 @@ class _OneDNNLinear(nn.Linear):
         )
 
 
-def prepare_for_inference(model: TokenSparseDetector) -> TokenSparseDetector:
+def prepare_for_inference(model: Detector) -> Detector:
     """A copy of a detector that answers the same, but for rounding, and sooner.
 
     The batch norms of a ``TorchvisionResNet`` become part of its convolutions, and convolutions
@@ -45,7 +46,8 @@ def prepare_for_inference(model: TokenSparseDetector) -> TokenSparseDetector:
     ``prepare_for_inference(model).to(torch.bfloat16)``.
 
     Args:
-        model: a detector with its weights, in any mode, on any device; it stays as it is.
+        model: a detector with its weights, in any mode, on any device; it stays as it is. One of
+            another codebase may have no ``backbone``.
 
     Returns:
         The copy, on the device of the model.
@@ -53,11 +55,12 @@ def prepare_for_inference(model: TokenSparseDetector) -> TokenSparseDetector:
     Raises:
         TypeError: the model is no detector.
     """
-    if not isinstance(model, TokenSparseDetector):
+    if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise TypeError(f"prepare_for_inference.model must be a TokenSparseDetector, got {kind}.")
+        raise TypeError(f"prepare_for_inference.model must be a detector, got {kind}.")
     copy = deepcopy(model).eval()
-    fold = getattr(copy.backbone, "fold_norms_", None)  # other backbones have no norms to fold
+    backbone = getattr(copy, "backbone", None)
+    fold = getattr(backbone, "fold_norms_", None)  # other backbones have no norms to fold
     if fold is not None:
         fold()
     copy.requires_grad_(False)
@@ -65,7 +68,4 @@ def prepare_for_inference(model: TokenSparseDetector) -> TokenSparseDetector:
         for module in copy.modules():
             if type(module) is nn.Linear:
                 module.__class__ = _OneDNNLinear
-    for part in (copy.backbone, copy.neck):
-        assert isinstance(part, nn.Module)
-        part.to(memory_format=torch.channels_last)
-    return copy
+    return copy.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What a detector is handed, looked at before anything is computed.
+"""What a detector is handed, looked at before anything is computed, and what it hands back.
 
 A picture in the wrong range or layout would pass through a detector and come out as nonsense.
 """
@@ -6,12 +6,120 @@ A picture in the wrong range or layout would pass through a detector and come ou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-__all__ = ["check_image", "check_samples"]
+from sparsedet.modeling.stages import Size, Targets
+from sparsedet.structures import Boxes, Instances, pad_images, xyxy_to_cxcywh
+
+__all__ = ["Batch", "check_image", "check_samples", "deviations", "make_batch", "make_instances"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A preprocessed batch.
+
+    Attributes:
+        images: normalized and zero-padded.
+        image_sizes: (h, w) of each unpadded image.
+        targets: None if a sample has no instances.
+    """
+
+    images: Float[Tensor, "B 3 H W"]
+    image_sizes: tuple[Size, ...]
+    targets: Targets | None
+
+
+class Detector(Protocol):
+    """What preprocessing needs of a detector."""
+
+    num_classes: int
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @property
+    def backbone(self) -> nn.Module:
+        """It may say by ``size_divisibility`` what the sides of a batch are multiples of."""
+        ...
+
+
+def deviations(pixel_std: Sequence[float], owner: str = "TokenSparseDetector") -> Tensor:
+    """Standard deviations ``[3 1 1]`` that images can be divided by.
+
+    Args:
+        pixel_std: of the RGB channels.
+        owner: name of the class that takes them, for the message.
+
+    Raises:
+        ValueError: one is not positive.
+    """
+    if not all(each > 0 for each in pixel_std):
+        raise ValueError(
+            f"{owner}.pixel_std must be positive numbers, got {pixel_std}. Set model.pixel_std."
+        )
+    return torch.tensor(pixel_std).view(3, 1, 1)
+
+
+def make_batch(detector: Detector, samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image.
+
+    Args:
+        detector: the batch is on its device.
+        samples: as its ``forward`` takes them.
+
+    Raises:
+        ValueError: for pictures that are not (3, h, w) in 0..255, or labels out of range.
+    """
+    owner, device = type(detector).__name__, detector.pixel_mean.device
+    check_samples(samples, owner)
+    images = [
+        # bytes travel, and become numbers on the device
+        (sample["image"].to(device, non_blocking=True).float() - detector.pixel_mean)
+        / detector.pixel_std
+        for sample in samples
+    ]
+    padded, sizes = pad_images(images, getattr(detector.backbone, "size_divisibility", 0) or 1)
+    if not all("instances" in sample for sample in samples):
+        return Batch(padded, sizes, None)
+    boxes, labels = [], []
+    for sample, (h, w) in zip(samples, sizes, strict=True):
+        instances, count = sample["instances"], detector.num_classes
+        classes = instances.gt_classes
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+            raise ValueError(
+                f"{owner}: gt_classes must be in [0, {count}), got "
+                f"{sorted(set(classes.tolist()))} in image {sample.get('image_id')}. Set "
+                "dataset.num_classes."
+            )
+        xyxy = instances.gt_boxes.tensor.float()
+        cxcywh = xyxy_to_cxcywh(xyxy) / xyxy.new_tensor((w, h, w, h))
+        boxes.append(cxcywh.to(device, non_blocking=True))
+        labels.append(classes.long().to(device, non_blocking=True))
+    return Batch(padded, sizes, Targets(tuple(boxes), tuple(labels)))
+
+
+def make_instances(
+    sample: Mapping[str, Any], image_size: Size, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor
+) -> Instances:
+    """Detections in the size in which a sample wants them.
+
+    Args:
+        sample: ``height`` and ``width``, if it has them, are that size.
+        image_size: (h, w) of the unpadded image, which it is otherwise.
+        boxes_xyxy: ``[n 4]`` in [0, 1] of the image; what lies outside is cut off.
+        scores: ``[n]``.
+        labels: ``[n]``.
+    """
+    height, width = sample.get("height", image_size[0]), sample.get("width", image_size[1])
+    boxes = Boxes(boxes_xyxy)
+    boxes.scale(width, height)
+    boxes.clip((height, width))
+    return Instances((height, width), pred_boxes=boxes, scores=scores, pred_classes=labels)
+
 
 _LAYOUTS = {
     "of one channel": "Repeat the channel three times: image.expand(3, -1, -1).",
@@ -23,16 +131,17 @@ _LAYOUTS = {
 }
 
 
-def check_samples(batched_inputs: Any) -> None:
+def check_samples(batched_inputs: Any, detector: str = "TokenSparseDetector") -> None:
     """Refuse what is no list of samples with pictures in 0..255, channels first.
 
     Args:
         batched_inputs: what a detector's ``forward`` was called with.
+        detector: name of its class, for the message.
 
     Raises:
         ValueError: one sentence that says what is wrong and what to pass instead.
     """
-    owner = "TokenSparseDetector.batched_inputs"
+    owner = f"{detector}.batched_inputs"
     if not isinstance(batched_inputs, Sequence) or isinstance(batched_inputs, str):
         what = "one sample" if isinstance(batched_inputs, Mapping) else _kind(batched_inputs)
         raise ValueError(

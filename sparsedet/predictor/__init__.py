@@ -16,7 +16,7 @@ import torch
 from sparsedet.config import ConfigError, instantiate, read_config, setting, texts
 from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
 from sparsedet.engine.launch import resolve_device
-from sparsedet.loading import load_detector, name_classes, trained_config
+from sparsedet.loading import load_detector, name_classes, require_tokens, trained_config
 from sparsedet.modeling import prepare_for_inference
 from sparsedet.modeling.stages import DetectorOutput
 from sparsedet.predictor.detections import Detections
@@ -203,14 +203,18 @@ class Predictor:
         """All detections of a picture, whatever their score, and what the detector did with it.
 
         ``sparsedet.visualization.token_figure`` draws the latter. Tiles do not matter here.
+
+        Raises:
+            ConfigError: the model is no ``TokenSparseDetector``.
         """
+        model = require_tokens(self.model)
         self._check(keep_ratio, 0.0)
         read = self.read(picture)
         sample = make_sample(self.mapper, read)
         with torch.inference_mode(), self._keeping(keep_ratio):
-            batch = self.model.preprocess([sample])
-            output = self.model.detect(batch.images, batch.image_sizes)
-            result = self.model.postprocess(output, [sample])[0]
+            batch = model.preprocess([sample])
+            output = model.detect(batch.images, batch.image_sizes)
+            result = model.postprocess(output, [sample])[0]
         return self._detections(read, result, 0.0), output
 
     def read(self, picture: PictureSource) -> Picture:
@@ -258,7 +262,7 @@ class Predictor:
             labels=instances.pred_classes.numpy().astype(np.int64),
             class_names=self.class_names,
             image_size=picture.size,
-            keep_ratio=float(result["keep_ratio"]),
+            keep_ratio=result.get("keep_ratio"),
             path=picture.path,
             frame=picture.frame,
         ).above(score_threshold)
@@ -280,11 +284,12 @@ class Predictor:
             )
         if keep_ratio is None:
             return
-        selector = self.model.selector
+        selector = getattr(self.model, "selector", None)
         if getattr(selector, "keep_ratio", None) is None:
             raise ValueError(
                 f"Predictor.keep_ratio needs a model that selects tokens by one, got "
-                f"{type(selector).__name__}. Leave keep_ratio out."
+                f"{type(self.model if selector is None else selector).__name__}. Leave keep_ratio "
+                "out."
             )
         if not isinstance(keep_ratio, Real) or not 0 < keep_ratio <= 1:
             raise ValueError(f"Predictor.keep_ratio must be in (0, 1], got {keep_ratio!r}.")

@@ -48,7 +48,8 @@ class Detections:
         labels: int64 (N,), places in ``class_names``.
         class_names: the classes of the model.
         image_size: (height, width) of the picture.
-        keep_ratio: share of the tokens that the encoder updated, the mean over its layers.
+        keep_ratio: share of the tokens that the encoder updated, the mean over its layers; None
+            where the model has none.
         path: the file of the picture; None for pictures from memory.
         frame: number of the frame in a video, from 0; None elsewhere.
     """
@@ -58,7 +59,7 @@ class Detections:
     labels: np.ndarray
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
-    keep_ratio: float
+    keep_ratio: float | None
     path: str | None = None
     frame: int | None = None
 

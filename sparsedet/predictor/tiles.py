@@ -78,10 +78,11 @@ class Slicer:
             parts.append(passes[-1].to_supervision())
         parts = [part for part in parts if len(part)]
         found = self._join(parts) if parts else None
+        ratios = [each.keep_ratio for each in passes if each.keep_ratio is not None]
         template = replace(
             passes[0],
             image_size=picture.size,
-            keep_ratio=sum(each.keep_ratio for each in passes) / len(passes),
+            keep_ratio=sum(ratios) / len(ratios) if ratios else None,
             path=picture.path,
             frame=picture.frame,
         )

@@ -26,7 +26,12 @@ from sparsedet.checkpoint import load_checkpoint
 from sparsedet.config import LazyConfig, instantiate, read_config
 from sparsedet.data import resolve_dataset
 from sparsedet.evaluation import evaluate
-from sparsedet.loading import load_detector, require_same_classes, stored_setting
+from sparsedet.loading import (
+    load_detector,
+    require_same_classes,
+    require_tokens,
+    stored_setting,
+)
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
@@ -64,7 +69,7 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     require_same_classes(cfg)
     if "output_dir" in cfg.dataloader.evaluator:
         cfg.dataloader.evaluator.output_dir = None  # the predictions of a run are not ours to write
-    model = load_detector(cfg, weights)
+    model = require_tokens(load_detector(cfg, weights))
     return Subject(
         name=Path(weights).resolve().parent.name,
         config=config,

@@ -62,7 +62,7 @@ MODELING_BASE = {"features", "stages", "heads", "parts"}  # what every component
 MODELING_EXTRA = {
     "criterion": {"losses", "matcher"},
     "losses": {"matcher"},
-    "inference": {"detector"},
+    "torchvision_detector": {"inputs"},
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
 }
 

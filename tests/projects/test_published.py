@@ -18,7 +18,7 @@ from sparsedet.config import LazyConfig, instantiate
 from sparsedet.data import DETRAugmentation
 from sparsedet.engine import ModelEma, scaled_lr
 from sparsedet.layers.positional import SinePositionEmbedding
-from tests.house.source import GUESTS, files
+from tests.house.source import BASELINES, GUESTS, files
 
 Facts = dict[str, Any]
 
@@ -115,6 +115,7 @@ def swin(kind: str, widths: list[int], drop_path: float | None = None) -> Facts:
 R101 = {"backbone": "resnet101"}
 SWIN_T, SWIN_S = "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224"
 SWIN_B, SWIN_L = "swin_base_patch4_window12_384", "swin_large_patch4_window12_384"
+SWIN_B_224 = "swin_base_patch4_window7_224"
 SMALL, BASE, LARGE = [192, 384, 768], [256, 512, 1024], [384, 768, 1536]
 TORCHVISION_SWIN = swin("swin_t", SMALL) | {"freeze_at": 2}
 WIDE = FIVE_LEVELS | {"maps": {"res2": 192, "res3": 384, "res4": 768, "res5": 1536}}
@@ -152,7 +153,17 @@ TRAINED: dict[str, Facts] = {
     "deformable_detr_r50_plain_50ep": DEFORMABLE | OF_DEFORMABLE,
     "deformable_detr_r50_refine_50ep": DEFORMABLE | REFINE | OF_DEFORMABLE,
     "deformable_detr_r50_two_stage_50ep": TWO_STAGE_HOST | OF_TWO_STAGE,
+    # Sparse DETR, table 1: the dense rows of Swin-T
+    "deformable_detr_swint_plain_50ep": DEFORMABLE | TORCHVISION_SWIN | OF_DEFORMABLE,
+    "efficient_detr_swint_50ep": EFFICIENT | TORCHVISION_SWIN | OLD,
     "efficient_detr_r50_50ep": EFFICIENT | OLD,
+    # Focus-DETR, table 1: 36 epochs
+    "efficient_detr_r50_3_1_36ep": EFFICIENT
+    | {"encoder": ("DeformableEncoder", 3, 8, 4, 1024, 0.1)}
+    | {"decoder": ("DeformableDecoder", 1, 8, 4, 1024, 0.1)}
+    | OLD
+    | EP36,
+    "dab_deformable_detr_r50_50ep": DENOISING | {"denoising": None} | NEW,
     "dn_deformable_detr_r50_12ep": DENOISING | NEW | EP12,
     "dn_deformable_detr_r50_50ep": DENOISING | NEW,
     "dino_r50_4scale_12ep": DINO | NEW | EP12,
@@ -213,6 +224,7 @@ TRAINED: dict[str, Facts] = {
             ("swin_tiny_224", swin(f"{SWIN_T}.ms_in1k", SMALL, 0.1), (12, 24, 36)),
             ("swin_tiny_224_22k", swin(f"{SWIN_T}.ms_in22k_ft_in1k", SMALL, 0.1), (36,)),
             ("swin_base_384_22k", swin(f"{SWIN_B}.ms_in22k", BASE, 0.2), (36,)),
+            ("swin_base_224_22k", swin(f"{SWIN_B_224}.ms_in22k", BASE, 0.2), (36,)),
             ("swin_large_384_22k", swin(f"{SWIN_L}.ms_in22k", LARGE, 0.2), (36,)),
         )
         for epochs in ((12, 11), (24, 20), (36, 30))
@@ -420,7 +432,8 @@ def of_recipe(cfg: DictConfig) -> Facts:
 def found(folder: str) -> dict[str, Any]:
     """The configs in folders of this name, by their stem."""
     here = [path for path in files("projects") if path.parent.name == folder]
-    return {path.stem: path for path in here if not path.is_relative_to(GUESTS)}
+    ours = [path for path in here if not any(map(path.is_relative_to, (BASELINES, GUESTS)))]
+    return {path.stem: path for path in ours}
 
 
 ABSENT = dict.fromkeys(("drop_path", "value_source", "size_ranges"))
