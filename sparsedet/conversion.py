@@ -45,6 +45,7 @@ class Layout:
         encoder_layer: the same inside of ``<root>encoder.layers.<i>.``
         decoder_layer: the same inside of ``<root>decoder.layers.<i>.``
         object_layer: what ``<root>encoder.layers.<i>.`` holds of our ``encoder.object_layers.<i>.``
+        softmax: the last row of the class heads is that of no object, which is apart here.
     """
 
     root: str
@@ -52,6 +53,7 @@ class Layout:
     encoder_layer: Mapping[str, str]
     decoder_layer: Mapping[str, str]
     object_layer: Mapping[str, str] = field(default_factory=dict)
+    softmax: bool = False
 
 
 _ORIGINAL = Layout(
@@ -80,6 +82,31 @@ _ORIGINAL = Layout(
         "linear2": "feedforward.linear2",
         "norm3": "feedforward_norm",
     },
+)
+
+# one head for all decoder layers, one map, and positions for queries
+_DETR = Layout(
+    root="transformer.",
+    modules={
+        "backbone.0.body": "backbone.body",
+        "input_proj": "neck.convs.0.0",
+        "query_embed": "query_initializer.embedding",
+        "transformer.encoder.norm": "encoder.norm",
+        "transformer.decoder.norm": "decoder.norm",
+        "class_embed": "heads.decoder_heads.0.class_embed",
+        "bbox_embed": "heads.decoder_heads.0.box_embed",
+    },
+    encoder_layer=_ORIGINAL.encoder_layer,
+    decoder_layer={
+        "self_attn": "self_attention",
+        "norm1": "self_attention_norm",
+        "multihead_attn": "cross_attention",
+        "norm2": "cross_attention_norm",
+        "linear1": "feedforward.linear1",
+        "linear2": "feedforward.linear2",
+        "norm3": "feedforward_norm",
+    },
+    softmax=True,
 )
 
 _DETREX = Layout(
@@ -171,6 +198,7 @@ _HUGGINGFACE = Layout(
 SOURCES: dict[str, Layout] = {
     "deformable-detr": _ORIGINAL,
     "sparse-detr": _ORIGINAL,
+    "detr": _DETR,
     "detrex": _DETREX,
     "focus-detr": _FOCUS_DETREX,
     "huggingface": _HUGGINGFACE,
@@ -192,9 +220,9 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     Args:
         state_dict: tensors under the keys of the source.
         source: "deformable-detr" (fundamentalvision), "sparse-detr" (kakaobrain, with its
-            Deformable and Efficient DETR baselines), "detrex" (Deformable DETR, DN-Deformable-DETR
-            and DINO), "focus-detr" (in detrex's layout) or "huggingface" (transformers' Deformable
-            DETR).
+            Deformable and Efficient DETR baselines), "detr" (facebookresearch), "detrex"
+            (Deformable DETR, DN-Deformable-DETR and DINO), "focus-detr" (in detrex's layout) or
+            "huggingface" (transformers' Deformable DETR).
 
     Returns:
         The tensors under our keys, shared ones once.
@@ -229,7 +257,7 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             f"convert: {len(unknown)} keys are not of source {source!r}: {', '.join(unknown[:8])}"
             f"{' ...' if len(unknown) > 8 else ''}. Choose another of {sorted(SOURCES)}."
         )
-    return _join_projections(renamed)
+    return _join_projections(_split_no_object(renamed) if layout.softmax else renamed)
 
 
 def _how_they_differ(one: Tensor, other: Tensor) -> str:
@@ -346,6 +374,17 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"convert: {names} must be of one shape. The file is damaged.")
         joined.setdefault(f"{match[1]}_{match[2]}", torch.cat(parts))
     return joined
+
+
+def _split_no_object(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Class heads and the row of no object, which comes last in one tensor."""
+    split: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if CLASS_HEAD.fullmatch(key):
+            split[key], split[key.replace("class_embed", "no_object")] = tensor[:-1], tensor[-1:]
+        else:
+            split[key] = tensor
+    return split
 
 
 def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

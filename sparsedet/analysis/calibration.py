@@ -42,7 +42,7 @@ def calibrate_selector(
             if not images:
                 selector.forget()
             batch = model.preprocess(samples)
-            maps = model.neck(model.backbone(batch.images.to(model.level_embed.dtype)))
+            maps = model.neck(model.backbone(batch.images.to(model.dtype)))
             features = model.embed(maps, batch.image_sizes)
             selector.calibrate(model.scorer(features, model.heads, batch.targets), features)
             images += len(samples)

@@ -99,7 +99,7 @@ def _protocol(
 ) -> dict[str, object]:
     device = model.device
     autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else model.level_embed.dtype
+    dtype = torch.get_autocast_dtype(device.type) if autocast else model.dtype
     return {
         **machine_facts(device),
         "dtype": str(dtype).removeprefix("torch."),

@@ -26,7 +26,7 @@ from sparsedet.config import ConfigError, check_overrides, read_config
 if TYPE_CHECKING:
     from torch import nn
 
-SOURCES = ("deformable-detr", "detrex", "focus-detr", "huggingface", "sparse-detr")
+SOURCES = ("deformable-detr", "detr", "detrex", "focus-detr", "huggingface", "sparse-detr")
 _SUFFIXES = (".pth", ".safetensors")
 
 

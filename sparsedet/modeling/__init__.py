@@ -9,10 +9,13 @@ from sparsedet.modeling.decoder import DeformableDecoder, attention_mass
 from sparsedet.modeling.denoising import ContrastiveDenoising, Denoising
 from sparsedet.modeling.detector import Batch, TokenSparseDetector
 from sparsedet.modeling.encoder import DeformableEncoder, DualAttentionEncoder
+from sparsedet.modeling.global_attention import GlobalEncoder
+from sparsedet.modeling.global_decoder import GlobalDecoder
 from sparsedet.modeling.heads import Head, Heads, TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.inference import prepare_for_inference
 from sparsedet.modeling.losses import (
     BoxL1Loss,
+    CrossEntropyLoss,
     DecoderAttentionLoss,
     FocalLoss,
     ForegroundLoss,
@@ -27,6 +30,7 @@ from sparsedet.modeling.queries import (
     EfficientQueries,
     LearnedQueries,
     MixedQueries,
+    PositionQueries,
     TwoStageQueries,
 )
 from sparsedet.modeling.scoring import (
@@ -67,6 +71,7 @@ __all__ = [
     "BoxL1Loss",
     "ChannelMapper",
     "ContrastiveDenoising",
+    "CrossEntropyLoss",
     "DAMPredictor",
     "DecoderAttentionLoss",
     "DecoderOutput",
@@ -84,6 +89,8 @@ __all__ = [
     "ForegroundLoss",
     "ForegroundTokenSelector",
     "GIoULoss",
+    "GlobalDecoder",
+    "GlobalEncoder",
     "Head",
     "Heads",
     "HungarianMatcher",
@@ -97,6 +104,7 @@ __all__ = [
     "NoisedTargets",
     "ObjectnessScorer",
     "OracleScorer",
+    "PositionQueries",
     "Prediction",
     "Queries",
     "RandomScorer",

@@ -10,7 +10,7 @@ from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
 from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.heads import Heads, require_heads
-from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries
+from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries, class_logits
 from sparsedet.registry import QUERY_INITIALIZERS
 
 
@@ -56,6 +56,37 @@ class LearnedQueries(nn.Module):
             pos=pos.expand(batch, -1, -1),
         )
         return queries, None
+
+
+@QUERY_INITIALIZERS.register()
+class PositionQueries(nn.Module):
+    """Learned positions; the content is 0 at first (DETR, section A.3).
+
+    Boxes are relative to nothing: the reference is the box (0.5, 0.5, 0.5, 0.5), whose logits are
+    0.
+
+    Args:
+        embed_dim: channels.
+        num_queries: queries.
+    """
+
+    needs_proposals = False
+    reference_dim = 4
+    provides_pos = True
+
+    def __init__(self, embed_dim: int = 256, num_queries: int = 100) -> None:
+        super().__init__()
+        _check_count(self, num_queries)
+        self.embed_dim = embed_dim
+        self.embedding = nn.Embedding(num_queries, embed_dim)
+
+    def forward(
+        self, memory: MultiScaleFeatures, heads: Heads | None = None
+    ) -> tuple[Queries, None]:
+        """The same queries for every image; there is no first-stage prediction."""
+        pos = self.embedding.weight.expand(len(memory.image_sizes), -1, -1)
+        reference = pos.new_full((*pos.shape[:2], 4), 0.5, dtype=torch.float32)
+        return Queries(content=torch.zeros_like(pos), reference=reference, pos=pos), None
 
 
 @QUERY_INITIALIZERS.register()
@@ -129,16 +160,18 @@ class _ProposalQueries(nn.Module):
         require_heads(heads, self, "proposals", "token_embedding", "proposal")
         boxes, valid = heads.proposals(memory)
         tokens = heads.token_embedding(memory, with_pos=False)
-        logits = heads.proposal.logits(tokens)
-        scores = logits.detach()[..., 0] if self.class_agnostic else logits.detach().amax(-1)
+        logits, softmax = heads.proposal.logits(tokens), heads.proposal.softmax
+        ranked = class_logits(logits.detach(), softmax=softmax)
+        scores = ranked[..., 0] if self.class_agnostic else ranked.amax(-1)
         indices = _best(scores, valid, self.num_queries)
         chosen = valid.gather(1, indices)
         if self.training or torch.is_grad_enabled():
             found = heads.proposal.box_logits(tokens, boxes).sigmoid()
-            proposals = Prediction(logits, found, valid, self.class_agnostic)
+            proposals = Prediction(logits, found, valid, self.class_agnostic, softmax)
             return proposals, indices, _rows(found.detach(), indices), chosen
         found = heads.proposal.box_logits(_rows(tokens, indices), _rows(boxes, indices)).sigmoid()
-        proposals = Prediction(_rows(logits, indices), found, chosen, self.class_agnostic)
+        logits = _rows(logits, indices)
+        proposals = Prediction(logits, found, chosen, self.class_agnostic, softmax)
         return proposals, indices, found, chosen
 
     def _position(self, boxes: Float[Tensor, "B Q 4"]) -> Tensor:
@@ -223,7 +256,8 @@ class MixedQueries(nn.Module):
         tokens = heads.token_embedding(memory, with_pos=False)
         boxes, valid = heads.proposals(memory)
         with torch.no_grad():
-            scores = heads.proposal.logits(tokens).amax(-1)
+            logits = heads.proposal.logits(tokens)
+            scores = class_logits(logits, softmax=heads.proposal.softmax).amax(-1)
         indices = _best(scores, valid, self.num_queries)
         valid = valid.gather(1, indices)
         proposals = heads.proposal(_rows(tokens, indices), _rows(boxes, indices), valid)

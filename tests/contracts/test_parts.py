@@ -21,6 +21,7 @@ from sparsedet.modeling import (
     DenseSelector,
     DualAttentionEncoder,
     EfficientQueries,
+    FocalLoss,
     ForegroundLoss,
     ForegroundTokenSelector,
     LearnedQueries,
@@ -47,7 +48,7 @@ def neck(**changes) -> ChannelMapper:
 
 
 def criterion(*stage) -> SetCriterion:
-    return SetCriterion(small.HungarianMatcher(), [small.FocalLoss(weight=1.0)], stage=stage)
+    return SetCriterion(small.HungarianMatcher(), [FocalLoss(weight=1.0)], stage=stage)
 
 
 DAM_LOSS = DecoderAttentionLoss(weight=1.0)
@@ -359,7 +360,7 @@ def test_registries_list_what_they_find():
 
 def test_all_choices_take_part_in_the_combinations():
     """What is registered is tested: a new part enters these tests by its registration."""
-    combinations, cover = small.combinations(), small.pairwise_cover()
+    every, cover = small.Combinations(), small.pairwise_cover()
     families = dict(
         scorer="scorer",
         selector="selector",
@@ -370,14 +371,12 @@ def test_all_choices_take_part_in_the_combinations():
         decoder="decoder",
     )
     for field, family in families.items():
-        for chosen in (combinations, cover):
-            assert {getattr(each, field) for each in chosen} - {None} == set(
-                list_components()[family]
-            )
-    stage_terms = {name for name, loss in FAMILIES["loss"] if hasattr(loss, "teaches")}
-    for chosen in (combinations, cover):
-        assert {each.term for each in chosen} - {None} == stage_terms
-    assert set(small.NAMED.values()) <= set(combinations)
+        found = {getattr(each, field) for each in cover} - {None}
+        assert found == set(list_components()[family])
+    losses = FAMILIES["loss"]
+    assert {each.term for each in cover} - {None} == {n for n, x in losses if hasattr(x, "teaches")}
+    assert {each.classes for each in cover} == {n for n, x in losses if hasattr(x, "softmax")}
+    assert all(each in every for each in small.NAMED.values())
     assert set(small.NAMED.values()) <= set(cover)
 
 
@@ -387,6 +386,5 @@ def test_the_cover_has_every_pair_of_choices():
             pair for each in chosen for pair in itertools.combinations(enumerate(astuple(each)), 2)
         }
 
-    dense = [each for each in small.combinations() if each.selector == "DenseSelector"]
-    assert pairs(small.pairwise_cover()) == pairs(small.combinations())
-    assert pairs(small.pairwise_cover(dense=True)) == pairs(dense)
+    for dense in (False, True):
+        assert pairs(small.pairwise_cover(dense=dense)) == small.Combinations().pairs(dense=dense)
