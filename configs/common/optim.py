@@ -67,6 +67,12 @@ lr_multiplier_500ep = L(WarmupParamScheduler)(
     warmup_factor=0.001,
 )
 
+lr_multiplier_300ep = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[200], num_updates=300),
+    warmup_length=0.0,
+    warmup_factor=0.001,
+)
+
 lr_multiplier_36ep = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[30], num_updates=36),
     warmup_length=0.0,

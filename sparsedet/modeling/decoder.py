@@ -21,7 +21,7 @@ from sparsedet.modeling.decoding import (
     decode,
     query_mask,
     reference_sine,
-    require_option,
+    refuse_without,
 )
 from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.parts import Assembly
@@ -142,8 +142,10 @@ class DeformableDecoder(nn.Module):
     ) -> None:
         super().__init__()
         require_positive(num_layers, "DeformableDecoder.num_layers", key="model.decoder.num_layers")
-        require_option("DeformableDecoder", "look_forward_twice", look_forward_twice, refine=refine)
-        require_option("DeformableDecoder", "scale_pos", scale_pos, conditional_pos=conditional_pos)
+        if look_forward_twice and not refine:
+            refuse_without("DeformableDecoder", "look_forward_twice", "refine")
+        if scale_pos and not conditional_pos:
+            refuse_without("DeformableDecoder", "scale_pos", "conditional_pos")
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.refine, self.look_forward_twice, self.eps = refine, look_forward_twice, eps
         self.makes_pos = conditional_pos

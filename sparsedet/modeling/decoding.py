@@ -90,24 +90,22 @@ def reference_sine(reference: Float[Tensor, "B Q D"], num_features: int) -> Floa
     return sine_embedding(torch.cat((rows, columns, sizes), dim=-1), num_features)
 
 
-def require_option(owner: str, name: str, wanted: bool, **needed: bool) -> None:
+def refuse_without(owner: str, name: str, needed: str, value: str = "True") -> None:
     """Refuse an option of a decoder without the one that it needs.
 
     Args:
         owner: the decoder's class.
         name: the option.
-        wanted: its value.
-        needed: the other option by its name, and its value.
+        needed: the other one.
+        value: what the other one must be.
 
     Raises:
-        ValueError: saying which of the two to change.
+        ValueError: always, saying which of the two to change.
     """
-    for other, given in needed.items():
-        if wanted and not given:
-            raise ValueError(
-                f"{owner}.{name} must be False without {other}, got True. "
-                f"Set model.decoder.{other}=True or model.decoder.{name}=False."
-            )
+    raise ValueError(
+        f"{owner}.{name} must be False without {needed}, got True. "
+        f"Set model.decoder.{needed}={value} or model.decoder.{name}=False."
+    )
 
 
 def check_positions(decoder: Decoder, assembly: Assembly) -> None:

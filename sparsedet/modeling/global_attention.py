@@ -1,17 +1,15 @@
-"""Attention of all tokens to all tokens: the encoder and the parts of the layers of DETR."""
+"""The encoder whose tokens attend to all tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsedet.layers.arguments import require_positive
-from sparsedet.layers.attention import read_heads, received_attention
+from sparsedet.layers.attention import PlainAttention, after, before, draw_matrices
 from sparsedet.layers.mlp import MLP, Activation, FeedForward
 from sparsedet.modeling.encoding import Along, encode
 from sparsedet.modeling.heads import Heads
@@ -22,70 +20,6 @@ from sparsedet.modeling.stages import (
     TokenSelection,
 )
 from sparsedet.registry import ENCODERS
-
-
-class PlainAttention(nn.Module):
-    """Multi-head attention; positions are added to queries and keys first (DETR, section A.3).
-
-    Args:
-        embed_dim: channels.
-        num_heads: heads.
-        dropout: probability on the attention weights.
-    """
-
-    def __init__(self, embed_dim: int, num_heads: int, *, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(
-        self,
-        x: Float[Tensor, "B Q C"],
-        pos: Float[Tensor, "B Q C"],
-        tokens: Float[Tensor, "B N C"],
-        tokens_pos: Float[Tensor, "B N C"],
-        mask: Tensor | None,
-        counted: Float[Tensor, "B Q"] | None = None,
-    ) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B N"] | None]:
-        """What ``x`` reads from ``tokens``, and what these get from the counted queries.
-
-        Args:
-            x: what reads.
-            pos: its positions.
-            tokens: what is read.
-            tokens_pos: their positions.
-            mask: see ``read_heads``.
-            counted: see ``received_attention``; None = nothing is counted.
-        """
-        inputs = (x + pos, tokens + tokens_pos, tokens)
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        query, key, value = map(F.linear, inputs, weights, biases)
-        read = read_heads(
-            query, key, value, self.num_heads, mask=mask, dropout=_active(self.dropout)
-        )
-        mass = None
-        if counted is not None:
-            mass = received_attention(query, key, self.num_heads, counted, mask=mask)
-        return self.out_proj(read), mass
-
-
-def _active(dropout: nn.Dropout) -> float:
-    return dropout.p if dropout.training else 0.0
-
-
-def before(x: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor:
-    """What a block starts from."""
-    return norm(x) if norm_first else x
-
-
-def after(x: Tensor, update: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor:
-    """A block's update joined with what it is to update."""
-    return x + update if norm_first else norm(x + update)
 
 
 class GlobalEncoderLayer(nn.Module):
@@ -240,10 +174,3 @@ class GlobalEncoder(nn.Module):
             return encoded
         memory = encoded.memory
         return EncoderOutput(memory.with_tokens(self.norm(memory.tokens)), encoded.aux)
-
-
-def draw_matrices(module: nn.Module) -> None:
-    """Draw every matrix anew as the released codes of the DETR family do."""
-    for parameter in module.parameters():
-        if parameter.ndim > 1:
-            nn.init.xavier_uniform_(parameter)

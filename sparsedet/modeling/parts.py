@@ -137,7 +137,6 @@ class Encoder(Protocol):
     """Updates the selected tokens of the map.
 
     Attributes:
-        num_levels: feature levels; None = any number.
         num_layers: layers, each with a selection of its own.
     """
 
@@ -145,7 +144,9 @@ class Encoder(Protocol):
     num_layers: int
 
     @property
-    def num_levels(self) -> int | None: ...  # noqa: D102
+    def num_levels(self) -> int | None:
+        """Feature levels; None = any number."""
+        ...
 
     def __call__(
         self,
@@ -205,7 +206,6 @@ class Decoder(Protocol):
     """Makes the predictions.
 
     Attributes:
-        num_levels: feature levels; None = any number.
         refine: boxes of a layer are references of the next.
         makes_pos: it makes the positions of the queries from their references.
     """
@@ -216,7 +216,9 @@ class Decoder(Protocol):
     makes_pos: bool
 
     @property
-    def num_levels(self) -> int | None: ...  # noqa: D102
+    def num_levels(self) -> int | None:
+        """Feature levels; None = any number."""
+        ...
 
     def __call__(
         self,

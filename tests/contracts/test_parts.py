@@ -163,6 +163,13 @@ MISFITS = {
         dict(neck=neck(num_levels=3)),
         r"neck: num_levels must be 4.*got 3.*model\.neck",
     ),
+    "strides of a backbone that is dilated": (
+        dict(
+            backbone=TorchvisionResNet("resnet50", dilation=True),
+            neck=ChannelMapper(dict(res3=512, res4=1024, res5=2048), (8, 16, 32), embed_dim=32),
+        ),
+        r"strides must be \[8, 16, 16\] as those of TorchvisionResNet, got \[8, 16, 32\]",
+    ),
     "scorer levels": (
         dict(
             scorer=ForegroundTokenSelector(32, 3),

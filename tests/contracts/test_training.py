@@ -13,7 +13,8 @@ SIZES = ((96, 128), (128, 70))
 # A bias in front of a norm that takes it away again: its gradient is zero but for rounding.
 CANCELLED = re.compile(r"neck\.(extra_)?convs\.\d\.0\.bias")
 # Queries that all start from the content 0 read one value, whomever they attend to.
-ALIKE = re.compile(r"decoder\.layers\.0\.self_attention(\.in_proj_|_norm\.)weight")
+_PROJECTIONS = r"\.in_proj_weight|\.(query|key)_.+|\.value\.weight"
+ALIKE = re.compile(rf"decoder\.layers\.0\.self_attention({_PROJECTIONS}|_norm\.weight)")
 
 
 COVER = pytest.mark.parametrize("combination", small.pairwise_cover(), ids=str)

@@ -83,9 +83,14 @@ class Combination:
     object_scorer: str | None = None
     value_source: str = "updated"
     norm_first: bool = False
+    activation: str = "relu"
+    scale_tokens_pos: bool = False
     queries: str = "EfficientQueries"
+    points: bool = False
     denoising: str | None = None
     decoder: str = "DeformableDecoder"
+    cross: str = "plain"
+    modulate_size: bool = False
     scale_pos: bool = False
     refine: bool = True
     look_forward_twice: bool = False
@@ -118,6 +123,18 @@ DETR = Combination(
     classes="CrossEntropyLoss",
     shared=True,
 )
+DN_DETR = Combination(
+    encoder="GlobalEncoder",
+    activation="prelu",
+    scale_tokens_pos=True,
+    queries="AnchorQueries",
+    denoising="Denoising",
+    decoder="GlobalDecoder",
+    cross="conditional",
+    modulate_size=True,
+    look_forward_twice=True,
+    shared=True,
+)
 DAM = dict(scorer="DAMPredictor", term="DecoderAttentionLoss", selector="TopKSelector")
 DUAL = dict(encoder="DualAttentionEncoder", object_scorer="MultiCategoryScorer")
 FOREGROUND = dict(
@@ -139,7 +156,9 @@ NAMED = {
     "focus": replace(DINO, **FOREGROUND, **DUAL),
     "detr": DETR,
     "up_detr": replace(DETR, norm_first=True),
-    "sparse_detr_of_global_attention": replace(DETR, **DAM, layer_ratios=(1.0, 0.5), aux=True),
+    "conditional_detr": replace(DETR, points=True, cross="conditional", classes="FocalLoss"),
+    "dn_detr": DN_DETR,
+    "global_sparse": replace(DETR, **DAM, layer_ratios=(1.0, 0.5), aux=True),
 }
 
 
@@ -167,9 +186,12 @@ def _encoder_choices() -> Iterator[tuple]:
         rates = "object_scorer" in _arguments(encoder)
         scorers = sorted(each for each, _ in OBJECT_SCORERS) if rates else [None]
         sources = ("updated", "input") if "value_source" in _arguments(encoder) else ("updated",)
-        norms = _switch(encoder, "norm_first")
-        for scorer, source, first in itertools.product(scorers, sources, norms):
-            yield name, scorer, source, first
+        activations = ("relu", "prelu") if "activation" in _arguments(encoder) else ("relu",)
+        switches = (_switch(encoder, each) for each in ("norm_first", "scale_pos"))
+        for scorer, source, first, activation, scaled in itertools.product(
+            scorers, sources, next(switches), activations, next(switches)
+        ):
+            yield name, scorer, source, first, activation, scaled
 
 
 def _query_choices() -> Iterator[tuple]:
@@ -179,14 +201,26 @@ def _query_choices() -> Iterator[tuple]:
         without = queries.provides_pos or queries.reference_dim != 4
         noises = [None] if without else [None, *sorted(each for each, _ in DENOISINGS)]
         scales = [False] if without else _switch(decoder_class, "scale_pos")
-        for denoising, scale_pos in itertools.product(noises, scales):
+        points = _switch(queries, "points")
+        for point, denoising, cross, scale_pos in itertools.product(
+            points, noises, _crosses(decoder_class), scales
+        ):
+            if cross[1] and (point or getattr(queries, "reference_dim", 4) == 2):
+                continue  # a point has no size
             for refine, twice, norm in itertools.product(
                 (False, True),
                 _switch(decoder_class, "look_forward_twice"),
                 _switch(decoder_class, "output_norm"),
             ):
                 if refine or not twice:
-                    yield name, denoising, decoder, scale_pos, refine, twice, norm
+                    yield name, point, denoising, decoder, *cross, scale_pos, refine, twice, norm
+
+
+def _crosses(decoder: type) -> list[tuple[str, bool]]:
+    """Kinds of cross-attention, each without and with sizes that modulate it."""
+    plain = [("plain", False)]
+    found = [("conditional", False), ("conditional", True)]
+    return plain + found if "cross" in _arguments(decoder) else plain
 
 
 def _arguments(cls: type) -> set[str]:
@@ -340,7 +374,7 @@ def parts(combination: Combination, **arguments) -> dict:
         return None if name is None else build(registry.get(name), **{**options, **arguments})
 
     supervised = combination.term is not None
-    queries = chosen(QUERY_INITIALIZERS, combination.queries)
+    queries = chosen(QUERY_INITIALIZERS, combination.queries, points=combination.points)
     term = chosen(LOSSES, combination.term, weight=1.0)
     return dict(
         backbone=Patches(),
@@ -352,6 +386,8 @@ def parts(combination: Combination, **arguments) -> dict:
             combination.encoder,
             value_source=combination.value_source,
             norm_first=combination.norm_first,
+            activation=combination.activation,
+            scale_pos=combination.scale_tokens_pos,
             object_scorer=chosen(OBJECT_SCORERS, combination.object_scorer),
         ),
         query_initializer=queries,
@@ -365,6 +401,9 @@ def parts(combination: Combination, **arguments) -> dict:
             conditional_pos=not queries.provides_pos,
             scale_pos=combination.scale_pos,
             norm_first=combination.norm_first,
+            activation=combination.activation,
+            cross=combination.cross,
+            modulate_size=combination.modulate_size,
         ),
         criterion=SetCriterion(
             HungarianMatcher(),

@@ -40,6 +40,7 @@ SPARSE = "projects/sparse_detr/configs/released/sparse_detr_r50_rho30.py"
 DINO = "projects/dino/configs/released/dino_r50_4scale.py"
 DN_DEFORMABLE = "projects/dn_deformable_detr/configs/released/dn_deformable_detr_r50.py"
 FOCUS = "projects/focus_detr/configs/released/focus_detr_r50.py"
+CONDITIONAL = "projects/conditional_detr/configs/released/conditional_detr_r50.py"
 DETR = "projects/detr/configs/released/detr_r50{}.py"
 
 # Name of a fixture -> configuration, listing of the checkpoint's keys, source of the checkpoint.
@@ -68,6 +69,7 @@ MODELS = {
     ),
     r"detr_r50": (DETR.format(""), "detr_r50", "detr"),
     r"detr_r50_dc5": (DETR.format("_dc5"), "detr_r50_dc5", "detr"),
+    r"conditional_r50": (CONDITIONAL, "conditional_r50", "conditional-detr"),
     r"hf_plain": (DEFORMABLE.format("plain"), "hf_plain", "huggingface"),
     r"hf_two_stage": (DEFORMABLE.format("two_stage"), "hf_two_stage", "huggingface"),
 }
