@@ -202,7 +202,7 @@ def sine_of_center(reference: Tensor) -> Tensor:
 
 
 def test_sizes_modulate_where_a_query_looks():
-    """DAB-DETR, equation 6: the rows' half by the height, the columns' half by the width."""
+    """DAB-DETR, section 4.4: the rows' half by the height, the columns' half by the width."""
     model, queries, _ = decoder_inputs(4)
     decoder, half = model.decoder, small.EMBED_DIM // 2
     for index in (0, 1):

@@ -1,4 +1,4 @@
-"""Conditional DETR (ICCV 2021, table 1), ResNet-50, 50 epochs."""
+"""Conditional DETR (ICCV 2021), ResNet-50, 50 epochs."""
 
 from sparsedet.config import get_config
 

@@ -1,4 +1,4 @@
-"""DAB-DETR (ICLR 2022, table 2), ResNet-50, 50 epochs."""
+"""DAB-DETR (ICLR 2022), ResNet-50, 50 epochs."""
 
 from sparsedet.config import get_config
 

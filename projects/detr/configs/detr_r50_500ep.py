@@ -1,4 +1,4 @@
-"""DETR (ECCV 2020, table 1), ResNet-50, 500 epochs."""
+"""DETR (ECCV 2020), ResNet-50, 500 epochs."""
 
 from sparsedet.config import get_config
 

@@ -1,4 +1,4 @@
-"""DN-DETR (CVPR 2022, table 1), ResNet-50, 50 epochs."""
+"""DN-DETR (CVPR 2022), ResNet-50, 50 epochs."""
 
 from sparsedet.config import get_config
 
