@@ -264,6 +264,9 @@ class GlobalDecoder(nn.Module):
         self, index: int, queries: Queries, x: Tensor, reference: Float[Tensor, "B Q D"]
     ) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"] | None]:
         """Positions of the queries, and the embedding of where they look."""
+        if self.pos_mlp is None and not self.is_conditional:
+            assert queries.pos is not None
+            return queries.pos, None
         sine = reference_sine(reference, self.embed_dim // 2).to(x.dtype)
         pos = queries.pos if self.pos_mlp is None else self.pos_mlp(sine)
         assert pos is not None
