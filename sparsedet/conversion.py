@@ -45,6 +45,9 @@ class Layout:
         encoder_layer: the same inside of ``<root>encoder.layers.<i>.``
         decoder_layer: the same inside of ``<root>decoder.layers.<i>.``
         object_layer: what ``<root>encoder.layers.<i>.`` holds of our ``encoder.object_layers.<i>.``
+        softmax: the last row of the class heads is that of no object, which is apart here.
+        left_out: beginnings of keys, up to a dot, of what serves pre-training alone.
+        content_label: the content of the queries is the last row of the label embedding.
     """
 
     root: str
@@ -52,6 +55,9 @@ class Layout:
     encoder_layer: Mapping[str, str]
     decoder_layer: Mapping[str, str]
     object_layer: Mapping[str, str] = field(default_factory=dict)
+    softmax: bool = False
+    left_out: tuple[str, ...] = ()
+    content_label: bool = False
 
 
 _ORIGINAL = Layout(
@@ -80,6 +86,85 @@ _ORIGINAL = Layout(
         "linear2": "feedforward.linear2",
         "norm3": "feedforward_norm",
     },
+)
+
+
+def _apart(prefix: str, attention: str) -> dict[str, str]:
+    """Projections of contents and positions of an attention of Conditional DETR."""
+    names = {"q": "query", "k": "key"}
+    found = {
+        f"{prefix}_{short}{kind}_proj": f"{attention}.{name}_{kind}"
+        for short, name in names.items()
+        for kind in ("content", "pos")
+    }
+    return {**found, f"{prefix}_v_proj": f"{attention}.value"}
+
+
+# one head for all decoder layers, one map, and positions for queries
+_DETR = Layout(
+    root="transformer.",
+    modules={
+        "backbone.0.body": "backbone.body",
+        "input_proj": "neck.convs.0.0",
+        "query_embed": "query_initializer.embedding",
+        "transformer.encoder.norm": "encoder.norm",
+        "transformer.decoder.norm": "decoder.norm",
+        "class_embed": "heads.decoder_heads.0.class_embed",
+        "bbox_embed": "heads.decoder_heads.0.box_embed",
+    },
+    encoder_layer=_ORIGINAL.encoder_layer,
+    decoder_layer={
+        "self_attn": "self_attention",
+        "norm1": "self_attention_norm",
+        "multihead_attn": "cross_attention",
+        "norm2": "cross_attention_norm",
+        "linear1": "feedforward.linear1",
+        "linear2": "feedforward.linear2",
+        "norm3": "feedforward_norm",
+    },
+    softmax=True,
+)
+
+_UP_DETR = replace(_DETR, left_out=("patch2query", "feature_align"))
+
+# contents and positions are projected apart
+_CONDITIONAL = replace(
+    _DETR,
+    modules={
+        **_DETR.modules,
+        "transformer.decoder.ref_point_head": "query_initializer.point_mlp",
+        "transformer.decoder.query_scale": "decoder.sine_scale",
+    },
+    decoder_layer={
+        **_apart("sa", "self_attention"),
+        **_apart("ca", "cross_attention"),
+        "ca_qpos_sine_proj": "cross_attention.query_sine",
+        "self_attn.out_proj": "self_attention.out_proj",
+        "cross_attn.out_proj": "cross_attention.out_proj",
+        **{key: ours for key, ours in _DETR.decoder_layer.items() if "attn" not in key},
+    },
+    softmax=False,
+)
+
+_ACTIVATION = {"activation": "feedforward.activation"}
+_DAB = replace(
+    _CONDITIONAL,
+    modules={
+        **_CONDITIONAL.modules,
+        "refpoint_embed": "query_initializer.anchors",
+        "transformer.patterns": "query_initializer.embedding",
+        "transformer.encoder.query_scale": "encoder.pos_scale",
+        "transformer.decoder.ref_point_head": "decoder.pos_mlp",
+        "transformer.decoder.ref_anchor_head": "decoder.size_scale",
+        "transformer.decoder.bbox_embed": "heads.decoder_heads.0.box_embed",
+    },
+    encoder_layer={**_DETR.encoder_layer, **_ACTIVATION},
+    decoder_layer={**_CONDITIONAL.decoder_layer, **_ACTIVATION},
+)
+_DN = replace(
+    _DAB,
+    modules={**_DAB.modules, "label_enc": "denoising.label_embedding"},
+    content_label=True,
 )
 
 _DETREX = Layout(
@@ -171,6 +256,11 @@ _HUGGINGFACE = Layout(
 SOURCES: dict[str, Layout] = {
     "deformable-detr": _ORIGINAL,
     "sparse-detr": _ORIGINAL,
+    "detr": _DETR,
+    "up-detr": _UP_DETR,
+    "conditional-detr": _CONDITIONAL,
+    "dab-detr": _DAB,
+    "dn-detr": _DN,
     "detrex": _DETREX,
     "focus-detr": _FOCUS_DETREX,
     "huggingface": _HUGGINGFACE,
@@ -192,9 +282,10 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     Args:
         state_dict: tensors under the keys of the source.
         source: "deformable-detr" (fundamentalvision), "sparse-detr" (kakaobrain, with its
-            Deformable and Efficient DETR baselines), "detrex" (Deformable DETR, DN-Deformable-DETR
-            and DINO), "focus-detr" (in detrex's layout) or "huggingface" (transformers' Deformable
-            DETR).
+            Deformable and Efficient DETR baselines), "detr" (facebookresearch),
+            "up-detr", "conditional-detr", "dab-detr", "dn-detr" (the authors'), "detrex"
+            (Deformable DETR, DN-Deformable-DETR and DINO), "focus-detr" (in detrex's layout) or
+            "huggingface" (transformers' Deformable DETR).
 
     Returns:
         The tensors under our keys, shared ones once.
@@ -210,7 +301,10 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     shared_heads = _shares_heads(state_dict, layout, num_decoder)
     renamed: dict[str, Tensor] = {}
     unknown = []
+    dropped = left_out(state_dict, source)
     for key, tensor in state_dict.items():
+        if key in dropped:
+            continue
         new = rename(key, layout, num_decoder, shared_heads=shared_heads)
         if new is None:
             unknown.append(key)
@@ -229,7 +323,18 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             f"convert: {len(unknown)} keys are not of source {source!r}: {', '.join(unknown[:8])}"
             f"{' ...' if len(unknown) > 8 else ''}. Choose another of {sorted(SOURCES)}."
         )
+    if layout.softmax:
+        renamed = _split_no_object(renamed)
+    labels = renamed.get(LABEL_EMBEDDING)
+    if layout.content_label and labels is not None:
+        renamed["query_initializer.embedding.weight"] = labels[-1:]
     return _join_projections(renamed)
+
+
+def left_out(state_dict: Mapping[str, Tensor], source: str) -> list[str]:
+    """Keys of a checkpoint that ``convert`` leaves out: what served pre-training alone."""
+    names = dict.fromkeys(SOURCES[source].left_out, "")
+    return [key for key in state_dict if _replace(key, names) is not None]
 
 
 def _how_they_differ(one: Tensor, other: Tensor) -> str:
@@ -346,6 +451,17 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"convert: {names} must be of one shape. The file is damaged.")
         joined.setdefault(f"{match[1]}_{match[2]}", torch.cat(parts))
     return joined
+
+
+def _split_no_object(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Class heads and the row of no object, which comes last in one tensor."""
+    split: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if CLASS_HEAD.fullmatch(key):
+            split[key], split[key.replace("class_embed", "no_object")] = tensor[:-1], tensor[-1:]
+        else:
+            split[key] = tensor
+    return split
 
 
 def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

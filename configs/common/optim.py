@@ -40,9 +40,35 @@ dino_optimizer = L(AdamW)(
     fused=True,
 )
 
+# DETR and its kin with global attention: the same rate, and the norms decay, too
+detr_optimizer = L(AdamW)(
+    params=L(param_groups)(
+        base_lr="${..lr}",
+        rules=[dict(pattern=r"^backbone\.", lr_factor=0.1)],
+        weight_decay_norm=None,
+        weight_decay_bias=None,
+    ),
+    lr=1e-4,
+    betas=(0.9, 0.999),
+    weight_decay=1e-4,
+    fused=True,
+)
+
 # 50 epochs with a drop at the 40th; other lengths drop at the same fraction
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[40], num_updates=50),
+    warmup_length=0.0,
+    warmup_factor=0.001,
+)
+
+lr_multiplier_500ep = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[400], num_updates=500),
+    warmup_length=0.0,
+    warmup_factor=0.001,
+)
+
+lr_multiplier_300ep = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[200], num_updates=300),
     warmup_length=0.0,
     warmup_factor=0.001,
 )

@@ -42,7 +42,7 @@ def calibrate_selector(
             if not images:
                 selector.forget()
             batch = model.preprocess(samples)
-            maps = model.neck(model.backbone(batch.images.to(model.level_embed.dtype)))
+            maps = model.neck(model.backbone(batch.images.to(model.dtype)))
             features = model.embed(maps, batch.image_sizes)
             scores = model.score(features, batch.targets, batch.images)
             selector.calibrate(scores, features)

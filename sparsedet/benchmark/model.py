@@ -135,7 +135,7 @@ def model_facts(case: Case) -> Row:
         return costs
     with torch.inference_mode():
         maps = [
-            model.level_embed.new_zeros(1, model.level_embed.shape[1], *size)
+            torch.zeros(1, model.neck.embed_dim, *size, device=model.device, dtype=model.dtype)
             for size in _map_sizes(case, model.neck.strides)
         ]
         features = model.embed(maps, [case.image_size])

@@ -26,7 +26,10 @@ from sparsedet.config import ConfigError, check_overrides, read_config
 if TYPE_CHECKING:
     from torch import nn
 
-SOURCES = ("deformable-detr", "detrex", "focus-detr", "huggingface", "sparse-detr")
+SOURCES = (
+    "conditional-detr", "dab-detr", "deformable-detr", "detr", "detrex", "dn-detr", "focus-detr",
+    "huggingface", "sparse-detr", "up-detr",
+)  # fmt: skip
 _SUFFIXES = (".pth", ".safetensors")
 
 
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         model_weights,
         save_checkpoint,
     )
-    from sparsedet.conversion import contiguous_classes, convert, num_classes
+    from sparsedet.conversion import contiguous_classes, convert, left_out, num_classes
     from sparsedet.loading import fitting_configs
 
     if args.output.suffix not in _SUFFIXES:
@@ -90,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
     save_checkpoint({"model": weights}, args.output)
     joined = f"{len(published)} tensors of {args.input} became {len(weights)}"
     print(f"{joined}, copies and parts joined: {args.output}")
+    if dropped := left_out(published, args.source):
+        print(f"left out, for pre-training alone: {', '.join(dropped)}")
     print(f"classes: {_classes(found, num_classes(weights))}")
     print(*(f"fits: {config}" for config in configs), sep="\n")
 

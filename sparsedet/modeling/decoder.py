@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import reduce
 from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.attention import attend
 from sparsedet.layers.constants import constants
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
 from sparsedet.layers.mlp import MLP, FeedForward
-from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
-from sparsedet.modeling.heads import Head, Heads, require_heads
+from sparsedet.modeling.decoding import (
+    check_positions,
+    decode,
+    query_mask,
+    reference_sine,
+    refuse_without,
+)
+from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.parts import Assembly
-from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Prediction, Queries
+from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Queries
 from sparsedet.registry import DECODERS
 
 
@@ -87,41 +94,6 @@ class DeformableDecoderLayer(nn.Module):
         return x, locations, weights
 
 
-def query_mask(queries: Queries) -> Float[Tensor, "_ 1 _ Q"] | None:
-    """What to add to the attention logits of the queries: -inf where one must not see another.
-
-    One mask for all layers and heads, of size 1 where images or queries do not differ. (The mask
-    that ``nn.MultiheadAttention`` makes of its two has every head's own, in every layer.)
-    """
-    blocked = queries.attn_mask
-    if queries.valid is not None:
-        fillers = ~queries.valid[:, None, None]
-        blocked = fillers if blocked is None else fillers | blocked
-    elif blocked is not None:
-        blocked = blocked[None, None]
-    if blocked is None:
-        return None
-    return queries.content.new_zeros(blocked.shape).masked_fill_(blocked, float("-inf"))
-
-
-def attend(
-    attention: nn.MultiheadAttention,
-    q: Float[Tensor, "B Q C"],
-    value: Float[Tensor, "B Q C"],
-    mask: Float[Tensor, "_ 1 _ Q"] | None,
-) -> Float[Tensor, "B Q C"]:
-    """``attention`` of queries ``q`` among themselves, with a mask that heads and layers share."""
-    weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
-    query, key = F.linear(q, weight[: 2 * width], bias[: 2 * width]).chunk(2, dim=-1)
-    value = F.linear(value, weight[2 * width :], bias[2 * width :])
-    heads = (
-        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value)
-    )
-    dropout = attention.dropout if attention.training else 0.0
-    read = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
-    return attention.out_proj(read.transpose(1, 2).flatten(2))
-
-
 @DECODERS.register()
 class DeformableDecoder(nn.Module):
     """Deformable decoder, with or without iterative box refinement (Deformable DETR, appendix A.4).
@@ -170,15 +142,10 @@ class DeformableDecoder(nn.Module):
     ) -> None:
         super().__init__()
         require_positive(num_layers, "DeformableDecoder.num_layers", key="model.decoder.num_layers")
-        for name, wanted, needed in (
-            ("look_forward_twice", look_forward_twice and not refine, "refine"),
-            ("scale_pos", scale_pos and not conditional_pos, "conditional_pos"),
-        ):
-            if wanted:
-                raise ValueError(
-                    f"DeformableDecoder.{name} must be False without {needed}, got True. "
-                    f"Set model.decoder.{needed}=True or model.decoder.{name}=False."
-                )
+        if look_forward_twice and not refine:
+            refuse_without("DeformableDecoder", "look_forward_twice", "refine")
+        if scale_pos and not conditional_pos:
+            refuse_without("DeformableDecoder", "scale_pos", "conditional_pos")
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.refine, self.look_forward_twice, self.eps = refine, look_forward_twice, eps
         self.makes_pos = conditional_pos
@@ -210,19 +177,7 @@ class DeformableDecoder(nn.Module):
         Raises:
             ValueError: the message says what to change.
         """
-        queries = assembly.query_initializer
-        name, provides = type(queries).__name__, queries.provides_pos
-        if provides == self.makes_pos:
-            raise ValueError(
-                f"TokenSparseDetector.decoder must {'not ' if provides else ''}make positions for "
-                f"{name}, whose queries {'have' if provides else 'lack'} them, got "
-                f"{self.makes_pos}. Set model.decoder.conditional_pos={not provides}."
-            )
-        if self.makes_pos and queries.reference_dim != 4:
-            raise ValueError(
-                "TokenSparseDetector.decoder makes positions from boxes, the references of "
-                f"{name} are points. Set model.query_initializer."
-            )
+        check_positions(self, assembly)
 
     def forward(
         self,
@@ -243,36 +198,36 @@ class DeformableDecoder(nn.Module):
         require_heads(heads, self, "decoder")
         recompute = self.activation_checkpointing and self.training
         mask = query_mask(queries)
-        x, reference = queries.content, queries.reference
-        origin = reference  # what a layer's boxes are relative to, perhaps with a gradient
-        predictions: list[Prediction] = []
-        mass = (
-            memory.tokens.new_zeros(memory.tokens.shape[:2], dtype=torch.float32)
-            if "token_mass" in record
-            else None
-        )
-        for index, layer in enumerate(self.layers):
-            pos = self._position(queries, x, reference, first=index == 0)
+        masses: list[Tensor] = []
+
+        def update(index: int, x: Tensor, reference: Tensor) -> Tensor:
+            layer, pos = self.layers[index], self._position(queries, x, reference, first=index == 0)
             inputs = (x, pos, mask, memory.to_levels(reference), memory)
             x, locations, weights = (
                 checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
             )
-            head, logits = heads.decoder(index), inverse_sigmoid(origin, self.eps)
-            prediction = head(x if self.norm is None else self.norm(x), logits, queries.valid)
-            predictions.append(prediction)
-            if mass is not None:
-                mass = mass + attention_mass(
+            if "token_mass" in record:
+                found = attention_mass(
                     memory,
                     locations,
                     weights,
                     valid=queries.valid,
                     num_denoising=queries.num_denoising,
                 )
-            if self.refine and index + 1 < self.num_layers:
-                given = logits if origin is reference else logits.detach()
-                origin = self._refined(head, x, given, prediction)
-                reference = origin.detach()
-        return DecoderOutput(tuple(predictions), mass)
+                masses.append(found)
+            return x
+
+        predictions = decode(
+            update,
+            self.num_layers,
+            queries,
+            heads,
+            norm=self.norm,
+            refine=self.refine,
+            look_forward_twice=self.look_forward_twice,
+            eps=self.eps,
+        )
+        return DecoderOutput(predictions, reduce(torch.add, masses) if masses else None)
 
     def _position(
         self, queries: Queries, x: Tensor, reference: Float[Tensor, "B Q D"], *, first: bool
@@ -280,19 +235,8 @@ class DeformableDecoder(nn.Module):
         if self.pos_mlp is None:
             assert queries.pos is not None
             return queries.pos
-        columns, rows, sizes = reference.split((1, 1, 2), dim=-1)
-        rows_first = torch.cat((rows, columns, sizes), dim=-1)  # y, x, w, h as in DAB-DETR
-        pos = self.pos_mlp(sine_embedding(rows_first, self.embed_dim // 2).to(x.dtype))
+        pos = self.pos_mlp(reference_sine(reference, self.embed_dim // 2).to(x.dtype))
         return pos if self.pos_scale is None or first else pos * self.pos_scale(x)
-
-    def _refined(
-        self, head: Head, x: Tensor, logits: Tensor, prediction: Prediction
-    ) -> Float[Tensor, "B Q 4"]:
-        """Boxes that the next layer starts from, relative to those of which ``logits`` are."""
-        boxes = prediction.boxes
-        if self.norm is not None or self.look_forward_twice:
-            boxes = head.box_logits(x, logits).sigmoid()
-        return boxes if self.look_forward_twice else boxes.detach()
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ class TokenSparseDetector(nn.Module):
         selector: chooses the tokens; None = all of them.
         denoising: adds queries that start from noised objects in training; None = no such queries.
         position_embedding: embedding of the cells; None = the paper's.
+        level_embed: add a learned embedding of the level to the positions of its cells.
         shared_heads: one head for all decoder layers (Deformable DETR without refinement).
         encoder_aux_loss: supervise every encoder layer but the last with a head of its own
             (Sparse DETR, section 3.4).
@@ -100,6 +101,7 @@ class TokenSparseDetector(nn.Module):
         selector: Selector | None = None,
         denoising: Denoising | None = None,
         position_embedding: SinePositionEmbedding | None = None,
+        level_embed: bool = True,
         shared_heads: bool = False,
         encoder_aux_loss: bool = False,
         unmasked_border: bool = False,
@@ -130,8 +132,7 @@ class TokenSparseDetector(nn.Module):
             criterion=criterion,
         )
         parts.check()
-        self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
-        nn.init.normal_(self.level_embed)
+        self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim)) if level_embed else None
         self.heads = _make_heads(
             parts,
             shared=shared_heads,
@@ -145,6 +146,11 @@ class TokenSparseDetector(nn.Module):
     def device(self) -> torch.device:
         """Where the model lives."""
         return self.pixel_mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Format of the weights."""
+        return self.heads.decoder(0).class_embed.weight.dtype
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Train or predict.
@@ -191,6 +197,8 @@ class TokenSparseDetector(nn.Module):
         self, valid_sizes: Float[Tensor, "B L 2"], spatial_shapes: Sequence[Size]
     ) -> Float[Tensor, "B N C"]:
         levels = self.position_embedding(valid_sizes, spatial_shapes)
+        if self.level_embed is None:
+            return torch.cat(levels, dim=1)
         return torch.cat([x + own for x, own in zip(levels, self.level_embed, strict=True)], dim=1)
 
     def detect(
@@ -212,7 +220,7 @@ class TokenSparseDetector(nn.Module):
             targets: for training, and for scorers that look at them.
             record: what to record for the criterion, see ``SetCriterion.requires``.
         """
-        maps = self.neck(self.backbone(images.to(self.level_embed.dtype)))
+        maps = self.neck(self.backbone(images.to(self.dtype)))
         self._check_maps(maps, images, image_sizes)
         features = self.embed(maps, image_sizes)
         return self.detect_features(features, targets, images=images, record=record)
@@ -328,19 +336,30 @@ def _make_heads(
         scorer=scorer is not None and scorer.needs_head,
         token_embedding=queries.needs_proposals or embeds_for_scorer,
         unmasked_border=unmasked_border,
+        softmax=getattr(parts.criterion, "softmax", False),
     )
 
 
 def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Best ``count`` of all queries and classes: scores, labels ``[B n]``, boxes ``[B n 4]``.
 
-    Fillers have the score -1.
+    Classes that exclude each other compete within a query, which gives its best one alone. Fillers
+    have the score -1.
     """
-    scores = prediction.logits.float().sigmoid()
+    scores = prediction.scores
     if prediction.valid is not None:
         scores = scores.masked_fill(~prediction.valid[..., None], -1.0)
+    if prediction.softmax:
+        top, labels = scores.max(-1)
+        best = top.topk(min(count, top.shape[1]), dim=1)
+        boxes = _rows(prediction.boxes.float(), best.indices)
+        return best.values, labels.gather(1, best.indices), boxes
     num_classes = scores.shape[-1]
     best = scores.flatten(1).topk(min(count, scores.shape[1] * num_classes), dim=1)
     query = best.indices // num_classes
-    boxes = prediction.boxes.float().gather(1, query[..., None].expand(-1, -1, 4))
+    boxes = _rows(prediction.boxes.float(), query)
     return best.values, best.indices % num_classes, boxes
+
+
+def _rows(boxes: Float[Tensor, "B Q 4"], query: Tensor) -> Float[Tensor, "B n 4"]:
+    return boxes.gather(1, query[..., None].expand(-1, -1, 4))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention, tile_places
 from sparsedet.layers.mlp import FeedForward
+from sparsedet.modeling.encoding import Along, encode
 from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.scoring import MultiCategoryScorer
@@ -21,7 +20,6 @@ from sparsedet.modeling.stages import (
     EncoderOutput,
     MultiScaleFeatures,
     ObjectTokens,
-    Prediction,
     Size,
     TokenScores,
     TokenSelection,
@@ -200,15 +198,7 @@ class DeformableEncoder(nn.Module):
             heads: auxiliary heads; None = there are none.
             aux: evaluate the auxiliary heads that exist.
         """
-        return _encode(
-            self.layers,
-            features,
-            selections,
-            heads,
-            value_source=self.value_source,
-            aux=aux,
-            recompute=self.activation_checkpointing and self.training,
-        )
+        return _encode(self, features, selections, heads, aux=aux)
 
 
 @ENCODERS.register()
@@ -345,16 +335,7 @@ class DualAttentionEncoder(nn.Module):
             )
             return objects.scatter(rows, updated)
 
-        encoded = _encode(
-            self.layers,
-            features,
-            selections,
-            heads,
-            value_source=self.value_source,
-            aux=aux,
-            recompute=self.activation_checkpointing and self.training,
-            before_layer=attend,
-        )
+        encoded = _encode(self, features, selections, heads, aux=aux, before_layer=attend)
         return replace(encoded, objects=tuple(found))
 
 
@@ -397,44 +378,41 @@ def _check(name: str, num_layers: int, value_source: str) -> None:
 
 
 def _encode(
-    layers: nn.ModuleList,
+    encoder: DeformableEncoder | DualAttentionEncoder,
     features: MultiScaleFeatures,
     selections: Sequence[TokenSelection],
     heads: Heads | None,
     *,
-    value_source: ValueSource,
     aux: bool,
-    recompute: bool,
     before_layer: Callable[[int, Tensor, Tensor, TokenSelection], Tensor] | None = None,
 ) -> EncoderOutput:
-    """The loop of both encoders.
+    """The pass of both encoders.
 
     ``before_layer(layer, rows, pos, selection)`` returns the rows that a layer starts from.
     """
-    reference_points = features.to_levels(features.reference_points)
-    supervised = heads.num_encoder if aux and heads is not None else 0
-    proposals = heads.proposals(features) if heads is not None and supervised else None
     padding, cell_sizes = features.padding_if_any, 1 / features.map_sizes.flip(-1)
     orders = _orders(selections, features)
-    memory, predictions = features.tokens, []
-    rows, pos, points, previous = memory, features.pos, reference_points, None
-    for index, (layer, selection) in enumerate(zip(layers, selections, strict=True)):
-        if previous is not None and selection.weight is None and selection.begins(previous):
-            rows, pos, points = (selection.first_rows(x) for x in (rows, pos, points))
-        elif selection is not previous:
-            rows, pos = _weighted_rows(selection, memory), selection.gather(features.pos)
-            points = selection.gather(reference_points)
-        previous = selection
+
+    def inputs(
+        index: int, rows: Tensor, along: Along, selection: TokenSelection, memory: Tensor
+    ) -> tuple[Any, ...]:
+        pos, points = along
         if before_layer is not None:
             rows = before_layer(index, rows, pos, selection)
-        value = memory if value_source == "updated" else features.tokens
+        value = memory if encoder.value_source == "updated" else features.tokens
         shapes, order = features.spatial_shapes, orders[index]
-        inputs = (rows, pos, points, value, shapes, padding, order, cell_sizes)
-        rows = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
-        memory = _written(selection, memory, rows, features.tokens)
-        if heads is not None and proposals is not None and index < supervised:
-            predictions.append(_auxiliary(heads, index, rows, selection, proposals))
-    return EncoderOutput(features.with_tokens(memory), tuple(predictions))
+        return rows, pos, points, value, shapes, padding, order, cell_sizes
+
+    return encode(
+        encoder.layers,
+        inputs,
+        features,
+        selections,
+        heads,
+        along=(features.pos, features.to_levels(features.reference_points)),
+        aux=aux,
+        recompute=encoder.activation_checkpointing and encoder.training,
+    )
 
 
 def _orders(
@@ -451,32 +429,3 @@ def _orders(
         elif selection.indices is not None:
             orders[index] = places[selection.indices].argsort(-1)
     return orders
-
-
-def _written(
-    selection: TokenSelection, memory: Tensor, rows: Tensor, given: Tensor
-) -> Float[Tensor, "B N C"]:
-    """``memory`` with the updated rows; a copy of the caller's map, or where autograd looks on."""
-    if selection.indices is None or memory is given or torch.is_grad_enabled():
-        return selection.scatter(memory, rows)
-    return selection.scatter_(memory, rows)
-
-
-def _weighted_rows(selection: TokenSelection, memory: Tensor) -> Tensor:
-    rows = selection.gather(memory)
-    if selection.weight is None:
-        return rows
-    return rows * selection.weight[..., None].to(rows.dtype)
-
-
-def _auxiliary(
-    heads: Heads,
-    index: int,
-    rows: Tensor,
-    selection: TokenSelection,
-    proposals: tuple[Tensor, Tensor],
-) -> Prediction:
-    boxes, valid = (selection.gather(x) for x in proposals)
-    if selection.valid is not None:
-        valid = valid & selection.valid
-    return heads.encoder(index)(rows, boxes, valid)

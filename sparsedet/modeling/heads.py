@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -42,14 +43,21 @@ class Head(nn.Module):
         num_classes: class logits.
         size_bias: initial bias of the two size logits. The paper starts boxes that are not relative
             to a box with -2, others with 0.
+        softmax: add a logit of no object, the last one, and take the classes to exclude each other
+            (DETR, section 3.1). Otherwise each starts at a probability of 1 %.
     """
 
-    def __init__(self, embed_dim: int, num_classes: int, *, size_bias: float = 0.0) -> None:
+    def __init__(
+        self, embed_dim: int, num_classes: int, *, size_bias: float = 0.0, softmax: bool = False
+    ) -> None:
         super().__init__()
         require_classes(num_classes, "Head")
         self.class_embed = nn.Linear(embed_dim, num_classes)
+        self.no_object = nn.Linear(embed_dim, 1) if softmax else None
+        self.softmax = softmax
         self.box_embed = MLP(embed_dim, 4, hidden_dim=embed_dim, num_layers=3)
-        nn.init.constant_(self.class_embed.bias, -math.log(99.0))
+        if not softmax:
+            nn.init.constant_(self.class_embed.bias, -math.log(99.0))
         last = self.box_embed.layers[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
@@ -58,7 +66,10 @@ class Head(nn.Module):
 
     def logits(self, x: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q classes"]:
         """Class logits in fp32, also under autocast (ties of a short format change a top-k)."""
-        return in_float32(self.class_embed, x)
+        logits = in_float32(self.class_embed, x)
+        if self.no_object is None:
+            return logits
+        return torch.cat((logits, in_float32(self.no_object, x)), dim=-1)
 
     def box_logits(
         self, x: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q D"]
@@ -86,7 +97,7 @@ class Head(nn.Module):
             class_agnostic: handed on to the prediction.
         """
         boxes = self.box_logits(x, reference).sigmoid()
-        return Prediction(self.logits(x), boxes, valid, class_agnostic)
+        return Prediction(self.logits(x), boxes, valid, class_agnostic, self.softmax)
 
 
 @runtime_checkable
@@ -177,6 +188,7 @@ class Heads(nn.Module):
         unmasked_border: how the released codes treat tokens whose proposal leaves the image: their
             features enter the token embedding as zero, their box is (1, 1, 1, 1) and they may be
             selected as proposals. By default they are scored by what they show and never proposed.
+        softmax: see ``Head``.
     """
 
     def __init__(
@@ -190,15 +202,15 @@ class Heads(nn.Module):
         scorer: bool = False,
         token_embedding: bool = False,
         unmasked_border: bool = False,
+        softmax: bool = False,
     ) -> None:
         super().__init__()
         self.unmasked_border = unmasked_border
-        self.decoder_heads = nn.ModuleList(
-            Head(embed_dim, num_classes, size_bias=bias) for bias in size_biases
-        )
-        self.encoder_heads = nn.ModuleList(Head(embed_dim, num_classes) for _ in range(num_encoder))
-        self.proposal_head = Head(embed_dim, num_classes) if proposal else None
-        self.scorer_head = Head(embed_dim, num_classes) if scorer else None
+        make = partial(Head, embed_dim, num_classes, softmax=softmax)
+        self.decoder_heads = nn.ModuleList(make(size_bias=bias) for bias in size_biases)
+        self.encoder_heads = nn.ModuleList(make() for _ in range(num_encoder))
+        self.proposal_head = make() if proposal else None
+        self.scorer_head = make() if scorer else None
         self.embedding = TokenEmbedding(embed_dim) if token_embedding else None
 
     def decoder(self, layer: int) -> Head:

@@ -120,6 +120,7 @@ class FocalLoss:
     """
 
     name = "focal"
+    softmax = False
 
     def __init__(self, *, weight: float, alpha: float = 0.25, gamma: float = 2.0) -> None:
         self.weight, self.alpha, self.gamma = weight, alpha, gamma
@@ -138,6 +139,39 @@ class FocalLoss:
 
     def _absent(self, logits: Tensor) -> Tensor:
         return (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
+
+
+@LOSSES.register()
+class CrossEntropyLoss:
+    """Cross-entropy of a softmax over the classes and no object (DETR, section 3.1).
+
+    Queries that are matched to nothing are to answer no object. The loss is the mean over all
+    queries of a stage, weighted by the class that each is to answer; it is not divided by objects.
+
+    Args:
+        weight: factor in the objective.
+        no_object_weight: weight of a query that is to answer no object, others having 1.
+    """
+
+    name = "cross_entropy"
+    softmax = True
+
+    def __init__(self, *, weight: float, no_object_weight: float = 0.1) -> None:
+        self.weight, self.no_object_weight = weight, no_object_weight
+
+    def __call__(
+        self, stages: SupervisedStages, num_boxes: Float[Tensor, " S"]
+    ) -> Float[Tensor, " S"]:
+        """The unweighted loss of each stage; ``num_boxes`` is not used."""
+        log_p = stages.logits.log_softmax(-1)
+        surprise = -log_p[:, -1].index_copy(0, stages.rows, log_p[stages.rows, stages.labels])
+        matched = torch.zeros_like(surprise).index_fill(0, stages.rows, 1.0)
+        weights = self.no_object_weight + (1 - self.no_object_weight) * matched
+        if stages.valid is not None:
+            weights = weights.where(stages.valid, 0.0)
+        total = stage_sums(weights, stages.num_rows)
+        tiny = torch.finfo(total.dtype).tiny  # a stage may have no query
+        return stage_sums(weights * surprise, stages.num_rows) / total.clamp(min=tiny)
 
 
 @LOSSES.register()

@@ -20,10 +20,13 @@ _FILLER = 2e8  # cost of a filler, which is never matched; exact in fp32, as the
 
 
 class HungarianMatcher:
-    """Hungarian matching (DETR, section 3.1) with the focal class cost of Deformable DETR (A.3).
+    """Hungarian matching (DETR, section 3.1).
+
+    The class cost is the focal one of Deformable DETR (A.3); for predictions by softmax it is minus
+    the probability of the object's class, as in DETR.
 
     Args:
-        class_cost: weight of the focal cost (alpha 0.25, gamma 2).
+        class_cost: weight of the class cost (the focal one has alpha 0.25, gamma 2).
         box_cost: weight of the L1 distance of cxcywh boxes in [0, 1].
         giou_cost: weight of the negative generalized IoU.
     """
@@ -76,25 +79,38 @@ class HungarianMatcher:
         self, predictions: Sequence[Prediction], boxes: Tensor, labels: Sequence[Tensor]
     ) -> Float[Tensor, "B Q n"]:
         """Costs of the queries of all predictions, one after the other."""
-        logits = [
-            p.logits.gather(2, own[:, None].expand(-1, p.logits.shape[1], -1))
-            for p, own in zip(predictions, labels, strict=True)
-        ]
-        p = torch.cat(logits, dim=1).float().sigmoid()
-        positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
-        negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
         predicted = torch.cat([p.boxes for p in predictions], dim=1).float()
         distance = torch.cdist(predicted, boxes, p=1)
         giou = generalized_iou(
             cxcywh_to_xyxy(predicted)[:, :, None], cxcywh_to_xyxy(boxes)[:, None]
         )
         cost = (
-            self.class_cost * (positive - negative)
+            self.class_cost * _class_costs(predictions, labels)
             + self.box_cost * distance
             - self.giou_cost * giou
         ).nan_to_num(_FORBIDDEN, _FORBIDDEN, -_FORBIDDEN)
         valid = _validity(predictions)
         return cost if valid is None else cost.masked_fill(~valid[..., None], _FILLER)
+
+
+def _class_costs(
+    predictions: Sequence[Prediction], labels: Sequence[Tensor]
+) -> Float[Tensor, "B Q n"]:
+    """Cost of the class of every object, for the queries of all predictions."""
+    costs = []
+    for prediction, own in zip(predictions, labels, strict=True):
+        places = own[:, None].expand(-1, prediction.logits.shape[1], -1)
+        if prediction.softmax:
+            costs.append(-prediction.scores.gather(2, places))
+        else:
+            costs.append(_focal_cost(prediction.logits.gather(2, places).float().sigmoid()))
+    return torch.cat(costs, dim=1)
+
+
+def _focal_cost(p: Tensor) -> Tensor:
+    positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
+    negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
+    return positive - negative
 
 
 def _validity(predictions: Sequence[Prediction]) -> Tensor | None:

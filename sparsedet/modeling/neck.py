@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
+from sparsedet.modeling.parts import Assembly
 from sparsedet.registry import NECKS
 
 
 @NECKS.register()
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution + GroupNorm per backbone map, and strided 3x3 ones for coarser levels.
+    """A 1x1 convolution per backbone map, and strided 3x3 ones for coarser levels, each normalized.
 
     Deformable DETR, section 4.1: the extra level is made from the coarsest backbone map itself.
 
     Args:
         in_channels: channels of each backbone map by name, fine to coarse.
         strides: pixels per cell of these maps.
-        embed_dim: channels of the result, divisible by 32.
+        embed_dim: channels of the result, divisible by 32 where they are normalized in groups.
         num_levels: levels of the result; those beyond the backbone maps are made by convolutions.
+        norm: "group" = GroupNorm of 32 groups after every convolution; None = no norm (DETR).
 
     Raises:
         ValueError: if the numbers of names, strides and levels do not fit.
@@ -32,6 +35,7 @@ class ChannelMapper(nn.Module):
         *,
         embed_dim: int = 256,
         num_levels: int = 4,
+        norm: Literal["group"] | None = "group",
     ) -> None:
         super().__init__()
         if len(strides) != len(in_channels) or num_levels < len(in_channels):
@@ -42,7 +46,11 @@ class ChannelMapper(nn.Module):
                 "model.neck.strides and "
                 "model.num_levels."
             )
-        if embed_dim % 32:
+        if norm not in ("group", None):
+            raise ValueError(
+                f"ChannelMapper.norm must be 'group' or null, got {norm!r}. Set model.neck.norm."
+            )
+        if norm and embed_dim % 32:
             raise ValueError(
                 "ChannelMapper.embed_dim must be divisible by 32 (groups of the norm), got "
                 f"{embed_dim}. "
@@ -52,11 +60,31 @@ class ChannelMapper(nn.Module):
         self.embed_dim = embed_dim
         extra = num_levels - len(in_channels)
         self.strides = (*strides, *(strides[-1] * 2 ** (i + 1) for i in range(extra)))
-        self.convs = nn.ModuleList(_block(c, embed_dim, kernel=1) for c in in_channels.values())
+        self.convs = nn.ModuleList(
+            _block(c, embed_dim, kernel=1, norm=norm) for c in in_channels.values()
+        )
         last = list(in_channels.values())[-1]
         self.extra_convs = nn.ModuleList(
-            _block(last if i == 0 else embed_dim, embed_dim, kernel=3) for i in range(extra)
+            _block(last if i == 0 else embed_dim, embed_dim, kernel=3, norm=norm)
+            for i in range(extra)
         )
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse strides that are not those of the backbone, where it tells them.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        told = getattr(assembly.backbone, "strides", None)
+        if not isinstance(told, Mapping) or not all(name in told for name in self.in_features):
+            return
+        expected = [told[name] for name in self.in_features]
+        got = list(self.strides[: len(expected)])
+        if got != expected:
+            raise ValueError(
+                f"ChannelMapper.strides must be {expected} as those of "
+                f"{type(assembly.backbone).__name__}, got {got}. Set model.neck.strides."
+            )
 
     def forward(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Map the named ``[B c h w]`` to one ``[B embed_dim h w]`` per level, fine to coarse.
@@ -84,10 +112,10 @@ class ChannelMapper(nn.Module):
         return tuple(levels)
 
 
-def _block(in_channels: int, out_channels: int, *, kernel: int) -> nn.Sequential:
+def _block(in_channels: int, out_channels: int, *, kernel: int, norm: str | None) -> nn.Sequential:
     conv = nn.Conv2d(
         in_channels, out_channels, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2
     )
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return nn.Sequential(conv, nn.GroupNorm(32, out_channels))
+    return nn.Sequential(conv, nn.GroupNorm(32, out_channels)) if norm else nn.Sequential(conv)

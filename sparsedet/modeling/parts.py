@@ -96,7 +96,8 @@ class ObjectScorer(Protocol):
     def __call__(self, tokens: Tensor, logits: Tensor | None, category: Head) -> Tensor:
         """Scores ``[B K]`` of the kept ``tokens[B K C]`` with their token scores (logits).
 
-        ``category`` has ``logits(tokens)``, which gives class logits ``[B K classes]``.
+        ``category`` has ``logits(tokens)``, which gives class logits ``[B K classes]``; it may have
+        ``softmax``, see ``Head``.
         """
         ...
 
@@ -136,11 +137,19 @@ class CalibratedSelector(Selector, Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Updates the selected tokens of the map."""
+    """Updates the selected tokens of the map.
+
+    Attributes:
+        num_layers: layers, each with a selection of its own.
+    """
 
     embed_dim: int
-    num_levels: int
     num_layers: int
+
+    @property
+    def num_levels(self) -> int | None:
+        """Feature levels; None = any number."""
+        ...
 
     def __call__(
         self,
@@ -205,10 +214,14 @@ class Decoder(Protocol):
     """
 
     embed_dim: int
-    num_levels: int
     num_layers: int
     refine: bool
     makes_pos: bool
+
+    @property
+    def num_levels(self) -> int | None:
+        """Feature levels; None = any number."""
+        ...
 
     def __call__(
         self,
@@ -243,7 +256,11 @@ class StageTerm(Protocol):
 
 @runtime_checkable
 class Criterion(Protocol):
-    """The training objective."""
+    """The training objective.
+
+    It may have ``softmax``: True = classes exclude each other, and the heads get a logit of no
+    object, see ``Head``. Without it every class is a sigmoid of its own.
+    """
 
     @property
     def requires(self) -> frozenset[str]:

@@ -7,10 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.attention import draw_matrices
+from sparsedet.layers.mlp import MLP
 from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
 from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.heads import Heads, require_heads
-from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries
+from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries, class_logits
 from sparsedet.registry import QUERY_INITIALIZERS
 
 
@@ -59,6 +61,49 @@ class LearnedQueries(nn.Module):
 
 
 @QUERY_INITIALIZERS.register()
+class PositionQueries(nn.Module):
+    """Learned positions; the content is 0 at first (DETR, section A.3).
+
+    Boxes are relative to nothing: the reference is the box (0.5, 0.5, 0.5, 0.5), whose logits are
+    0. With ``points`` it is a point that is predicted from the position (Conditional DETR, section
+    3.3).
+
+    Args:
+        embed_dim: channels.
+        num_queries: queries.
+        points: predict a point from the position.
+    """
+
+    needs_proposals = False
+    provides_pos = True
+
+    def __init__(
+        self, embed_dim: int = 256, num_queries: int = 100, *, points: bool = False
+    ) -> None:
+        super().__init__()
+        _check_count(self, num_queries)
+        self.embed_dim, self.reference_dim = embed_dim, 2 if points else 4
+        self.embedding = nn.Embedding(num_queries, embed_dim)
+        self.point_mlp = MLP(embed_dim, 2, hidden_dim=embed_dim, num_layers=2) if points else None
+        if self.point_mlp is not None:
+            draw_matrices(self.point_mlp)
+
+    def forward(
+        self, memory: MultiScaleFeatures, heads: Heads | None = None
+    ) -> tuple[Queries, None]:
+        """The same queries for every image; there is no first-stage prediction."""
+        pos, batch = self.embedding.weight, len(memory.image_sizes)
+        if self.point_mlp is None:
+            reference = pos.new_full((len(pos), 4), 0.5, dtype=torch.float32)
+        else:
+            reference = in_float32(self.point_mlp, pos).sigmoid()
+        content, reference, pos = (
+            x.expand(batch, -1, -1) for x in (torch.zeros_like(pos), reference, pos)
+        )
+        return Queries(content=content, reference=reference, pos=pos), None
+
+
+@QUERY_INITIALIZERS.register()
 class AnchorQueries(nn.Module):
     """Learned content and learned boxes; the decoder makes positions from the boxes.
 
@@ -67,20 +112,40 @@ class AnchorQueries(nn.Module):
 
     Args:
         embed_dim: channels.
-        num_queries: queries.
+        num_queries: boxes, and queries unless there are patterns.
+        num_patterns: so many contents, each with every box: ``num_patterns * num_queries`` queries,
+            those of a pattern after each other (Anchor DETR, section 3.2). 0 = the content is 0, as
+            in DAB-DETR; None = every box has a content of its own.
+        indicator: the last channel of the content is 0. Otherwise it is learned, too.
+
+    Raises:
+        ValueError: for numbers that are not positive, and 0 with patterns.
     """
 
     needs_proposals = False
     reference_dim = 4
     provides_pos = False
 
-    def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_queries: int = 300,
+        *,
+        num_patterns: int | None = None,
+        indicator: bool = True,
+    ) -> None:
         super().__init__()
         _check_count(self, num_queries)
-        self.embed_dim = embed_dim
-        self.embedding = nn.Embedding(num_queries, embed_dim - 1)
+        if num_patterns not in (None, 0):
+            name = "AnchorQueries.num_patterns"
+            require_positive(num_patterns, name, key="model.query_initializer.num_patterns")
+        self.embed_dim, self.num_patterns = embed_dim, num_patterns
+        contents = num_queries if num_patterns is None else num_patterns
+        width = embed_dim - indicator
+        self.embedding = nn.Embedding(contents, width) if contents else None
         self.anchors = nn.Embedding(num_queries, 4)
-        nn.init.zeros_(self.embedding.weight)
+        if self.embedding is not None and num_patterns is None:
+            nn.init.zeros_(self.embedding.weight)
         with torch.no_grad():
             self.anchors.weight.uniform_()
             self.anchors.weight.copy_(inverse_sigmoid(self.anchors.weight).clamp(-3, 3))
@@ -89,9 +154,15 @@ class AnchorQueries(nn.Module):
         self, memory: MultiScaleFeatures, heads: Heads | None = None
     ) -> tuple[Queries, None]:
         """The same queries for every image; there is no first-stage prediction."""
-        batch = len(memory.image_sizes)
-        content = nn.functional.pad(self.embedding.weight, (0, 1))
-        reference = self.anchors.weight.float().sigmoid()
+        batch, reference = len(memory.image_sizes), self.anchors.weight.float().sigmoid()
+        if self.embedding is None:
+            content = self.anchors.weight.new_zeros(len(reference), self.embed_dim)
+        else:
+            content = self.embedding.weight
+            content = nn.functional.pad(content, (0, self.embed_dim - content.shape[1]))
+        if self.num_patterns:
+            content = content.repeat_interleave(len(reference), dim=0)
+            reference = reference.repeat(self.num_patterns, 1)
         expanded = (x.expand(batch, -1, -1) for x in (content, reference))
         return Queries(*expanded, pos=None), None
 
@@ -129,16 +200,18 @@ class _ProposalQueries(nn.Module):
         require_heads(heads, self, "proposals", "token_embedding", "proposal")
         boxes, valid = heads.proposals(memory)
         tokens = heads.token_embedding(memory, with_pos=False)
-        logits = heads.proposal.logits(tokens)
-        scores = logits.detach()[..., 0] if self.class_agnostic else logits.detach().amax(-1)
+        logits, softmax = heads.proposal.logits(tokens), heads.proposal.softmax
+        ranked = class_logits(logits.detach(), softmax=softmax)
+        scores = ranked[..., 0] if self.class_agnostic else ranked.amax(-1)
         indices = _best(scores, valid, self.num_queries)
         chosen = valid.gather(1, indices)
         if self.training or torch.is_grad_enabled():
             found = heads.proposal.box_logits(tokens, boxes).sigmoid()
-            proposals = Prediction(logits, found, valid, self.class_agnostic)
+            proposals = Prediction(logits, found, valid, self.class_agnostic, softmax)
             return proposals, indices, _rows(found.detach(), indices), chosen
         found = heads.proposal.box_logits(_rows(tokens, indices), _rows(boxes, indices)).sigmoid()
-        proposals = Prediction(_rows(logits, indices), found, chosen, self.class_agnostic)
+        logits = _rows(logits, indices)
+        proposals = Prediction(logits, found, chosen, self.class_agnostic, softmax)
         return proposals, indices, found, chosen
 
     def _position(self, boxes: Float[Tensor, "B Q 4"]) -> Tensor:
@@ -223,7 +296,8 @@ class MixedQueries(nn.Module):
         tokens = heads.token_embedding(memory, with_pos=False)
         boxes, valid = heads.proposals(memory)
         with torch.no_grad():
-            scores = heads.proposal.logits(tokens).amax(-1)
+            logits = heads.proposal.logits(tokens)
+            scores = class_logits(logits, softmax=heads.proposal.softmax).amax(-1)
         indices = _best(scores, valid, self.num_queries)
         valid = valid.gather(1, indices)
         proposals = heads.proposal(_rows(tokens, indices), _rows(boxes, indices), valid)

@@ -32,6 +32,7 @@ __all__ = [
     "Targets",
     "TokenScores",
     "TokenSelection",
+    "class_logits",
     "filler_mask",
     "flatten_maps",
     "level_size",
@@ -66,12 +67,37 @@ class Prediction:
         valid: False = a filler that must be neither matched nor scored; None = all valid.
         class_agnostic: True = trained with every label as class 0 (first-stage proposals of
             Deformable DETR).
+        softmax: True = the classes exclude each other, and the last logit is that of no object
+            (DETR); False = every class is a sigmoid of its own.
     """
 
     logits: Float[Tensor, "B Q classes"]
     boxes: Float[Tensor, "B Q 4"]
     valid: Bool[Tensor, "B Q"] | None = None
     class_agnostic: bool = False
+    softmax: bool = False
+
+    @property
+    def scores(self) -> Float[Tensor, "B Q _"]:
+        """Probability of every class, in fp32."""
+        logits = self.logits.float()
+        return logits.softmax(-1)[..., :-1] if self.softmax else logits.sigmoid()
+
+
+def class_logits(
+    logits: Float[Tensor, "*rows classes"], *, softmax: bool
+) -> Float[Tensor, "*rows _"]:
+    """Logit of every class's probability, which ranks as the probability and does not saturate.
+
+    Args:
+        logits: class logits of a head.
+        softmax: see ``Prediction.softmax``.
+    """
+    if not softmax:
+        return logits
+    log_p = logits.log_softmax(-1)[..., :-1]
+    tiny = torch.finfo(log_p.dtype).eps
+    return log_p - torch.log((-torch.expm1(log_p)).clamp(min=tiny))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,7 @@ DENSE = small.pairwise_cover(dense=True)
 
 def sparse_choices() -> list[dict]:
     """Every choice of tokens but the dense one, the same in all layers."""
-    fields = ("scorer", "term", "selector", "layer_ratios")
-    found = {tuple(getattr(each, field) for field in fields) for each in small.combinations()}
-    chosen = [dict(zip(fields, each, strict=True)) for each in sorted(found, key=str)]
+    chosen = sorted(small.token_choices(), key=lambda each: str(tuple(each.values())))
     for each in chosen:
         each["layer_ratios"] = each["layer_ratios"] and (1.0, 1.0)
     return [each for each in chosen if each["selector"] != "DenseSelector"]

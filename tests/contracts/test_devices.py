@@ -104,7 +104,7 @@ def test_selectors_stay_on_the_device_while_a_graph_is_recorded(selector, sizes)
 
 @pytest.mark.parametrize("scorer", [name for name, _ in small.scorers()])
 def test_scorers_stay_on_the_device(scorer):
-    terms = {each.scorer: each.term for each in small.combinations()}
+    terms = {each["scorer"]: each["term"] for each in small.token_choices()}
     combination = small.Combination(scorer=scorer, term=terms[scorer], selector="TopKSelector")
     assert crossings(combination, SIZES["padded"]) == []
 

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sparsedet.modeling.stages import DetectorOutput, MultiScaleFeatures, Targets
+from sparsedet.modeling.criterion import _supervised
+from sparsedet.modeling.stages import (
+    DetectorOutput,
+    MultiScaleFeatures,
+    Prediction,
+    Targets,
+    class_logits,
+)
 from tests.modeling import small
 
 # Heights and widths both differ; the last two have fewer tokens than there are queries.
@@ -127,6 +134,7 @@ def has_margin(model, image: int) -> bool:
         with torch.no_grad():
             tokens = model.heads.token_embedding(output.memory, with_pos=False)
             logits = model.heads.proposal.logits(tokens)[0]
+        logits = class_logits(logits, softmax=model.criterion.softmax)
         logits = logits[model.heads.proposals(output.memory)[1][0]]
         scores = logits[:, 0] if output.proposals.class_agnostic else logits.amax(-1)
         falling = scores.sort(descending=True).values[: small.ARGUMENTS["num_queries"] + 1]
@@ -147,14 +155,34 @@ def recorded_object_scores(model) -> Iterator[list[torch.Tensor]]:
     handle.remove()
 
 
-def per_image_sum(model, losses: dict, targets: Targets) -> dict[str, float]:
+def per_image_sum(model, losses: dict, targets: Targets, output) -> dict[str, float]:
     """Losses as sums over the images: they add up whatever the batch."""
     boxes = max(sum(targets.counts), 1)
     images = len(targets.counts)
     means = {f"scorer/{term.name}" for term in model.criterion.stage}
-    return {
-        name: float(value) * (images if name in means else boxes) for name, value in losses.items()
-    }
+    factors = dict.fromkeys(losses, boxes) | dict.fromkeys(means & losses.keys(), images)
+    if model.criterion.softmax:  # the mean over weighted queries
+        term = model.criterion.matched[0]
+        key, no_object = f"{{}}/{term.name}", term.no_object_weight
+        for name, prediction in _supervised(output):
+            factors[key.format(name)] = query_weight(prediction, targets, no_object)
+        for layer, prediction in enumerate(getattr(output.denoising, "predictions", ())):
+            groups = output.denoising.num_groups  # the groups are alike
+            matched = groups * sum(targets.counts)
+            others = int(prediction.valid.sum()) - matched
+            factors[key.format(f"denoising.{layer}")] = (matched + no_object * others) / groups
+    return {name: float(value) * factors[name] for name, value in losses.items()}
+
+
+def query_weight(prediction: Prediction, targets: Targets, no_object: float) -> float:
+    """Sum of the weights of the queries, of which every object has one if there are enough."""
+    queries = prediction.logits.shape[1]
+    weight = 0.0
+    for image, count in enumerate(targets.counts):
+        valid = queries if prediction.valid is None else int(prediction.valid[image].sum())
+        matched = min(count, valid)
+        weight += matched + no_object * (valid - matched)
+    return weight
 
 
 @pytest.mark.parametrize("combination", small.pairwise_cover(), ids=str)
@@ -188,8 +216,9 @@ def check(combination: small.Combination, *, training: bool = True, batches=BATC
             for name in expected:
                 assert_close(got[name], expected[name], f"{name} of image {image} in {images}")
         if stable.issuperset(images):
-            sums = [per_image_sum(model, alone[image][2], alone[image][1]) for image in images]
-            for name, got in per_image_sum(model, losses, targets).items():
+            alones = [alone[image] for image in images]
+            sums = [per_image_sum(model, each[2], each[1], each[0]) for each in alones]
+            for name, got in per_image_sum(model, losses, targets, output).items():
                 expected = sum(each[name] for each in sums)
                 assert got == pytest.approx(expected, rel=1e-4, abs=1e-4), (name, images)
 

@@ -21,6 +21,7 @@ from sparsedet.modeling import (
     DenseSelector,
     DualAttentionEncoder,
     EfficientQueries,
+    FocalLoss,
     ForegroundLoss,
     ForegroundTokenSelector,
     LearnedQueries,
@@ -47,7 +48,7 @@ def neck(**changes) -> ChannelMapper:
 
 
 def criterion(*stage) -> SetCriterion:
-    return SetCriterion(small.HungarianMatcher(), [small.FocalLoss(weight=1.0)], stage=stage)
+    return SetCriterion(small.HungarianMatcher(), [FocalLoss(weight=1.0)], stage=stage)
 
 
 DAM_LOSS = DecoderAttentionLoss(weight=1.0)
@@ -161,6 +162,13 @@ MISFITS = {
     "neck levels": (
         dict(neck=neck(num_levels=3)),
         r"neck: num_levels must be 4.*got 3.*model\.neck",
+    ),
+    "strides of a backbone that is dilated": (
+        dict(
+            backbone=TorchvisionResNet("resnet50", dilation=True),
+            neck=ChannelMapper(dict(res3=512, res4=1024, res5=2048), (8, 16, 32), embed_dim=32),
+        ),
+        r"strides must be \[8, 16, 16\] as those of TorchvisionResNet, got \[8, 16, 32\]",
     ),
     "scorer levels": (
         dict(
@@ -359,7 +367,7 @@ def test_registries_list_what_they_find():
 
 def test_all_choices_take_part_in_the_combinations():
     """What is registered is tested: a new part enters these tests by its registration."""
-    combinations, cover = small.combinations(), small.pairwise_cover()
+    every, cover = small.Combinations(), small.pairwise_cover()
     registered = {**list_components(), "scorer": [name for name, _ in small.scorers()]}
     families = dict(
         scorer="scorer",
@@ -371,12 +379,12 @@ def test_all_choices_take_part_in_the_combinations():
         decoder="decoder",
     )
     for field, family in families.items():
-        for chosen in (combinations, cover):
-            assert {getattr(each, field) for each in chosen} - {None} == set(registered[family])
-    stage_terms = {name for name, loss in FAMILIES["loss"] if hasattr(loss, "teaches")}
-    for chosen in (combinations, cover):
-        assert {each.term for each in chosen} - {None} == stage_terms
-    assert set(small.NAMED.values()) <= set(combinations)
+        found = {getattr(each, field) for each in cover} - {None}
+        assert found == set(registered[family])
+    losses = FAMILIES["loss"]
+    assert {each.term for each in cover} - {None} == {n for n, x in losses if hasattr(x, "teaches")}
+    assert {each.classes for each in cover} == {n for n, x in losses if hasattr(x, "softmax")}
+    assert all(each in every for each in small.NAMED.values())
     assert set(small.NAMED.values()) <= set(cover)
 
 
@@ -386,6 +394,5 @@ def test_the_cover_has_every_pair_of_choices():
             pair for each in chosen for pair in itertools.combinations(enumerate(astuple(each)), 2)
         }
 
-    dense = [each for each in small.combinations() if each.selector == "DenseSelector"]
-    assert pairs(small.pairwise_cover()) == pairs(small.combinations())
-    assert pairs(small.pairwise_cover(dense=True)) == pairs(dense)
+    for dense in (False, True):
+        assert pairs(small.pairwise_cover(dense=dense)) == small.Combinations().pairs(dense=dense)

@@ -11,7 +11,7 @@ from tests.modeling import small
 
 SIZES = ((96, 128), (128, 70))
 # Every scorer, and a loss that trains it where there is one.
-TERMS = {each.scorer: each.term for each in small.combinations() if each.scorer is not None}
+TERMS = {each["scorer"]: each["term"] for each in small.token_choices() if each["scorer"]}
 
 
 def autocast():
@@ -94,7 +94,7 @@ def test_bfloat16_inference_is_close_to_fp32(name, by):
     answer, shorter = expected.decoder[-1], got.decoder[-1]
     assert shorter.logits.dtype == shorter.boxes.dtype == torch.float32
     assert shorter.boxes.isfinite().all()
-    scores, close_to_them = (x.logits.sigmoid().amax(-1).sort().values for x in (answer, shorter))
+    scores, close_to_them = (x.scores.amax(-1).sort().values for x in (answer, shorter))
     assert (scores - close_to_them).abs().median() < 0.02
     if got.scores is not None:
         assert got.scores.logits.dtype == torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -18,7 +19,6 @@ from sparsedet.analysis import calibrate_selector
 from sparsedet.modeling import (
     BoxL1Loss,
     ChannelMapper,
-    FocalLoss,
     GIoULoss,
     HungarianMatcher,
     SetCriterion,
@@ -82,13 +82,20 @@ class Combination:
     encoder: str = "DeformableEncoder"
     object_scorer: str | None = None
     value_source: str = "updated"
+    norm_first: bool = False
+    activation: str = "relu"
+    scale_tokens_pos: bool = False
     queries: str = "EfficientQueries"
+    points: bool = False
     denoising: str | None = None
     decoder: str = "DeformableDecoder"
+    cross: str = "plain"
+    modulate_size: bool = False
     scale_pos: bool = False
     refine: bool = True
     look_forward_twice: bool = False
     output_norm: bool = False
+    classes: str = "FocalLoss"
     aux: bool = False
     shared: bool = False
 
@@ -107,6 +114,26 @@ DINO = Combination(
     denoising="ContrastiveDenoising",
     look_forward_twice=True,
     output_norm=True,
+)
+DETR = Combination(
+    encoder="GlobalEncoder",
+    queries="PositionQueries",
+    decoder="GlobalDecoder",
+    refine=False,
+    classes="CrossEntropyLoss",
+    shared=True,
+)
+DN_DETR = Combination(
+    encoder="GlobalEncoder",
+    activation="prelu",
+    scale_tokens_pos=True,
+    queries="AnchorQueries",
+    denoising="Denoising",
+    decoder="GlobalDecoder",
+    cross="conditional",
+    modulate_size=True,
+    look_forward_twice=True,
+    shared=True,
 )
 DAM = dict(scorer="DAMPredictor", term="DecoderAttentionLoss", selector="TopKSelector")
 DUAL = dict(encoder="DualAttentionEncoder", object_scorer="MultiCategoryScorer")
@@ -127,6 +154,11 @@ NAMED = {
     "sparse_dual": Combination(**DAM, **DUAL, aux=True),
     "sparse_dino": replace(DINO, **DAM, aux=True),
     "focus": replace(DINO, **FOREGROUND, **DUAL),
+    "detr": DETR,
+    "up_detr": replace(DETR, norm_first=True),
+    "conditional_detr": replace(DETR, points=True, cross="conditional", classes="FocalLoss"),
+    "dn_detr": DN_DETR,
+    "global_sparse": replace(DETR, **DAM, layer_ratios=(1.0, 0.5), aux=True),
 }
 
 
@@ -158,8 +190,13 @@ def _encoder_choices() -> Iterator[tuple]:
     for name, encoder in sorted(ENCODERS):
         rates = "object_scorer" in _arguments(encoder)
         scorers = sorted(each for each, _ in OBJECT_SCORERS) if rates else [None]
-        for scorer, source in itertools.product(scorers, ("updated", "input")):
-            yield name, scorer, source
+        sources = ("updated", "input") if "value_source" in _arguments(encoder) else ("updated",)
+        activations = ("relu", "prelu") if "activation" in _arguments(encoder) else ("relu",)
+        switches = (_switch(encoder, each) for each in ("norm_first", "scale_pos"))
+        for scorer, source, first, activation, scaled in itertools.product(
+            scorers, sources, next(switches), activations, next(switches)
+        ):
+            yield name, scorer, source, first, activation, scaled
 
 
 def _query_choices() -> Iterator[tuple]:
@@ -169,14 +206,26 @@ def _query_choices() -> Iterator[tuple]:
         without = queries.provides_pos or queries.reference_dim != 4
         noises = [None] if without else [None, *sorted(each for each, _ in DENOISINGS)]
         scales = [False] if without else _switch(decoder_class, "scale_pos")
-        for denoising, scale_pos in itertools.product(noises, scales):
+        points = _switch(queries, "points")
+        for point, denoising, cross, scale_pos in itertools.product(
+            points, noises, _crosses(decoder_class), scales
+        ):
+            if cross[1] and (point or getattr(queries, "reference_dim", 4) == 2):
+                continue  # a point has no size
             for refine, twice, norm in itertools.product(
                 (False, True),
                 _switch(decoder_class, "look_forward_twice"),
                 _switch(decoder_class, "output_norm"),
             ):
                 if refine or not twice:
-                    yield name, denoising, decoder, scale_pos, refine, twice, norm
+                    yield name, point, denoising, decoder, *cross, scale_pos, refine, twice, norm
+
+
+def _crosses(decoder: type) -> list[tuple[str, bool]]:
+    """Kinds of cross-attention, each without and with sizes that modulate it."""
+    plain = [("plain", False)]
+    found = [("conditional", False), ("conditional", True)]
+    return plain + found if "cross" in _arguments(decoder) else plain
 
 
 def _arguments(cls: type) -> set[str]:
@@ -188,14 +237,46 @@ def _switch(cls: type, name: str) -> tuple[bool, ...]:
 
 
 @functools.cache
-def combinations() -> tuple[Combination, ...]:
-    """Every combination that the registered parts declare to be possible."""
-    return tuple(
-        Combination(*tokens, *encoder, *queries, aux, shared)
-        for tokens, encoder, queries, aux, shared in itertools.product(
-            _token_choices(), _encoder_choices(), _query_choices(), (False, True), (False, True)
-        )
-    )
+def _groups() -> tuple[list[tuple], ...]:
+    """Choices that do not depend on each other; joined they are the fields of a combination."""
+    classes = sorted((name,) for name, loss in LOSSES if hasattr(loss, "softmax"))
+    switch = [(False,), (True,)]
+    choices = (_token_choices(), _encoder_choices(), _query_choices(), classes, switch, switch)
+    return tuple(map(list, choices))
+
+
+class Combinations(Sequence):
+    """Every combination that the registered parts declare to be possible; made when asked for."""
+
+    def __init__(self) -> None:
+        self.shape = tuple(map(len, _groups()))
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, number: int) -> Combination:
+        places = np.unravel_index(number, self.shape)
+        chosen = (group[place] for group, place in zip(_groups(), places, strict=True))
+        return Combination(*itertools.chain.from_iterable(chosen))
+
+    def __contains__(self, combination: object) -> bool:
+        values = iter(astuple(combination))
+        parts = (tuple(itertools.islice(values, len(group[0]))) for group in _groups())
+        return all(part in group for part, group in zip(parts, _groups(), strict=True))
+
+    def pairs(self, *, dense: bool = False) -> set:
+        """Every two choices, as (number of the field, value), that can meet."""
+        start, groups, found = 0, [], set()
+        for group in _groups():
+            if dense and not groups:
+                group = [each for each in group if "DenseSelector" in each]
+            groups.append([list(enumerate(each, start)) for each in group])
+            start += len(group[0])
+            found |= {two for each in groups[-1] for two in itertools.combinations(each, 2)}
+        values = [set(itertools.chain.from_iterable(group)) for group in groups]
+        for one, other in itertools.combinations(values, 2):
+            found |= set(itertools.product(one, other))
+        return found
 
 
 def weighs(combination: Combination) -> bool:
@@ -207,7 +288,13 @@ def weighs(combination: Combination) -> bool:
 
 def some_combinations(count: int) -> list[Combination]:
     """So many of all combinations, always the same ones."""
-    return random.Random(0).sample(combinations(), count)
+    return random.Random(0).sample(Combinations(), count)
+
+
+def token_choices() -> list[dict]:
+    """Every choice of tokens, by the fields of a combination."""
+    names = ("scorer", "term", "selector", "layer_ratios")
+    return [dict(zip(names, each, strict=True)) for each in _groups()[0]]
 
 
 @functools.cache
@@ -217,28 +304,41 @@ def pairwise_cover(*, dense: bool = False) -> tuple[Combination, ...]:
     Args:
         dense: only those that keep every token.
     """
-    candidates = [each for each in combinations() if not dense or each.selector == "DenseSelector"]
-    position = {candidate: index for index, candidate in enumerate(candidates)}
-    pairs, num_pairs = _pairs(candidates)
+    every = Combinations()
+    numbers = np.arange(len(every))
+    if dense:
+        keeps = [each["selector"] == "DenseSelector" for each in token_choices()]
+        numbers = numbers[np.array(keeps)[np.unravel_index(numbers, every.shape)[0]]]
+    if len(numbers) > 40_000:  # of which some make every pair
+        numbers = np.random.default_rng(0).choice(numbers, 40_000, replace=False)
+    named = [each for each in NAMED.values() if not dense or each.selector == "DenseSelector"]
+    pairs, num_pairs = _pairs(numbers, named)
     missing = np.ones(num_pairs, dtype=bool)
-    chosen = [position[each] for each in NAMED.values() if each in position]
-    missing[pairs[chosen]] = False
-    few = np.random.default_rng(0).permutation(len(candidates))[:2000]
-    for considered in (few, np.arange(len(candidates))):
+    missing[pairs[len(numbers) :]] = False
+    chosen = list(named)
+    few = np.random.default_rng(0).permutation(len(numbers))[:2000]
+    for considered in (few, np.arange(len(numbers))):
         while missing[pairs[considered]].any():
             best = considered[missing[pairs[considered]].sum(1).argmax()]
-            chosen.append(best)
+            chosen.append(every[numbers[best]])
             missing[pairs[best]] = False
-    return tuple(candidates[index] for index in chosen)
+    return tuple(chosen)
 
 
-def _pairs(candidates: Sequence[Combination]) -> tuple[np.ndarray, int]:
-    """Which pairs of choices ``[candidates, pairs of fields]`` every candidate makes, numbered."""
+def _pairs(numbers: np.ndarray, named: Sequence[Combination]) -> tuple[np.ndarray, int]:
+    """Which pairs of choices ``[candidates, pairs of fields]`` every candidate makes, numbered.
+
+    The candidates are those of the ``numbers``, then the ``named`` ones.
+    """
+    places = np.unravel_index(numbers, Combinations().shape)
+    extra = np.array([astuple(each) for each in named], dtype=object)
     columns = []
-    for field in fields(Combination):
-        values = [getattr(each, field.name) for each in candidates]
-        numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
-        columns.append(np.array([numbers[value] for value in values]))
+    for group, place in zip(_groups(), places, strict=True):
+        for values in zip(*group, strict=True):
+            code = {value: number for number, value in enumerate(dict.fromkeys(values))}
+            own = np.array([code[value] for value in values], dtype=np.int32)
+            last = [code[value] for value in extra[:, len(columns)]]
+            columns.append(np.concatenate((own[place], np.array(last, dtype=np.int32))))
     pairs, total = [], 0
     for one, other in itertools.combinations(columns, 2):
         width = other.max() + 1
@@ -279,7 +379,7 @@ def parts(combination: Combination, **arguments) -> dict:
         return None if name is None else build(registry.get(name), **{**options, **arguments})
 
     supervised = combination.term is not None
-    queries = chosen(QUERY_INITIALIZERS, combination.queries)
+    queries = chosen(QUERY_INITIALIZERS, combination.queries, points=combination.points)
     term = chosen(LOSSES, combination.term, weight=1.0)
     return dict(
         backbone=Patches(),
@@ -290,6 +390,9 @@ def parts(combination: Combination, **arguments) -> dict:
             ENCODERS,
             combination.encoder,
             value_source=combination.value_source,
+            norm_first=combination.norm_first,
+            activation=combination.activation,
+            scale_pos=combination.scale_tokens_pos,
             object_scorer=chosen(OBJECT_SCORERS, combination.object_scorer),
         ),
         query_initializer=queries,
@@ -302,10 +405,18 @@ def parts(combination: Combination, **arguments) -> dict:
             look_forward_twice=combination.look_forward_twice,
             conditional_pos=not queries.provides_pos,
             scale_pos=combination.scale_pos,
+            norm_first=combination.norm_first,
+            activation=combination.activation,
+            cross=combination.cross,
+            modulate_size=combination.modulate_size,
         ),
         criterion=SetCriterion(
             HungarianMatcher(),
-            [FocalLoss(weight=2.0), BoxL1Loss(weight=5.0), GIoULoss(weight=2.0)],
+            [
+                chosen(LOSSES, combination.classes, weight=2.0),
+                BoxL1Loss(weight=5.0),
+                GIoULoss(weight=2.0),
+            ],
             stage=[] if term is None else [term],
         ),
         embed_dim=EMBED_DIM,

@@ -47,6 +47,37 @@ BACKBONES = {
 }
 
 
+def test_a_dilated_last_stage_has_the_stride_of_the_one_before():
+    """torchvision's rule: the first block is not dilated, so its weights read what they did."""
+    plain, dilated = (
+        TorchvisionResNet("resnet50", out_features=("res4", "res5"), dilation=flag).eval()
+        for flag in (False, True)
+    )
+    assert plain.strides == {"res4": 16, "res5": 32}
+    assert dilated.strides == {"res4": 16, "res5": 16}
+    dilated.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 70, 96)
+    with torch.no_grad():
+        maps, others = dilated(images), plain(images)
+    assert torch.equal(maps["res4"], others["res4"])
+    assert maps["res5"].shape == (1, 2048, 5, 6) and others["res5"].shape == (1, 2048, 3, 3)
+    blocks = dilated.body.layer4
+    assert [block.conv2.dilation for block in blocks] == [(1, 1), (2, 2), (2, 2)]
+    assert all(conv.stride == (1, 1) for conv in blocks.modules() if isinstance(conv, nn.Conv2d))
+    with pytest.raises(ValueError, match=r"dilation must be False for 'resnet18'.*resnet50"):
+        TorchvisionResNet("resnet18", dilation=True)
+
+
+def test_a_neck_without_norm_is_its_convolutions():
+    neck = ChannelMapper(dict(res5=8), (32,), embed_dim=24, num_levels=2, norm=None)
+    assert {key.split(".")[0] for key in neck.state_dict()} == {"convs", "extra_convs"}
+    x = torch.randn(2, 8, 6, 5)
+    fine, coarse = neck({"res5": x})
+    assert torch.equal(fine, neck.convs[0][0](x)) and torch.equal(coarse, neck.extra_convs[0][0](x))
+    with pytest.raises(ValueError, match=r"norm must be 'group' or null, got 'batch'"):
+        ChannelMapper(dict(res5=8), (32,), embed_dim=32, num_levels=1, norm="batch")
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("size", [(64, 96), (33, 71)])
 def test_maps_have_the_sizes_that_the_stages_count_on(name, size):

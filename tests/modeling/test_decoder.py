@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from sparsedet.layers import ms_deform_attn_reference
-from sparsedet.modeling.decoder import attend, attention_mass, query_mask
+from sparsedet.layers.attention import attend
+from sparsedet.modeling.decoder import attention_mass
+from sparsedet.modeling.decoding import query_mask
 from sparsedet.modeling.denoising import group_mask
 from sparsedet.modeling.stages import Queries
 from tests.modeling import small

@@ -93,6 +93,28 @@ def test_fillers_never_come_out(model):
     assert not (found.pred_boxes.tensor == filler).all(-1).any()
 
 
+def test_a_query_by_softmax_gives_its_best_class_alone():
+    logits = torch.tensor([[[3.0, 2.9, 0.0, 0.0], [0.0, 1.0, 0.0, 5.0], [9.0, 0.0, 0.0, 0.0]]])
+    valid = torch.tensor([[True, True, False]])
+    prediction = Prediction(logits, torch.rand(1, 3, 4), valid, softmax=True)
+    scores, labels, boxes = top_detections(prediction, 9)
+    shares = logits[0].softmax(-1)
+    torch.testing.assert_close(scores[0], torch.tensor([shares[0, 0], shares[1, 1], -1.0]))
+    assert labels[0, :2].tolist() == [0, 1]
+    assert torch.equal(boxes[0], prediction.boxes[0])
+    assert top_detections(prediction, 1)[1].tolist() == [[0]]
+
+
+def test_a_detector_without_an_embedding_of_levels():
+    arguments = small.parts(small.PLAIN)
+    plain = TokenSparseDetector(**arguments, level_embed=False)
+    assert "level_embed" not in plain.state_dict()
+    features = small.features(plain, SIZES)
+    positions = plain.position_embedding(features.valid_sizes, features.spatial_shapes)
+    assert torch.equal(features.pos, torch.cat(positions, dim=1))
+    plain.train()(small.samples(SIZES, (1, 1)))
+
+
 def test_at_most_max_detections(model):
     model.max_detections = 7
     with torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 
 from sparsedet.layers.mlp import MLP, FeedForward
 from sparsedet.modeling.heads import Head
+from sparsedet.modeling.stages import Prediction, class_logits
 from tests.modeling import small
 
 
@@ -36,6 +37,29 @@ def test_mlp_has_no_relu_at_its_end(num_layers):
         expected = layer(expected).clamp(min=0)
     torch.testing.assert_close(mlp(x), mlp.layers[-1](expected))
     assert (mlp(x) < 0).any()
+
+
+def test_a_head_by_softmax_has_a_last_logit_of_no_object():
+    head, x = small.randomize(Head(8, 3, softmax=True)), torch.randn(2, 5, 8)
+    logits = torch.cat((head.class_embed(x), head.no_object(x)), dim=-1)
+    prediction = head(x, torch.zeros(2, 5, 4))
+    torch.testing.assert_close(prediction.logits, logits)
+    shares = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    torch.testing.assert_close(prediction.scores, shares[..., :3])
+    assert Head(8, 3).no_object is None
+    torch.testing.assert_close(
+        Head(8, 3)(x, torch.zeros(2, 5, 4)).scores.mean(), torch.tensor(0.01), atol=0.01, rtol=0
+    )
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_class_logits_are_those_of_the_scores(softmax):
+    logits = 3 * torch.randn(2, 5, 4)
+    prediction = Prediction(logits, torch.rand(2, 5, 4), softmax=softmax)
+    found = class_logits(logits, softmax=softmax)
+    torch.testing.assert_close(found.sigmoid(), prediction.scores)
+    sure = class_logits(torch.tensor([[30.0, 0.0, 0.0], [16.0, 0.0, 0.0]]), softmax=True)
+    assert sure.isfinite().all() and sure[0, 0] >= sure[1, 0]
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -14,6 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 from sparsedet import events
 from sparsedet.modeling import (
     BoxL1Loss,
+    CrossEntropyLoss,
     DecoderAttentionLoss,
     FocalLoss,
     ForegroundLoss,
@@ -89,6 +90,37 @@ def test_focal_leaves_fillers_out(prediction, matching):
     assert small.loss_of(FocalLoss(weight=1.0), some, matching, 1.0).item() == pytest.approx(
         expected, rel=1e-5
     )
+
+
+def test_cross_entropy_is_the_mean_over_weighted_queries(prediction, matching):
+    """torch's own, whose weights are those of the classes."""
+    logits = torch.tensor([[[2.0, 0.5, -1.0], [0.1, 1.5, 0.3]]])
+    given = replace(prediction, logits=logits, softmax=True)
+    weights, answers = torch.tensor([1.0, 1.0, 0.1]), torch.tensor([2, 1])
+    expected = torch.nn.functional.cross_entropy(logits[0], answers, weight=weights)
+    term = CrossEntropyLoss(weight=7.0)
+    for num_boxes in (1.0, 4.0):
+        torch.testing.assert_close(small.loss_of(term, given, matching, num_boxes), expected)
+    some = replace(given, valid=torch.tensor([[False, True]]))
+    expected = torch.nn.functional.cross_entropy(logits[0, 1:], answers[1:])
+    torch.testing.assert_close(small.loss_of(term, some, matching, 1.0), expected)
+    none = replace(given, valid=torch.zeros(1, 2, dtype=torch.bool))
+    nothing = replace(matching, **{k: getattr(matching, k)[:0] for k in vars(matching)})
+    assert small.loss_of(term, none, nothing, 1.0) == 0
+    heavy = CrossEntropyLoss(weight=1.0, no_object_weight=1.0)
+    torch.testing.assert_close(
+        small.loss_of(heavy, given, matching, 1.0),
+        torch.nn.functional.cross_entropy(logits[0], answers),
+    )
+
+
+def test_classes_are_told_apart_in_one_way():
+    terms = [FocalLoss(weight=1.0), CrossEntropyLoss(weight=1.0)]
+    with pytest.raises(ValueError, match=r"in one way, got CrossEntropyLoss and FocalLoss.*model"):
+        SetCriterion(HungarianMatcher(), terms)
+    assert SetCriterion(HungarianMatcher(), terms[1:]).softmax
+    assert not SetCriterion(HungarianMatcher(), terms[:1]).softmax
+    assert not SetCriterion(HungarianMatcher(), [BoxL1Loss(weight=1.0)]).softmax
 
 
 def test_box_l1(prediction, matching):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,19 @@ def pairs(matching, targets: Targets, image: int) -> set[tuple[int, int]]:
     named = zip(matching.query[own].tolist(), matching.target[own].tolist(), strict=True)
     assert set(named) == found, "the objects that it names are not those whose boxes it holds"
     return found
+
+
+def test_the_class_cost_of_a_softmax_is_minus_the_probability():
+    """The object's class is likelier at query 1, though its logit is smaller."""
+    logits = torch.tensor([[[3.0, 0.0, 9.0], [2.0, 0.0, 0.0]]])
+    prediction = Prediction(logits, torch.full((1, 2, 4), 0.3), softmax=True)
+    targets = Targets((torch.full((1, 4), 0.3),), (torch.tensor([0]),))
+    matcher = HungarianMatcher(class_cost=1.0)
+    assert matcher(prediction, targets).query.tolist() == [1]
+    assert matcher(replace(prediction, softmax=False), targets).query.tolist() == [0]
+    costs = matcher._costs([prediction], targets.boxes[0][None], [targets.labels[0][None]])
+    expected = -logits.softmax(-1)[0, :, 0] - 2.0
+    torch.testing.assert_close(costs[0, :, 0], expected)
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 4), (1, 0)])

@@ -46,7 +46,7 @@ FACTS = (
     "grad_norms",
     "dn_meta",
 )
-COMMON = ("num_classes", "recipe", "weight_dict", "torch")
+COMMON = ("num_classes", "recipe", "scale", "weight_dict", "torch")
 
 
 def frozen_facts(facts: dict[str, Any]) -> dict[str, Any]:

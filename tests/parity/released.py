@@ -27,6 +27,7 @@ from sparsedet.modeling.stages import (
     Targets,
     TokenSelection,
 )
+from sparsedet.structures import pad_images
 from tests.parity import recipe
 from tests.parity.recipe import FILES
 
@@ -39,6 +40,8 @@ SPARSE = "projects/sparse_detr/configs/released/sparse_detr_r50_rho30.py"
 DINO = "projects/dino/configs/released/dino_r50_4scale.py"
 DN_DEFORMABLE = "projects/dn_deformable_detr/configs/released/dn_deformable_detr_r50.py"
 FOCUS = "projects/focus_detr/configs/released/focus_detr_r50.py"
+CONDITIONAL = "projects/conditional_detr/configs/released/conditional_detr_r50.py"
+DETR = "projects/detr/configs/released/detr_r50{}.py"
 
 # Name of a fixture -> configuration, listing of the checkpoint's keys, source of the checkpoint.
 MODELS = {
@@ -64,6 +67,9 @@ MODELS = {
         "detrex_focus",
         "focus-detr",
     ),
+    r"detr_r50": (DETR.format(""), "detr_r50", "detr"),
+    r"detr_r50_dc5": (DETR.format("_dc5"), "detr_r50_dc5", "detr"),
+    r"conditional_r50": (CONDITIONAL, "conditional_r50", "conditional-detr"),
     r"hf_plain": (DEFORMABLE.format("plain"), "hf_plain", "huggingface"),
     r"hf_two_stage": (DEFORMABLE.format("two_stage"), "hf_two_stage", "huggingface"),
 }
@@ -139,7 +145,12 @@ class Released:
             cfg.backbone.name = f"resnet{changes['depth']}"
         model = instantiate(cfg)
         assert model.num_classes == self.facts["num_classes"]
-        model.load_state_dict(convert(recipe.checkpoint(self.listing), self.source))
+        state = recipe.checkpoint(self.listing)
+        for ending, factor in self.facts.get("scale", {}).items():
+            for key in state:
+                if key.endswith(ending):
+                    state[key] *= factor
+        model.load_state_dict(convert(state, self.source))
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -148,10 +159,10 @@ class Released:
         return model
 
     def inputs(self, case: str) -> tuple[Tensor, tuple[tuple[int, int], ...], Targets]:
-        """Normalized images, their sizes and the targets of a case."""
+        """Normalized images padded with zeros, their sizes and the targets of a case."""
         facts = self.facts["recipe"]
         sizes = tuple((int(h), int(w)) for h, w in self.facts[f"{case}.sizes"])
-        seeds = self.facts.get(f"{case}.image_seeds", facts["image_seeds"])
+        seeds = self.facts.get(f"{case}.image_seeds") or facts["image_seeds"]
         images = [
             torch.from_numpy((recipe.picture(seed, *size) - recipe.MEAN) / recipe.STD)
             for seed, size in zip(seeds, sizes, strict=False)
@@ -161,7 +172,7 @@ class Released:
             for seed, count in zip(facts["target_seeds"], facts["n_targets"], strict=True)
         ][: len(sizes)]
         return (
-            torch.stack(images),
+            pad_images(images)[0],
             sizes,
             Targets(
                 tuple(torch.from_numpy(boxes) for boxes, _ in objects),
@@ -276,6 +287,7 @@ class Released:
         stage, term = key.split("/")
         term = {
             "focal": "loss_class" if "detrex" in self.name else "loss_ce",
+            "cross_entropy": "loss_ce",
             "box_l1": "loss_bbox",
             "giou": "loss_giou",
             "decoder_attention": "loss_mask_prediction",
@@ -291,16 +303,20 @@ class Released:
         term = f"{term}_dn" if name == "denoising" else term
         return term if int(layer) == num_decoder - 1 else f"{term}_{layer}"
 
-    def parameter_names(self) -> dict[str, str]:
+    def parameter_names(self) -> dict[str, tuple[str, ...]]:
         """The released name of a parameter -> ours, learnt by converting tagged tensors.
 
-        Query, key and value projections that are stored apart have no name of their own here.
+        Rows that are apart here make several names of one. Query, key and value projections that
+        are stored apart there have no name of their own here.
         """
         canonical = recipe.canonical_keys(self.listing)
         order = {key: float(i) for i, key in enumerate(sorted(canonical))}
         tags = {key: order[smallest] for key, smallest in canonical.items()}
-        converted = convert({key: torch.full((1,), tag) for key, tag in tags.items()}, self.source)
-        ours = {float(tag): key for key, tag in converted.items() if tag.numel() == 1}
+        converted = convert({key: torch.full((2,), tag) for key, tag in tags.items()}, self.source)
+        ours: dict[float, tuple[str, ...]] = {}
+        for key, tag in converted.items():
+            if len(found := set(tag.tolist())) == 1:
+                ours[found.pop()] = (*ours.get(float(tag[0]), ()), key)
         return {key: ours[tag] for key, tag in tags.items() if tag in ours}
 
 

@@ -13,7 +13,9 @@ from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import SOURCES, convert
 from tests.parity.recipe import FILES, checkpoint, listing
 from tests.parity.released import (
+    CONDITIONAL,
     DEFORMABLE,
+    DETR,
     DINO,
     DN_DEFORMABLE,
     EFFICIENT,
@@ -34,8 +36,20 @@ LISTINGS = {
     "detrex_dn_deformable": ("detrex", DN_DEFORMABLE, {}),
     "detrex_dino": ("detrex", DINO, {}),
     "detrex_focus": ("focus-detr", FOCUS, {}),
+    "detr_r50": ("detr", DETR.format(""), {}),
+    "detr_r50_dc5": ("detr", DETR.format("_dc5"), {}),
+    "conditional_r50": ("conditional-detr", CONDITIONAL, {}),
     "hf_plain": ("huggingface", DEFORMABLE.format("plain"), {}),
     "hf_two_stage": ("huggingface", DEFORMABLE.format("two_stage"), {}),
+}
+
+
+# sources whose names include those of a source
+SAME_NAMES = {
+    "deformable-detr": {"deformable-detr", "sparse-detr"},
+    "sparse-detr": {"deformable-detr", "sparse-detr"},
+    "detr": {"detr", "up-detr"},
+    "conditional-detr": {"conditional-detr", "dab-detr", "dn-detr"},
 }
 
 
@@ -78,7 +92,8 @@ def test_keys_are_bijective(published):
     distinct = {row[3] for row in listing(name)}
     apart = sum(key.endswith(".in_proj_weight") for key in target) * 4  # q, k, v as one tensor
     joined = apart if source == "huggingface" else 0
-    assert len(converted) == len(distinct) - joined
+    split = sum(".no_object." in key for key in target)  # rows of the class heads there
+    assert len(converted) == len(distinct) - joined + split
 
 
 def test_every_number_arrives_once(published):
@@ -94,7 +109,8 @@ def magnitude(state: dict[str, torch.Tensor]) -> float:
 def test_a_copy_that_differs_is_refused(published):
     name, source, state, _ = published
     copies = [row[0] for row in listing(name) if row[0] != row[3]]
-    assert copies, "every published file stores something twice"
+    if not copies:
+        pytest.skip("the file stores nothing twice")
     for key in (copies[0], copies[len(copies) // 2], copies[-1]):
         with pytest.raises(ValueError, match="the two differ"):
             convert({**state, key: state[key] + 1}, source)
@@ -122,9 +138,8 @@ def test_an_unknown_source_is_refused():
 
 def test_a_file_of_another_source_is_refused(published):
     _, source, state, _ = published
-    family = {"deformable-detr", "sparse-detr"}
     for other in SOURCES:
-        if other != source and not {other, source} <= family:
+        if other not in SAME_NAMES.get(source, {source}):
             with pytest.raises(ValueError, match="are not of source"):
                 convert(state, other)
 

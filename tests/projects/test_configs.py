@@ -75,14 +75,15 @@ def loaded(config: str, *overrides: str) -> DictConfig:
 
 
 class Strided(nn.Module):
-    """Four maps by strided convolutions."""
+    """Four maps by strided convolutions, the last one of which may be without a stride."""
 
     size_divisibility = 1
 
-    def __init__(self) -> None:
+    def __init__(self, dilation: bool) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 4, 4)
-        self.stages = nn.ModuleList(nn.Conv2d(4, 4, 3, 2, 1) for _ in range(3))
+        strides = (2, 2, 1 if dilation else 2)
+        self.stages = nn.ModuleList(nn.Conv2d(4, 4, 3, stride, 1) for stride in strides)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         height, width = (-size % 4 for size in images.shape[-2:])
@@ -97,11 +98,13 @@ def shrink(cfg: DictConfig) -> None:
     cfg.dataset.num_classes = 3
     model = cfg.model
     model.embed_dim = 32
-    model.backbone = L(Strided)()
+    model.backbone = L(Strided)(dilation=model.backbone.get("dilation", False))
     model.neck.in_channels = {map_name: 4 for map_name in model.neck.in_channels}
-    small = dict(num_heads=4, num_points=1, feedforward_dim=32)
-    model.encoder.update(small)  # with all its layers, which schedules count
-    model.decoder.update(**small, num_layers=2)
+    for part in (model.encoder, model.decoder):
+        part.update(num_heads=4, feedforward_dim=32)
+        if "num_points" in part:
+            part.num_points = 1
+    model.decoder.num_layers = 2  # the encoder keeps all its layers, which schedules count
     model.query_initializer.num_queries = 12
 
 

@@ -120,6 +120,58 @@ SMALL, BASE, LARGE = [192, 384, 768], [256, 512, 1024], [384, 768, 1536]
 TORCHVISION_SWIN = swin("swin_t", SMALL) | {"freeze_at": 2}
 WIDE = FIVE_LEVELS | {"maps": {"res2": 192, "res3": 384, "res4": 768, "res5": 1536}}
 
+# DETR (ECCV 2020), section 4 and appendix A.4: a projection without norm, positions of whole cells,
+# 100 queries without a reference, cross-entropy with weight 0.1 for no object
+SINGLE = {"levels": 1, "maps": {"res5": 2048}, "strides": [32]}
+DETR = (
+    DEFORMABLE
+    | SINGLE
+    | {
+        "neck_norm": None,
+        "level_embed": False,
+        "position": (10000.0, 0.0),
+        "encoder": ("GlobalEncoder", 6, 8, None, 2048, 0.1),
+        "decoder": ("GlobalDecoder", 6, 8, None, 2048, 0.1),
+        "queries": ("PositionQueries", 100),
+        "costs": (1.0, 5.0, 2.0),
+        "losses": {"CrossEntropyLoss": 1.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
+        "no_object": 0.1,
+        "global": {},
+    }
+)
+DC5 = {"dilation": True, "strides": [16]}
+# UP-DETR (CVPR 2021): its README trains with --pre_norm
+PRE_NORM = {"global": {"encoder.norm_first": True, "decoder.norm_first": True}}
+# Conditional DETR (ICCV 2021), section 3 and its code: 300 points, focal loss 2
+CONDITIONAL = DETR | {
+    "queries": ("PositionQueries", 300),
+    "costs": (2.0, 5.0, 2.0),
+    "losses": {"FocalLoss": 2.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
+    "no_object": None,
+    "global": {"points": True, "decoder.cross": "conditional"},
+}
+# DAB-DETR (ICLR 2022), sections 4 and 5 and its code: temperature 20, PReLU, eps 1e-3
+BOXES = {
+    "encoder.activation": "prelu",
+    "encoder.scale_pos": True,
+    "decoder.activation": "prelu",
+    "decoder.cross": "conditional",
+    "decoder.conditional_pos": True,
+    "decoder.modulate_size": True,
+    "decoder.look_forward_twice": True,
+}
+DAB = CONDITIONAL | {
+    "position": (20.0, 0.0),
+    "queries": ("AnchorQueries", 300),
+    "refine": True,
+    "eps": 1e-3,
+    "losses": {"FocalLoss": 1.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
+    "max_detections": 300,
+    "global": BOXES | {"patterns": 0},
+}
+THREE_PATTERNS = {"global": BOXES | {"patterns": 3, "indicator": False}}
+DN = DAB | {"denoising": ("Denoising", 5, 0.2, 0.4), "global": BOXES | {"patterns": 1}}
+
 # Recipes. Deformable DETR's: AdamW 2e-4, a tenth for backbone and what aims the attention, drop at
 # 40 of 50 epochs, clipping at 0.1 (section 5; Sparse DETR keeps it, batch 16). DINO's: 1e-4, a
 # tenth for the backbone, norms do not decay, drop at 11/20/30 of 12/24/36 epochs (appendix D).
@@ -143,6 +195,9 @@ OF_DEFORMABLE = OLD | {
 }
 OF_TWO_STAGE = OLD | {"batch": 32}
 NEW = OLD | {"rate": 1e-4, "slow": {r"^backbone\.": 0.1}, "decay": (1e-4, 0.0, None)}
+# DETR's: 1e-4, a tenth for the backbone, drop at 400 of 500 epochs or at 200 of 300
+OF_DETR = OLD | {"rate": 1e-4, "slow": {r"^backbone\.": 0.1}}
+ONE_EACH = {"batch": 8}
 EP12, EP24, EP36 = ({"epochs": pair} for pair in ((12, 11), (24, 20), (36, 30)))
 
 TWO_STAGE_HOST = DEFORMABLE | TWO_STAGE
@@ -164,6 +219,28 @@ TRAINED: dict[str, Facts] = {
     | OLD
     | EP36,
     "dab_deformable_detr_r50_50ep": DENOISING | {"denoising": None} | NEW,
+    "detr_r50_50ep": DETR | OF_DETR,
+    "detr_r50_500ep": DETR | OF_DETR | {"epochs": (500, 400)},
+    "detr_r50_dc5_500ep": DETR | DC5 | OF_DETR | ONE_EACH | {"epochs": (500, 400)},
+    "up_detr_r50_300ep": DETR
+    | PRE_NORM
+    | OF_DETR
+    | {"epochs": (300, 200), "slow": {r"^backbone\.": 0.5}},
+    **{
+        f"{name}_r50{kind}_50ep": host | change | OF_DETR | (ONE_EACH if "dc5" in kind else {})
+        for name, host in (
+            ("conditional_detr", CONDITIONAL),
+            ("dab_detr", DAB),
+            ("dn_detr", DN),
+        )
+        for kind, change in (
+            ("", {}),
+            ("_dc5", DC5),
+            ("_3pat", THREE_PATTERNS),
+            ("_dc5_3pat", DC5 | THREE_PATTERNS),
+        )
+        if "3pat" not in kind or name == "dab_detr"
+    },
     "dn_deformable_detr_r50_12ep": DENOISING | NEW | EP12,
     "dn_deformable_detr_r50_50ep": DENOISING | NEW,
     "dino_r50_4scale_12ep": DINO | NEW | EP12,
@@ -266,7 +343,6 @@ TRAINED: dict[str, Facts] = {
 OF_DETREX = {"eps": 1e-3, "freeze_at": 1, "losses": DINO["losses"]}
 SHIFTED = {"position": (20.0, 0.0)}  # detrex's ResNets at 24 and 36 epochs
 BORDER = {"unmasked_border": True}
-SINGLE = {"levels": 1, "maps": {"res5": 2048}, "strides": [32]}
 FOCUS_DETREX = (
     FOCUS
     | dual(DINO)
@@ -280,6 +356,24 @@ FOCUS_DETREX = (
 RELEASED: dict[str, Facts] = {
     "deformable_detr_r50_plain": DEFORMABLE,
     "deformable_detr_r50_single_scale": DEFORMABLE | SINGLE,
+    "deformable_detr_r50_single_scale_dc5": DEFORMABLE | SINGLE | DC5,
+    **{
+        f"{name}_r50{kind}": host | change
+        for name, host in (
+            ("detr", DETR),
+            ("up_detr", DETR | PRE_NORM),
+            ("conditional_detr", CONDITIONAL),
+            ("dab_detr", DAB),
+            ("dn_detr", DN),
+        )
+        for kind, change in (
+            ("", {}),
+            ("_dc5", DC5),
+            ("_3pat", THREE_PATTERNS),
+            ("_dc5_3pat", DC5 | THREE_PATTERNS),
+        )
+        if "3pat" not in kind or name == "dab_detr"
+    },
     "deformable_detr_r50_refine": DEFORMABLE | REFINE,
     "deformable_detr_r50_two_stage": TWO_STAGE_HOST | BORDER,
     "deformable_detr_r50_plain_detrex": DEFORMABLE | OF_DETREX,
@@ -336,7 +430,8 @@ def weights(terms: list[DictConfig]) -> dict[str, float]:
 
 
 def part(node: DictConfig) -> tuple:
-    sizes = (node[key] for key in ("num_layers", "num_heads", "num_points", "feedforward_dim"))
+    names = ("num_layers", "num_heads", "num_points", "feedforward_dim")
+    sizes = (node.get(key) for key in names)
     return called(node), *sizes, node.dropout
 
 
@@ -382,7 +477,13 @@ def of_model(model: DictConfig) -> Facts:
         "scorer_options": _options(scorer, "embed_dim", "num_levels"),
         "selector_options": _options(selector, "keep_ratio", "layer_ratios"),
         "size_ranges": None,
+        "dilation": backbone.get("dilation", False),
+        "neck_norm": model.neck.get("norm", "group"),
+        "level_embed": model.get("level_embed", True),
+        "no_object": model.criterion.matched[0].get("no_object_weight"),
     }
+    if called(model.decoder) == "GlobalDecoder":
+        facts["global"] = _global(model)
     for term in model.criterion.stage:
         if "size_ranges" in term:
             facts["size_ranges"] = [tuple(pair) for pair in term.size_ranges]
@@ -394,6 +495,19 @@ def of_model(model: DictConfig) -> Facts:
 def _options(node: DictConfig | None, *others: str) -> Facts:
     """What a description sets beside its class and what is looked at elsewhere."""
     return {key: node[key] for key in node or () if key not in ("_target_", *others)}
+
+
+def _global(model: DictConfig) -> dict[str, Any]:
+    """What differs between the systems of global attention, where it is not the default."""
+    found = {f"encoder.{key}": model.encoder.get(key) for key in ("activation", "scale_pos")}
+    names = ("activation", "cross", "conditional_pos", "modulate_size", "look_forward_twice")
+    found |= {f"decoder.{key}": model.decoder.get(key) for key in names}
+    found["points"] = model.query_initializer.get("points")
+    found["patterns"] = model.query_initializer.get("num_patterns")
+    found["indicator"] = model.query_initializer.get("indicator")
+    for part_ in ("encoder", "decoder"):
+        found[f"{part_}.norm_first"] = model[part_].get("norm_first")
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _noise(denoising: DictConfig) -> tuple:
@@ -439,6 +553,7 @@ def found(folder: str) -> dict[str, Any]:
 ABSENT = dict.fromkeys(("drop_path", "value_source", "size_ranges"))
 ABSENT |= {key: {} for key in ("stage_losses", "scorer_options", "selector_options")}
 ABSENT |= {"objects": ("decoder", "probability")}
+ABSENT |= {"dilation": False, "neck_norm": "group", "level_embed": True, "no_object": None}
 
 
 def check(actual: Facts, expected: Facts) -> None:

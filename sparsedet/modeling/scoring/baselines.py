@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsedet.modeling.heads import Heads, require_heads
-from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
+from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores, class_logits
 from sparsedet.registry import SCORERS
 
 
@@ -34,7 +34,8 @@ class ObjectnessScorer(nn.Module):
         tokens = heads.token_embedding(features, with_pos=True)
         boxes, valid = heads.proposals(features)
         prediction = heads.scorer(tokens, boxes, valid)
-        return TokenScores(prediction.logits.detach().amax(-1), prediction)
+        logits = class_logits(prediction.logits.detach(), softmax=prediction.softmax)
+        return TokenScores(logits.amax(-1), prediction)
 
 
 @SCORERS.register()

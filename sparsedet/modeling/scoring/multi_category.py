@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsedet.modeling.heads import Head
+from sparsedet.modeling.stages import class_logits
 from sparsedet.registry import OBJECT_SCORERS
 
 
@@ -44,7 +45,8 @@ class MultiCategoryScorer(nn.Module):
         category: Head,
     ) -> Float[Tensor, "B K"]:
         """Scores of the kept tokens, in fp32 and without gradient."""
-        scores = category.logits(tokens).amax(-1)
+        softmax = getattr(category, "softmax", False)
+        scores = class_logits(category.logits(tokens), softmax=softmax).amax(-1)
         if self.product == "probability":
             scores = scores.sigmoid()
         if logits is None:

@@ -1,0 +1,98 @@
+"""The loop of all encoders: which rows a layer updates, and where they go afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.stages import (
+    EncoderOutput,
+    MultiScaleFeatures,
+    Prediction,
+    TokenSelection,
+)
+
+Along = tuple[Tensor, ...]
+"""What goes with the rows of the kept tokens, such as their positions."""
+Inputs = Callable[[int, Tensor, Along, TokenSelection, Tensor], tuple[Any, ...]]
+
+
+def encode(
+    layers: Iterable[Callable[..., Tensor]],
+    inputs: Inputs,
+    features: MultiScaleFeatures,
+    selections: Sequence[TokenSelection],
+    heads: Heads | None,
+    *,
+    along: Along,
+    aux: bool,
+    recompute: bool,
+) -> EncoderOutput:
+    """Let every layer update the tokens of its selection.
+
+    A layer whose tokens are the first of the previous layer's goes on with their rows; another one
+    gathers its rows from the map, multiplied by the weights of the selection if it has any. The
+    updated rows are written into the map.
+
+    Args:
+        layers: each maps its inputs to updated rows ``[B K C]``.
+        inputs: maps (layer, rows, what goes along with them, selection, map) to those inputs.
+        features: the encoder's input.
+        selections: one per layer.
+        heads: auxiliary heads; None = there are none.
+        along: tensors ``[B N ...]`` of all tokens that are gathered as the rows are.
+        aux: evaluate the auxiliary heads that exist.
+        recompute: keep only the inputs of the layers for the backward.
+    """
+    supervised = heads.num_encoder if aux and heads is not None else 0
+    proposals = heads.proposals(features) if heads is not None and supervised else None
+    memory, predictions = features.tokens, []
+    rows, gathered, previous = memory, along, None
+    for index, (layer, selection) in enumerate(zip(layers, selections, strict=True)):
+        if previous is not None and selection.weight is None and selection.begins(previous):
+            rows, *gathered = (selection.first_rows(x) for x in (rows, *gathered))
+        elif selection is not previous:
+            rows = _weighted_rows(selection, memory)
+            gathered = [selection.gather(x) for x in along]
+        previous = selection
+        given = inputs(index, rows, tuple(gathered), selection, memory)
+        rows = checkpoint(layer, *given, use_reentrant=False) if recompute else layer(*given)
+        memory = _written(selection, memory, rows, features.tokens)
+        if heads is not None and proposals is not None and index < supervised:
+            predictions.append(_auxiliary(heads, index, rows, selection, proposals))
+    return EncoderOutput(features.with_tokens(memory), tuple(predictions))
+
+
+def _written(
+    selection: TokenSelection, memory: Tensor, rows: Tensor, given: Tensor
+) -> Float[Tensor, "B N C"]:
+    """``memory`` with the updated rows; a copy of the caller's map, or where autograd looks on."""
+    if selection.indices is None or memory is given or torch.is_grad_enabled():
+        return selection.scatter(memory, rows)
+    return selection.scatter_(memory, rows)
+
+
+def _weighted_rows(selection: TokenSelection, memory: Tensor) -> Tensor:
+    rows = selection.gather(memory)
+    if selection.weight is None:
+        return rows
+    return rows * selection.weight[..., None].to(rows.dtype)
+
+
+def _auxiliary(
+    heads: Heads,
+    index: int,
+    rows: Tensor,
+    selection: TokenSelection,
+    proposals: tuple[Tensor, Tensor],
+) -> Prediction:
+    boxes, valid = (selection.gather(x) for x in proposals)
+    if selection.valid is not None:
+        valid = valid & selection.valid
+    return heads.encoder(index)(rows, boxes, valid)

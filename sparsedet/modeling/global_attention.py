@@ -1,0 +1,176 @@
+"""The encoder whose tokens attend to all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.attention import PlainAttention, after, before, draw_matrices
+from sparsedet.layers.mlp import MLP, Activation, FeedForward
+from sparsedet.modeling.encoding import Along, encode
+from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.stages import (
+    EncoderOutput,
+    MultiScaleFeatures,
+    TokenScores,
+    TokenSelection,
+)
+from sparsedet.registry import ENCODERS
+
+
+class GlobalEncoderLayer(nn.Module):
+    """Self-attention and feed-forward block, each with a residual and a LayerNorm.
+
+    Args:
+        embed_dim: channels.
+        num_heads: attention heads.
+        feedforward_dim: hidden channels of the feed-forward block.
+        dropout: probability, in the residual branches, on the attention weights and after the
+            activation.
+        activation: see ``FeedForward``.
+        norm_first: normalize what enters the blocks instead of what leaves them.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        feedforward_dim: int,
+        dropout: float,
+        activation: Activation,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.attention = PlainAttention(embed_dim, num_heads, dropout=dropout)
+        self.attention_norm = nn.LayerNorm(embed_dim)
+        self.feedforward = FeedForward(
+            embed_dim, feedforward_dim, dropout=dropout, activation=activation
+        )
+        self.feedforward_norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        rows: Float[Tensor, "B K C"],
+        pos: Float[Tensor, "B K C"],
+        seen: Bool[Tensor, "B 1 1 K"] | None,
+    ) -> Float[Tensor, "B K C"]:
+        """Update ``rows``, which attend to those that are ``seen`` (None = all)."""
+        first = self.norm_first
+        x = before(rows, self.attention_norm, norm_first=first)
+        read = self.dropout(self.attention(x, pos, x, pos, seen)[0])
+        rows = after(rows, read, self.attention_norm, norm_first=first)
+        x = before(rows, self.feedforward_norm, norm_first=first)
+        update = self.dropout(self.feedforward(x))
+        return after(rows, update, self.feedforward_norm, norm_first=first)
+
+
+@ENCODERS.register()
+class GlobalEncoder(nn.Module):
+    """Encoder whose layers let the selected tokens attend to each other (DETR, section A.3).
+
+    With all tokens it is DETR's. With a selection, kept tokens see each other alone and are written
+    back into the map; other tokens stay as they came in and are read by the decoder. It takes
+    features of any number of levels as one sequence.
+
+    Args:
+        embed_dim: channels.
+        num_heads: attention heads.
+        feedforward_dim: hidden channels of the feed-forward block.
+        dropout: probability.
+        num_layers: layers.
+        activation: see ``FeedForward``.
+        norm_first: normalize what enters the blocks instead of what leaves them, and the whole map
+            at the end (DETR's ``pre_norm``, with which UP-DETR was trained).
+        scale_pos: multiply the positions in every layer by a function of the tokens, one for all
+            layers (DAB-DETR's released code).
+        activation_checkpointing: in training, keep only the inputs of the layers and compute what
+            the backward needs anew.
+    """
+
+    num_levels = None  # any
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        *,
+        feedforward_dim: int = 2048,
+        dropout: float = 0.1,
+        num_layers: int = 6,
+        activation: Activation = "relu",
+        norm_first: bool = False,
+        scale_pos: bool = False,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive(num_layers, "GlobalEncoder.num_layers", key="model.encoder.num_layers")
+        self.embed_dim, self.num_layers = embed_dim, num_layers
+        self.activation_checkpointing = activation_checkpointing
+        self.layers = nn.ModuleList(
+            GlobalEncoderLayer(
+                embed_dim,
+                num_heads,
+                feedforward_dim=feedforward_dim,
+                dropout=dropout,
+                activation=activation,
+                norm_first=norm_first,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim) if norm_first else None
+        self.pos_scale = (
+            MLP(embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2) if scale_pos else None
+        )
+        draw_matrices(self)
+
+    def forward(
+        self,
+        features: MultiScaleFeatures,
+        selections: Sequence[TokenSelection],
+        scores: TokenScores | None = None,
+        heads: Heads | None = None,
+        *,
+        aux: bool = False,
+    ) -> EncoderOutput:
+        """Encode.
+
+        Args:
+            features: the encoder's input.
+            selections: tokens to update, see ``DeformableEncoder.forward``.
+            scores: token scores (not used here).
+            heads: auxiliary heads; None = there are none.
+            aux: evaluate the auxiliary heads that exist.
+        """
+        padding = features.padding_if_any
+
+        def inputs(
+            index: int, rows: Tensor, along: Along, selection: TokenSelection, memory: Tensor
+        ) -> tuple[Any, ...]:
+            (pos,) = along
+            seen = selection.valid
+            if selection.indices is None and padding is not None:
+                seen = ~padding
+            pos = pos if self.pos_scale is None else pos * self.pos_scale(rows)
+            return rows, pos, None if seen is None else seen[:, None, None]
+
+        encoded = encode(
+            self.layers,
+            inputs,
+            features,
+            selections,
+            heads,
+            along=(features.pos,),
+            aux=aux,
+            recompute=self.activation_checkpointing and self.training,
+        )
+        if self.norm is None:
+            return encoded
+        memory = encoded.memory
+        return EncoderOutput(memory.with_tokens(self.norm(memory.tokens)), encoded.aux)
