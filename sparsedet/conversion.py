@@ -167,6 +167,18 @@ _DN = replace(
     content_label=True,
 )
 
+# 1x1 convolutions are linear layers here
+_PNP_DETR = replace(
+    _DETR,
+    modules={
+        **_DETR.modules,
+        "transformer.sampler.score_pred_net.0": "scorer.predictor.layers.0",
+        "transformer.sampler.score_pred_net.2": "scorer.predictor.layers.1",
+        "transformer.sampler.k_proj": "encoder.pool.share",
+        "transformer.sampler.v_proj": "encoder.pool.value",
+    },
+)
+
 _DETREX = Layout(
     root="transformer.",
     modules={
@@ -261,6 +273,7 @@ SOURCES: dict[str, Layout] = {
     "conditional-detr": _CONDITIONAL,
     "dab-detr": _DAB,
     "dn-detr": _DN,
+    "pnp-detr": _PNP_DETR,
     "detrex": _DETREX,
     "focus-detr": _FOCUS_DETREX,
     "huggingface": _HUGGINGFACE,
@@ -282,8 +295,8 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     Args:
         state_dict: tensors under the keys of the source.
         source: "deformable-detr" (fundamentalvision), "sparse-detr" (kakaobrain, with its
-            Deformable and Efficient DETR baselines), "detr" (facebookresearch),
-            "up-detr", "conditional-detr", "dab-detr", "dn-detr" (the authors'), "detrex"
+            Deformable and Efficient DETR baselines), "detr" (facebookresearch), "up-detr",
+            "conditional-detr", "dab-detr", "dn-detr", "pnp-detr" (the authors'), "detrex"
             (Deformable DETR, DN-Deformable-DETR and DINO), "focus-detr" (in detrex's layout) or
             "huggingface" (transformers' Deformable DETR).
 
@@ -310,6 +323,8 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             unknown.append(key)
         elif new.endswith(_DERIVED):
             continue
+        elif new.startswith("scorer.") and tensor.ndim == 4:
+            renamed[new] = tensor.flatten(1)
         elif new in renamed and not torch.equal(renamed[new], tensor):
             raise ValueError(
                 f"convert: {key!r} should be a copy of another tensor of {source!r} (ours: "

@@ -25,6 +25,7 @@ from sparsedet.modeling.losses import (
 )
 from sparsedet.modeling.matcher import HungarianMatcher
 from sparsedet.modeling.neck import ChannelMapper
+from sparsedet.modeling.pooling import PoolSampler
 from sparsedet.modeling.queries import (
     AnchorQueries,
     EfficientQueries,
@@ -33,12 +34,14 @@ from sparsedet.modeling.queries import (
     PositionQueries,
     TwoStageQueries,
 )
+from sparsedet.modeling.regularizers import PollRegularizer
 from sparsedet.modeling.scoring import (
     DAMPredictor,
     ForegroundTokenSelector,
     MultiCategoryScorer,
     ObjectnessScorer,
     OracleScorer,
+    PollScorer,
     RandomScorer,
 )
 from sparsedet.modeling.selection import (
@@ -56,6 +59,7 @@ from sparsedet.modeling.stages import (
     Matching,
     MultiScaleFeatures,
     NoisedTargets,
+    PooledTokens,
     Prediction,
     Queries,
     Targets,
@@ -104,6 +108,10 @@ __all__ = [
     "NoisedTargets",
     "ObjectnessScorer",
     "OracleScorer",
+    "PollRegularizer",
+    "PollScorer",
+    "PoolSampler",
+    "PooledTokens",
     "PositionQueries",
     "Prediction",
     "Queries",
