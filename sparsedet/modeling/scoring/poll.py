@@ -37,6 +37,6 @@ class PollScorer(nn.Module):
         heads: Heads | None = None,
         targets: Targets | None = None,
     ) -> TokenScores:
-        """Score every token, in fp32 also under autocast; ``heads`` and ``targets`` are not used."""
+        """Score every token, in fp32; ``heads`` and ``targets`` are not used."""
         logits = in_float32(self.predictor, features.tokens).squeeze(-1)
         return TokenScores(logits, weighs=True)

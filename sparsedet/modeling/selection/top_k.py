@@ -78,8 +78,8 @@ class ElasticSelector(ShareSelector):
 
     A compiled or exported training pass has shapes that cannot depend on what is drawn. It computes
     the largest ratio of the list and keeps what was drawn: the same result at the highest cost. As
-    it cannot hear from other processes, each one then draws for itself. The target of ``DecoderAttentionLoss`` counts as the largest ratio does
-    (``TokenSelection.max_counts``).
+    it cannot hear from other processes, each one then draws for itself. The target of
+    ``DecoderAttentionLoss`` counts as the largest ratio does (``TokenSelection.max_counts``).
 
     Args:
         keep_ratio: in evaluation, see ``TopKSelector``.
