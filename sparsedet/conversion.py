@@ -167,7 +167,6 @@ _DN = replace(
     content_label=True,
 )
 
-# 1x1 convolutions are linear layers here
 _PNP_DETR = replace(
     _DETR,
     modules={
@@ -323,8 +322,6 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             unknown.append(key)
         elif new.endswith(_DERIVED):
             continue
-        elif new.startswith("scorer.") and tensor.ndim == 4:
-            renamed[new] = tensor.flatten(1)
         elif new in renamed and not torch.equal(renamed[new], tensor):
             raise ValueError(
                 f"convert: {key!r} should be a copy of another tensor of {source!r} (ours: "
@@ -343,7 +340,7 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     labels = renamed.get(LABEL_EMBEDDING)
     if layout.content_label and labels is not None:
         renamed["query_initializer.embedding.weight"] = labels[-1:]
-    return _join_projections(renamed)
+    return _join_projections(_as_linear(renamed))
 
 
 def left_out(state_dict: Mapping[str, Tensor], source: str) -> list[str]:
@@ -466,6 +463,14 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"convert: {names} must be of one shape. The file is damaged.")
         joined.setdefault(f"{match[1]}_{match[2]}", torch.cat(parts))
     return joined
+
+
+def _as_linear(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """1x1 convolutions of a scorer are linear layers here."""
+    return {
+        key: tensor.flatten(1) if key.startswith("scorer.") and tensor.ndim == 4 else tensor
+        for key, tensor in state.items()
+    }
 
 
 def _split_no_object(state: dict[str, Tensor]) -> dict[str, Tensor]:
