@@ -61,7 +61,7 @@ def test_at_ratio_1_it_is_detr_on_the_normalized_map_times_the_scores(training):
 def test_gradients_are_finite_where_some_images_have_no_cell_left():
     model = small.detector(PNP, keep_ratio=0.8).train()
     losses = model(small.samples(((64, 96), (8, 8)), (3, 1)))
-    features, output = output_of(model, ((64, 96), (8, 8)))
+    _, output = output_of(model, ((64, 96), (8, 8)))
     assert output.memory.pooled.valid[0].all() and not output.memory.pooled.valid[1].any()
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
