@@ -282,7 +282,10 @@ def token_figure(
     )
     left = _grid([(_detections_title(instances, score_threshold), found)], 1)
     head = f"{title}   {picture.width} x {picture.height} pixels, model input {image_size[1]} x "
-    return _page(f"{head}{image_size[0]}".strip(), left, grid, levels, output, image)
+    head += f"{image_size[0]}"
+    if output.memory.pooled is not None:
+        head += f"; {output.memory.pooled.counts[image]} tokens pooled of the others"
+    return _page(head.strip(), left, grid, levels, output, image)
 
 
 def stack(figures: Sequence[Image.Image]) -> Image.Image:

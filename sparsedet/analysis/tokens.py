@@ -25,6 +25,8 @@ class TokenStatistics:
         tokens: unpadded tokens by level, the mean over the images.
         kept: tokens that an encoder layer updates, by layer and level, the mean over the images.
         keep_ratio: kept / all tokens, the mean over layers and images.
+        pooled: tokens that stand for those which are not kept, the mean over the images; None where
+            the encoder pools none.
         share: the share of ``corr``.
         corr: share of the decoder's cross-attention mass that falls on this ``share`` of the tokens
             with the best scores (Focus-DETR, table 3); None without a scorer.
@@ -35,6 +37,7 @@ class TokenStatistics:
     tokens: tuple[float, ...]
     kept: tuple[tuple[float, ...], ...]
     keep_ratio: float
+    pooled: float | None
     share: float
     corr: float | None
     corr_kept: float
@@ -101,6 +104,7 @@ class _Sums:
     tokens: Any = 0.0
     kept: Any = 0.0
     keep_ratio: float = 0.0
+    pooled: float | None = None
     corr: float = 0.0
     corr_kept: float = 0.0
     has_scores: bool = True
@@ -138,6 +142,7 @@ def token_statistics(
         tokens=tuple((sums.tokens / images).tolist()),
         kept=tuple(tuple(layer) for layer in (sums.kept / images).tolist()),
         keep_ratio=sums.keep_ratio / images,
+        pooled=None if sums.pooled is None else sums.pooled / images,
         share=share,
         corr=sums.corr / images if sums.has_scores else None,
         corr_kept=sums.corr_kept / images,
@@ -150,6 +155,8 @@ def _add(sums: _Sums, output: DetectorOutput, share: float) -> None:
     sums.tokens += torch.tensor([[prod(size) for size in image] for image in sizes]).sum(0).double()
     sums.kept += kept_by_level(output).sum(0).double().cpu()
     sums.keep_ratio += sum(output.keep_ratios)
+    if output.memory.pooled is not None:
+        sums.pooled = (sums.pooled or 0) + sum(output.memory.pooled.counts)
     sums.corr_kept += float(attention_share(output, kept_tokens(output)).sum())
     sums.has_scores = output.scores is not None
     if sums.has_scores:

@@ -128,4 +128,6 @@ class Drawer:
         )
         count, total = len(found.above(self.threshold)), output.features.num_valid[0]
         share = f"{found.keep_ratio:.1%} of {total}"
+        if output.memory.pooled is not None:
+            share += f", pooled: {output.memory.pooled.counts[0]}"
         return figure, f"{self.name}detections: {count}, tokens kept: {share}"

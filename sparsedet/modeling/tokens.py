@@ -175,6 +175,12 @@ class PooledTokens:
     valid: Bool[Tensor, "B P"] | None
     kept: TokenSelection
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Pooled tokens of each image; unless all have some, this waits for the device."""
+        batch, number = self.tokens.shape[:2]
+        return (number,) * batch if self.valid is None else tuple(self.valid.sum(1).tolist())
+
     def seen(self, valid: Bool[Tensor, "B K"] | None, count: int) -> Bool[Tensor, "B S"] | None:
         """True at what must be read of ``count`` kept tokens and the pooled ones; None = all.
 
