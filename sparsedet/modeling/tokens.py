@@ -198,14 +198,16 @@ class PooledTokens:
         return torch.ones(batch, count, dtype=torch.bool, device=self.tokens.device)
 
     def spread(self, x: Float[Tensor, "B S"], num_tokens: int) -> Float[Tensor, "B N"]:
-        """What the kept tokens and the pooled ones have of something, in the cells they stand for.
+        """What kept and pooled tokens have of something, in the cells they stand for, in fp32.
 
         Args:
             x: of the kept tokens, then of the pooled ones.
             num_tokens: tokens of the padded map.
         """
-        own, pooled = x.split((x.shape[1] - self.tokens.shape[1], self.tokens.shape[1]), dim=1)
-        cells = (pooled[:, None] @ self.shares.to(x.dtype))[:, 0]
+        number = self.tokens.shape[1]
+        own, pooled = x.float().split((x.shape[1] - number, number), dim=1)
+        with torch.autocast(x.device.type, enabled=False):
+            cells = (pooled[:, None] @ self.shares.float())[:, 0]
         if self.kept.indices is None:
             return cells + own
         if self.kept.valid is not None:
