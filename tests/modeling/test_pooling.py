@@ -47,6 +47,8 @@ def test_at_ratio_1_it_is_detr_on_the_normalized_map_times_the_scores(training):
     features, output = output_of(model)
     assert output.keep_ratios == (1.0,) * 3
     assert not output.memory.pooled.valid.any()
+    assert output.memory.pooled.counts == (0,) * 3
+    assert not output.memory.pooled.shares.any()
     score = model.scorer(features).logits.sigmoid()[..., None]
     tokens = F.layer_norm(features.tokens, features.tokens.shape[-1:]) * score
     with torch.no_grad():
@@ -115,6 +117,10 @@ def test_attention_to_pooled_tokens_belongs_to_their_cells():
     mass = torch.zeros(3, memory.readable()[0].shape[1])
     mass[:, -1] = 1.0
     close(memory.pooled.spread(mass, memory.num_tokens), memory.pooled.shares[:, -1])
+    kept = output.selections[0]
+    everything = memory.pooled.spread(torch.ones_like(mass), memory.num_tokens)
+    number = small.ARGUMENTS["num_tokens"]
+    close(everything.sum(1), torch.tensor([float(n + number) for n in kept.counts]))
 
 
 @pytest.mark.parametrize("ratios", [(0.2, 0.6), (0.6, 0.2), (0.3, 0.3)])
