@@ -23,6 +23,7 @@ __all__ = [
     "get_rank",
     "get_world_size",
     "is_main_process",
+    "of_first",
     "smallest",
     "synchronize",
 ]
@@ -99,6 +100,15 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
     if get_world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def of_first(number: float) -> float:
+    """What the first process gives; the same answer everywhere."""
+    if get_world_size() == 1:
+        return number
+    given = torch.tensor(number, dtype=torch.float64)
+    dist.broadcast(given, src=0, group=_host_group())
+    return float(given)
 
 
 def any_process(flag: bool) -> bool:

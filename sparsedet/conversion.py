@@ -167,6 +167,17 @@ _DN = replace(
     content_label=True,
 )
 
+_PNP_DETR = replace(
+    _DETR,
+    modules={
+        **_DETR.modules,
+        "transformer.sampler.score_pred_net.0": "scorer.predictor.layers.0",
+        "transformer.sampler.score_pred_net.2": "scorer.predictor.layers.1",
+        "transformer.sampler.k_proj": "encoder.pool.share",
+        "transformer.sampler.v_proj": "encoder.pool.value",
+    },
+)
+
 _DETREX = Layout(
     root="transformer.",
     modules={
@@ -261,6 +272,7 @@ SOURCES: dict[str, Layout] = {
     "conditional-detr": _CONDITIONAL,
     "dab-detr": _DAB,
     "dn-detr": _DN,
+    "pnp-detr": _PNP_DETR,
     "detrex": _DETREX,
     "focus-detr": _FOCUS_DETREX,
     "huggingface": _HUGGINGFACE,
@@ -282,8 +294,8 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     Args:
         state_dict: tensors under the keys of the source.
         source: "deformable-detr" (fundamentalvision), "sparse-detr" (kakaobrain, with its
-            Deformable and Efficient DETR baselines), "detr" (facebookresearch),
-            "up-detr", "conditional-detr", "dab-detr", "dn-detr" (the authors'), "detrex"
+            Deformable and Efficient DETR baselines), "detr" (facebookresearch), "up-detr",
+            "conditional-detr", "dab-detr", "dn-detr", "pnp-detr" (the authors'), "detrex"
             (Deformable DETR, DN-Deformable-DETR and DINO), "focus-detr" (in detrex's layout) or
             "huggingface" (transformers' Deformable DETR).
 
@@ -328,7 +340,7 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     labels = renamed.get(LABEL_EMBEDDING)
     if layout.content_label and labels is not None:
         renamed["query_initializer.embedding.weight"] = labels[-1:]
-    return _join_projections(renamed)
+    return _join_projections(_as_linear(renamed))
 
 
 def left_out(state_dict: Mapping[str, Tensor], source: str) -> list[str]:
@@ -451,6 +463,14 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"convert: {names} must be of one shape. The file is damaged.")
         joined.setdefault(f"{match[1]}_{match[2]}", torch.cat(parts))
     return joined
+
+
+def _as_linear(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """1x1 convolutions of a scorer are linear layers here."""
+    return {
+        key: tensor.flatten(1) if key.startswith("scorer.") and tensor.ndim == 4 else tensor
+        for key, tensor in state.items()
+    }
 
 
 def _split_no_object(state: dict[str, Tensor]) -> dict[str, Tensor]:

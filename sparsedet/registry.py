@@ -19,6 +19,7 @@ NECKS = Registry("neck")
 SCORERS = Registry("scorer")
 OBJECT_SCORERS = Registry("object_scorer")
 SELECTORS = Registry("selector")
+POOLERS = Registry("pooler")
 ENCODERS = Registry("encoder")
 QUERY_INITIALIZERS = Registry("query_initializer")
 DENOISINGS = Registry("denoising")
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Registry] = {
     "scorer": SCORERS,
     "object_scorer": OBJECT_SCORERS,
     "selector": SELECTORS,
+    "pooler": POOLERS,
     "encoder": ENCODERS,
     "query_initializer": QUERY_INITIALIZERS,
     "denoising": DENOISINGS,

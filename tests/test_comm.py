@@ -16,6 +16,7 @@ def test_one_process() -> None:
     assert comm.all_gather({"a": 1}) == [{"a": 1}]
     assert comm.any_process(True) is True
     assert comm.any_process(False) is False
+    assert comm.of_first(0.25) == 0.25
     assert (comm.smallest(7), comm.smallest(None)) == (7, None)
     comm.synchronize()
     value = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -33,6 +34,7 @@ def _collect(device: torch.device, folder: str) -> int:
         "main": comm.is_main_process(),
         "gathered": comm.all_gather(f"from {rank}"),
         "mean": comm.all_reduce_mean(value).tolist(),
+        "first": comm.of_first(rank + 1 / 3),
         "untouched": value.tolist(),
         "any": [comm.any_process(rank == 1), comm.any_process(False)],
         "smallest": [comm.smallest(n) for n in (15 - 5 * rank, None if rank else 3, None)],
@@ -54,6 +56,7 @@ def test_two_processes(tmp_path: Path) -> None:
             "main": rank == 0,
             "gathered": ["from 0", "from 1"],
             "mean": [0.5, 10.0],
+            "first": 1 / 3,
             "untouched": [float(rank), 10.0],
             "any": [True, False],
             "smallest": [10, 3, None],

@@ -27,6 +27,8 @@ class TokenStatistics:
         tokens: unpadded tokens by level, the mean over the images.
         kept: tokens that an encoder layer updates, by layer and level, the mean over the images.
         keep_ratio: kept / all tokens, the mean over layers and images.
+        pooled: tokens that stand for those which are not kept, the mean over the images; None where
+            the encoder pools none.
         share: the share of ``corr``.
         corr: share of the decoder's cross-attention mass that falls on this ``share`` of the tokens
             with the best scores (Focus-DETR, table 3); None without a scorer.
@@ -40,6 +42,7 @@ class TokenStatistics:
     tokens: tuple[float, ...]
     kept: tuple[tuple[float, ...], ...]
     keep_ratio: float
+    pooled: float | None
     share: float
     corr: float | None
     corr_kept: float
@@ -134,6 +137,7 @@ class _Sums:
     tokens: Any = 0.0
     kept: Any = 0.0
     keep_ratio: float = 0.0
+    pooled: float | None = None
     corr: float = 0.0
     corr_kept: float = 0.0
     mass: Any = 0.0
@@ -174,6 +178,7 @@ def token_statistics(
         tokens=tuple((sums.tokens / images).tolist()),
         kept=tuple(tuple(layer) for layer in (sums.kept / images).tolist()),
         keep_ratio=sums.keep_ratio / images,
+        pooled=None if sums.pooled is None else sums.pooled / images,
         share=share,
         corr=sums.corr / images if sums.has_scores else None,
         corr_kept=sums.corr_kept / images,
@@ -190,6 +195,8 @@ def _add(sums: _Sums, output: DetectorOutput, share: float) -> None:
     sums.tokens += tokens.sum(0)
     sums.kept += kept_by_level(output).sum(0).double().cpu()
     sums.keep_ratio += sum(output.keep_ratios)
+    if output.memory.pooled is not None:
+        sums.pooled = (sums.pooled or 0) + sum(output.memory.pooled.counts)
     sums.corr_kept += float(attention_share(output, kept_tokens(output)).sum())
     sums.has_scores = output.scores is not None
     if sums.has_scores:

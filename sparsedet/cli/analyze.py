@@ -318,6 +318,8 @@ def print_tokens(tokens: TokenStatistics) -> None:
     head = ["kept tokens", *(f"level {level + 1}" for level in levels), "sum"]
     print(format_table([head, *rows]))
     print(f"means over {tokens.num_images} images; keep ratio {tokens.keep_ratio:.4f}")
+    if tokens.pooled is not None:
+        print(f"pooled tokens, which stand for the others: {tokens.pooled:.1f}")
     if tokens.corr is not None:
         print(
             f"Corr: {tokens.corr:.4f} on the best {tokens.share:.0%} of the tokens by their score"

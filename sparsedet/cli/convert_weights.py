@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SOURCES = (
     "conditional-detr", "dab-detr", "deformable-detr", "detr", "detrex", "dn-detr", "focus-detr",
-    "huggingface", "sparse-detr", "up-detr",
+    "huggingface", "pnp-detr", "sparse-detr", "up-detr",
 )  # fmt: skip
 _SUFFIXES = (".pth", ".safetensors")
 

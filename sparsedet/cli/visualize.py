@@ -174,6 +174,9 @@ class View:
         """Its numbers in words."""
         count, total = len(self.found.above(threshold)), self.output.features.num_valid[0]
         share = f"{self.found.keep_ratio:.1%} of {total}"
+        pooled = self.output.memory.pooled
+        if pooled is not None:
+            share += f", pooled: {pooled.counts[0]}"
         prefix = f"{self.model}: " if self.model else ""
         return f"{prefix}detections: {count}, tokens kept: {share}"
 

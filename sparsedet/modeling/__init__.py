@@ -26,6 +26,7 @@ from sparsedet.modeling.losses import (
 )
 from sparsedet.modeling.matcher import HungarianMatcher
 from sparsedet.modeling.neck import ChannelMapper
+from sparsedet.modeling.pooling import PoolSampler
 from sparsedet.modeling.queries import (
     AnchorQueries,
     EfficientQueries,
@@ -34,12 +35,14 @@ from sparsedet.modeling.queries import (
     PositionQueries,
     TwoStageQueries,
 )
+from sparsedet.modeling.regularizers import PollRegularizer
 from sparsedet.modeling.scoring import (
     DAMPredictor,
     ForegroundTokenSelector,
     MultiCategoryScorer,
     ObjectnessScorer,
     OracleScorer,
+    PollScorer,
     RandomScorer,
     TeacherScorer,
 )
@@ -59,6 +62,7 @@ from sparsedet.modeling.stages import (
     MultiScaleFeatures,
     NoisedTargets,
     ObjectTokens,
+    PooledTokens,
     Prediction,
     Queries,
     Targets,
@@ -109,6 +113,10 @@ __all__ = [
     "ObjectTokens",
     "ObjectnessScorer",
     "OracleScorer",
+    "PollRegularizer",
+    "PollScorer",
+    "PoolSampler",
+    "PooledTokens",
     "PositionQueries",
     "Prediction",
     "Queries",

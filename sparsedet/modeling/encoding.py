@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,11 +39,13 @@ def encode(
 
     A layer whose tokens are the first of the previous layer's goes on with their rows; another one
     gathers its rows from the map, multiplied by the weights of the selection if it has any. The
-    updated rows are written into the map.
+    updated rows are written into the map. Pooled tokens of the features follow these rows in every
+    layer and are updated as they are.
 
     Args:
-        layers: each maps its inputs to updated rows ``[B K C]``.
-        inputs: maps (layer, rows, what goes along with them, selection, map) to those inputs.
+        layers: each maps its inputs to updated rows ``[B K C]``, pooled ones last.
+        inputs: maps (layer, rows and pooled ones, what goes along with the rows, selection, map) to
+            those inputs.
         features: the encoder's input.
         selections: one per layer.
         heads: auxiliary heads; None = there are none.
@@ -52,7 +55,8 @@ def encode(
     """
     supervised = heads.num_encoder if aux and heads is not None else 0
     proposals = heads.proposals(features) if heads is not None and supervised else None
-    memory, predictions = features.tokens, []
+    memory, predictions, pooled = features.tokens, [], features.pooled
+    without_cell = memory[:, :0] if pooled is None else pooled.tokens
     rows, gathered, previous = memory, along, None
     for index, (layer, selection) in enumerate(zip(layers, selections, strict=True)):
         if previous is not None and selection.weight is None and selection.begins(previous):
@@ -61,12 +65,20 @@ def encode(
             rows = _weighted_rows(selection, memory)
             gathered = [selection.gather(x) for x in along]
         previous = selection
+        num_rows, rows = rows.shape[1], _joined(rows, without_cell)
         given = inputs(index, rows, tuple(gathered), selection, memory)
         rows = checkpoint(layer, *given, use_reentrant=False) if recompute else layer(*given)
+        rows, without_cell = rows[:, :num_rows], rows[:, num_rows:]
         memory = _written(selection, memory, rows, features.tokens)
         if heads is not None and proposals is not None and index < supervised:
             predictions.append(_auxiliary(heads, index, rows, selection, proposals))
+    if pooled is not None:
+        features = replace(features, pooled=replace(pooled, tokens=without_cell))
     return EncoderOutput(features.with_tokens(memory), tuple(predictions))
+
+
+def _joined(rows: Tensor, without_cell: Tensor) -> Float[Tensor, "B S C"]:
+    return torch.cat((rows, without_cell), dim=1) if without_cell.shape[1] else rows
 
 
 def _written(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsedet.layers.arguments import SpatialShapes, on_host
 from sparsedet.layers.constants import constants
+from sparsedet.modeling.tokens import PooledTokens
 
 Size = tuple[int, int]
 
@@ -36,6 +37,7 @@ class MultiScaleFeatures:
         image_sizes: (h, w) of each unpadded image in pixels.
         level_sizes: valid (rows, columns) per image and level, the size the map would have for that
             image alone.
+        pooled: set by an encoder that pools the tokens which it does not keep.
     """
 
     tokens: Float[Tensor, "B N C"]
@@ -49,6 +51,7 @@ class MultiScaleFeatures:
     strides: tuple[int, ...]
     image_sizes: tuple[Size, ...]
     level_sizes: tuple[tuple[Size, ...], ...]
+    pooled: PooledTokens | None = None
 
     @classmethod
     def from_tokens(
@@ -121,6 +124,23 @@ class MultiScaleFeatures:
     def with_tokens(self, tokens: Float[Tensor, "B N C"]) -> MultiScaleFeatures:
         """The same geometry with other features."""
         return replace(self, tokens=tokens)
+
+    def readable(
+        self,
+    ) -> tuple[Float[Tensor, "B S C"], Float[Tensor, "B S C"], Bool[Tensor, "B S"] | None]:
+        """What attention over the whole map reads, its positions, and where there is something.
+
+        These are all tokens but padding; if there are ``pooled`` ones, the kept tokens and these.
+        The last is None where all of them are to be read.
+        """
+        padding, pooled = self.padding_if_any, self.pooled
+        valid = None if padding is None else ~padding
+        if pooled is None:
+            return self.tokens, self.pos, valid
+        tokens, pos = (pooled.kept.gather(x) for x in (self.tokens, self.pos))
+        valid = valid if pooled.kept.indices is None else pooled.kept.valid
+        seen = pooled.seen(valid, tokens.shape[1])
+        return torch.cat((tokens, pooled.tokens), 1), torch.cat((pos, pooled.pos), 1), seen
 
     def split_levels(self, x: Tensor) -> tuple[Tensor, ...]:
         """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""

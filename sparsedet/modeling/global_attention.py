@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.attention import PlainAttention, after, before, draw_matrices
 from sparsedet.layers.mlp import MLP, Activation, FeedForward
 from sparsedet.modeling.encoding import Along, encode
 from sparsedet.modeling.heads import Heads
+from sparsedet.modeling.parts import Assembly, Pooler
 from sparsedet.modeling.stages import (
     EncoderOutput,
     MultiScaleFeatures,
@@ -76,8 +80,12 @@ class GlobalEncoder(nn.Module):
     """Encoder whose layers let the selected tokens attend to each other (DETR, section A.3).
 
     With all tokens it is DETR's. With a selection, kept tokens see each other alone and are written
-    back into the map; other tokens stay as they came in and are read by the decoder. It takes
-    features of any number of levels as one sequence.
+    back into the map; other tokens stay as they came in and are read by the decoder. With a
+    ``pool``, pooled tokens stand for the others instead: they go through all layers with the kept
+    ones, and the decoder reads these and no others (PnP-DETR). It takes features of any number of
+    levels as one sequence.
+
+    Where a selection has weights, they multiply its tokens as in ``DeformableEncoder``.
 
     Args:
         embed_dim: channels.
@@ -90,6 +98,10 @@ class GlobalEncoder(nn.Module):
             at the end (DETR's ``pre_norm``, with which UP-DETR was trained).
         scale_pos: multiply the positions in every layer by a function of the tokens, one for all
             layers (DAB-DETR's released code).
+        input_norm: normalize every token of the map first, without gain and bias (PnP-DETR's
+            released code).
+        pool: makes the tokens that stand for the left-out ones, such as ``PoolSampler``; None = no
+            such tokens.
         activation_checkpointing: in training, keep only the inputs of the layers and compute what
             the backward needs anew.
     """
@@ -107,11 +119,13 @@ class GlobalEncoder(nn.Module):
         activation: Activation = "relu",
         norm_first: bool = False,
         scale_pos: bool = False,
+        input_norm: bool = False,
+        pool: Pooler | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         require_positive(num_layers, "GlobalEncoder.num_layers", key="model.encoder.num_layers")
-        self.embed_dim, self.num_layers = embed_dim, num_layers
+        self.embed_dim, self.num_layers, self.input_norm = embed_dim, num_layers, input_norm
         self.activation_checkpointing = activation_checkpointing
         self.layers = nn.ModuleList(
             GlobalEncoderLayer(
@@ -129,6 +143,35 @@ class GlobalEncoder(nn.Module):
             MLP(embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2) if scale_pos else None
         )
         draw_matrices(self)
+        self.pool = pool
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse to pool what nobody leaves out, or for a decoder that does not read it.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        if self.pool is None:
+            return
+        pool, decoder = type(self.pool).__name__, type(assembly.decoder).__name__
+        width = getattr(self.pool, "embed_dim", self.embed_dim)
+        if width != self.embed_dim:
+            raise ValueError(
+                f"GlobalEncoder.pool: embed_dim must be {self.embed_dim} as in the encoder, got "
+                f"{width}. Set model.encoder.pool.embed_dim to '${{..embed_dim}}'."
+            )
+        if not getattr(assembly.decoder, "reads_pooled", False):
+            raise ValueError(
+                f"TokenSparseDetector.decoder must read the tokens of {pool}, which have no cell, "
+                f"got {decoder}. Set model.decoder._target_=GlobalDecoder or "
+                "model.encoder.pool=null."
+            )
+        if not assembly.selector.needs_scorer:
+            raise ValueError(
+                f"TokenSparseDetector.selector must leave tokens out by their scores for {pool}, "
+                f"got {type(assembly.selector).__name__}. Set model.encoder.pool=null, or "
+                "model.scorer and model.selector."
+            )
 
     def forward(
         self,
@@ -148,7 +191,12 @@ class GlobalEncoder(nn.Module):
             heads: auxiliary heads; None = there are none.
             aux: evaluate the auxiliary heads that exist.
         """
-        padding = features.padding_if_any
+        if self.input_norm:
+            tokens = F.layer_norm(features.tokens, features.tokens.shape[-1:])
+            features = features.with_tokens(tokens)
+        if self.pool is not None:
+            features = replace(features, pooled=self.pool(features, selections))
+        padding, pooled = features.padding_if_any, features.pooled
 
         def inputs(
             index: int, rows: Tensor, along: Along, selection: TokenSelection, memory: Tensor
@@ -157,6 +205,9 @@ class GlobalEncoder(nn.Module):
             seen = selection.valid
             if selection.indices is None and padding is not None:
                 seen = ~padding
+            if pooled is not None:
+                seen = pooled.seen(seen, pos.shape[1])
+                pos = torch.cat((pos, pooled.pos), dim=1)
             pos = pos if self.pos_scale is None else pos * self.pos_scale(rows)
             return rows, pos, None if seen is None else seen[:, None, None]
 
@@ -172,5 +223,8 @@ class GlobalEncoder(nn.Module):
         )
         if self.norm is None:
             return encoded
-        memory = encoded.memory
-        return EncoderOutput(memory.with_tokens(self.norm(memory.tokens)), encoded.aux)
+        memory, pooled = encoded.memory, encoded.memory.pooled
+        if pooled is not None:
+            pooled = replace(pooled, tokens=self.norm(pooled.tokens))
+        memory = replace(memory, tokens=self.norm(memory.tokens), pooled=pooled)
+        return EncoderOutput(memory, encoded.aux)

@@ -115,7 +115,8 @@ class GlobalDecoder(nn.Module):
     With ``cross="conditional"`` it is that of Conditional DETR; with boxes as references, of which
     positions are made, and ``modulate_size=True`` it is that of DAB-DETR.
 
-    It takes features of any number of levels as one sequence. Predictions are made from a LayerNorm
+    Where the encoder pools tokens, they attend to the kept and the pooled ones instead. It takes
+    features of any number of levels as one sequence. Predictions are made from a LayerNorm
     of every layer's output, which all layers share.
 
     Args:
@@ -144,6 +145,7 @@ class GlobalDecoder(nn.Module):
     """
 
     num_levels = None  # any
+    reads_pooled = True
 
     def __init__(
         self,
@@ -234,14 +236,14 @@ class GlobalDecoder(nn.Module):
         """
         require_heads(heads, self, "decoder")
         recompute = self.activation_checkpointing and self.training
-        mask, padding = query_mask(queries), memory.padding_if_any
-        seen = None if padding is None else ~padding[:, None, None]
+        mask, (tokens, tokens_pos, seen) = query_mask(queries), memory.readable()
+        seen = None if seen is None else seen[:, None, None]
         counted = counted_queries(queries) if "token_mass" in record else None
         masses: list[Tensor] = []
 
         def update(index: int, x: Tensor, reference: Tensor) -> Tensor:
             layer, (pos, sine) = self.layers[index], self._positions(index, queries, x, reference)
-            inputs = (x, pos, sine, mask, memory.tokens, memory.pos, seen, counted)
+            inputs = (x, pos, sine, mask, tokens, tokens_pos, seen, counted)
             x, mass = (
                 checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
             )
@@ -258,7 +260,12 @@ class GlobalDecoder(nn.Module):
             look_forward_twice=self.look_forward_twice,
             eps=self.eps,
         )
-        return DecoderOutput(predictions, None if counted is None else reduce(torch.add, masses))
+        if counted is None:
+            return DecoderOutput(predictions)
+        mass = reduce(torch.add, masses)
+        if memory.pooled is not None:
+            mass = memory.pooled.spread(mass, memory.num_tokens)
+        return DecoderOutput(predictions, mass)
 
     def _positions(
         self, index: int, queries: Queries, x: Tensor, reference: Float[Tensor, "B Q D"]

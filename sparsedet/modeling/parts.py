@@ -24,6 +24,7 @@ from sparsedet.modeling.stages import (
     EncoderOutput,
     MultiScaleFeatures,
     NoisedTargets,
+    PooledTokens,
     Prediction,
     Queries,
     Targets,
@@ -123,6 +124,17 @@ class Selector(Protocol):
 
 
 @runtime_checkable
+class Pooler(Protocol):
+    """Makes tokens that stand for those which the selections of a pass leave out."""
+
+    def __call__(
+        self, features: MultiScaleFeatures, selections: Sequence[TokenSelection]
+    ) -> PooledTokens:
+        """The same number of tokens for every image."""
+        ...
+
+
+@runtime_checkable
 class CalibratedSelector(Selector, Protocol):
     """A selector that has to know how the scores of some images lie."""
 
@@ -211,6 +223,8 @@ class Decoder(Protocol):
     Attributes:
         refine: boxes of a layer are references of the next.
         makes_pos: it makes the positions of the queries from their references.
+
+    One that reads the pooled tokens of the memory has ``reads_pooled = True``.
     """
 
     embed_dim: int

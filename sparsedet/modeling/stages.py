@@ -7,15 +7,14 @@ the unpadded image unless a name says otherwise. Masks are named for what True m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparsedet.layers.constants import constants
 from sparsedet.modeling.features import MultiScaleFeatures, Size, flatten_maps, level_size
+from sparsedet.modeling.tokens import PooledTokens, TokenSelection, filler_mask, union
 
 __all__ = [
     "DecoderOutput",
@@ -26,6 +25,7 @@ __all__ = [
     "MultiScaleFeatures",
     "NoisedTargets",
     "ObjectTokens",
+    "PooledTokens",
     "Prediction",
     "Queries",
     "Size",
@@ -36,6 +36,7 @@ __all__ = [
     "filler_mask",
     "flatten_maps",
     "level_size",
+    "union",
 ]
 
 
@@ -144,119 +145,6 @@ class TokenScores:
     logits: Float[Tensor, "B N"]
     prediction: Prediction | None = None
     weighs: bool = False
-
-
-@dataclass(frozen=True)
-class TokenSelection:
-    """Which tokens an encoder layer updates.
-
-    Attributes:
-        max_counts: the most tokens that each image keeps, host integers.
-        indices: distinct token indices of a row, best first; None = every token.
-        valid: False = filler of an image that keeps fewer tokens than its companions; None = no
-            fillers.
-        weight: factor of every kept token where it enters the encoder; None = 1.
-        ranking: selections of one pass with the same number are beginnings of one order of the
-            tokens; None = nothing is known of the others.
-        exact: whether every image keeps ``max_counts``. False = it may keep fewer, which ``valid``
-            alone knows: the host does not wait in a compiled pass or a CUDA graph.
-    """
-
-    max_counts: tuple[int, ...]
-    indices: Int[Tensor, "B K"] | None = None
-    valid: Bool[Tensor, "B K"] | None = None
-    weight: Float[Tensor, "B K"] | None = None
-    ranking: int | None = None
-    exact: bool = True
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Kept tokens of each image; unless they are ``exact``, this waits for the device."""
-        if self.exact:
-            return self.max_counts
-        assert self.valid is not None
-        return tuple(self.valid.sum(1).tolist())
-
-    def _rows(self, x: Tensor) -> Tensor:
-        assert self.indices is not None
-        if x.shape[0] == 1:
-            return self.indices[0]
-        first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
-        return (self.indices + first).flatten()
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Rows ``[B K ...]`` of the kept tokens of ``x[B N ...]``."""
-        if self.indices is None:
-            return x
-        rows = x.flatten(0, 1).index_select(0, self._rows(x))
-        return rows.unflatten(0, self.indices.shape)
-
-    def scatter(
-        self, base: Float[Tensor, "B N C"], update: Float[Tensor, "B K C"]
-    ) -> Float[Tensor, "B N C"]:
-        """A copy of ``base`` in which the kept tokens hold ``update``; fillers change nothing."""
-        if self.indices is None:
-            return update
-        return self.scatter_(base.clone(memory_format=torch.contiguous_format), update)
-
-    def scatter_(
-        self, base: Float[Tensor, "B N C"], update: Float[Tensor, "B K C"]
-    ) -> Float[Tensor, "B N C"]:
-        """Write ``update`` into the kept tokens of ``base``, which is contiguous; fillers stay.
-
-        Only for selections with indices.
-        """
-        if self.valid is not None:
-            update = torch.where(self.valid[..., None], update, self.gather(base))
-        flat = base.view(-1, base.shape[-1])
-        flat.index_copy_(0, self._rows(base), update.flatten(0, 1).to(base.dtype))
-        return base
-
-    def prefix(self, counts: Sequence[int]) -> TokenSelection:
-        """The best ``counts[i]`` of the tokens kept of image i (a cascade is nested prefixes)."""
-        assert self.indices is not None and self.exact
-        counts = tuple(counts)
-        width = max(counts)
-        return TokenSelection(
-            counts,
-            self.indices[:, :width],
-            filler_mask(counts, width, self.indices.device),
-            None if self.weight is None else self.weight[:, :width],
-            self.ranking,
-        )
-
-    def begins(self, other: TokenSelection) -> bool:
-        """Whether the tokens are known to be the first of those of ``other``."""
-        if self.indices is None or other.indices is None:
-            return False
-        same_order = self.ranking is not None and self.ranking == other.ranking
-        return same_order and all(
-            own <= most for own, most in zip(self.max_counts, other.max_counts, strict=True)
-        )
-
-    def first_rows(self, rows: Tensor) -> Tensor:
-        """Those of the ``rows[B K ...]`` of a selection that this one ``begins`` which it keeps."""
-        assert self.indices is not None
-        return rows[:, : self.indices.shape[1]]
-
-    def mask(self, num_tokens: int) -> Bool[Tensor, "B N"]:
-        """True at the kept tokens. Only for selections with indices."""
-        assert self.indices is not None
-        kept = torch.ones_like(self.indices, dtype=torch.bool) if self.valid is None else self.valid
-        empty = torch.zeros(
-            len(self.max_counts), num_tokens, dtype=torch.bool, device=self.indices.device
-        )
-        return empty.scatter(1, self.indices, kept)
-
-
-def filler_mask(
-    counts: Sequence[int], width: int, device: torch.device
-) -> Bool[Tensor, "B K"] | None:
-    """True at the first ``counts[i]`` of ``width`` places; None when every place is used."""
-    if all(count == width for count in counts):
-        return None
-    limits = constants(counts, device, torch.int64)
-    return torch.arange(width, device=device) < limits[:, None]
 
 
 @dataclass(frozen=True)
@@ -406,7 +294,8 @@ class DetectorOutput:
 
 
 for _noun in (
-    MultiScaleFeatures, Targets, Prediction, Matching, TokenScores, TokenSelection, ObjectTokens,
+    MultiScaleFeatures, Targets, Prediction, Matching, TokenScores, TokenSelection, PooledTokens,
+    ObjectTokens,
     EncoderOutput, Queries, NoisedTargets, DenoisingOutput, DecoderOutput, DetectorOutput,
 ):  # fmt: skip
     torch.export.register_dataclass(_noun)

@@ -67,6 +67,8 @@ def token_figure(
         legend = [f"{legend[0]};  kept by", *_swatches(len(output.selections)), "layers"]
     if output.objects:
         legend += [" ", Swatch("", OBJECT), "object tokens"]
+    if output.memory.pooled is not None:
+        legend.append(f"; the others in {output.memory.pooled.counts[image]} pooled tokens")
     return page(_head(title, picture, image_size), [left, right], legend)
 
 

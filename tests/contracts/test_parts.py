@@ -374,6 +374,7 @@ def test_all_choices_take_part_in_the_combinations():
         selector="selector",
         encoder="encoder",
         object_scorer="object_scorer",
+        pool="pooler",
         queries="query_initializer",
         denoising="denoising",
         decoder="decoder",

@@ -40,6 +40,7 @@ from sparsedet.registry import (
     ENCODERS,
     LOSSES,
     OBJECT_SCORERS,
+    POOLERS,
     QUERY_INITIALIZERS,
     SCORERS,
     SELECTORS,
@@ -60,6 +61,7 @@ ARGUMENTS = dict(
     num_layers=2,
     num_queries=20,
     num_objects=10,
+    num_tokens=5,
     keep_ratio=0.4,
     train_ratios=(0.2, 0.4),
     max_ratio=0.8,
@@ -98,6 +100,7 @@ class Combination:
     classes: str = "FocalLoss"
     aux: bool = False
     shared: bool = False
+    pool: str | None = None
 
     def __str__(self) -> str:
         differing = [
@@ -136,6 +139,7 @@ DN_DETR = Combination(
     shared=True,
 )
 DAM = dict(scorer="DAMPredictor", term="DecoderAttentionLoss", selector="TopKSelector")
+POLL = dict(scorer="PollScorer", selector="ElasticSelector")
 DUAL = dict(encoder="DualAttentionEncoder", object_scorer="MultiCategoryScorer")
 FOREGROUND = dict(
     scorer="ForegroundTokenSelector",
@@ -159,6 +163,7 @@ NAMED = {
     "conditional_detr": replace(DETR, points=True, cross="conditional", classes="FocalLoss"),
     "dn_detr": DN_DETR,
     "global_sparse": replace(DETR, **DAM, layer_ratios=(1.0, 0.5), aux=True),
+    "pnp_detr": replace(DETR, **POLL, pool="PoolSampler"),
 }
 
 
@@ -241,12 +246,40 @@ def _groups() -> tuple[list[tuple], ...]:
     """Choices that do not depend on each other; joined they are the fields of a combination."""
     classes = sorted((name,) for name, loss in LOSSES if hasattr(loss, "softmax"))
     switch = [(False,), (True,)]
-    choices = (_token_choices(), _encoder_choices(), _query_choices(), classes, switch, switch)
+    pools = [(None,), *sorted((name,) for name, _ in POOLERS)]
+    choices = (
+        _token_choices(), _encoder_choices(), _query_choices(), classes, switch, switch, pools
+    )  # fmt: skip
     return tuple(map(list, choices))
 
 
+def _fields_of(group: int) -> list[str]:
+    """Names of the fields that the choices of a group fill."""
+    start = sum(len(each[0]) for each in _groups()[:group])
+    return [each.name for each in fields(Combination)][start : start + len(_groups()[group][0])]
+
+
+@functools.cache
+def _able_to_pool(group: int) -> tuple[bool, ...]:
+    """Which choices of a group go with a pool."""
+    names = _fields_of(group)
+    return tuple(can_pool(dict(zip(names, each, strict=True))) for each in _groups()[group])
+
+
+def can_pool(chosen: dict) -> bool:
+    """Whether some fields of a combination go with a pool."""
+    return (
+        ("selector" not in chosen or SELECTORS.get(chosen["selector"]).needs_scorer)
+        and ("encoder" not in chosen or "pool" in _arguments(ENCODERS.get(chosen["encoder"])))
+        and ("decoder" not in chosen or hasattr(DECODERS.get(chosen["decoder"]), "reads_pooled"))
+    )
+
+
 class Combinations(Sequence):
-    """Every combination that the registered parts declare to be possible; made when asked for."""
+    """Every combination that the registered parts declare to be possible; made when asked for.
+
+    And combinations of a pool with parts that do not go with it, which are not ``possible``.
+    """
 
     def __init__(self) -> None:
         self.shape = tuple(map(len, _groups()))
@@ -262,20 +295,32 @@ class Combinations(Sequence):
     def __contains__(self, combination: object) -> bool:
         values = iter(astuple(combination))
         parts = (tuple(itertools.islice(values, len(group[0]))) for group in _groups())
-        return all(part in group for part, group in zip(parts, _groups(), strict=True))
+        listed = all(part in group for part, group in zip(parts, _groups(), strict=True))
+        return listed and (combination.pool is None or can_pool(vars(combination)))
+
+    def possible(self, numbers: np.ndarray) -> np.ndarray:
+        """Those of the numbers whose parts go together."""
+        *places, pools = np.unravel_index(numbers, self.shape)
+        able = [np.array(_able_to_pool(group))[place] for group, place in enumerate(places)]
+        return numbers[(pools == 0) | np.logical_and.reduce(able)]
 
     def pairs(self, *, dense: bool = False) -> set:
         """Every two choices, as (number of the field, value), that can meet."""
-        start, groups, found = 0, [], set()
-        for group in _groups():
+        start, groups, able, found = 0, [], [], set()
+        for number, group in enumerate(_groups()):
+            listed = list(zip(group, _able_to_pool(number), strict=True))
             if dense and not groups:
-                group = [each for each in group if "DenseSelector" in each]
-            groups.append([list(enumerate(each, start)) for each in group])
+                listed = [each for each in listed if "DenseSelector" in each[0]]
+            groups.append([list(enumerate(each, start)) for each, _ in listed])
+            able.append([list(enumerate(each, start)) for each, can in listed if can])
             start += len(group[0])
             found |= {two for each in groups[-1] for two in itertools.combinations(each, 2)}
-        values = [set(itertools.chain.from_iterable(group)) for group in groups]
-        for one, other in itertools.combinations(values, 2):
-            found |= set(itertools.product(one, other))
+        without_pool = [*groups[:-1], groups[-1][:1]]
+        with_pool = [*able[:-1], groups[-1][1:]]
+        for chosen in (without_pool, with_pool) if all(with_pool) else (without_pool,):
+            values = [set(itertools.chain.from_iterable(group)) for group in chosen]
+            for one, other in itertools.combinations(values, 2):
+                found |= set(itertools.product(one, other))
         return found
 
 
@@ -283,12 +328,16 @@ def weighs(combination: Combination) -> bool:
     """Whether the kept tokens are multiplied by their scores, because no loss trains the scorer."""
     if combination.scorer is None or combination.term is not None:
         return False
-    return "supervised" in _arguments(SCORERS.get(combination.scorer))
+    return "supervised" in _arguments(SCORERS.get(combination.scorer)) or (
+        combination.scorer == "PollScorer"
+    )
 
 
 def some_combinations(count: int) -> list[Combination]:
     """So many of all combinations, always the same ones."""
-    return random.Random(0).sample(Combinations(), count)
+    every = Combinations()
+    numbers = random.Random(0).sample(range(len(every)), 4 * count)
+    return [every[number] for number in every.possible(np.array(numbers))[:count]]
 
 
 def token_choices() -> list[dict]:
@@ -309,6 +358,7 @@ def pairwise_cover(*, dense: bool = False) -> tuple[Combination, ...]:
     if dense:
         keeps = [each["selector"] == "DenseSelector" for each in token_choices()]
         numbers = numbers[np.array(keeps)[np.unravel_index(numbers, every.shape)[0]]]
+    numbers = every.possible(numbers)
     if len(numbers) > 40_000:  # of which some make every pair
         numbers = np.random.default_rng(0).choice(numbers, 40_000, replace=False)
     named = [each for each in NAMED.values() if not dense or each.selector == "DenseSelector"]
@@ -394,6 +444,8 @@ def parts(combination: Combination, **arguments) -> dict:
             activation=combination.activation,
             scale_pos=combination.scale_tokens_pos,
             object_scorer=chosen(OBJECT_SCORERS, combination.object_scorer),
+            pool=chosen(POOLERS, combination.pool),
+            input_norm=combination.pool is not None,
         ),
         query_initializer=queries,
         denoising=chosen(DENOISINGS, combination.denoising),

@@ -476,6 +476,10 @@ def _forget_compiled_code():
     ("cls", "arguments"),
     [
         (ElasticSelector, dict(keep_ratio=0.3, train_ratios=(0.1, 0.45, 0.6))),
+        (
+            ElasticSelector,
+            dict(keep_ratio=0.3, train_ratios=(0.1, 0.6), continuous=True, one_more=False),
+        ),
         (AdaptiveSelector, dict(keep_ratio=0.3, max_ratio=0.9)),
     ],
 )

@@ -42,6 +42,7 @@ DN_DEFORMABLE = "projects/dn_deformable_detr/configs/released/dn_deformable_detr
 FOCUS = "projects/focus_detr/configs/released/focus_detr_r50.py"
 CONDITIONAL = "projects/conditional_detr/configs/released/conditional_detr_r50.py"
 DETR = "projects/detr/configs/released/detr_r50{}.py"
+PNP_DETR = "projects/pnp_detr/configs/released/pnp_detr_r50{}.py"
 
 # Name of a fixture -> configuration, listing of the checkpoint's keys, source of the checkpoint.
 MODELS = {
@@ -70,6 +71,12 @@ MODELS = {
     r"detr_r50": (DETR.format(""), "detr_r50", "detr"),
     r"detr_r50_dc5": (DETR.format("_dc5"), "detr_r50_dc5", "detr"),
     r"conditional_r50": (CONDITIONAL, "conditional_r50", "conditional-detr"),
+    r"pnp_r50_ratio(?P<keep_ratio>[\d.]+)": (PNP_DETR.format(""), "pnp_r50", "pnp-detr"),
+    r"pnp_r50_dc5_ratio(?P<keep_ratio>[\d.]+)": (
+        PNP_DETR.format("_dc5"),
+        "pnp_r50_dc5",
+        "pnp-detr",
+    ),
     r"hf_plain": (DEFORMABLE.format("plain"), "hf_plain", "huggingface"),
     r"hf_two_stage": (DEFORMABLE.format("two_stage"), "hf_two_stage", "huggingface"),
 }
@@ -85,12 +92,14 @@ class Seen:
             are learned.
         queries: what the decoder started from.
         objects: per encoder layer, which of its kept tokens attended to each other.
+        encoded: what entered the first encoder layer of global attention, and its positions.
     """
 
     maps: tuple[Tensor, ...] = ()
     proposals: tuple[Tensor, Tensor] | None = None
     queries: Queries | None = None
     objects: list[TokenSelection] = field(default_factory=list)
+    encoded: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -250,11 +259,15 @@ class Released:
         def keep_queries(module: nn.Module, inputs: Any) -> None:
             seen.queries = inputs[0]
 
+        def keep_encoded(module: nn.Module, inputs: Any) -> None:
+            seen.encoded = inputs[0].detach(), inputs[1].detach()
+
         with (
             mock.patch.object(queries, "_best", choose),
             mock.patch.object(encoder, "best_rows", keep_objects),
             model.neck.register_forward_hook(keep_maps),
             model.decoder.register_forward_pre_hook(keep_queries),
+            model.encoder.layers[0].register_forward_pre_hook(keep_encoded),
         ):
             yield seen
 
@@ -284,6 +297,8 @@ class Released:
 
     def loss_name(self, key: str, num_decoder: int) -> str:
         """The released name of one of our losses."""
+        if key == "poll":
+            return "sample_reg_loss"
         stage, term = key.split("/")
         term = {
             "focal": "loss_class" if "detrex" in self.name else "loss_ce",

@@ -21,6 +21,7 @@ from tests.parity.released import (
     EFFICIENT,
     FOCUS,
     MODELS,
+    PNP_DETR,
     ROOT,
     SPARSE,
 )
@@ -39,6 +40,8 @@ LISTINGS = {
     "detr_r50": ("detr", DETR.format(""), {}),
     "detr_r50_dc5": ("detr", DETR.format("_dc5"), {}),
     "conditional_r50": ("conditional-detr", CONDITIONAL, {}),
+    "pnp_r50": ("pnp-detr", PNP_DETR.format(""), {}),
+    "pnp_r50_dc5": ("pnp-detr", PNP_DETR.format("_dc5"), {}),
     "hf_plain": ("huggingface", DEFORMABLE.format("plain"), {}),
     "hf_two_stage": ("huggingface", DEFORMABLE.format("two_stage"), {}),
 }
@@ -48,7 +51,7 @@ LISTINGS = {
 SAME_NAMES = {
     "deformable-detr": {"deformable-detr", "sparse-detr"},
     "sparse-detr": {"deformable-detr", "sparse-detr"},
-    "detr": {"detr", "up-detr"},
+    "detr": {"detr", "pnp-detr", "up-detr"},
     "conditional-detr": {"conditional-detr", "dab-detr", "dn-detr"},
 }
 

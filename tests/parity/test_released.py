@@ -142,16 +142,17 @@ def test_neck(comparison):
 
 
 def test_memory(comparison):
-    memory, shown = comparison.output.memory.tokens, ~comparison.output.memory.padding_mask
+    memory, _, shown = comparison.output.memory.readable()
     comparison.agrees("memory_first8", memory[:, :8], LOGITS)
     comparison.agrees("memory_token_mean", memory.mean(-1), BOXES, shown=shown)
 
 
-@pytest.mark.parametrize("name", ["mask_prediction", "foreground_logits"])
+@pytest.mark.parametrize("name", ["mask_prediction", "foreground_logits", "score_logits"])
 def test_token_scores(comparison, name):
     if comparison.output.scores is None:
         pytest.skip("no tokens are scored")
-    comparison.agrees(name, comparison.output.scores.logits, LOGITS)
+    shown = ~comparison.output.features.padding_mask
+    comparison.agrees(name, comparison.output.scores.logits, LOGITS, shown=shown)
 
 
 def test_kept_tokens(comparison):
@@ -165,6 +166,35 @@ def test_kept_tokens(comparison):
     for selection, kept in zip(selections, expected, strict=True):
         for image, tokens in enumerate(selection.indices):
             assert_same_up_to_equal_scores(tokens, kept[image].long(), scores[image])
+
+
+def test_polled_tokens(comparison):
+    expected, (kept, *others) = comparison.tensor("sampled_inds"), comparison.output.selections
+    assert all(each is kept for each in others)
+    assert list(kept.counts) == comparison.fact("sampled_inds")["k"]
+    scores = comparison.output.scores.logits.detach()
+    for image, count in enumerate(kept.counts):
+        tokens = expected[image][expected[image] >= 0].long()
+        assert_same_up_to_equal_scores(kept.indices[image, :count], tokens, scores[image])
+
+
+@pytest.mark.parametrize("part", ["tokens", "pos"])
+def test_pooled_tokens(comparison, part):
+    """As they enter the encoder, after the kept ones."""
+    rows, pos = comparison.seen.encoded
+    number = comparison.output.memory.pooled and comparison.output.memory.pooled.tokens.shape[1]
+    if number is None:
+        pytest.skip("nothing is pooled")
+    if part == "tokens":
+        comparison.agrees("sampled_tokens_first8", rows[:, :8], LOGITS)
+        comparison.agrees("pooled_token_mean", rows[:, -number:].mean(-1), BOXES)
+        if comparison.case == "A":
+            comparison.agrees("pooled_tokens", rows[:, -number:], LOGITS)
+        else:
+            comparison.agrees("pooled_tokens_first8", rows[:, -number:][:, :8], LOGITS)
+    else:
+        comparison.agrees("pooled_pos_first8", pos[:, -number:][:, :8], LOGITS)
+        comparison.agrees("pooled_pos_mean", pos[:, -number:].mean(-1), BOXES)
 
 
 def test_object_tokens(comparison):

@@ -141,6 +141,28 @@ DETR = (
 )
 DC5 = {"dilation": True, "strides": [16]}
 # UP-DETR (CVPR 2021): its README trains with --pre_norm
+# PnP-DETR (ICCV 2021), section 3 and its code: ratios from 1/3 to 0.8, 30 pooled tokens (DC5: 100)
+POLLED = {
+    "one_more": False,
+    "input_norm": True,
+    "pool": ("PoolSampler", 30),
+}
+PNP = DETR | {
+    "tokens": ("PollScorer", "ElasticSelector", 0.33, None),
+    "stage_losses": {"PollRegularizer": 1e-4},
+    "global": POLLED | {"train_ratios": [1 / 3, 0.8], "continuous": True},
+}
+PNP_RELEASED = PNP | {
+    "tokens": ("PollScorer", "TopKSelector", 0.33, None),
+    "global": POLLED | {"count_fillers": True},
+}
+
+
+def hundred(model: Facts) -> Facts:
+    """The DC5 model."""
+    return model | DC5 | {"global": model["global"] | {"pool": ("PoolSampler", 100)}}
+
+
 PRE_NORM = {"global": {"encoder.norm_first": True, "decoder.norm_first": True}}
 # Conditional DETR (ICCV 2021), section 3 and its code: 300 points, focal loss 2
 CONDITIONAL = DETR | {
@@ -222,6 +244,9 @@ TRAINED: dict[str, Facts] = {
     "detr_r50_50ep": DETR | OF_DETR,
     "detr_r50_500ep": DETR | OF_DETR | {"epochs": (500, 400)},
     "detr_r50_dc5_500ep": DETR | DC5 | OF_DETR | ONE_EACH | {"epochs": (500, 400)},
+    "pnp_detr_r50_50ep": PNP | OF_DETR,
+    "pnp_detr_r50_500ep": PNP | OF_DETR | {"epochs": (500, 400)},
+    "pnp_detr_r50_dc5_500ep": hundred(PNP) | OF_DETR | ONE_EACH | {"epochs": (500, 400)},
     "up_detr_r50_300ep": DETR
     | PRE_NORM
     | OF_DETR
@@ -357,6 +382,8 @@ RELEASED: dict[str, Facts] = {
     "deformable_detr_r50_plain": DEFORMABLE,
     "deformable_detr_r50_single_scale": DEFORMABLE | SINGLE,
     "deformable_detr_r50_single_scale_dc5": DEFORMABLE | SINGLE | DC5,
+    "pnp_detr_r50": PNP_RELEASED,
+    "pnp_detr_r50_dc5": hundred(PNP_RELEASED),
     **{
         f"{name}_r50{kind}": host | change
         for name, host in (
@@ -505,6 +532,12 @@ def _global(model: DictConfig) -> dict[str, Any]:
     found["points"] = model.query_initializer.get("points")
     found["patterns"] = model.query_initializer.get("num_patterns")
     found["indicator"] = model.query_initializer.get("indicator")
+    found["input_norm"], pool = model.encoder.get("input_norm"), model.encoder.get("pool")
+    found["pool"] = pool and (called(pool), pool.num_tokens)
+    for key in ("train_ratios", "continuous", "one_more"):
+        found[key] = (model.get("selector") or {}).get(key)
+    for term in model.criterion.stage:
+        found["count_fillers"] = term.get("count_fillers")
     for part_ in ("encoder", "decoder"):
         found[f"{part_}.norm_first"] = model[part_].get("norm_first")
     return {key: value for key, value in found.items() if value is not None}

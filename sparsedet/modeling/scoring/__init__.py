@@ -5,6 +5,7 @@ from sparsedet.modeling.scoring.dam import DAMPredictor
 from sparsedet.modeling.scoring.foreground import ForegroundTokenSelector
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
 from sparsedet.modeling.scoring.multi_category import MultiCategoryScorer
+from sparsedet.modeling.scoring.poll import PollScorer
 from sparsedet.modeling.scoring.teacher import TeacherScorer
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "MultiCategoryScorer",
     "ObjectnessScorer",
     "OracleScorer",
+    "PollScorer",
     "RandomScorer",
     "TeacherScorer",
 ]

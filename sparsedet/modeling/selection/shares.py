@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from math import fsum
+from math import frexp, fsum, ldexp
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparsedet.modeling.parts import Assembly, Selector
@@ -43,8 +43,15 @@ class ShareSelector(nn.Module):
 
     needs_scorer = True
 
-    def __init__(self, keep_ratio: float | None, layer_ratios: Sequence[float] | None) -> None:
+    def __init__(
+        self,
+        keep_ratio: float | None,
+        layer_ratios: Sequence[float] | None,
+        *,
+        one_more: bool = True,
+    ) -> None:
         super().__init__()
+        self.one_more = one_more
         ratios = _checked_ratios(layer_ratios, type(self).__name__)
         self._factors: tuple[float, ...] | None = None  # of the layers, the largest being 1
         self._peak = 1.0  # the largest layer's share / the mean
@@ -94,7 +101,27 @@ class ShareSelector(nn.Module):
     def _counts(self, keep_ratio: float, features: MultiScaleFeatures) -> tuple[int, ...]:
         """Tokens of each image in the layer that keeps most, where the mean is ``keep_ratio``."""
         ratio = keep_ratio * self._peak
-        return tuple(min(int(ratio * valid + ROUNDING) + 1, valid) for valid in features.num_valid)
+        if self.one_more:
+            counts = [int(ratio * valid + ROUNDING) + 1 for valid in features.num_valid]
+        else:
+            single = in_single(ratio)
+            counts = [max(int(in_single(single * valid)), 1) for valid in features.num_valid]
+        return tuple(map(min, counts, features.num_valid))
+
+    def _limits_of(self, keep_ratio: Float[Tensor, ""], num_valid: Int[Tensor, " B"]) -> Tensor:
+        """``_counts`` of a ratio that the host does not learn, in double precision."""
+        ratio = keep_ratio * self._peak
+        if self.one_more:
+            counts = (ratio * num_valid + ROUNDING).long() + 1
+        else:
+            counts = (ratio.float() * num_valid.float()).long().clamp(min=1)
+        return counts.minimum(num_valid)
+
+
+def in_single(number: float) -> float:
+    """The number of single precision next to a positive one."""
+    mantissa, exponent = frexp(number)
+    return ldexp(round(ldexp(mantissa, 24)), exponent - 24)
 
 
 def best_tokens(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparsedet import comm
 from sparsedet.layers.constants import constants
 from sparsedet.modeling.selection.shares import (
     ShareSelector,
@@ -39,6 +40,8 @@ class TopKSelector(ShareSelector):
             (0, 1] (rho and alpha in the papers); None = the mean of ``layer_ratios``.
         layer_ratios: one ratio in (0, 1] per encoder layer; None = ``keep_ratio`` in all of them,
             which then update the same tokens.
+        one_more: the 1 in the count above. False = ``trunc(r * valid_i)`` in single precision, at
+            least 1, as in the released code of PnP-DETR.
 
     Raises:
         ValueError: for numbers outside of these ranges, for none at all, or for a ``keep_ratio``
@@ -46,9 +49,13 @@ class TopKSelector(ShareSelector):
     """
 
     def __init__(
-        self, keep_ratio: float | None = None, *, layer_ratios: Sequence[float] | None = None
+        self,
+        keep_ratio: float | None = None,
+        *,
+        layer_ratios: Sequence[float] | None = None,
+        one_more: bool = True,
     ) -> None:
-        super().__init__(keep_ratio, layer_ratios)
+        super().__init__(keep_ratio, layer_ratios, one_more=one_more)
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
@@ -66,18 +73,21 @@ class ElasticSelector(ShareSelector):
     PnP-DETR (Wang et al., ICCV 2021) trains so that its number of tokens can be chosen afterwards;
     slimmable networks (Yu et al., ICLR 2019) do it for the width of a network, Length-Adaptive
     Transformers (Kim and Cho, ACL 2021) for the length of a text. Here the ratio is drawn from a
-    list, with equal chances and torch's random numbers, for a whole batch; each process draws for
-    itself.
+    list, with equal chances, or from the range of its numbers: with torch's random numbers, once
+    for a whole batch. The first process draws for all of them.
 
     A compiled or exported training pass has shapes that cannot depend on what is drawn. It computes
-    the largest ratio of the list and keeps what was drawn: the same result at the highest cost.
-    The target of ``DecoderAttentionLoss`` counts as the largest ratio does
-    (``TokenSelection.max_counts``).
+    the largest ratio of the list and keeps what was drawn: the same result at the highest cost. As
+    it cannot hear from other processes, each one then draws for itself. The target of
+    ``DecoderAttentionLoss`` counts as the largest ratio does (``TokenSelection.max_counts``).
 
     Args:
         keep_ratio: in evaluation, see ``TopKSelector``.
         train_ratios: what ``keep_ratio`` is drawn from in training: means over the encoder layers.
         layer_ratios: see ``TopKSelector``; their shape is that of every ratio.
+        continuous: draw any ratio from the smallest to the largest of ``train_ratios``, as PnP-DETR
+            does from (1/3, 0.8).
+        one_more: see ``TopKSelector``.
 
     Raises:
         ValueError: for numbers outside of the ranges that ``TopKSelector`` has, or an empty list.
@@ -89,8 +99,10 @@ class ElasticSelector(ShareSelector):
         *,
         train_ratios: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
         layer_ratios: Sequence[float] | None = None,
+        continuous: bool = False,
+        one_more: bool = True,
     ) -> None:
-        super().__init__(keep_ratio, layer_ratios)
+        super().__init__(keep_ratio, layer_ratios, one_more=one_more)
         if isinstance(train_ratios, str) or not isinstance(train_ratios, Sequence):
             raise argument_error(
                 "ElasticSelector", "train_ratios", "a list of numbers", train_ratios
@@ -99,7 +111,7 @@ class ElasticSelector(ShareSelector):
             raise argument_error(
                 "ElasticSelector", "train_ratios", "numbers in (0, 1], at least one", train_ratios
             )
-        self.train_ratios = tuple(train_ratios)
+        self.train_ratios, self.continuous = tuple(train_ratios), continuous
         self._check_ratio(max(self.train_ratios), "train_ratios")
 
     def forward(
@@ -110,15 +122,21 @@ class ElasticSelector(ShareSelector):
         if self.training and torch.compiler.is_compiling():
             ratio, limits = max(self.train_ratios), self._drawn_limits(features)
         elif self.training:
-            drawn = torch.randint(len(self.train_ratios), (1,), device="cpu")
-            ratio = self.train_ratios[int(drawn)]
+            ratio = comm.of_first(float(self._draw(torch.device("cpu"))))
         best = best_tokens(scores, features, self._counts(ratio, features))
         return cascade(best, self._factors, num_layers, "ElasticSelector", limits)
+
+    def _draw(self, device: torch.device) -> Float[Tensor, ""]:
+        """A ratio, in double precision."""
+        if self.continuous:
+            low, high = min(self.train_ratios), max(self.train_ratios)
+            return low + (high - low) * torch.rand((), dtype=torch.float64, device=device)
+        ratios = constants(self.train_ratios, device, torch.float64)
+        drawn = torch.randint(len(self.train_ratios), (1,), device=device)
+        return ratios.index_select(0, drawn)[0]
 
     def _drawn_limits(self, features: MultiScaleFeatures) -> Int[Tensor, " B"]:
         """Kept tokens of each image at a ratio that the host does not learn."""
         device = features.tokens.device
-        counts = [self._counts(ratio, features) for ratio in self.train_ratios]
-        drawn = torch.randint(len(counts), (1,), device=device)
-        numbers = constants([n for each in counts for n in each], device, torch.int64)
-        return numbers.view(len(counts), -1).index_select(0, drawn)[0]
+        num_valid = constants(features.num_valid, device, torch.int64)
+        return self._limits_of(self._draw(device), num_valid)

@@ -1,0 +1,12 @@
+"""PnP-DETR in the 50 epochs of Deformable DETR, where it is far from trained."""
+
+from sparsedet.config import get_config
+
+_recipe = get_config("common/coco_50ep.py")
+dataset, dataloader, train = _recipe.dataset, _recipe.dataloader, _recipe.train
+optimizer = get_config("common/optim.py").detr_optimizer
+lr_multiplier = _recipe.lr_multiplier
+
+model = get_config("common/models/pnp_detr.py").model
+
+train.output_dir = "output/pnp_detr_r50_50ep"
