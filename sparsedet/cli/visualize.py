@@ -147,7 +147,7 @@ def check_picture(path: str, dataset: Any) -> None:
 
 def require_same_levels(drawers: Sequence[Drawer]) -> None:
     """Raise a ConfigError where models cannot be compared level by level."""
-    strides = {drawer.name: list(drawer.predictor.model.neck.strides) for drawer in drawers}
+    strides = {drawer.name: drawer.strides for drawer in drawers}
     if len({tuple(each) for each in strides.values()}) > 1:
         raise ConfigError(
             f"--figure levels compares models of the same strides, got {strides}. Use another "
@@ -191,7 +191,7 @@ class Drawer:
 
         device = resolve_device(cfg.get("train", {}).get("device", "auto"))
         self.predictor = Predictor(weights, cfg, device=device)
-        require_tokens(self.predictor.model)
+        self.strides = list(require_tokens(self.predictor.model).neck.strides)
         self.name = name
 
     def __call__(self, path: str) -> View:

@@ -142,18 +142,16 @@ DETR = (
 DC5 = {"dilation": True, "strides": [16]}
 # UP-DETR (CVPR 2021): its README trains with --pre_norm
 # PnP-DETR (ICCV 2021), section 3 and its code: ratios from 1/3 to 0.8, 30 pooled tokens (DC5: 100)
-POLLED = {
-    "one_more": False,
-    "input_norm": True,
-    "pool": ("PoolSampler", 30),
-}
+POLLED = {"input_norm": True, "pool": ("PoolSampler", 30)}
 PNP = DETR | {
     "tokens": ("PollScorer", "ElasticSelector", 0.33, None),
+    "selector_options": {"train_ratios": [1 / 3, 0.8], "continuous": True, "one_more": False},
     "stage_losses": {"PollRegularizer": 1e-4},
-    "global": POLLED | {"train_ratios": [1 / 3, 0.8], "continuous": True},
+    "global": POLLED,
 }
 PNP_RELEASED = PNP | {
     "tokens": ("PollScorer", "TopKSelector", 0.33, None),
+    "selector_options": {"one_more": False},
     "global": POLLED | {"count_fillers": True},
 }
 
@@ -178,9 +176,7 @@ BOXES = {
     "encoder.scale_pos": True,
     "decoder.activation": "prelu",
     "decoder.cross": "conditional",
-    "decoder.conditional_pos": True,
     "decoder.modulate_size": True,
-    "decoder.look_forward_twice": True,
 }
 DAB = CONDITIONAL | {
     "position": (20.0, 0.0),
@@ -189,6 +185,7 @@ DAB = CONDITIONAL | {
     "eps": 1e-3,
     "losses": {"FocalLoss": 1.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
     "max_detections": 300,
+    "decoder_options": {"conditional_pos", "look_forward_twice"},
     "global": BOXES | {"patterns": 0},
 }
 THREE_PATTERNS = {"global": BOXES | {"patterns": 3, "indicator": False}}
@@ -527,15 +524,13 @@ def _options(node: DictConfig | None, *others: str) -> Facts:
 def _global(model: DictConfig) -> dict[str, Any]:
     """What differs between the systems of global attention, where it is not the default."""
     found = {f"encoder.{key}": model.encoder.get(key) for key in ("activation", "scale_pos")}
-    names = ("activation", "cross", "conditional_pos", "modulate_size", "look_forward_twice")
+    names = ("activation", "cross", "modulate_size")
     found |= {f"decoder.{key}": model.decoder.get(key) for key in names}
     found["points"] = model.query_initializer.get("points")
     found["patterns"] = model.query_initializer.get("num_patterns")
     found["indicator"] = model.query_initializer.get("indicator")
     found["input_norm"], pool = model.encoder.get("input_norm"), model.encoder.get("pool")
     found["pool"] = pool and (called(pool), pool.num_tokens)
-    for key in ("train_ratios", "continuous", "one_more"):
-        found[key] = (model.get("selector") or {}).get(key)
     for term in model.criterion.stage:
         found["count_fillers"] = term.get("count_fillers")
     for part_ in ("encoder", "decoder"):

@@ -58,8 +58,11 @@ class References:
         if not ids or len(ids) < len(self._ids) or max(ids) - min(ids) >= len(ids):
             return ""
         ends = {max(ids) + 1: (min(ids), "large"), min(ids) - 1: (max(ids), "small")}
-        unused, word = ends.get(whole(next(iter(missing), None)), (None, ""))
-        if len(missing) != 1 or unused is None or unused in used:
+        missed = whole(next(iter(missing), None))
+        if len(missing) != 1 or missed not in ends:
+            return ""
+        unused, word = ends[missed]
+        if unused in used:
             return ""
         return (
             f" Nothing refers to {unused} in '{self.listed}', so each '{self.key}' may be one too "
