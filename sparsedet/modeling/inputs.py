@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ class Batch:
     targets: Targets | None
 
 
+@runtime_checkable
 class Detector(Protocol):
     """What preprocessing needs of a detector."""
 

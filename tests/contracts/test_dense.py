@@ -77,7 +77,9 @@ def predictions(output: DetectorOutput) -> list[Prediction]:
 
 def test_every_choice_of_tokens_has_a_dense_twin():
     compared = {(sparse.scorer, sparse.selector) for _, sparse in twins()}
-    assert compared == {(each["scorer"], each["selector"]) for each in sparse_choices()}
+    choices = {(each["scorer"], each["selector"]) for each in sparse_choices()}
+    # what polls weights its tokens at any ratio: tests/modeling/test_pooling.py has its twin
+    assert compared == {each for each in choices if each[0] != "PollScorer"}
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from typing import TypeVar
 
 import pytest
 
@@ -21,7 +22,8 @@ def mentioned(function) -> set[str]:
     for annotation in inspect.get_annotations(function).values():
         for name in re.findall(r"[A-Za-z]\w*", str(annotation)):
             module = getattr(home.get(name), "__module__", None) or ""
-            if module.startswith("sparsedet.modeling") and module != PROTOCOLS:
+            ours = module.startswith("sparsedet.modeling") and module != PROTOCOLS
+            if ours and not isinstance(home[name], TypeVar):
                 found.add(name)
     return found
 

@@ -45,7 +45,7 @@ def shrunk(*words: str):
     cfg.dataset.num_classes = 3
     leave_out_pretrained(cfg)
     if cfg.model.backbone is not None:
-        cfg.model.backbone = L(Strided)()
+        cfg.model.backbone = L(Strided)(dilation=False)
         cfg.model.in_channels = {name: 4 for name in cfg.model.in_channels}
     return cfg
 

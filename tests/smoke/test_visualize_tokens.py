@@ -179,7 +179,7 @@ def test_classes_come_from_the_annotation_file(
     [
         (["{run}/none.png"], ("none.png", "no such file")),
         (["{run}/config.yaml"], ("config.yaml", "not an image")),
-        (["{run}/a.png", "{run}/other"], ("other", "directory")),
+        (["{run}/a.png", "{run}/other"], ("other", "it is a folder")),
         (["train.device=cpu"], ("No image",)),
         (["{run}/a.png", "--weights={run}/none.pth"], ("none.pth", "does not exist")),
         (["{run}/a.png", "--weights={run}/a.png"], ("a.png", "not a checkpoint")),
