@@ -47,13 +47,13 @@ class FileCache:
             file = path.open("rb")
         except OSError as error:
             content = fetch()
-            try:
-                if not isinstance(error, FileNotFoundError):
-                    raise
-                if len(content) <= self._max_bytes:
+            if not isinstance(error, FileNotFoundError):
+                self._warn(error)
+            elif len(content) <= self._max_bytes:
+                try:
                     self._store(path, content)
-            except OSError as reason:
-                self._warn(reason)
+                except OSError as reason:
+                    self._warn(reason)
             return io.BytesIO(content)
         with suppress(OSError):  # it may be gone, or be another user's
             os.utime(path)

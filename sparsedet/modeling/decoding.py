@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
-from sparsedet.modeling.heads import Head, Heads
+from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.parts import Assembly, Decoder
 from sparsedet.modeling.stages import Prediction, Queries
 
@@ -51,15 +51,10 @@ def decode(
             given = logits if origin is reference else logits.detach()
             origin = prediction.boxes
             if norm is not None or look_forward_twice:
-                origin = _next_boxes(head, x, given)
+                origin = head.box_logits(x, given).sigmoid()
             origin = origin if look_forward_twice else origin.detach()
             reference = origin.detach()
     return tuple(predictions)
-
-
-def _next_boxes(head: Head, x: Tensor, logits: Tensor) -> Float[Tensor, "B Q 4"]:
-    """Boxes that the next layer starts from, relative to those of which ``logits`` are."""
-    return head.box_logits(x, logits).sigmoid()
 
 
 def query_mask(queries: Queries) -> Float[Tensor, "_ 1 _ Q"] | None:
