@@ -39,6 +39,7 @@ from sparsedet.modeling.stages import (
     flatten_maps,
     level_size,
 )
+from sparsedet.modeling.tokens import gather_rows
 from sparsedet.structures import cxcywh_to_xyxy
 
 
@@ -352,14 +353,10 @@ def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, 
     if prediction.softmax:
         top, labels = scores.max(-1)
         best = top.topk(min(count, top.shape[1]), dim=1)
-        boxes = _rows(prediction.boxes.float(), best.indices)
+        boxes = gather_rows(prediction.boxes.float(), best.indices)
         return best.values, labels.gather(1, best.indices), boxes
     num_classes = scores.shape[-1]
     best = scores.flatten(1).topk(min(count, scores.shape[1] * num_classes), dim=1)
     query = best.indices // num_classes
-    boxes = _rows(prediction.boxes.float(), query)
+    boxes = gather_rows(prediction.boxes.float(), query)
     return best.values, best.indices % num_classes, boxes
-
-
-def _rows(boxes: Float[Tensor, "B Q 4"], query: Tensor) -> Float[Tensor, "B n 4"]:
-    return boxes.gather(1, query[..., None].expand(-1, -1, 4))

@@ -13,6 +13,7 @@ from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
 from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries, class_logits
+from sparsedet.modeling.tokens import gather_rows
 from sparsedet.registry import QUERY_INITIALIZERS
 
 
@@ -208,9 +209,11 @@ class _ProposalQueries(nn.Module):
         if self.training or torch.is_grad_enabled():
             found = heads.proposal.box_logits(tokens, boxes).sigmoid()
             proposals = Prediction(logits, found, valid, self.class_agnostic, softmax)
-            return proposals, indices, _rows(found.detach(), indices), chosen
-        found = heads.proposal.box_logits(_rows(tokens, indices), _rows(boxes, indices)).sigmoid()
-        logits = _rows(logits, indices)
+            return proposals, indices, gather_rows(found.detach(), indices), chosen
+        found = heads.proposal.box_logits(
+            gather_rows(tokens, indices), gather_rows(boxes, indices)
+        ).sigmoid()
+        logits = gather_rows(logits, indices)
         proposals = Prediction(logits, found, chosen, self.class_agnostic, softmax)
         return proposals, indices, found, chosen
 
@@ -264,7 +267,7 @@ class EfficientQueries(_ProposalQueries):
     def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
         """Queries, and the first-stage prediction: on all tokens, on the best ones at inference."""
         proposals, indices, boxes, valid = self._propose(memory, heads)
-        content = _rows(memory.tokens, indices)
+        content = gather_rows(memory.tokens, indices)
         return Queries(content, boxes, self._position(boxes), valid), proposals
 
 
@@ -300,7 +303,7 @@ class MixedQueries(nn.Module):
             scores = class_logits(logits, softmax=heads.proposal.softmax).amax(-1)
         indices = _best(scores, valid, self.num_queries)
         valid = valid.gather(1, indices)
-        proposals = heads.proposal(_rows(tokens, indices), _rows(boxes, indices), valid)
+        proposals = heads.proposal(gather_rows(tokens, indices), gather_rows(boxes, indices), valid)
         content = self.embedding.weight[: indices.shape[1]].expand(len(indices), -1, -1)
         return Queries(content, proposals.boxes.detach(), pos=None, valid=valid), proposals
 
@@ -311,7 +314,3 @@ def _best(
     """Indices of the best ``count`` tokens, best first; those that are not valid come last."""
     scores = scores.masked_fill(~valid, float("-inf"))
     return scores.topk(min(count, scores.shape[1]), dim=1).indices
-
-
-def _rows(x: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q D"]:
-    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))

@@ -118,6 +118,11 @@ class TokenSelection:
         return empty.scatter(1, self.indices, kept)
 
 
+def gather_rows(x: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q D"]:
+    """The rows of ``x`` at the ``indices`` of each image."""
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
+
+
 def filler_mask(
     counts: Sequence[int], width: int, device: torch.device
 ) -> Bool[Tensor, "B K"] | None:
