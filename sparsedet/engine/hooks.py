@@ -93,9 +93,15 @@ class StopHook(Hook):
         trainer.stop_requested = trainer.stop_requested or trainer.stop_signal is not None
 
     def after_train(self, trainer: Trainer) -> None:
-        """Listen no more; agree on the signal where an evaluation was broken off."""
+        """Listen no more; agree on the signal where an evaluation was broken off.
+
+        With several processes it goes on listening after a signal: the others pass it on, which
+        may be after this process has stopped.
+        """
         if trainer.stop_requested and trainer.fault is None:
             trainer.stop_signal = comm.smallest(trainer.stop_signal)
+        if trainer.stop_signal is not None and comm.get_world_size() > 1:
+            return
         while self._previous:
             signal.signal(*self._previous.popitem())
 
