@@ -28,6 +28,18 @@ FOREIGN_SIGNATURES = {  # those of torch, detectron2, detrex and transformers
     "sparsedet/interop/detrex/encoder.py",
     "sparsedet/interop/transformers/sparse.py",
 }
+MOST_LINES = 500
+LONG_TESTS = {
+    "tests/benchmark/test_benchmark.py",
+    "tests/data/test_formats.py",
+    "tests/modeling/small.py",
+    "tests/modeling/test_losses.py",
+    "tests/modeling/test_selection.py",
+    "tests/projects/test_published.py",
+    "tests/smoke/test_train_net.py",
+    "tests/test_config.py",
+    "tests/test_lazyconfig.py",
+}
 DEVICE_NAMES = {"layers"}  # an operator registers its kernels by device
 
 
@@ -137,15 +149,25 @@ def test_signatures_are_explicit(path):
         assert count <= 2, f"{name(path)}:{node.lineno}: {qualified} takes {count} by position"
 
 
-@pytest.mark.parametrize("path", files("sparsedet", "tools"), ids=name)
+def num_lines(path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("path", files("sparsedet", "tools", "projects"), ids=name)
 def test_files_and_functions_stay_small(path):
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 600, f"{name(path)} has {lines} lines; make it a folder"
+    lines = num_lines(path)
+    assert lines <= MOST_LINES, f"{name(path)} has {lines} lines; make it a folder"
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
-            assert length <= 50, f"{name(path)}:{node.lineno}: {node.name} has {length} lines"
+            assert length <= 40, f"{name(path)}:{node.lineno}: {node.name} has {length} lines"
+
+
+def test_files_of_tests_stay_small():
+    """But for some, which are to be split when more would be added to them."""
+    long = {name(path) for path in files("tests") if num_lines(path) > MOST_LINES}
+    assert long == LONG_TESTS
 
 
 def test_only_the_interop_room_says_detectron2_in_code():
