@@ -63,7 +63,7 @@ MODELING_BASE = {"tokens", "features", "stages", "heads", "parts", "encoding", "
 MODELING_EXTRA = {
     "criterion": {"losses", "matcher"},
     "losses": {"matcher"},
-    "torchvision_detector": {"inputs"},
+    "torchvision_detector": {"inputs", "neck"},
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
 }
 
