@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.arguments import require_layers
 from sparsedet.layers.attention import PlainAttention, after, before, draw_matrices
 from sparsedet.layers.mlp import MLP, Activation, FeedForward
 from sparsedet.modeling.encoding import Along, encode
@@ -104,6 +104,10 @@ class GlobalEncoder(nn.Module):
             such tokens.
         activation_checkpointing: in training, keep only the inputs of the layers and compute what
             the backward needs anew.
+
+    Raises:
+        ValueError: for numbers that are not positive integers, and heads that do not divide
+            ``embed_dim``.
     """
 
     num_levels = None  # any
@@ -124,7 +128,14 @@ class GlobalEncoder(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(num_layers, "GlobalEncoder.num_layers", key="model.encoder.num_layers")
+        require_layers(
+            "GlobalEncoder",
+            "model.encoder",
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            num_layers=num_layers,
+        )
         self.embed_dim, self.num_layers, self.input_norm = embed_dim, num_layers, input_norm
         self.activation_checkpointing = activation_checkpointing
         self.layers = nn.ModuleList(

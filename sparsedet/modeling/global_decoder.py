@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.arguments import require_layers
 from sparsedet.layers.attention import (
     ConditionalAttention,
     PlainAttention,
@@ -142,6 +142,10 @@ class GlobalDecoder(nn.Module):
         eps: clamp of the inverse sigmoid of references.
         activation_checkpointing: in training, keep only the inputs of the layers and compute what
             the backward needs anew.
+
+    Raises:
+        ValueError: for numbers that are not positive integers, and heads that do not divide
+            ``embed_dim``; for another ``cross``, and options without the one that they need.
     """
 
     num_levels = None  # any
@@ -166,7 +170,14 @@ class GlobalDecoder(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(num_layers, "GlobalDecoder.num_layers", key="model.decoder.num_layers")
+        require_layers(
+            "GlobalDecoder",
+            "model.decoder",
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            num_layers=num_layers,
+        )
         if look_forward_twice and not refine:
             refuse_without("GlobalDecoder", "look_forward_twice", "refine")
         if cross not in ("plain", "conditional"):
