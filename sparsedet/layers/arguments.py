@@ -28,16 +28,19 @@ def on_host(sizes: SpatialShapes) -> Sequence[tuple[int, int]]:
     return cast(Sequence[tuple[int, int]], sizes)
 
 
-def require_positive(value: int, name: str, *, key: str) -> None:
+def require_positive(value: int, name: str, *, key: str, least: int = 1) -> None:
     """Refuse what is not an integer of at least 1.
 
     Args:
         value: the argument.
         name: the class and the argument, as ``"DeformableEncoder.num_layers"``.
         key: the config key that sets it.
+        least: the smallest number that is accepted.
 
     Raises:
         ValueError: saying all three.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}. Set {key}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(
+            f"{name} must be an integer of at least {least}, got {value!r}. Set {key}."
+        )

@@ -261,7 +261,7 @@ class TokenSparseDetector(nn.Module):
             decoder=decoded.predictions,
             features=features,
             memory=encoded.memory,
-            selections=selections,
+            selections=selections or decoded.selections,
             proposals=proposals,
             encoder=encoded.aux,
             denoising=denoised,
