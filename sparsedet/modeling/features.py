@@ -5,8 +5,9 @@ Axes as in ``sparsedet.modeling.stages``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sparsedet.layers.arguments import SpatialShapes, on_host
 from sparsedet.layers.constants import constants
-from sparsedet.modeling.tokens import PooledTokens
+from sparsedet.modeling.tokens import PooledTokens, TokenSelection, filler_mask
 
 Size = tuple[int, int]
 
@@ -141,6 +142,39 @@ class MultiScaleFeatures:
         valid = valid if pooled.kept.indices is None else pooled.kept.valid
         seen = pooled.seen(valid, tokens.shape[1])
         return torch.cat((tokens, pooled.tokens), 1), torch.cat((pos, pooled.pos), 1), seen
+
+    def level(self, index: int) -> MultiScaleFeatures:
+        """One level as features of their own."""
+        parts = (self.tokens, self.pos, self.padding_mask, self.reference_points)
+        tokens, pos, padding, points = (self.split_levels(x)[index] for x in parts)
+        return MultiScaleFeatures(
+            tokens=tokens,
+            pos=pos,
+            padding_mask=padding,
+            valid_ratios=self.valid_ratios[:, index, None],
+            reference_points=points,
+            map_sizes=self.map_sizes[index, None],
+            valid_sizes=self.valid_sizes[:, index, None],
+            spatial_shapes=(self.spatial_shapes[index],),
+            strides=(self.strides[index],),
+            image_sizes=self.image_sizes,
+            level_sizes=tuple((sizes[index],) for sizes in self.level_sizes),
+        )
+
+    def whole_levels(self, levels: Collection[int]) -> TokenSelection:
+        """All unpadded tokens of some levels, in the order of the map."""
+        if len(levels) == len(self.spatial_shapes):
+            return TokenSelection(self.num_valid)
+        counts = tuple(sum(prod(sizes[level]) for level in levels) for sizes in self.level_sizes)
+        masks = [
+            ~padding if level in levels else torch.zeros_like(padding)
+            for level, padding in enumerate(self.split_levels(self.padding_mask))
+        ]
+        chosen = torch.cat(masks, dim=1).to(torch.uint8)
+        width = max(counts)
+        # chosen tokens come first; those after them are distinct from them, as fillers have to be
+        indices = chosen.sort(dim=1, descending=True, stable=True).indices[:, :width]
+        return TokenSelection(counts, indices, filler_mask(counts, width, indices.device))
 
     def split_levels(self, x: Tensor) -> tuple[Tensor, ...]:
         """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""

@@ -245,10 +245,12 @@ class DecoderOutput:
         predictions: one per layer, for all queries; the last one is the answer.
         token_mass: cross-attention mass of the matching queries on every token, summed over layers
             and heads, without gradient; None when not recorded.
+        selections: tokens that the encoder layers of a decoder which has some updated.
     """
 
     predictions: tuple[Prediction, ...]
     token_mass: Float[Tensor, "B N"] | None = None
+    selections: tuple[TokenSelection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ class DetectorOutput:
         decoder: predictions of the decoder layers; ``decoder[-1]`` is the answer.
         features: encoder input.
         memory: encoder output.
-        selections: tokens that each encoder layer updated.
+        selections: tokens that each encoder layer updated; if the encoder has none, those of the
+            decoder's.
         proposals: first-stage prediction, where the query initializer makes one: of all tokens, or
             without gradients of those alone that become queries.
         encoder: predictions of the encoder's auxiliary heads (training only).

@@ -1,4 +1,4 @@
-"""Tokens that are kept, and tokens that stand for those which are not.
+"""Tokens that are kept, and tokens that have no cell.
 
 Axes as in ``sparsedet.modeling.stages``; ``P`` pooled tokens.
 """
@@ -161,7 +161,7 @@ def union(
 
 @dataclass(frozen=True)
 class PooledTokens:
-    """Tokens without a cell, which stand for the cells that no encoder layer updates.
+    """Tokens without a cell, such as those which stand for the cells that no layer updates.
 
     PnP-DETR, section 3.2. Together with the kept tokens they are all that a decoder reads.
 
@@ -169,14 +169,14 @@ class PooledTokens:
         tokens: the tokens.
         pos: their positions.
         shares: how much of every cell is in each of them; nothing of padding and of kept cells. The
-            shares of a token sum to 1.
-        valid: False = of an image that has no cell left; None = all have some.
+            shares of a token sum to 1. None = they stand for no cell.
+        valid: False = a filler, as of an image that has no cell left; None = there are none.
         kept: the cells that stand for themselves.
     """
 
     tokens: Float[Tensor, "B P C"]
     pos: Float[Tensor, "B P C"]
-    shares: Float[Tensor, "B P N"]
+    shares: Float[Tensor, "B P N"] | None
     valid: Bool[Tensor, "B P"] | None
     kept: TokenSelection
 
@@ -209,6 +209,7 @@ class PooledTokens:
             x: of the kept tokens, then of the pooled ones.
             num_tokens: tokens of the padded map.
         """
+        assert self.shares is not None
         number = self.tokens.shape[1]
         own, pooled = x.float().split((x.shape[1] - number, number), dim=1)
         with torch.autocast(x.device.type, enabled=False):

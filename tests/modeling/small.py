@@ -62,6 +62,7 @@ ARGUMENTS = dict(
     num_queries=20,
     num_objects=10,
     num_tokens=5,
+    num_regions=4,
     keep_ratio=0.4,
     train_ratios=(0.2, 0.4),
     max_ratio=0.8,
@@ -109,6 +110,11 @@ class Combination:
             if value != field.default
         ]
         return "-".join(differing).replace(" ", "") or "efficient"
+
+
+@dataclass(frozen=True)
+class Bare(Combination):
+    """Without encoder layers before the decoder, which has its own."""
 
 
 PLAIN = Combination(queries="LearnedQueries", refine=False, shared=True)
@@ -164,6 +170,8 @@ NAMED = {
     "dn_detr": DN_DETR,
     "global_sparse": replace(DETR, **DAM, layer_ratios=(1.0, 0.5), aux=True),
     "pnp_detr": replace(DETR, **POLL, pool="PoolSampler"),
+    "imfa_detr": Bare(**{**vars(DETR), "decoder": "InterleavedDecoder"}),
+    "imfa_dn_detr": Bare(**{**vars(DN_DETR), "decoder": "InterleavedDecoder"}),
 }
 
 
@@ -271,8 +279,12 @@ def can_pool(chosen: dict) -> bool:
     return (
         ("selector" not in chosen or SELECTORS.get(chosen["selector"]).needs_scorer)
         and ("encoder" not in chosen or "pool" in _arguments(ENCODERS.get(chosen["encoder"])))
-        and ("decoder" not in chosen or hasattr(DECODERS.get(chosen["decoder"]), "reads_pooled"))
+        and ("decoder" not in chosen or _reads_pooled(DECODERS.get(chosen["decoder"])))
     )
+
+
+def _reads_pooled(decoder: type) -> bool:
+    return getattr(decoder, "reads_pooled", False)
 
 
 class Combinations(Sequence):
@@ -446,6 +458,7 @@ def parts(combination: Combination, **arguments) -> dict:
             object_scorer=chosen(OBJECT_SCORERS, combination.object_scorer),
             pool=chosen(POOLERS, combination.pool),
             input_norm=combination.pool is not None,
+            **({"num_layers": 0} if isinstance(combination, Bare) else {}),
         ),
         query_initializer=queries,
         denoising=chosen(DENOISINGS, combination.denoising),
@@ -457,6 +470,7 @@ def parts(combination: Combination, **arguments) -> dict:
             look_forward_twice=combination.look_forward_twice,
             conditional_pos=not queries.provides_pos,
             scale_pos=combination.scale_pos,
+            scale_tokens_pos=combination.scale_tokens_pos,
             norm_first=combination.norm_first,
             activation=combination.activation,
             cross=combination.cross,
