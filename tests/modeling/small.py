@@ -20,6 +20,7 @@ from sparsedet.modeling import (
     BoxL1Loss,
     ChannelMapper,
     GIoULoss,
+    GlobalEncoder,
     HungarianMatcher,
     SetCriterion,
     TokenSparseDetector,
@@ -62,7 +63,7 @@ ARGUMENTS = dict(
     num_queries=20,
     num_objects=10,
     num_tokens=5,
-    num_regions=4,
+    num_regions=10,
     keep_ratio=0.4,
     train_ratios=(0.2, 0.4),
     max_ratio=0.8,
@@ -443,7 +444,7 @@ def parts(combination: Combination, **arguments) -> dict:
     supervised = combination.term is not None
     queries = chosen(QUERY_INITIALIZERS, combination.queries, points=combination.points)
     term = chosen(LOSSES, combination.term, weight=1.0)
-    return dict(
+    made = dict(
         backbone=Patches(),
         neck=ChannelMapper(dict(res3=4, res4=4, res5=4), (8, 16, 32), embed_dim=EMBED_DIM),
         scorer=chosen(SCORERS, combination.scorer, supervised=supervised),
@@ -458,7 +459,6 @@ def parts(combination: Combination, **arguments) -> dict:
             object_scorer=chosen(OBJECT_SCORERS, combination.object_scorer),
             pool=chosen(POOLERS, combination.pool),
             input_norm=combination.pool is not None,
-            **({"num_layers": 0} if isinstance(combination, Bare) else {}),
         ),
         query_initializer=queries,
         denoising=chosen(DENOISINGS, combination.denoising),
@@ -491,6 +491,9 @@ def parts(combination: Combination, **arguments) -> dict:
         shared_heads=combination.shared,
         encoder_aux_loss=combination.aux,
     )
+    if isinstance(combination, Bare):
+        made["encoder"] = GlobalEncoder(EMBED_DIM, num_layers=0)
+    return made
 
 
 def detector(combination: Combination, *, seed: int = 0, **arguments) -> TokenSparseDetector:
