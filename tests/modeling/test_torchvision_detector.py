@@ -186,7 +186,10 @@ def test_a_new_pyramid_has_the_norms_of_the_old_one(suffix):
             dict(backbone=nn.Identity(), in_channels=WIDTHS),
             r"SSD keeps its backbone.*Identity.*model\.backbone=null",
         ),
-        (dict(name=RCNN, backbone=nn.Identity()), r"in_channels must be of three or four maps.*got \{\}"),
+        (
+            dict(name=RCNN, backbone=nn.Identity()),
+            r"in_channels must be of three or four maps.*got \{\}",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, message):
