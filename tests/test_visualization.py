@@ -15,6 +15,7 @@ from sparsedet.modeling.stages import (
     DetectorOutput,
     ObjectTokens,
     Prediction,
+    Presence,
     TokenScores,
     TokenSelection,
     flatten_maps,
@@ -100,6 +101,28 @@ def test_dense_encoders_keep_every_token_but_padding() -> None:
     output = make_output(TokenSelection((30, 16)), scored=False)
     assert all(level.kept.all() and level.scores is None for level in token_levels(output, 1))
     assert [level.counts for level in token_levels(output, 1)] == [(12,), (4,)]
+
+
+def test_absent_cells_are_no_tokens_and_black(words: list[str]) -> None:
+    output = make_output(select([0, 7], [7]), scored=False)
+    there = torch.ones(2, 4, 6, dtype=torch.bool)
+    there[:, 2:] = False
+    maps = [torch.zeros(2, 4, 4, 6), torch.zeros(2, 4, 2, 3)]
+    parts = [Presence(there, (12, 8), True)]
+    features = flatten_maps(
+        maps, lambda *_: torch.zeros(2, 30, 4), strides=STRIDES, image_sizes=SIZES, presence=parts
+    )
+    output = replace(output, features=features, memory=features)
+    fine, coarse = token_levels(output)
+    assert (fine.num_tokens, fine.num_cells) == (12, 24) and coarse.there is None
+    white = Image.new("RGB", (48, 32), "white")
+    shown = np.asarray(draw_kept_tokens(white, fine, SIZES[0]))
+    assert not shown[16:].any() and shown[:16].any(-1).all()
+    token_figure(white, output, detections(size=(32, 48)))
+    assert "level 1, stride 8, 50.0 % looked at" in words and "level 2, stride 16" in words
+    output = replace(output, selections=(features.all_tokens,))
+    token_figure(white, output, detections(size=(32, 48)))
+    assert "dense encoder: all 18 tokens in each of 1 layers" in words
 
 
 @pytest.mark.parametrize("scale", [1, 3])

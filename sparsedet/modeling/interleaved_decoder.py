@@ -229,7 +229,7 @@ class InterleavedDecoder(GlobalDecoder):
         padding, coarsest = memory.padding_if_any, memory.level(self.num_levels - 1)
         if padding is not None:
             memory = memory.with_tokens(memory.tokens.masked_fill(padding[..., None], 0.0))
-        everything = TokenSelection(coarsest.num_valid)
+        everything = coarsest.all_tokens
         maps: list[MultiScaleFeatures] = []  # after each layer
 
         def reads(index: int, x: Tensor, reference: Tensor) -> Readable:

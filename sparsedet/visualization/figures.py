@@ -172,10 +172,12 @@ def _head(title: str, picture: Image.Image, image_size: Size) -> str:
 def _level_title(number: int, level: LevelTokens) -> tuple[str, str]:
     counts, total = level.counts, level.num_tokens
     if len(set(counts)) == 1:
-        kept = f"{counts[0]} of {total} kept ({_percent(counts[0] / total)})"
+        kept = f"{counts[0]} of {total} kept ({_percent(counts[0] / max(total, 1))})"
     else:
         kept = f"kept by layer: {', '.join(map(str, counts))} of {total}"
-    return f"level {number + 1}, stride {level.stride}", kept
+    seen = level.num_tokens / level.num_cells
+    place = "" if level.there is None else f", {_percent(seen)} looked at"
+    return f"level {number + 1}, stride {level.stride}{place}", kept
 
 
 def _layer_title(levels: Sequence[LevelTokens], layer: int) -> tuple[str, str]:
@@ -198,7 +200,8 @@ def _detections_title(instances: Instances, threshold: float) -> tuple[str, str]
 
 def _summary(levels: Sequence[LevelTokens], output: DetectorOutput, image: int) -> str:
     layers, total = len(output.selections), output.features.num_valid[image]
-    if all(selection.indices is None for selection in output.selections):
+    whole = output.features.present
+    if all(each.indices is None or each is whole for each in output.selections):
         return f"dense encoder: all {total} tokens in each of {layers} layers"
     kept = f"tokens kept: {_percent(output.keep_ratios[image])} of {total}"
     which = "the same ones in each" if _layers_agree(levels) else "mean"

@@ -128,7 +128,8 @@ def has_margin(model, image: int) -> bool:
         cut = small.ARGUMENTS["num_regions"]
         gaps += [float(falling[cut - 1] - falling[cut])] if cut < len(falling) else []
     if output.scores is not None:
-        falling = output.scores.logits[0].sort(descending=True).values
+        there = ~output.features.padding_mask[0]
+        falling = output.scores.logits[0, there].sort(descending=True).values
         cuts = {selection.counts[0] for selection in output.selections} - {len(falling)}
         gaps += [float(falling[cut - 1] - falling[cut]) for cut in cuts]
     for rating in ratings:

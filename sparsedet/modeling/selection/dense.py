@@ -30,7 +30,7 @@ class DenseSelector(nn.Module):
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
         """One selection of all tokens for each of ``num_layers`` layers."""
-        return (TokenSelection(features.num_valid),) * num_layers
+        return (features.all_tokens,) * num_layers
 
 
 @SELECTORS.register()
