@@ -12,6 +12,8 @@ from sparsedet.modeling import TokenSparseDetector, TorchvisionDetector
 
 Detector = TokenSparseDetector | TorchvisionDetector
 
+_TORCHVISION_HEADS = ("rpn", "roi_heads", "head")
+
 
 def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules in the order in which they run, with the stage that each belongs to.
@@ -20,7 +22,9 @@ def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
         ValueError: the model is no detector of this package.
     """
     if isinstance(model, TorchvisionDetector):
-        return model.stages
+        found = {"backbone": model.backbone, "neck": getattr(model.detector.backbone, "fpn", None)}
+        found |= {name: getattr(model.detector, name, None) for name in _TORCHVISION_HEADS}
+        return [(name, part) for name, part in found.items() if part is not None]
     if not isinstance(model, TokenSparseDetector):
         raise ValueError(
             "The stages of TokenSparseDetector and TorchvisionDetector are known, got a "

@@ -68,22 +68,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add_config(parser)
     parser.add_argument("--paper-table", action="store_true", help="ours beside published numbers")
     parser.add_argument("--weights", metavar="W", help=".pth or .safetensors file")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the model's input")
-    size.add_argument(
-        "--coco-sizes",
-        metavar="FILE",
-        help="mean GFLOPs over the images of an annotation file, resized as the config's test set",
-    )
-    size.add_argument(
-        "--image", metavar="FILE", help="GFLOPs for this picture (for adaptive models)"
-    )
-    parser.add_argument(
-        "--max-images",
-        type=int,
-        metavar="N",
-        help="of --coco-sizes, at even distances in the order of their area",
-    )
+    _add_sizes(parser)
     parser.add_argument(
         "--full-sampling",
         action="store_true",
@@ -106,6 +91,25 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, metavar="JSON", help="also write the figures here")
     return parser
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the model's input")
+    size.add_argument(
+        "--coco-sizes",
+        metavar="FILE",
+        help="mean GFLOPs over the images of an annotation file, resized as the config's test set",
+    )
+    size.add_argument(
+        "--image", metavar="FILE", help="GFLOPs for this picture (for adaptive models)"
+    )
+    parser.add_argument(
+        "--max-images",
+        type=int,
+        metavar="N",
+        help="of --coco-sizes, at even distances in the order of their area",
+    )
 
 
 # --- one model ------------------------------------------------------------------------------------
@@ -145,12 +149,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         "config": str(args.config_file),
         "overrides": list(args.overrides),
         "parameters": {**asdict(parameters), "total": parameters.total},
-        "gflops": {
-            "stages": dict(flops.stages),
-            "total": flops.total,
-            "sizes": [[*size, images] for size, images in flops.sizes.items()],
-            "counting": asdict(counting),
-        },
+        "gflops": {**_gflops(flops), "counting": asdict(counting)},
         "latency": None if latency is None else asdict(latency),
     }
     if loader is not None:
@@ -161,6 +160,11 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
             print_referred(tokens)
         figures["tokens"] = asdict(tokens)
     return figures
+
+
+def _gflops(flops: FlopCount) -> dict[str, Any]:
+    sizes = [[*size, images] for size, images in flops.sizes.items()]
+    return {"stages": dict(flops.stages), "total": flops.total, "sizes": sizes}
 
 
 def _flops(

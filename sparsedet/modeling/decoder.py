@@ -87,6 +87,7 @@ class DeformableDecoderLayer(nn.Module):
             memory.tokens,
             memory.spatial_shapes,
             padding_mask=memory.padding_if_any,
+            value_rows=memory.present_rows,
             return_sampling=True,
         )
         x = self.cross_attention_norm(x + self.dropout(sampled))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsedet.events import log_scalar
 from sparsedet.layers.positional import SinePositionEmbedding
 from sparsedet.modeling.heads import Heads
-from sparsedet.modeling.inputs import Batch, deviations, make_batch, make_instances
+from sparsedet.modeling.inputs import ImageDetector, make_instances
 from sparsedet.modeling.parts import (
     Assembly,
     Criterion,
@@ -43,7 +43,7 @@ from sparsedet.modeling.tokens import gather_rows
 from sparsedet.structures import cxcywh_to_xyxy
 
 
-class TokenSparseDetector(nn.Module):
+class TokenSparseDetector(ImageDetector):
     """Backbone, neck, token scorer, selector, encoder, query initializer, decoder.
 
     Deformable DETR, Efficient DETR, DN-Deformable-DETR, DINO, Sparse DETR and Focus-DETR are this
@@ -83,8 +83,6 @@ class TokenSparseDetector(nn.Module):
     query_initializer: QueryInitializer
     decoder: Decoder
     denoising: Denoising | None
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(
         self,
@@ -110,12 +108,12 @@ class TokenSparseDetector(nn.Module):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         max_detections: int = 100,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.backbone, self.neck = backbone, neck
         self.scorer, self.selector = scorer, selector or DenseSelector()
         self.encoder, self.query_initializer, self.decoder = encoder, query_initializer, decoder
         self.denoising, self.criterion = denoising, criterion
-        self.num_classes, self.max_detections = num_classes, max_detections
+        self.max_detections = max_detections
         self.position_embedding = position_embedding or SinePositionEmbedding(embed_dim)
         parts = Assembly(
             embed_dim=embed_dim,
@@ -140,13 +138,6 @@ class TokenSparseDetector(nn.Module):
             encoder_aux=encoder_aux_loss,
             unmasked_border=unmasked_border,
         )
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", deviations(pixel_std), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.pixel_mean.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -174,19 +165,12 @@ class TokenSparseDetector(nn.Module):
         if not self.training:
             output = self.detect(batch.images, batch.image_sizes, batch.targets)
             return self.postprocess(output, batched_inputs)
-        if batch.targets is None:
-            raise ValueError(
-                "TokenSparseDetector: samples must have 'instances' in training, got none."
-            )
+        targets = self.require_targets(batch)
         output = self.detect(
-            batch.images, batch.image_sizes, batch.targets, record=self.criterion.requires
+            batch.images, batch.image_sizes, targets, record=self.criterion.requires
         )
         log_scalar("keep_ratio", sum(output.keep_ratios) / len(output.keep_ratios))
-        return self.criterion(output, batch.targets)
-
-    def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Batch:
-        """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image."""
-        return make_batch(self, batched_inputs)
+        return self.criterion(output, targets)
 
     def embed(self, maps: Sequence[Tensor], image_sizes: Sequence[Size]) -> MultiScaleFeatures:
         """Flatten the neck's maps and add their position and level embeddings."""
@@ -261,7 +245,7 @@ class TokenSparseDetector(nn.Module):
             decoder=decoded.predictions,
             features=features,
             memory=encoded.memory,
-            selections=selections,
+            selections=selections or decoded.selections,
             proposals=proposals,
             encoder=encoded.aux,
             denoising=denoised,

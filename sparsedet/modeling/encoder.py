@@ -71,6 +71,7 @@ class DeformableEncoderLayer(nn.Module):
         padding_mask: Bool[Tensor, "B N"] | None,
         query_order: Int[Tensor, "B K"] | None = None,
         cell_sizes: Float[Tensor, "L 2"] | None = None,
+        value_rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B K C"]:
         """Update ``tokens``, which read from the whole map ``value``."""
         attended = self.attention(
@@ -81,6 +82,7 @@ class DeformableEncoderLayer(nn.Module):
             padding_mask=padding_mask,
             query_order=query_order,
             cell_sizes=cell_sizes,
+            value_rows=value_rows,
         )
         tokens = self.attention_norm(tokens + self.dropout(attended))
         return self.feedforward_norm(tokens + self.dropout(self.feedforward(tokens)))
@@ -406,7 +408,7 @@ def _encode(
     ``before_layer(layer, rows, pos, selection)`` returns the rows that a layer starts from.
     """
     padding, cell_sizes = features.padding_if_any, 1 / features.map_sizes.flip(-1)
-    orders = _orders(selections, features)
+    orders, value_rows = _orders(selections, features), features.present_rows
 
     def inputs(
         index: int, rows: Tensor, along: Along, selection: TokenSelection, memory: Tensor
@@ -416,7 +418,7 @@ def _encode(
             rows = before_layer(index, rows, pos, selection)
         value = memory if encoder.value_source == "updated" else features.tokens
         shapes, order = features.spatial_shapes, orders[index]
-        return rows, pos, points, value, shapes, padding, order, cell_sizes
+        return rows, pos, points, value, shapes, padding, order, cell_sizes, value_rows
 
     return encode(
         encoder.layers,

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparsedet.modeling.heads import require_classes
 from sparsedet.modeling.stages import Size, Targets
 from sparsedet.structures import Boxes, Instances, pad_images, xyxy_to_cxcywh
 
-__all__ = ["Batch", "check_image", "check_samples", "deviations", "make_batch", "make_instances"]
+__all__ = ["Batch", "ImageDetector", "check_image", "check_samples", "make_instances"]
 
 
 @dataclass(frozen=True)
@@ -34,73 +35,92 @@ class Batch:
     targets: Targets | None
 
 
-@runtime_checkable
-class Detector(Protocol):
-    """What preprocessing needs of a detector."""
+class ImageDetector(nn.Module):
+    """What all detectors do with the pictures that they are handed.
 
-    num_classes: int
+    Their ``backbone`` may say by ``size_divisibility`` what the sides of a batch are multiples of.
+
+    Args:
+        num_classes: classes.
+        pixel_mean: mean of the RGB channels, images being in 0..255.
+        pixel_std: their standard deviation.
+
+    Raises:
+        ValueError: for a number of classes that is none, or a deviation that is not positive.
+    """
+
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    @property
-    def backbone(self) -> nn.Module:
-        """It may say by ``size_divisibility`` what the sides of a batch are multiples of."""
-        ...
-
-
-def deviations(pixel_std: Sequence[float], owner: str = "TokenSparseDetector") -> Tensor:
-    """Standard deviations ``[3 1 1]`` that images can be divided by.
-
-    Args:
-        pixel_std: of the RGB channels.
-        owner: name of the class that takes them, for the message.
-
-    Raises:
-        ValueError: one is not positive.
-    """
-    if not all(each > 0 for each in pixel_std):
-        raise ValueError(
-            f"{owner}.pixel_std must be positive numbers, got {pixel_std}. Set model.pixel_std."
-        )
-    return torch.tensor(pixel_std).view(3, 1, 1)
-
-
-def make_batch(detector: Detector, samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image.
-
-    Args:
-        detector: the batch is on its device.
-        samples: as its ``forward`` takes them.
-
-    Raises:
-        ValueError: for pictures that are not (3, h, w) in 0..255, or labels out of range.
-    """
-    owner, device = type(detector).__name__, detector.pixel_mean.device
-    check_samples(samples, owner)
-    images = [
-        # bytes travel, and become numbers on the device
-        (sample["image"].to(device, non_blocking=True).float() - detector.pixel_mean)
-        / detector.pixel_std
-        for sample in samples
-    ]
-    padded, sizes = pad_images(images, getattr(detector.backbone, "size_divisibility", 0) or 1)
-    if not all("instances" in sample for sample in samples):
-        return Batch(padded, sizes, None)
-    boxes, labels = [], []
-    for sample, (h, w) in zip(samples, sizes, strict=True):
-        instances, count = sample["instances"], detector.num_classes
-        classes = instances.gt_classes
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+    def __init__(
+        self, num_classes: int, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        require_classes(num_classes, type(self).__name__)
+        if not all(each > 0 for each in pixel_std):
             raise ValueError(
-                f"{owner}: gt_classes must be in [0, {count}), got "
-                f"{sorted(set(classes.tolist()))} in image {sample.get('image_id')}. Set "
-                "dataset.num_classes."
+                f"{type(self).__name__}.pixel_std must be positive numbers, got {pixel_std}. "
+                "Set model.pixel_std."
             )
-        xyxy = instances.gt_boxes.tensor.float()
-        cxcywh = xyxy_to_cxcywh(xyxy) / xyxy.new_tensor((w, h, w, h))
-        boxes.append(cxcywh.to(device, non_blocking=True))
-        labels.append(classes.long().to(device, non_blocking=True))
-    return Batch(padded, sizes, Targets(tuple(boxes), tuple(labels)))
+        self.num_classes = num_classes
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.pixel_mean.device
+
+    def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Batch:
+        """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image.
+
+        Args:
+            batched_inputs: as ``forward`` takes them.
+
+        Raises:
+            ValueError: for pictures that are not (3, h, w) in 0..255, or labels out of range.
+        """
+        owner = type(self).__name__
+        check_samples(batched_inputs, owner)
+        images = [
+            # bytes travel, and become numbers on the device
+            (each["image"].to(self.device, non_blocking=True).float() - self.pixel_mean)
+            / self.pixel_std
+            for each in batched_inputs
+        ]
+        padded, sizes = pad_images(images, getattr(self.backbone, "size_divisibility", 0) or 1)
+        if not all("instances" in sample for sample in batched_inputs):
+            return Batch(padded, sizes, None)
+        return Batch(padded, sizes, self._make_targets(batched_inputs, sizes))
+
+    def require_targets(self, batch: Batch) -> Targets:
+        """What a batch is to be learned from.
+
+        Raises:
+            ValueError: a sample had no instances.
+        """
+        if batch.targets is None:
+            raise ValueError(
+                f"{type(self).__name__}: samples must have 'instances' in training, got none."
+            )
+        return batch.targets
+
+    def _make_targets(self, samples: Sequence[Mapping[str, Any]], sizes: Sequence[Size]) -> Targets:
+        boxes, labels = [], []
+        for sample, (h, w) in zip(samples, sizes, strict=True):
+            instances, count = sample["instances"], self.num_classes
+            classes = instances.gt_classes
+            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+                raise ValueError(
+                    f"{type(self).__name__}: gt_classes must be in [0, {count}), got "
+                    f"{sorted(set(classes.tolist()))} in image {sample.get('image_id')}. Set "
+                    "dataset.num_classes."
+                )
+            xyxy = instances.gt_boxes.tensor.float()
+            cxcywh = xyxy_to_cxcywh(xyxy) / xyxy.new_tensor((w, h, w, h))
+            boxes.append(cxcywh.to(self.device, non_blocking=True))
+            labels.append(classes.long().to(self.device, non_blocking=True))
+        return Targets(tuple(boxes), tuple(labels))
 
 
 def make_instances(

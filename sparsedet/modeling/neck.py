@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from sparsedet.modeling.parts import Assembly
 from sparsedet.registry import NECKS
@@ -93,12 +95,7 @@ class ChannelMapper(nn.Module):
         Raises:
             ValueError: if the backbone does not give a map of that name and width.
         """
-        missing = [name for name in self.in_features if name not in maps]
-        if missing:
-            raise ValueError(
-                f"ChannelMapper.in_channels names {missing}, the backbone gives {sorted(maps)}. "
-                "Set model.neck.in_channels to maps of model.backbone."
-            )
+        _require_maps(self.in_features, maps, "ChannelMapper", key="model.neck.in_channels")
         widths = {name: maps[name].shape[1] for name in self.in_features}
         if widths != self.in_channels:
             raise ValueError(
@@ -111,6 +108,57 @@ class ChannelMapper(nn.Module):
             x = conv(x)
             levels.append(x)
         return tuple(levels)
+
+
+class Pyramid(FeaturePyramidNetwork):
+    """torchvision's feature pyramid of named maps, with five levels.
+
+    To four maps it adds a level by subsampling, to three maps two by convolutions.
+
+    Args:
+        in_channels: channels of the maps by name, fine to coarse.
+        embed_dim: channels of the result.
+        norm: follows every convolution of the pyramid itself; None = no norm.
+
+    Raises:
+        ValueError: for another number of maps.
+    """
+
+    def __init__(
+        self,
+        in_channels: Mapping[str, int],
+        *,
+        embed_dim: int,
+        norm: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        if len(in_channels) not in (3, 4):
+            raise ValueError(
+                f"Pyramid.in_channels must be of three or four maps, got {dict(in_channels)}. "
+                "Set model.in_channels."
+            )
+        few = len(in_channels) == 3
+        extra = LastLevelP6P7(embed_dim, embed_dim) if few else LastLevelMaxPool()
+        super().__init__(list(in_channels.values()), embed_dim, extra, norm_layer=norm)
+        self.in_features = tuple(in_channels)
+
+    def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map the named ``[B c h w]`` to ``[B embed_dim h w]``, those added by further names.
+
+        Raises:
+            ValueError: if the backbone does not give a map of that name.
+        """
+        _require_maps(self.in_features, maps, "Pyramid", key="model.in_channels")
+        return super().forward({name: maps[name] for name in self.in_features})
+
+
+def _require_maps(
+    names: Sequence[str], maps: Mapping[str, Tensor], owner: str, *, key: str
+) -> None:
+    if missing := [name for name in names if name not in maps]:
+        raise ValueError(
+            f"{owner}.in_channels names {missing}, the backbone gives {sorted(maps)}. "
+            f"Set {key} to maps of model.backbone."
+        )
 
 
 def _block(in_channels: int, out_channels: int, *, kernel: int, norm: str | None) -> nn.Sequential:

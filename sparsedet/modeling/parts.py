@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from sparsedet.modeling.heads import Head, Heads, require_classes
+from sparsedet.modeling.heads import Head, Heads
 from sparsedet.modeling.stages import (
     DecoderOutput,
     DenoisingOutput,
@@ -316,7 +316,6 @@ class Assembly:
         Raises:
             ValueError: the message says what to change.
         """
-        require_classes(self.num_classes, "TokenSparseDetector")
         parts = {each.name: getattr(self, each.name) for each in fields(self)[3:]}
         for name in ("scorer", "denoising"):
             if parts[name] is None:  # the only ones that may be absent

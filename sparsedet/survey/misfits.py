@@ -163,23 +163,24 @@ def _too_many(parts: Sequence[Part], settings: Settings, suggestion: Suggestion)
     for key, limit, fate, unit, count in limits:
         if limit is None:
             continue
-        lost, most = [], 0
-        for part in parts:
-            numbers = count(part)
-            excess = np.maximum(numbers - limit, 0)
-            most = max(most, int(numbers.max(initial=0)))
-            if excess.any():
-                share = _percent(excess.sum() / len(part.boxes))
-                lost.append(
-                    f"{excess.sum()} of {len(part.boxes)} {part.its('objects')} ({share}, in "
-                    f"{int((excess > 0).sum())} of {len(part.pictures)} pictures)"
-                )
-        if lost:
+        most = max(int(count(part).max(initial=0)) for part in parts)
+        if most > limit:
+            beyond = [(part, np.maximum(count(part) - limit, 0)) for part in parts]
+            lost = [_share_beyond(part, excess) for part, excess in beyond if excess.any()]
             mend = suggestion.line(key) or f"a larger {key}"
             yield (
                 f"{_join(lost)} {fate}: {key} is {limit}, and {unit} has up to {most} objects. "
                 f"Add {mend}."
             )
+
+
+def _share_beyond(part: Part, excess: np.ndarray) -> str:
+    """How many objects of a part are beyond a limit; `excess` is their number in each picture."""
+    share = _percent(excess.sum() / len(part.boxes))
+    return (
+        f"{excess.sum()} of {len(part.boxes)} {part.its('objects')} ({share}, in "
+        f"{int((excess > 0).sum())} of {len(part.pictures)} pictures)"
+    )
 
 
 def _out_of_range(

@@ -54,6 +54,10 @@ def describe_parts(parts: Sequence[Part], sizes: Mapping[str, InputSizes | str])
         ],
         ["  a side below 1 there", *(_share(each, "share_vanished") for each in known)],
     ]
+    return "\n".join([format_table(rows), *_notes(parts, given)])
+
+
+def _notes(parts: Sequence[Part], given: Sequence[InputSizes | str]) -> list[str]:
     notes = [
         "* 10th, 50th and 90th percentile in pixels; the size of a box is the square root of its "
         "area"
@@ -66,7 +70,7 @@ def describe_parts(parts: Sequence[Part], sizes: Mapping[str, InputSizes | str])
                 f"{part.its('sizes')} at the model's input are those of {len(each.pictures)} "
                 "pictures, each augmented once"
             )
-    return "\n".join([format_table(rows), *notes])
+    return notes
 
 
 def _of(sizes: InputSizes | None, measure) -> str:

@@ -24,12 +24,8 @@ from sparsedet.modeling import (
     SetCriterion,
 )
 from sparsedet.modeling.denoising import match_slots
-from sparsedet.modeling.losses import (
-    foreground_tokens,
-    most_attended,
-    stage_sums,
-    token_salience,
-)
+from sparsedet.modeling.losses.matched import stage_sums
+from sparsedet.modeling.losses.tokens import foreground_tokens, most_attended, token_salience
 from sparsedet.modeling.parts import Foreground
 from sparsedet.modeling.stages import (
     DenoisingOutput,

@@ -148,8 +148,8 @@ def test_maps_are_taken_by_their_names():
     backbone = TorchvisionResNet("resnet18", out_features=list(WIDTHS))
     options = dict(num_classes=small.NUM_CLASSES, backbone=backbone)
     three = dict(list(WIDTHS.items())[1:])
-    TorchvisionDetector(RETINA, in_channels=three, **options)(small.samples([(64, 96)], [2]))
-    assert list(backbone(torch.zeros(1, 3, 64, 96))) == list(three)
+    model = TorchvisionDetector(RETINA, in_channels=three, **options)
+    assert list(model.detector.backbone(torch.zeros(1, 3, 64, 96))) == [*three, "p6", "p7"]
     backbone = TorchvisionResNet("resnet18")
     model = TorchvisionDetector(RCNN, in_channels=WIDTHS, num_classes=3, backbone=backbone)
     with pytest.raises(ValueError, match=r"names \['res2'\], the backbone gives \['res3'"):
@@ -180,10 +180,16 @@ def test_a_new_pyramid_has_the_norms_of_the_old_one(suffix):
         (dict(name="maskrcnn_resnet50_fpn"), r"name must be one of \['fasterrcnn_.*got 'maskrcnn"),
         (dict(num_classes=0), r"TorchvisionDetector\.num_classes must be an integer"),
         (dict(weights="NONE"), r"weights 'NONE' of ssdlite.* could not be had .*weights=null"),
-        (dict(anchor_scale=0.5), r"anchor_scale must be 1 for SSD.*Set model\.anchor_scale=1"),
+        (dict(anchor_scale=0.5), r"SSD keeps.*anchor_scale=0\.5.*Set .*model\.anchor_scale=1"),
         (dict(pixel_std=(1.0, 0.0, 1.0)), r"TorchvisionDetector\.pixel_std must be positive"),
-        (dict(backbone=nn.Identity(), in_channels=WIDTHS), r"not with SSD.*model\.backbone=null"),
-        (dict(name=RCNN, backbone=nn.Identity()), r"in_channels of three or four maps.*got \{\}"),
+        (
+            dict(backbone=nn.Identity(), in_channels=WIDTHS),
+            r"SSD keeps its backbone.*Identity.*model\.backbone=null",
+        ),
+        (
+            dict(name=RCNN, backbone=nn.Identity()),
+            r"in_channels must be of three or four maps.*got \{\}",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, message):
