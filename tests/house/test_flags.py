@@ -16,6 +16,8 @@ PAGE = ROOT / "docs/training_at_scale.md"
 # what each table is about: a word of its head, and the config that its keys must fit
 TABLES = {
     "Sparse DETR": "sparse_detr_r50_rho30_50ep",
+    "PnP-DETR": "pnp_detr_r50_500ep",
+    "DN-DETR": "dn_detr_r50_50ep",
     "| DINO": "dino_r50_4scale_12ep",
     "Focus-DETR": "focus_detr_r50_12ep",
 }

@@ -12,7 +12,7 @@ from tests.house.source import ROOT, files, name
 
 PAGES = [
     *(ROOT / page for page in ("README.md", "CONTRIBUTING.md")),
-    *(ROOT / "docs" / f"{page}.md" for page in ("analysis", "configs", "interop", "photographs")),
+    *files("docs", suffix=".md"),
     *files("projects", suffix="README.md"),
 ]
 PROJECTS = [path for path in PAGES if path.parent.parent.name == "projects"]

@@ -20,15 +20,7 @@ from tests.house.source import ROOT, files, name
 
 README = ROOT / "README.md"
 PAGES = [path for path in [README, ROOT / "CONTRIBUTING.md"] if path.is_file()]
-PAGES += [
-    ROOT / "docs/analysis.md",
-    ROOT / "docs/configs.md",
-    ROOT / "docs/evaluation.md",
-    ROOT / "docs/interop.md",
-    ROOT / "docs/photographs.md",
-    ROOT / "docs/training_at_scale.md",
-    *files("projects", suffix="README.md"),
-]
+PAGES += [*files("docs", suffix=".md"), *files("projects", suffix="README.md")]
 
 BLOCK = re.compile(
     r"(?P<skip><!-- not run: .+? -->\s*)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S
@@ -99,7 +91,7 @@ def check_make(words: list[str]) -> None:
         assert re.search(pattern, makefile, re.M), f"the Makefile does not know {word}"
 
 
-MADE = ("output/", "DIR", "FILE")  # configs that a run leaves
+MADE = ("output/", "DIR", "FILE", "focus_eval.py")  # configs that a run or a reader leaves
 CONFIG_FIRST = ("train", "eval", "analyze", "visualize", "sweep", "calibrate")
 
 
