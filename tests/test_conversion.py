@@ -59,6 +59,25 @@ def test_an_index_that_nothing_has_is_not_passed_over():
         convert({"elsewhere.attn.relative_position_index": torch.zeros(1)}, "detrex")
 
 
+@pytest.mark.parametrize(
+    ("key", "answer"),
+    [
+        ("transformer.sampler.k_proj.weight", "Choose 'pnp-detr', which has all of them."),
+        (
+            "transformer.level_embed",
+            "Choose 'deformable-detr' or 'sparse-detr', which has all of them.",
+        ),
+        ("somewhere.weight", "has all keys of this file."),
+    ],
+)
+def test_the_error_of_a_file_names_the_sources_that_know_it(key, answer):
+    with pytest.raises(
+        ValueError, match=f"^convert: 1 keys are not of source 'detr': {key}. "
+    ) as e:
+        convert({key: torch.zeros(1), "query_embed.weight": torch.zeros(1)}, "detr")
+    assert str(e.value).endswith(answer)
+
+
 def test_a_projection_that_lacks_a_part_is_refused():
     name = "model.decoder.layers.0.self_attn.{}_proj.weight"
     state = {name.format(part): torch.zeros(4, 4) for part in "qk"}

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from sparsedet.modeling import PooledTokens
 from sparsedet.modeling.stages import (
     DetectorOutput,
     ObjectTokens,
     Prediction,
+    Presence,
     TokenScores,
     TokenSelection,
     flatten_maps,
@@ -99,6 +101,28 @@ def test_dense_encoders_keep_every_token_but_padding() -> None:
     output = make_output(TokenSelection((30, 16)), scored=False)
     assert all(level.kept.all() and level.scores is None for level in token_levels(output, 1))
     assert [level.counts for level in token_levels(output, 1)] == [(12,), (4,)]
+
+
+def test_absent_cells_are_no_tokens_and_black(words: list[str]) -> None:
+    output = make_output(select([0, 7], [7]), scored=False)
+    there = torch.ones(2, 4, 6, dtype=torch.bool)
+    there[:, 2:] = False
+    maps = [torch.zeros(2, 4, 4, 6), torch.zeros(2, 4, 2, 3)]
+    parts = [Presence(there, (12, 8), True)]
+    features = flatten_maps(
+        maps, lambda *_: torch.zeros(2, 30, 4), strides=STRIDES, image_sizes=SIZES, presence=parts
+    )
+    output = replace(output, features=features, memory=features)
+    fine, coarse = token_levels(output)
+    assert (fine.num_tokens, fine.num_cells) == (12, 24) and coarse.there is None
+    white = Image.new("RGB", (48, 32), "white")
+    shown = np.asarray(draw_kept_tokens(white, fine, SIZES[0]))
+    assert not shown[16:].any() and shown[:16].any(-1).all()
+    token_figure(white, output, detections(size=(32, 48)))
+    assert "level 1, stride 8, 50.0 % looked at" in words and "level 2, stride 16" in words
+    output = replace(output, selections=(features.all_tokens,))
+    token_figure(white, output, detections(size=(32, 48)))
+    assert "dense encoder: all 18 tokens in each of 1 layers" in words
 
 
 @pytest.mark.parametrize("scale", [1, 3])
@@ -271,7 +295,7 @@ def test_figures_of_a_cascade_have_a_legend(words: list[str]) -> None:
     output = make_output(best, best.prefix([1, 1]))
     token_figure(Image.new("RGB", (48, 32)), output, detections(), show_scores=True)
     text = "\n".join(words)
-    assert "2 1 of 24 kept, by layer" in text
+    assert "kept by layer: 2, 1 of 24" in text
     assert "mean of 2 encoder layers;  kept by\n1\n2\nlayers" in text
     assert "0 detections, score >= 0.3" in text
     assert "score logits, 0.0 (violet)\nto 29.0 (yellow)" in text
@@ -314,6 +338,25 @@ def test_figures_of_dense_encoders_say_so(words: list[str]) -> None:
     assert "dense encoder: all 16 tokens in each of 2 layers" in words
     assert "class 0 0.50" in words
     assert token_figure(*arguments, image=1, show_scores=True).size == plain.size
+
+
+def test_figures_say_into_how_many_tokens_the_others_are_pooled(words: list[str]) -> None:
+    """The first image has two pooled tokens, the second no cell left to pool."""
+    kept, rows = select([7, 0, 26], [7, 24]), torch.zeros(2, 2, 4)
+    valid = torch.tensor([[True, True], [False, False]])
+    output = make_output(kept, kept)
+    pooled = PooledTokens(rows, rows, torch.zeros(2, 2, 30), valid, kept)
+    output = replace(output, memory=replace(output.memory, pooled=pooled))
+    shares = ("tokens kept: 10.0 % of 30", "tokens kept: 12.5 % of 16")
+    for image, others in enumerate(("; the others pooled into 2", "")):
+        summary = f"{shares[image]}, the same ones in each of 2 encoder layers{others}"
+        pictures = (Image.new("RGB", SIZES[image][::-1]), output)
+        token_figure(*pictures, detections(), image=image)
+        assert words[-1] == summary
+        layer_figure(*pictures, detections(), image=image)
+        assert f"{summary};  the finest level that is kept in a place:" in words
+        level_figure(pictures[0], {"pnp": output}, image=image)
+        assert words[-1] == f"pnp: {summary}  "
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 900), (900, 2)])

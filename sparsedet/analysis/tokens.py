@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ class TokenStatistics:
 
     Attributes:
         num_images: images.
-        tokens: unpadded tokens by level, the mean over the images.
+        tokens: tokens by level, padding and absent ones not counted, the mean over the images.
         kept: tokens that an encoder layer updates, by layer and level, the mean over the images.
         keep_ratio: kept / all tokens, the mean over layers and images.
         pooled: tokens that stand for those which are not kept, the mean over the images; None where
@@ -189,9 +188,10 @@ def token_statistics(
 
 
 def _add(sums: _Sums, output: DetectorOutput, share: float) -> None:
-    sizes = output.features.level_sizes
-    sums.images += len(sizes)
-    tokens = torch.tensor([[prod(size) for size in image] for image in sizes]).double()
+    features = output.features
+    sums.images += len(features.image_sizes)
+    there = [~padding for padding in features.split_levels(features.padding_mask.cpu())]
+    tokens = torch.stack([level.sum(1) for level in there], dim=1).double()
     sums.tokens += tokens.sum(0)
     sums.kept += kept_by_level(output).sum(0).double().cpu()
     sums.keep_ratio += sum(output.keep_ratios)
@@ -208,7 +208,7 @@ def _add_referred(sums: _Sums, output: DetectorOutput, tokens: Float[Tensor, "B 
     features = output.features
     referred = features.split_levels(referred_tokens(output).cpu())
     counts = torch.stack([level.sum(1) for level in referred], dim=1).double()
-    sums.referred += (counts / tokens).sum(0)
+    sums.referred += (counts / tokens.clamp(min=1)).sum(0)
     sums.referred_ratio += float((counts.sum(1) / tokens.sum(1)).sum())
     mass = features.split_levels(_mass(output, "token_statistics").double().cpu())
     by_level = torch.stack([level.sum(1) for level in mass], dim=1)

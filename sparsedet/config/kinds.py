@@ -37,7 +37,7 @@ _BOUNDS = (
     (re.compile(r"num_(layers|levels|heads|points|workers)"), 0, _MODULES),
     (re.compile(r"\w+_dim"), 0, 2**16),
     (re.compile(r"num_\w+|max_detections"), 0, 10**7),
-    (re.compile(r"weight|gamma|eps|temperature|\w+_cost|\w*lr|weight_decay\w*"), 0, math.inf),
+    (re.compile(r"(\w+_)?(weight|cost)|gamma|eps|temperature|\w*lr|weight_decay\w*"), 0, math.inf),
     (re.compile(r"dropout|\w+_dropout|alpha|\w*probability"), 0, 1),
 )
 _MAPPINGS = (dict, collections.abc.Mapping)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,38 +45,52 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     if source not in SOURCES:
         raise ValueError(f"convert.source must be one of {sorted(SOURCES)}, got {source!r}.")
     layout = SOURCES[source]
-    num_decoder = _count_layers(state_dict, f"{layout.root}decoder.layers.")
-    shared_heads = _shares_heads(state_dict, layout, num_decoder)
+    names = _our_names(state_dict, source)
+    _refuse_unknown(state_dict, source, [key for key, new in names.items() if new is None])
     renamed: dict[str, Tensor] = {}
-    unknown = []
-    dropped = left_out(state_dict, source)
-    for key, tensor in state_dict.items():
-        if key in dropped:
+    for key, new in names.items():
+        tensor = state_dict[key]
+        if new is None or new.endswith(_DERIVED):
             continue
-        new = rename(key, layout, num_decoder, shared_heads=shared_heads)
-        if new is None:
-            unknown.append(key)
-        elif new.endswith(_DERIVED):
-            continue
-        elif new in renamed and not torch.equal(renamed[new], tensor):
+        if new in renamed and not torch.equal(renamed[new], tensor):
             raise ValueError(
                 f"convert: {key!r} should be a copy of another tensor of {source!r} (ours: "
                 f"{new!r}), but {_how_they_differ(renamed[new], tensor)}. The file is damaged or "
                 "of another source."
             )
-        else:
-            renamed[new] = tensor
-    if unknown:
-        raise ValueError(
-            f"convert: {len(unknown)} keys are not of source {source!r}: {', '.join(unknown[:8])}"
-            f"{' ...' if len(unknown) > 8 else ''}. Choose another of {sorted(SOURCES)}."
-        )
+        renamed[new] = tensor
     if layout.softmax:
         renamed = _split_no_object(renamed)
     labels = renamed.get(LABEL_EMBEDDING)
     if layout.content_label and labels is not None:
         renamed["query_initializer.embedding.weight"] = labels[-1:]
     return _join_projections(_as_linear(renamed))
+
+
+def _our_names(state_dict: Mapping[str, Tensor], source: str) -> dict[str, str | None]:
+    """Our name of every key that a source uses, None for those that it should not have."""
+    layout, dropped = SOURCES[source], set(left_out(state_dict, source))
+    num_decoder = _count_layers(state_dict, f"{layout.root}decoder.layers.")
+    shared_heads = _shares_heads(state_dict, layout, num_decoder)
+    return {
+        key: rename(key, layout, num_decoder, shared_heads=shared_heads)
+        for key in state_dict
+        if key not in dropped
+    }
+
+
+def _refuse_unknown(state_dict: Mapping[str, Tensor], source: str, unknown: Sequence[str]) -> None:
+    """Name the keys that a source should not have, and the sources that know every key."""
+    if not unknown:
+        return
+    fitting = [each for each in SOURCES if None not in _our_names(state_dict, each).values()]
+    choice = f"No source of {sorted(SOURCES)} has all keys of this file."
+    if fitting:
+        choice = f"Choose {' or '.join(map(repr, sorted(fitting)))}, which has all of them."
+    raise ValueError(
+        f"convert: {len(unknown)} keys are not of source {source!r}: {', '.join(unknown[:8])}"
+        f"{' ...' if len(unknown) > 8 else ''}. {choice}"
+    )
 
 
 def left_out(state_dict: Mapping[str, Tensor], source: str) -> list[str]:

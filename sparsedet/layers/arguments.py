@@ -28,16 +28,58 @@ def on_host(sizes: SpatialShapes) -> Sequence[tuple[int, int]]:
     return cast(Sequence[tuple[int, int]], sizes)
 
 
-def require_positive(value: int, name: str, *, key: str) -> None:
+def require_positive(value: int, name: str, *, key: str, least: int = 1) -> None:
     """Refuse what is not an integer of at least 1.
 
     Args:
         value: the argument.
         name: the class and the argument, as ``"DeformableEncoder.num_layers"``.
         key: the config key that sets it.
+        least: the smallest number that is accepted.
 
     Raises:
         ValueError: saying all three.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}. Set {key}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(
+            f"{name} must be an integer of at least {least}, got {value!r}. Set {key}."
+        )
+
+
+def require_layers(
+    owner: str,
+    key: str,
+    *,
+    embed_dim: int,
+    num_heads: int,
+    feedforward_dim: int,
+    num_layers: int,
+    fewest: int = 1,
+) -> None:
+    """Refuse sizes that no stack of attention layers can have.
+
+    Args:
+        owner: the class, as ``"DeformableEncoder"``.
+        key: the config key of its arguments, as ``"model.encoder"``.
+        embed_dim: channels, which ``num_heads`` must divide.
+        num_heads: attention heads.
+        feedforward_dim: hidden channels of the feed-forward blocks.
+        num_layers: layers.
+        fewest: the smallest number of layers.
+
+    Raises:
+        ValueError: naming the class, the argument and the key.
+    """
+    require_positive(num_layers, f"{owner}.num_layers", key=f"{key}.num_layers", least=fewest)
+    sizes = {
+        "embed_dim": embed_dim,
+        "num_heads": num_heads,
+        "feedforward_dim": feedforward_dim,
+    }
+    for name, size in sizes.items():
+        require_positive(size, f"{owner}.{name}", key=f"{key}.{name}")
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"{owner}.num_heads must divide embed_dim ({embed_dim}), got {num_heads}. "
+            f"Set {key}.num_heads."
+        )

@@ -46,6 +46,9 @@ class SinePositionEmbedding(nn.Module):
         embed_dim: channels of the result, divisible by 4.
         temperature: base of the wavelengths. Published 24/36-epoch DINO-like weights need 20.
         offset: added to the 1-based index. Those same weights need 0.
+
+    Raises:
+        ValueError: for ``embed_dim`` that 4 does not divide, or a ``temperature`` of 0 or less.
     """
 
     def __init__(
@@ -56,6 +59,11 @@ class SinePositionEmbedding(nn.Module):
             raise ValueError(
                 f"SinePositionEmbedding.embed_dim must be divisible by 4, got {embed_dim}. "
                 "Choose such a model.embed_dim."
+            )
+        if not temperature > 0:
+            raise ValueError(
+                f"SinePositionEmbedding.temperature must be positive, got {temperature}. Set "
+                "model.position_embedding.temperature."
             )
         self.embed_dim = embed_dim
         self.temperature = temperature

@@ -14,6 +14,7 @@ from sparsedet.modeling.global_decoder import GlobalDecoder
 from sparsedet.modeling.heads import Head, Heads, TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.inference import prepare_for_inference
 from sparsedet.modeling.inputs import Batch
+from sparsedet.modeling.interleaved_decoder import InterleavedDecoder
 from sparsedet.modeling.losses import (
     BoxL1Loss,
     CrossEntropyLoss,
@@ -102,6 +103,7 @@ __all__ = [
     "Head",
     "Heads",
     "HungarianMatcher",
+    "InterleavedDecoder",
     "LearnedQueries",
     "LevelScheduleSelector",
     "MatchedTerm",

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.arguments import require_layers
 from sparsedet.layers.attention import attend
 from sparsedet.layers.constants import constants
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention
@@ -87,6 +87,7 @@ class DeformableDecoderLayer(nn.Module):
             memory.tokens,
             memory.spatial_shapes,
             padding_mask=memory.padding_if_any,
+            value_rows=memory.present_rows,
             return_sampling=True,
         )
         x = self.cross_attention_norm(x + self.dropout(sampled))
@@ -120,6 +121,10 @@ class DeformableDecoder(nn.Module):
         eps: clamp of the inverse sigmoid of references. Weights trained with detrex need 1e-3.
         activation_checkpointing: in training, keep only the inputs of the layers and compute what
             the backward needs anew: less memory, a second forward of the layers.
+
+    Raises:
+        ValueError: for numbers that are not positive integers, heads that do not divide
+            ``embed_dim``, and options without the one that they need.
     """
 
     def __init__(
@@ -141,7 +146,14 @@ class DeformableDecoder(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(num_layers, "DeformableDecoder.num_layers", key="model.decoder.num_layers")
+        require_layers(
+            "DeformableDecoder",
+            "model.decoder",
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            num_layers=num_layers,
+        )
         if look_forward_twice and not refine:
             refuse_without("DeformableDecoder", "look_forward_twice", "refine")
         if scale_pos and not conditional_pos:

@@ -29,9 +29,12 @@ from sparsedet.structures import cxcywh_to_xyxy, xyxy_to_cxcywh
 class _NoisedQueries(nn.Module):
     """What both kinds of denoising share: labels become queries, groups do not see each other."""
 
-    def __init__(self, num_labels: int, label_dim: int, *, eps: float, mask_unused: bool) -> None:
+    def __init__(
+        self, num_classes: int, num_labels: int, label_dim: int, *, eps: float, mask_unused: bool
+    ) -> None:
         super().__init__()
-        self.num_labels, self.eps, self.mask_unused = num_labels, eps, mask_unused
+        self.num_classes, self.num_labels = num_classes, num_labels
+        self.eps, self.mask_unused = eps, mask_unused
         self.label_embedding = nn.Embedding(num_labels, label_dim)
 
     def _check_noise(self, label_noise: float, box_noise: float) -> None:
@@ -48,7 +51,7 @@ class _NoisedQueries(nn.Module):
             )
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse queries that noised objects cannot join, and classes that have no embedding.
+        """Refuse queries that noised objects cannot join, and labels of other classes.
 
         Raises:
             ValueError: the message says what to change.
@@ -60,11 +63,10 @@ class _NoisedQueries(nn.Module):
                 f"queries have positions or start from points, got {name}. "
                 "Set model.denoising=null or model.query_initializer._target_=MixedQueries."
             )
-        if self.num_labels < assembly.num_classes:
+        if self.num_classes != assembly.num_classes:
             raise ValueError(
-                f"{name}.num_classes must be {assembly.num_classes} as in the detector, got an "
-                f"embedding of {self.num_labels} labels. Set model.denoising.num_classes to "
-                "'${..num_classes}'."
+                f"{name}.num_classes must be {assembly.num_classes} as in the detector, got "
+                f"{self.num_classes}. Set model.denoising.num_classes to '${{..num_classes}}'."
             )
 
     def _content(self, labels: Int[Tensor, "B D"]) -> Float[Tensor, "B D C"]:
@@ -206,7 +208,9 @@ class Denoising(_NoisedQueries):
         mask_unused: bool = True,
     ) -> None:
         require_classes(num_classes, "Denoising")
-        super().__init__(num_classes + 1, embed_dim - 1, eps=eps, mask_unused=mask_unused)
+        super().__init__(
+            num_classes, num_classes + 1, embed_dim - 1, eps=eps, mask_unused=mask_unused
+        )
         require_positive(num_groups, "Denoising.num_groups", key="model.denoising.num_groups")
         self._check_noise(label_noise, box_noise)
         self.embed_dim, self.num_groups = embed_dim, num_groups
@@ -265,7 +269,7 @@ class ContrastiveDenoising(_NoisedQueries):
         mask_unused: bool = True,
     ) -> None:
         require_classes(num_classes, "ContrastiveDenoising")
-        super().__init__(num_classes, embed_dim, eps=eps, mask_unused=mask_unused)
+        super().__init__(num_classes, num_classes, embed_dim, eps=eps, mask_unused=mask_unused)
         name = "ContrastiveDenoising.num_queries"
         require_positive(num_queries, name, key="model.denoising.num_queries")
         self._check_noise(label_noise, box_noise)

@@ -245,7 +245,7 @@ class TokenSparseDetector(ImageDetector):
             decoder=decoded.predictions,
             features=features,
             memory=encoded.memory,
-            selections=selections,
+            selections=selections or decoded.selections,
             proposals=proposals,
             encoder=encoded.aux,
             denoising=denoised,

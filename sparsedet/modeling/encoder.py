@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.arguments import require_layers, require_positive
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention, tile_places
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.modeling.encoding import Along, encode
@@ -71,6 +71,7 @@ class DeformableEncoderLayer(nn.Module):
         padding_mask: Bool[Tensor, "B N"] | None,
         query_order: Int[Tensor, "B K"] | None = None,
         cell_sizes: Float[Tensor, "L 2"] | None = None,
+        value_rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B K C"]:
         """Update ``tokens``, which read from the whole map ``value``."""
         attended = self.attention(
@@ -81,6 +82,7 @@ class DeformableEncoderLayer(nn.Module):
             padding_mask=padding_mask,
             query_order=query_order,
             cell_sizes=cell_sizes,
+            value_rows=value_rows,
         )
         tokens = self.attention_norm(tokens + self.dropout(attended))
         return self.feedforward_norm(tokens + self.dropout(self.feedforward(tokens)))
@@ -146,7 +148,8 @@ class DeformableEncoder(nn.Module):
             compute what the backward needs anew: less memory, a second forward of these layers.
 
     Raises:
-        ValueError: for another ``value_source``.
+        ValueError: for another ``value_source``, numbers that are not positive integers, and heads
+            that do not divide ``embed_dim``.
     """
 
     def __init__(
@@ -163,7 +166,14 @@ class DeformableEncoder(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        _check("DeformableEncoder", num_layers, value_source)
+        _check(
+            "DeformableEncoder",
+            value_source,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            num_layers=num_layers,
+        )
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.value_source: ValueSource = value_source
         self.activation_checkpointing = activation_checkpointing
@@ -231,8 +241,8 @@ class DualAttentionEncoder(nn.Module):
             The scorer is without gradient: the head learns from its own predictions alone.
 
     Raises:
-        ValueError: for another ``value_source`` or ``category_head``, or numbers that are not
-            positive integers.
+        ValueError: for another ``value_source`` or ``category_head``, numbers that are not positive
+            integers, and heads that do not divide ``embed_dim``.
     """
 
     def __init__(
@@ -252,7 +262,14 @@ class DualAttentionEncoder(nn.Module):
         category_head: CategoryHead = "decoder",
     ) -> None:
         super().__init__()
-        _check("DualAttentionEncoder", num_layers, value_source)
+        _check(
+            "DualAttentionEncoder",
+            value_source,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            num_layers=num_layers,
+        )
         require_positive(
             num_objects, "DualAttentionEncoder.num_objects", key="model.encoder.num_objects"
         )
@@ -368,8 +385,8 @@ def best_rows(
     return TokenSelection(counts, indices, valid, exact=kept.exact)
 
 
-def _check(name: str, num_layers: int, value_source: str) -> None:
-    require_positive(num_layers, f"{name}.num_layers", key="model.encoder.num_layers")
+def _check(name: str, value_source: str, **sizes: int) -> None:
+    require_layers(name, "model.encoder", **sizes)
     if value_source not in ("updated", "input"):
         raise ValueError(
             f"{name}.value_source must be 'updated' or 'input', got {value_source!r}. "
@@ -391,7 +408,7 @@ def _encode(
     ``before_layer(layer, rows, pos, selection)`` returns the rows that a layer starts from.
     """
     padding, cell_sizes = features.padding_if_any, 1 / features.map_sizes.flip(-1)
-    orders = _orders(selections, features)
+    orders, value_rows = _orders(selections, features), features.present_rows
 
     def inputs(
         index: int, rows: Tensor, along: Along, selection: TokenSelection, memory: Tensor
@@ -401,7 +418,7 @@ def _encode(
             rows = before_layer(index, rows, pos, selection)
         value = memory if encoder.value_source == "updated" else features.tokens
         shapes, order = features.spatial_shapes, orders[index]
-        return rows, pos, points, value, shapes, padding, order, cell_sizes
+        return rows, pos, points, value, shapes, padding, order, cell_sizes, value_rows
 
     return encode(
         encoder.layers,

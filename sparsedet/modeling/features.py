@@ -5,28 +5,48 @@ Axes as in ``sparsedet.modeling.stages``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sparsedet.layers.arguments import SpatialShapes, on_host
 from sparsedet.layers.constants import constants
-from sparsedet.modeling.tokens import PooledTokens
+from sparsedet.modeling.tokens import PooledTokens, TokenSelection, marked_tokens
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Which cells of a level are there, where a backbone saw parts of a picture alone.
+
+    Attributes:
+        mask: True = there; what it says of padding does not count.
+        counts: the most cells that each image has, host integers, padding not counted.
+        exact: whether every image has that many.
+    """
+
+    mask: Bool[Tensor, "B H W"]
+    counts: tuple[int, ...]
+    exact: bool
 
 
 @dataclass(frozen=True)
 class MultiScaleFeatures:
     """Feature maps of a padded batch, flattened to tokens.
 
+    A fine level may be there in parts, see ``Presence``: its other cells are absent. They are
+    treated as padding is. What they hold has no influence on anything, they are neither selected
+    nor proposed, and read as zero, as a place outside of the map does. One mask tells of both; the
+    sizes tell them apart, since an absent cell lies inside of its image.
+
     Attributes:
         tokens: the features.
         pos: position plus level embedding of every token.
-        padding_mask: True = padding.
+        padding_mask: True = no token here: padding, or an absent cell.
         valid_ratios: valid share (w, h) of each level's map.
         reference_points: centers (x, y) of the cells, in [0, 1] of the valid part of their own
             level.
@@ -37,6 +57,8 @@ class MultiScaleFeatures:
         image_sizes: (h, w) of each unpadded image in pixels.
         level_sizes: valid (rows, columns) per image and level, the size the map would have for that
             image alone.
+        level_counts: tokens of each image and level; the most there can be, unless ``exact``.
+        present: the tokens that are there, in the order of the map; None = all but padding.
         pooled: set by an encoder that pools the tokens which it does not keep.
     """
 
@@ -51,6 +73,8 @@ class MultiScaleFeatures:
     strides: tuple[int, ...]
     image_sizes: tuple[Size, ...]
     level_sizes: tuple[tuple[Size, ...], ...]
+    level_counts: tuple[tuple[int, ...], ...]
+    present: TokenSelection | None = None
     pooled: PooledTokens | None = None
 
     @classmethod
@@ -113,13 +137,35 @@ class MultiScaleFeatures:
 
     @property
     def num_valid(self) -> tuple[int, ...]:
-        """Unpadded tokens of each image."""
-        return tuple(sum(h * w for h, w in sizes) for sizes in self.level_sizes)
+        """Tokens of each image, neither padding nor absent; at most so many, unless ``exact``."""
+        return tuple(map(sum, self.level_counts))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the host knows how many tokens each image has."""
+        return self.present is None or self.present.exact
 
     @property
     def padding_if_any(self) -> Bool[Tensor, "B N"] | None:
-        """``padding_mask``, or None where the host knows that no image has padding."""
-        return self.padding_mask if _are_padded(self.level_sizes, self.spatial_shapes) else None
+        """``padding_mask``, or None where the host knows that every cell holds a token."""
+        return self.padding_mask if self.present is not None or self._padded else None
+
+    @property
+    def _padded(self) -> bool:
+        return _are_padded(self.level_sizes, self.spatial_shapes)
+
+    @property
+    def present_rows(self) -> Int[Tensor, " R"] | None:
+        """Places of the tokens that are there among those of all images; None = everywhere.
+
+        Where an image has fewer than its companions, or than there can be, absent ones follow.
+        """
+        return None if self.present is None else self.present.rows(self.num_tokens)
+
+    @property
+    def all_tokens(self) -> TokenSelection:
+        """The selection of every token that is there."""
+        return TokenSelection(self.num_valid) if self.present is None else self.present
 
     def with_tokens(self, tokens: Float[Tensor, "B N C"]) -> MultiScaleFeatures:
         """The same geometry with other features."""
@@ -130,7 +176,7 @@ class MultiScaleFeatures:
     ) -> tuple[Float[Tensor, "B S C"], Float[Tensor, "B S C"], Bool[Tensor, "B S"] | None]:
         """What attention over the whole map reads, its positions, and where there is something.
 
-        These are all tokens but padding; if there are ``pooled`` ones, the kept tokens and these.
+        These are all tokens that are there; if some are ``pooled``, the kept ones and these.
         The last is None where all of them are to be read.
         """
         padding, pooled = self.padding_if_any, self.pooled
@@ -142,13 +188,48 @@ class MultiScaleFeatures:
         seen = pooled.seen(valid, tokens.shape[1])
         return torch.cat((tokens, pooled.tokens), 1), torch.cat((pos, pooled.pos), 1), seen
 
+    def level(self, index: int) -> MultiScaleFeatures:
+        """One level as features of their own."""
+        parts = (self.tokens, self.pos, self.padding_mask, self.reference_points)
+        tokens, pos, padding, points = (self.split_levels(x)[index] for x in parts)
+        counts = tuple((own[index],) for own in self.level_counts)
+        present = self.present
+        if present is not None:
+            present = marked_tokens(~padding, tuple(map(sum, counts)), exact=self.exact)
+        return MultiScaleFeatures(
+            tokens=tokens,
+            pos=pos,
+            padding_mask=padding,
+            valid_ratios=self.valid_ratios[:, index, None],
+            reference_points=points,
+            map_sizes=self.map_sizes[index, None],
+            valid_sizes=self.valid_sizes[:, index, None],
+            spatial_shapes=(self.spatial_shapes[index],),
+            strides=(self.strides[index],),
+            image_sizes=self.image_sizes,
+            level_sizes=tuple((sizes[index],) for sizes in self.level_sizes),
+            level_counts=counts,
+            present=present,
+        )
+
+    def whole_levels(self, levels: Collection[int]) -> TokenSelection:
+        """All tokens of some levels that are there, in the order of the map."""
+        if len(levels) == len(self.spatial_shapes):
+            return self.all_tokens
+        counts = tuple(sum(own[level] for level in levels) for own in self.level_counts)
+        masks = [
+            ~padding if level in levels else torch.zeros_like(padding)
+            for level, padding in enumerate(self.split_levels(self.padding_mask))
+        ]
+        return marked_tokens(torch.cat(masks, dim=1), counts, exact=self.exact)
+
     def split_levels(self, x: Tensor) -> tuple[Tensor, ...]:
         """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""
         return x.split([h * w for h, w in self.spatial_shapes], dim=1)
 
     def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
         """Points or boxes of the image as points or boxes of every level's padded map."""
-        if self.padding_if_any is None:
+        if not self._padded:
             return reference[:, :, None].expand(-1, -1, len(self.spatial_shapes), -1)
         ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
         return reference[:, :, None] * ratios[:, None]
@@ -156,16 +237,17 @@ class MultiScaleFeatures:
     def proposals(self) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
         """One box per token for two-stage detection (Deformable DETR, appendix A.4).
 
-        The box is centered on the cell, its sides are ``0.05 * 2**level`` of the image.
+        The box is centered on the cell, its sides are ``0.05 * 2**level`` of the image, at most
+        0.8, which is that of a fifth level.
 
         Returns:
-            The boxes in logit space, clamped to [0.01, 0.99] (always finite), and which tokens have
-            a box wholly inside of these bounds and are not padding.
+            The boxes in logit space, clamped to [0.01, 0.99] (always finite), and which tokens are
+            there and have a box wholly inside of these bounds.
         """
         centers = self.reference_points
         sides = torch.cat(
             [
-                centers.new_full((h * w,), 0.05 * 2.0**level)
+                centers.new_full((h * w,), min(0.05 * 2.0**level, 0.8))
                 for level, (h, w) in enumerate(self.spatial_shapes)
             ]
         )
@@ -185,6 +267,7 @@ def flatten_maps(
     *,
     strides: Sequence[int],
     image_sizes: Sequence[Size],
+    presence: Sequence[Presence | None] = (),
 ) -> MultiScaleFeatures:
     """Join feature maps into ``MultiScaleFeatures``.
 
@@ -194,12 +277,31 @@ def flatten_maps(
             ``spatial_shapes``.
         strides: pixels per cell of each level.
         image_sizes: (h, w) of each unpadded image.
+        presence: which cells of the first levels are there; None = all, as on levels after these.
     """
     shapes = tuple((int(m.shape[-2]), int(m.shape[-1])) for m in maps)
     images = tuple((int(h), int(w)) for h, w in image_sizes)
     sizes = _sizes_of_levels(len(images), shapes, strides, images)
     tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
-    return _assemble(tokens, embed, shapes, sizes, strides, images)
+    features = _assemble(tokens, embed, shapes, sizes, strides, images)
+    return _in_parts(features, presence) if any(presence) else features
+
+
+def _in_parts(
+    features: MultiScaleFeatures, presence: Sequence[Presence | None]
+) -> MultiScaleFeatures:
+    """The same features, of which some cells are absent."""
+    there = [~padding for padding in features.split_levels(features.padding_mask)]
+    counts = [list(each) for each in features.level_counts]
+    for level, own in enumerate(presence):
+        if own is not None:
+            there[level] = there[level] & own.mask.flatten(1)
+            for image, count in zip(counts, own.counts, strict=True):
+                image[level] = count
+    exact = all(own is None or own.exact for own in presence)
+    mask, level_counts = torch.cat(there, dim=1), tuple(map(tuple, counts))
+    present = marked_tokens(mask, tuple(map(sum, level_counts)), exact=exact)
+    return replace(features, padding_mask=~mask, level_counts=level_counts, present=present)
 
 
 def _assemble(
@@ -232,6 +334,7 @@ def _assemble(
         strides=tuple(strides),
         image_sizes=image_sizes,
         level_sizes=sizes,
+        level_counts=tuple(tuple(h * w for h, w in each) for each in sizes),
     )
 
 

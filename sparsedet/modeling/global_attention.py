@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsedet.layers.arguments import require_positive
-from sparsedet.layers.attention import PlainAttention, after, before, draw_matrices
+from sparsedet.layers.arguments import require_layers
+from sparsedet.layers.attention import (
+    PlainAttention,
+    SplitAttention,
+    after,
+    before,
+    draw_matrices,
+)
 from sparsedet.layers.mlp import MLP, Activation, FeedForward
 from sparsedet.modeling.encoding import Along, encode
 from sparsedet.modeling.heads import Heads
@@ -37,6 +43,7 @@ class GlobalEncoderLayer(nn.Module):
             activation.
         activation: see ``FeedForward``.
         norm_first: normalize what enters the blocks instead of what leaves them.
+        split_pos: see ``GlobalEncoder``.
     """
 
     def __init__(
@@ -48,10 +55,12 @@ class GlobalEncoderLayer(nn.Module):
         dropout: float,
         activation: Activation,
         norm_first: bool,
+        split_pos: bool,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.attention = PlainAttention(embed_dim, num_heads, dropout=dropout)
+        attention = SplitAttention if split_pos else PlainAttention
+        self.attention = attention(embed_dim, num_heads, dropout=dropout)
         self.attention_norm = nn.LayerNorm(embed_dim)
         self.feedforward = FeedForward(
             embed_dim, feedforward_dim, dropout=dropout, activation=activation
@@ -92,18 +101,23 @@ class GlobalEncoder(nn.Module):
         num_heads: attention heads.
         feedforward_dim: hidden channels of the feed-forward block.
         dropout: probability.
-        num_layers: layers.
+        num_layers: layers; 0 leaves the map as it is.
         activation: see ``FeedForward``.
         norm_first: normalize what enters the blocks instead of what leaves them, and the whole map
             at the end (DETR's ``pre_norm``, with which UP-DETR was trained).
         scale_pos: multiply the positions in every layer by a function of the tokens, one for all
             layers (DAB-DETR's released code).
+        split_pos: project contents and positions of queries and keys apart, then add them.
         input_norm: normalize every token of the map first, without gain and bias (PnP-DETR's
             released code).
         pool: makes the tokens that stand for the left-out ones, such as ``PoolSampler``; None = no
             such tokens.
         activation_checkpointing: in training, keep only the inputs of the layers and compute what
             the backward needs anew.
+
+    Raises:
+        ValueError: for numbers that are not positive integers, and heads that do not divide
+            ``embed_dim``.
     """
 
     num_levels = None  # any
@@ -119,12 +133,21 @@ class GlobalEncoder(nn.Module):
         activation: Activation = "relu",
         norm_first: bool = False,
         scale_pos: bool = False,
+        split_pos: bool = False,
         input_norm: bool = False,
         pool: Pooler | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(num_layers, "GlobalEncoder.num_layers", key="model.encoder.num_layers")
+        require_layers(
+            "GlobalEncoder",
+            "model.encoder",
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            num_layers=num_layers,
+            fewest=0,
+        )
         self.embed_dim, self.num_layers, self.input_norm = embed_dim, num_layers, input_norm
         self.activation_checkpointing = activation_checkpointing
         self.layers = nn.ModuleList(
@@ -135,12 +158,15 @@ class GlobalEncoder(nn.Module):
                 dropout=dropout,
                 activation=activation,
                 norm_first=norm_first,
+                split_pos=split_pos,
             )
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(embed_dim) if norm_first else None
         self.pos_scale = (
-            MLP(embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2) if scale_pos else None
+            MLP(embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2)
+            if scale_pos and num_layers
+            else None
         )
         draw_matrices(self)
         self.pool = pool
@@ -148,9 +174,17 @@ class GlobalEncoder(nn.Module):
     def check(self, assembly: Assembly) -> None:
         """Refuse to pool what nobody leaves out, or for a decoder that does not read it.
 
+        And scores that no layer reads.
+
         Raises:
             ValueError: the message says what to change.
         """
+        if not self.num_layers and assembly.selector.needs_scorer:
+            raise ValueError(
+                "GlobalEncoder.num_layers must be positive where "
+                f"{type(assembly.selector).__name__} chooses the tokens of the layers, got 0. Set "
+                "model.encoder.num_layers, or model.selector=null and model.scorer=null."
+            )
         if self.pool is None:
             return
         pool, decoder = type(self.pool).__name__, type(assembly.decoder).__name__
@@ -196,6 +230,33 @@ class GlobalEncoder(nn.Module):
             features = features.with_tokens(tokens)
         if self.pool is not None:
             features = replace(features, pooled=self.pool(features, selections))
+        encoded = self.run(self.layers, features, selections, heads, aux=aux)
+        if self.norm is None:
+            return encoded
+        memory, pooled = encoded.memory, encoded.memory.pooled
+        if pooled is not None:
+            pooled = replace(pooled, tokens=self.norm(pooled.tokens))
+        memory = replace(memory, tokens=self.norm(memory.tokens), pooled=pooled)
+        return EncoderOutput(memory, encoded.aux)
+
+    def run(
+        self,
+        layers: Iterable[nn.Module],
+        features: MultiScaleFeatures,
+        selections: Sequence[TokenSelection],
+        heads: Heads | None = None,
+        *,
+        aux: bool = False,
+    ) -> EncoderOutput:
+        """Let some of the layers update the selected tokens, and pooled ones if there are any.
+
+        Args:
+            layers: of ``layers``.
+            features: their input.
+            selections: one for each of them.
+            heads: see ``forward``.
+            aux: see ``forward``.
+        """
         padding, pooled = features.padding_if_any, features.pooled
 
         def inputs(
@@ -211,8 +272,8 @@ class GlobalEncoder(nn.Module):
             pos = pos if self.pos_scale is None else pos * self.pos_scale(rows)
             return rows, pos, None if seen is None else seen[:, None, None]
 
-        encoded = encode(
-            self.layers,
+        return encode(
+            layers,
             inputs,
             features,
             selections,
@@ -221,10 +282,3 @@ class GlobalEncoder(nn.Module):
             aux=aux,
             recompute=self.activation_checkpointing and self.training,
         )
-        if self.norm is None:
-            return encoded
-        memory, pooled = encoded.memory, encoded.memory.pooled
-        if pooled is not None:
-            pooled = replace(pooled, tokens=self.norm(pooled.tokens))
-        memory = replace(memory, tokens=self.norm(memory.tokens), pooled=pooled)
-        return EncoderOutput(memory, encoded.aux)

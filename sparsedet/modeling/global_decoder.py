@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial, reduce
 from typing import Literal
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.arguments import require_layers
 from sparsedet.layers.attention import (
     ConditionalAttention,
     PlainAttention,
@@ -35,6 +35,9 @@ from sparsedet.registry import DECODERS
 
 _SMALLEST_SIDE = 1e-6  # of a box that something is divided by
 Cross = Literal["plain", "conditional"]
+Readable = tuple[
+    Float[Tensor, "B S C"], Float[Tensor, "B S C"], Bool[Tensor, "B S"] | None
+]  # see ``MultiScaleFeatures.readable``
 
 
 class GlobalDecoderLayer(nn.Module):
@@ -142,6 +145,10 @@ class GlobalDecoder(nn.Module):
         eps: clamp of the inverse sigmoid of references.
         activation_checkpointing: in training, keep only the inputs of the layers and compute what
             the backward needs anew.
+
+    Raises:
+        ValueError: for numbers that are not positive integers, and heads that do not divide
+            ``embed_dim``; for another ``cross``, and options without the one that they need.
     """
 
     num_levels = None  # any
@@ -166,7 +173,14 @@ class GlobalDecoder(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(num_layers, "GlobalDecoder.num_layers", key="model.decoder.num_layers")
+        require_layers(
+            "GlobalDecoder",
+            "model.decoder",
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            num_layers=num_layers,
+        )
         if look_forward_twice and not refine:
             refuse_without("GlobalDecoder", "look_forward_twice", "refine")
         if cross not in ("plain", "conditional"):
@@ -236,13 +250,14 @@ class GlobalDecoder(nn.Module):
         """
         require_heads(heads, self, "decoder")
         recompute = self.activation_checkpointing and self.training
-        mask, (tokens, tokens_pos, seen) = query_mask(queries), memory.readable()
-        seen = None if seen is None else seen[:, None, None]
+        mask, reads = query_mask(queries), self._reads(queries, memory, heads)
         counted = counted_queries(queries) if "token_mass" in record else None
         masses: list[Tensor] = []
 
         def update(index: int, x: Tensor, reference: Tensor) -> Tensor:
             layer, (pos, sine) = self.layers[index], self._positions(index, queries, x, reference)
+            tokens, tokens_pos, seen = reads(index, x, reference)
+            seen = None if seen is None else seen[:, None, None]
             inputs = (x, pos, sine, mask, tokens, tokens_pos, seen, counted)
             x, mass = (
                 checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
@@ -260,12 +275,19 @@ class GlobalDecoder(nn.Module):
             look_forward_twice=self.look_forward_twice,
             eps=self.eps,
         )
-        if counted is None:
-            return DecoderOutput(predictions)
+        return DecoderOutput(predictions, None if counted is None else self._mass(masses, memory))
+
+    def _reads(
+        self, queries: Queries, memory: MultiScaleFeatures, heads: Heads
+    ) -> Callable[[int, Tensor, Tensor], Readable]:
+        """What a layer reads, by its number, the queries that come to it and their references."""
+        readable = memory.readable()
+        return lambda index, x, reference: readable
+
+    def _mass(self, masses: Sequence[Tensor], memory: MultiScaleFeatures) -> Float[Tensor, "B N"]:
+        """What the tokens of the map got of what each layer gave to those that it read."""
         mass = reduce(torch.add, masses)
-        if memory.pooled is not None:
-            mass = memory.pooled.spread(mass, memory.num_tokens)
-        return DecoderOutput(predictions, mass)
+        return mass if memory.pooled is None else memory.pooled.spread(mass, memory.num_tokens)
 
     def _positions(
         self, index: int, queries: Queries, x: Tensor, reference: Float[Tensor, "B Q D"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -166,4 +167,14 @@ def _block(in_channels: int, out_channels: int, *, kernel: int, norm: str | None
     )
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return nn.Sequential(conv, nn.GroupNorm(32, out_channels)) if norm else nn.Sequential(conv)
+    return nn.Sequential(conv, _GroupNorm(32, out_channels)) if norm else nn.Sequential(conv)
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Takes a group of one number, too: one channel on a map of one cell, which becomes the bias.
+
+    torch refuses that for one image alone, and takes it for two.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

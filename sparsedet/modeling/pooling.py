@@ -53,7 +53,7 @@ class PoolSampler(nn.Module):
         shares = self._shares(features.tokens, left[:, None])
         pool = shares.to(features.tokens.dtype)
         tokens = self.value(pool @ features.tokens)
-        some_left = all(
+        some_left = features.exact and all(
             n < most for n, most in zip(kept.max_counts, features.num_valid, strict=True)
         )
         valid = None if some_left else left.any(1, keepdim=True).expand(-1, tokens.shape[1])

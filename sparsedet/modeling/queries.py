@@ -120,7 +120,7 @@ class AnchorQueries(nn.Module):
         indicator: the last channel of the content is 0. Otherwise it is learned, too.
 
     Raises:
-        ValueError: for numbers that are not positive, and 0 with patterns.
+        ValueError: for numbers that are not positive integers; 0 patterns are allowed.
     """
 
     needs_proposals = False

@@ -13,8 +13,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparsedet.modeling.features import MultiScaleFeatures, Size, flatten_maps, level_size
-from sparsedet.modeling.tokens import PooledTokens, TokenSelection, filler_mask, union
+from sparsedet.modeling.features import (
+    MultiScaleFeatures,
+    Presence,
+    Size,
+    flatten_maps,
+    level_size,
+)
+from sparsedet.modeling.tokens import (
+    PooledTokens,
+    TokenSelection,
+    filler_mask,
+    marked_tokens,
+    union,
+)
 
 __all__ = [
     "DecoderOutput",
@@ -27,6 +39,7 @@ __all__ = [
     "ObjectTokens",
     "PooledTokens",
     "Prediction",
+    "Presence",
     "Queries",
     "Size",
     "Targets",
@@ -36,6 +49,7 @@ __all__ = [
     "filler_mask",
     "flatten_maps",
     "level_size",
+    "marked_tokens",
     "union",
 ]
 
@@ -136,7 +150,8 @@ class TokenScores:
     """How good a token is.
 
     Attributes:
-        logits: score of every token; what padding holds is not defined, selectors mask it.
+        logits: score of every token; what padding and absent ones hold is not
+            defined, selectors mask it.
         prediction: set where the scorer is supervised as a detector.
         weighs: the kept tokens are to be weighted by their scores, which is how a scorer that no
             loss supervises gets a gradient.
@@ -245,10 +260,12 @@ class DecoderOutput:
         predictions: one per layer, for all queries; the last one is the answer.
         token_mass: cross-attention mass of the matching queries on every token, summed over layers
             and heads, without gradient; None when not recorded.
+        selections: tokens that the encoder layers of a decoder which has some updated.
     """
 
     predictions: tuple[Prediction, ...]
     token_mass: Float[Tensor, "B N"] | None = None
+    selections: tuple[TokenSelection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -259,7 +276,8 @@ class DetectorOutput:
         decoder: predictions of the decoder layers; ``decoder[-1]`` is the answer.
         features: encoder input.
         memory: encoder output.
-        selections: tokens that each encoder layer updated.
+        selections: tokens that each encoder layer updated; if the encoder has none, those of the
+            decoder's.
         proposals: first-stage prediction, where the query initializer makes one: of all tokens, or
             without gradients of those alone that become queries.
         encoder: predictions of the encoder's auxiliary heads (training only).

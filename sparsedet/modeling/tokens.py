@@ -1,4 +1,4 @@
-"""Tokens that are kept, and tokens that stand for those which are not.
+"""Tokens that are kept, and tokens that have no cell.
 
 Axes as in ``sparsedet.modeling.stages``; ``P`` pooled tokens.
 """
@@ -46,18 +46,26 @@ class TokenSelection:
         assert self.valid is not None
         return tuple(self.valid.sum(1).tolist())
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def rows(self, num_tokens: int) -> Int[Tensor, " R"]:
+        """Where the kept tokens are among those of all images, one image's after another's.
+
+        Only for selections with indices.
+
+        Args:
+            num_tokens: tokens of the padded map.
+        """
         assert self.indices is not None
-        if x.shape[0] == 1:
+        batch = self.indices.shape[0]
+        if batch == 1:
             return self.indices[0]
-        first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+        first = torch.arange(batch, device=self.indices.device)[:, None] * num_tokens
         return (self.indices + first).flatten()
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows ``[B K ...]`` of the kept tokens of ``x[B N ...]``."""
         if self.indices is None:
             return x
-        rows = x.flatten(0, 1).index_select(0, self._rows(x))
+        rows = x.flatten(0, 1).index_select(0, self.rows(x.shape[1]))
         return rows.unflatten(0, self.indices.shape)
 
     def scatter(
@@ -78,20 +86,26 @@ class TokenSelection:
         if self.valid is not None:
             update = torch.where(self.valid[..., None], update, self.gather(base))
         flat = base.view(-1, base.shape[-1])
-        flat.index_copy_(0, self._rows(base), update.flatten(0, 1).to(base.dtype))
+        flat.index_copy_(0, self.rows(base.shape[1]), update.flatten(0, 1).to(base.dtype))
         return base
 
     def prefix(self, counts: Sequence[int]) -> TokenSelection:
         """The best ``counts[i]`` of the tokens kept of image i (a cascade is nested prefixes)."""
-        assert self.indices is not None and self.exact
+        assert self.indices is not None
         counts = tuple(counts)
         width = max(counts)
+        valid = filler_mask(counts, width, self.indices.device)
+        if not self.exact:
+            assert self.valid is not None
+            own = self.valid[:, :width]
+            valid = own if valid is None else own & valid
         return TokenSelection(
             counts,
             self.indices[:, :width],
-            filler_mask(counts, width, self.indices.device),
+            valid,
             None if self.weight is None else self.weight[:, :width],
             self.ranking,
+            self.exact,
         )
 
     def begins(self, other: TokenSelection) -> bool:
@@ -123,6 +137,24 @@ def gather_rows(x: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q"]) -> Float
     return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def marked_tokens(
+    marked: Bool[Tensor, "B N"], counts: tuple[int, ...], *, exact: bool = True
+) -> TokenSelection:
+    """The tokens that are ``marked``, in the order of the map.
+
+    Args:
+        marked: True at the tokens.
+        counts: how many each image has, host integers; the most it may have, unless ``exact``.
+        exact: whether each image has that many.
+    """
+    width = max(counts)
+    # marked tokens come first; those after them are distinct from them, as fillers have to be
+    ordered = marked.to(torch.uint8).sort(dim=1, descending=True, stable=True)
+    indices = ordered.indices[:, :width]
+    valid = filler_mask(counts, width, indices.device) if exact else marked.gather(1, indices)
+    return TokenSelection(counts, indices, valid, exact=exact)
+
+
 def filler_mask(
     counts: Sequence[int], width: int, device: torch.device
 ) -> Bool[Tensor, "B K"] | None:
@@ -140,7 +172,7 @@ def union(
 
     Args:
         selections: of the layers of one pass.
-        num_valid: unpadded tokens of each image.
+        num_valid: tokens of each image, see ``MultiScaleFeatures``.
         num_tokens: tokens of the padded map.
     """
     different = list({id(each): each for each in selections}.values())
@@ -161,7 +193,7 @@ def union(
 
 @dataclass(frozen=True)
 class PooledTokens:
-    """Tokens without a cell, which stand for the cells that no encoder layer updates.
+    """Tokens without a cell, such as those which stand for the cells that no layer updates.
 
     PnP-DETR, section 3.2. Together with the kept tokens they are all that a decoder reads.
 
@@ -169,14 +201,14 @@ class PooledTokens:
         tokens: the tokens.
         pos: their positions.
         shares: how much of every cell is in each of them; nothing of padding and of kept cells. The
-            shares of a token sum to 1.
-        valid: False = of an image that has no cell left; None = all have some.
+            shares of a token sum to 1. None = they stand for no cell.
+        valid: False = a filler, as of an image that has no cell left; None = there are none.
         kept: the cells that stand for themselves.
     """
 
     tokens: Float[Tensor, "B P C"]
     pos: Float[Tensor, "B P C"]
-    shares: Float[Tensor, "B P N"]
+    shares: Float[Tensor, "B P N"] | None
     valid: Bool[Tensor, "B P"] | None
     kept: TokenSelection
 
@@ -209,6 +241,7 @@ class PooledTokens:
             x: of the kept tokens, then of the pooled ones.
             num_tokens: tokens of the padded map.
         """
+        assert self.shares is not None
         number = self.tokens.shape[1]
         own, pooled = x.float().split((x.shape[1] - number, number), dim=1)
         with torch.autocast(x.device.type, enabled=False):

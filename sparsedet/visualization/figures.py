@@ -67,8 +67,6 @@ def token_figure(
         legend = [f"{legend[0]};  kept by", *_swatches(len(output.selections)), "layers"]
     if output.objects:
         legend += [" ", Swatch("", OBJECT), "object tokens"]
-    if output.memory.pooled is not None:
-        legend.append(f"; the others in {output.memory.pooled.counts[image]} pooled tokens")
     return page(_head(title, picture, image_size), [left, right], legend)
 
 
@@ -174,10 +172,12 @@ def _head(title: str, picture: Image.Image, image_size: Size) -> str:
 def _level_title(number: int, level: LevelTokens) -> tuple[str, str]:
     counts, total = level.counts, level.num_tokens
     if len(set(counts)) == 1:
-        kept = f"{counts[0]} of {total} kept ({_percent(counts[0] / total)})"
+        kept = f"{counts[0]} of {total} kept ({_percent(counts[0] / max(total, 1))})"
     else:
-        kept = f"{' '.join(map(str, counts))} of {total} kept, by layer"
-    return f"level {number + 1}, stride {level.stride}", kept
+        kept = f"kept by layer: {', '.join(map(str, counts))} of {total}"
+    seen = level.num_tokens / level.num_cells
+    place = "" if level.there is None else f", {_percent(seen)} looked at"
+    return f"level {number + 1}, stride {level.stride}{place}", kept
 
 
 def _layer_title(levels: Sequence[LevelTokens], layer: int) -> tuple[str, str]:
@@ -200,12 +200,15 @@ def _detections_title(instances: Instances, threshold: float) -> tuple[str, str]
 
 def _summary(levels: Sequence[LevelTokens], output: DetectorOutput, image: int) -> str:
     layers, total = len(output.selections), output.features.num_valid[image]
-    if all(selection.indices is None for selection in output.selections):
+    whole = output.features.present
+    if all(each.indices is None or each is whole for each in output.selections):
         return f"dense encoder: all {total} tokens in each of {layers} layers"
     kept = f"tokens kept: {_percent(output.keep_ratios[image])} of {total}"
-    if _layers_agree(levels):
-        return f"{kept}, the same ones in each of {layers} encoder layers"
-    return f"{kept}, mean of {layers} encoder layers"
+    which = "the same ones in each" if _layers_agree(levels) else "mean"
+    pooled = output.memory.pooled
+    count = 0 if pooled is None else pooled.counts[image]
+    others = f"; the others pooled into {count}" if count else ""
+    return f"{kept}, {which} of {layers} encoder layers{others}"
 
 
 def _layers_agree(levels: Sequence[LevelTokens]) -> bool:

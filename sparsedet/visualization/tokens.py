@@ -24,28 +24,37 @@ _DOT, _MOST = 0.2, 5.0  # radius of a dot, of the side of its cell, and in pixel
 class LevelTokens:
     """The tokens of one image on one level, without padding.
 
+    Cells that are absent, where the backbone saw parts of the picture alone, are no tokens.
+
     Attributes:
         stride: pixels of the model's input per cell.
         kept: bool (layers, rows, columns), True where an encoder layer updates the cell's token.
         scores: float (rows, columns), the score logits; None without a scorer.
         objects: bool (layers, rows, columns), True at the tokens that attend to each other before
             the layer; None where the encoder has none.
+        there: bool (rows, columns), False at absent cells; None = all are there.
     """
 
     stride: int
     kept: np.ndarray
     scores: np.ndarray | None = None
     objects: np.ndarray | None = None
+    there: np.ndarray | None = None
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of the level."""
+        return self.kept[0].size
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the level."""
-        return self.kept[0].size
+        return self.num_cells if self.there is None else int(self.there.sum())
 
     @property
     def numbers(self) -> np.ndarray:
         """Every cell's own number, from 1 on."""
-        return np.arange(1, self.num_tokens + 1).reshape(self.kept.shape[1:])
+        return np.arange(1, self.num_cells + 1).reshape(self.kept.shape[1:])
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -66,6 +75,8 @@ def token_levels(output: DetectorOutput, image: int = 0) -> tuple[LevelTokens, .
     if output.objects:
         chosen = [objects.selection.mask(features.num_tokens) for objects in output.objects]
         maps["objects"] = torch.stack([mask[image] for mask in chosen])
+    if features.present is not None:
+        maps["there"] = ~features.padding_mask[image : image + 1]
     by_level = {name: features.split_levels(x.detach().cpu()) for name, x in maps.items()}
     levels = []
     for index, (rows, columns) in enumerate(features.level_sizes[image]):
@@ -74,9 +85,12 @@ def token_levels(output: DetectorOutput, image: int = 0) -> tuple[LevelTokens, .
             name: split[index].unflatten(1, shape)[:, :rows, :columns].numpy()
             for name, split in by_level.items()
         }
-        scores = shown["scores"][0] if "scores" in shown else None
+        single = {name: shown[name][0] for name in ("scores", "there") if name in shown}
+        if "there" in single and single["there"].all():
+            del single["there"]
+        objects = shown.get("objects")
         levels.append(
-            LevelTokens(features.strides[index], shown["kept"], scores, shown.get("objects"))
+            LevelTokens(features.strides[index], shown["kept"], objects=objects, **single)
         )
     return tuple(levels)
 
@@ -104,7 +118,7 @@ def draw_kept_tokens(picture: Image.Image, level: LevelTokens, image_size: Size)
     """The picture, dim where no encoder layer keeps the token of the cell.
 
     The color of a kept cell says how many layers keep it, from violet (one) to yellow (all). A dot
-    is in the cells of object tokens, of any layer.
+    is in the cells of object tokens, of any layer. Absent cells are black.
 
     Args:
         picture: the image, at any scale.
@@ -115,6 +129,8 @@ def draw_kept_tokens(picture: Image.Image, level: LevelTokens, image_size: Size)
     spread = partial(cells_to_pixels, stride=level.stride, image_size=image_size, size=size)
     cells = spread(level.numbers) if _shows_cells(picture, level.stride, image_size) else None
     shown = _light(picture, spread(level.kept.sum(0)), len(level.kept), cells)
+    if level.there is not None:
+        shown = to_picture(np.asarray(shown) * spread(level.there)[..., None])
     if level.objects is not None:
         _draw_dots(shown, np.logical_or.reduce(level.objects), level.stride, image_size)
     return shown
@@ -148,7 +164,7 @@ def draw_layer_tokens(
         spread = partial(cells_to_pixels, stride=level.stride, image_size=image_size, size=size)
         here = spread(layers[layer])
         finest[here], cells[here] = rank, first + spread(level.numbers)[here]
-        first += level.num_tokens
+        first += level.num_cells
     parted = _shows_cells(picture, levels[0].stride, image_size)
     return _light(picture, finest, len(levels), cells if parted else None)
 

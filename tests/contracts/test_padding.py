@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -119,11 +120,16 @@ def summary(output: DetectorOutput, image: int) -> dict[str, torch.Tensor]:
 
 def has_margin(model, image: int) -> bool:
     """Whether no choice hangs on rounding when the image is alone."""
-    with recorded_object_scores(model) as ratings:
+    with recorded_object_scores(model) as ratings, recorded_regions(model) as regions:
         output, _, _ = run(model, (image,))
     gaps = []
+    for scores in regions:
+        falling = scores[0][scores[0].isfinite()].sort(descending=True).values
+        cut = small.ARGUMENTS["num_regions"]
+        gaps += [float(falling[cut - 1] - falling[cut])] if cut < len(falling) else []
     if output.scores is not None:
-        falling = output.scores.logits[0].sort(descending=True).values
+        there = ~output.features.padding_mask[0]
+        falling = output.scores.logits[0, there].sort(descending=True).values
         cuts = {selection.counts[0] for selection in output.selections} - {len(falling)}
         gaps += [float(falling[cut - 1] - falling[cut]) for cut in cuts]
     for rating in ratings:
@@ -153,6 +159,23 @@ def recorded_object_scores(model) -> Iterator[list[torch.Tensor]]:
     handle = part.register_forward_hook(lambda _, given, rating: ratings.append(rating))
     yield ratings
     handle.remove()
+
+
+@contextmanager
+def recorded_regions(model) -> Iterator[list[torch.Tensor]]:
+    """Scores by which queries point out boxes, layer by layer."""
+    found: list[torch.Tensor] = []
+    if not hasattr(model.decoder, "_scores"):
+        yield found
+        return
+    scores = model.decoder._scores
+
+    def recorded(*given):
+        found.append(scores(*given))
+        return found[-1]
+
+    with mock.patch.object(model.decoder, "_scores", recorded):
+        yield found
 
 
 def per_image_sum(model, losses: dict, targets: Targets, output) -> dict[str, float]:

@@ -347,8 +347,12 @@ def test_few_queries_sample_first_where_no_gradient_is_asked_for(monkeypatch):
     used = []
     for name in ("_project_first", "_sample_first"):
         read = getattr(module, name)
-        note = functools.partial(lambda name, read, *args: used.append(name) or read(*args), name)
-        monkeypatch.setattr(module, name, functools.partial(note, read))
+
+        def note(name, read, *args, **options):
+            used.append(name)
+            return read(*args, **options)
+
+        monkeypatch.setattr(module, name, functools.partial(note, name, read))
     expected = module(query, reference, value, shapes)
     with torch.no_grad():
         many = module(query.repeat(1, 4, 1), reference.repeat(1, 4, 1, 1), value, shapes)

@@ -20,6 +20,7 @@ from sparsedet.modeling import (
     BoxL1Loss,
     ChannelMapper,
     GIoULoss,
+    GlobalEncoder,
     HungarianMatcher,
     SetCriterion,
     TokenSparseDetector,
@@ -62,6 +63,7 @@ ARGUMENTS = dict(
     num_queries=20,
     num_objects=10,
     num_tokens=5,
+    num_regions=10,
     keep_ratio=0.4,
     train_ratios=(0.2, 0.4),
     max_ratio=0.8,
@@ -109,6 +111,11 @@ class Combination:
             if value != field.default
         ]
         return "-".join(differing).replace(" ", "") or "efficient"
+
+
+@dataclass(frozen=True)
+class Bare(Combination):
+    """Without encoder layers before the decoder, which has its own."""
 
 
 PLAIN = Combination(queries="LearnedQueries", refine=False, shared=True)
@@ -164,6 +171,8 @@ NAMED = {
     "dn_detr": DN_DETR,
     "global_sparse": replace(DETR, **DAM, layer_ratios=(1.0, 0.5), aux=True),
     "pnp_detr": replace(DETR, **POLL, pool="PoolSampler"),
+    "imfa_detr": Bare(**{**vars(DETR), "decoder": "InterleavedDecoder"}),
+    "imfa_dn_detr": Bare(**{**vars(DN_DETR), "decoder": "InterleavedDecoder"}),
 }
 
 
@@ -271,8 +280,12 @@ def can_pool(chosen: dict) -> bool:
     return (
         ("selector" not in chosen or SELECTORS.get(chosen["selector"]).needs_scorer)
         and ("encoder" not in chosen or "pool" in _arguments(ENCODERS.get(chosen["encoder"])))
-        and ("decoder" not in chosen or hasattr(DECODERS.get(chosen["decoder"]), "reads_pooled"))
+        and ("decoder" not in chosen or _reads_pooled(DECODERS.get(chosen["decoder"])))
     )
+
+
+def _reads_pooled(decoder: type) -> bool:
+    return getattr(decoder, "reads_pooled", False)
 
 
 class Combinations(Sequence):
@@ -431,7 +444,7 @@ def parts(combination: Combination, **arguments) -> dict:
     supervised = combination.term is not None
     queries = chosen(QUERY_INITIALIZERS, combination.queries, points=combination.points)
     term = chosen(LOSSES, combination.term, weight=1.0)
-    return dict(
+    made = dict(
         backbone=Patches(),
         neck=ChannelMapper(dict(res3=4, res4=4, res5=4), (8, 16, 32), embed_dim=EMBED_DIM),
         scorer=chosen(SCORERS, combination.scorer, supervised=supervised),
@@ -457,6 +470,7 @@ def parts(combination: Combination, **arguments) -> dict:
             look_forward_twice=combination.look_forward_twice,
             conditional_pos=not queries.provides_pos,
             scale_pos=combination.scale_pos,
+            scale_tokens_pos=combination.scale_tokens_pos,
             norm_first=combination.norm_first,
             activation=combination.activation,
             cross=combination.cross,
@@ -477,6 +491,9 @@ def parts(combination: Combination, **arguments) -> dict:
         shared_heads=combination.shared,
         encoder_aux_loss=combination.aux,
     )
+    if isinstance(combination, Bare):
+        made["encoder"] = GlobalEncoder(EMBED_DIM, num_layers=0)
+    return made
 
 
 def detector(combination: Combination, *, seed: int = 0, **arguments) -> TokenSparseDetector:

@@ -81,6 +81,67 @@ def test_a_config_is_the_one_that_was_measured(name: str) -> None:
     assert constants(cfg) == OWN[name]
 
 
+# what projects/torchvision_detectors/README.md compares with photos, which is the host of all
+HOSTED: dict[str, dict[str, Any]] = {
+    "dino_photos": {
+        "rate": 1.6e-3,
+        "tokens": None,
+        "layers": ("DeformableEncoder", 2, 3),
+        "queries": 150,
+        "losses": [2.0, 5.0, 2.0],
+    },
+    "sparse_detr_photos": {
+        "rate": 1.6e-3,
+        "tokens": 0.3,
+        "layers": ("DeformableEncoder", 2, 3),
+        "queries": 150,
+        "losses": [2.0, 5.0, 2.0, 1.0],
+    },
+    "detr_photos": {
+        "rate": 1.6e-3,
+        "tokens": None,
+        "layers": ("GlobalEncoder", 2, 3),
+        "queries": 100,
+        "losses": [1.0, 5.0, 2.0],
+    },
+    "pnp_detr_photos": {
+        "rate": 1.6e-3,
+        "tokens": 0.33,
+        "layers": ("GlobalEncoder", 2, 3),
+        "queries": 100,
+        "losses": [1.0, 5.0, 2.0, 1e-4],
+    },
+}
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_a_model_beside_photos_is_the_one_that_was_measured(name: str) -> None:
+    cfg = get_config(name)
+    model, terms = cfg.model, (*cfg.model.criterion.matched, *cfg.model.criterion.stage)
+    encoder = getattr(model.encoder._target_, "__name__", model.encoder._target_).split(".")[-1]
+    assert {
+        "rate": cfg.optimizer.lr,
+        "tokens": model.selector.keep_ratio if model.get("selector") else None,
+        "layers": (encoder, model.encoder.num_layers, model.decoder.num_layers),
+        "queries": model.query_initializer.num_queries,
+        "losses": [term.weight for term in terms],
+    } == HOSTED[name]
+    assert (model.embed_dim, model.encoder.feedforward_dim) == (64, 256)
+
+
+@pytest.mark.parametrize("name", [*HOSTED, "faster_rcnn_photos"])
+def test_a_model_beside_photos_sees_what_photos_sees(name: str) -> None:
+    cfg, host = get_config(name), get_config("photos")
+    assert cfg.train.output_dir == f"output/{name}"
+    cfg.train.output_dir = host.train.output_dir
+    for section in ("dataset", "dataloader", "train", "lr_multiplier"):
+        assert cfg[section] == host[section], section
+    assert [cfg.model.pixel_mean, cfg.model.pixel_std] == [[127.0] * 3, [128.0] * 3]
+    backbone = cfg.model.backbone
+    for key in ("name", "weights", "freeze_at"):
+        assert backbone[key] == host.model.backbone[key]
+
+
 def test_twelve_epochs_of_coco_in_the_iterations_of_guests() -> None:
     train = get_config("common/train_detectron2.py").train
     epoch = round(118_287 / 16)  # pictures of train2017, in batches of 16

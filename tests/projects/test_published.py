@@ -191,6 +191,30 @@ DAB = CONDITIONAL | {
 THREE_PATTERNS = {"global": BOXES | {"patterns": 3, "indicator": False}}
 DN = DAB | {"denoising": ("Denoising", 5, 0.2, 0.4), "global": BOXES | {"patterns": 1}}
 
+# IMFA (CVPR 2023), section 3 and its code on DAB-DETR: every encoder layer before a decoder layer,
+# positions of cell centers, a fifth of the queries with 8 points each on C2 to C5
+INTERLEAVED = FIVE_LEVELS | {"levels": 4, "encoder": ("GlobalEncoder", 0, None, None, None, None)}
+
+
+def imfa(host: Facts, regions: int) -> Facts:
+    """IMFA on a host; what the host sets of its encoder the decoder sets of its own."""
+    temperature, settings = host["position"][0], host["global"]
+    own = {
+        key.replace("encoder.scale_pos", "decoder.scale_tokens_pos"): value
+        for key, value in settings.items()
+        if key != "encoder.activation"
+    }
+    return (
+        host
+        | INTERLEAVED
+        | {
+            "decoder": ("InterleavedDecoder", 6, 8, 8, 2048, 0.1),
+            "position": (temperature, -0.5),
+            "global": own | {"regions": regions, "temperature": temperature},
+        }
+    )
+
+
 # Recipes. Deformable DETR's: AdamW 2e-4, a tenth for backbone and what aims the attention, drop at
 # 40 of 50 epochs, clipping at 0.1 (section 5; Sparse DETR keeps it, batch 16). DINO's: 1e-4, a
 # tenth for the backbone, norms do not decay, drop at 11/20/30 of 12/24/36 epochs (appendix D).
@@ -262,6 +286,12 @@ TRAINED: dict[str, Facts] = {
             ("_dc5_3pat", DC5 | THREE_PATTERNS),
         )
         if "3pat" not in kind or name == "dab_detr"
+    },
+    "imfa_detr_r50_50ep": imfa(DETR, 20) | OF_DETR,
+    "imfa_conditional_detr_r50_50ep": imfa(CONDITIONAL, 60) | OF_DETR,
+    **{
+        f"imfa_dab_detr_r50_{epochs[0]}ep": imfa(DAB, 60) | OF_DETR | {"epochs": epochs}
+        for epochs in ((12, 11), (36, 30), (50, 40))
     },
     "dn_deformable_detr_r50_12ep": DENOISING | NEW | EP12,
     "dn_deformable_detr_r50_50ep": DENOISING | NEW,
@@ -456,7 +486,7 @@ def weights(terms: list[DictConfig]) -> dict[str, float]:
 def part(node: DictConfig) -> tuple:
     names = ("num_layers", "num_heads", "num_points", "feedforward_dim")
     sizes = (node.get(key) for key in names)
-    return called(node), *sizes, node.dropout
+    return called(node), *sizes, node.get("dropout")
 
 
 def of_model(model: DictConfig) -> Facts:
@@ -506,7 +536,7 @@ def of_model(model: DictConfig) -> Facts:
         "level_embed": model.get("level_embed", True),
         "no_object": model.criterion.matched[0].get("no_object_weight"),
     }
-    if called(model.decoder) == "GlobalDecoder":
+    if called(model.decoder) in ("GlobalDecoder", "InterleavedDecoder"):
         facts["global"] = _global(model)
     for term in model.criterion.stage:
         if "size_ranges" in term:
@@ -524,8 +554,11 @@ def _options(node: DictConfig | None, *others: str) -> Facts:
 def _global(model: DictConfig) -> dict[str, Any]:
     """What differs between the systems of global attention, where it is not the default."""
     found = {f"encoder.{key}": model.encoder.get(key) for key in ("activation", "scale_pos")}
-    names = ("activation", "cross", "modulate_size")
+    names = ("activation", "cross", "modulate_size", "scale_tokens_pos")
     found |= {f"decoder.{key}": model.decoder.get(key) for key in names}
+    if called(model.decoder) == "InterleavedDecoder":
+        found["regions"] = model.decoder.num_regions
+        found["temperature"] = model.decoder.get("temperature", 10000.0)
     found["points"] = model.query_initializer.get("points")
     found["patterns"] = model.query_initializer.get("num_patterns")
     found["indicator"] = model.query_initializer.get("indicator")
@@ -572,10 +605,10 @@ def of_recipe(cfg: DictConfig) -> Facts:
 
 
 def found(folder: str) -> dict[str, Any]:
-    """The configs in folders of this name, by their stem."""
+    """The configs in folders of this name, by their stem; test_own_recipes has those of photos."""
     here = [path for path in files("projects") if path.parent.name == folder]
     ours = [path for path in here if not any(map(path.is_relative_to, (BASELINES, GUESTS)))]
-    return {path.stem: path for path in ours}
+    return {path.stem: path for path in ours if not path.stem.endswith("_photos")}
 
 
 ABSENT = dict.fromkeys(("drop_path", "value_source", "size_ranges"))

@@ -27,7 +27,7 @@ CONFIGS = {path.stem: path for path in files("projects") if path.is_relative_to(
 
 
 def commands() -> list[tuple[str, ...]]:
-    """Config and overrides of every training command on the page."""
+    """Config and overrides of every command on the page that trains one of these."""
     found = []
     for text in blocks(BASELINES / "README.md", "bash"):
         for line in text.replace("\\\n", " ").splitlines():
@@ -36,7 +36,7 @@ def commands() -> list[tuple[str, ...]]:
                 found.append(tuple(words[2:]))
             elif words[:2] == ["python", "tools/train_net.py"]:
                 found.append(tuple(words[3:]))
-    return [words for words in found if words[0] != "photos"]
+    return [words for words in found if Path(words[0]).stem in CONFIGS]
 
 
 def shrunk(*words: str):

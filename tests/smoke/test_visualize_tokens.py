@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from sparsedet.checkpoint import save_checkpoint
 from sparsedet.cli.visualize import distinct_names, main
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.modeling import TimmBackbone
+from sparsedet.predictor import Predictor
 
 NAMELESS = ("dataset.class_names=null", "dataset.num_classes=null")
 
@@ -141,6 +143,35 @@ def test_layers_and_levels_have_figures_of_their_own(
     layers, levels = (size_of(tmp_path / name / "a.png") for name in ("layers", "levels"))
     assert levels[0] >= 4 * 360 and levels[1] >= 2 * 240  # two levels of two models in a row
     assert layers[0] > 3 * 360  # the detections and two layers
+
+
+def test_pnp_detr_is_drawn_with_what_it_polls_and_how_many_it_pools(
+    tool: Callable[..., int], root: Path, run: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The gray picture becomes 64 x 64, so 2 x 2 cells: one is kept, the others are pooled."""
+    cfg = LazyConfig.load(root / "projects/pnp_detr/configs/pnp_detr_r50_50ep.py")
+    model = cfg.model
+    model.backbone = LazyCall(TimmBackbone)(name="test_resnet", out_features=["res5"])
+    model.neck.in_channels, model.embed_dim = dict(res5=96), 32
+    model.encoder.num_layers, model.decoder.num_layers = 2, 1
+    model.encoder.pool.num_tokens = 3
+    cfg.dataset.test_short_side, cfg.dataset.max_size = 64, 128
+    cfg.dataset.class_names, cfg.dataset.num_classes, cfg.train.device = ["cat"], 1, "cpu"
+    LazyConfig.save(cfg, tmp_path / "config.yaml")
+    torch.manual_seed(0)
+    save_checkpoint({"model": instantiate(cfg.model).state_dict()}, tmp_path / "model.pth")
+    weights, image = str(tmp_path / "model.pth"), str(run / "other" / "a.jpg")
+    command = [str(tmp_path / "config.yaml"), "--weights", weights, image]
+    assert tool([*command, f"--output={tmp_path}", "model.selector.keep_ratio=0.3"]) == 0
+    line = capsys.readouterr().out
+    assert f"tokens kept: {1 / 4:.1%} of 4, pooled: 3: {tmp_path}/a.png" in line
+    with Image.open(tmp_path / "a.png") as figure:
+        panel = np.asarray(figure.convert("RGB"))[-42 - 360 : -42, -12 - 360 : -12]
+    middles = panel[90::180, 90::180].astype(int)
+    kept = Predictor(weights, cfg).explain(image)[1].selections[0].mask(4)[0].view(2, 2).numpy()
+    assert kept.sum() == 1 and (middles[kept] > 60).any()
+    assert abs(middles[~kept] - 0.3 * 99).max() <= 2, "dim, where no token of its own is kept"
 
 
 def test_models_are_named_by_what_tells_them_apart() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,7 @@ class MultiScaleDeformableAttention(nn.Module):
         padding_mask: Tensor | None = None,
         query_order: Tensor | None = None,
         cell_sizes: Tensor | None = None,
+        value_rows: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Attend from the queries to the tokens.
@@ -120,6 +122,8 @@ class MultiScaleDeformableAttention(nn.Module):
                 :func:`ms_deform_attn`.
             cell_sizes: (L, 2), the reciprocals of (width, height) of each level, for layers that
                 share them; None = they are made here.
+            value_rows: (R,), int64, distinct: the rows of ``value.flatten(0, 1)`` to project, which
+                saves the others, padding of which ``padding_mask`` must tell; None = all.
             return_sampling: Also return where was sampled and how much it counted.
 
         Returns:
@@ -135,15 +139,24 @@ class MultiScaleDeformableAttention(nn.Module):
             padding_mask = padding_mask.bool()
         locations = self._sampling_locations(query, reference_points, spatial_shapes, cell_sizes)
         weights = self._weights(query)
-        read = self._sample_first if _samples_first(query, value) else self._project_first
+        read = partial(self._project_first, value_rows=value_rows)
+        if _samples_first(query, value):
+            read = self._sample_first
         sampled = read(value, spatial_shapes, locations, weights, padding_mask, query_order)
         output = self.output_proj(sampled)
         return (output, locations, weights) if return_sampling else output
 
+    def _project(self, value: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return self.value_proj(value)
+        projected = self.value_proj(value.flatten(0, 1).index_select(0, rows))
+        whole = projected.new_zeros(value.shape[:2].numel(), projected.shape[-1])
+        return whole.index_copy_(0, rows, projected).unflatten(0, value.shape[:2])
+
     def _project_first(
-        self, value, spatial_shapes, locations, weights, padding_mask, query_order
+        self, value, spatial_shapes, locations, weights, padding_mask, query_order, value_rows=None
     ) -> Tensor:
-        projected = self.value_proj(value)
+        projected = self._project(value, value_rows)
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask[..., None], 0)
         heads = projected.unflatten(-1, (self.num_heads, -1))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
-import torch
 from torch import nn
 
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.selection.shares import argument_error, check_scorer
-from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection, filler_mask
+from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection
 from sparsedet.registry import SELECTORS
 
 
@@ -32,7 +30,7 @@ class DenseSelector(nn.Module):
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
         """One selection of all tokens for each of ``num_layers`` layers."""
-        return (TokenSelection(features.num_valid),) * num_layers
+        return (features.all_tokens,) * num_layers
 
 
 @SELECTORS.register()
@@ -91,7 +89,7 @@ class LevelScheduleSelector(nn.Module):
             ValueError: if there are not ``num_layers`` entries, or not so many levels.
         """
         self._check_levels(num_layers, len(features.spatial_shapes))
-        selections = {entry: _whole_levels(features, entry) for entry in self.levels}
+        selections = {entry: features.whole_levels(entry) for entry in self.levels}
         return tuple(selections[entry] for entry in self.levels)
 
     def _check_levels(self, num_layers: int, num_levels: int) -> None:
@@ -106,22 +104,6 @@ class LevelScheduleSelector(nn.Module):
                 f"LevelScheduleSelector.levels must be below {num_levels}, the number of levels, "
                 f"got {highest}. Set model.selector.levels."
             )
-
-
-def _whole_levels(features: MultiScaleFeatures, levels: tuple[int, ...]) -> TokenSelection:
-    """All unpadded tokens of some levels, in the order of the map."""
-    if len(levels) == len(features.spatial_shapes):
-        return TokenSelection(features.num_valid)
-    counts = tuple(sum(prod(sizes[level]) for level in levels) for sizes in features.level_sizes)
-    masks = [
-        ~padding if level in levels else torch.zeros_like(padding)
-        for level, padding in enumerate(features.split_levels(features.padding_mask))
-    ]
-    chosen = torch.cat(masks, dim=1).to(torch.uint8)
-    width = max(counts)
-    # chosen tokens come first; those after them are distinct from them, as fillers have to be
-    indices = chosen.sort(dim=1, descending=True, stable=True).indices[:, :width]
-    return TokenSelection(counts, indices, filler_mask(counts, width, indices.device))
 
 
 def _are_levels(entry: object) -> bool:

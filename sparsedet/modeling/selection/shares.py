@@ -127,14 +127,17 @@ def in_single(number: float) -> float:
 def best_tokens(
     scores: TokenScores | None, features: MultiScaleFeatures, counts: tuple[int, ...]
 ) -> TokenSelection:
-    """The best ``counts[i]`` unpadded tokens of image i."""
+    """The best ``counts[i]`` tokens of image i that are there."""
     assert scores is not None
     width = max(counts)
     masked = scores.logits.masked_fill(features.padding_mask, float("-inf"))
     values, indices = masked.topk(width, dim=1)
     weight = values.sigmoid() if scores.weighs else None
     valid = filler_mask(counts, width, indices.device)
-    return TokenSelection(counts, indices, valid, weight, ranking=0)
+    if not features.exact:
+        there = ~features.padding_mask.gather(1, indices)
+        valid = there if valid is None else there & valid
+    return TokenSelection(counts, indices, valid, weight, ranking=0, exact=features.exact)
 
 
 def cascade(
@@ -173,7 +176,11 @@ def limited(selection: TokenSelection, limits: Int[Tensor, " B"]) -> TokenSelect
     """The same rows, of which image i keeps the first ``limits[i]``, unknown to the host."""
     assert selection.indices is not None
     places = torch.arange(selection.indices.shape[1], device=limits.device)
-    return replace(selection, valid=places < limits[:, None], exact=False)
+    valid = places < limits[:, None]
+    if not selection.exact:
+        assert selection.valid is not None
+        valid = valid & selection.valid
+    return replace(selection, valid=valid, exact=False)
 
 
 def check_scorer(selector: Selector, assembly: Assembly) -> None:

@@ -1,0 +1,15 @@
+"""A small PnP-DETR beside `configs/photos.py`: its data, backbone, iterations and evaluation."""
+
+from sparsedet.config import get_config
+
+_host = get_config("detr_photos")
+dataset, dataloader, train = _host.dataset, _host.dataloader, _host.train
+optimizer, lr_multiplier = _host.optimizer, _host.lr_multiplier
+
+model = _host.model
+_sampling = get_config("common/models/pnp_detr.py").model
+model.scorer, model.selector = _sampling.scorer, _sampling.selector
+model.encoder.input_norm, model.encoder.pool = True, _sampling.encoder.pool
+model.criterion.stage = _sampling.criterion.stage
+
+train.output_dir = "output/pnp_detr_photos"

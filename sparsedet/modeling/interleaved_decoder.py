@@ -1,0 +1,289 @@
+"""A decoder with an encoder of its own, whose layers take turns (IMFA)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import reduce
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.attention import draw_matrices
+from sparsedet.layers.deformable_attention import ms_deform_attn
+from sparsedet.layers.mlp import MLP, Activation
+from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
+from sparsedet.layers.precision import in_float32
+from sparsedet.modeling.global_attention import GlobalEncoder
+from sparsedet.modeling.global_decoder import Cross, GlobalDecoder, Readable
+from sparsedet.modeling.heads import Head, Heads
+from sparsedet.modeling.parts import Assembly
+from sparsedet.modeling.stages import (
+    DecoderOutput,
+    MultiScaleFeatures,
+    PooledTokens,
+    Queries,
+    TokenSelection,
+    class_logits,
+)
+from sparsedet.modeling.tokens import gather_rows
+from sparsedet.registry import DECODERS
+
+
+class KeypointSampler(nn.Module):
+    """Tokens read from all levels at a few points around each box (IMFA, section 3).
+
+    The points, how much each level counts at each of them, and the matrices that the token of a
+    point passes through are functions of the box's query.
+
+    Args:
+        embed_dim: channels, divisible by 4: the matrices lead to a quarter of them and back.
+        num_levels: feature levels.
+        num_points: points around a box; they reach as far from its center as it is wide and high.
+        temperature: of the sine embedding of the points.
+    """
+
+    def __init__(
+        self, embed_dim: int, *, num_levels: int, num_points: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.num_points, self.temperature = num_points, temperature
+        hidden = embed_dim // 4
+        self.offsets = MLP(embed_dim, 2 * num_points, hidden_dim=embed_dim, num_layers=2)
+        self.level_weights = nn.Linear(embed_dim, num_points * num_levels)
+        self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
+        self.matrices = nn.Linear(embed_dim, 2 * embed_dim * hidden)
+        self.hidden_norm, self.norm = nn.LayerNorm(hidden), nn.LayerNorm(embed_dim)
+        draw_matrices(self)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B R C"],
+        boxes: Float[Tensor, "B R 4"],
+        features: MultiScaleFeatures,
+    ) -> tuple[Float[Tensor, "B S C"], Float[Tensor, "B S C"]]:
+        """Tokens and their positions, the points of a box after each other.
+
+        Args:
+            x: queries.
+            boxes: their boxes.
+            features: what is read; padding must hold zeros, as is read beyond the maps.
+        """
+        center, size = boxes[:, :, None].split(2, dim=-1)
+        points = (self.num_points, -1)
+        offsets = in_float32(self.offsets, x).tanh().unflatten(-1, points)
+        places = torch.addcmul(center, size, offsets).flatten(1, 2)
+        weights = in_float32(self.level_weights, x).unflatten(-1, points).softmax(-1).flatten(1, 2)
+        read = ms_deform_attn(
+            features.tokens[:, :, None],
+            features.spatial_shapes,
+            features.to_levels(places)[:, :, None, :, None],
+            weights[:, :, None, :, None],
+        )
+        read = read + weights.to(read.dtype) @ self.level_embed.to(read.dtype)
+        sine = sine_embedding(places.flip(-1), x.shape[-1] // 2, temperature=self.temperature)
+        return self._mix(x, read), sine.to(read.dtype)
+
+    def _mix(self, x: Float[Tensor, "B R C"], read: Float[Tensor, "B S C"]) -> Tensor:
+        """What was read, through the matrices that its query makes."""
+        there, back = self.matrices(x).chunk(2, dim=-1)
+        rows = read.unflatten(1, (-1, self.num_points))
+        hidden = F.relu(self.hidden_norm(rows @ there.unflatten(-1, (read.shape[-1], -1))))
+        return self.norm(hidden @ back.unflatten(-1, (-1, read.shape[-1]))).flatten(1, 2)
+
+
+@DECODERS.register()
+class InterleavedDecoder(GlobalDecoder):
+    """Encoder and decoder layers in turns, so that the encoder sees what was found so far (IMFA).
+
+    Zhang et al., *Towards Efficient Use of Multi-Scale Features in Transformer-Based Object
+    Detectors*, CVPR 2023. It encodes the coarsest level of its memory, which therefore comes from
+    the neck as it is: ``GlobalEncoder(num_layers=0)``. Layer by layer the tokens of this level
+    attend to each other, then the queries attend to them. From the second layer on, the queries
+    that are surest of their class point out ``num_regions`` boxes, and ``KeypointSampler`` reads
+    tokens from all levels around them. These join the level in both layers and are gone
+    afterwards. From the third layer on, what the first encoder layer made of the level is added to
+    it before its layer.
+
+    The cross-attention mass that it records is that of the level; what the sampled tokens get is
+    left out.
+
+    Args:
+        embed_dim: channels.
+        num_heads: attention heads.
+        feedforward_dim: hidden channels of the feed-forward blocks.
+        dropout: probability.
+        num_layers: layers of each of the two.
+        activation: see ``FeedForward``.
+        refine: see ``GlobalDecoder``. The boxes that are pointed out are the references where they
+            are refined, otherwise what the layer before predicts.
+        look_forward_twice: see ``GlobalDecoder``.
+        conditional_pos: see ``GlobalDecoder``.
+        cross: see ``GlobalDecoder``.
+        modulate_size: see ``GlobalDecoder``.
+        eps: see ``GlobalDecoder``.
+        num_levels: feature levels.
+        num_regions: boxes that are pointed out, a fifth of the queries in the paper; all where
+            there are fewer queries. Denoising queries point out none.
+        num_points: tokens of each box.
+        temperature: that of the map's position embedding.
+        scale_tokens_pos: ``GlobalEncoder.scale_pos`` of its encoder.
+        activation_checkpointing: see ``GlobalDecoder``; of both kinds of layers.
+    """
+
+    num_levels: int
+    reads_pooled = False
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        *,
+        feedforward_dim: int = 2048,
+        dropout: float = 0.1,
+        num_layers: int = 6,
+        activation: Activation = "relu",
+        refine: bool = False,
+        look_forward_twice: bool = False,
+        conditional_pos: bool = False,
+        cross: Cross = "plain",
+        modulate_size: bool = False,
+        eps: float = 1e-5,
+        num_levels: int = 4,
+        num_regions: int = 60,
+        num_points: int = 8,
+        temperature: float = 10000.0,
+        scale_tokens_pos: bool = False,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        for name, number in dict(num_regions=num_regions, num_points=num_points).items():
+            require_positive(number, f"InterleavedDecoder.{name}", key=f"model.decoder.{name}")
+        super().__init__(
+            embed_dim,
+            num_heads,
+            feedforward_dim=feedforward_dim,
+            dropout=dropout,
+            num_layers=num_layers,
+            activation=activation,
+            refine=refine,
+            look_forward_twice=look_forward_twice,
+            conditional_pos=conditional_pos,
+            cross=cross,
+            modulate_size=modulate_size,
+            eps=eps,
+            activation_checkpointing=activation_checkpointing,
+        )
+        self.num_levels, self.num_regions = num_levels, num_regions
+        self.encoder = GlobalEncoder(
+            embed_dim,
+            num_heads,
+            feedforward_dim=feedforward_dim,
+            dropout=dropout,
+            num_layers=num_layers,
+            activation=activation,
+            scale_pos=scale_tokens_pos,
+            split_pos=True,
+            activation_checkpointing=activation_checkpointing,
+        )
+        self.sampler = KeypointSampler(
+            embed_dim, num_levels=num_levels, num_points=num_points, temperature=temperature
+        )
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse what ``GlobalDecoder`` refuses, and points with other positions than the cells.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        super().check(assembly)
+        for name, own in (("temperature", self.sampler.temperature), ("offset", -0.5)):
+            got = getattr(assembly.position_embedding, name, own)
+            if got != own:
+                raise ValueError(
+                    f"InterleavedDecoder gives points the positions of cell centers, of "
+                    f"temperature {self.sampler.temperature}: position_embedding.{name} must be "
+                    f"{own}, got {got}. Set model.position_embedding.{name} or "
+                    "model.decoder.temperature."
+                )
+
+    def forward(
+        self,
+        queries: Queries,
+        memory: MultiScaleFeatures,
+        heads: Heads,
+        *,
+        record: Collection[str] = (),
+    ) -> DecoderOutput:
+        """Encode and decode; see ``GlobalDecoder.forward``."""
+        decoded = super().forward(queries, memory, heads, record=record)
+        coarsest = memory.whole_levels((self.num_levels - 1,))
+        return replace(decoded, selections=(coarsest,) * self.num_layers)
+
+    def _reads(
+        self, queries: Queries, memory: MultiScaleFeatures, heads: Heads
+    ) -> Callable[[int, Tensor, Tensor], Readable]:
+        """Each call is the turn of an encoder layer."""
+        padding, coarsest = memory.padding_if_any, memory.level(self.num_levels - 1)
+        if padding is not None:
+            memory = memory.with_tokens(memory.tokens.masked_fill(padding[..., None], 0.0))
+        everything = coarsest.all_tokens
+        maps: list[MultiScaleFeatures] = []  # after each layer
+
+        def reads(index: int, x: Tensor, reference: Tensor) -> Readable:
+            given = maps[-1] if maps else coarsest
+            if index > 1:
+                given = given.with_tokens(given.tokens + maps[0].tokens)
+            if index > 0:
+                regions = self._regions(index, x, reference, queries, heads)
+                given = replace(given, pooled=self._sampled(*regions, memory, everything))
+            layer = self.encoder.layers[index]
+            encoded = self.encoder.run((layer,), given, (everything,)).memory
+            maps.append(replace(encoded, pooled=None))
+            return encoded.readable()
+
+        return reads
+
+    def _regions(
+        self, index: int, x: Tensor, reference: Tensor, queries: Queries, heads: Heads
+    ) -> tuple[Float[Tensor, "B R C"], Float[Tensor, "B R 4"], Bool[Tensor, "B R"] | None]:
+        """The queries that are surest after ``index`` layers, their boxes, and which are some."""
+        matching, head = slice(queries.num_denoising, None), heads.decoder(index - 1)
+        x, reference = x[:, matching], reference[:, matching]
+        valid = None if queries.valid is None else queries.valid[:, matching]
+        with torch.no_grad():
+            shown = x if self.refine else self.norm(x)
+            # of equal scores that of the first query is the better one, on any device
+            falling = self._scores(shown, head, valid).sort(dim=1, descending=True, stable=True)
+            chosen = falling.indices[:, : self.num_regions]
+            boxes = gather_rows(reference, chosen)
+            if not self.refine:
+                logits = inverse_sigmoid(boxes, self.eps)
+                boxes = head.box_logits(gather_rows(shown, chosen), logits).sigmoid()
+        return gather_rows(x, chosen), boxes, None if valid is None else valid.gather(1, chosen)
+
+    def _scores(self, x: Tensor, head: Head, valid: Tensor | None) -> Float[Tensor, "B Q"]:
+        """The best class logit of each query; fillers come last."""
+        scores = class_logits(head.logits(x), softmax=head.softmax).amax(-1)
+        return scores if valid is None else scores.masked_fill(~valid, float("-inf"))
+
+    def _sampled(
+        self,
+        x: Tensor,
+        boxes: Tensor,
+        valid: Tensor | None,
+        memory: MultiScaleFeatures,
+        everything: TokenSelection,
+    ) -> PooledTokens:
+        """The tokens of the boxes; those of a filler are not seen."""
+        tokens, pos = self.sampler(x, boxes, memory)
+        if valid is not None:
+            valid = valid.repeat_interleave(self.sampler.num_points, dim=1)
+        return PooledTokens(tokens, pos, shares=None, valid=valid, kept=everything)
+
+    def _mass(self, masses: Sequence[Tensor], memory: MultiScaleFeatures) -> Float[Tensor, "B N"]:
+        height, width = memory.spatial_shapes[-1]
+        level = reduce(torch.add, [mass[:, : height * width] for mass in masses])
+        return F.pad(level, (memory.num_tokens - height * width, 0))
