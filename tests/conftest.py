@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,11 @@ def shared() -> Path:
     return path
 
 
-@pytest.fixture
-def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def quick_processes() -> Iterator[None]:
     """Processes that need not import torch again: starting them takes longer than their work."""
     multiprocessing.set_forkserver_preload(["sparsedet.engine", "tests.modeling.small"])
     module = importlib.import_module("sparsedet.engine.launch")  # `engine` has a function so named
-    monkeypatch.setattr(module, "_START_METHOD", "forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_START_METHOD", "forkserver")
+        yield

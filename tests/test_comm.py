@@ -47,7 +47,7 @@ def _collect(device: torch.device, folder: str) -> int:
     return 0
 
 
-def test_two_processes(tmp_path: Path) -> None:
+def test_two_processes(tmp_path: Path, quick_processes: None) -> None:
     assert launch(_collect, (str(tmp_path),), num_processes=2, device_type="cpu") == 0
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == {

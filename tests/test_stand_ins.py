@@ -130,9 +130,16 @@ def test_a_described_config_has_the_keys_of_the_config(name: str) -> None:
         described = LazyConfig.load(path)
     assert shape(described) == shape(LazyConfig.load(path))
     known = "model.encoder.num_layers" if "encoder" in described.model else "model.name"
-    with pytest.raises(ConfigError, match=rf"Unknown key {re.escape(known)}_\."):
-        check_overrides(name, [f"{known}_=3"])
-    check_overrides(name, [f"{known}=3", "+model.anything=1"])
+    with describing():  # as check_overrides does with a config that it has loaded
+        with pytest.raises(ConfigError, match=rf"Unknown key {re.escape(known)}_\."):
+            LazyConfig.apply_overrides(described, [f"{known}_=3"])
+        LazyConfig.apply_overrides(described, [f"{known}=3", "+model.anything=1"])
+
+
+def test_a_config_is_named_as_everywhere() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown key model\.selectr\."):
+        check_overrides("focus_detr_r50_12ep", ["model.selectr=3"])
+    check_overrides("focus_detr_r50_12ep", ["model.selector.keep_ratio=0.5", "+model.anything=1"])
 
 
 def config(folder: Path, text: str) -> Path:

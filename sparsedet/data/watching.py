@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
@@ -51,17 +52,34 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
             except StopIteration:
                 return
             except Exception as error:
+                if workers and isinstance(error, (EOFError, ConnectionError)):  # one is ending
+                    with suppress(RuntimeError):  # torch's, as it ends
+                        wait([worker.sentinel for worker in workers], _LOOK)
+                without_handles = any(worker.exitcode == _NO_HANDLES for worker in workers)
+                _end(workers)
                 if watch.expired:  # in the words of torch
                     raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
-                if workers and isinstance(error, (EOFError, ConnectionError)):  # one is ending
-                    wait([worker.sentinel for worker in workers], _LOOK)
-                if any(worker.exitcode == _NO_HANDLES for worker in workers):
+                if without_handles:
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
                 raise
             watch.since = None
             yield batch
     finally:
         watch.done.set()
+
+
+def _end(workers: list[Any]) -> None:
+    """Kill what is left of them when one has failed.
+
+    torch raises in the main thread for the first of them that it sees end, whatever runs there, and
+    looks at none of them again.
+    """
+    for _ in range(2):
+        with suppress(RuntimeError):
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
 
 
 def end_without_handles(worker: int) -> None:

@@ -183,12 +183,7 @@ class GlobalDecoder(nn.Module):
         )
         if look_forward_twice and not refine:
             refuse_without("GlobalDecoder", "look_forward_twice", "refine")
-        if cross not in ("plain", "conditional"):
-            raise ValueError(
-                f"GlobalDecoder.cross must be 'plain' or 'conditional', got {cross!r}. "
-                "Set model.decoder.cross."
-            )
-        conditional = cross == "conditional"
+        conditional = _is_conditional(cross)
         if modulate_size and not conditional:
             refuse_without("GlobalDecoder", "modulate_size", "cross", value="conditional")
         self.embed_dim, self.num_layers = embed_dim, num_layers
@@ -320,3 +315,12 @@ def counted_queries(queries: Queries) -> Float[Tensor, "B Q"]:
         counted = counted * queries.valid
     counted[:, : queries.num_denoising] = 0.0
     return counted
+
+
+def _is_conditional(cross: str) -> bool:
+    if cross not in ("plain", "conditional"):
+        raise ValueError(
+            f"GlobalDecoder.cross must be 'plain' or 'conditional', got {cross!r}. "
+            "Set model.decoder.cross."
+        )
+    return cross == "conditional"

@@ -85,7 +85,13 @@ def test_evaluation_computes_every_layer_once():
     assert len(calls) == 2 * small.ARGUMENTS["num_layers"]
 
 
-@pytest.mark.parametrize("name", ["deformable_plain", "sparse", "focus"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "focus",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("deformable_plain", "sparse")),
+    ],
+)
 def test_it_compiles(name):
     """With one layer of each kind: tracing takes its time, and the layers are alike."""
     torch.compiler.reset()

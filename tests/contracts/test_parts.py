@@ -152,8 +152,8 @@ MISFITS = {
             decoder=small.build(DeformableDecoder, conditional_pos=True),
             denoising=ContrastiveDenoising(32, 2),
         ),
-        r"ContrastiveDenoising\.num_classes must be 3 as in the detector, got an embedding of 2 "
-        r"labels.*model\.denoising\.num_classes",
+        r"ContrastiveDenoising\.num_classes must be 3 as in the detector, got 2\. "
+        r"Set model\.denoising\.num_classes",
     ),
     "not a denoising": (
         dict(denoising=RandomScorer()),

@@ -50,8 +50,10 @@ def _steps(device: torch.device, folder: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
-    """What one process finds, and what two do: starting those takes longer than all their work."""
+def steps(
+    tmp_path_factory: pytest.TempPathFactory, quick_processes: None
+) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """What one process finds, and what two do."""
     folder = tmp_path_factory.mktemp("steps")
     for processes in (1, 2):
         args = (str(folder),)

@@ -1,11 +1,13 @@
 """Loaders whose workers hang, have no room or find no pictures."""
 
+import gc
 import logging
 import multiprocessing
 import os
 import re
 import resource
 import signal
+import sys
 import time
 
 import pytest
@@ -107,7 +109,11 @@ def test_a_worker_without_shared_memory_says_so(monkeypatch: pytest.MonkeyPatch)
     assert explain(caught.value).sentence.startswith("Shared memory (/dev/shm) is full")
 
 
-def test_a_worker_without_file_handles_ends() -> None:
+def test_a_worker_without_file_handles_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And torch, which raises when it sees that, does so for nobody afterwards."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 
@@ -115,6 +121,10 @@ def test_a_worker_without_file_handles_ends() -> None:
     with pytest.raises(OSError, match="Too many open files") as caught:
         list(watched(loader, "dataloader.train", 60.0))
     assert explain(caught.value).sentence.startswith("Too many files are open (the limit is")
+    assert not multiprocessing.active_children()
+    del caught
+    gc.collect()
+    assert not unraisable
 
 
 def test_a_folder_that_is_gone_is_no_broken_picture() -> None:

@@ -225,7 +225,7 @@ def _train_two(device: torch.device, folder: str) -> int:
     return 0
 
 
-def test_processes_skip_together(tmp_path: Path) -> None:
+def test_processes_skip_together(tmp_path: Path, quick_processes: None) -> None:
     assert launch(_train_two, (str(tmp_path),), num_processes=2, device_type="cpu") == 0
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, value in one.items():

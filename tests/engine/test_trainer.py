@@ -347,7 +347,7 @@ def _train_part(device: torch.device, folder: str) -> int:
     return 0
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path, quick_processes: None) -> None:
     args = (str(tmp_path),)
     assert launch(_train_part, args, num_processes=1, device_type="cpu") == 0
     assert launch(_train_part, args, num_processes=2, device_type="cpu") == 0

@@ -34,7 +34,6 @@ MOST_LINES = 500
 LONG_TESTS = {
     "tests/benchmark/test_benchmark.py",
     "tests/data/test_formats.py",
-    "tests/modeling/small.py",
     "tests/modeling/test_losses.py",
     "tests/modeling/test_selection.py",
     "tests/projects/test_published.py",
