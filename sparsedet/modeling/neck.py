@@ -141,14 +141,14 @@ class Pyramid(FeaturePyramidNetwork):
         super().__init__(list(in_channels.values()), embed_dim, extra, norm_layer=norm)
         self.in_features = tuple(in_channels)
 
-    def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map the named ``[B c h w]`` to ``[B embed_dim h w]``, those added by further names.
 
         Raises:
             ValueError: if the backbone does not give a map of that name.
         """
-        _require_maps(self.in_features, maps, "Pyramid", key="model.in_channels")
-        return super().forward({name: maps[name] for name in self.in_features})
+        _require_maps(self.in_features, x, "Pyramid", key="model.in_channels")
+        return super().forward({name: x[name] for name in self.in_features})
 
 
 def _require_maps(
@@ -176,5 +176,5 @@ class _GroupNorm(nn.GroupNorm):
     torch refuses that for one image alone, and takes it for two.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
