@@ -65,6 +65,7 @@ MODELING_EXTRA = {
     "losses": {"matcher"},
     "torchvision_detector": {"inputs"},
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
+    "interleaved_decoder": {"global_attention", "global_decoder"},  # of whose layers it is made
 }
 
 EVERYWHERE = None
