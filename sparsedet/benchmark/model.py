@@ -138,13 +138,12 @@ def model_facts(case: Case) -> Row:
             torch.zeros(1, model.neck.embed_dim, *size, device=model.device, dtype=model.dtype)
             for size in _map_sizes(case, model.neck.strides)
         ]
-        features = model.embed(maps, [case.image_size])
-        scores = model.score(features)
-        selections = model.selector(scores, features, model.encoder.num_layers)
+        output = model.detect_features(model.embed(maps, [case.image_size]))
+    kept = [selection.counts[0] for selection in output.selections]
     return {
         **costs,
-        "tokens": features.num_valid[0],
-        "kept_tokens": sum(each.counts[0] for each in selections) / len(selections),
+        "tokens": output.features.num_valid[0],
+        "kept_tokens": sum(kept) / len(kept),
     }
 
 
