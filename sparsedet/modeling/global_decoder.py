@@ -174,7 +174,7 @@ class GlobalDecoder(nn.Module):
     ) -> None:
         super().__init__()
         require_layers(
-            "GlobalDecoder",
+            type(self).__name__,
             "model.decoder",
             embed_dim=embed_dim,
             num_heads=num_heads,

@@ -95,13 +95,7 @@ class ChannelMapper(nn.Module):
         Raises:
             ValueError: if the backbone does not give a map of that name and width.
         """
-        _require_maps(self.in_features, maps, "ChannelMapper", key="model.neck.in_channels")
-        widths = {name: maps[name].shape[1] for name in self.in_features}
-        if widths != self.in_channels:
-            raise ValueError(
-                f"ChannelMapper.in_channels must be the channels of the backbone's maps {widths}, "
-                f"got {self.in_channels}. Set model.neck.in_channels."
-            )
+        _require_maps(self.in_channels, maps, "ChannelMapper", key="model.neck.in_channels")
         levels = [conv(maps[name]) for name, conv in zip(self.in_features, self.convs, strict=True)]
         x = maps[self.in_features[-1]]
         for conv in self.extra_convs:
@@ -139,25 +133,32 @@ class Pyramid(FeaturePyramidNetwork):
         few = len(in_channels) == 3
         extra = LastLevelP6P7(embed_dim, embed_dim) if few else LastLevelMaxPool()
         super().__init__(list(in_channels.values()), embed_dim, extra, norm_layer=norm)
-        self.in_features = tuple(in_channels)
+        self.in_channels = dict(in_channels)
 
     def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map the named ``[B c h w]`` to ``[B embed_dim h w]``, those added by further names.
 
         Raises:
-            ValueError: if the backbone does not give a map of that name.
+            ValueError: if the backbone does not give a map of that name and width.
         """
-        _require_maps(self.in_features, x, "Pyramid", key="model.in_channels")
-        return super().forward({name: x[name] for name in self.in_features})
+        _require_maps(self.in_channels, x, "Pyramid", key="model.in_channels")
+        return super().forward({name: x[name] for name in self.in_channels})
 
 
 def _require_maps(
-    names: Sequence[str], maps: Mapping[str, Tensor], owner: str, *, key: str
+    in_channels: Mapping[str, int], maps: Mapping[str, Tensor], owner: str, *, key: str
 ) -> None:
-    if missing := [name for name in names if name not in maps]:
+    """Refuse maps of other names or widths."""
+    if missing := [name for name in in_channels if name not in maps]:
         raise ValueError(
             f"{owner}.in_channels names {missing}, the backbone gives {sorted(maps)}. "
             f"Set {key} to maps of model.backbone."
+        )
+    widths = {name: maps[name].shape[1] for name in in_channels}
+    if widths != in_channels:
+        raise ValueError(
+            f"{owner}.in_channels must be the channels of the backbone's maps {widths}, got "
+            f"{in_channels}. Set {key}."
         )
 
 

@@ -71,7 +71,13 @@ class TorchvisionDetector(ImageDetector):
         if name.startswith("ssd") and (backbone is not None or anchor_scale != 1):
             raise ValueError(
                 f"TorchvisionDetector: SSD keeps its backbone and anchors, got anchor_scale="
-                f"{anchor_scale} and {backbone}. Set model.backbone=null model.anchor_scale=1."
+                f"{anchor_scale} and {type(backbone).__name__}. Set model.backbone=null "
+                "model.anchor_scale=1."
+            )
+        if not anchor_scale > 0:
+            raise ValueError(
+                f"TorchvisionDetector.anchor_scale must be positive, got {anchor_scale}. Set "
+                "model.anchor_scale."
             )
         if backbone is not None:
             self._replace_backbone(backbone, in_channels or {})

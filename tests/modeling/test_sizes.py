@@ -21,7 +21,7 @@ STACKS = [
 @pytest.mark.parametrize(
     "sizes",
     [
-        dict(num_layers=0),
+        dict(num_layers=-1),
         dict(embed_dim=0),
         dict(num_heads=0),
         dict(num_heads=-2),

@@ -154,6 +154,10 @@ def test_maps_are_taken_by_their_names():
     model = TorchvisionDetector(RCNN, in_channels=WIDTHS, num_classes=3, backbone=backbone)
     with pytest.raises(ValueError, match=r"names \['res2'\], the backbone gives \['res3'"):
         model(small.samples([(64, 96)], [2]))
+    wide = {name: width + 1 for name, width in three.items()}
+    model = TorchvisionDetector(RCNN, in_channels=wide, num_classes=3, backbone=backbone)
+    with pytest.raises(ValueError, match=r"^Pyramid\.in_channels must be .*Set model\.in_channels"):
+        model(small.samples([(64, 96)], [2]))
 
 
 def test_boxes_of_all_levels_reach_the_heads_of_faster_rcnn():
@@ -182,6 +186,11 @@ def test_a_new_pyramid_has_the_norms_of_the_old_one(suffix):
         (dict(weights="NONE"), r"weights 'NONE' of ssdlite.* could not be had .*weights=null"),
         (dict(anchor_scale=0.5), r"SSD keeps.*anchor_scale=0\.5.*Set .*model\.anchor_scale=1"),
         (dict(pixel_std=(1.0, 0.0, 1.0)), r"TorchvisionDetector\.pixel_std must be positive"),
+        (
+            dict(name=RCNN, anchor_scale=0),
+            r"anchor_scale must be positive, got 0\. Set ",
+        ),
+        (dict(name=RCNN, anchor_scale=-0.5), r"anchor_scale must be positive, got -0\.5"),
         (
             dict(backbone=nn.Identity(), in_channels=WIDTHS),
             r"SSD keeps its backbone.*Identity.*model\.backbone=null",
