@@ -170,7 +170,7 @@ CONDITIONAL = DETR | {
     "no_object": None,
     "global": {"points": True, "decoder.cross": "conditional"},
 }
-# DAB-DETR (ICLR 2022), sections 4 and 5 and its code: temperature 20, PReLU, eps 1e-3
+# DAB-DETR (ICLR 2022), sections 4 and 5 and its code: temperature 20, PReLU, no dropout, eps 1e-3
 BOXES = {
     "encoder.activation": "prelu",
     "encoder.scale_pos": True,
@@ -179,6 +179,8 @@ BOXES = {
     "decoder.modulate_size": True,
 }
 DAB = CONDITIONAL | {
+    "encoder": ("GlobalEncoder", 6, 8, None, 2048, 0.0),
+    "decoder": ("GlobalDecoder", 6, 8, None, 2048, 0.0),
     "position": (20.0, 0.0),
     "queries": ("AnchorQueries", 300),
     "refine": True,

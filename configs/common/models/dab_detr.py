@@ -6,12 +6,13 @@ from sparsedet.modeling import AnchorQueries
 from .conditional_detr import model
 
 model.position_embedding.temperature = 20.0
-model.encoder.update(activation="prelu", scale_pos=True)
+model.encoder.update(activation="prelu", scale_pos=True, dropout=0.0)
 model.query_initializer = L(AnchorQueries)(
     embed_dim="${..embed_dim}", num_queries=300, num_patterns=0
 )
 model.decoder.update(
     activation="prelu",
+    dropout=0.0,
     conditional_pos=True,
     modulate_size=True,
     refine=True,
