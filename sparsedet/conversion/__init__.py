@@ -63,7 +63,8 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         renamed = _split_no_object(renamed)
     labels = renamed.get(LABEL_EMBEDDING)
     if layout.content_label and labels is not None:
-        renamed["query_initializer.embedding.weight"] = labels[-1:]
+        # memory of its own: safetensors files refuse tensors that overlap
+        renamed["query_initializer.embedding.weight"] = labels[-1:].clone()
     return _join_projections(_as_linear(renamed))
 
 

@@ -29,6 +29,8 @@ from sparsedet.structures import cxcywh_to_xyxy, xyxy_to_cxcywh
 class _NoisedQueries(nn.Module):
     """What both kinds of denoising share: labels become queries, groups do not see each other."""
 
+    supervise_unused = True
+
     def __init__(
         self, num_classes: int, num_labels: int, label_dim: int, *, eps: float, mask_unused: bool
     ) -> None:
@@ -110,6 +112,8 @@ class _NoisedQueries(nn.Module):
         total = noised.labels.shape[1]
         matching = tuple(_rows(prediction, slice(total, None)) for prediction in predictions)
         denoised = tuple(_rows(prediction, slice(0, total)) for prediction in predictions)
+        if not self.supervise_unused:
+            denoised = tuple(replace(prediction, valid=noised.valid) for prediction in denoised)
         found = match_slots(targets, total // noised.num_groups, noised.num_groups)
         return matching, DenoisingOutput(denoised, found, noised.num_groups)
 
@@ -190,7 +194,9 @@ class Denoising(_NoisedQueries):
         box_noise: see above.
         eps: clamp of the inverse sigmoid. Weights trained with detrex need 1e-3.
         mask_unused: slots that an image with fewer objects than its companions leaves empty are
-            neither seen nor supervised. The released code lets them be both.
+            neither seen nor supervised. In the released codes their group sees them.
+        supervise_unused: where they are seen, they have to answer that there is no object, as in
+            detrex's code. DN-DETR's own leaves them out of the losses.
 
     Raises:
         ValueError: for numbers outside of their ranges.
@@ -206,6 +212,7 @@ class Denoising(_NoisedQueries):
         box_noise: float = 0.4,
         eps: float = 1e-5,
         mask_unused: bool = True,
+        supervise_unused: bool = True,
     ) -> None:
         require_classes(num_classes, "Denoising")
         super().__init__(
@@ -214,6 +221,7 @@ class Denoising(_NoisedQueries):
         require_positive(num_groups, "Denoising.num_groups", key="model.denoising.num_groups")
         self._check_noise(label_noise, box_noise)
         self.embed_dim, self.num_groups = embed_dim, num_groups
+        self.supervise_unused = supervise_unused
         self.label_noise, self.box_noise = label_noise, box_noise
 
     def _content(self, labels: Int[Tensor, "B D"]) -> Float[Tensor, "B D C"]:

@@ -293,6 +293,20 @@ def test_unused_slots_are_valid_only_on_request(kind, fillers):
         assert torch.equal(slots, noised.valid if mask_unused else torch.ones_like(slots))
 
 
+@pytest.mark.parametrize("supervised", [True, False])
+def test_seen_slots_may_be_left_out_of_the_losses(supervised):
+    """DN-DETR's own code lets a group see its unused slots, and asks nothing of them."""
+    targets = small.targets((3, 1))
+    denoising = part(Denoising, mask_unused=False, supervise_unused=supervised)
+    noised = denoising.sample(targets)
+    joined = denoising.prepend(queries(2), noised)
+    answers = Prediction(torch.zeros(*joined.content.shape[:2], 3), joined.reference, joined.valid)
+    (matching,), output = denoising.split([answers], noised, targets)
+    (found,) = output.predictions
+    assert joined.valid is None and matching.valid is None
+    assert found.valid is None if supervised else torch.equal(found.valid, noised.valid)
+
+
 def denoised(model, counts, images) -> tuple[DenoisingOutput, torch.Tensor]:
     features = small.features(model, [SIZES[0]] * len(images), images)
     targets = small.targets(counts, images)

@@ -40,7 +40,10 @@ SPARSE = "projects/sparse_detr/configs/released/sparse_detr_r50_rho30.py"
 DINO = "projects/dino/configs/released/dino_r50_4scale.py"
 DN_DEFORMABLE = "projects/dn_deformable_detr/configs/released/dn_deformable_detr_r50.py"
 FOCUS = "projects/focus_detr/configs/released/focus_detr_r50.py"
-CONDITIONAL = "projects/conditional_detr/configs/released/conditional_detr_r50.py"
+CONDITIONAL = "projects/conditional_detr/configs/released/conditional_detr_r50{}.py"
+DAB = "projects/dab_detr/configs/released/dab_detr_r50{}.py"
+DN = "projects/dn_detr/configs/released/dn_detr_r50{}.py"
+UP_DETR = "projects/up_detr/configs/released/up_detr_r50{}.py"
 DETR = "projects/detr/configs/released/detr_r50{}.py"
 PNP_DETR = "projects/pnp_detr/configs/released/pnp_detr_r50{}.py"
 
@@ -70,7 +73,10 @@ MODELS = {
     ),
     r"detr_r50": (DETR.format(""), "detr_r50", "detr"),
     r"detr_r50_dc5": (DETR.format("_dc5"), "detr_r50_dc5", "detr"),
-    r"conditional_r50": (CONDITIONAL, "conditional_r50", "conditional-detr"),
+    r"up_r50": (UP_DETR.format(""), "up_r50", "up-detr"),
+    r"conditional_r50": (CONDITIONAL.format(""), "conditional_r50", "conditional-detr"),
+    r"dab_r50_dc5_3pat": (DAB.format("_dc5_3pat"), "dab_r50_dc5_3pat", "dab-detr"),
+    r"dn_r50_dc5": (DN.format("_dc5"), "dn_r50_dc5", "dn-detr"),
     r"pnp_r50_ratio(?P<keep_ratio>[\d.]+)": (PNP_DETR.format(""), "pnp_r50", "pnp-detr"),
     r"pnp_r50_dc5_ratio(?P<keep_ratio>[\d.]+)": (
         PNP_DETR.format("_dc5"),

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from sparsedet.config import LazyConfig, instantiate
@@ -155,3 +156,4 @@ def test_the_content_of_dn_detr_is_its_label_of_nothing():
     assert cfg.query_initializer.num_patterns == 1
     assert torch.equal(converted["query_initializer.embedding.weight"], labels[-1:])
     assert torch.equal(converted["denoising.label_embedding.weight"], labels)
+    assert save(converted), "no two tensors overlap"

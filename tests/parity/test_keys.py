@@ -14,9 +14,11 @@ from sparsedet.conversion import SOURCES, convert
 from tests.parity.recipe import FILES, checkpoint, listing
 from tests.parity.released import (
     CONDITIONAL,
+    DAB,
     DEFORMABLE,
     DETR,
     DINO,
+    DN,
     DN_DEFORMABLE,
     EFFICIENT,
     FOCUS,
@@ -24,6 +26,7 @@ from tests.parity.released import (
     PNP_DETR,
     ROOT,
     SPARSE,
+    UP_DETR,
 )
 
 # listing -> source, configuration that the weights belong to, changes of it
@@ -39,7 +42,10 @@ LISTINGS = {
     "detrex_focus": ("focus-detr", FOCUS, {}),
     "detr_r50": ("detr", DETR.format(""), {}),
     "detr_r50_dc5": ("detr", DETR.format("_dc5"), {}),
-    "conditional_r50": ("conditional-detr", CONDITIONAL, {}),
+    "up_r50": ("up-detr", UP_DETR.format(""), {}),
+    "conditional_r50": ("conditional-detr", CONDITIONAL.format(""), {}),
+    "dab_r50_dc5_3pat": ("dab-detr", DAB.format("_dc5_3pat"), {}),
+    "dn_r50_dc5": ("dn-detr", DN.format("_dc5"), {}),
     "pnp_r50": ("pnp-detr", PNP_DETR.format(""), {}),
     "pnp_r50_dc5": ("pnp-detr", PNP_DETR.format("_dc5"), {}),
     "hf_plain": ("huggingface", DEFORMABLE.format("plain"), {}),
@@ -52,7 +58,9 @@ SAME_NAMES = {
     "deformable-detr": {"deformable-detr", "sparse-detr"},
     "sparse-detr": {"deformable-detr", "sparse-detr"},
     "detr": {"detr", "pnp-detr", "up-detr"},
+    "up-detr": {"detr", "pnp-detr", "up-detr"},
     "conditional-detr": {"conditional-detr", "dab-detr", "dn-detr"},
+    "dab-detr": {"dab-detr", "dn-detr"},
 }
 
 

@@ -24,6 +24,11 @@ LOGITS, BOXES, LOSSES, GRADIENTS = 5e-4, 1e-4, 1e-4, 1e-3
 EQUAL_SCORES = 1e-6
 NO_GRADIENT = 1e-6  # norms below this are rounding, here and there
 
+# A softmax is blind to what is added to all keys, and what is averaged in the first layer differs
+# by pattern alone: of the largest norm, theirs is this share at most.
+BLIND = re.compile(r"_k(content|pos)_proj\.bias$|decoder\.layers\.0\.sa_[qk]")
+ROUNDING = 1e-8
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -287,10 +292,14 @@ def test_gradients(comparison, losses):
     ours = dict(comparison.model.named_parameters())
     trained = {name for name, parameter in ours.items() if parameter.requires_grad}
     assert {own for name in norms for own in names[name]} == trained
+    rounding = ROUNDING * max(norms.values())
     for name, norm in norms.items():
         gradients = [ours[own].grad for own in names[name]]
         got = math.hypot(*(float(each.norm()) for each in gradients if each is not None))
-        assert got == pytest.approx(norm, rel=GRADIENTS, abs=NO_GRADIENT), name
+        if BLIND.search(name) and norm < rounding:
+            assert got < rounding, name
+        else:
+            assert got == pytest.approx(norm, rel=GRADIENTS, abs=NO_GRADIENT), name
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:

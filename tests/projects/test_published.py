@@ -179,9 +179,9 @@ BOXES = {
     "decoder.modulate_size": True,
 }
 DAB = CONDITIONAL | {
-    "position": (20.0, 0.0),
     "encoder": ("GlobalEncoder", 6, 8, None, 2048, 0.0),
     "decoder": ("GlobalDecoder", 6, 8, None, 2048, 0.0),
+    "position": (20.0, 0.0),
     "queries": ("AnchorQueries", 300),
     "refine": True,
     "eps": 1e-3,

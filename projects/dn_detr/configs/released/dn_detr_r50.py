@@ -5,4 +5,4 @@ from sparsedet.config import get_config
 model = get_config("common/models/dn_detr.py").model
 model.num_classes = 91
 model.backbone.weights = None
-model.denoising.mask_unused = False
+model.denoising.update(mask_unused=False, supervise_unused=False)
