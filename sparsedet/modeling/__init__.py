@@ -35,6 +35,7 @@ from sparsedet.modeling.queries import (
     PositionQueries,
     TwoStageQueries,
 )
+from sparsedet.modeling.regions import GlanceAndLook
 from sparsedet.modeling.regularizers import PollRegularizer
 from sparsedet.modeling.scoring import (
     DAMPredictor,
@@ -58,6 +59,7 @@ from sparsedet.modeling.stages import (
     DenoisingOutput,
     DetectorOutput,
     EncoderOutput,
+    Glance,
     Matching,
     MultiScaleFeatures,
     NoisedTargets,
@@ -97,6 +99,8 @@ __all__ = [
     "ForegroundLoss",
     "ForegroundTokenSelector",
     "GIoULoss",
+    "Glance",
+    "GlanceAndLook",
     "GlobalDecoder",
     "GlobalEncoder",
     "Head",

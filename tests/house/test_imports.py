@@ -65,6 +65,7 @@ MODELING_EXTRA = {
     "losses": {"matcher"},
     "torchvision_detector": {"inputs"},
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
+    "regions": {"selection"},  # the selector that chooses tiles by default
 }
 
 EVERYWHERE = None
