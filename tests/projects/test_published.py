@@ -18,7 +18,7 @@ from sparsedet.config import LazyConfig, instantiate
 from sparsedet.data import DETRAugmentation
 from sparsedet.engine import ModelEma, scaled_lr
 from sparsedet.layers.positional import SinePositionEmbedding
-from tests.house.source import BASELINES, GUESTS, files
+from tests.house.source import BASELINES, GUESTS, UNPUBLISHED, files
 
 Facts = dict[str, Any]
 
@@ -574,7 +574,9 @@ def of_recipe(cfg: DictConfig) -> Facts:
 def found(folder: str) -> dict[str, Any]:
     """The configs in folders of this name, by their stem."""
     here = [path for path in files("projects") if path.parent.name == folder]
-    ours = [path for path in here if not any(map(path.is_relative_to, (BASELINES, GUESTS)))]
+    ours = [
+        path for path in here if not any(map(path.is_relative_to, (BASELINES, GUESTS, UNPUBLISHED)))
+    ]
     return {path.stem: path for path in ours}
 
 
