@@ -16,6 +16,7 @@ from fvcore.common.registry import Registry
 
 BACKBONES = Registry("backbone")
 NECKS = Registry("neck")
+REGIONS = Registry("regions")
 SCORERS = Registry("scorer")
 OBJECT_SCORERS = Registry("object_scorer")
 SELECTORS = Registry("selector")
@@ -29,6 +30,7 @@ LOSSES = Registry("loss")
 FAMILIES: dict[str, Registry] = {
     "backbone": BACKBONES,
     "neck": NECKS,
+    "regions": REGIONS,
     "scorer": SCORERS,
     "object_scorer": OBJECT_SCORERS,
     "selector": SELECTORS,

@@ -23,6 +23,7 @@ from sparsedet.analysis.costs import (
 )
 from sparsedet.analysis.latency import FIRST_STAGE, Latency, measure_latency, stage_marks
 from sparsedet.analysis.passes import divisibility, evaluating
+from sparsedet.analysis.regions import looked_at, tile_recall
 from sparsedet.analysis.timing import (
     Clock,
     Parts,
@@ -68,6 +69,7 @@ __all__ = [
     "evaluating",
     "kept_by_level",
     "kept_tokens",
+    "looked_at",
     "machine_facts",
     "mean_flops",
     "measure_latency",
@@ -76,6 +78,7 @@ __all__ = [
     "share_by_content",
     "stage_marks",
     "summarize",
+    "tile_recall",
     "time_in_turns",
     "timed",
     "token_statistics",

@@ -42,8 +42,7 @@ def calibrate_selector(
             if not images:
                 selector.forget()
             batch = model.preprocess(samples)
-            maps = model.neck(model.backbone(batch.images.to(model.dtype)))
-            features = model.embed(maps, batch.image_sizes)
+            features, _ = model.see(batch.images, batch.image_sizes, batch.targets)
             scores = model.score(features, batch.targets, batch.images)
             selector.calibrate(scores, features)
             images += len(samples)

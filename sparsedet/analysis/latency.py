@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsedet.analysis.passes import Detector, divisibility, evaluating, stage_modules
+from sparsedet.analysis.passes import LOOK, Detector, divisibility, evaluating, stage_modules
 from sparsedet.analysis.timing import Clock, machine_facts, timed
 from sparsedet.modeling.stages import Size
 from sparsedet.structures import pad_images
@@ -26,7 +26,8 @@ class Latency:
 
     Attributes:
         stages: of each stage; ``neck`` includes the embedding, ``decoder`` its heads, and the last
-            one of torchvision the suppression of duplicates.
+            one of torchvision the suppression of duplicates. Where regions look at tiles,
+            ``backbone`` and ``neck`` are those of the glance.
         total: of the whole; the median of the sums, not the sum of the medians.
         protocol: what the numbers depend on.
     """
@@ -82,15 +83,26 @@ def measure_latency(
 def stage_marks(model: Detector, clock: Clock) -> Iterator[None]:
     """Mark on a clock that runs where the next stage of the detector begins."""
 
+    looking = False  # at tiles, by backbone and neck
+
     def enter(stage: str) -> None:
-        if clock.part not in (None, stage):
+        nonlocal looking
+        if clock.part not in (None, stage) and not looking:
             clock.mark(stage)
+        looking = looking or stage == LOOK
+
+    def looked(*_: object) -> None:
+        nonlocal looking
+        looking = False
+        enter("neck")
 
     with ExitStack() as hooks:
         for name, module in stage_modules(model):
             if name not in (FIRST_STAGE, "heads"):
                 hook = module.register_forward_pre_hook(lambda *_, name=name: enter(name))
                 hooks.callback(hook.remove)
+            if name == LOOK:
+                hooks.callback(module.register_forward_hook(looked).remove)
         yield
 
 

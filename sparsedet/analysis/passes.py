@@ -11,6 +11,8 @@ from torch import nn
 from sparsedet.modeling import TokenSparseDetector, TorchvisionDetector
 
 Detector = TokenSparseDetector | TorchvisionDetector
+LOOK = "look"
+"""The stage of backbone and neck on the tiles that regions chose at a glance."""
 
 _TORCHVISION_HEADS = ("rpn", "roi_heads", "head")
 
@@ -30,7 +32,10 @@ def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
             "The stages of TokenSparseDetector and TorchvisionDetector are known, got a "
             f"{type(model).__name__}."
         )
+    regions = model.regions
     parts = [
+        (LOOK, getattr(regions, "look", None)),
+        *(("scorer", getattr(regions, name, None)) for name in ("scorer", "selector")),
         ("backbone", model.backbone),
         ("neck", model.neck),
         ("scorer", model.scorer),

@@ -47,7 +47,7 @@ def encoder_call(case: Case) -> Callable[[], object]:
     model = require_tokens(load_model(case))
     images, sizes = noise(case, model)
     with torch.inference_mode(), precision(case):
-        features = model.embed(model.neck(model.backbone(images.to(model.dtype))), sizes)
+        features, _ = model.see(images, sizes)
         scores = model.score(features, images=images)
         selections = model.selector(scores, features, model.encoder.num_layers)
     return lambda: model.encoder(features, selections, scores, model.heads)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sparsedet.analysis import Parts
 from sparsedet.modeling import TokenSparseDetector
-from sparsedet.modeling.stages import Size, level_size
+from sparsedet.modeling.stages import MultiScaleFeatures, level_size
 
 from .cases import DTYPES, PEER, Case, gflops, groups, load_model, noise, product
 from .cases import add_arguments as add_case_arguments
@@ -25,7 +25,7 @@ from .report import CASE_HEAD, Table, case_cells, number, print_table, without_e
 DINO = "dino_r50_4scale_12ep"
 SPARSE = "sparse_detr_r50_rho30_50ep"
 FOCUS = "focus_detr_r50_12ep"
-STAGES = ("backbone", "neck", "scorer", "encoder", "query_initializer", "decoder", "rpn")
+STAGES = ("backbone", "neck", "scorer", "look", "encoder", "query_initializer", "decoder", "rpn")
 STAGES += ("roi_heads", "head")  # of torchvision's detectors
 
 
@@ -134,11 +134,7 @@ def model_facts(case: Case) -> Row:
     if not isinstance(model, TokenSparseDetector):
         return costs
     with torch.inference_mode():
-        maps = [
-            torch.zeros(1, model.neck.embed_dim, *size, device=model.device, dtype=model.dtype)
-            for size in _map_sizes(case, model.neck.strides)
-        ]
-        output = model.detect_features(model.embed(maps, [case.image_size]))
+        output = model.detect_features(_features(case, model))
     kept = [selection.counts[0] for selection in output.selections]
     return {
         **costs,
@@ -147,10 +143,23 @@ def model_facts(case: Case) -> Row:
     }
 
 
-def _map_sizes(case: Case, strides: Sequence[int]) -> list[Size]:
-    images, _ = noise(replace(case, batch=1, device="cpu"), load_model(case))
+def _features(case: Case, model: TokenSparseDetector) -> MultiScaleFeatures:
+    """Of one image: zeros, unless what is there depends on what is seen."""
+    images, sizes = noise(replace(case, batch=1, device="cpu"), model)
+    if model.regions is not None:
+        return model.see(images.to(model.device), sizes)[0]
     height, width = images.shape[-2:]
-    return [level_size((height, width), stride) for stride in strides]
+    maps = [
+        torch.zeros(
+            1,
+            model.neck.embed_dim,
+            *level_size((height, width), stride),
+            device=model.device,
+            dtype=model.dtype,
+        )
+        for stride in model.strides
+    ]
+    return model.embed(maps, [case.image_size])
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ class Drawer:
 
         device = resolve_device(cfg.get("train", {}).get("device", "auto"))
         self.predictor = Predictor(weights, cfg, device=device)
-        self.strides = list(require_tokens(self.predictor.model).neck.strides)
+        self.strides = list(require_tokens(self.predictor.model).strides)
         self.name = name
 
     def __call__(self, path: str) -> View:

@@ -15,6 +15,7 @@ from .validate import warn_once
 # Where the shipped configs expect their sets, and how to get them.
 _HOW_TO_GET = {
     "datasets/shapes": "Make it with: python -m sparsedet.data.shapes --output datasets/shapes",
+    "datasets/haystack": "Make it with: python -m sparsedet.data.haystack",
     "datasets/coco": "Get it from https://cocodataset.org/#download",
 }
 

@@ -36,6 +36,7 @@ from sparsedet.modeling.queries import (
     PositionQueries,
     TwoStageQueries,
 )
+from sparsedet.modeling.regions import GlanceAndLook
 from sparsedet.modeling.regularizers import PollRegularizer
 from sparsedet.modeling.scoring import (
     DAMPredictor,
@@ -59,6 +60,7 @@ from sparsedet.modeling.stages import (
     DenoisingOutput,
     DetectorOutput,
     EncoderOutput,
+    Glance,
     Matching,
     MultiScaleFeatures,
     NoisedTargets,
@@ -98,6 +100,8 @@ __all__ = [
     "ForegroundLoss",
     "ForegroundTokenSelector",
     "GIoULoss",
+    "Glance",
+    "GlanceAndLook",
     "GlobalDecoder",
     "GlobalEncoder",
     "Head",

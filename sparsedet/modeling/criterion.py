@@ -49,6 +49,9 @@ class SetCriterion:
         matched: terms for every supervised prediction.
         stage: terms that look at the whole output, such as ``DecoderAttentionLoss``, see
             ``sparsedet.modeling.parts.StageTerm``.
+        regions: such terms, for the scorer that says where to look (``model.regions``). They see
+            the pass as that scorer does, see ``DetectorOutput.at_glance``, and objects that are
+            smaller than its cells as large as these.
     """
 
     def __init__(
@@ -57,18 +60,20 @@ class SetCriterion:
         matched: Sequence[MatchedTerm],
         *,
         stage: Sequence[StageTerm] = (),
+        regions: Sequence[StageTerm] = (),
     ) -> None:
         self.matcher = matcher
         self.matched = tuple(matched)
-        self.stage = tuple(stage)
-        for family, terms in (("matched", self.matched), ("stage", self.stage)):
+        self.stage, self.regions = tuple(stage), tuple(regions)
+        families = (("matched", self.matched), ("stage", self.stage), ("regions", self.regions))
+        for family, terms in families:
             names = [getattr(term, "name", term) for term in terms]
             if any(not isinstance(name, str) for name in names) or len(set(names)) < len(names):
                 raise ValueError(
                     f"SetCriterion.{family} must be terms of different names, got {names}. "
                     f"Set model.criterion.{family}."
                 )
-        for term in (*self.matched, *self.stage):
+        for term in (*self.matched, *self.stage, *self.regions):
             weight = getattr(term, "weight", None)
             if isinstance(weight, bool) or not isinstance(weight, Real):
                 raise ValueError(
@@ -97,7 +102,8 @@ class SetCriterion:
     @property
     def requires(self) -> frozenset[str]:
         """What the detector must record for the stage terms."""
-        return frozenset().union(*(getattr(term, "requires", ()) for term in self.stage))
+        terms = (*self.stage, *self.regions)
+        return frozenset().union(*(getattr(term, "requires", ()) for term in terms))
 
     def check(self, assembly: Assembly) -> None:
         """Refuse a scorer that no stage term teaches, and terms that teach something else.
@@ -105,21 +111,20 @@ class SetCriterion:
         Raises:
             ValueError: the message says what to change.
         """
-        scorer = assembly.scorer
-        learns = None if scorer is None else _kind(scorer, "learns")
-        taught = {term: _taught(term) for term in self.stage}
-        if learns is not None and not any(_fits(kind, learns) for kind in taught.values()):
-            raise ValueError(_untrained(scorer, learns, self.stage))
-        for term, kind in taught.items():
-            if kind is not None and not _fits(kind, learns):
-                raise ValueError(_idle(term, kind, scorer))
-            check_part(term, assembly)
+        _check_terms(self.stage, assembly, "stage")
+        if self.regions and assembly.regions is None:
+            raise ValueError(
+                "TokenSparseDetector.criterion: the terms of regions train what says where to "
+                "look, and there are no regions. Set model.criterion.regions=[] or model.regions."
+            )
+        _check_terms(self.regions, assembly.at_glance, "regions")
 
     def __call__(self, output: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
         """Weighted losses; their sum is the objective.
 
         Keys read ``"<stage>/<term>"``, for instance ``"decoder.5/box_l1"`` or
-        ``"scorer/decoder_attention"``; a stage term that teaches no scorer has its name as key. The
+        ``"scorer/decoder_attention"``; a stage term that teaches no scorer has its name as key, and
+        those of the regions read ``"regions/<term>"``. The
         box terms are divided by the number of objects, averaged over the processes, at least 1;
         those of denoising also by the number of groups.
         """
@@ -127,6 +132,11 @@ class SetCriterion:
         for term in self.stage:
             key = term.name if _taught(term) is None else f"scorer/{term.name}"
             losses[key] = term.weight * term(output, targets)
+        if self.regions and output.glance is not None:
+            sizes, cell = output.features.image_sizes, output.glance.cell
+            seen, objects = output.at_glance, targets.at_least(cell, sizes)
+            for term in self.regions:
+                losses[f"regions/{term.name}"] = term.weight * term(seen, objects)
         return losses
 
     def matched_losses(
@@ -168,6 +178,19 @@ class SetCriterion:
         }
 
 
+def _check_terms(terms: Sequence[StageTerm], assembly: Assembly, family: str) -> None:
+    """Refuse a scorer that no term teaches, and terms that teach something else."""
+    scorer = assembly.scorer
+    learns = None if scorer is None else _kind(scorer, "learns")
+    taught = {term: _taught(term) for term in terms}
+    if learns is not None and not any(_fits(kind, learns) for kind in taught.values()):
+        raise ValueError(_untrained(scorer, learns, terms, family))
+    for term, kind in taught.items():
+        if kind is not None and not _fits(kind, learns):
+            raise ValueError(_idle(term, kind, scorer, family))
+        check_part(term, assembly)
+
+
 def _taught(term: StageTerm) -> type[TokenTarget] | None:
     """The kind of target that a term teaches to the scorer."""
     return _kind(term, "teaches")
@@ -187,30 +210,33 @@ def _fits(kind: type[TokenTarget] | None, learns: type[TokenTarget] | None) -> b
     return kind is not None and learns is not None and issubclass(kind, learns)
 
 
-def _untrained(scorer: Any, learns: type[TokenTarget], terms: Sequence[StageTerm]) -> str:
+def _untrained(
+    scorer: Any, learns: type[TokenTarget], terms: Sequence[StageTerm], family: str
+) -> str:
     """Which terms would teach a scorer that none of ``terms`` teaches."""
     fitting = [name for name, term in LOSSES if _fits(getattr(term, "teaches", None), learns)]
     wanted = " or ".join(sorted(fitting)) or f"a term whose teaches is {learns.__name__}"
     given = sorted(type(term).__name__ for term in terms)
     return (
-        f"TokenSparseDetector.criterion: {type(scorer).__name__} is trained by {wanted}, got stage "
-        f"terms {given}. Add {wanted} to model.criterion.stage."
+        f"TokenSparseDetector.criterion: {type(scorer).__name__} is trained by {wanted}, got "
+        f"{family} terms {given}. Add {wanted} to model.criterion.{family}."
     )
 
 
-def _idle(term: StageTerm, kind: type[TokenTarget], scorer: Any) -> str:
+def _idle(term: StageTerm, kind: type[TokenTarget], scorer: Any, family: str) -> str:
     """Why nobody learns what a term teaches, and what to change."""
     fitting = [name for name, each in SCORERS if _fits(kind, getattr(each, "learns", None))]
     known = " or ".join(sorted(fitting)) or f"scorer whose learns is {kind.__name__}"
-    there, mend = f"the scorer is {type(scorer).__name__}", f" or model.scorer._target_={known}"
+    owner = "model.scorer" if family == "stage" else "model.regions.scorer"
+    there, mend = f"the scorer is {type(scorer).__name__}", f" or {owner}._target_={known}"
     if scorer is None:
         there = "there is no scorer"
     elif _fits(kind, getattr(type(scorer), "learns", None)):
         there = f"this {type(scorer).__name__} is built without supervision"
-        mend = " or model.scorer.supervised=True"
+        mend = f" or {owner}.supervised=True"
     return (
         f"TokenSparseDetector.criterion: {type(term).__name__} trains a {known}, and {there}. "
-        f"Set model.criterion.stage=[]{mend if fitting else ''}."
+        f"Set model.criterion.{family}=[]{mend if fitting else ''}."
     )
 
 
@@ -223,6 +249,9 @@ def _supervised(output: DetectorOutput) -> Iterator[tuple[str, Prediction]]:
         yield f"encoder.{layer}", prediction
     if output.scores is not None and output.scores.prediction is not None:
         yield "scorer", output.scores.prediction
+    glance = output.glance
+    if glance is not None and glance.scores is not None and glance.scores.prediction is not None:
+        yield "regions", glance.scores.prediction
 
 
 def _num_boxes(

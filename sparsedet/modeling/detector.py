@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsedet.events import log_scalar
 from sparsedet.layers.positional import SinePositionEmbedding
@@ -22,6 +23,7 @@ from sparsedet.modeling.parts import (
     Encoder,
     Neck,
     QueryInitializer,
+    Regions,
     Scorer,
     Selector,
 )
@@ -30,8 +32,10 @@ from sparsedet.modeling.stages import (
     DecoderOutput,
     DenoisingOutput,
     DetectorOutput,
+    Glance,
     MultiScaleFeatures,
     Prediction,
+    Presence,
     Queries,
     Size,
     Targets,
@@ -62,6 +66,8 @@ class TokenSparseDetector(ImageDetector):
         scorer: scores the tokens for the selector; None for a dense encoder.
         selector: chooses the tokens; None = all of them.
         denoising: adds queries that start from noised objects in training; None = no such queries.
+        regions: decides which parts of the images the backbone sees; None = all of them. It changes
+            the levels: ``num_levels`` counts those that it gives, the neck has its own number.
         position_embedding: embedding of the cells; None = the paper's.
         level_embed: add a learned embedding of the level to the positions of its cells.
         shared_heads: one head for all decoder layers (Deformable DETR without refinement).
@@ -83,6 +89,7 @@ class TokenSparseDetector(ImageDetector):
     query_initializer: QueryInitializer
     decoder: Decoder
     denoising: Denoising | None
+    regions: Regions | None
 
     def __init__(
         self,
@@ -99,6 +106,7 @@ class TokenSparseDetector(ImageDetector):
         scorer: Scorer | None = None,
         selector: Selector | None = None,
         denoising: Denoising | None = None,
+        regions: Regions | None = None,
         position_embedding: SinePositionEmbedding | None = None,
         level_embed: bool = True,
         shared_heads: bool = False,
@@ -109,7 +117,7 @@ class TokenSparseDetector(ImageDetector):
         max_detections: int = 100,
     ) -> None:
         super().__init__(num_classes, pixel_mean=pixel_mean, pixel_std=pixel_std)
-        self.backbone, self.neck = backbone, neck
+        self.backbone, self.neck, self.regions = backbone, neck, regions
         self.scorer, self.selector = scorer, selector or DenseSelector()
         self.encoder, self.query_initializer, self.decoder = encoder, query_initializer, decoder
         self.denoising, self.criterion = denoising, criterion
@@ -129,6 +137,7 @@ class TokenSparseDetector(ImageDetector):
             denoising=denoising,
             position_embedding=self.position_embedding,
             criterion=criterion,
+            regions=regions,
         )
         parts.check()
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim)) if level_embed else None
@@ -172,10 +181,29 @@ class TokenSparseDetector(ImageDetector):
         log_scalar("keep_ratio", sum(output.keep_ratios) / len(output.keep_ratios))
         return self.criterion(output, targets)
 
-    def embed(self, maps: Sequence[Tensor], image_sizes: Sequence[Size]) -> MultiScaleFeatures:
-        """Flatten the neck's maps and add their position and level embeddings."""
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each level that the encoder sees."""
+        own = self.neck.strides
+        return tuple(own) if self.regions is None else self.regions.strides(own)
+
+    def embed(
+        self,
+        maps: Sequence[Tensor],
+        image_sizes: Sequence[Size],
+        *,
+        presence: Sequence[Presence | None] = (),
+    ) -> MultiScaleFeatures:
+        """Flatten maps and add their position and level embeddings.
+
+        Args:
+            maps: one map per level, fine to coarse; of the coarsest levels, where these are fewer.
+            image_sizes: (h, w) of each unpadded image.
+            presence: which cells of the first maps are there, see ``flatten_maps``.
+        """
+        strides = self.strides[-len(maps) :]
         return flatten_maps(
-            maps, self._positions, strides=self.neck.strides, image_sizes=image_sizes
+            maps, self._positions, strides=strides, image_sizes=image_sizes, presence=presence
         )
 
     def _positions(
@@ -184,7 +212,8 @@ class TokenSparseDetector(ImageDetector):
         levels = self.position_embedding(valid_sizes, spatial_shapes)
         if self.level_embed is None:
             return torch.cat(levels, dim=1)
-        return torch.cat([x + own for x, own in zip(levels, self.level_embed, strict=True)], dim=1)
+        own = self.level_embed[-len(levels) :]
+        return torch.cat([x + each for x, each in zip(levels, own, strict=True)], dim=1)
 
     def detect(
         self,
@@ -205,20 +234,55 @@ class TokenSparseDetector(ImageDetector):
             targets: for training, and for scorers that look at them.
             record: what to record for the criterion, see ``SetCriterion.requires``.
         """
-        maps = self.neck(self.backbone(images.to(self.dtype)))
-        self._check_maps(maps, images, image_sizes)
-        features = self.embed(maps, image_sizes)
-        return self.detect_features(features, targets, images=images, record=record)
+        features, glance = self.see(images, image_sizes, targets)
+        output = self.detect_features(features, targets, images=images, record=record)
+        return output if glance is None else replace(output, glance=glance)
 
-    def _check_maps(
-        self, maps: Sequence[Tensor], images: Tensor, image_sizes: Sequence[Size]
-    ) -> None:
+    def see(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        image_sizes: Sequence[Size],
+        targets: Targets | None = None,
+    ) -> tuple[MultiScaleFeatures, Glance | None]:
+        """What the backbone and the neck see: embedded features, and where they looked.
+
+        Args:
+            images: see ``detect``.
+            image_sizes: see ``detect``.
+            targets: for regions that are taught where to look.
+
+        Raises:
+            ValueError: sizes that do not fit into the images, or maps of other strides.
+        """
         h, w = images.shape[-2:]
         if any(height > h or width > w for height, width in image_sizes):
             raise ValueError(
                 f"TokenSparseDetector.detect: image_sizes must fit into images of {h} x {w}, got "
                 f"{list(image_sizes)}."
             )
+        if self.regions is None:
+            return self.embed(self._maps(images), image_sizes), None
+        return self.regions(
+            images,
+            image_sizes,
+            see=self._maps_of_any_size,
+            embed=self.embed,
+            strides=self.neck.strides,
+            heads=self.heads,
+            targets=targets,
+        )
+
+    def _maps_of_any_size(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """The neck's maps of images that the backbone may ask to be padded."""
+        divisor = getattr(self.backbone, "size_divisibility", 0) or 1
+        height, width = images.shape[-2:]
+        maps = self._maps(F.pad(images, (0, -width % divisor, 0, -height % divisor)))
+        sizes = [level_size((height, width), stride) for stride in self.neck.strides]
+        return [x[..., :rows, :columns] for x, (rows, columns) in zip(maps, sizes, strict=True)]
+
+    def _maps(self, images: Float[Tensor, "b 3 h w"]) -> Sequence[Tensor]:
+        maps = self.neck(self.backbone(images.to(self.dtype)))
+        h, w = images.shape[-2:]
         expected = [level_size((h, w), stride) for stride in self.neck.strides]
         got = [(int(x.shape[-2]), int(x.shape[-1])) for x in maps]
         if got != expected:
@@ -226,6 +290,7 @@ class TokenSparseDetector(ImageDetector):
                 f"TokenSparseDetector.neck: strides {list(self.neck.strides)} say maps of "
                 f"{expected} for images of {h} x {w}, got {got}. Set model.neck.strides."
             )
+        return maps
 
     def detect_features(
         self,
@@ -306,20 +371,21 @@ def _make_heads(
     parts: Assembly, *, shared: bool, encoder_aux: bool, unmasked_border: bool
 ) -> Heads:
     """The heads that the parts ask for."""
-    decoder, queries, scorer = parts.decoder, parts.query_initializer, parts.scorer
+    decoder, queries = parts.decoder, parts.query_initializer
     from_points = 0
     if queries.reference_dim == 2:
         from_points = 1 if decoder.refine else decoder.num_layers
     layers = range(1 if shared else decoder.num_layers)
-    embeds_for_scorer = scorer is not None and scorer.needs_token_embedding
+    scorers = [each for each in (parts.scorer, parts.at_glance.scorer) if each is not None]
     return Heads(
         parts.embed_dim,
         parts.num_classes,
         size_biases=[-2.0 if layer < from_points else 0.0 for layer in layers],
         proposal=queries.needs_proposals,
         num_encoder=parts.encoder.num_layers - 1 if encoder_aux else 0,
-        scorer=scorer is not None and scorer.needs_head,
-        token_embedding=queries.needs_proposals or embeds_for_scorer,
+        scorer=any(each.needs_head for each in scorers),
+        token_embedding=queries.needs_proposals
+        or any(each.needs_token_embedding for each in scorers),
         unmasked_border=unmasked_border,
         softmax=getattr(parts.criterion, "softmax", False),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparsedet.layers.arguments import SpatialShapes, on_host
 from sparsedet.layers.constants import constants
@@ -226,6 +227,25 @@ class MultiScaleFeatures:
     def split_levels(self, x: Tensor) -> tuple[Tensor, ...]:
         """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""
         return x.split([h * w for h, w in self.spatial_shapes], dim=1)
+
+    def fold(self, x: Float[Tensor, "B N"], levels: int) -> Float[Tensor, "B _"]:
+        """What the tokens of the other levels have, in the first of which falls what finer ones do.
+
+        Args:
+            x: of every token, 0 where there is none.
+            levels: finest levels, whose numbers are added to those of the cell that they lie in.
+        """
+        maps = [
+            own.unflatten(1, shape)
+            for own, shape in zip(self.split_levels(x), self.spatial_shapes, strict=True)
+        ]
+        whole, (rows, columns) = maps[levels], self.spatial_shapes[levels]
+        for own, stride in zip(maps[:levels], self.strides, strict=False):
+            side = self.strides[levels] // stride
+            right, below = columns * side - own.shape[2], rows * side - own.shape[1]
+            cells = F.pad(own, (0, right, 0, below)).unflatten(2, (columns, side))
+            whole = whole + cells.unflatten(1, (rows, side)).sum((2, 4))
+        return torch.cat([each.flatten(1) for each in (whole, *maps[levels + 1 :])], dim=1)
 
     def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
         """Points or boxes of the image as points or boxes of every level's padded map."""

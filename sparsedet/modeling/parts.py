@@ -11,7 +11,7 @@ attributes and the call. Beside them, a part of any family may have
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -22,11 +22,13 @@ from sparsedet.modeling.stages import (
     DenoisingOutput,
     DetectorOutput,
     EncoderOutput,
+    Glance,
     MultiScaleFeatures,
     NoisedTargets,
     PooledTokens,
     Prediction,
     Queries,
+    Size,
     Targets,
     TokenScores,
     TokenSelection,
@@ -120,6 +122,46 @@ class Selector(Protocol):
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
         """One selection per encoder layer."""
+        ...
+
+
+@runtime_checkable
+class Regions(Protocol):
+    """Decides which parts of the pictures the backbone sees, and how large.
+
+    Attributes:
+        scorer: says where to look; None where that needs no scores. The terms of
+            ``SetCriterion.regions`` train it.
+    """
+
+    scorer: Scorer | None
+
+    def strides(self, own: Sequence[int]) -> tuple[int, ...]:
+        """Pixels per cell of each level of the result, where the neck's are ``own``."""
+        ...
+
+    def __call__(
+        self,
+        images: Tensor,
+        image_sizes: Sequence[Size],
+        *,
+        see: Callable[[Tensor], Sequence[Tensor]],
+        embed: Callable[..., MultiScaleFeatures],
+        strides: Sequence[int],
+        heads: Any,
+        targets: Targets | None = None,
+    ) -> tuple[MultiScaleFeatures, Glance]:
+        """Features of the pictures, some cells of which may be absent, and where it looked.
+
+        Args:
+            images: normalized and zero-padded, ``[B 3 H W]``.
+            image_sizes: (h, w) of each unpadded image.
+            see: backbone and neck: images ``[b 3 h w]`` of any size to one map per level.
+            embed: as ``TokenSparseDetector.embed``.
+            strides: pixels per cell of the levels that ``see`` gives.
+            heads: for the scorer.
+            targets: in training, and for scorers that look at them.
+        """
         ...
 
 
@@ -309,6 +351,14 @@ class Assembly:
     denoising: Denoising | None
     position_embedding: nn.Module
     criterion: Criterion
+    regions: Regions | None = None
+
+    @property
+    def at_glance(self) -> Assembly:
+        """What the scorer of the regions, and the terms that train it, check themselves against."""
+        if self.regions is None:
+            return replace(self, scorer=None)
+        return replace(self, scorer=self.regions.scorer, num_levels=len(self.neck.strides))
 
     def check(self) -> None:
         """Refuse parts that do not go together.
@@ -317,7 +367,7 @@ class Assembly:
             ValueError: the message says what to change.
         """
         parts = {each.name: getattr(self, each.name) for each in fields(self)[3:]}
-        for name in ("scorer", "denoising"):
+        for name in ("scorer", "denoising", "regions"):
             if parts[name] is None:  # the only ones that may be absent
                 del parts[name]
         for name, part in parts.items():
@@ -329,7 +379,10 @@ class Assembly:
             check_part(part, self)
 
     def _check_sizes(self, name: str, part: Any) -> None:
-        levels = len(part.strides) if name == "neck" else getattr(part, "num_levels", None)
+        levels = getattr(part, "num_levels", None)
+        if name == "neck":
+            strides = part.strides
+            levels = len(strides if self.regions is None else self.regions.strides(strides))
         sizes = {"embed_dim": getattr(part, "embed_dim", None), "num_levels": levels}
         for size, got in sizes.items():
             expected = getattr(self, size)
@@ -349,6 +402,7 @@ _PROTOCOLS: dict[str, type] = {
     "selector": Selector,
     "scorer": Scorer,
     "denoising": Denoising,
+    "regions": Regions,
 }
 
 

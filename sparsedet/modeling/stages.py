@@ -7,12 +7,14 @@ the unpadded image unless a name says otherwise. Masks are named for what True m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparsedet.layers.constants import constants
 from sparsedet.modeling.features import (
     MultiScaleFeatures,
     Presence,
@@ -33,6 +35,7 @@ __all__ = [
     "DenoisingOutput",
     "DetectorOutput",
     "EncoderOutput",
+    "Glance",
     "Matching",
     "MultiScaleFeatures",
     "NoisedTargets",
@@ -70,6 +73,20 @@ class Targets:
     def counts(self) -> tuple[int, ...]:
         """Objects of each image."""
         return tuple(len(labels) for labels in self.labels)
+
+    def at_least(self, side: float, image_sizes: Sequence[Size]) -> Targets:
+        """The same objects, those made larger around their centers that are too small.
+
+        Args:
+            side: the least width and height, in pixels.
+            image_sizes: (h, w) of each unpadded image.
+        """
+        boxes = []
+        for own, (h, w) in zip(self.boxes, image_sizes, strict=True):
+            center, size = own.split(2, dim=1)
+            least = constants((side / w, side / h), own.device)
+            boxes.append(torch.cat((center, size.maximum(least.to(own.dtype))), dim=1))
+        return replace(self, boxes=tuple(boxes))
 
 
 @dataclass(frozen=True)
@@ -269,6 +286,29 @@ class DecoderOutput:
 
 
 @dataclass(frozen=True)
+class Glance:
+    """What one look at whole pictures said of where to look more closely.
+
+    Attributes:
+        features: the pictures as they were seen at a glance.
+        scores: of these tokens; None where nothing scores them.
+        tiles: the tiles of the pictures as a map of one level; the stride is their side, each token
+            is one number, the score of the tile (logit).
+        looked: the tiles that were looked at.
+    """
+
+    features: MultiScaleFeatures
+    scores: TokenScores | None
+    tiles: MultiScaleFeatures
+    looked: TokenSelection
+
+    @property
+    def cell(self) -> int:
+        """Side of the smallest thing that has a token of its own at the glance, in pixels."""
+        return self.features.strides[0]
+
+
+@dataclass(frozen=True)
 class DetectorOutput:
     """Everything one pass of the detector produced.
 
@@ -285,6 +325,7 @@ class DetectorOutput:
         scores: token scores, where there is a scorer.
         token_mass: see ``DecoderOutput``.
         objects: see ``EncoderOutput``.
+        glance: where the backbone looked, if it saw parts of the pictures.
     """
 
     decoder: tuple[Prediction, ...]
@@ -297,23 +338,52 @@ class DetectorOutput:
     scores: TokenScores | None = None
     token_mass: Float[Tensor, "B N"] | None = None
     objects: tuple[ObjectTokens, ...] = ()
+    glance: Glance | None = None
+
+    @property
+    def at_glance(self) -> DetectorOutput:
+        """The same pass as the scorer of the glance sees it, for the terms that train it.
+
+        Features and scores are those of the glance. It is to keep the share of its tokens that was
+        looked at of the tiles, and the attention that the decoder pays to a fine token is in the
+        cell of the glance that the token lies in.
+        """
+        glance = self.glance
+        assert glance is not None
+        shares = zip(glance.looked.max_counts, glance.tiles.num_valid, strict=True)
+        counts = tuple(
+            max(looked * valid // tiles, 1)
+            for (looked, tiles), valid in zip(shares, glance.features.num_valid, strict=True)
+        )
+        mass = self.token_mass
+        if mass is not None:
+            there = mass.masked_fill(self.features.padding_mask, 0.0)
+            fine = len(self.features.strides) - len(glance.features.strides)
+            mass = self.features.fold(there, fine)
+        return replace(
+            self,
+            features=glance.features,
+            scores=glance.scores,
+            selections=(TokenSelection(counts),),
+            token_mass=mass,
+        )
 
     @property
     def keep_ratios(self) -> tuple[float, ...]:
-        """Kept / valid tokens of each image, the mean over the encoder layers.
+        """Kept / all tokens of each image, the mean over the encoder layers.
 
         It may wait for the device, see ``TokenSelection.counts``.
         """
         counts = [selection.counts for selection in self.selections]
         return tuple(
             sum(layer[image] for layer in counts) / (len(counts) * total)
-            for image, total in enumerate(self.features.num_valid)
+            for image, total in enumerate(self.features.all_tokens.counts)
         )
 
 
 for _noun in (
     MultiScaleFeatures, Targets, Prediction, Matching, TokenScores, TokenSelection, PooledTokens,
-    ObjectTokens,
+    ObjectTokens, Glance,
     EncoderOutput, Queries, NoisedTargets, DenoisingOutput, DecoderOutput, DetectorOutput,
 ):  # fmt: skip
     torch.export.register_dataclass(_noun)

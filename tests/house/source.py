@@ -13,6 +13,7 @@ LIBRARY = ROOT / "sparsedet"
 TEXT = {".py", ".md", ".toml", ".cfg", ".yaml", ".yml", ".json", ".h", ".cpp", ".cu", ".cuh", ""}
 GUESTS = ROOT / "projects/interop"  # configs that load where their guest is: tests/interop does
 BASELINES = ROOT / "projects/torchvision_detectors"  # tests/projects/test_torchvision.py does
+UNPUBLISHED = ROOT / "projects/large_images"  # configs of this package, which no paper has
 LINKS = {("sparsedet", "configs"), ("sparsedet", "projects")}
 OUTSIDE = {".git", ".venv", "build", "dist", "output", "outputs", "data", "datasets", "weights"}
 

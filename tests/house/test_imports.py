@@ -64,6 +64,7 @@ MODELING_EXTRA = {
     "torchvision_detector": {"inputs", "neck"},
     "interleaved_decoder": {"global_attention", "global_decoder"},  # it is both in turns
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
+    "regions": {"selection"},  # the selector that chooses tiles by default
 }
 
 EVERYWHERE = None

@@ -79,8 +79,18 @@ def test_shell_lines_name_what_exists(page, command):
     scripts = [i for i, word in enumerate(words) if re.fullmatch(r"(tools|projects)/.+\.py", word)]
     if scripts and words[0] in ("python", "python3", "torchrun"):
         check_script(words[scripts[0]], words[scripts[0] + 1 :])
-    if words[:1] == ["sparsedet"] or "-m sparsedet" in " ".join(words):  # also after torchrun's
+    if words[:1] == ["sparsedet"] or "-m sparsedet " in " ".join(words):  # also after torchrun's
         check_command(words[words.index("sparsedet") + 1 :])
+    elif words[1:2] == ["-m"] and words[2].startswith("sparsedet."):
+        check_module(words[2], words[3:])
+
+
+def check_module(module: str, words: list[str]) -> None:
+    sources = files(module.replace(".", "/")) + files("sparsedet/data/shapes")
+    assert ROOT / module.replace(".", "/") / "__main__.py" in sources, f"{module} is no program"
+    source = "".join(path.read_text(encoding="utf-8") for path in sources)
+    for word in words:
+        assert not word.startswith("--") or f'"{word}"' in source, f"{module} has no {word}"
 
 
 def check_make(words: list[str]) -> None:

@@ -18,7 +18,7 @@ from sparsedet.config import LazyConfig, instantiate
 from sparsedet.data import DETRAugmentation
 from sparsedet.engine import ModelEma, scaled_lr
 from sparsedet.layers.positional import SinePositionEmbedding
-from tests.house.source import BASELINES, GUESTS, files
+from tests.house.source import BASELINES, GUESTS, UNPUBLISHED, files
 
 Facts = dict[str, Any]
 
@@ -609,7 +609,8 @@ def of_recipe(cfg: DictConfig) -> Facts:
 def found(folder: str) -> dict[str, Any]:
     """The configs in folders of this name, by their stem; test_own_recipes has those of photos."""
     here = [path for path in files("projects") if path.parent.name == folder]
-    ours = [path for path in here if not any(map(path.is_relative_to, (BASELINES, GUESTS)))]
+    others = (BASELINES, GUESTS, UNPUBLISHED)
+    ours = [path for path in here if not any(map(path.is_relative_to, others))]
     return {path.stem: path for path in ours if not path.stem.endswith("_photos")}
 
 

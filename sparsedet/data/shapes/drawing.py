@@ -7,7 +7,7 @@ import numpy as np
 
 from .chance import Chance
 
-_CONTRAST_FLOOR = 32  # gray levels between a shape and what is behind it
+CONTRAST_FLOOR = 32  # gray levels between a shape and what is behind it
 _RING_HOLE = 0.6  # inner over outer diameter
 # cosine and sine of multiples of 36 degrees, as literals: libraries differ in the last digit
 _COS36 = (1.0, 0.809017, 0.309017, -0.309017, -0.809017, -1.0)
@@ -69,7 +69,7 @@ def draw_shape(
     reach = int(shape.diameter * 0.5) + 2
     left, top = int(shape.center[0]) - reach, int(shape.center[1]) - reach
     side = 2 * reach + 1
-    cover = _rasterize(shape, chance, left, top, side)
+    cover = rasterize(shape, chance, left, top, side)
     inner = (
         slice(max(0, -top), min(side, height - top)),
         slice(max(0, -left), min(side, width - left)),
@@ -82,7 +82,7 @@ def draw_shape(
     return whole
 
 
-def _rasterize(shape: Shape, chance: Chance, left: int, top: int, side: int) -> np.ndarray:
+def rasterize(shape: Shape, chance: Chance, left: int, top: int, side: int) -> np.ndarray:
     """Covered share of the pixels (side, side) of a window, by 2 x 2 samples each."""
     place = (np.arange(2 * side) + 0.5) * 0.5
     x, y = place + (left - shape.center[0]), place + (top - shape.center[1])
@@ -142,7 +142,7 @@ def _contrasting(behind: np.ndarray, chance: Chance, gray: bool) -> np.ndarray:
     """A random color whose channels differ from those behind by the contrast floor on average."""
     for _ in range(30):
         color = np.array([chance.uniform(0, 255)] * 3 if gray else chance.color())
-        if np.abs(color - behind).sum() >= 3 * _CONTRAST_FLOOR / 0.85:
+        if np.abs(color - behind).sum() >= 3 * CONTRAST_FLOOR / 0.85:
             return color
     return np.where(behind < 128, 255.0, 0.0)
 

@@ -1,18 +1,42 @@
-"""The set as a folder of PNG files and COCO JSON."""
+"""A procedural set as a folder of PNG files and COCO JSON."""
 
 import json
 import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ..errors import DatasetError
-from .scene import CLASS_NAMES, ShapesOptions, shapes_sample
+from .scene import CLASS_NAMES, ShapesOptions, ShapesSample, shapes_sample
 
-_VERSION = 1  # of the pictures; raise it with every change of what is drawn
-_MARKER = "shapes.json"
+
+@dataclass(frozen=True)
+class ProceduralSet:
+    """What a folder of drawn pictures is made of.
+
+    Args:
+        name: of the set, for messages and for the file that tells what the folder holds.
+        version: of the pictures; raised with every change of what is drawn.
+        class_names: by class index.
+        draw: maps (seed, split, index, options) to a picture.
+    """
+
+    name: str
+    version: int
+    class_names: tuple[str, ...]
+    draw: Callable[[int, str, int, Any], ShapesSample]
+
+    @property
+    def marker(self) -> str:
+        """The file that tells what the folder holds."""
+        return f"{self.name}.json"
+
+
+_SHAPES = ProceduralSet("shapes", 1, CLASS_NAMES, shapes_sample)
 
 
 def write_shapes(
@@ -23,10 +47,7 @@ def write_shapes(
     seed: int = 0,
     options: ShapesOptions | None = None,
 ) -> bool:
-    """Writes the set as PNG files and COCO JSON.
-
-    The folder appears whole or not at all. One that holds what is asked for is left alone, one
-    that holds another request is replaced, and any other folder is never touched.
+    """Writes the set of shapes, see `write_set`.
 
     Args:
         output: folder; gets `annotations/instances_{train,val}.json`, `train/` and `val/`.
@@ -42,52 +63,77 @@ def write_shapes(
         DatasetError: `output` is there and is no set of shapes.
         ValueError: a count or an option outside of its range.
     """
-    if min(num_train, num_val) < 1:
-        raise ValueError(
-            f"write_shapes needs at least one picture each, got {num_train} and {num_val}."
-        )
     options = options or ShapesOptions()
+    return write_set(_SHAPES, output, {"train": num_train, "val": num_val}, seed, options)
+
+
+def write_set(
+    kind: ProceduralSet,
+    output: str | os.PathLike,
+    counts: dict[str, int],
+    seed: int,
+    options: Any,
+) -> bool:
+    """Writes a set as PNG files and COCO JSON.
+
+    The folder appears whole or not at all. One that holds what is asked for is left alone, one
+    that holds another request is replaced, and any other folder is never touched.
+
+    Args:
+        kind: which set.
+        output: folder; gets `annotations/instances_<split>.json` and `<split>/`.
+        counts: pictures of each split.
+        seed: of the training split.
+        options: what the pictures look like, a dataclass with `size`.
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        DatasetError: `output` is there and is no such set.
+        ValueError: a split without a picture.
+    """
+    if min(counts.values()) < 1:
+        numbers = " and ".join(map(str, counts.values()))
+        raise ValueError(f"write_{kind.name} needs at least one picture each, got {numbers}.")
     folder = Path(output)
-    request = {
-        "version": _VERSION,
-        "train": num_train,
-        "val": num_val,
-        "seed": seed,
-        "options": {**asdict(options), "size": list(options.size)},
-    }
-    if _is_finished(folder, request):
+    drawn = json.loads(json.dumps(asdict(options)))  # as it is read again
+    request = {"version": kind.version, **counts, "seed": seed, "options": drawn}
+    if _is_finished(folder, request, kind):
         return False
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        for split, count in (("train", num_train), ("val", num_val)):
-            _write_split(temporary, split, count, seed, options)
-        (temporary / _MARKER).write_text(json.dumps(request, indent=1))
+        for split, count in counts.items():
+            _write_split(temporary, split, count, seed, options, kind)
+        (temporary / kind.marker).write_text(json.dumps(request, indent=1))
         _replace(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
-def _is_finished(folder: Path, request: dict) -> bool:
+def _is_finished(folder: Path, request: dict, kind: ProceduralSet) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        return json.loads((folder / _MARKER).read_text()) == request
+        return json.loads((folder / kind.marker).read_text()) == request
     except (OSError, ValueError):
         raise DatasetError(
-            f"{str(folder)!r} is there and is not a set of shapes ({_MARKER} is missing or "
-            "broken). Give another --output, or remove it."
+            f"{str(folder)!r} is there and is not a set of {kind.name} ({kind.marker} is missing "
+            "or broken). Give another --output, or remove it."
         ) from None
 
 
-def _write_split(folder: Path, split: str, count: int, seed: int, options: ShapesOptions) -> None:
+def _write_split(
+    folder: Path, split: str, count: int, seed: int, options: Any, kind: ProceduralSet
+) -> None:
     (folder / split).mkdir(parents=True)
     (folder / "annotations").mkdir(exist_ok=True)
     height, width = options.size
     images, annotations = [], []
     for index in range(count):
-        sample = shapes_sample(seed, split, index, options)
+        sample = kind.draw(seed, split, index, options)
         name = f"{index:06d}.png"
         # Noise hardly compresses; stored pixels are read in half the time.
         Image.fromarray(sample.image).save(folder / split / name, compress_level=0)
@@ -103,7 +149,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int, options: Shape
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(kind.class_names)]
     document = {"images": images, "annotations": annotations, "categories": categories}
     path = folder / "annotations" / f"instances_{split}.json"
     path.write_text(json.dumps(document))

@@ -94,14 +94,8 @@ def shapes_sample(
     Raises:
         ValueError: an unknown split, or a negative seed or index.
     """
-    if split not in _SPLITS or seed < 0 or index < 0:
-        raise ValueError(
-            "shapes_sample needs split 'train' or 'val', seed >= 0 and index >= 0, "
-            f"got split={split!r}, seed={seed}, index={index}."
-        )
     options = options or ShapesOptions()
-    seed = _VAL_SEED if split == "val" else seed
-    chance = Chance([seed, _SPLITS[split], index])
+    chance = Chance(stream(seed, split, index))
     canvas = _background(chance, options)
     owner = np.full(options.size, -1, dtype=np.int16)
     shapes = _place_shapes(chance, options)
@@ -110,7 +104,27 @@ def shapes_sample(
         for place, shape in enumerate(shapes)
     ]
     boxes, classes = _visible_objects(owner, shapes, whole)
-    return ShapesSample(_develop(canvas, chance, options), boxes, classes)
+    image = develop(canvas, chance, noise=9, gray=options.gray)
+    return ShapesSample(image, boxes, classes)
+
+
+def stream(seed: int, split: str, index: int) -> list[int]:
+    """What the random numbers of a picture start from.
+
+    Args:
+        seed: of the training split; the validation split has its own fixed one.
+        split: "train" or "val".
+        index: which picture, from 0.
+
+    Raises:
+        ValueError: an unknown split, or a negative seed or index.
+    """
+    if split not in _SPLITS or seed < 0 or index < 0:
+        raise ValueError(
+            "A picture needs split 'train' or 'val', seed >= 0 and index >= 0, "
+            f"got split={split!r}, seed={seed}, index={index}."
+        )
+    return [_VAL_SEED if split == "val" else seed, _SPLITS[split], index]
 
 
 def _background(chance: Chance, options: ShapesOptions) -> np.ndarray:
@@ -191,10 +205,17 @@ def _visible_objects(
     return np.array(boxes, dtype=np.int64).reshape(-1, 4), np.array(classes, dtype=np.int64)
 
 
-def _develop(canvas: np.ndarray, chance: Chance, options: ShapesOptions) -> np.ndarray:
-    """Gain, noise and rounding."""
-    gain, sigma = chance.uniform(0.75, 1.2), chance.uniform(0, 9)
+def develop(canvas: np.ndarray, chance: Chance, *, noise: float, gray: bool = False) -> np.ndarray:
+    """Gain, noise and rounding: uint8.
+
+    Args:
+        canvas: float32 (height, width, 3).
+        chance: for the gain and the noise.
+        noise: most of its standard deviation.
+        gray: three equal channels.
+    """
+    gain, sigma = chance.uniform(0.75, 1.2), chance.uniform(0, noise)
     image = canvas * np.float32(gain) + np.float32(sigma) * chance.bells(*canvas.shape)
-    if options.gray:
+    if gray:
         image = without_color(image)
     return (image + np.float32(0.5)).clip(0, 255).astype(np.uint8)

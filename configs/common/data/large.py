@@ -1,0 +1,27 @@
+"""Large pictures with small objects: trained on crops of their scale, evaluated as a whole.
+
+`dataset.max_size` is the long side in pixels, to which pictures are brought; `crop_size` is that of
+the crops. `test_short_side` is out of reach, so that the long side alone decides.
+"""
+
+from sparsedet.config import LazyCall as L
+from sparsedet.data import RandomCrop, RandomHorizontalFlip, ResizeShortSide
+
+from .coco import dataloader, dataset
+
+dataset.update(
+    train_json="datasets/large/train.json",
+    train_images="datasets/large/train",
+    val_json="datasets/large/val.json",
+    val_images="datasets/large/val",
+    num_classes=None,
+    short_sides=[100000],
+    test_short_side=100000,
+    max_size=2560,
+    crop_size=1280,
+)
+dataloader["train"].mapper.transforms = [
+    L(RandomHorizontalFlip)(probability=0.5),
+    L(ResizeShortSide)(short_sides="${dataset.short_sides}", max_size="${dataset.max_size}"),
+    L(RandomCrop)(min_size="${dataset.crop_size}", max_size="${dataset.crop_size}"),
+]

@@ -1,0 +1,41 @@
+"""Glance and look for a CPU: large photographs of your own, a backbone that needs no network.
+
+Beside `configs/photos.py`: its backbone, and a Focus-DINO as small. Your set takes the four
+overrides that it takes. Pictures keep the size that they have.
+"""
+
+from sparsedet.config import LazyCall as L
+from sparsedet.config import get_config
+from sparsedet.data import RandomCrop, RandomHorizontalFlip
+from sparsedet.modeling import ForegroundTokenSelector, GlanceAndLook
+
+_host = get_config("photos")
+dataset, dataloader, train = _host.dataset, _host.dataloader, _host.train
+model, optimizer, lr_multiplier = _host.model, _host.optimizer, _host.lr_multiplier
+
+dataset.crop_size = 1024
+dataloader.train.mapper.transforms = [
+    L(RandomHorizontalFlip)(probability=0.5),
+    L(RandomCrop)(min_size="${dataset.crop_size}", max_size="${dataset.crop_size}"),
+]
+dataloader.test.mapper.transforms = []
+dataloader.test.batch_size = 1
+
+# strides 8 and 16 in the tiles, 32 to 256 at a glance
+model.num_levels = 6
+model.backbone.out_features = ["res3", "res4", "res5"]
+model.neck.update(in_channels=dict(res3=40, res4=112, res5=320), strides=[8, 16, 32], num_levels=4)
+model.regions = L(GlanceAndLook)(
+    glance_factor=4,
+    tile=256,
+    halo=32,
+    look_ratio=0.2,
+    scorer=L(ForegroundTokenSelector)(
+        embed_dim="${...embed_dim}", num_levels="${...neck.num_levels}"
+    ),
+    min_visible=16,
+    taught_passes=1000,
+)
+_seen = get_config("common/models/glance_and_look.py").model.criterion
+model.criterion.stage, model.criterion.regions = _seen.stage, _seen.regions
+train.output_dir = "output/glance_and_look_photos"

@@ -1,0 +1,36 @@
+"""The set as a folder of PNG files and COCO JSON."""
+
+import os
+
+from ..shapes.files import ProceduralSet, write_set
+from .scene import CLASS_NAMES, HaystackOptions, haystack_sample
+
+_HAYSTACK = ProceduralSet("haystack", 1, CLASS_NAMES, haystack_sample)
+
+
+def write_haystack(
+    output: str | os.PathLike,
+    *,
+    num_train: int = 200,
+    num_val: int = 50,
+    seed: int = 0,
+    options: HaystackOptions | None = None,
+) -> bool:
+    """Writes the set, see `sparsedet.data.shapes.files.write_set`.
+
+    Args:
+        output: folder; gets `annotations/instances_{train,val}.json`, `train/` and `val/`.
+        num_train: pictures for training.
+        num_val: pictures for validation.
+        seed: of the training split.
+        options: what the pictures look like.
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        DatasetError: `output` is there and is no such set.
+        ValueError: a count or an option outside of its range.
+    """
+    options = options or HaystackOptions()
+    return write_set(_HAYSTACK, output, {"train": num_train, "val": num_val}, seed, options)

@@ -1,0 +1,367 @@
+"""Which parts of a picture the backbone sees: a glance at all of it, then a look at some tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.constants import constants
+from sparsedet.modeling.parts import Assembly, Scorer, Selector
+from sparsedet.modeling.selection import TopKSelector
+from sparsedet.modeling.stages import (
+    Glance,
+    MultiScaleFeatures,
+    Presence,
+    Size,
+    Targets,
+    TokenScores,
+    TokenSelection,
+    flatten_maps,
+    level_size,
+)
+from sparsedet.registry import REGIONS
+
+_FIRST = 1e4  # more than any score: tiles with it come first
+
+
+@REGIONS.register()
+class GlanceAndLook(nn.Module):
+    """The whole picture at a fraction of its size, and some of its tiles as they are.
+
+    At a glance, the backbone and the neck see the picture with both sides divided by
+    ``glance_factor``, the mean of that many pixels each way. A scorer rates the tokens of these
+    maps, and a tile is as good as the best token that it holds on the finest of them. A selector
+    keeps some tiles. The same backbone and neck look at these, ``halo`` pixels wider on every side,
+    as one batch. The levels of the result are those of a tile that are finer than the glance's,
+    there where it looked and absent elsewhere, then those of the glance. So encoder and decoder see
+    one picture, with one set of queries: there are no borders and no duplicates to remove.
+
+    Inside of a tile, maps equal those of the whole picture where the backbone's receptive field
+    reaches less far than the halo and nothing is normalized over the map; what lies beyond the
+    picture is zero to both. ``GroupNorm`` of the neck takes its statistics from a tile with its
+    halo, so a tile's maps do not depend on which other tiles were looked at.
+
+    Training needs no other loss than those of ``SetCriterion.regions`` for the scorer. At first the
+    tiles that hold objects too small for the glance come before others, and which others is a
+    matter of scores and of chance. Both fade, until the scores alone decide.
+
+    Args:
+        glance_factor: what the sides are divided by for the glance, at least 2.
+        tile: side of a tile in pixels, a multiple of the glance's finest stride.
+        halo: pixels around a tile that are seen with it, a multiple of the coarsest stride of the
+            levels that tiles give.
+        look_ratio: share of a picture's tiles that are looked at, in (0, 1]; they are counted as
+            ``TopKSelector`` counts tokens. None = what the selector says.
+        scorer: rates the tokens of the glance; None where the selector reads no scores.
+        selector: chooses the tiles; None = ``TopKSelector(look_ratio)``.
+        min_visible: pixels of the glance that the longer side of an object has if it can be found
+            without a look.
+        taught_passes: training passes after which the scores alone decide.
+
+    Raises:
+        ValueError: for numbers outside of these ranges, or both or none of ``look_ratio`` and
+            ``selector``.
+    """
+
+    passes: Tensor
+    scorer: Scorer | None
+    selector: Selector
+
+    def __init__(
+        self,
+        glance_factor: int = 4,
+        tile: int = 256,
+        *,
+        halo: int = 32,
+        look_ratio: float | None = None,
+        scorer: Scorer | None = None,
+        selector: Selector | None = None,
+        min_visible: int = 16,
+        taught_passes: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.glance_factor, self.tile, self.halo = glance_factor, tile, halo
+        self.min_visible, self.taught_passes = min_visible, taught_passes
+        self._check_numbers()
+        if (look_ratio is None) == (selector is None):
+            both = "both" if selector is not None else "neither"
+            raise _error("look_ratio", "given unless selector is, and not beside it", both)
+        self.scorer = scorer
+        self.selector = TopKSelector(look_ratio) if selector is None else selector
+        self.look = _Look(tile, halo)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def _check_numbers(self) -> None:
+        for name in ("glance_factor", "tile", "min_visible"):
+            key = f"model.regions.{name}"
+            require_positive(getattr(self, name), f"GlanceAndLook.{name}", key=key)
+        if self.glance_factor < 2:
+            raise _error("glance_factor", "at least 2", self.glance_factor)
+        for name in ("halo", "taught_passes"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 0:
+                raise _error(name, "an integer of at least 0", number)
+
+    def check(self, assembly: Assembly) -> None:
+        """Refuse sizes that do not fit the strides, and a scorer or selector that cannot be used.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        fine = self._fine(assembly.neck.strides)
+        cell = self.glance_factor * assembly.neck.strides[0]
+        if not fine or any(cell % stride for stride in fine):
+            what = f"such that it times {assembly.neck.strides[0]} is a multiple of {list(fine)}"
+            raise _error("glance_factor", what, self.glance_factor)
+        if self.tile % cell:
+            raise _error(
+                "tile", f"a multiple of {cell}, the finest stride of the glance", self.tile
+            )
+        if self.halo % fine[-1]:
+            raise _error("halo", f"a multiple of {fine[-1]}, the stride of a level", self.halo)
+        self._check_parts(assembly)
+
+    def _check_parts(self, assembly: Assembly) -> None:
+        scorer, name = self.scorer, type(self.selector).__name__
+        if not isinstance(self.selector, Selector):
+            raise _error("selector", "a Selector (see sparsedet.modeling.parts)", name)
+        if self.selector.needs_scorer != (scorer is not None):
+            what = "given" if self.selector.needs_scorer else "null"
+            raise _error("scorer", f"{what} for {name}", type(scorer).__name__)
+        if getattr(self.selector, "layer_ratios", None) is not None:
+            raise _error("selector.layer_ratios", "null, tiles are chosen once", "some")
+        if scorer is None:
+            return
+        if not isinstance(scorer, Scorer) or getattr(scorer, "needs_images", False):
+            what = "a Scorer (see sparsedet.modeling.parts) of features alone"
+            raise _error("scorer", what, type(scorer).__name__)
+        sizes = {"embed_dim": assembly.embed_dim, "num_levels": len(assembly.neck.strides)}
+        for size, expected in sizes.items():
+            got = getattr(scorer, size, None)
+            if got not in (None, expected):
+                raise _error(f"scorer.{size}", f"{expected} as in the neck", got)
+
+    @property
+    def look_ratio(self) -> float | None:
+        """Share of the tiles that are looked at; None where the selector has none."""
+        return getattr(self.selector, "keep_ratio", None)
+
+    def strides(self, own: Sequence[int]) -> tuple[int, ...]:
+        """Pixels per cell of each level of the result, where the neck's are ``own``."""
+        return (*self._fine(own), *(self.glance_factor * stride for stride in own))
+
+    def _fine(self, own: Sequence[int]) -> tuple[int, ...]:
+        """Strides of the levels that tiles give."""
+        return tuple(stride for stride in own if stride < self.glance_factor * own[0])
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        image_sizes: Sequence[Size],
+        *,
+        see: Callable[[Tensor], Sequence[Tensor]],
+        embed: Callable[..., MultiScaleFeatures],
+        strides: Sequence[int],
+        heads: Any,
+        targets: Targets | None = None,
+    ) -> tuple[MultiScaleFeatures, Glance]:
+        """Glance, choose tiles and look; see ``sparsedet.modeling.parts.Regions``."""
+        glance = see(self._smaller(images))
+        features = embed(glance, image_sizes)
+        scores = None
+        if self.scorer is not None:
+            cell = features.strides[0]
+            objects = None if targets is None else targets.at_least(cell, image_sizes)
+            scores = self.scorer(features, heads, objects)
+        tiles = self._tiles(features, scores)
+        looked = self._choose(tiles, scores, targets)
+        maps, presence = self.look(images, looked, tiles, see, self._fine(strides))
+        whole = embed((*maps, *glance), image_sizes, presence=presence)
+        return whole, Glance(features, scores, tiles, looked)
+
+    def _smaller(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
+        factor, (height, width) = self.glance_factor, images.shape[-2:]
+        return F.avg_pool2d(F.pad(images, (0, -width % factor, 0, -height % factor)), factor)
+
+    def _tiles(
+        self, features: MultiScaleFeatures, scores: TokenScores | None
+    ) -> MultiScaleFeatures:
+        """The tiles as a map of one level, whose tokens are their scores."""
+        shape = features.spatial_shapes[0]
+        side = self.tile // features.strides[0]
+        logits = features.tokens.new_zeros(len(features.tokens), *shape, dtype=torch.float32)
+        if scores is not None:
+            padding, own = (
+                features.split_levels(x)[0] for x in (features.padding_mask, scores.logits)
+            )
+            logits = own.float().masked_fill(padding, float("-inf")).unflatten(1, shape)
+        beyond = (0, -shape[1] % side, 0, -shape[0] % side)
+        best = F.max_pool2d(F.pad(logits[:, None], beyond, value=float("-inf")), side)
+        return flatten_maps(
+            [best],
+            lambda *_: torch.zeros_like(best).flatten(2).transpose(1, 2),
+            strides=(self.tile,),
+            image_sizes=features.image_sizes,
+        )
+
+    # --- where to look
+
+    def _choose(
+        self, tiles: MultiScaleFeatures, scores: TokenScores | None, targets: Targets | None
+    ) -> TokenSelection:
+        rated = None
+        if scores is not None:
+            rated = TokenScores(tiles.tokens[..., 0], weighs=scores.weighs)
+        looked = self.selector(rated, tiles, 1)[0]
+        if not self.training or targets is None or looked.indices is None:
+            return looked
+        return self._taught(looked, tiles, targets)
+
+    def _taught(
+        self, looked: TokenSelection, tiles: MultiScaleFeatures, targets: Targets
+    ) -> TokenSelection:
+        """As many tiles of every image, first what the glance cannot see, others also by chance."""
+        assert looked.indices is not None
+        logits = tiles.tokens[..., 0]
+        self.passes.add_(1)
+        chance = (1 - self.passes / (self.taught_passes + 1)).clamp(min=0)
+        # Gumbel's noise draws tiles with chances as the exponentials of their scores
+        noise = -torch.empty_like(logits).exponential_().log()
+        taught = torch.rand(len(logits), 1, device=logits.device) < chance
+        first = taught & invisible_tiles(tiles, targets, self.min_visible * self.glance_factor)
+        order = (logits.detach() + chance * noise) + _FIRST * first
+        order = order.masked_fill(tiles.padding_mask, float("-inf"))
+        indices = order.topk(looked.indices.shape[1], dim=1).indices
+        weight = None if looked.weight is None else logits.gather(1, indices).sigmoid()
+        return replace(looked, indices=indices, weight=weight)
+
+
+class _Look(nn.Module):
+    """What the chosen tiles add to the glance."""
+
+    def __init__(self, tile: int, halo: int) -> None:
+        super().__init__()
+        self.tile, self.halo = tile, halo
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        looked: TokenSelection,
+        tiles: MultiScaleFeatures,
+        see: Callable[[Tensor], Sequence[Tensor]],
+        strides: Sequence[int],
+    ) -> tuple[list[Tensor], list[Presence | None]]:
+        """Maps of the pictures with these strides, zero but in the tiles, and what is there."""
+        size, maps, presence = (images.shape[-2], images.shape[-1]), [], []
+        seen = see(self._crops(images, looked, tiles))
+        for x, stride in zip(seen, strides, strict=False):  # coarser maps are the glance's
+            shape = rows, columns = level_size(size, stride)
+            maps.append(self._placed(x, looked, tiles, stride)[..., :rows, :columns])
+            presence.append(self._presence(looked, tiles, stride, shape))
+        return maps, presence
+
+    def _crops(
+        self, images: Float[Tensor, "B 3 H W"], looked: TokenSelection, tiles: MultiScaleFeatures
+    ) -> Float[Tensor, "b 3 s s"]:
+        """The chosen tiles with what is around them, image by image."""
+        (rows, columns), halo = tiles.spatial_shapes[0], self.halo
+        right, below = columns * self.tile - images.shape[-1], rows * self.tile - images.shape[-2]
+        padded = F.pad(images, (halo, right + halo, halo, below + halo))
+        side = self.tile + 2 * halo
+        windows = padded.unfold(2, side, self.tile).unfold(3, side, self.tile)
+        if looked.indices is None:
+            return windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        image = torch.arange(len(images), device=images.device)[:, None]
+        place = looked.indices
+        return windows[image, :, place // columns, place % columns].flatten(0, 1)
+
+    def _placed(
+        self,
+        maps: Float[Tensor, "b C s s"],
+        looked: TokenSelection,
+        tiles: MultiScaleFeatures,
+        stride: int,
+    ) -> Float[Tensor, "B C h w"]:
+        """One level of the chosen tiles in the map of whole tiles, zero elsewhere."""
+        side, halo = self.tile // stride, self.halo // stride
+        inner = maps[..., halo : halo + side, halo : halo + side].permute(0, 2, 3, 1)
+        batch, (rows, columns) = len(tiles.tokens), tiles.spatial_shapes[0]
+        cells = inner.reshape(batch, -1, side * side * maps.shape[1])
+        if looked.weight is not None:
+            cells = cells * looked.weight[..., None].to(cells.dtype)
+        if looked.indices is not None:
+            nothing = cells.new_zeros(batch, rows * columns, cells.shape[2])
+            cells = looked.scatter_(nothing, cells)
+        whole = cells.view(batch, rows, columns, side, side, -1).transpose(2, 3)
+        return whole.reshape(batch, rows * side, columns * side, -1).permute(0, 3, 1, 2)
+
+    def _presence(
+        self, looked: TokenSelection, tiles: MultiScaleFeatures, stride: int, shape: Size
+    ) -> Presence | None:
+        """Which cells of a level are there; None = all."""
+        every = looked.exact and looked.max_counts == tiles.num_valid
+        if looked.indices is None or every:
+            return None
+        side, (rows, columns) = self.tile // stride, tiles.spatial_shapes[0]
+        mask = looked.mask(rows * columns).view(-1, rows, 1, columns, 1)
+        mask = mask.expand(-1, -1, side, -1, side).reshape(-1, rows * side, columns * side)
+        counts, exact = [], looked.exact
+        for size, count in zip(tiles.image_sizes, looked.max_counts, strict=True):
+            areas = _areas(level_size(size, stride), side)
+            counts.append(sum(areas[:count]))
+            exact = exact and (count == len(areas) or areas[0] == areas[-1])
+        return Presence(mask[:, : shape[0], : shape[1]], tuple(counts), exact)
+
+
+def tile_numbers(
+    tiles: MultiScaleFeatures, image: int, boxes: Float[Tensor, "n 4"]
+) -> Int[Tensor, " n"]:
+    """The tiles that hold the centers of boxes, numbered as the tokens of ``Glance.tiles``.
+
+    Args:
+        tiles: see ``Glance``.
+        image: which image of the batch.
+        boxes: cxcywh in [0, 1] of the unpadded image.
+    """
+    h, w = tiles.image_sizes[image]
+    rows, columns = tiles.level_sizes[image][0]
+    column, row = (
+        (boxes[:, axis] * length / tiles.strides[0]).long().clamp(0, count - 1)
+        for axis, length, count in ((0, w, columns), (1, h, rows))
+    )
+    return row * tiles.spatial_shapes[0][1] + column
+
+
+def invisible_tiles(
+    tiles: MultiScaleFeatures, targets: Targets, side: float
+) -> Bool[Tensor, "B N"]:
+    """True at tiles with the center of an object whose longer side is below ``side`` pixels."""
+    marks = []
+    for image, boxes in enumerate(targets.boxes):
+        h, w = tiles.image_sizes[image]
+        pixels = boxes[:, 2:] * constants((w, h), boxes.device).to(boxes.dtype)
+        small = (pixels < side).all(1).to(boxes.dtype)
+        nothing = boxes.new_zeros(tiles.num_tokens)
+        marks.append(nothing.scatter_add(0, tile_numbers(tiles, image, boxes), small) > 0)
+    return torch.stack(marks)
+
+
+def _areas(size: Size, side: int) -> list[int]:
+    """Cells of the tiles of a map, from the largest to the smallest."""
+    rows, columns = (
+        [min(side, length - start) for start in range(0, length, side)] for length in size
+    )
+    return sorted((down * across for down in rows for across in columns), reverse=True)
+
+
+def _error(argument: str, expected: str, got: object) -> ValueError:
+    return ValueError(
+        f"GlanceAndLook.{argument} must be {expected}, got {got}. Set model.regions.{argument}."
+    )

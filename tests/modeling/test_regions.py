@@ -1,0 +1,628 @@
+"""Glancing at a picture and looking at some of its tiles."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsedet.analysis import count_flops, looked_at, measure_latency, tile_recall
+from sparsedet.modeling import (
+    AdaptiveSelector,
+    ChannelMapper,
+    DAMPredictor,
+    DecoderAttentionLoss,
+    DenseSelector,
+    ElasticSelector,
+    ForegroundLoss,
+    ForegroundTokenSelector,
+    GlanceAndLook,
+    ObjectnessScorer,
+    OracleScorer,
+    PollScorer,
+    RandomScorer,
+    SalienceLoss,
+    SetCriterion,
+    TokenSparseDetector,
+    TopKSelector,
+)
+from sparsedet.modeling.regions import invisible_tiles, tile_numbers
+from sparsedet.modeling.stages import Targets, level_size
+from tests.modeling import small
+
+FACTOR, TILE, HALO = 4, 64, 16
+STRIDES = (8, 16, 32, 64, 128, 256)
+SIZES = ((200, 300), (260, 190))  # no multiples of a tile
+EMBED = small.EMBED_DIM
+LEVELS = dict(num_levels=6, levels=((2, 3, 4, 5), (0, 1, 2, 3, 4, 5)))
+
+
+def foreground(**options) -> dict:
+    return dict(scorer=ForegroundTokenSelector(EMBED, 4), term=ForegroundLoss(weight=1.0))
+
+
+# every scorer with what trains it, of the tokens of the glance
+SCORERS = {
+    "foreground": foreground,
+    "salience": lambda: dict(
+        scorer=ForegroundTokenSelector(EMBED, 4), term=SalienceLoss(weight=1.0)
+    ),
+    "unsupervised": lambda: dict(scorer=ForegroundTokenSelector(EMBED, 4, supervised=False)),
+    "dam": lambda: dict(scorer=DAMPredictor(EMBED), term=DecoderAttentionLoss(weight=1.0)),
+    "objectness": lambda: dict(scorer=ObjectnessScorer()),
+    "poll": lambda: dict(scorer=PollScorer(EMBED)),
+    "oracle": lambda: dict(scorer=OracleScorer()),
+    "random": lambda: dict(scorer=RandomScorer()),
+}
+
+
+def parts(name: str, *, term=None, selector=None, look_ratio=0.3, **options) -> dict:
+    given = small.parts(small.NAMED[name], **LEVELS)
+    criterion = given["criterion"]
+    terms = [] if term is None else [term]
+    given["criterion"] = SetCriterion(
+        criterion.matcher, criterion.matched, stage=criterion.stage, regions=terms
+    )
+    ratio = look_ratio if selector is None else None
+    options = {"tile": TILE, "halo": HALO, **options}
+    regions = GlanceAndLook(FACTOR, look_ratio=ratio, selector=selector, **options)
+    return {**given, "num_levels": len(STRIDES), "regions": regions}
+
+
+def detector(name: str = "dino", *, seed: int = 0, **options) -> TokenSparseDetector:
+    for term in (given := parts(name, **options))["criterion"].stage:
+        if isinstance(term, ForegroundLoss):
+            term.size_ranges = ((-1.0, 64.0),) * len(STRIDES)
+    return small.randomize(TokenSparseDetector(**given), seed)
+
+
+def look(model: TokenSparseDetector, sizes=SIZES, seeds=(0, 1), targets=None):
+    batch = model.preprocess(small.samples(sizes, (2,) * len(sizes), seeds))
+    with torch.no_grad():
+        return model.see(batch.images, batch.image_sizes, targets), batch
+
+
+def tile_mask(features, looked, level: int, image: int) -> Tensor:
+    """Cells of a level in the looked-at tiles of an image, worked out one by one."""
+    stride = STRIDES[level]
+    tiles = looked.indices[image]
+    if looked.valid is not None:
+        tiles = tiles[looked.valid[image]]
+    columns = -(-max(w for _, w in SIZES) // TILE)
+    rows, width = features.spatial_shapes[level]
+    h, w = features.level_sizes[image][level]
+    mask = torch.zeros(rows, width, dtype=torch.bool)
+    for tile in tiles.tolist():
+        y, x = tile // columns * TILE // stride, tile % columns * TILE // stride
+        mask[y : min(y + TILE // stride, h), x : min(x + TILE // stride, w)] = True
+    return mask
+
+
+def test_levels_are_those_of_the_tiles_then_those_of_the_glance():
+    model = detector(**foreground()).eval()
+    (features, glance), _ = look(model)
+    assert model.strides == features.strides == STRIDES
+    assert glance.features.strides == STRIDES[2:]
+    canvas = (260, 300)
+    assert list(features.spatial_shapes) == [level_size(canvas, stride) for stride in STRIDES]
+    start = sum(h * w for h, w in features.spatial_shapes[:2])
+    assert torch.equal(features.tokens[:, start:], glance.features.tokens)
+    assert torch.equal(features.pos[:, start:], glance.features.pos)
+    assert glance.tiles.spatial_shapes == ((5, 5),)
+    assert glance.looked.max_counts == (int(0.3 * 4 * 5) + 1, int(0.3 * 5 * 3) + 1)
+
+
+def test_what_was_not_looked_at_is_absent_and_zero():
+    (features, glance), _ = look(detector(**foreground()).eval())
+    for image in range(2):
+        masks = features.split_levels(features.padding_mask)
+        for level in range(2):
+            there = ~masks[level][image].view(features.spatial_shapes[level])
+            assert torch.equal(there, tile_mask(features, glance.looked, level, image))
+        for level in range(2, 6):
+            assert int((~masks[level][image]).sum()) == features.level_counts[image][level]
+    assert not features.exact
+    assert all(
+        int((~own).sum()) <= most
+        for own, most in zip(features.padding_mask, features.num_valid, strict=True)
+    )
+    absent = features.padding_mask & (torch.arange(features.num_tokens) < features.num_tokens // 2)
+    assert not features.tokens[absent].any()
+
+
+def test_whole_tiles_are_counted_exactly():
+    (features, _), _ = look(detector(**foreground()).eval(), ((128, 192), (192, 128)))
+    assert features.exact
+    assert features.num_valid == tuple((~features.padding_mask).sum(1).tolist())
+
+
+class Local(nn.Module):
+    """Strided convolutions without a bias, of a small receptive field."""
+
+    size_divisibility = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = (3, 4, 4, 4, 4, 4)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in pairwise(channels)
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = [images]
+        for conv in self.convs:
+            maps.append(torch.tanh(conv(maps[-1])))
+        return dict(zip(("res3", "res4", "res5"), maps[3:], strict=True))
+
+
+def without_norm(**options) -> TokenSparseDetector:
+    given = parts("efficient", **foreground(), **options)
+    given["backbone"] = Local()
+    given["neck"] = ChannelMapper(
+        dict(res3=4, res4=4, res5=4), (8, 16, 32), embed_dim=EMBED, norm=None
+    )
+    return small.randomize(TokenSparseDetector(**given)).eval()
+
+
+def far_from_dense(model: TokenSparseDetector) -> list[float]:
+    """Largest differences from the maps of the whole picture, inside of tiles, by level."""
+    (features, _), batch = look(model, ((256, 320),), (3,))
+    with torch.no_grad():
+        dense = model.neck(model.backbone(batch.images))
+    found = []
+    for level in range(2):
+        own = features.split_levels(features.tokens)[level]
+        whole = dense[level].flatten(2).transpose(1, 2)
+        there = ~features.split_levels(features.padding_mask)[level]
+        assert 0 < there.float().mean() < 1
+        found.append(float((own - whole)[there].abs().max()))
+    return found
+
+
+def test_tiles_equal_the_dense_maps_where_the_halo_holds_the_receptive_field():
+    """It reaches 7 pixels far on the first level and 15 on the second; borders are zero."""
+    assert max(far_from_dense(without_norm(halo=16))) < 1e-5
+    assert min(far_from_dense(without_norm(halo=0))) > 1e-3
+
+
+def test_a_tile_does_not_depend_on_other_tiles():
+    """GroupNorm takes its statistics from the tile and its halo."""
+    few, many = (detector(**foreground(), look_ratio=ratio).eval() for ratio in (0.2, 0.6))
+    (one, _), _ = look(few)
+    (other, _), _ = look(many)
+    there = ~one.padding_mask
+    assert (~other.padding_mask)[there].all()
+    assert not torch.equal(one.padding_mask, other.padding_mask)
+    torch.testing.assert_close(one.tokens[there], other.tokens[there], atol=1e-5, rtol=1e-5)
+
+
+def test_a_tile_does_not_depend_on_companions_or_padding():
+    model = detector("dino", scorer=RandomScorer()).eval()
+    (both, _), _ = look(model)
+    for image in range(2):
+        (alone, _), _ = look(model, SIZES[image : image + 1], (image,))
+        for level in range(2):
+            h, w = alone.spatial_shapes[level]
+            pairs = [
+                (each.split_levels(x)[level][place].view(*each.spatial_shapes[level], -1)[:h, :w])
+                for each, place in ((alone, 0), (both, image))
+                for x in (each.tokens, each.padding_mask)
+            ]
+            assert torch.equal(pairs[1], pairs[3])
+            torch.testing.assert_close(pairs[0], pairs[2], atol=1e-5, rtol=1e-5)
+
+
+def test_images_of_one_size_do_not_depend_on_each_other():
+    model = detector("focus", **foreground()).eval()
+    batch = small.samples(((200, 300),) * 3, (1, 2, 3))
+    together = model(batch)
+    for image, sample in enumerate(batch):
+        (alone,) = model([sample])
+        for field in ("scores", "pred_classes"):
+            ours, theirs = (x["instances"].get(field) for x in (alone, together[image]))
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_looking_at_everything_sees_every_tile():
+    """All tiles by their share, all tiles without scores, and each tile by itself."""
+    model = detector("efficient", **foreground(), look_ratio=1.0).eval()
+    every = detector("efficient", selector=DenseSelector()).eval()
+    every.load_state_dict(model.state_dict(), strict=False)
+    (features, _), batch = look(model)
+    (others, _), _ = look(every)
+    assert features.present is None and features.exact
+    assert torch.equal(features.padding_mask, others.padding_mask)
+    ours, theirs = (each.tokens[~each.padding_mask] for each in (features, others))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    margins = F.pad(batch.images, (HALO, 64 + HALO, HALO, 64 + HALO))
+    side = TILE + 2 * HALO
+    for row, column in ((0, 0), (3, 2), (4, 4)):
+        y, x = row * TILE, column * TILE
+        with torch.no_grad():
+            maps = model.neck(model.backbone(margins[..., y : y + side, x : x + side]))
+        for level in range(2):
+            stride, (h, w) = STRIDES[level], features.spatial_shapes[level]
+            cells, cut = TILE // stride, HALO // stride
+            own = features.split_levels(features.tokens)[level].view(2, h, w, -1)
+            own = own[:, row * cells : (row + 1) * cells, column * cells : (column + 1) * cells]
+            alone = maps[level][..., cut : cut + cells, cut : cut + cells].permute(0, 2, 3, 1)
+            for image in range(2):
+                rows, width = features.level_sizes[image][level]
+                rows, width = max(rows - row * cells, 0), max(width - column * cells, 0)
+                pair = (x[image, :rows, :width][:cells, :cells] for x in (own, alone))
+                torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-5)
+    samples = small.samples(SIZES, (2, 2))
+    for ours, theirs in zip(model(samples), every(samples), strict=True):
+        torch.testing.assert_close(
+            ours["instances"].scores, theirs["instances"].scores, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_the_best_tile_has_the_best_token_of_the_finest_level():
+    (_, glance), _ = look(detector(**foreground()).eval())
+    rows, columns = glance.features.spatial_shapes[0]
+    cells = TILE // 32
+    logits = glance.features.split_levels(glance.scores.logits)[0].view(2, rows, columns)
+    for image in range(2):
+        h, w = glance.features.level_sizes[image][0]
+        for tile in range(25):
+            y, x = tile // 5 * cells, tile % 5 * cells
+            inside = logits[image, :h, :w][y : y + cells, x : x + cells]
+            best = inside.max() if inside.numel() else torch.tensor(float("-inf"))
+            assert glance.tiles.tokens[image, tile, 0] == best
+
+
+def train_step(model, counts=(4, 3)):
+    torch.manual_seed(0)
+    losses = model.train()(small.samples(SIZES, counts))
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    return losses
+
+
+def silent(model) -> set[str]:
+    cancelled = ("0.bias",)  # of a convolution in front of a norm
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if (parameter.grad is None or not parameter.grad.any()) and not name.endswith(cancelled)
+    }
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_every_scorer_says_where_to_look_and_learns_it(name):
+    model = detector("efficient", **SCORERS[name]())
+    losses = train_step(model)
+    assert not silent(model)
+    taught = {key.split("/")[1] for key in losses if key.startswith("regions/")}
+    expected = {term.name for term in model.criterion.regions}
+    if name == "objectness":
+        expected = {"focal", "box_l1", "giou"}
+    assert taught == expected
+
+
+HOSTS = (
+    "deformable_plain",
+    "deformable_two_stage",
+    "dn_deformable",
+    "focus",
+    "sparse_dual",
+    "detr",
+)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_it_trains_the_queries_of_every_host(name):
+    model = detector(name, **foreground())
+    losses = train_step(model)
+    assert "regions/foreground" in losses
+    blind = {"decoder.layers.0.self_attention"} if name == "detr" else set()
+    assert not {each for each in silent(model) if not each.startswith(tuple(blind) or "-")}
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [ElasticSelector(0.3, train_ratios=(0.1, 0.5)), AdaptiveSelector(0.3, max_ratio=0.6)],
+    ids=["elastic", "adaptive"],
+)
+@pytest.mark.parametrize("counts", [(0, 0), (3, 0)], ids=["no object", "an image without"])
+def test_it_trains_with_other_shares_and_without_objects(selector, counts):
+    model = detector("focus", **foreground(), selector=copy.deepcopy(selector))
+    train_step(model, counts)
+    model.eval()(small.samples(SIZES, (1, 1)))
+    assert not silent(model) or counts == (0, 0)
+
+
+def objects(*boxes: tuple[float, float, float, float]) -> Targets:
+    """The same boxes in both images, in pixels of each."""
+    scaled = [torch.tensor(boxes) / torch.tensor([w, h, w, h]) for h, w in SIZES]
+    return Targets(tuple(scaled), (torch.zeros(len(boxes), dtype=torch.long),) * 2)
+
+
+# in tiles 0 and 12 of five columns; the last one is too large not to be seen at a glance
+SMALL_OBJECTS = objects((20, 30, 20, 12), (150, 140, 30, 30), (80, 20, 20, 80))
+
+
+def look_taught(model, targets) -> tuple[Tensor, Tensor]:
+    (_, glance), _ = look(model, targets=targets)
+    return glance.looked.mask(25), glance.tiles.tokens[..., 0]
+
+
+def test_small_objects_are_looked_at_first_and_the_scores_take_over():
+    model = detector(**foreground(), look_ratio=0.1, taught_passes=10**9).train()
+    for _ in range(5):
+        mask, _ = look_taught(model, SMALL_OBJECTS)
+        assert mask[:, [0, 12]].all()
+    model.regions.passes.zero_()
+    model.regions.taught_passes = 2
+    for _ in range(3):
+        look_taught(model, SMALL_OBJECTS)
+    assert int(model.regions.passes) == 3
+    mask, _ = look_taught(model, SMALL_OBJECTS)
+    alone, _ = look_taught(model.eval(), None)
+    assert torch.equal(mask, alone)
+    assert "regions.passes" in model.state_dict()
+
+
+def test_others_are_drawn_by_chance_at_first():
+    model = detector(**foreground(), look_ratio=0.1, taught_passes=10**6).train()
+    found = torch.stack([look_taught(model, objects((100, 100, 90, 90)))[0] for _ in range(12)])
+    assert found.any(0).sum() > found[0].sum() + 2
+    assert (found.sum(-1) == found[0].sum(-1)).all()  # as many as ever
+
+
+def test_tiles_of_objects():
+    (_, glance), _ = look(detector(**foreground()).eval())
+    assert tile_numbers(glance.tiles, 0, SMALL_OBJECTS.boxes[0]).tolist() == [0, 12, 1]
+    at_end = torch.tensor([[1.0, 1.0, 0.1, 0.1]])
+    assert tile_numbers(glance.tiles, 0, at_end).tolist() == [3 * 5 + 4]
+    assert tile_numbers(glance.tiles, 1, at_end).tolist() == [4 * 5 + 2]
+    marks = invisible_tiles(glance.tiles, SMALL_OBJECTS, 64)
+    assert [row.nonzero()[:, 0].tolist() for row in marks] == [[0, 12]] * 2
+
+
+def test_an_oracle_looks_at_objects():
+    model = detector(scorer=OracleScorer(), look_ratio=0.05).eval()
+    mask, _ = look_taught(model, objects((20, 30, 20, 12), (150, 140, 30, 30)))
+    assert mask[0].nonzero()[:, 0].tolist() == [0, 12]
+
+
+def test_the_scorer_of_the_glance_is_trained_on_what_it_can_tell():
+    """Objects between the centers of cells count, and attention to fine tokens is in its cells."""
+    model = detector("efficient", **foreground()).train()
+    batch = model.preprocess(small.samples(SIZES, (2, 2)))
+    tiny = objects((32, 32, 4, 4))
+    output = model.detect(batch.images, batch.image_sizes, tiny, record={"token_mass"})
+    seen = output.at_glance
+    assert seen.features is output.glance.features and seen.scores is output.glance.scores
+    there = output.token_mass.masked_fill(output.features.padding_mask, 0)
+    torch.testing.assert_close(seen.token_mass.sum(1), there.sum(1))
+    fine = output.features.split_levels(there)[0][0].view(output.features.spatial_shapes[0])
+    coarse = output.features.split_levels(there)
+    own = seen.features.split_levels(seen.token_mass)[0][0].view(seen.features.spatial_shapes[0])
+    second = coarse[1][0].view(output.features.spatial_shapes[1])
+    third = coarse[2][0].view(output.features.spatial_shapes[2])
+    expected = fine[4:8, 8:12].sum() + second[2:4, 4:6].sum() + third[1, 2]
+    torch.testing.assert_close(own[1, 2], expected)
+    grown = tiny.at_least(output.glance.cell, SIZES)
+    torch.testing.assert_close(
+        grown.boxes[0][0] * torch.tensor([300, 200, 300, 200]).float(),
+        torch.tensor([32.0, 32.0, 32.0, 32.0]),
+    )
+    untouched = objects((100, 100, 50, 60)).at_least(32, SIZES).boxes[0]
+    assert torch.equal(untouched, objects((100, 100, 50, 60)).boxes[0])
+
+
+def test_a_resumed_run_goes_on_with_the_same_tiles():
+    first, second = (detector(**foreground(), taught_passes=5).train() for _ in range(2))
+    for _ in range(3):
+        look_taught(first, SMALL_OBJECTS)
+    second.load_state_dict(first.state_dict())
+    found = []
+    for model in (first, second):
+        torch.manual_seed(3)
+        found.append(look_taught(model, SMALL_OBJECTS)[0])
+    assert torch.equal(*found)
+
+
+def test_other_backbones_get_what_they_ask_for():
+    """Glance and tiles are padded to whole multiples, and maps cut again."""
+    model = detector(**foreground(), tile=32, halo=16).eval()
+    sides = []
+
+    def note(module, given):
+        sides.append(given[0].shape[-2:])
+
+    model.backbone.size_divisibility = 48
+    model.backbone.register_forward_pre_hook(note)
+    (features, _), _ = look(model)
+    assert sides and all(side % 48 == 0 for pair in sides for side in pair)
+    assert list(features.spatial_shapes) == [level_size((288, 336), s) for s in STRIDES]
+
+
+BAD = {
+    "factor": (dict(glance_factor=1), r"glance_factor must be at least 2, got 1.*model\.regions"),
+    "odd factor": (dict(glance_factor=3), r"glance_factor must be such that it times 8"),
+    "tile": (dict(tile=100), r"tile must be a multiple of 32.*got 100"),
+    "halo": (dict(halo=8), r"halo must be a multiple of 16.*got 8"),
+    "negative halo": (dict(halo=-16), r"halo must be an integer of at least 0"),
+    "two shares": (dict(selector=TopKSelector(0.1)), r"look_ratio must be given unless selector"),
+    "no share": (dict(look_ratio=None), r"look_ratio must be given.*got neither"),
+    "share": (dict(look_ratio=1.5), r"keep_ratio must be in \(0, 1\]"),
+    "no scorer": (dict(scorer=None), r"scorer must be given for TopKSelector"),
+    "idle scorer": (
+        dict(selector=DenseSelector(), look_ratio=None),
+        r"scorer must be null for DenseSelector",
+    ),
+    "layers": (
+        dict(selector=TopKSelector(layer_ratios=(0.2, 0.1)), look_ratio=None),
+        r"layer_ratios must be null",
+    ),
+    "levels": (
+        dict(scorer=ForegroundTokenSelector(EMBED, 6, supervised=False)),
+        r"scorer\.num_levels must be 4",
+    ),
+    "width": (dict(scorer=PollScorer(64)), r"scorer\.embed_dim must be 32"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_refused(case):
+    options, message = BAD[case]
+    given = parts("efficient", scorer=RandomScorer())
+    arguments = dict(glance_factor=4, tile=TILE, halo=HALO, look_ratio=0.3, scorer=RandomScorer())
+    with pytest.raises(ValueError, match=message):
+        given["regions"] = GlanceAndLook(**{**arguments, **options})
+        TokenSparseDetector(**given)
+
+
+def test_terms_and_scorers_of_the_glance_go_together():
+    given = parts("efficient", scorer=ForegroundTokenSelector(EMBED))
+    with pytest.raises(ValueError, match=r"Add ForegroundLoss or .* to model\.criterion\.regions"):
+        TokenSparseDetector(**given)
+    given = parts("efficient", scorer=RandomScorer(), term=ForegroundLoss(weight=1.0))
+    with pytest.raises(ValueError, match=r"model\.criterion\.regions=\[\].*model\.regions\.scorer"):
+        TokenSparseDetector(**given)
+    given = parts("efficient", **foreground())
+    six = ForegroundLoss(weight=1.0, size_ranges=((-1, 9),) * 6)
+    given["criterion"].regions = (six,)
+    with pytest.raises(ValueError, match=r"one range for each of the 4 levels"):
+        TokenSparseDetector(**given)
+    given = {**small.parts(small.PLAIN)}
+    given["criterion"].regions = (ForegroundLoss(weight=1.0),)
+    with pytest.raises(ValueError, match=r"there are no regions"):
+        TokenSparseDetector(**given)
+
+
+def test_the_neck_has_its_own_number_of_levels():
+    given = {**parts("efficient", **foreground()), "num_levels": 4}
+    with pytest.raises(ValueError, match="num_levels"):
+        TokenSparseDetector(**given)
+
+
+def test_without_regions_nothing_is_added():
+    model = small.detector(small.NAMED["dino"])
+    assert model.regions is None and not any("regions" in key for key in model.state_dict())
+    batch = model.preprocess(small.samples(SIZES, (2, 2)))
+    with torch.no_grad():
+        features, glance = model.see(batch.images, batch.image_sizes)
+        maps = model.neck(model.backbone(batch.images))
+        output = model.eval().detect(batch.images, batch.image_sizes)
+    assert glance is None and output.glance is None and features.present is None
+    assert torch.equal(features.tokens, torch.cat([x.flatten(2) for x in maps], 2).transpose(1, 2))
+    assert replace(output, glance=None) == output
+
+
+def compiled_equals_eager(model, backend: str, *, training: bool) -> None:
+    model = model.train(training)
+    batch = model.preprocess(small.samples(SIZES, (2, 1)))
+    given = (batch.images, batch.image_sizes, batch.targets)
+    record = model.criterion.requires if training else frozenset()
+    detect = torch.compile(model.detect, backend=backend, fullgraph=True)
+    found = []
+    with torch.set_grad_enabled(training):
+        for call in (detect, model.detect):
+            torch.manual_seed(0)
+            model.regions.passes.zero_()
+            found.append(call(*given, record=record))
+    got, expected = found
+    assert torch.equal(got.features.padding_mask, expected.features.padding_mask)
+    for ours, theirs in zip(got.decoder, expected.decoder, strict=True):
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.boxes, theirs.boxes, atol=1e-4, rtol=1e-4)
+    if training:
+        losses = [sum(model.criterion(each, batch.targets).values()) for each in found]
+        torch.testing.assert_close(*losses, atol=1e-3, rtol=1e-3)
+
+
+@pytest.fixture
+def _fresh():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_it_compiles_in_one_graph(training, _fresh):
+    # what is drawn is the same in compiled code where the scores alone decide
+    model = detector("sparse", **foreground(), taught_passes=0)
+    compiled_equals_eager(model, "aot_eager", training=training)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("name", ["focus", "sparse"])
+def test_it_compiles_with_inductor(name, training, _fresh):
+    compiled_equals_eager(
+        detector(name, **foreground(), taught_passes=0), "inductor", training=training
+    )
+
+
+def test_it_exports(_fresh):
+    class Answer(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            found = self.model.detect(images, ((200, 300),))
+            return found.decoder[-1].boxes, found.glance.looked.indices
+
+    model = Answer(detector("sparse", **foreground()).eval())
+    images, others = torch.randn(2, 1, 3, 200, 300)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,))
+        for given in (images, others):
+            for ours, theirs in zip(program.module()(given), model(given), strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_costs_are_those_of_the_tiles():
+    """A look costs in proportion to the tiles; what is absent costs the encoder nothing."""
+    few, many = (
+        count_flops(detector("deformable_refine", **foreground(), look_ratio=ratio), (512, 512))
+        for ratio in (0.1, 0.5)
+    )
+    assert few.stages["backbone"] == many.stages["backbone"]
+    assert many.stages["look"] / few.stages["look"] == pytest.approx(33 / 7)
+    dense = count_flops(small.detector(small.NAMED["deformable_refine"]), (512, 512))
+    assert few.stages["encoder"] < 0.35 * dense.stages["encoder"]
+    assert few.stages["scorer"] > 0
+
+
+def test_seconds_of_the_glance_and_of_the_look_are_apart():
+    model = detector("focus", **foreground())
+    latency = measure_latency(model, (200, 300), repetitions=1, warm_up=0)
+    stages = ["backbone", "neck", "scorer", "look", "encoder", "query_initializer", "decoder"]
+    assert list(latency.stages) == stages
+    assert all(took > 0 for took in latency.stages.values())
+
+
+def test_tile_recall_counts_the_objects_that_were_looked_at():
+    batch = small.samples(SIZES, (3, 2))
+    objects_of = [len(sample["instances"]) for sample in batch]
+    assert sum(objects_of) == 5
+    assert tile_recall(detector("efficient", selector=DenseSelector()), [batch]) == 1
+    model = detector("efficient", scorer=RandomScorer(), look_ratio=0.3).eval()
+    prepared = model.preprocess(batch)
+    (_, glance), _ = look(model)
+    found = looked_at(glance, prepared.targets)
+    for image, own in enumerate(found):
+        numbers = tile_numbers(glance.tiles, image, prepared.targets.boxes[image]).tolist()
+        kept = glance.looked.indices[image]
+        if glance.looked.valid is not None:
+            kept = kept[glance.looked.valid[image]]
+        assert own.tolist() == [number in kept.tolist() for number in numbers]
+    share = tile_recall(model, [batch[:1], batch[1:]])
+    assert share == pytest.approx(sum(int(each.sum()) for each in found) / 5)
+    oracle = detector("efficient", scorer=OracleScorer(), look_ratio=0.5)
+    assert tile_recall(oracle, [batch]) == 1
+    with pytest.raises(ValueError, match="must have regions"):
+        tile_recall(small.detector(small.PLAIN), [batch])
+    with pytest.raises(ValueError, match="at least one object"):
+        tile_recall(model, [small.samples(SIZES, (0, 0))])
