@@ -135,7 +135,7 @@ def _places(chance: Chance, options: HaystackOptions) -> list[tuple[float, float
     found: list[tuple[float, float, float]] = []
     for _ in range(options.number):
         diameter = chance.log_uniform(*options.diameters)
-        margin = diameter / 2 + 1
+        margin, x, y = diameter / 2 + 1, 0.0, 0.0
         for _ in range(200):
             field = int(fields[chance.integer(0, count - 1)])
             x, y = (
