@@ -62,8 +62,8 @@ MODELING_EXTRA = {
     "criterion": {"losses", "matcher"},
     "losses": {"matcher"},
     "torchvision_detector": {"inputs", "neck"},
+    "interleaved_decoder": {"global_attention", "global_decoder"},  # it is both in turns
     "encoder": {"scoring"},  # the object scorer that the dual-attention encoder has by default
-    "interleaved_decoder": {"global_attention", "global_decoder"},  # of whose layers it is made
 }
 
 EVERYWHERE = None
