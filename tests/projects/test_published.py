@@ -210,7 +210,7 @@ def imfa(host: Facts, regions: int) -> Facts:
         host
         | INTERLEAVED
         | {
-            "decoder": ("InterleavedDecoder", 6, 8, 8, 2048, 0.1),
+            "decoder": ("InterleavedDecoder", 6, 8, 8, 2048, host["decoder"][-1]),
             "position": (temperature, -0.5),
             "global": own | {"regions": regions, "temperature": temperature},
         }
