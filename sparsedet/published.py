@@ -52,12 +52,25 @@ MODELS = {
     "DINO R50": Model("released/dino_r50_4scale", (), DETREX),
     "Focus R50": Model("released/focus_detr_r50", (), DETREX),
     "Focus R101": Model("released/focus_detr_r101", (), DETREX),
+    "DETR R50": Model("released/detr_r50"),
+    "DETR R50 DC5": Model("released/detr_r50_dc5"),
+    "UP-DETR R50": Model("released/up_detr_r50"),
+    "Conditional R50": Model("released/conditional_detr_r50"),
+    "Conditional R50 DC5": Model("released/conditional_detr_r50_dc5"),
+    "DAB R50": Model("released/dab_detr_r50"),
+    "DAB R50 DC5": Model("released/dab_detr_r50_dc5"),
+    "DAB R50, 3 patterns": Model("released/dab_detr_r50_3pat"),
+    "DN R50": Model("released/dn_detr_r50"),
+    "DN R50 DC5": Model("released/dn_detr_r50_dc5"),
+    "PnP R50 0.33": Model("released/pnp_detr_r50"),
+    "PnP R50 DC5 0.33": Model("released/pnp_detr_r50_dc5"),
 }
 
 S, M, L = (800, 1066), (850, 1040), (800, 1333)
 SPARSE, KAKAO = "Sparse DETR, table 1", "kakaobrain's code, fvcore"
 FOCUS, FIGURE, CODE = "Focus-DETR, table 1", "Focus-DETR, figure 2", "detrex's code, fvcore"
 TABLE2 = "Focus-DETR, table 2"
+COUNTED, README = "the released code, counted", "README of the released code"
 
 # model, what (parameters in millions, the others in GFLOPs), input size, published number, source
 REFERENCES: tuple[tuple[str, str, Size | None, float, str], ...] = (
@@ -120,6 +133,22 @@ REFERENCES: tuple[tuple[str, str, Size | None, float, str], ...] = (
     ("DINO R50", "decoder", M, 20.4, FIGURE),
     ("Focus R50", "encoder", M, 49.78, FIGURE),
     ("Focus R50", "decoder", M, 20.9, FIGURE),
+    ("DETR R50", "params", None, 41.302, COUNTED),
+    ("DETR R50", "total", M, 86, README),
+    ("DETR R50 DC5", "params", None, 41.302, COUNTED),
+    ("DETR R50 DC5", "total", M, 187, README),
+    ("UP-DETR R50", "params", None, 41.303, COUNTED),
+    ("Conditional R50", "params", None, 43.196, COUNTED),
+    ("Conditional R50", "total", M, 90, README),
+    ("Conditional R50 DC5", "params", None, 43.196, COUNTED),
+    ("Conditional R50 DC5", "total", M, 195, README),
+    ("DAB R50", "params", None, 43.449, COUNTED),
+    ("DAB R50 DC5", "params", None, 43.449, COUNTED),
+    ("DAB R50, 3 patterns", "params", None, 43.450, COUNTED),
+    ("DN R50", "params", None, 43.473, COUNTED),
+    ("DN R50 DC5", "params", None, 43.473, COUNTED),
+    ("PnP R50 0.33", "params", None, 41.442, COUNTED),
+    ("PnP R50 DC5 0.33", "params", None, 41.459, COUNTED),
 )
 
 _STAGES = {"encoder": ("encoder",), "decoder": ("decoder", "heads")}
@@ -140,6 +169,8 @@ reproduced by any protocol tried; nor was 159 G for Efficient DETR with 3 + 1 la
 From DINO to Focus-DETR, both at 800x1066, it is {total:.0f} % less (the paper's table: 45 %),
 and in the encoder alone {encoder:.0f} % (its figure 2: 65 %).
 The Focus-DETR paper does not state an input size; 850x1040 fits its other numbers best.
+DETR's 86 and 187 G are means over the first 100 images of COCO val2017, says its paper.
+UP-DETR, DAB-DETR, DN-DETR and PnP-DETR publish no GFLOPs with their code.
 """
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 SOURCES = (
     "conditional-detr", "dab-detr", "deformable-detr", "detr", "detrex", "dn-detr", "focus-detr",
-    "huggingface", "pnp-detr", "sparse-detr", "up-detr",
+    "huggingface", "huggingface-conditional-detr", "huggingface-dab-detr", "huggingface-detr",
+    "pnp-detr", "sparse-detr", "up-detr",
 )  # fmt: skip
 _SUFFIXES = (".pth", ".safetensors")
 

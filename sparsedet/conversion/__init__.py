@@ -16,6 +16,7 @@ from torch import Tensor
 from sparsedet.checkpoint import CLASS_HEAD, LABEL_EMBEDDING
 from sparsedet.conversion.layouts import SOURCES, Layout
 
+# Published heads with 91 classes count COCO's category ids; these ten belong to nothing.
 _UNUSED_COCO_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 COCO_CATEGORY_IDS = tuple(index for index in range(1, 91) if index not in _UNUSED_COCO_IDS)
 
@@ -33,7 +34,8 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             Deformable and Efficient DETR baselines), "detr" (facebookresearch), "up-detr",
             "conditional-detr", "dab-detr", "dn-detr", "pnp-detr" (the authors'), "detrex"
             (Deformable DETR, DN-Deformable-DETR and DINO), "focus-detr" (in detrex's layout) or
-            "huggingface" (transformers' Deformable DETR).
+            "huggingface" (transformers' Deformable DETR), or "huggingface-" and "detr",
+            "conditional-detr" or "dab-detr" (the same of transformers).
 
     Returns:
         The tensors under our keys, shared ones once.

@@ -253,6 +253,126 @@ _HUGGINGFACE = Layout(
     },
 )
 
+
+def _of_transformers(
+    host: Layout, classes: str, decoder_layer: Mapping[str, str], modules: Mapping[str, str]
+) -> Layout:
+    """DETR and its kin as transformers names them, before and since its version 5."""
+    return replace(
+        host,
+        root="model.",
+        modules={
+            "model.backbone.conv_encoder.model._backbone": "backbone.body",
+            "model.backbone.conv_encoder.model": "backbone.body",
+            "model.backbone.model": "backbone.body",
+            "model.input_projection": "neck.convs.0.0",
+            "model.query_position_embeddings": "query_initializer.embedding",
+            "model.encoder.layernorm": "encoder.norm",
+            "model.decoder.layernorm": "decoder.norm",
+            classes: "heads.decoder_heads.0.class_embed",
+            "bbox_predictor": "heads.decoder_heads.0.box_embed",
+            **modules,
+        },
+        encoder_layer={
+            **_in_parts("self_attn", "attention"),
+            "self_attn_layer_norm": "attention_norm",
+            **_FEED_FORWARD_HUGGINGFACE,
+            "activation_fn": "feedforward.activation",
+        },
+        decoder_layer={
+            **decoder_layer,
+            "self_attn_layer_norm": "self_attention_norm",
+            "encoder_attn_layer_norm": "cross_attention_norm",
+            **_FEED_FORWARD_HUGGINGFACE,
+        },
+    )
+
+
+def _in_parts(theirs: str, ours: str) -> dict[str, str]:
+    """An attention whose query, key and value projections are stored apart, ours as one."""
+    parts = {f"{theirs}.{part}_proj": f"{ours}.in_proj.{part}" for part in "qkv"}
+    return {**parts, **_output(theirs, ours)}
+
+
+def _output(theirs: str, ours: str) -> dict[str, str]:
+    names = ("o_proj", "out_proj", "output_proj")
+    return {f"{theirs}.{name}": f"{ours}.out_proj" for name in names}
+
+
+def _since_5(theirs: str, ours: str) -> dict[str, str]:
+    """Contents and positions apart: Conditional DETR's projections since transformers 5."""
+    names = {"q": "query", "k": "key"}
+    found = {
+        f"{theirs}.{short}_{kind}_proj": f"{ours}.{name}_{kind}"
+        for short, name in names.items()
+        for kind in ("content", "pos")
+    }
+    return {
+        **found,
+        f"{theirs}.v_proj": f"{ours}.value",
+        f"{theirs}.q_pos_sine_proj": f"{ours}.query_sine",
+        **_output(theirs, ours),
+    }
+
+
+def _of_dab(short: str, ours: str) -> dict[str, str]:
+    """A block of DAB-DETR that holds an attention and its norm."""
+    block = f"{short}_attn"
+    found = {
+        f"{block}.{block}_{name}_{kind}_proj": f"{ours}.{name}_{kind}"
+        for name in ("query", "key")
+        for kind in ("content", "pos")
+    }
+    return {
+        **found,
+        f"{block}.{block}_value_proj": f"{ours}.value",
+        f"{block}.{block}_query_pos_sine_proj": f"{ours}.query_sine",
+        **_output(f"{block}.{block}", ours),
+        f"{block}.{block}_layer_norm": f"{ours}_norm",
+    }
+
+
+_HUGGINGFACE_DETR = _of_transformers(
+    _DETR,
+    "class_labels_classifier",
+    {**_in_parts("self_attn", "self_attention"), **_in_parts("encoder_attn", "cross_attention")},
+    {},
+)
+_HUGGINGFACE_CONDITIONAL = _of_transformers(
+    _CONDITIONAL,
+    "class_labels_classifier",
+    {
+        **_apart("sa", "self_attention"),
+        **_apart("ca", "cross_attention"),
+        "ca_qpos_sine_proj": "cross_attention.query_sine",
+        **_since_5("self_attn", "self_attention"),
+        **_since_5("encoder_attn", "cross_attention"),
+    },
+    {
+        "model.decoder.ref_point_head": "query_initializer.point_mlp",
+        "model.decoder.query_scale": "decoder.sine_scale",
+    },
+)
+_HUGGINGFACE_DAB = _of_transformers(
+    _DAB,
+    "class_embed",
+    {
+        **_of_dab("self", "self_attention"),
+        **_of_dab("cross", "cross_attention"),
+        "mlp.activation_fn": "feedforward.activation",
+        "mlp.final_layer_norm": "feedforward_norm",
+    },
+    {
+        "model.query_refpoint_embeddings": "query_initializer.anchors",
+        "model.patterns": "query_initializer.embedding",
+        "model.encoder.query_scale": "encoder.pos_scale",
+        "model.decoder.query_scale": "decoder.sine_scale",
+        "model.decoder.ref_point_head": "decoder.pos_mlp",
+        "model.decoder.ref_anchor_head": "decoder.size_scale",
+        "model.decoder.bbox_embed": "heads.decoder_heads.0.box_embed",
+    },
+)
+
 SOURCES: dict[str, Layout] = {
     "deformable-detr": _ORIGINAL,
     "sparse-detr": _ORIGINAL,
@@ -265,7 +385,7 @@ SOURCES: dict[str, Layout] = {
     "detrex": _DETREX,
     "focus-detr": _FOCUS_DETREX,
     "huggingface": _HUGGINGFACE,
+    "huggingface-detr": _HUGGINGFACE_DETR,
+    "huggingface-conditional-detr": _HUGGINGFACE_CONDITIONAL,
+    "huggingface-dab-detr": _HUGGINGFACE_DAB,
 }
-
-
-# Published heads with 91 classes count COCO's category ids; these ten belong to nothing.

@@ -44,7 +44,8 @@ class Head(nn.Module):
         size_bias: initial bias of the two size logits. The paper starts boxes that are not relative
             to a box with -2, others with 0.
         softmax: add a logit of no object, the last one, and take the classes to exclude each other
-            (DETR, section 3.1). Otherwise each starts at a probability of 1 %.
+            (DETR, section 3.1). Boxes start at random then, as in the released code of DETR.
+            Otherwise they start as what they are relative to, and classes at a probability of 1 %.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Head(nn.Module):
         self.no_object = nn.Linear(embed_dim, 1) if softmax else None
         self.softmax = softmax
         self.box_embed = MLP(embed_dim, 4, hidden_dim=embed_dim, num_layers=3)
-        if not softmax:
-            nn.init.constant_(self.class_embed.bias, -math.log(99.0))
+        if softmax:
+            return
+        nn.init.constant_(self.class_embed.bias, -math.log(99.0))
         last = self.box_embed.layers[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)

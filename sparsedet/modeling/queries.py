@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.attention import draw_matrices
 from sparsedet.layers.mlp import MLP
-from sparsedet.layers.positional import inverse_sigmoid, sine_embedding
+from sparsedet.layers.positional import sine_embedding
 from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction, Queries, class_logits
@@ -108,6 +108,8 @@ class PositionQueries(nn.Module):
 class AnchorQueries(nn.Module):
     """Learned content and learned boxes; the decoder makes positions from the boxes.
 
+    The logits of the boxes start as normal numbers, as in the released code of DAB-DETR.
+
     DAB-DETR, section 4.2, as DN-DETR uses it: the last channel of the content is 0, that of
     denoising queries is 1 (the indicator of section 4.3 there).
 
@@ -147,9 +149,6 @@ class AnchorQueries(nn.Module):
         self.anchors = nn.Embedding(num_queries, 4)
         if self.embedding is not None and num_patterns is None:
             nn.init.zeros_(self.embedding.weight)
-        with torch.no_grad():
-            self.anchors.weight.uniform_()
-            self.anchors.weight.copy_(inverse_sigmoid(self.anchors.weight).clamp(-3, 3))
 
     def forward(
         self, memory: MultiScaleFeatures, heads: Heads | None = None

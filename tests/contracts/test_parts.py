@@ -312,7 +312,10 @@ BAD_ARGUMENTS = {
         lambda: Denoising(32, 3, box_noise=float("nan")),
         r"Denoising\.box_noise must not be negative, got nan.*model\.denoising\.box_noise",
     ),
-    "heads": (lambda: small.build(DeformableEncoder, num_heads=5), "multiple of num_heads"),
+    "heads": (
+        lambda: small.build(DeformableEncoder, num_heads=5),
+        r"num_heads must divide embed_dim \(32\), got 5\. Set model\.encoder\.num_heads",
+    ),
     "position": (lambda: SinePositionEmbedding(30), "divisible by 4, got 30"),
     "neck groups": (lambda: neck(embed_dim=48), r"divisible by 32.*got 48.*model\.embed_dim"),
     "neck strides": (lambda: neck(strides=(8, 16)), r"got 2 strides.*model\.neck\.strides"),

@@ -39,6 +39,13 @@ def test_mlp_has_no_relu_at_its_end(num_layers):
     assert (mlp(x) < 0).any()
 
 
+@pytest.mark.parametrize("softmax", [False, True])
+def test_boxes_start_at_their_reference_or_anywhere(softmax):
+    """Where a box is relative to nothing, as in DETR, its head starts at random."""
+    last = Head(8, 3, softmax=softmax).box_embed.layers[-1]
+    assert bool(last.weight.any()) == bool(last.bias.any()) == softmax
+
+
 def test_a_head_by_softmax_has_a_last_logit_of_no_object():
     head, x = small.randomize(Head(8, 3, softmax=True)), torch.randn(2, 5, 8)
     logits = torch.cat((head.class_embed(x), head.no_object(x)), dim=-1)

@@ -277,11 +277,12 @@ def test_the_mass_is_that_of_the_coarsest_level():
     mass = model.detect_features(features, record={"token_mass"}).token_mass
     queries = small.ARGUMENTS["num_queries"]
     torch.testing.assert_close(mass.sum(1), torch.full((len(SIZES),), float(heads * queries)))
-    *finer, coarsest = features.split_levels(mass)
-    assert not any(level.any() for level in finer)
-    assert not coarsest[features.split_levels(features.padding_mask)[-1]].any()
     model = imfa("imfa_detr", num_layers=3)
     deep = model.detect_features(features, record={"token_mass"}).token_mass
+    for found in (mass, deep):
+        *finer, coarsest = features.split_levels(found)
+        assert not any(level.any() for level in finer)
+        assert not coarsest[features.split_levels(features.padding_mask)[-1]].any()
     assert (deep.sum(1) < 3 * heads * queries).all() and (deep.sum(1) > heads * queries).all()
 
 

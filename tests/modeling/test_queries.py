@@ -118,20 +118,15 @@ def test_anchor_queries_are_learned_boxes():
     assert gradient.all(), "anchors are not learned"
 
 
-def test_anchors_start_anywhere_in_the_image():
-    """Uniform in the unit square, as logits of at most 3; content starts at zero."""
+def test_anchors_start_as_normal_logits():
+    """As in the released code of DAB-DETR; content starts at zero."""
     part = AnchorQueries(small.EMBED_DIM, 4000)
     assert part.anchors.weight.shape == (4000, 4)
     assert part.embedding.weight.shape == (4000, small.EMBED_DIM - 1)
     assert not part.embedding.weight.any()
     logits = part.anchors.weight.detach()
-    assert logits.abs().max() == 3
-    outside = 1 - torch.tensor(3.0).sigmoid().item()
-    clamped = (logits.abs() == 3).float().mean().item()
-    assert clamped == pytest.approx(2 * outside, abs=0.01)
-    inside = logits[logits.abs() < 3].sigmoid()
-    assert inside.mean().item() == pytest.approx(0.5, abs=0.01)
-    assert inside.std().item() == pytest.approx((1 - 2 * outside) * 12**-0.5, abs=0.01)
+    assert logits.mean().item() == pytest.approx(0, abs=0.03)
+    assert logits.std().item() == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("queries", ["EfficientQueries", "TwoStageQueries"])

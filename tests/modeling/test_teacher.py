@@ -13,9 +13,16 @@ import torch
 from omegaconf import DictConfig
 
 from sparsedet.analysis import count_flops
-from sparsedet.checkpoint import CheckpointError, save_checkpoint
+from sparsedet.checkpoint import CheckpointError, load_weights, save_checkpoint
 from sparsedet.cli.common import is_override
-from sparsedet.config import ConfigError, LazyConfig, find_config, get_config, instantiate
+from sparsedet.config import (
+    ConfigError,
+    LazyConfig,
+    find_config,
+    get_config,
+    instantiate,
+    read_config,
+)
 from sparsedet.modeling import TeacherScorer, TokenSparseDetector
 from tests.house.source import ROOT
 from tests.modeling import small
@@ -127,6 +134,26 @@ def test_the_commands_of_the_page_are_those_of_such_a_model(teacher):
     model = instantiate(LazyConfig.apply_overrides(cfg, overrides).model).train()
     losses = model(small.samples(SIZES, (2, 1)))
     assert torch.isfinite(sum(losses.values())) and not any("scorer" in key for key in losses)
+
+
+def test_the_page_sweeps_a_dense_model_that_chooses_for_itself(teacher):
+    """The command's overrides make the teacher its own student, whose weights fit as they are."""
+    page = (ROOT / "projects/sparse_detr/README.md").read_text(encoding="utf-8")
+    block = next(text for text in re.findall(r"```bash\n(.*?)```", page, re.S) if "sweep" in text)
+    words = shlex.split(block.replace("\\\n", " "))
+    made = "output/teacher"
+    assert words[:3] == ["sparsedet", "sweep", f"{made}/config.yaml"]
+    text = "\n".join(word for word in words[3:] if is_override(word))
+    for old, new in zip(("config.yaml", "model_final.pth"), teacher, strict=True):
+        text = text.replace(f"{made}/{old}", new)
+    cfg = read_config(teacher[0], text.split("\n"), needs=("model",))
+    model = instantiate(cfg.model).eval()
+    load_weights(model, teacher[1])
+    batch = model.preprocess(small.samples(SIZES, (2, 1)))
+    with torch.no_grad():
+        selections = model.detect(batch.images, batch.image_sizes).selections
+    valid = model.scorer.teacher.detect(batch.images, batch.image_sizes).features.num_valid
+    assert [each.counts for each in selections] == [tuple(int(0.3 * n) + 1 for n in valid)] * 2
 
 
 def test_it_says_what_it_cannot_take(teacher, tmp_path):

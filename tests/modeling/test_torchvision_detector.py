@@ -21,15 +21,19 @@ WIDTHS = dict(res2=64, res3=128, res4=256, res5=512)
 
 
 def build(name: str, maps: int = 4, **options) -> TorchvisionDetector:
-    """A small one: ResNet-18 below the pyramid, or SSD as it is."""
+    """A small one: ResNet-18 below the pyramid and few proposals, or SSD as it is."""
     torch.manual_seed(0)
     if name == SSD:
         return TorchvisionDetector(name, num_classes=small.NUM_CLASSES, **options)
     widths = dict(list(WIDTHS.items())[-maps:])
     backbone = TorchvisionResNet("resnet18", out_features=list(widths), freeze_at=2)
-    return TorchvisionDetector(
+    model = TorchvisionDetector(
         name, num_classes=small.NUM_CLASSES, backbone=backbone, in_channels=widths, **options
     )
+    if hasattr(model.detector, "roi_heads"):
+        model.detector.roi_heads.fg_bg_sampler.batch_size_per_image = 16
+        model.detector.rpn._post_nms_top_n = {"training": 200, "testing": 200}
+    return model
 
 
 def own(name: str, size: tuple[int, int]) -> tuple[TorchvisionDetector, nn.Module]:

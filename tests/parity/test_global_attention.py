@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from sparsedet.checkpoint import load_checkpoint, model_weights
 from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import convert, left_out
 from tests.modeling.small import randomize
@@ -137,6 +138,21 @@ def test_predictions_agree(kind):
         assert answers.std(dim=1).mean() > least, "the queries answer the same"
     torch.testing.assert_close(got.logits, expected.logits, atol=LOGITS, rtol=0)
     torch.testing.assert_close(got.boxes, expected.pred_boxes, atol=BOXES, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_transformers_are_read(kind, tmp_path):
+    """Under the names that its models have and those that it writes, which published files have."""
+    released, source = theirs(kind), kind.replace("_", "-")
+    state = released.state_dict()
+    expected = convert(released_names(state), source)
+    released.save_pretrained(tmp_path)
+    saved = model_weights(load_checkpoint(tmp_path / "model.safetensors"))
+    for found in (state, saved):
+        converted = convert(found, f"huggingface-{source}")
+        assert converted.keys() == expected.keys()
+        assert all(torch.equal(converted[key], expected[key]) for key in expected)
+    assert state.keys() != saved.keys(), "the same was tried twice"
 
 
 def test_what_pre_training_alone_needs_is_left_out_by_name():
