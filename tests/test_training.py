@@ -11,7 +11,7 @@ import torch
 from sparsedet import comm, training
 from sparsedet.config import LazyConfig
 from sparsedet.engine import Trainer
-from tests.smoke.test_train_net import CONFIG, SMALL, draw_set, set_overrides
+from tests.smoke.test_train_net import CONFIG, NARROW, draw_set, set_overrides
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def build(monkeypatch: pytest.MonkeyPatch, root: Path, drawn: Path, tmp_path: Pa
         monkeypatch.setattr(training, "Trainer", Recording)
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         cfg = LazyConfig.load(root / CONFIG)
-        more = (*SMALL, *set_overrides(drawn), f"train.output_dir={folder}", *overrides)
+        more = (*NARROW, *set_overrides(drawn), f"train.output_dir={folder}", *overrides)
         cfg = LazyConfig.apply_overrides(cfg, list(more))
         training.resolve_run(cfg)
         training.Job(cfg, CPU)

@@ -10,7 +10,7 @@ import pytest
 from sparsedet.cli.main import main
 from sparsedet.config import LazyConfig, texts
 from sparsedet.predictor import Predictor
-from tests.smoke.test_train_net import CONFIG, SMALL, draw_set, set_overrides
+from tests.smoke.test_train_net import CONFIG, NARROW, draw_set, set_overrides
 
 # In a config: still to be set, references, a reference that is cut, null, true, numbers, YAML.
 NAMES = ("???", "${oc.env:HOME}", "a\\${b", "null", "1e3", "\\???", "true", "[x: {y}] # z", "~")
@@ -25,7 +25,7 @@ def test_names_that_mean_something_in_a_config(
 ) -> None:
     monkeypatch.setenv("HOME", "what the environment says")
     drawn, output = draw_set(tmp_path / "set", NAMES), tmp_path / "run"
-    given = [*SMALL, *set_overrides(drawn), f"train.output_dir={output}"]
+    given = [*NARROW, *set_overrides(drawn), f"train.output_dir={output}"]
     config = str(root / CONFIG)
     assert main(["train", config, *given, "train.max_iter=1"]) == 0
     saved = LazyConfig.load(output / "config.yaml")

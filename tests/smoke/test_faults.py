@@ -17,7 +17,7 @@ import torch
 
 from sparsedet.checkpoint import CheckpointStore
 from sparsedet.cli.main import main
-from tests.smoke.test_train_net import CONFIG, SMALL, draw_set, set_overrides
+from tests.smoke.test_train_net import CONFIG, NARROW, draw_set, set_overrides
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def train(drawn: Path, tmp_path: Path) -> Callable[..., int]:
             [
                 "train",
                 str(ROOT / CONFIG),
-                *SMALL,
+                *NARROW,
                 *set_overrides(drawn),
                 f"train.output_dir={tmp_path}",
                 "train.max_iter=4",
@@ -168,7 +168,7 @@ def test_a_log_that_cannot_be_opened(
 @pytest.mark.parametrize("where", ["train", "test"])
 def test_kills_of_real_processes(drawn: Path, tmp_path: Path, where: str) -> None:
     """A worker that is killed is named; a process that is killed in the last evaluation resumes."""
-    command = [sys.executable, "-m", "sparsedet", "train", str(ROOT / CONFIG), *SMALL]
+    command = [sys.executable, "-m", "sparsedet", "train", str(ROOT / CONFIG), *NARROW]
     command += [*set_overrides(drawn), f"train.output_dir={tmp_path}", "train.max_iter=4"]
     command += ["train.eval_period=0", "dataloader.train.num_workers=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -196,7 +196,7 @@ def test_kills_of_real_processes(drawn: Path, tmp_path: Path, where: str) -> Non
 
 @pytest.mark.slow
 def test_a_second_run_in_the_folder(drawn: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparsedet", "train", str(ROOT / CONFIG), *SMALL]
+    command = [sys.executable, "-m", "sparsedet", "train", str(ROOT / CONFIG), *NARROW]
     command += [*set_overrides(drawn), f"train.output_dir={tmp_path}", "train.max_iter=1000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)

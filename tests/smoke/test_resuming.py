@@ -11,16 +11,7 @@ import torch
 
 from sparsedet.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.cli.main import main
-from tests.smoke.test_train_net import CONFIG, SMALL, draw_set, set_overrides
-
-# a checkpoint of a megabyte: every test has copies of some
-NARROW = (
-    *SMALL,
-    "model.backbone._target_=TimmBackbone",
-    "model.backbone.name=resnet10t",
-    "+model.backbone.model_args={channels: [8, 8, 16, 16], stem_width: 8}",
-    "model.neck.in_channels={res3: 8, res4: 16, res5: 16}",
-)
+from tests.smoke.test_train_net import CONFIG, NARROW, draw_set, set_overrides
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,14 @@ SMALL = (
     "train.tensorboard=false",
     "train.log_period=1",
 )
+# a checkpoint of a megabyte: otherwise writing them is most of what a run takes
+NARROW = (
+    *SMALL,
+    "model.backbone._target_=TimmBackbone",
+    "model.backbone.name=resnet10t",
+    "+model.backbone.model_args={channels: [8, 8, 16, 16], stem_width: 8}",
+    "model.neck.in_channels={res3: 8, res4: 16, res5: 16}",
+)
 
 
 def draw_set(
@@ -126,7 +134,7 @@ def trained(
     """The output folder of a run of two epochs."""
     output = tmp_path_factory.mktemp("run")
     ours = (f"train.output_dir={output}", "train.epochs=2", "train.model_ema.enabled=true")
-    assert train_net(*SMALL, *set_overrides(drawn), *ours) == 0
+    assert train_net(*NARROW, *set_overrides(drawn), *ours) == 0
     return output
 
 
@@ -252,7 +260,7 @@ def test_loaders_and_evaluators_of_others(
     output = tmp_path / "run"
     ours = ("dataloader.train.num_workers", "dataloader.test.num_workers", "dataloader.test.batch")
     arguments = (
-        *(each for each in SMALL if not each.startswith(ours)),
+        *(each for each in NARROW if not each.startswith(ours)),
         *set_overrides(drawn),
         f"train.output_dir={output}",
         "dataloader.train._target_=guest.Endless",
@@ -454,13 +462,14 @@ def test_fine_tuning_onto_other_classes(
     other = draw_set(tmp_path / "other", names)
     output = tmp_path / "run"
     arguments = [
-        *SMALL,
+        *NARROW,
         *set_overrides(other),
         f"train.output_dir={output}",
         f"train.init_checkpoint={trained}/model_final.pth",
         "train.reinit_class_heads=true",
         "train.max_iter=1",
         "optimizer.lr=0.0",
+        "model.backbone.freeze_at=5",  # nor do statistics move
     ]
     assert train_net(*arguments) == 0
     old = load_checkpoint(trained / "model_final.pth")["model"]
@@ -502,7 +511,7 @@ def test_spoiled_sets(
     folder = draw_set(tmp_path / "set")
     spoil(folder)
     output = tmp_path / "run"
-    code = train_net(*SMALL, *set_overrides(folder), f"train.output_dir={output}")
+    code = train_net(*NARROW, *set_overrides(folder), f"train.output_dir={output}")
     _assert_one_sentence(code, capsys, output, str(folder), says)
 
 
@@ -543,7 +552,7 @@ def test_bad_settings(
     says: str,
 ) -> None:
     output = tmp_path / "run"
-    arguments = (*SMALL, *set_overrides(drawn), f"train.output_dir={output}", *overrides)
+    arguments = (*NARROW, *set_overrides(drawn), f"train.output_dir={output}", *overrides)
     _assert_one_sentence(train_net(*arguments), capsys, output, says)
 
 
@@ -563,7 +572,7 @@ def test_a_checkpoint_of_other_classes(
     two = draw_set(tmp_path / "two", ("hand", "foot"))
     output = tmp_path / "run"
     arguments = (
-        *SMALL,
+        *NARROW,
         *set_overrides(two),
         f"train.output_dir={output}",
         f"train.init_checkpoint={trained}/model_best.pth",
@@ -611,7 +620,7 @@ def test_a_model_of_category_ids_on_the_classes_of_coco(
     words: tuple[str, ...],
 ) -> None:
     folder = draw_set(tmp_path / "set", tuple(f"thing {index}" for index in range(80)))
-    arguments = (*SMALL, *set_overrides(folder), f"train.output_dir={tmp_path}/run", *words)
+    arguments = (*NARROW, *set_overrides(folder), f"train.output_dir={tmp_path}/run", *words)
     assert train_net(*arguments, "model.num_classes=91") == 2
     error = capsys.readouterr().err
     assert "Set model.num_classes=80." in error and "--classes contiguous" in error
@@ -628,7 +637,7 @@ def test_evaluation_keeps_the_order_of_the_classes_of_the_weights(
         annotation["category_id"] = 100 - annotation["category_id"]
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
-    arguments = (*SMALL, *set_overrides(drawn), f"dataset.val_json={other}", "--eval-only")
+    arguments = (*NARROW, *set_overrides(drawn), f"dataset.val_json={other}", "--eval-only")
     weights = f"train.init_checkpoint={trained}/model_final.pth"
     assert train_net(*arguments, weights, f"train.output_dir={tmp_path}/run") == 0
     found = json.loads((tmp_path / "run/eval_results.json").read_text())["metrics"]["details"]
@@ -680,7 +689,7 @@ def test_a_file_of_something_else_is_not_resumed(
     train_net: Callable[..., int], drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_checkpoint({"model": {"w": torch.zeros(1)}}, tmp_path / "checkpoint_0000001.pth")
-    arguments = (*SMALL, *set_overrides(drawn), f"train.output_dir={tmp_path}", "--resume")
+    arguments = (*NARROW, *set_overrides(drawn), f"train.output_dir={tmp_path}", "--resume")
     assert train_net(*arguments) == 2
     assert "cannot be resumed" in capsys.readouterr().err
 
@@ -703,7 +712,7 @@ def _command(root: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     tool = [sys.executable, "-u", str(root / "tools/train_net.py"), "--config-file"]
     threads = str(torch.get_num_threads())  # other counts round otherwise
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": threads}
-    return [*tool, str(root / CONFIG), *SMALL, *arguments], environment
+    return [*tool, str(root / CONFIG), *NARROW, *arguments], environment
 
 
 @pytest.mark.slow
