@@ -18,6 +18,10 @@ _DEPTH = 45  # gray levels of a pattern's lines above and below their mean
 _GAP = 3  # pixels between objects
 _CROWDED = 0.25  # most of the ground that things may cover
 _BOULDERS = (40, 120)  # diameters of large things without a class
+_TRIES = 200  # of a disc, of which the last one is taken
+
+Disc = tuple[float, float, float]
+"""Center (x, y) and diameter in pixels."""
 
 
 @dataclass(frozen=True)
@@ -125,33 +129,41 @@ def _ground(chance: Chance, options: HaystackOptions) -> np.ndarray:
     return canvas
 
 
-def _places(chance: Chance, options: HaystackOptions) -> list[tuple[float, float, float]]:
-    """Centers (x, y) and diameters of discs that do not touch, all of them on the canvas."""
-    height, width = options.size
-    rows, columns = math.ceil(height / _FIELD), math.ceil(width / _FIELD)
+def _places(chance: Chance, options: HaystackOptions) -> list[Disc]:
+    """Discs that do not touch, all of them on the canvas."""
+    rows, columns = (math.ceil(length / _FIELD) for length in options.size)
     keys = [chance.uniform() for _ in range(rows * columns)]
     count = max(1, round(options.area_share * rows * columns))
-    fields = np.argsort(keys, kind="stable")[:count]
-    found: list[tuple[float, float, float]] = []
+    fields = [divmod(int(n), columns) for n in np.argsort(keys, kind="stable")[:count]]
+    found: list[Disc] = []
     for _ in range(options.number):
         diameter = chance.log_uniform(*options.diameters)
-        margin, x, y = diameter / 2 + 1, 0.0, 0.0
-        for _ in range(200):
-            field = int(fields[chance.integer(0, count - 1)])
-            x, y = (
-                min(max(start + chance.uniform(0, _FIELD), margin), length - margin)
-                for start, length in (
-                    (field % columns * _FIELD, width),
-                    (field // columns * _FIELD, height),
-                )
-            )
-            if not found or _is_free(np.array(found), (x, y, diameter)):
-                break
-        found.append((x, y, diameter))
+        found.append(_place(chance, options.size, fields, diameter, found))
     return found
 
 
-def _is_free(others: np.ndarray, disc: tuple[float, float, float]) -> bool:
+def _place(
+    chance: Chance,
+    size: tuple[int, int],
+    fields: list[tuple[int, int]],
+    diameter: float,
+    others: list[Disc],
+) -> Disc:
+    """A free place in one of the fields (row, column)."""
+    height, width = size
+    taken, margin, tries = np.array(others).reshape(-1, 3), diameter / 2 + 1, 0
+    while True:
+        row, column = fields[chance.integer(0, len(fields) - 1)]
+        x, y = (
+            min(max(start * _FIELD + chance.uniform(0, _FIELD), margin), length - margin)
+            for start, length in ((column, width), (row, height))
+        )
+        tries += 1
+        if tries == _TRIES or _is_free(taken, (x, y, diameter)):
+            return x, y, diameter
+
+
+def _is_free(others: np.ndarray, disc: Disc) -> bool:
     x, y = others[:, 0] - disc[0], others[:, 1] - disc[1]
     apart = (others[:, 2] + disc[2]) * 0.5 + _GAP
     return bool((x * x + y * y > apart * apart).all())
