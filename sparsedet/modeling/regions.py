@@ -177,8 +177,8 @@ class GlanceAndLook(nn.Module):
         features = embed(glance, image_sizes)
         scores = None
         if self.scorer is not None:
-            cell = features.strides[0]
-            objects = None if targets is None else targets.at_least(cell, image_sizes)
+            side = features.strides[0] + 1  # as Glance.least_side
+            objects = None if targets is None else targets.at_least(side, image_sizes)
             scores = self.scorer(features, heads, objects)
         tiles = self._tiles(features, scores)
         looked = self._choose(tiles, scores, targets)

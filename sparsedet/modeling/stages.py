@@ -303,9 +303,9 @@ class Glance:
     looked: TokenSelection
 
     @property
-    def cell(self) -> int:
-        """Side of the smallest thing that has a token of its own at the glance, in pixels."""
-        return self.features.strides[0]
+    def least_side(self) -> int:
+        """Pixels of the smallest box that holds the center of a cell wherever it lies."""
+        return self.features.strides[0] + 1
 
 
 @dataclass(frozen=True)

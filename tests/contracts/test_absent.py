@@ -113,6 +113,9 @@ def test_absent_tokens_are_never_proposed(in_parts):
 def test_present_rows_are_what_is_there(in_parts):
     features = in_parts(small.detector(small.PLAIN), padding.SIZES[:3])
     there = ~features.padding_mask
+    marked = presence(padding.SIZES[:3], range(3), (128, 96), exact=True)
+    for level, own in enumerate(marked):
+        assert tuple(features.split_levels(there)[level].sum(1).tolist()) == own.counts
     assert (features.num_valid == tuple(there.sum(1).tolist())) == features.exact
     rows = features.present_rows
     assert len(set(rows.tolist())) == len(rows) == 3 * max(features.num_valid)
