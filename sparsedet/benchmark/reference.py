@@ -48,9 +48,10 @@ class GridSampleAttention(nn.Module):
         padding_mask: Tensor | None = None,
         query_order: Tensor | None = None,
         cell_sizes: Tensor | None = None,
+        value_rows: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """See ``MultiScaleDeformableAttention.forward``; the order makes no difference here."""
+        """See ``MultiScaleDeformableAttention.forward``; all rows, in any order, are projected."""
         projected = self.value_proj(value)
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask[..., None], 0)
