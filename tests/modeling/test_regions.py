@@ -11,80 +11,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsedet.analysis import count_flops, looked_at, measure_latency, tile_recall
 from sparsedet.modeling import (
     AdaptiveSelector,
     ChannelMapper,
-    DAMPredictor,
-    DecoderAttentionLoss,
     DenseSelector,
     ElasticSelector,
     ForegroundLoss,
     ForegroundTokenSelector,
     GlanceAndLook,
-    ObjectnessScorer,
     OracleScorer,
     PollScorer,
     RandomScorer,
-    SalienceLoss,
-    SetCriterion,
     TokenSparseDetector,
     TopKSelector,
 )
 from sparsedet.modeling.regions import invisible_tiles, tile_numbers
 from sparsedet.modeling.stages import Targets, level_size
 from tests.modeling import small
-
-FACTOR, TILE, HALO = 4, 64, 16
-STRIDES = (8, 16, 32, 64, 128, 256)
-SIZES = ((200, 300), (260, 190))  # no multiples of a tile
-EMBED = small.EMBED_DIM
-LEVELS = dict(num_levels=6, levels=((2, 3, 4, 5), (0, 1, 2, 3, 4, 5)))
-
-
-def foreground(**options) -> dict:
-    return dict(scorer=ForegroundTokenSelector(EMBED, 4), term=ForegroundLoss(weight=1.0))
-
-
-# every scorer with what trains it, of the tokens of the glance
-SCORERS = {
-    "foreground": foreground,
-    "salience": lambda: dict(
-        scorer=ForegroundTokenSelector(EMBED, 4), term=SalienceLoss(weight=1.0)
-    ),
-    "unsupervised": lambda: dict(scorer=ForegroundTokenSelector(EMBED, 4, supervised=False)),
-    "dam": lambda: dict(scorer=DAMPredictor(EMBED), term=DecoderAttentionLoss(weight=1.0)),
-    "objectness": lambda: dict(scorer=ObjectnessScorer()),
-    "poll": lambda: dict(scorer=PollScorer(EMBED)),
-    "oracle": lambda: dict(scorer=OracleScorer()),
-    "random": lambda: dict(scorer=RandomScorer()),
-}
-
-
-def parts(name: str, *, term=None, selector=None, look_ratio=0.3, **options) -> dict:
-    given = small.parts(small.NAMED[name], **LEVELS)
-    criterion = given["criterion"]
-    terms = [] if term is None else [term]
-    given["criterion"] = SetCriterion(
-        criterion.matcher, criterion.matched, stage=criterion.stage, regions=terms
-    )
-    ratio = look_ratio if selector is None else None
-    options = {"tile": TILE, "halo": HALO, **options}
-    regions = GlanceAndLook(FACTOR, look_ratio=ratio, selector=selector, **options)
-    return {**given, "num_levels": len(STRIDES), "regions": regions}
-
-
-def detector(name: str = "dino", *, seed: int = 0, **options) -> TokenSparseDetector:
-    for term in (given := parts(name, **options))["criterion"].stage:
-        if isinstance(term, ForegroundLoss):
-            term.size_ranges = ((-1.0, 64.0),) * len(STRIDES)
-    return small.randomize(TokenSparseDetector(**given), seed)
-
-
-def look(model: TokenSparseDetector, sizes=SIZES, seeds=(0, 1), targets=None):
-    batch = model.preprocess(small.samples(sizes, (2,) * len(sizes), seeds))
-    with torch.no_grad():
-        return model.see(batch.images, batch.image_sizes, targets), batch
+from tests.modeling.glancing import (
+    EMBED,
+    HALO,
+    SCORERS,
+    SIZES,
+    STRIDES,
+    TILE,
+    detector,
+    foreground,
+    look,
+    parts,
+)
 
 
 def tile_mask(features, looked, level: int, image: int) -> Tensor:
@@ -520,113 +475,3 @@ def test_without_regions_nothing_is_added():
     assert glance is None and output.glance is None and features.present is None
     assert torch.equal(features.tokens, torch.cat([x.flatten(2) for x in maps], 2).transpose(1, 2))
     assert replace(output, glance=None) == output
-
-
-def compiled_equals_eager(model, backend: str, *, training: bool) -> None:
-    model = model.train(training)
-    batch = model.preprocess(small.samples(SIZES, (2, 1)))
-    given = (batch.images, batch.image_sizes, batch.targets)
-    record = model.criterion.requires if training else frozenset()
-    detect = torch.compile(model.detect, backend=backend, fullgraph=True)
-    found = []
-    with torch.set_grad_enabled(training):
-        for call in (detect, model.detect):
-            torch.manual_seed(0)
-            model.regions.passes.zero_()
-            found.append(call(*given, record=record))
-    got, expected = found
-    assert torch.equal(got.features.padding_mask, expected.features.padding_mask)
-    for ours, theirs in zip(got.decoder, expected.decoder, strict=True):
-        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(ours.boxes, theirs.boxes, atol=1e-4, rtol=1e-4)
-    if training:
-        losses = [sum(model.criterion(each, batch.targets).values()) for each in found]
-        torch.testing.assert_close(*losses, atol=1e-3, rtol=1e-3)
-
-
-@pytest.fixture
-def _fresh():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-def test_it_compiles_in_one_graph(training, _fresh):
-    # what is drawn is the same in compiled code where the scores alone decide
-    model = detector("sparse", **foreground(), taught_passes=0)
-    compiled_equals_eager(model, "aot_eager", training=training)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("name", ["focus", "sparse"])
-def test_it_compiles_with_inductor(name, training, _fresh):
-    compiled_equals_eager(
-        detector(name, **foreground(), taught_passes=0), "inductor", training=training
-    )
-
-
-def test_it_exports(_fresh):
-    class Answer(nn.Module):
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            found = self.model.detect(images, ((200, 300),))
-            return found.decoder[-1].boxes, found.glance.looked.indices
-
-    model = Answer(detector("sparse", **foreground()).eval())
-    images, others = torch.randn(2, 1, 3, 200, 300)
-    with torch.no_grad():
-        program = torch.export.export(model, (images,))
-        for given in (images, others):
-            for ours, theirs in zip(program.module()(given), model(given), strict=True):
-                torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
-def test_costs_are_those_of_the_tiles():
-    """A look costs in proportion to the tiles; what is absent costs the encoder nothing."""
-    few, many = (
-        count_flops(detector("deformable_refine", **foreground(), look_ratio=ratio), (512, 512))
-        for ratio in (0.1, 0.5)
-    )
-    assert few.stages["backbone"] == many.stages["backbone"]
-    assert many.stages["look"] / few.stages["look"] == pytest.approx(33 / 7)
-    dense = count_flops(small.detector(small.NAMED["deformable_refine"]), (512, 512))
-    assert few.stages["encoder"] < 0.35 * dense.stages["encoder"]
-    assert few.stages["scorer"] > 0
-
-
-def test_seconds_of_the_glance_and_of_the_look_are_apart():
-    model = detector("focus", **foreground())
-    latency = measure_latency(model, (200, 300), repetitions=1, warm_up=0)
-    stages = ["backbone", "neck", "scorer", "look", "encoder", "query_initializer", "decoder"]
-    assert list(latency.stages) == stages
-    assert all(took > 0 for took in latency.stages.values())
-
-
-def test_tile_recall_counts_the_objects_that_were_looked_at():
-    batch = small.samples(SIZES, (3, 2))
-    objects_of = [len(sample["instances"]) for sample in batch]
-    assert sum(objects_of) == 5
-    assert tile_recall(detector("efficient", selector=DenseSelector()), [batch]) == 1
-    model = detector("efficient", scorer=RandomScorer(), look_ratio=0.3).eval()
-    prepared = model.preprocess(batch)
-    (_, glance), _ = look(model)
-    found = looked_at(glance, prepared.targets)
-    for image, own in enumerate(found):
-        numbers = tile_numbers(glance.tiles, image, prepared.targets.boxes[image]).tolist()
-        kept = glance.looked.indices[image]
-        if glance.looked.valid is not None:
-            kept = kept[glance.looked.valid[image]]
-        assert own.tolist() == [number in kept.tolist() for number in numbers]
-    share = tile_recall(model, [batch[:1], batch[1:]])
-    assert share == pytest.approx(sum(int(each.sum()) for each in found) / 5)
-    oracle = detector("efficient", scorer=OracleScorer(), look_ratio=0.5)
-    assert tile_recall(oracle, [batch]) == 1
-    with pytest.raises(ValueError, match="must have regions"):
-        tile_recall(small.detector(small.PLAIN), [batch])
-    with pytest.raises(ValueError, match="at least one object"):
-        tile_recall(model, [small.samples(SIZES, (0, 0))])
