@@ -193,7 +193,7 @@ DAB = CONDITIONAL | {
 THREE_PATTERNS = {"global": BOXES | {"patterns": 3, "indicator": False}}
 DN = DAB | {"denoising": ("Denoising", 5, 0.2, 0.4), "global": BOXES | {"patterns": 1}}
 
-# IMFA (CVPR 2023), section 3 and its code on DAB-DETR: every encoder layer before a decoder layer,
+# IMFA (CVPR 2023), section 3, on DAB-DETR: every encoder layer before a decoder layer,
 # positions of cell centers, a fifth of the queries with 8 points each on C2 to C5
 INTERLEAVED = FIVE_LEVELS | {"levels": 4, "encoder": ("GlobalEncoder", 0, None, None, None, None)}
 
