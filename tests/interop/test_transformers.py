@@ -323,8 +323,10 @@ def collate(rows: list[dict[str, object]]) -> dict[str, object]:
 
 @pytest.mark.parametrize("scorer", ["DAMPredictor", "ForegroundTokenSelector"])
 @pytest.mark.filterwarnings("ignore")  # those of the trainer
-def test_trainer_trains_it_and_its_folder_is_read_again(scorer, tmp_path):
+def test_trainer_trains_it_and_its_folder_is_read_again(scorer, tmp_path, monkeypatch):
     pytest.importorskip("accelerate", reason="needs accelerate: pip install 'sparsedet[parity]'")
+    # a folder `datasets` on the path, as the quickstart makes, would be taken for the package
+    monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
     case = shaken(deformable_detr(SIZE, 2, small=True))
     sparse = sparsify(case.model, scorer, keep_ratio=0.3)
     before = copy.deepcopy(sparse.state_dict())
