@@ -36,8 +36,8 @@ def _steps(device: torch.device, folder: str) -> int:
     """Gradients by the name of the system; and with its layers kept, and computed again."""
     torch.set_num_threads(1)
     found = {}
-    for name in NAMES:
-        model = small.fix_noise(small.detector(small.NAMED[name]).train())
+    for name in NAMES:  # in double precision, where biases before a norm have no gradient
+        model = small.fix_noise(small.detector(small.NAMED[name]).train().double())
         found[name] = _gradients(model, small.samples([(64, 96)] * 2, COUNTS))
     for key, flag in (("kept", False), ("anew", True)):
         options = dict(activation_checkpointing=flag, dropout=0.2)
@@ -67,7 +67,7 @@ def test_one_process_without_objects(steps) -> None:
         for key, expected in one[name].items():
             assert expected is not None, (name, key)
             difference = (two[name][key] - expected).norm()
-            assert difference <= 1e-3 * expected.norm() + 1e-3, (name, key)
+            assert difference <= 1e-5 * expected.norm() + 1e-7, (name, key)
     embedding = two["focus"]["denoising.label_embedding.weight"]
     assert embedding.any(), "the process with objects has no say"
 
