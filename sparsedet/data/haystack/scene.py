@@ -7,7 +7,7 @@ import numpy as np
 
 from ..shapes.chance import Chance
 from ..shapes.drawing import CONTRAST_FLOOR, Shape, draw_line, draw_shape, rasterize, smooth_noise
-from ..shapes.scene import ShapesSample, develop, stream
+from ..shapes.scene import ShapesSample, develop, require, stream
 
 CLASS_NAMES = ("rows", "columns", "checks", "slanted")
 
@@ -59,10 +59,7 @@ class HaystackOptions:
             ("area_share", 0 < self.area_share <= 1, "in (0, 1]"),
             ("grain", self.grain >= 2, "at least 2"),  # slanted lines of 1 are checks
         )
-        for name, fine, rule in checks:
-            if not fine:
-                value = getattr(self, name)
-                raise ValueError(f"HaystackOptions.{name} must be {rule}, got {value!r}.")
+        require(self, checks)
         room = _CROWDED * self.area_share * self.size[0] * self.size[1] / (most + _GAP) ** 2
         if self.number > room:
             raise ValueError(

@@ -1,5 +1,6 @@
 """What is to be seen on a picture: classes, sizes, places, occlusion, boxes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,11 +59,24 @@ class ShapesOptions:
             ("clutter", 0 <= self.clutter <= 1, "in [0, 1]"),
             ("scene", self.scene in ("mixed", "sparse", "dense"), "mixed, sparse or dense"),
         )
-        for name, fine, rule in checks:
-            if not fine:
-                raise ValueError(
-                    f"ShapesOptions.{name} must be {rule}, got {getattr(self, name)!r}."
-                )
+        require(self, checks)
+
+
+def require(options: object, checks: Sequence[tuple[str, bool, str]]) -> None:
+    """Refuse options outside of their ranges.
+
+    Args:
+        options: what the pictures of a set look like.
+        checks: name of each option, whether its value is fine, and what it must be.
+
+    Raises:
+        ValueError: naming the first option that is not fine.
+    """
+    for name, fine, rule in checks:
+        if not fine:
+            raise ValueError(
+                f"{type(options).__name__}.{name} must be {rule}, got {getattr(options, name)!r}."
+            )
 
 
 @dataclass(frozen=True)
