@@ -133,7 +133,7 @@ class SetCriterion:
             key = term.name if _taught(term) is None else f"scorer/{term.name}"
             losses[key] = term.weight * term(output, targets)
         if self.regions and output.glance is not None:
-            sizes, side = output.features.image_sizes, output.glance.least_side
+            sizes, side = output.features.image_sizes, output.glance.features.least_side
             seen, objects = output.at_glance, targets.at_least(side, sizes)
             for term in self.regions:
                 losses[f"regions/{term.name}"] = term.weight * term(seen, objects)

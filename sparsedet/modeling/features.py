@@ -147,6 +147,11 @@ class MultiScaleFeatures:
         return self.present is None or self.present.exact
 
     @property
+    def least_side(self) -> int:
+        """Pixels of the smallest box that holds the center of a cell wherever it lies."""
+        return self.strides[0] + 1
+
+    @property
     def padding_if_any(self) -> Bool[Tensor, "B N"] | None:
         """``padding_mask``, or None where the host knows that every cell holds a token."""
         return self.padding_mask if self.present is not None or self._padded else None

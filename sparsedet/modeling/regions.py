@@ -177,7 +177,7 @@ class GlanceAndLook(nn.Module):
         features = embed(glance, image_sizes)
         scores = None
         if self.scorer is not None:
-            side = features.strides[0] + 1  # as Glance.least_side
+            side = features.least_side
             objects = None if targets is None else targets.at_least(side, image_sizes)
             scores = self.scorer(features, heads, objects)
         tiles = self._tiles(features, scores)

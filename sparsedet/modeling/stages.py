@@ -302,11 +302,6 @@ class Glance:
     tiles: MultiScaleFeatures
     looked: TokenSelection
 
-    @property
-    def least_side(self) -> int:
-        """Pixels of the smallest box that holds the center of a cell wherever it lies."""
-        return self.features.strides[0] + 1
-
 
 @dataclass(frozen=True)
 class DetectorOutput:

@@ -364,7 +364,7 @@ def test_the_scorer_of_the_glance_is_trained_on_what_it_can_tell():
     third = coarse[2][0].view(output.features.spatial_shapes[2])
     expected = fine[4:8, 8:12].sum() + second[2:4, 4:6].sum() + third[1, 2]
     torch.testing.assert_close(own[1, 2], expected)
-    grown = tiny.at_least(output.glance.least_side, SIZES)
+    grown = tiny.at_least(output.glance.features.least_side, SIZES)
     torch.testing.assert_close(
         grown.boxes[0][0] * torch.tensor([300, 200, 300, 200]).float(),
         torch.tensor([32.0, 32.0, 33.0, 33.0]),
