@@ -1,4 +1,7 @@
-"""Backbones: images to named maps. detectron2's backbones fit in their place as they are."""
+"""Backbones: images to named maps. detectron2's backbones fit in their place as they are.
+
+Those of this file stop after the map that a call names as the coarsest one it needs.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ import timm
 import torch
 import torchvision
 from timm.models import is_model_in_modules
+from timm.models._features import FeatureDictNet
+from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
@@ -57,6 +62,7 @@ class TorchvisionResNet(nn.Module):
     """
 
     size_divisibility = 1
+    takes_coarsest = True
     body: torchvision.models.ResNet
     _stages = ("layer1", "layer2", "layer3", "layer4")
 
@@ -104,15 +110,22 @@ class TorchvisionResNet(nn.Module):
             _freeze([body.conv1, body.bn1])
             _freeze([getattr(body, stage) for stage in self._stages[: freeze_at - 1]])
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map normalized ``[B 3 H W]`` to the named ``[B c h w]``."""
+    def forward(self, images: Tensor, *, coarsest: str | None = None) -> dict[str, Tensor]:
+        """Map normalized ``[B 3 H W]`` to the named ``[B c h w]``.
+
+        Args:
+            images: the pictures.
+            coarsest: the last map to make; None = all.
+        """
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
         maps = {}
         for index, stage in enumerate(self._stages):
             x = getattr(body, stage)(x)
             maps[f"res{index + 2}"] = x
-        return {name: maps[name] for name in self.out_features}
+            if coarsest in maps:
+                break
+        return {name: maps[name] for name in self.out_features if name in maps}
 
     def fold_norms_(self) -> None:
         """Fold every batch norm into the convolution before it, for inference; for good.
@@ -144,6 +157,7 @@ class TorchvisionSwin(nn.Module):
     """
 
     size_divisibility = 4  # whole patches; windows and merged patches are padded within
+    takes_coarsest = True
     body: nn.Sequential
 
     def __init__(
@@ -175,14 +189,21 @@ class TorchvisionSwin(nn.Module):
         if freeze_at > 0:
             _freeze(list(self.body)[: 2 * freeze_at - 1])
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map normalized ``[B 3 H W]``, sides divisible by 4, to the named ``[B c h w]``."""
+    def forward(self, images: Tensor, *, coarsest: str | None = None) -> dict[str, Tensor]:
+        """Map normalized ``[B 3 H W]``, sides divisible by 4, to the named ``[B c h w]``.
+
+        Args:
+            images: the pictures.
+            coarsest: the last map to make; None = all.
+        """
         x, maps = images, {}
         for index, module in enumerate(self.body):
             x = module(x)
             name = f"res{index // 2 + 2}"
             if index % 2 and name in self.norms:
                 maps[name] = self.norms[name](x).permute(0, 3, 1, 2).contiguous()
+            if coarsest in maps:
+                break
         return maps
 
 
@@ -217,6 +238,7 @@ class TimmBackbone(nn.Module):
             fetched or do not fit; CheckpointError, a ValueError, for a file that cannot be read.
     """
 
+    takes_coarsest = True
     body: Any  # timm's wrapper of a model, with feature_info
 
     def __init__(
@@ -269,16 +291,29 @@ class TimmBackbone(nn.Module):
             module.eval()
         return self
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, *, coarsest: str | None = None) -> dict[str, Tensor]:
         """Map normalized ``[B 3 H W]`` to the named ``[B c h w]``.
 
         Sides are divisible by ``size_divisibility``: 4 for Swin transformers, else 32.
+
+        Args:
+            images: the pictures.
+            coarsest: the last map to make; None = all. A model whose modules are no chain makes all
+                of them in any case.
         """
         if self._depthwise and images.device.type == "cpu":
             # a training step of EfficientNet-Lite0 takes two thirds of the time of NCHW's
             images = images.contiguous(memory_format=torch.channels_last)
-        maps = self.body(images)
-        return {name: self._finish(name, maps[index]) for name, index in self.indices.items()}
+        chain = None if coarsest is None else _chain(self.body)
+        if coarsest is None or chain is None:
+            maps = self.body(images)
+        else:
+            maps = _first_maps(*chain, images, self.indices[coarsest] + 1)
+        return {
+            name: self._finish(name, maps[index])
+            for name, index in self.indices.items()
+            if index < len(maps)
+        }
 
     def _finish(self, name: str, x: Tensor) -> Tensor:
         if not self.channels_last and not self.norms:
@@ -286,6 +321,32 @@ class TimmBackbone(nn.Module):
         x = x if self.channels_last else x.permute(0, 2, 3, 1)
         x = self.norms[name](x) if self.norms else x
         return x.permute(0, 3, 1, 2).contiguous()
+
+
+def _chain(body: Any) -> tuple[list[nn.Module], list[int]] | None:
+    """The modules of a timm model that run one after the other, and the numbers of those that give
+    a map; None where it is made otherwise."""
+    if getattr(body, "grad_checkpointing", False):  # which is timm's own affair
+        return None
+    if isinstance(body, FeatureDictNet):
+        taps = [number for number, name in enumerate(body) if name in body.return_layers]
+        return list(body.values()), taps
+    if isinstance(body, EfficientNetFeatures) and not body.feature_hooks:
+        return [body.conv_stem, body.bn1, *body.blocks], [1 + n for n in body._stage_out_idx]
+    return None
+
+
+def _first_maps(
+    modules: Sequence[nn.Module], taps: Sequence[int], images: Tensor, count: int
+) -> list[Tensor]:
+    """The first ``count`` maps of a chain of modules."""
+    x: Any = images
+    maps = []
+    for number, module in enumerate(modules[: taps[count - 1] + 1]):
+        x = module(x)
+        if number in taps:
+            maps.append(x[0] if isinstance(x, (tuple, list)) else x)
+    return maps
 
 
 def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:

@@ -261,7 +261,8 @@ class TokenSparseDetector(ImageDetector):
                 f"{list(image_sizes)}."
             )
         if self.regions is None:
-            return self.embed(self._maps(images), image_sizes), None
+            maps = self._maps(images, len(self.neck.strides))
+            return self.embed(maps, image_sizes), None
         return self.regions(
             images,
             image_sizes,
@@ -272,22 +273,32 @@ class TokenSparseDetector(ImageDetector):
             targets=targets,
         )
 
-    def _maps_of_any_size(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """The neck's maps of images that the backbone may ask to be padded."""
+    def _maps_of_any_size(self, images: Float[Tensor, "b 3 h w"], num_levels: int) -> list[Tensor]:
+        """The neck's finest maps of images that the backbone may ask to be padded."""
         divisor = getattr(self.backbone, "size_divisibility", 0) or 1
         height, width = images.shape[-2:]
-        maps = self._maps(F.pad(images, (0, -width % divisor, 0, -height % divisor)))
-        sizes = [level_size((height, width), stride) for stride in self.neck.strides]
+        padded = F.pad(images, (0, -width % divisor, 0, -height % divisor))
+        strides = self.neck.strides[:num_levels]
+        sizes = [level_size((height, width), stride) for stride in strides]
+        maps = self._maps(padded, num_levels)
         return [x[..., :rows, :columns] for x, (rows, columns) in zip(maps, sizes, strict=True)]
 
-    def _maps(self, images: Float[Tensor, "b 3 h w"]) -> Sequence[Tensor]:
-        maps = self.neck(self.backbone(images.to(self.dtype)))
+    def _maps(self, images: Float[Tensor, "b 3 h w"], num_levels: int) -> Sequence[Tensor]:
+        """The neck's finest maps; coarser ones are not made where backbone and neck can stop."""
+        neck, strides = cast(Callable[..., Sequence[Tensor]], self.neck), self.neck.strides
+        backbone = cast(Callable[..., Mapping[str, Tensor]], self.backbone)
+        finest, until = {}, {}
+        if num_levels < len(strides) and getattr(neck, "takes_num_levels", False):
+            finest = {"num_levels": num_levels}
+            if getattr(backbone, "takes_coarsest", False):
+                until = {"coarsest": cast(Any, neck).coarsest_map(num_levels)}
+        maps = neck(backbone(images.to(self.dtype), **until), **finest)[:num_levels]
         h, w = images.shape[-2:]
-        expected = [level_size((h, w), stride) for stride in self.neck.strides]
+        expected = [level_size((h, w), stride) for stride in strides[:num_levels]]
         got = [(int(x.shape[-2]), int(x.shape[-1])) for x in maps]
         if got != expected:
             raise ValueError(
-                f"TokenSparseDetector.neck: strides {list(self.neck.strides)} say maps of "
+                f"TokenSparseDetector.neck: strides {list(strides)} say maps of "
                 f"{expected} for images of {h} x {w}, got {got}. Set model.neck.strides."
             )
         return maps

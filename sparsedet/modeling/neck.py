@@ -31,6 +31,8 @@ class ChannelMapper(nn.Module):
         ValueError: if the numbers of names, strides and levels do not fit.
     """
 
+    takes_num_levels = True
+
     def __init__(
         self,
         in_channels: Mapping[str, int],
@@ -89,16 +91,29 @@ class ChannelMapper(nn.Module):
                 f"{type(assembly.backbone).__name__}, got {got}. Set model.neck.strides."
             )
 
-    def forward(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def coarsest_map(self, num_levels: int) -> str:
+        """The coarsest backbone map that the finest ``num_levels`` levels are made from."""
+        return self.in_features[min(num_levels, len(self.in_features)) - 1]
+
+    def forward(
+        self, maps: Mapping[str, Tensor], *, num_levels: int | None = None
+    ) -> tuple[Tensor, ...]:
         """Map the named ``[B c h w]`` to one ``[B embed_dim h w]`` per level, fine to coarse.
+
+        Args:
+            maps: of the backbone; coarser ones than ``coarsest_map`` may be missing.
+            num_levels: so many, the finest ones; None = all.
 
         Raises:
             ValueError: if the backbone does not give a map of that name and width.
         """
-        _require_maps(self.in_channels, maps, "ChannelMapper", key="model.neck.in_channels")
-        levels = [conv(maps[name]) for name, conv in zip(self.in_features, self.convs, strict=True)]
-        x = maps[self.in_features[-1]]
-        for conv in self.extra_convs:
+        count = len(self.strides) if num_levels is None else num_levels
+        names = self.in_features[:count]
+        needed = {name: self.in_channels[name] for name in names}
+        _require_maps(needed, maps, "ChannelMapper", key="model.neck.in_channels")
+        levels = [conv(maps[name]) for name, conv in zip(names, self.convs, strict=False)]
+        x = maps[names[-1]]
+        for conv in self.extra_convs[: count - len(names)]:
             x = conv(x)
             levels.append(x)
         return tuple(levels)

@@ -35,9 +35,25 @@ from sparsedet.modeling.stages import (
 )
 
 
+class Backbone(Protocol):
+    """Images to named maps.
+
+    One that can leave its coarsest maps out says so by ``takes_coarsest = True``; where these are
+    not needed, it is called with ``coarsest=``, the name of the last one to make.
+    """
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        """The named ``[B c h w]`` of normalized images ``[B 3 H W]``."""
+        ...
+
+
 @runtime_checkable
 class Neck(Protocol):
     """Named backbone maps to one map per level.
+
+    One that can leave its coarsest levels out says so by ``takes_num_levels = True``; where these
+    are not needed, it is called with ``num_levels=``, how many of the finest ones to make, and the
+    backbone with what its ``coarsest_map(num_levels)`` says that they are made from.
 
     Attributes:
         embed_dim: channels of the result.
@@ -145,7 +161,7 @@ class Regions(Protocol):
         images: Tensor,
         image_sizes: Sequence[Size],
         *,
-        see: Callable[[Tensor], Sequence[Tensor]],
+        see: Callable[[Tensor, int], Sequence[Tensor]],
         embed: Callable[..., MultiScaleFeatures],
         strides: Sequence[int],
         heads: Any,
@@ -156,7 +172,8 @@ class Regions(Protocol):
         Args:
             images: normalized and zero-padded, ``[B 3 H W]``.
             image_sizes: (h, w) of each unpadded image.
-            see: backbone and neck: images ``[b 3 h w]`` of any size to one map per level.
+            see: backbone and neck: images ``[b 3 h w]`` of any size, and how many levels, to one
+                map for each of the finest ones.
             embed: as ``TokenSparseDetector.embed``.
             strides: pixels per cell of the levels that ``see`` gives.
             heads: for the scorer.
@@ -341,7 +358,7 @@ class Assembly:
     embed_dim: int
     num_levels: int
     num_classes: int
-    backbone: Callable[[Tensor], Mapping[str, Tensor]]
+    backbone: Backbone
     neck: Neck
     encoder: Encoder
     query_initializer: QueryInitializer

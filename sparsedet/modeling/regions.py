@@ -166,14 +166,14 @@ class GlanceAndLook(nn.Module):
         images: Float[Tensor, "B 3 H W"],
         image_sizes: Sequence[Size],
         *,
-        see: Callable[[Tensor], Sequence[Tensor]],
+        see: Callable[[Tensor, int], Sequence[Tensor]],
         embed: Callable[..., MultiScaleFeatures],
         strides: Sequence[int],
         heads: Any,
         targets: Targets | None = None,
     ) -> tuple[MultiScaleFeatures, Glance]:
         """Glance, choose tiles and look; see ``sparsedet.modeling.parts.Regions``."""
-        glance = see(self._smaller(images))
+        glance = see(self._smaller(images), len(strides))
         features = embed(glance, image_sizes)
         scores = None
         if self.scorer is not None:
@@ -255,13 +255,13 @@ class _Look(nn.Module):
         images: Float[Tensor, "B 3 H W"],
         looked: TokenSelection,
         tiles: MultiScaleFeatures,
-        see: Callable[[Tensor], Sequence[Tensor]],
+        see: Callable[[Tensor, int], Sequence[Tensor]],
         strides: Sequence[int],
     ) -> tuple[list[Tensor], list[Presence | None]]:
         """Maps of the pictures with these strides, zero but in the tiles, and what is there."""
         size, maps, presence = (images.shape[-2], images.shape[-1]), [], []
-        seen = see(self._crops(images, looked, tiles))
-        for x, stride in zip(seen, strides, strict=False):  # coarser maps are the glance's
+        seen = see(self._crops(images, looked, tiles), len(strides))
+        for x, stride in zip(seen, strides, strict=True):
             shape = rows, columns = level_size(size, stride)
             maps.append(self._placed(x, looked, tiles, stride)[..., :rows, :columns])
             presence.append(self._presence(looked, tiles, stride, shape))

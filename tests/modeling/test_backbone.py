@@ -68,6 +68,48 @@ def test_a_dilated_last_stage_has_the_stride_of_the_one_before():
         TorchvisionResNet("resnet18", dilation=True)
 
 
+STOPPING = {
+    **{name: build for name, (build, _) in BACKBONES.items()},
+    "efficientnet": lambda: TimmBackbone("test_efficientnet"),
+    "convnext": lambda: TimmBackbone("test_convnext"),
+}
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_what_comes_after_the_coarsest_map_is_not_computed(name):
+    backbone = STOPPING[name]().eval()
+    images, ran = torch.randn(1, 3, 64, 96), []
+    for module in backbone.modules():
+        module.register_forward_hook(lambda *_: ran.append(1))
+    with torch.no_grad():
+        whole, of_all = backbone(images), len(ran)
+        ran.clear()
+        first = backbone(images, coarsest="res4")
+    assert list(whole) == ["res3", "res4", "res5"] and list(first) == ["res3", "res4"]
+    assert all(torch.equal(first[key], whole[key]) for key in first)
+    assert len(ran) < of_all - 3
+
+
+def test_a_model_of_timm_that_is_no_chain_makes_all_maps():
+    backbone = TimmBackbone("hrnet_w18_small").eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        whole, first = backbone(images), backbone(images, coarsest="res4")
+    assert all(torch.equal(first[key], whole[key]) for key in whole)
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 3, 4])
+def test_a_neck_makes_the_finest_levels_alone(num_levels):
+    neck = ChannelMapper(dict(res3=4, res4=8), (8, 16), embed_dim=32)
+    maps = {"res3": torch.randn(1, 4, 8, 8), "res4": torch.randn(1, 8, 4, 4)}
+    last = neck.coarsest_map(num_levels)
+    assert last == ("res3" if num_levels == 1 else "res4")
+    given = {name: maps[name] for name in ("res3", last)}
+    found = neck(given, num_levels=num_levels)
+    assert len(found) == num_levels
+    assert all(torch.equal(*pair) for pair in zip(found, neck(maps), strict=False))
+
+
 def test_a_neck_without_norm_is_its_convolutions():
     neck = ChannelMapper(dict(res5=8), (32,), embed_dim=24, num_levels=2, norm=None)
     assert {key.split(".")[0] for key in neck.state_dict()} == {"convs", "extra_convs"}

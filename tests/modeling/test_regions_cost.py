@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 from sparsedet.analysis import count_flops, looked_at, measure_latency, tile_recall
 from sparsedet.modeling import (
+    ChannelMapper,
     DenseSelector,
     OracleScorer,
     RandomScorer,
+    TokenSparseDetector,
+    TorchvisionResNet,
 )
 from sparsedet.modeling.regions import tile_numbers
 from tests.modeling import small
@@ -19,6 +22,7 @@ from tests.modeling.glancing import (
     detector,
     foreground,
     look,
+    parts,
 )
 
 
@@ -97,6 +101,38 @@ def test_costs_are_those_of_the_tiles():
     dense = count_flops(small.detector(small.NAMED["deformable_refine"]), (512, 512))
     assert few.stages["encoder"] < 0.35 * dense.stages["encoder"]
     assert few.stages["scorer"] > 0
+
+
+def test_a_look_makes_the_levels_that_it_gives_and_no_others():
+    """Modules that make coarser ones run once, at the glance."""
+    given = dict(backbone=TorchvisionResNet("resnet18"), neck=ChannelMapper(
+        dict(res3=128, res4=256, res5=512), (8, 16, 32), embed_dim=small.EMBED_DIM
+    ))  # fmt: skip
+    model = TokenSparseDetector(**{**parts("dino", **foreground()), **given}).eval()
+    body, neck = model.backbone.body, model.neck
+    ran: list[str] = []
+    modules = {"layer3": body.layer3, "layer4": body.layer4}
+    modules |= {f"level {i}": each for i, each in enumerate((*neck.convs, *neck.extra_convs))}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    look(model)
+    both = ["layer3", "level 0", "level 1"]
+    assert sorted(ran) == sorted([*modules, *both])
+
+
+def test_a_backbone_and_a_neck_that_do_not_stop_give_the_same():
+    class Neck(ChannelMapper):
+        takes_num_levels = False
+
+        def forward(self, maps):
+            return super().forward(maps)
+
+    model = detector("dino", **foreground())
+    assert not hasattr(model.backbone, "takes_coarsest")
+    (stopping, _), _ = look(model)
+    model.neck.__class__ = Neck
+    (whole, _), _ = look(model)
+    assert torch.equal(stopping.tokens, whole.tokens)
 
 
 def test_seconds_of_the_glance_and_of_the_look_are_apart():
