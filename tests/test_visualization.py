@@ -14,8 +14,8 @@ from sparsedet.modeling import PooledTokens
 from sparsedet.modeling.stages import (
     DetectorOutput,
     ObjectTokens,
+    PartialMap,
     Prediction,
-    Presence,
     TokenScores,
     TokenSelection,
     flatten_maps,
@@ -105,12 +105,14 @@ def test_dense_encoders_keep_every_token_but_padding() -> None:
 
 def test_absent_cells_are_no_tokens_and_black(words: list[str]) -> None:
     output = make_output(select([0, 7], [7]), scored=False)
-    there = torch.ones(2, 4, 6, dtype=torch.bool)
-    there[:, 2:] = False
-    maps = [torch.zeros(2, 4, 4, 6), torch.zeros(2, 4, 2, 3)]
-    parts = [Presence(there, (12, 8), True)]
+    cells = torch.arange(12).expand(2, -1)
+    valid = cells < torch.tensor([[12], [8]])
+    fine = PartialMap(torch.zeros(2, 12, 4), cells, valid, (4, 6), (12, 8), True)
     features = flatten_maps(
-        maps, lambda *_: torch.zeros(2, 30, 4), strides=STRIDES, image_sizes=SIZES, presence=parts
+        [fine, torch.zeros(2, 4, 2, 3)],
+        lambda *_: torch.zeros(2, 18, 4),
+        strides=STRIDES,
+        image_sizes=SIZES,
     )
     output = replace(output, features=features, memory=features)
     fine, coarse = token_levels(output)

@@ -58,8 +58,8 @@ def kept_tokens(output: DetectorOutput) -> Bool[Tensor, "B N"]:
 def kept_by_level(output: DetectorOutput) -> Int[Tensor, "B layers L"]:
     """Tokens that each encoder layer updates on each level."""
     masks = torch.stack(_layer_masks(output), dim=1)
-    sizes = [h * w for h, w in output.features.spatial_shapes]
-    return torch.stack([level.sum(-1) for level in masks.split(sizes, dim=-1)], dim=-1)
+    levels = masks.split(output.features.level_lengths, dim=-1)
+    return torch.stack([level.sum(-1) for level in levels], dim=-1)
 
 
 def _layer_masks(output: DetectorOutput) -> list[Bool[Tensor, "B N"]]:

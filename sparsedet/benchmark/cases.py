@@ -318,7 +318,7 @@ class ObjectScores:
         """Replace the logits."""
         features: MultiScaleFeatures = args[0]
         key = (features.spatial_shapes, features.image_sizes)
-        if key not in self._made:
+        if key not in self._made or features.in_parts:
             self._made[key] = object_scores(features)
         logits = self._made[key].to(scores.logits.dtype)
         if scorer.training:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsedet.layers import MultiScaleDeformableAttention, ms_deform_attn_reference
 from sparsedet.layers.deformable_attention.module import sizes_of_cells
+from sparsedet.layers.placing import whole_maps
 from sparsedet.modeling.stages import Size
 
 IM2COL_STEP = 64
@@ -48,13 +49,11 @@ class GridSampleAttention(nn.Module):
         padding_mask: Tensor | None = None,
         query_order: Tensor | None = None,
         cell_sizes: Tensor | None = None,
-        value_rows: Tensor | None = None,
+        value_places: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """See ``MultiScaleDeformableAttention.forward``; all rows, in any order, are projected."""
-        projected = self.value_proj(value)
-        if padding_mask is not None:
-            projected = projected.masked_fill(padding_mask[..., None], 0)
+        """See ``MultiScaleDeformableAttention.forward``; queries are worked on as they come."""
+        projected = whole_maps(self.value_proj(value), spatial_shapes, padding_mask, value_places)
         samples = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).float().unflatten(-1, (*samples, 2))
         logits = self.attention_weights(query).float().unflatten(-1, (self.num_heads, -1))

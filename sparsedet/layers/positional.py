@@ -51,6 +51,8 @@ class SinePositionEmbedding(nn.Module):
         ValueError: for ``embed_dim`` that 4 does not divide, or a ``temperature`` of 0 or less.
     """
 
+    takes_cells = True
+
     def __init__(
         self, embed_dim: int = 256, *, temperature: float = 10000.0, offset: float = -0.5
     ) -> None:
@@ -70,16 +72,22 @@ class SinePositionEmbedding(nn.Module):
         self.offset = offset
 
     def forward(
-        self, valid_sizes: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+        self,
+        valid_sizes: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        *,
+        cells: Sequence[Tensor | None] = (),
     ) -> tuple[Tensor, ...]:
         """Embed the maps of several levels.
 
         Args:
             valid_sizes: ``[B, L, 2]``, valid (rows, columns) of every image and level, in float32.
             spatial_shapes: (rows, columns) of the padded map of each level.
+            cells: for each level the cells ``[B, n]`` to embed, numbered row by row, or None for
+                all of them.
 
         Returns:
-            ``[B, rows * columns, embed_dim]`` in float32 for each level.
+            ``[B, rows * columns, embed_dim]`` in float32 for each level, or ``[B, n, embed_dim]``.
         """
         eps = 1e-6
         longest = max(length for shape in spatial_shapes for length in shape)
@@ -90,6 +98,13 @@ class SinePositionEmbedding(nn.Module):
         )
         maps = []
         for level, (rows, columns) in enumerate(spatial_shapes):
+            if cells and (own := cells[level]) is not None:
+                places = torch.stack((own // columns, own % columns), dim=1)
+                chosen = waves[:, level].gather(
+                    2, places[..., None].expand(-1, -1, -1, waves.shape[-1])
+                )
+                maps.append(torch.cat((chosen[:, 0], chosen[:, 1]), dim=-1))
+                continue
             y = waves[:, level, 0, :rows, None].expand(-1, -1, columns, -1)
             x = waves[:, level, 1, None, :columns].expand(-1, rows, -1, -1)
             maps.append(torch.cat((y, x), dim=-1).flatten(1, 2))

@@ -87,7 +87,7 @@ class DeformableDecoderLayer(nn.Module):
             memory.tokens,
             memory.spatial_shapes,
             padding_mask=memory.padding_if_any,
-            value_rows=memory.present_rows,
+            value_places=memory.places,
             return_sampling=True,
         )
         x = self.cross_attention_norm(x + self.dropout(sampled))
@@ -295,5 +295,5 @@ def attention_mass(
             cell = torch.where(inside, start + row * width + column, start)  # NaN is never inside
             cells.append(cell.long().flatten(1))
             parts.append(torch.where(inside, in_columns * in_rows * weights, 0.0).flatten(1))
-    mass = weights.new_zeros(len(weights), features.num_tokens)
-    return mass.scatter_add_(1, torch.cat(cells, dim=1), torch.cat(parts, dim=1))
+    mass = weights.new_zeros(len(weights), features.num_cells)
+    return features.of_cells(mass.scatter_add_(1, torch.cat(cells, dim=1), torch.cat(parts, dim=1)))

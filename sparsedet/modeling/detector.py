@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sparsedet.events import log_scalar
 from sparsedet.layers.positional import SinePositionEmbedding
+from sparsedet.modeling.features import by_tokens
 from sparsedet.modeling.heads import Heads
 from sparsedet.modeling.inputs import ImageDetector, make_instances
 from sparsedet.modeling.parts import (
@@ -34,8 +35,8 @@ from sparsedet.modeling.stages import (
     DetectorOutput,
     Glance,
     MultiScaleFeatures,
+    PartialMap,
     Prediction,
-    Presence,
     Queries,
     Size,
     Targets,
@@ -189,29 +190,34 @@ class TokenSparseDetector(ImageDetector):
 
     def embed(
         self,
-        maps: Sequence[Tensor],
+        maps: Sequence[Tensor | PartialMap],
         image_sizes: Sequence[Size],
-        *,
-        presence: Sequence[Presence | None] = (),
     ) -> MultiScaleFeatures:
         """Flatten maps and add their position and level embeddings.
 
         Args:
             maps: one map per level, fine to coarse; of the coarsest levels, where these are fewer.
             image_sizes: (h, w) of each unpadded image.
-            presence: which cells of the first maps are there, see ``flatten_maps``.
         """
         strides = self.strides[-len(maps) :]
-        return flatten_maps(
-            maps, self._positions, strides=strides, image_sizes=image_sizes, presence=presence
-        )
+        return flatten_maps(maps, self._positions, strides=strides, image_sizes=image_sizes)
 
     def _positions(
-        self, valid_sizes: Float[Tensor, "B L 2"], spatial_shapes: Sequence[Size]
+        self,
+        valid_sizes: Float[Tensor, "B L 2"],
+        spatial_shapes: Sequence[Size],
+        cells: Sequence[Tensor | None] = (),
     ) -> Float[Tensor, "B N C"]:
-        levels = self.position_embedding(valid_sizes, spatial_shapes)
+        embedding, chosen = cast(Callable[..., Sequence[Tensor]], self.position_embedding), {}
+        if any(each is not None for each in cells):
+            if not getattr(embedding, "takes_cells", False):
+                return by_tokens(
+                    self._positions(valid_sizes, spatial_shapes), cells, spatial_shapes
+                )
+            chosen = {"cells": cells}
+        levels = embedding(valid_sizes, spatial_shapes, **chosen)
         if self.level_embed is None:
-            return torch.cat(levels, dim=1)
+            return torch.cat(list(levels), dim=1)
         own = self.level_embed[-len(levels) :]
         return torch.cat([x + each for x, each in zip(levels, own, strict=True)], dim=1)
 

@@ -71,7 +71,7 @@ class DeformableEncoderLayer(nn.Module):
         padding_mask: Bool[Tensor, "B N"] | None,
         query_order: Int[Tensor, "B K"] | None = None,
         cell_sizes: Float[Tensor, "L 2"] | None = None,
-        value_rows: Int[Tensor, " R"] | None = None,
+        value_places: Int[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B K C"]:
         """Update ``tokens``, which read from the whole map ``value``."""
         attended = self.attention(
@@ -82,7 +82,7 @@ class DeformableEncoderLayer(nn.Module):
             padding_mask=padding_mask,
             query_order=query_order,
             cell_sizes=cell_sizes,
-            value_rows=value_rows,
+            value_places=value_places,
         )
         tokens = self.attention_norm(tokens + self.dropout(attended))
         return self.feedforward_norm(tokens + self.dropout(self.feedforward(tokens)))
@@ -408,7 +408,7 @@ def _encode(
     ``before_layer(layer, rows, pos, selection)`` returns the rows that a layer starts from.
     """
     padding, cell_sizes = features.padding_if_any, 1 / features.map_sizes.flip(-1)
-    orders, value_rows = _orders(selections, features), features.present_rows
+    orders, places = _orders(selections, features), features.places
 
     def inputs(
         index: int, rows: Tensor, along: Along, selection: TokenSelection, memory: Tensor
@@ -418,7 +418,7 @@ def _encode(
             rows = before_layer(index, rows, pos, selection)
         value = memory if encoder.value_source == "updated" else features.tokens
         shapes, order = features.spatial_shapes, orders[index]
-        return rows, pos, points, value, shapes, padding, order, cell_sizes, value_rows
+        return rows, pos, points, value, shapes, padding, order, cell_sizes, places
 
     return encode(
         encoder.layers,
@@ -440,9 +440,10 @@ def _orders(
     if all(selection.indices is None for selection in selections):
         return orders
     places = tile_places(features.spatial_shapes, features.tokens.device)
+    places = features.of_cells(places.expand(len(features.image_sizes), -1))
     for index, selection in enumerate(selections):
         if index and selection is selections[index - 1]:
             orders[index] = orders[index - 1]
         elif selection.indices is not None:
-            orders[index] = places[selection.indices].argsort(-1)
+            orders[index] = selection.gather(places).argsort(-1)
     return orders

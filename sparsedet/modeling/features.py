@@ -13,24 +13,45 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsedet.layers.arguments import SpatialShapes, on_host
+from sparsedet.layers.arguments import SpatialShapes
 from sparsedet.layers.constants import constants
-from sparsedet.modeling.tokens import PooledTokens, TokenSelection, marked_tokens
+from sparsedet.layers.placing import in_places
+from sparsedet.modeling.given_tokens import (
+    checked_shapes,
+    given_error,
+    pairs,
+    require_fit,
+    sizes_in_mask,
+)
+from sparsedet.modeling.tokens import (
+    PooledTokens,
+    Size,
+    TokenSelection,
+    gather_rows,
+    marked_tokens,
+)
 
-Size = tuple[int, int]
+Embed = Callable[[Tensor, Sequence[Size], "Sequence[Tensor | None]"], Float[Tensor, "B N C"]]
 
 
 @dataclass(frozen=True)
-class Presence:
-    """Which cells of a level are there, where a backbone saw parts of a picture alone.
+class PartialMap:
+    """A level of which some cells alone are there, where a backbone saw parts of the pictures.
 
     Attributes:
-        mask: True = there; what it says of padding does not count.
+        tokens: the features of these cells, as many for every image.
+        cells: their numbers in the padded map, rows first.
+        there: False = a filler, of which neither ``tokens`` nor ``cells`` count; others are
+            distinct.
+        shape: (H, W) of the padded map.
         counts: the most cells that each image has, host integers, padding not counted.
         exact: whether every image has that many.
     """
 
-    mask: Bool[Tensor, "B H W"]
+    tokens: Float[Tensor, "B n C"]
+    cells: Int[Tensor, "B n"]
+    there: Bool[Tensor, "B n"]
+    shape: Size
     counts: tuple[int, ...]
     exact: bool
 
@@ -39,15 +60,15 @@ class Presence:
 class MultiScaleFeatures:
     """Feature maps of a padded batch, flattened to tokens.
 
-    A fine level may be there in parts, see ``Presence``: its other cells are absent. They are
-    treated as padding is. What they hold has no influence on anything, they are neither selected
-    nor proposed, and read as zero, as a place outside of the map does. One mask tells of both; the
-    sizes tell them apart, since an absent cell lies inside of its image.
+    A fine level may be there in parts, see ``PartialMap``: its other cells are absent. They have no
+    tokens, so nothing is computed or kept of them, and read as zero, as a place outside of the map
+    does. ``N`` counts tokens then, which are fewer than the cells of the maps; whoever needs a map
+    asks for it by ``to_cells``, and ``of_cells`` is the way back.
 
     Attributes:
         tokens: the features.
         pos: position plus level embedding of every token.
-        padding_mask: True = no token here: padding, or an absent cell.
+        padding_mask: True = no token: padding, or a filler of an image with fewer than another.
         valid_ratios: valid share (w, h) of each level's map.
         reference_points: centers (x, y) of the cells, in [0, 1] of the valid part of their own
             level.
@@ -59,7 +80,8 @@ class MultiScaleFeatures:
         level_sizes: valid (rows, columns) per image and level, the size the map would have for that
             image alone.
         level_counts: tokens of each image and level; the most there can be, unless ``exact``.
-        present: the tokens that are there, in the order of the map; None = all but padding.
+        cells: of each level the numbers of the tokens' cells in its map; None = all, in order.
+        exact: whether the host knows how many tokens each image has.
         pooled: set by an encoder that pools the tokens which it does not keep.
     """
 
@@ -75,7 +97,8 @@ class MultiScaleFeatures:
     image_sizes: tuple[Size, ...]
     level_sizes: tuple[tuple[Size, ...], ...]
     level_counts: tuple[tuple[int, ...], ...]
-    present: TokenSelection | None = None
+    cells: tuple[Int[Tensor, "B _"] | None, ...]
+    exact: bool = True
     pooled: PooledTokens | None = None
 
     @classmethod
@@ -113,38 +136,49 @@ class MultiScaleFeatures:
         Raises:
             ValueError: the arguments do not go together; the message says what to change.
         """
-        shapes = _checked_shapes(spatial_shapes, tokens, pos)
+        shapes = checked_shapes(spatial_shapes, tokens, pos)
         steps = [8 * 2**level for level in range(len(shapes))] if strides is None else strides
         if len(steps) != len(shapes):
-            raise _error("strides", f"one number for each of {len(shapes)} levels", f"{steps}")
-        images = None if image_sizes is None else _pairs(image_sizes)
+            raise given_error("strides", f"one number for each of {len(shapes)} levels", f"{steps}")
+        images = None if image_sizes is None else pairs(image_sizes)
         sizes = _sizes_of_levels(len(tokens), shapes, steps, images)
         if padding_mask is not None:
-            found = _sizes_in_mask(padding_mask, shapes, tokens)
+            found = sizes_in_mask(padding_mask, shapes, tokens)
             if images is not None:
                 # masks that take the nearest pixel round otherwise
-                _require_fit(sizes, found, steps, lambda own, there: abs(own - there) <= 1)
+                require_fit(sizes, found, steps, lambda own, there: abs(own - there) <= 1)
             sizes = found
         elif images is not None:
-            _require_fit(sizes, [shapes] * len(tokens), steps, lambda own, there: own <= there)
+            require_fit(sizes, [shapes] * len(tokens), steps, lambda own, there: own <= there)
         if images is None:
             images = tuple((h * steps[0], w * steps[0]) for (h, w), *_ in sizes)
-        return _assemble(tokens, lambda *_: pos, shapes, sizes, steps, images)
+        parts = [None] * len(shapes)
+        return _assemble(tokens, lambda *_: pos, shapes, sizes, steps, images, parts)
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of the padded map over all levels."""
+    def num_cells(self) -> int:
+        """Cells of the padded maps of all levels."""
         return sum(h * w for h, w in self.spatial_shapes)
 
     @property
-    def num_valid(self) -> tuple[int, ...]:
-        """Tokens of each image, neither padding nor absent; at most so many, unless ``exact``."""
-        return tuple(map(sum, self.level_counts))
+    def level_lengths(self) -> tuple[int, ...]:
+        """How many of the ``N`` tokens belong to each level."""
+        return _lengths(self.cells, self.spatial_shapes)
 
     @property
-    def exact(self) -> bool:
-        """Whether the host knows how many tokens each image has."""
-        return self.present is None or self.present.exact
+    def num_tokens(self) -> int:
+        """The number ``N``: all cells of the padded maps, unless some are absent."""
+        return sum(self.level_lengths)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there are levels of which some cells are absent."""
+        return any(own is not None for own in self.cells)
+
+    @property
+    def num_valid(self) -> tuple[int, ...]:
+        """Tokens of each image, padding not counted; at most so many, unless ``exact``."""
+        return tuple(map(sum, self.level_counts))
 
     @property
     def least_side(self) -> int:
@@ -153,25 +187,61 @@ class MultiScaleFeatures:
 
     @property
     def padding_if_any(self) -> Bool[Tensor, "B N"] | None:
-        """``padding_mask``, or None where the host knows that every cell holds a token."""
-        return self.padding_mask if self.present is not None or self._padded else None
+        """``padding_mask``, or None where the host knows that it is False everywhere."""
+        full = self.exact and all(count == self.num_tokens for count in self.num_valid)
+        return None if full else self.padding_mask
 
     @property
     def _padded(self) -> bool:
         return _are_padded(self.level_sizes, self.spatial_shapes)
 
     @property
-    def present_rows(self) -> Int[Tensor, " R"] | None:
-        """Places of the tokens that are there among those of all images; None = everywhere.
-
-        Where an image has fewer than its companions, or than there can be, absent ones follow.
-        """
-        return None if self.present is None else self.present.rows(self.num_tokens)
+    def all_tokens(self) -> TokenSelection:
+        """The selection of every token."""
+        if self.exact:
+            return TokenSelection(self.num_valid)
+        return TokenSelection(self.num_valid, valid=~self.padding_mask, exact=False)
 
     @property
-    def all_tokens(self) -> TokenSelection:
-        """The selection of every token that is there."""
-        return TokenSelection(self.num_valid) if self.present is None else self.present
+    def places(self) -> Int[Tensor, "B N"] | None:
+        """The cell of every token among those of all levels and images; None = in that order.
+
+        What is no token has the number after the last one.
+        """
+        if not self.in_parts:
+            return None
+        batch, device = len(self.image_sizes), self.tokens.device
+        per_level, start = [], 0
+        for (h, w), own in zip(self.spatial_shapes, self.cells, strict=True):
+            own = torch.arange(h * w, device=device).expand(batch, -1) if own is None else own
+            per_level.append(own + start)
+            start += h * w
+        first = torch.arange(batch, device=device)[:, None] * start
+        return (torch.cat(per_level, dim=1) + first).masked_fill(self.padding_mask, batch * start)
+
+    def to_cells(self, x: Shaped[Tensor, "B N *_"]) -> Shaped[Tensor, "B cells *_"]:
+        """What the tokens have, by cells of the padded maps; zero at absent ones."""
+        places = self.places
+        return x if places is None else in_places(x, places, self.num_cells)
+
+    def of_cells(self, x: Shaped[Tensor, "B cells"]) -> Shaped[Tensor, "B N"]:
+        """What the cells of the padded maps have, by tokens; zero where there is none."""
+        if not self.in_parts:
+            return x
+        found = by_tokens(x, self.cells, self.spatial_shapes)
+        return found.masked_fill(self.padding_mask, 0)
+
+    def map_of(self, x: Shaped[Tensor, "B n"], level: int) -> Shaped[Tensor, "B H W"]:
+        """What the tokens of a level have, as its padded map; zero at absent cells."""
+        shape, own = self.spatial_shapes[level], self.cells[level]
+        if own is None:
+            return x.unflatten(1, shape)
+        return self.level(level).to_cells(x).unflatten(1, shape)
+
+    def of_map(self, x: Shaped[Tensor, "B H W"], level: int) -> Shaped[Tensor, "B n"]:
+        """What the cells of a level's padded map have, by its tokens."""
+        own = self.cells[level]
+        return x.flatten(1) if own is None else x.flatten(1).gather(1, own)
 
     def with_tokens(self, tokens: Float[Tensor, "B N C"]) -> MultiScaleFeatures:
         """The same geometry with other features."""
@@ -199,9 +269,6 @@ class MultiScaleFeatures:
         parts = (self.tokens, self.pos, self.padding_mask, self.reference_points)
         tokens, pos, padding, points = (self.split_levels(x)[index] for x in parts)
         counts = tuple((own[index],) for own in self.level_counts)
-        present = self.present
-        if present is not None:
-            present = marked_tokens(~padding, tuple(map(sum, counts)), exact=self.exact)
         return MultiScaleFeatures(
             tokens=tokens,
             pos=pos,
@@ -215,11 +282,12 @@ class MultiScaleFeatures:
             image_sizes=self.image_sizes,
             level_sizes=tuple((sizes[index],) for sizes in self.level_sizes),
             level_counts=counts,
-            present=present,
+            cells=(self.cells[index],),
+            exact=self.exact or self.cells[index] is None,
         )
 
     def whole_levels(self, levels: Collection[int]) -> TokenSelection:
-        """All tokens of some levels that are there, in the order of the map."""
+        """All tokens of some levels."""
         if len(levels) == len(self.spatial_shapes):
             return self.all_tokens
         counts = tuple(sum(own[level] for level in levels) for own in self.level_counts)
@@ -230,8 +298,8 @@ class MultiScaleFeatures:
         return marked_tokens(torch.cat(masks, dim=1), counts, exact=self.exact)
 
     def split_levels(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Split ``x[B N ...]`` into one ``[B H*W ...]`` per level."""
-        return x.split([h * w for h, w in self.spatial_shapes], dim=1)
+        """Split ``x[B N ...]`` into one ``[B n ...]`` per level, see ``level_lengths``."""
+        return x.split(self.level_lengths, dim=1)
 
     def fold(self, x: Float[Tensor, "B N"], levels: int) -> Float[Tensor, "B _"]:
         """What the tokens of the other levels have, in the first of which falls what finer ones do.
@@ -240,10 +308,7 @@ class MultiScaleFeatures:
             x: of every token, 0 where there is none.
             levels: finest levels, whose numbers are added to those of the cell that they lie in.
         """
-        maps = [
-            own.unflatten(1, shape)
-            for own, shape in zip(self.split_levels(x), self.spatial_shapes, strict=True)
-        ]
+        maps = [self.map_of(own, level) for level, own in enumerate(self.split_levels(x))]
         whole, (rows, columns) = maps[levels], self.spatial_shapes[levels]
         for own, stride in zip(maps[:levels], self.strides, strict=False):
             side = self.strides[levels] // stride
@@ -272,8 +337,8 @@ class MultiScaleFeatures:
         centers = self.reference_points
         sides = torch.cat(
             [
-                centers.new_full((h * w,), min(0.05 * 2.0**level, 0.8))
-                for level, (h, w) in enumerate(self.spatial_shapes)
+                centers.new_full((length,), min(0.05 * 2.0**level, 0.8))
+                for level, length in enumerate(self.level_lengths)
             ]
         )
         boxes = torch.cat((centers, sides[None, :, None].expand(centers.shape)), dim=-1)
@@ -287,80 +352,122 @@ def level_size(image_size: Size, stride: int) -> Size:
 
 
 def flatten_maps(
-    maps: Sequence[Float[Tensor, "B C _ _"]],
-    embed: Callable[[Tensor, Sequence[Size]], Float[Tensor, "B N C"]],
+    maps: Sequence[Float[Tensor, "B C _ _"] | PartialMap],
+    embed: Embed,
     *,
     strides: Sequence[int],
     image_sizes: Sequence[Size],
-    presence: Sequence[Presence | None] = (),
 ) -> MultiScaleFeatures:
     """Join feature maps into ``MultiScaleFeatures``.
 
     Args:
         maps: one map per level, fine to coarse.
-        embed: makes the position (plus level) embedding of every token, given ``valid_sizes`` and
-            ``spatial_shapes``.
+        embed: makes the position (plus level) embedding of every token, given ``valid_sizes``,
+            ``spatial_shapes`` and ``cells``.
         strides: pixels per cell of each level.
         image_sizes: (h, w) of each unpadded image.
-        presence: which cells of the first levels are there; None = all, as on levels after these.
     """
-    shapes = tuple((int(m.shape[-2]), int(m.shape[-1])) for m in maps)
+    shapes = tuple(
+        m.shape if isinstance(m, PartialMap) else (int(m.shape[-2]), int(m.shape[-1])) for m in maps
+    )
     images = tuple((int(h), int(w)) for h, w in image_sizes)
     sizes = _sizes_of_levels(len(images), shapes, strides, images)
-    tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
-    features = _assemble(tokens, embed, shapes, sizes, strides, images)
-    return _in_parts(features, presence) if any(presence) else features
-
-
-def _in_parts(
-    features: MultiScaleFeatures, presence: Sequence[Presence | None]
-) -> MultiScaleFeatures:
-    """The same features, of which some cells are absent."""
-    there = [~padding for padding in features.split_levels(features.padding_mask)]
-    counts = [list(each) for each in features.level_counts]
-    for level, own in enumerate(presence):
-        if own is not None:
-            there[level] = there[level] & own.mask.flatten(1)
-            for image, count in zip(counts, own.counts, strict=True):
-                image[level] = count
-    exact = all(own is None or own.exact for own in presence)
-    mask, level_counts = torch.cat(there, dim=1), tuple(map(tuple, counts))
-    present = marked_tokens(mask, tuple(map(sum, level_counts)), exact=exact)
-    return replace(features, padding_mask=~mask, level_counts=level_counts, present=present)
+    tokens = torch.cat(
+        [m.tokens if isinstance(m, PartialMap) else m.flatten(2).transpose(1, 2) for m in maps],
+        dim=1,
+    )
+    parts = [m if isinstance(m, PartialMap) else None for m in maps]
+    return _assemble(tokens, embed, shapes, sizes, strides, images, parts)
 
 
 def _assemble(
     tokens: Float[Tensor, "B N C"],
-    embed: Callable[[Tensor, Sequence[Size]], Float[Tensor, "B N C"]],
+    embed: Embed,
     shapes: tuple[Size, ...],
     sizes: tuple[tuple[Size, ...], ...],
     strides: Sequence[int],
     image_sizes: tuple[Size, ...],
+    parts: Sequence[PartialMap | None],
 ) -> MultiScaleFeatures:
     """Tokens with all that follows from the sizes of their maps."""
     device = tokens.device
     map_sizes = _on_device((shapes,), device)
     padded = _are_padded(sizes, shapes)
     valid_sizes = _on_device(sizes, device) if padded else map_sizes.expand(len(sizes), -1, -1)
+    cells = tuple(None if part is None else part.cells for part in parts)
     places = torch.arange(max(length for shape in shapes for length in shape), device=device)
+    padding = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=device)
+    if padded:
+        beyond = _of_axes(places >= valid_sizes[..., None], shapes).any(-1)
+        padding = by_tokens(beyond, cells, shapes)
     return MultiScaleFeatures(
         tokens=tokens,
-        pos=embed(valid_sizes, shapes).to(tokens.dtype),
-        padding_mask=(
-            _of_cells(places >= valid_sizes[..., None], shapes).any(-1)
-            if padded
-            else torch.zeros(tokens.shape[:2], dtype=torch.bool, device=device)
-        ),
+        pos=embed(valid_sizes, shapes, cells).to(tokens.dtype),
+        padding_mask=_without_fillers(padding, parts, shapes),
         valid_ratios=(valid_sizes / map_sizes).flip(-1),
-        reference_points=_of_cells((places + 0.5) / valid_sizes[..., None], shapes),
+        reference_points=by_tokens(
+            _of_axes((places + 0.5) / valid_sizes[..., None], shapes), cells, shapes
+        ),
         map_sizes=map_sizes[0],
         valid_sizes=valid_sizes,
         spatial_shapes=shapes,
         strides=tuple(strides),
         image_sizes=image_sizes,
         level_sizes=sizes,
-        level_counts=tuple(tuple(h * w for h, w in each) for each in sizes),
+        level_counts=_counts(sizes, parts),
+        cells=cells,
+        exact=all(part is None or part.exact for part in parts),
     )
+
+
+def _counts(
+    sizes: tuple[tuple[Size, ...], ...], parts: Sequence[PartialMap | None]
+) -> tuple[tuple[int, ...], ...]:
+    """Tokens of each image and level, at most."""
+    return tuple(
+        tuple(
+            h * w if part is None else part.counts[image]
+            for (h, w), part in zip(own, parts, strict=True)
+        )
+        for image, own in enumerate(sizes)
+    )
+
+
+def _lengths(cells: Sequence[Tensor | None], shapes: Sequence[Size]) -> tuple[int, ...]:
+    return tuple(
+        h * w if own is None else own.shape[1] for (h, w), own in zip(shapes, cells, strict=True)
+    )
+
+
+def _without_fillers(
+    padding: Bool[Tensor, "B N"], parts: Sequence[PartialMap | None], shapes: Sequence[Size]
+) -> Bool[Tensor, "B N"]:
+    """``padding`` that is True at fillers, too."""
+    if not any(parts):
+        return padding
+    lengths = _lengths([None if part is None else part.cells for part in parts], shapes)
+    levels = zip(padding.split(lengths, dim=1), parts, strict=True)
+    return torch.cat([own if part is None else own | ~part.there for own, part in levels], dim=1)
+
+
+def by_tokens(
+    x: Shaped[Tensor, "B cells *_"], cells: Sequence[Tensor | None], shapes: Sequence[Size]
+) -> Shaped[Tensor, "B N *_"]:
+    """What the cells of the padded maps have, by tokens.
+
+    Args:
+        x: what they have.
+        cells: see ``MultiScaleFeatures``.
+        shapes: (H, W) of each level.
+    """
+    if all(own is None for own in cells):
+        return x
+    levels = zip(x.split([h * w for h, w in shapes], dim=1), cells, strict=True)
+    return torch.cat([one if own is None else _at(one, own) for one, own in levels], dim=1)
+
+
+def _at(x: Tensor, cells: Int[Tensor, "B n"]) -> Tensor:
+    return gather_rows(x, cells) if x.ndim > 2 else x.gather(1, cells)
 
 
 def _sizes_of_levels(
@@ -383,7 +490,7 @@ def _on_device(sizes: Sequence[tuple[Size, ...]], device: torch.device) -> Float
     return numbers.view(len(kinds), -1, 2).expand(len(sizes), -1, -1)
 
 
-def _of_cells(axes: Shaped[Tensor, "B L 2 _"], shapes: Sequence[Size]) -> Shaped[Tensor, "B N 2"]:
+def _of_axes(axes: Shaped[Tensor, "B L 2 _"], shapes: Sequence[Size]) -> Shaped[Tensor, "B N 2"]:
     """What the rows and columns of every level say, as pairs (column's, row's) of the cells."""
     per_level = []
     for level, (h, w) in enumerate(shapes):
@@ -391,101 +498,3 @@ def _of_cells(axes: Shaped[Tensor, "B L 2 _"], shapes: Sequence[Size]) -> Shaped
         x = axes[:, level, 1, None, :w].expand(-1, h, -1)
         per_level.append(torch.stack((x, y), dim=-1).flatten(1, 2))
     return torch.cat(per_level, dim=1)
-
-
-# --- tokens from elsewhere
-
-
-def _pairs(sizes: SpatialShapes) -> tuple[Size, ...]:
-    return tuple((int(h), int(w)) for h, w in on_host(sizes))
-
-
-def _checked_shapes(spatial_shapes: SpatialShapes, tokens: Tensor, pos: Tensor) -> tuple[Size, ...]:
-    for name, given in (("tokens", tokens), ("pos", pos)):
-        if not isinstance(given, Tensor):
-            raise _error(name, "a tensor", type(given).__name__)
-    try:
-        shapes = _pairs(spatial_shapes)
-    except (TypeError, ValueError) as error:
-        form = "(height, width) of each level, a list, a tuple or a tensor"
-        raise _error("spatial_shapes", form, str(spatial_shapes)) from error
-    total = sum(h * w for h, w in shapes)
-    if tokens.ndim != 3 or tokens.shape[1] != total:
-        raise _error(
-            "tokens",
-            f"of shape (B, {total}, C) for maps of {list(shapes)}",
-            f"{tuple(tokens.shape)}. Pass tokens.transpose(0, 1) where the batch is second",
-        )
-    if pos.shape != tokens.shape:
-        raise _error(
-            "pos",
-            f"of shape {tuple(tokens.shape)} as tokens",
-            f"{tuple(pos.shape)}. Expand it over the batch, the level embedding added",
-        )
-    return shapes
-
-
-def _sizes_in_mask(
-    padding_mask: Tensor, shapes: tuple[Size, ...], tokens: Tensor
-) -> tuple[tuple[Size, ...], ...]:
-    """Valid rows and columns of each image and level, by one copy to the host."""
-    kinds = (torch.bool, torch.uint8)
-    if not isinstance(padding_mask, Tensor):
-        raise _error("padding_mask", "a tensor", f"{type(padding_mask).__name__}. True is padding")
-    if padding_mask.dtype not in kinds or padding_mask.shape != tokens.shape[:2]:
-        raise _error(
-            "padding_mask",
-            f"bool or uint8 of shape {tuple(tokens.shape[:2])}",
-            f"{padding_mask.dtype} {tuple(padding_mask.shape)}. True is padding",
-        )
-    facts = []
-    for level, (h, w) in zip(
-        padding_mask.bool().split([h * w for h, w in shapes], dim=1), shapes, strict=True
-    ):
-        shown = ~level.unflatten(1, (h, w))
-        rows, columns = shown[:, :, 0].sum(1), shown[:, 0].sum(1)
-        down = torch.arange(h, device=shown.device) < rows[:, None]
-        across = torch.arange(w, device=shown.device) < columns[:, None]
-        fits = ((down[:, :, None] & across[:, None]) == shown).flatten(1).all(1) & (rows > 0)
-        facts.append(torch.stack((rows, columns, fits.long()), dim=-1))
-    found = torch.stack(facts, dim=1).tolist()
-    for image, levels in enumerate(found):
-        for level, (_, _, fits) in enumerate(levels):
-            if not fits:
-                raise _error(
-                    "padding_mask",
-                    "False on a rectangle at the top left of every level and True elsewhere",
-                    f"another form for image {image} on level {level}. Pass ~mask where True means "
-                    "that a token is valid",
-                )
-    return tuple(tuple((rows, columns) for rows, columns, _ in levels) for levels in found)
-
-
-def _require_fit(
-    sizes: Sequence[Sequence[Size]],
-    found: Sequence[Sequence[Size]],
-    strides: Sequence[int],
-    fits: Callable[[int, int], bool],
-) -> None:
-    """Refuse sizes of images, or strides, that do not fit the maps.
-
-    Args:
-        sizes: what the sizes of the images say for each image and level.
-        found: what the maps hold.
-        strides: with which ``sizes`` were made.
-        fits: whether a length of the first goes with one of the second.
-    """
-    lengths = [
-        [length for image in each for size in image for length in size] for each in (sizes, found)
-    ]
-    if len(sizes) != len(found) or not all(map(fits, *lengths)):
-        raise _error(
-            "image_sizes",
-            f"(h, w) of {len(found)} images that have maps of {[list(each) for each in found]}",
-            f"sizes with maps of {[list(each) for each in sizes]} by strides {list(strides)}. Set "
-            "strides to the pixels per cell of every level",
-        )
-
-
-def _error(argument: str, expected: str, got: str) -> ValueError:
-    return ValueError(f"MultiScaleFeatures.from_tokens: {argument} must be {expected}, got {got}.")

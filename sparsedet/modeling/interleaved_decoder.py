@@ -78,7 +78,7 @@ class KeypointSampler(nn.Module):
         places = torch.addcmul(center, size, offsets).flatten(1, 2)
         weights = in_float32(self.level_weights, x).unflatten(-1, points).softmax(-1).flatten(1, 2)
         read = ms_deform_attn(
-            features.tokens[:, :, None],
+            features.to_cells(features.tokens)[:, :, None],
             features.spatial_shapes,
             features.to_levels(places)[:, :, None, :, None],
             weights[:, :, None, :, None],
@@ -284,6 +284,6 @@ class InterleavedDecoder(GlobalDecoder):
         return PooledTokens(tokens, pos, shares=None, valid=valid, kept=everything)
 
     def _mass(self, masses: Sequence[Tensor], memory: MultiScaleFeatures) -> Float[Tensor, "B N"]:
-        height, width = memory.spatial_shapes[-1]
-        level = reduce(torch.add, [mass[:, : height * width] for mass in masses])
-        return F.pad(level, (memory.num_tokens - height * width, 0))
+        length = memory.level_lengths[-1]
+        level = reduce(torch.add, [mass[:, :length] for mass in masses])
+        return F.pad(level, (memory.num_tokens - length, 0))

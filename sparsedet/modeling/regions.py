@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from sparsedet.modeling.selection import TopKSelector
 from sparsedet.modeling.stages import (
     Glance,
     MultiScaleFeatures,
-    Presence,
+    PartialMap,
     Size,
     Targets,
     TokenScores,
@@ -182,9 +183,14 @@ class GlanceAndLook(nn.Module):
             scores = self.scorer(features, heads, objects)
         tiles = self._tiles(features, scores)
         looked = self._choose(tiles, scores, targets)
-        maps, presence = self.look(images, looked, tiles, see, self._fine(strides))
-        whole = embed((*maps, *glance), image_sizes, presence=presence)
-        return whole, Glance(features, scores, tiles, looked)
+        fine, at_a_time = self._fine(strides), self._tiles_at_a_time(images)
+        maps = self.look(images, looked, tiles, see, fine, at_a_time)
+        return embed((*maps, *glance), image_sizes), Glance(features, scores, tiles, looked)
+
+    def _tiles_at_a_time(self, images: Tensor) -> int:
+        """Tiles with as many pixels as the glance."""
+        area = images.shape[-2] * images.shape[-1] // self.glance_factor**2
+        return max(area // (self.tile + 2 * self.halo) ** 2, 1)
 
     def _smaller(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
         factor, (height, width) = self.glance_factor, images.shape[-2:]
@@ -257,15 +263,36 @@ class _Look(nn.Module):
         tiles: MultiScaleFeatures,
         see: Callable[[Tensor, int], Sequence[Tensor]],
         strides: Sequence[int],
-    ) -> tuple[list[Tensor], list[Presence | None]]:
-        """Maps of the pictures with these strides, zero but in the tiles, and what is there."""
-        size, maps, presence = (images.shape[-2], images.shape[-1]), [], []
-        seen = see(self._crops(images, looked, tiles), len(strides))
-        for x, stride in zip(seen, strides, strict=True):
-            shape = rows, columns = level_size(size, stride)
-            maps.append(self._placed(x, looked, tiles, stride)[..., :rows, :columns])
-            presence.append(self._presence(looked, tiles, stride, shape))
-        return maps, presence
+        at_a_time: int,
+    ) -> list[Tensor | PartialMap]:
+        """Levels of the pictures with these strides, there in the tiles alone.
+
+        At inference no more tiles than ``at_a_time`` are seen together, which bounds the memory.
+        """
+        crops = self._crops(images, looked, tiles)
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        seen = [
+            self._seen(part, see, strides)
+            for part in crops.split(len(crops) if whole else at_a_time)
+        ]
+        size = images.shape[-2], images.shape[-1]
+        return [
+            self._level(torch.cat(parts), looked, tiles, stride, level_size(size, stride))
+            for parts, stride in zip(zip(*seen, strict=True), strides, strict=True)
+        ]
+
+    def _seen(
+        self,
+        crops: Float[Tensor, "b 3 s s"],
+        see: Callable[[Tensor, int], Sequence[Tensor]],
+        strides: Sequence[int],
+    ) -> list[Float[Tensor, "b n C"]]:
+        """Tokens of the tiles without what is around them, by level."""
+        levels = []
+        for maps, stride in zip(see(crops, len(strides)), strides, strict=True):
+            inner = slice(self.halo // stride, (self.halo + self.tile) // stride)
+            levels.append(maps[..., inner, inner].flatten(2).transpose(1, 2).contiguous())
+        return levels
 
     def _crops(
         self, images: Float[Tensor, "B 3 H W"], looked: TokenSelection, tiles: MultiScaleFeatures
@@ -282,42 +309,52 @@ class _Look(nn.Module):
         place = looked.indices
         return windows[image, :, place // columns, place % columns].flatten(0, 1)
 
-    def _placed(
+    def _level(
         self,
-        maps: Float[Tensor, "b C s s"],
+        tokens: Float[Tensor, "b n C"],
         looked: TokenSelection,
         tiles: MultiScaleFeatures,
         stride: int,
-    ) -> Float[Tensor, "B C h w"]:
-        """One level of the chosen tiles in the map of whole tiles, zero elsewhere."""
-        side, halo = self.tile // stride, self.halo // stride
-        inner = maps[..., halo : halo + side, halo : halo + side].permute(0, 2, 3, 1)
-        batch, (rows, columns) = len(tiles.tokens), tiles.spatial_shapes[0]
-        cells = inner.reshape(batch, -1, side * side * maps.shape[1])
+        shape: Size,
+    ) -> Tensor | PartialMap:
+        """One level of the chosen tiles, ``n`` cells of each."""
+        tokens = tokens.unflatten(0, (len(tiles.image_sizes), -1))
         if looked.weight is not None:
-            cells = cells * looked.weight[..., None].to(cells.dtype)
-        if looked.indices is not None:
-            nothing = cells.new_zeros(batch, rows * columns, cells.shape[2])
-            cells = looked.scatter_(nothing, cells)
-        whole = cells.view(batch, rows, columns, side, side, -1).transpose(2, 3)
-        return whole.reshape(batch, rows * side, columns * side, -1).permute(0, 3, 1, 2)
-
-    def _presence(
-        self, looked: TokenSelection, tiles: MultiScaleFeatures, stride: int, shape: Size
-    ) -> Presence | None:
-        """Which cells of a level are there; None = all."""
-        every = looked.exact and looked.max_counts == tiles.num_valid
-        if looked.indices is None or every:
-            return None
-        side, (rows, columns) = self.tile // stride, tiles.spatial_shapes[0]
-        mask = looked.mask(rows * columns).view(-1, rows, 1, columns, 1)
-        mask = mask.expand(-1, -1, side, -1, side).reshape(-1, rows * side, columns * side)
+            tokens = tokens * looked.weight[..., None, None].to(tokens.dtype)
+        if looked.indices is None or (looked.exact and looked.max_counts == tiles.num_valid):
+            return self._whole_level(tokens, looked, tiles, shape)
+        side, columns = self.tile // stride, tiles.spatial_shapes[0][1]
+        place = torch.arange(side, device=tokens.device)
+        y = (looked.indices // columns * side)[..., None, None] + place[:, None]
+        x = (looked.indices % columns * side)[..., None, None] + place
+        there = (y < shape[0]) & (x < shape[1])
+        cells = (y * shape[1] + x).where(there, 0)
+        if looked.valid is not None:
+            there = there & looked.valid[..., None, None]
         counts, exact = [], looked.exact
         for size, count in zip(tiles.image_sizes, looked.max_counts, strict=True):
             areas = _areas(level_size(size, stride), side)
             counts.append(sum(areas[:count]))
             exact = exact and (count == len(areas) or areas[0] == areas[-1])
-        return Presence(mask[:, : shape[0], : shape[1]], tuple(counts), exact)
+        given = (tokens.flatten(1, 2), cells.flatten(1), there.flatten(1))
+        return PartialMap(*given, shape, tuple(counts), exact)
+
+    def _whole_level(
+        self,
+        tokens: Float[Tensor, "B K n C"],
+        looked: TokenSelection,
+        tiles: MultiScaleFeatures,
+        shape: Size,
+    ) -> Float[Tensor, "B C H W"]:
+        """The map of a level of which every tile is there."""
+        batch, side = len(tokens), math.isqrt(tokens.shape[2])
+        rows, columns = tiles.spatial_shapes[0]
+        cells = tokens.flatten(2)
+        if looked.indices is not None:
+            cells = looked.scatter_(cells.new_zeros(batch, rows * columns, cells.shape[2]), cells)
+        whole = cells.view(batch, rows, columns, side, side, -1).transpose(2, 3)
+        whole = whole.reshape(batch, rows * side, columns * side, -1).permute(0, 3, 1, 2)
+        return whole[..., : shape[0], : shape[1]]
 
 
 def tile_numbers(

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsedet.layers.constants import constants
 from sparsedet.modeling.features import (
     MultiScaleFeatures,
-    Presence,
+    PartialMap,
     Size,
     flatten_maps,
     level_size,
@@ -40,9 +40,9 @@ __all__ = [
     "MultiScaleFeatures",
     "NoisedTargets",
     "ObjectTokens",
+    "PartialMap",
     "PooledTokens",
     "Prediction",
-    "Presence",
     "Queries",
     "Size",
     "Targets",

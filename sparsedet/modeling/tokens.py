@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sparsedet.layers.constants import constants
 
+Size = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class TokenSelection:

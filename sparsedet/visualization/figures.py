@@ -200,8 +200,7 @@ def _detections_title(instances: Instances, threshold: float) -> tuple[str, str]
 
 def _summary(levels: Sequence[LevelTokens], output: DetectorOutput, image: int) -> str:
     layers, total = len(output.selections), output.features.num_valid[image]
-    whole = output.features.present
-    if all(each.indices is None or each is whole for each in output.selections):
+    if all(each.indices is None for each in output.selections):
         return f"dense encoder: all {total} tokens in each of {layers} layers"
     kept = f"tokens kept: {_percent(output.keep_ratios[image])} of {total}"
     which = "the same ones in each" if _layers_agree(levels) else "mean"

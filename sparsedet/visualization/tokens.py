@@ -69,15 +69,18 @@ def token_levels(output: DetectorOutput, image: int = 0) -> tuple[LevelTokens, .
         ~features.padding_mask if selection.indices is None else selection.mask(features.num_tokens)
         for selection in output.selections
     ]
-    maps: dict[str, torch.Tensor] = {"kept": torch.stack([mask[image] for mask in masks])}
+    maps = {"kept": masks}
     if output.scores is not None:
-        maps["scores"] = output.scores.logits[image : image + 1].float()
+        maps["scores"] = [output.scores.logits.float()]
     if output.objects:
-        chosen = [objects.selection.mask(features.num_tokens) for objects in output.objects]
-        maps["objects"] = torch.stack([mask[image] for mask in chosen])
-    if features.present is not None:
-        maps["there"] = ~features.padding_mask[image : image + 1]
-    by_level = {name: features.split_levels(x.detach().cpu()) for name, x in maps.items()}
+        maps["objects"] = [each.selection.mask(features.num_tokens) for each in output.objects]
+    if features.in_parts:
+        maps["there"] = [~features.padding_mask]
+    sizes = [h * w for h, w in features.spatial_shapes]
+    by_level = {}
+    for name, each in maps.items():
+        cells = torch.stack([features.to_cells(x)[image] for x in each])
+        by_level[name] = cells.detach().cpu().split(sizes, dim=1)
     levels = []
     for index, (rows, columns) in enumerate(features.level_sizes[image]):
         shape = features.spatial_shapes[index]

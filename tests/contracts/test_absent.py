@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from sparsedet.modeling.stages import (
     MultiScaleFeatures,
-    Presence,
     TokenScores,
     flatten_maps,
     level_size,
@@ -31,10 +31,11 @@ def looked_at(size: small.Size, seed: int) -> torch.Tensor:
     return tiles
 
 
-def presence(sizes, seeds, canvas: small.Size, *, exact: bool) -> list[Presence]:
+def presence(sizes, seeds, canvas: small.Size, *, exact: bool):
+    """For each fine level which cells are there, padding not among them, and how many."""
     levels = []
     for level, stride in enumerate(small.STRIDES[:FINE]):
-        mask = torch.ones(len(sizes), *level_size(canvas, stride), dtype=torch.bool)
+        mask = torch.zeros(len(sizes), *level_size(canvas, stride), dtype=torch.bool)
         counts = []
         for image, (size, seed) in enumerate(zip(sizes, seeds, strict=True)):
             cells = looked_at(size, seed)
@@ -44,23 +45,21 @@ def presence(sizes, seeds, canvas: small.Size, *, exact: bool) -> list[Presence]
             mask[image, :h, :w] = cells[:h, :w]
             count = int(cells[:h, :w].sum())
             counts.append(count if exact else min(count + 3 - level, h * w))
-        levels.append(Presence(mask, tuple(counts), exact))
+        levels.append((mask, tuple(counts)))
     return levels
 
 
 def features_in_parts(model, sizes, seeds=None, *, canvas=None, exact=True) -> MultiScaleFeatures:
-    """``small.features`` with absent cells that hold noise, another one in every call."""
+    """``small.features`` of which some cells are absent, and fillers noise, anew in every call."""
     seeds = range(len(sizes)) if seeds is None else seeds
     canvas = canvas or (max(h for h, _ in sizes), max(w for _, w in sizes))
     images = [small.image_maps(size, seed) for size, seed in zip(sizes, seeds, strict=True)]
     maps = small.padded_maps(images, canvas)
-    parts = presence(sizes, seeds, canvas, exact=exact)
-    for level, own in enumerate(parts):
+    for level, (mask, counts) in enumerate(presence(sizes, seeds, canvas, exact=exact)):
         noise = 7 * torch.randn(maps[level].shape, generator=NOISE)
-        maps[level] = torch.where(own.mask[:, None], maps[level], noise)
-    return flatten_maps(
-        maps, model._positions, strides=small.STRIDES, image_sizes=sizes, presence=parts
-    )
+        shown = torch.where(mask[:, None], maps[level], noise)
+        maps[level] = small.partial_map(shown, mask, counts, exact=exact)
+    return flatten_maps(maps, model._positions, strides=small.STRIDES, image_sizes=sizes)
 
 
 NOISE = torch.Generator()
@@ -97,8 +96,9 @@ def test_absent_tokens_are_never_selected(name, in_parts):
     selector = small.build(SELECTORS.get(name), **small.KEEP_ALL).train()
     logits = torch.where(features.padding_mask, 9.0, torch.randn(features.padding_mask.shape))
     for selection in selector(TokenScores(logits), features, 2):
-        kept = selection.mask(features.num_tokens)
-        assert torch.equal(kept, ~features.padding_mask)
+        if selection.indices is not None:  # otherwise all tokens, padding among them
+            kept = selection.mask(features.num_tokens)
+            assert torch.equal(kept, ~features.padding_mask)
         assert selection.counts == tuple((~features.padding_mask).sum(1).tolist())
 
 
@@ -110,51 +110,69 @@ def test_absent_tokens_are_never_proposed(in_parts):
     assert not (allowed & features.padding_mask).any()
 
 
-def test_present_rows_are_what_is_there(in_parts):
-    features = in_parts(small.detector(small.PLAIN), padding.SIZES[:3])
+def test_tokens_are_those_of_the_cells_that_are_there(in_parts):
+    sizes = padding.SIZES[:3]
+    features = in_parts(small.detector(small.PLAIN), sizes)
     there = ~features.padding_mask
-    marked = presence(padding.SIZES[:3], range(3), (128, 96), exact=True)
-    for level, own in enumerate(marked):
-        assert tuple(features.split_levels(there)[level].sum(1).tolist()) == own.counts
+    canvas = features.spatial_shapes[0][0] * 8, features.spatial_shapes[0][1] * 8
+    marked = presence(sizes, range(3), canvas, exact=True)
+    shown = features.to_cells(there)
+    start = 0
+    for level, (mask, counts) in enumerate(marked):
+        assert tuple(features.split_levels(there)[level].sum(1).tolist()) == counts
+        assert torch.equal(shown[:, start : start + mask[0].numel()], mask.flatten(1))
+        start += mask[0].numel()
     assert (features.num_valid == tuple(there.sum(1).tolist())) == features.exact
-    rows = features.present_rows
-    assert len(set(rows.tolist())) == len(rows) == 3 * max(features.num_valid)
-    assert set(there.flatten().nonzero()[:, 0].tolist()) <= set(rows.tolist())
+    assert features.num_tokens < features.num_cells
+    x = torch.randn(3, features.num_tokens)
+    back = features.of_cells(features.to_cells(x))
+    assert torch.equal(back, x.masked_fill(features.padding_mask, 0))
+    assert not features.to_cells(x)[~shown].any()
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_absent_cells_read_as_outside_of_the_map(grad):
-    """An encoder layer gives what it gives where the value of these cells is zero."""
+@pytest.mark.parametrize("few", [True, False])
+def test_absent_cells_read_as_outside_of_the_map(grad, few):
+    """An encoder layer gives what it gives on whole maps where the value of these is zero."""
     model = small.detector(small.PLAIN).eval()
     features = features_in_parts(model, padding.SIZES[:2])
     attention = model.encoder.layers[0].attention
-    value = features.tokens
-    query = value[:, :4] if not grad else value
+    query = features.tokens[:, :4] if few else features.tokens
     points = features.to_levels(features.reference_points)[:, : query.shape[1]]
-    given = (query, points, value, features.spatial_shapes)
+    given, shapes = (query, points), features.spatial_shapes
+    beyond = ~features.to_cells(~features.padding_mask)
     with torch.set_grad_enabled(grad):
         got = attention(
-            *given, padding_mask=features.padding_mask, value_rows=features.present_rows
+            *given,
+            features.tokens,
+            shapes,
+            padding_mask=features.padding_mask,
+            value_places=features.places,
         )
-        expected = attention(*given, padding_mask=features.padding_mask)
+        whole = features.to_cells(features.tokens)
+        expected = attention(*given, whole, shapes, padding_mask=beyond)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_a_map_that_is_there_entirely_is_an_ordinary_one():
-    """All cells marked as present: the same result as without marks."""
-    model = small.detector(small.NAMED["focus"]).eval()
+@pytest.mark.parametrize("name", ["focus", "sparse", "imfa_detr"])
+def test_a_map_that_is_there_entirely_is_an_ordinary_one(name):
+    """All cells given one by one, in another order: the same result as without that."""
+    model = small.detector(small.NAMED[name]).eval()
     sizes = padding.SIZES[:2]
     images = [small.image_maps(size, seed) for seed, size in enumerate(sizes)]
     maps = small.padded_maps(images, (64 + 64, 96))
     given = dict(strides=small.STRIDES, image_sizes=sizes)
     whole = flatten_maps(maps, model._positions, **given)
     counts = [tuple(level) for level in zip(*whole.level_counts, strict=True)]
-    masks = [
-        Presence(torch.ones(2, *shape, dtype=torch.bool), count, True)
-        for shape, count in zip(whole.spatial_shapes, counts, strict=True)
-    ]
-    marked = flatten_maps(maps, model._positions, **given, presence=masks[:FINE])
-    assert torch.equal(whole.padding_mask, marked.padding_mask)
+    parts = []
+    for level, padded in enumerate(whole.split_levels(whole.padding_mask)[:FINE]):
+        there = ~padded.unflatten(1, whole.spatial_shapes[level])
+        part = small.partial_map(maps[level], there, counts[level])
+        order = torch.randperm(part.cells.shape[1])
+        shuffled = {x: getattr(part, x)[:, order] for x in ("tokens", "cells", "there")}
+        parts.append(replace(part, **shuffled))
+    marked = flatten_maps([*parts, *maps[FINE:]], model._positions, **given)
+    assert torch.equal(~whole.padding_mask, marked.to_cells(~marked.padding_mask))
     assert whole.num_valid == marked.num_valid
     with torch.no_grad():
         first, second = (
@@ -179,12 +197,28 @@ def test_losses_do_not_look_at_absent_tokens():
     assert not torch.equal(first, term.of_scores(TokenScores(logits), whole, objects))
 
 
-def test_absent_tokens_are_not_projected():
-    """The value projection of an encoder layer costs as much as there are tokens."""
-    model = small.detector(small.NAMED["deformable_refine"]).eval()
-    rows: list[int] = []
-    projection = model.encoder.layers[0].attention.value_proj
-    projection.register_forward_pre_hook(lambda _, given: rows.append(given[0][..., 0].numel()))
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", small.NAMED)
+def test_no_network_runs_over_absent_cells(name, training):
+    """Whatever a layer is told of the map, it is no more rows than there are tokens."""
+    model = small.detector(small.NAMED[name]).train(training)
     features = features_in_parts(model, padding.SIZES[:1])
-    model.encoder(features, model.selector(None, features, 2), None, model.heads)
-    assert rows == [features.num_valid[0]] and rows[0] < features.num_tokens
+    most, cells = features.num_tokens, features.num_cells
+    assert most < 0.8 * cells
+    queries = 2 * 20 + 200 + 10 * 8  # of the decoder, noised ones and points of IMFA among them
+    too_many: dict[str, tuple[int, ...]] = {}
+
+    def note(key: str):
+        def hook(module, given):
+            shape = tuple(given[0].shape)
+            rows = given[0][..., 0].numel()
+            if rows > max(most + 50, queries):
+                too_many[key] = shape
+
+        return hook
+
+    for key, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.LayerNorm)):
+            module.register_forward_pre_hook(note(key))
+    model.detect_features(features, small.targets((4,)))
+    assert not too_many

@@ -25,8 +25,10 @@ from sparsedet.modeling.stages import (
     Matching,
     MultiScaleFeatures,
     NoisedTargets,
+    PartialMap,
     Prediction,
     Targets,
+    marked_tokens,
 )
 from sparsedet.registry import (
     DECODERS,
@@ -176,6 +178,16 @@ def detector(combination: Combination, *, seed: int = 0, **arguments) -> TokenSp
     if isinstance(model.selector, CalibratedSelector):
         calibrate_selector(model, [samples(((64, 96), (96, 70), (128, 64)), (2, 1, 3))])
     return model
+
+
+def partial_map(
+    whole: Tensor, there: Tensor, counts: tuple[int, ...], *, exact: bool = True
+) -> PartialMap:
+    """A map of which the cells that are ``there`` have been looked at, and fillers beside them."""
+    kept = marked_tokens(there.flatten(1), counts, exact=exact)
+    valid = torch.ones_like(kept.indices, dtype=torch.bool) if kept.valid is None else kept.valid
+    tokens = kept.gather(whole.flatten(2).transpose(1, 2))
+    return PartialMap(tokens, kept.indices, valid, tuple(whole.shape[2:]), counts, exact)
 
 
 def fix_noise(model: TokenSparseDetector) -> TokenSparseDetector:

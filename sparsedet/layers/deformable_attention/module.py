@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from sparsedet.layers.arguments import SpatialShapes, on_host
 from sparsedet.layers.constants import constants
 from sparsedet.layers.deformable_attention.functional import ms_deform_attn
 from sparsedet.layers.deformable_attention.operator import has_compiled_kernel
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype
+from sparsedet.layers.placing import whole_maps
 
 # Queries per token up to which a CPU projects what was sampled instead of every token.
 _FEW_QUERIES = 0.15
@@ -104,7 +106,7 @@ class MultiScaleDeformableAttention(nn.Module):
         padding_mask: Tensor | None = None,
         query_order: Tensor | None = None,
         cell_sizes: Tensor | None = None,
-        value_rows: Tensor | None = None,
+        value_places: Tensor | None = None,
         return_sampling: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Attend from the queries to the tokens.
@@ -115,15 +117,17 @@ class MultiScaleDeformableAttention(nn.Module):
                 units of each level's full padded map. Offsets count cells of the level around
                 a point; around a box, ``num_points`` of them reach half its size.
             value: (B, N, C), levels one after the other, rows first.
-            spatial_shapes: (height, width) per level; their areas add up to N. A sequence of pairs
-                of Python ints, or an integer tensor or array; see :func:`ms_deform_attn`.
+            spatial_shapes: (height, width) per level; their areas add up to N, unless there are
+                ``value_places``. A sequence of pairs of Python ints, or an integer tensor or array;
+                see :func:`ms_deform_attn`.
             padding_mask: (B, N), bool or uint8, True or 1 = padding: such tokens read as zero.
             query_order: (B, Q), the order in which the queries are worked on, for speed alone; see
                 :func:`ms_deform_attn`.
             cell_sizes: (L, 2), the reciprocals of (width, height) of each level, for layers that
                 share them; None = they are made here.
-            value_rows: (R,), int64, distinct: the rows of ``value.flatten(0, 1)`` to project, which
-                saves the others, padding of which ``padding_mask`` must tell; None = all.
+            value_places: (B, N), int64, where ``value`` holds some cells of the levels alone: the
+                cell of each token, see :func:`in_places`; others read as zero. ``padding_mask`` is
+                not needed then. None = all cells, one after the other.
             return_sampling: Also return where was sampled and how much it counted.
 
         Returns:
@@ -139,52 +143,76 @@ class MultiScaleDeformableAttention(nn.Module):
             padding_mask = padding_mask.bool()
         locations = self._sampling_locations(query, reference_points, spatial_shapes, cell_sizes)
         weights = self._weights(query)
-        read = partial(self._project_first, value_rows=value_rows)
-        if _samples_first(query, value):
-            read = self._sample_first
-        sampled = read(value, spatial_shapes, locations, weights, padding_mask, query_order)
+        whole = partial(
+            whole_maps,
+            spatial_shapes=spatial_shapes,
+            padding_mask=padding_mask,
+            places=value_places,
+        )
+        heads = self.num_heads
+        if value_places is not None and not (torch.is_grad_enabled() or is_compiling()):
+            heads = self._heads_at_a_time(value, spatial_shapes)
+        read = self._sample_first if _samples_first(query, value) else self._project_first
+        sampled = read(value, whole, spatial_shapes, locations, weights, query_order, heads)
         output = self.output_proj(sampled)
         return (output, locations, weights) if return_sampling else output
 
-    def _project(self, value: Tensor, rows: Tensor | None) -> Tensor:
-        if rows is None:
-            return self.value_proj(value)
-        projected = self.value_proj(value.flatten(0, 1).index_select(0, rows))
-        whole = projected.new_zeros(value.shape[:2].numel(), projected.shape[-1])
-        return whole.index_copy_(0, rows, projected).unflatten(0, value.shape[:2])
+    def _heads_at_a_time(self, value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> int:
+        """Heads whose maps together hold about as many numbers as the tokens."""
+        cells = sum(height * width for height, width in spatial_shapes)
+        return -(-self.num_heads // -(-cells // value.shape[1]))
 
     def _project_first(
-        self, value, spatial_shapes, locations, weights, padding_mask, query_order, value_rows=None
+        self, value, whole, spatial_shapes, locations, weights, query_order, heads_at_a_time
     ) -> Tensor:
-        projected = self._project(value, value_rows)
-        if padding_mask is not None:
-            projected = projected.masked_fill(padding_mask[..., None], 0)
-        heads = projected.unflatten(-1, (self.num_heads, -1))
+        projected = self.value_proj(value)
         if value.device.type == "cpu":
             query_order = None  # for so few channels the jumps between the queries cost more
-        return ms_deform_attn(heads, spatial_shapes, locations, weights, query_order=query_order)
+        read = [
+            ms_deform_attn(
+                whole(projected[..., channels]).unflatten(-1, (-1, self._head_dim)),
+                spatial_shapes,
+                locations[:, :, heads],
+                weights[:, :, heads],
+                query_order=query_order,
+            )
+            for heads, channels in self._parts(heads_at_a_time)
+        ]
+        return read[0] if len(read) == 1 else torch.cat(read, dim=-1)
 
     def _sample_first(
-        self, value, spatial_shapes, locations, weights, padding_mask, query_order
+        self, value, whole, spatial_shapes, locations, weights, query_order, heads_at_a_time
     ) -> Tensor:
-        if padding_mask is not None:
-            value = value.masked_fill(padding_mask[..., None], 0)
-
         def sample(tokens: Tensor) -> Tensor:
-            heads = tokens[:, :, None].expand(-1, -1, self.num_heads, -1)
+            heads = whole(tokens)[:, :, None].expand(-1, -1, self.num_heads, -1)
             return ms_deform_attn(
                 heads, spatial_shapes, locations, weights, query_order=query_order
             ).unflatten(-1, (self.num_heads, -1))
 
         # The bias counts as much as was read inside of the maps and not of padding.
         shown = locations.new_ones(*value.shape[:2], 1)
-        if padding_mask is not None:
-            shown.masked_fill_(padding_mask[..., None], 0)
         weight = self.value_proj.weight.unflatten(0, (self.num_heads, -1))
         bias = self.value_proj.bias.unflatten(0, (self.num_heads, -1))
-        per_head = sample(value).flatten(0, 1).transpose(0, 1) @ weight.transpose(1, 2)
+        per_head = reduce(
+            torch.add,
+            (
+                sample(value[..., channels]).flatten(0, 1).transpose(0, 1)
+                @ weight[..., channels].transpose(1, 2)
+                for _, channels in self._parts(heads_at_a_time)
+            ),
+        )
         sampled = per_head.transpose(0, 1).unflatten(0, locations.shape[:2])
         return (sampled + sample(shown) * bias).flatten(2).to(sampled.dtype)
+
+    @property
+    def _head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    def _parts(self, heads_at_a_time: int) -> list[tuple[slice, slice]]:
+        """Heads, and as many channels."""
+        heads = range(0, self.num_heads, heads_at_a_time)
+        parts = [(first, min(first + heads_at_a_time, self.num_heads)) for first in heads]
+        return [(slice(a, b), slice(a * self._head_dim, b * self._head_dim)) for a, b in parts]
 
     def _sampling_locations(
         self,

@@ -240,7 +240,7 @@ def foreground_tokens(
         rows = torch.cat((down & (y_distance > low), down), dim=-1).float()
         columns = torch.cat((across, across & (x_distance > low)), dim=-1).float()
         levels.append((rows @ columns.transpose(1, 2) > 0).flatten(1))
-    return torch.cat(levels, dim=1) & ~features.padding_mask
+    return features.of_cells(torch.cat(levels, dim=1)) & ~features.padding_mask
 
 
 def _check_ranges(size_ranges: SizeRanges, num_levels: int) -> None:
@@ -266,7 +266,7 @@ def token_salience(features: MultiScaleFeatures, targets: Targets) -> Float[Tens
             nothing = near.new_zeros(*near.shape[:2], 1)  # for images without objects
             per_level.append(torch.cat((near, nothing), dim=-1).amax(-1).flatten())
         images.append(torch.cat(per_level))
-    return torch.stack(images).masked_fill(features.padding_mask, 0.0)
+    return features.of_cells(torch.stack(images)).masked_fill(features.padding_mask, 0.0)
 
 
 def _sides(features: MultiScaleFeatures, targets: Targets) -> Float[Tensor, "B n 4"]:

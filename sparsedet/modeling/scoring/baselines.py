@@ -116,4 +116,5 @@ class RandomScorer(nn.Module):
             key = key & 0xFFFFFFFF
             per_level.append(key.flatten())
         scores = torch.cat(per_level).to(torch.float64) / 2**32
-        return TokenScores(scores.float().expand(len(features.image_sizes), -1))
+        scores = scores.float().expand(len(features.image_sizes), -1)
+        return TokenScores(features.of_cells(scores))

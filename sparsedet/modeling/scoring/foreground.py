@@ -152,8 +152,15 @@ class ForegroundTokenSelector(nn.Module):
         pair = matrices[:, min(source, target)]
         shapes = features.spatial_shapes
         rows, columns = (pair[:, i, : shapes[target][i], : shapes[source][i]] for i in (0, 1))
-        maps = scores.unflatten(1, shapes[source])
-        return (rows @ maps @ columns.transpose(1, 2)).flatten(1)
+
+        def resize(own: Tensor) -> Tensor:
+            return rows @ features.map_of(own, source) @ columns.transpose(1, 2)
+
+        resized = resize(scores)
+        if features.cells[source] is not None:  # as beyond the border: of what is there alone
+            share = resize(torch.ones_like(scores))
+            resized = resized / share.clamp(min=torch.finfo(share.dtype).tiny)
+        return features.of_map(resized, target)
 
 
 def interpolation(
