@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 
 from sparsedet.modeling.criterion import _supervised
 from sparsedet.modeling.stages import (
@@ -183,6 +184,7 @@ def per_image_sum(model, losses: dict, targets: Targets, output) -> dict[str, fl
     boxes = max(sum(targets.counts), 1)
     images = len(targets.counts)
     means = {f"scorer/{term.name}" for term in model.criterion.stage}
+    means |= {f"regions/{term.name}" for term in model.criterion.regions}
     factors = dict.fromkeys(losses, boxes) | dict.fromkeys(means & losses.keys(), images)
     if model.criterion.softmax:  # the mean over weighted queries
         term = model.criterion.matched[0]
@@ -225,7 +227,11 @@ def test_nor_do_they_in_evaluation(combination):
 
 
 def check(combination: small.Combination, *, training: bool = True, batches=BATCHES) -> None:
-    model = small.fix_noise(small.detector(combination).train(training))
+    check_model(small.fix_noise(small.detector(combination).train(training)), batches)
+
+
+def check_model(model: nn.Module, batches=BATCHES) -> None:
+    """The same result for each image, alone and in all of the batches."""
     alone = [run(model, (image,)) for image in range(len(SIZES))]
     stable = {image for image in range(len(SIZES)) if has_margin(model, image)}
     assert len(stable) >= 2, "the inputs of this test lost their margin; choose other seeds"

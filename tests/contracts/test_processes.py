@@ -14,10 +14,11 @@ from torch import nn
 from sparsedet import comm
 from sparsedet.engine import LogHook, Trainer
 from sparsedet.engine.launch import launch
-from tests.modeling import small
+from tests.modeling import glancing, small
 
 NAMES = ("deformable_two_stage", "dn_deformable", "focus", "sparse_dual")
 COUNTS = (3, 0)
+REGIONS = "focus with regions"
 
 
 def _gradients(model: nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
@@ -39,6 +40,9 @@ def _steps(device: torch.device, folder: str) -> int:
     for name in NAMES:  # in double precision, where biases before a norm have no gradient
         model = small.fix_noise(small.detector(small.NAMED[name]).train().double())
         found[name] = _gradients(model, small.samples([(64, 96)] * 2, COUNTS))
+    model = glancing.detector("focus", **glancing.foreground(), taught_passes=0)
+    model = small.fix_noise(model.train().double())
+    found[REGIONS] = _gradients(model, small.samples([(130, 200)] * 2, COUNTS))
     for key, flag in (("kept", False), ("anew", True)):
         options = dict(activation_checkpointing=flag, dropout=0.2)
         model = small.detector(small.NAMED["focus"], **options).train()
@@ -63,7 +67,7 @@ def steps(
 
 def test_one_process_without_objects(steps) -> None:
     one, two = steps
-    for name in NAMES:
+    for name in (*NAMES, REGIONS):
         for key, expected in one[name].items():
             assert expected is not None, (name, key)
             difference = (two[name][key] - expected).norm()

@@ -47,13 +47,17 @@ SCORERS = {
 
 
 def parts(name: str, *, term=None, selector=None, look_ratio=0.3, **options) -> dict:
-    given = small.parts(small.NAMED[name], **LEVELS)
+    """Those of a named system with regions; ``options`` are of the regions or of the system."""
+    taken = small.arguments_of(GlanceAndLook)
+    own = {key: value for key, value in options.items() if key not in taken}
+    given = small.parts(small.NAMED[name], **{**LEVELS, **own})
     criterion = given["criterion"]
     terms = [] if term is None else [term]
     given["criterion"] = SetCriterion(
         criterion.matcher, criterion.matched, stage=criterion.stage, regions=terms
     )
     ratio = look_ratio if selector is None else None
+    options = {key: value for key, value in options.items() if key in taken}
     options = {"tile": TILE, "halo": HALO, **options}
     regions = GlanceAndLook(FACTOR, look_ratio=ratio, selector=selector, **options)
     return {**given, "num_levels": len(STRIDES), "regions": regions}

@@ -27,6 +27,7 @@ from sparsedet.modeling import (
 )
 from sparsedet.modeling.regions import invisible_tiles, tile_numbers
 from sparsedet.modeling.stages import Targets, level_size
+from tests.contracts.test_training import ALIKE
 from tests.modeling import small
 from tests.modeling.glancing import (
     EMBED,
@@ -261,23 +262,13 @@ def test_every_scorer_says_where_to_look_and_learns_it(name):
     assert taught == expected
 
 
-HOSTS = (
-    "deformable_plain",
-    "deformable_two_stage",
-    "dn_deformable",
-    "focus",
-    "sparse_dual",
-    "detr",
-)
-
-
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", small.NAMED)
 def test_it_trains_the_queries_of_every_host(name):
     model = detector(name, **foreground())
     losses = train_step(model)
     assert "regions/foreground" in losses
-    blind = {"decoder.layers.0.self_attention"} if name == "detr" else set()
-    assert not {each for each in silent(model) if not each.startswith(tuple(blind) or "-")}
+    alike = small.NAMED[name].queries == "PositionQueries"
+    assert not {each for each in silent(model) if not (alike and ALIKE.fullmatch(each))}
 
 
 @pytest.mark.parametrize(
