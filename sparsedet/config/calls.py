@@ -25,7 +25,7 @@ from sparsedet.config.naming import (
     one_line,
     shown,
 )
-from sparsedet.registry import retired_arguments
+from sparsedet.registry import FAMILIES, retired_arguments
 
 FLAGS = {"allow_objects": True}  # config nodes may hold classes and functions
 
@@ -194,6 +194,7 @@ def _refusal(
     """The sentence for what a call raised: its own one where it has one, else what was given."""
     text, place = one_line(error), path or "top level"
     own = _OWN_SENTENCE.match(text) if isinstance(error, (ValueError, TypeError)) else None
+    text = _at_its_place(text, target, path)
     if own is not None:
         origin = _place(node, own[1], path)
         return f"{text} (config: {place if origin == join(path, own[1]) else origin})"
@@ -205,6 +206,14 @@ def _refusal(
         f"{place}: {_name(target)} cannot be created with {_given(kwargs)} "
         f"({type(error).__name__}: {first_line(error)})."
     )
+
+
+def _at_its_place(text: str, target: Any, path: str) -> str:
+    """A sentence of a component, which knows where its family usually is, not where it is."""
+    for family, registry in FAMILIES.items():
+        if path and any(each is target for _, each in registry):
+            return text.replace(f"Set model.{family}.", f"Set {path}.")
+    return text
 
 
 def _name(target: Any) -> str:

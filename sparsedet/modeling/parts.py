@@ -400,6 +400,11 @@ class Assembly:
         if name == "neck":
             strides = part.strides
             levels = len(strides if self.regions is None else self.regions.strides(strides))
+            if self.regions is not None and levels != self.num_levels:
+                raise ValueError(
+                    f"TokenSparseDetector.num_levels must be {levels}, as many as the regions make "
+                    f"of the neck's {len(strides)}, got {self.num_levels}. Set model.num_levels."
+                )
         sizes = {"embed_dim": getattr(part, "embed_dim", None), "num_levels": levels}
         for size, got in sizes.items():
             expected = getattr(self, size)

@@ -16,6 +16,7 @@ from sparsedet.layers.arguments import require_positive
 from sparsedet.layers.constants import constants
 from sparsedet.modeling.parts import Assembly, Scorer, Selector
 from sparsedet.modeling.selection import TopKSelector
+from sparsedet.modeling.selection.shares import is_share
 from sparsedet.modeling.stages import (
     Glance,
     MultiScaleFeatures,
@@ -94,21 +95,18 @@ class GlanceAndLook(nn.Module):
         if (look_ratio is None) == (selector is None):
             both = "both" if selector is not None else "neither"
             raise _error("look_ratio", "given unless selector is, and not beside it", both)
+        if selector is None and not is_share(look_ratio):
+            raise _error("look_ratio", "a number in (0, 1]", repr(look_ratio))
         self.scorer = scorer
         self.selector = TopKSelector(look_ratio) if selector is None else selector
         self.look = _Look(tile, halo)
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
     def _check_numbers(self) -> None:
-        for name in ("glance_factor", "tile", "min_visible"):
-            key = f"model.regions.{name}"
-            require_positive(getattr(self, name), f"GlanceAndLook.{name}", key=key)
-        if self.glance_factor < 2:
-            raise _error("glance_factor", "at least 2", self.glance_factor)
-        for name in ("halo", "taught_passes"):
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < 0:
-                raise _error(name, "an integer of at least 0", number)
+        least = dict(glance_factor=2, tile=1, min_visible=1, halo=0, taught_passes=0)
+        for name, number in least.items():
+            key, own = f"model.regions.{name}", f"GlanceAndLook.{name}"
+            require_positive(getattr(self, name), own, key=key, least=number)
 
     def check(self, assembly: Assembly) -> None:
         """Refuse sizes that do not fit the strides, and a scorer or selector that cannot be used.

@@ -185,7 +185,7 @@ MISFITS = {
             criterion=criterion(ForegroundLoss(weight=1.0, size_ranges=[(-1, 64), (64, 999)])),
         ),
         r"ForegroundLoss\.size_ranges must have one range for each of the 4 levels, got 2.*"
-        r"model\.criterion\.stage",
+        r"size_ranges of the term in model\.criterion\.",
     ),
     "supervised though built without": (
         dict(
@@ -275,7 +275,7 @@ BAD_ARGUMENTS = {
     "distance": (
         lambda: ForegroundLoss(weight=1.0, distance="corners"),
         r"ForegroundLoss\.distance must be one of \['sides', 'half_size', 'center'\], got "
-        r"'corners'.*model\.criterion\.stage",
+        r"'corners'.*of the term in model\.criterion\.",
     ),
     "look forward twice": (
         lambda: small.build(DeformableDecoder, refine=False, look_forward_twice=True),

@@ -46,10 +46,7 @@ SELECTORS: dict[str, Callable[[], Any]] = {
 def make(name: str, **options) -> TokenSparseDetector:
     """A small detector that draws nothing but shares of tiles and tokens."""
     options = {**foreground(), "taught_passes": 0, **options}
-    model = small.fix_noise(detector(name, **options))
-    # shares are drawn after noise for the tiles, which is of no weight but takes random numbers
-    model.selector.register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
-    return model
+    return small.fix_noise(detector(name, **options))
 
 
 def place(images: tuple[int, ...], canvas: small.Size = CANVAS) -> tuple[Tensor, tuple, Targets]:
@@ -67,8 +64,11 @@ def run(model, images, canvas=None) -> tuple[DetectorOutput, Targets, dict]:
     batch, sizes, targets = place(images, canvas or CANVAS)
     learned = copy.deepcopy(model.state_dict())
     torch.manual_seed(0)
+    # shares are drawn after noise for the tiles, which is of no weight but takes random numbers
+    again = model.selector.register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
     with torch.no_grad():
         output = model.detect(batch, sizes, targets, record=model.criterion.requires)
+        again.remove()
         model.load_state_dict(learned)
         return output, targets, model.criterion(output, targets)
 
@@ -107,9 +107,9 @@ class Watched:
         self.noise: list[Tensor] = []
         model._maps_of_any_size = self
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def __call__(self, images: Tensor, *levels: int) -> list[Tensor]:
         maps = []
-        for x, stride in zip(self.see(images), small.STRIDES, strict=True):
+        for x, stride in zip(self.see(images, *levels), small.STRIDES, strict=False):
             read = torch.zeros(len(x), 1, *x.shape[-2:], dtype=torch.bool)
             if not self.seen:
                 for own, (h, w) in zip(read, self.sizes, strict=True):

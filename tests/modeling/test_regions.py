@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsedet.config import ConfigError, instantiate
+from sparsedet.config import LazyCall as L
 from sparsedet.modeling import (
     AdaptiveSelector,
     ChannelMapper,
@@ -396,14 +398,21 @@ def test_other_backbones_get_what_they_ask_for():
 
 
 BAD = {
-    "factor": (dict(glance_factor=1), r"glance_factor must be at least 2, got 1.*model\.regions"),
+    "factor": (
+        dict(glance_factor=1),
+        r"glance_factor must be an integer of at least 2, got 1",
+    ),
     "odd factor": (dict(glance_factor=3), r"glance_factor must be such that it times 8"),
     "tile": (dict(tile=100), r"tile must be a multiple of 32.*got 100"),
     "halo": (dict(halo=8), r"halo must be a multiple of 16.*got 8"),
     "negative halo": (dict(halo=-16), r"halo must be an integer of at least 0"),
+    "switch for a halo": (dict(halo=True), r"halo must be an integer of at least 0, got True"),
     "two shares": (dict(selector=TopKSelector(0.1)), r"look_ratio must be given unless selector"),
     "no share": (dict(look_ratio=None), r"look_ratio must be given.*got neither"),
-    "share": (dict(look_ratio=1.5), r"keep_ratio must be in \(0, 1\]"),
+    "share": (
+        dict(look_ratio=1.5),
+        r"look_ratio must be a number in \(0, 1\], got 1\.5.*regions",
+    ),
     "no scorer": (dict(scorer=None), r"scorer must be given for TopKSelector"),
     "idle scorer": (
         dict(selector=DenseSelector(), look_ratio=None),
@@ -431,6 +440,22 @@ def test_what_does_not_fit_is_refused(case):
         TokenSparseDetector(**given)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("selector", L(TopKSelector)(keep_ratio=2)),
+        ("scorer", L(ForegroundTokenSelector)(num_levels=0)),
+    ],
+)
+def test_a_component_of_a_config_is_told_by_its_place(name, part):
+    for path, config in (
+        (f"model.{name}", dict(model={name: part})),
+        (f"model.regions.{name}", dict(model=dict(regions={name: part}))),
+    ):
+        with pytest.raises(ConfigError, match=rf"Set {path}\.\w+\. \(config: {path}\)"):
+            instantiate(config)
+
+
 def test_terms_and_scorers_of_the_glance_go_together():
     given = parts("efficient", scorer=ForegroundTokenSelector(EMBED))
     with pytest.raises(ValueError, match=r"Add ForegroundLoss or .* to model\.criterion\.regions"):
@@ -451,7 +476,8 @@ def test_terms_and_scorers_of_the_glance_go_together():
 
 def test_the_neck_has_its_own_number_of_levels():
     given = {**parts("efficient", **foreground()), "num_levels": 4}
-    with pytest.raises(ValueError, match="num_levels"):
+    says = r"num_levels must be 6, as many as the regions make of the neck's 4, got 4.*model\.num_l"
+    with pytest.raises(ValueError, match=says):
         TokenSparseDetector(**given)
 
 

@@ -133,12 +133,12 @@ class ForegroundLoss:
         if not all(isinstance(r, Sequence) and len(r) == 2 and r[0] < r[1] for r in size_ranges):
             raise ValueError(
                 "ForegroundLoss.size_ranges must be pairs (low, high) with low < high, got "
-                f"{list(size_ranges)}. Set size_ranges of the term in model.criterion.stage."
+                f"{list(size_ranges)}. Set size_ranges of the term in model.criterion."
             )
         if distance not in _ALONG_AXIS:
             raise ValueError(
                 f"ForegroundLoss.distance must be one of {list(_ALONG_AXIS)}, got {distance!r}. "
-                "Set distance of the term in model.criterion.stage."
+                "Set distance of the term in model.criterion."
             )
         self.size_ranges = tuple((float(low), float(high)) for low, high in size_ranges)
         self.distance: Distance = distance
@@ -248,7 +248,7 @@ def _check_ranges(size_ranges: SizeRanges, num_levels: int) -> None:
         raise ValueError(
             f"ForegroundLoss.size_ranges must have one range for each of the {num_levels} levels, "
             f"got {len(size_ranges)}: {list(size_ranges)}. Set size_ranges of the term in "
-            "model.criterion.stage."
+            "model.criterion."
         )
 
 

@@ -65,8 +65,7 @@ class OracleScorer(nn.Module):
         if targets is None:
             raise ValueError(
                 "OracleScorer needs targets, got None. Give samples with instances (gt_boxes, "
-                "gt_classes) "
-                "or choose another model.scorer."
+                "gt_classes) or choose another scorer."
             )
         points = features.reference_points
         return TokenScores(
