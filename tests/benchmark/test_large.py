@@ -49,7 +49,7 @@ class Here:
         return self.call(), {"peak_mb": 100.0 * self.passes, "before_mb": 50.0}
 
     def close(self) -> None:
-        self.call = None
+        del self.call
 
 
 @pytest.fixture
