@@ -37,6 +37,11 @@ CLASSES = 80  # where a config takes the number from its data set
 OURS, GRID_SAMPLE, PEER = "sparsedet", "grid_sample", "peer"
 OBJECTS = 12
 SEED = 0
+SMALL_MODEL = (
+    "model.backbone.name=resnet18", "model.neck.in_channels={res3: 128, res4: 256, res5: 512}",
+    "model.embed_dim=32", "model.decoder.num_layers=1", "model.query_initializer.num_queries=10",
+    "dataset.short_sides=[64]", "dataset.test_short_side=64",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -263,9 +268,11 @@ def build_model(case: Case) -> Detector:
     model: Detector = instantiate(cfg.model)
     if case.form == GRID_SAMPLE:
         use_grid_sample(model)
-    scorer: Any = getattr(model, "scorer", None)
-    if case.scores == "objects" and scorer is not None:
-        scorer.register_forward_hook(ObjectScores())
+    scorers: list[Any] = [getattr(model, "scorer", None)]
+    scorers.append(getattr(getattr(model, "regions", None), "scorer", None))
+    for scorer in scorers if case.scores == "objects" else ():
+        if scorer is not None:
+            scorer.register_forward_hook(ObjectScores())
     if case.prepared:
         model = prepare_for_inference(model)
     return model.to(case.device, torch.float32 if case.autocast else DTYPES[case.dtype])
@@ -308,7 +315,8 @@ class ObjectScores:
     """Forward hook of a scorer: its scores become those of objects, in blobs of many sizes.
 
     With random weights the best tokens would be strewn over the map, as those of a trained scorer
-    are not. The scorer runs all the same, and in training its logits keep their gradient.
+    are not. The scorer runs all the same, and in training its logits keep their gradient. The same
+    objects say which tiles regions look at.
     """
 
     def __init__(self) -> None:
@@ -336,6 +344,10 @@ def object_scores(features: MultiScaleFeatures) -> Tensor:
     count = (points.shape[0], 1, OBJECTS, 2)
     centers = torch.rand(count, generator=generator).to(points)
     sides = (0.03 * 20 ** torch.rand(count, generator=generator)).to(points)
-    distance = ((points[:, :, None] - centers) / (0.5 * sides)).pow(2).sum(-1).amin(-1)
+    nearest = points.new_full(points.shape[:2], float("inf"))
+    x, y = (each.contiguous() for each in points.unbind(-1))
+    for center, side in zip(centers.unbind(2), (0.5 * sides).unbind(2), strict=True):
+        across, down = ((x - center[..., 0]) / side[..., 0], (y - center[..., 1]) / side[..., 1])
+        nearest = nearest.minimum(across.square_() + down.square_())
     jitter = torch.rand(points.shape[:2], generator=generator).to(points)
-    return -(distance.sqrt() + 0.05 * jitter)
+    return -(nearest.sqrt() + 0.05 * jitter)

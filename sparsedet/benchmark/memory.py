@@ -8,6 +8,7 @@ import re
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,85 @@ MB = 1e6
 _STATUS = Path("/proc/self/status")
 
 
+class Worker:
+    """A fresh process that makes a call whenever it is asked to.
+
+    It starts with the same environment and number of threads, so the same allocator settings hold,
+    and prepares the call beside whatever else runs.
+
+    Args:
+        prepare: at the top of a module; called with ``args`` there, it returns the call, which
+            returns a plain value.
+        args: plain values.
+    """
+
+    def __init__(self, prepare: Callable[..., Callable[[], Any]], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        words = (other, torch.get_num_threads(), prepare, args)
+        self._process = context.Process(target=_serve, args=words, daemon=True)
+        self._process.start()
+        other.close()
+
+    def wait(self) -> None:
+        """Wait until the call is prepared; to be called once, before the first call.
+
+        Raises:
+            RuntimeError: it cannot be prepared.
+        """
+        self._answer()
+
+    def __call__(self) -> tuple[Any, dict[str, float]]:
+        """What the call returns, and the memory of the process.
+
+        That is ``peak_mb``: the most that was resident so far; ``before_mb``: what was before the
+        first call.
+
+        Raises:
+            RuntimeError: the call failed, or the process was killed.
+        """
+        with suppress(OSError):  # a process that has ended says below why
+            self._pipe.send(True)
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.terminate()
+        self._process.join()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            answer = f"it ended with {self._process.exitcode}"
+            if self._process.exitcode == -9:
+                answer = "it was killed, as systems do where memory is short"
+        if isinstance(answer, str):
+            raise RuntimeError(f"The process that is measured failed: {answer}.")
+        return answer
+
+
+def _serve(
+    pipe: Connection, threads: int, prepare: Callable[..., Callable[[], Any]], args: Any
+) -> None:
+    try:
+        torch.set_num_threads(threads)
+        call = prepare(*args)
+        gc.collect()
+        before = _resident("VmRSS")
+        pipe.send(None)
+        while pipe.recv():
+            result = call()
+            pipe.send((result, {"peak_mb": _resident("VmHWM"), "before_mb": before}))
+    except Exception as error:
+        with suppress(OSError):  # nobody listens any more
+            pipe.send(f"{type(error).__name__}: {error}")
+
+
 def process_peak(prepare: Callable[..., Callable[[], object]], *args: Any) -> dict[str, float]:
     """Run a pass twice in a fresh process and see how large that becomes.
-
-    The process starts with the same environment, so the same allocator settings hold.
 
     Args:
         prepare: at the top of a module; called with ``args`` there, it returns the pass.
@@ -31,36 +107,25 @@ def process_peak(prepare: Callable[..., Callable[[], object]], *args: Any) -> di
     Returns:
         ``peak_mb``: most resident memory of the process; ``before_mb``: that of the process with
         the model loaded, before the passes.
+
+    Raises:
+        RuntimeError: the pass failed.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    threads = torch.get_num_threads()
-    child = context.Process(target=_run, args=(sender, threads, prepare, args), daemon=True)
-    child.start()
-    sender.close()
-    try:
-        result = receiver.recv()
-    except EOFError:
-        result = "it was killed"
-    child.join()
-    if isinstance(result, str):
-        raise RuntimeError(f"The process that measures peak memory failed: {result}.")
-    return result
+    with closing(Worker(_without_result, prepare, args)) as worker:
+        worker.wait()
+        worker()
+        return worker()[1]
 
 
-def _run(
-    sender: Connection, threads: int, prepare: Callable[..., Callable[[], object]], args: Any
-) -> None:
-    try:
-        torch.set_num_threads(threads)
-        call = prepare(*args)
-        gc.collect()
-        before = _resident("VmRSS")
+def _without_result(
+    prepare: Callable[..., Callable[[], object]], args: Sequence[Any]
+) -> Callable[[], None]:
+    call = prepare(*args)
+
+    def run() -> None:
         call()
-        call()
-        sender.send({"peak_mb": _resident("VmHWM"), "before_mb": before})
-    except Exception as error:
-        sender.send(f"{type(error).__name__}: {error}")
+
+    return run
 
 
 def _resident(field: str) -> float:

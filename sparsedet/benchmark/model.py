@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsedet.analysis import Parts
+from sparsedet.analysis import Parts, divisibility
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import MultiScaleFeatures, level_size
+from sparsedet.structures import pad_images
 
 from .cases import DTYPES, PEER, Case, gflops, groups, load_model, noise, product
 from .cases import add_arguments as add_case_arguments
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[Row] = []
     for group in groups([*product(args), *_peers(args)]):
         rows += _time_group(group, args)
+        args.record.save({"rows": rows})
         print_table(table({"rows": rows[-len(group) :]}))
     return {"rows": rows}
 
@@ -145,10 +147,10 @@ def model_facts(case: Case) -> Row:
 
 def _features(case: Case, model: TokenSparseDetector) -> MultiScaleFeatures:
     """Of one image: zeros, unless what is there depends on what is seen."""
-    images, sizes = noise(replace(case, batch=1, device="cpu"), model)
     if model.regions is not None:
-        return model.see(images.to(model.device), sizes)[0]
-    height, width = images.shape[-2:]
+        return model.see(*noise(replace(case, batch=1), model))[0]
+    size_alone = torch.empty(3, *case.image_size, device="meta")
+    height, width = pad_images([size_alone], divisibility(model))[0].shape[-2:]
     maps = [
         torch.zeros(
             1,

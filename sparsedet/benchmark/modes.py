@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from sparsedet.config import trusting
-from sparsedet.files import write_json
 
-from . import dataloader, encoder, evaluation, gpu, model, op, swap, train_step
+from . import dataloader, encoder, evaluation, gpu, large, model, op, swap, train_step
 from .cases import positive
-from .report import Table, environment, print_facts
+from .report import Record, Table, environment, print_facts
 
 
 @dataclass(frozen=True)
@@ -26,20 +25,21 @@ class Mode:
     Attributes:
         add_arguments: adds its options to a parser.
         run: measures, prints and returns the figures.
-        table: the figures as a table.
+        tables: the figures as tables.
     """
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], dict[str, Any]]
-    table: Callable[[dict[str, Any]], Table]
+    tables: Sequence[Callable[[dict[str, Any]], Table]]
 
 
 MODES = {
-    name: Mode(each.add_arguments, each.run, each.table)
+    name: Mode(each.add_arguments, each.run, getattr(each, "TABLES", (each.table,)))
     for name, each in {
         "op": op,
         "encoder": encoder,
         "model": model,
+        "large": large,
         "train-step": train_step,
         "dataloader": dataloader,
         "eval": evaluation,
@@ -85,12 +85,11 @@ def run_mode(words: Sequence[str]) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     facts = environment(args.device)
     print_facts(facts)
+    args.record = Record(
+        args.json, {"mode": words[0], "command": list(words), "environment": facts}
+    )
     with trusting(args.trust_config):
-        figures = MODES[words[0]].run(args)
-    result = {"mode": words[0], "command": list(words), "environment": facts, **figures}
-    if args.json:
-        write_json(args.json, result)
-    return result
+        return args.record.save(MODES[words[0]].run(args))
 
 
 def failures(result: dict[str, Any]) -> bool:

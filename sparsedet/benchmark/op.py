@@ -205,6 +205,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 args.image_size, args.batch, dtype, args.device, queries, backward=backward
             )
             rows.append(_measure(problem, others, args))
+            args.record.save({"rows": rows})
             print_table(table({"rows": rows[-1:]}))
     return {"tokens": tokens, "instruction_set": instruction_set, "rows": rows}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sparsedet.config import ConfigError
-from sparsedet.files import write_figure
+from sparsedet.files import atomic_write, write_figure
 
+from . import curves
 from .modes import MODES
 from .report import markdown
 
@@ -20,27 +22,52 @@ Row = dict[str, Any]
 
 def page(suite: Suite) -> str:
     """Every section with its command, what it depends on, and its table."""
-    parts = [_section(section) for section in suite["sections"]]
+    parts = [f"### {section['title']}\n\n{_section(section)}" for section in suite["sections"]]
     return "\n\n".join(parts) + "\n"
 
 
+def fill(suite: Suite, path: Path) -> None:
+    """Put the tables of a suite into a page, each between the two comments that name its section.
+
+    These are ``<!-- benchmark large systems -->`` and ``<!-- end of benchmark -->`` on lines of
+    their own, for the section ``systems`` of the suite ``large``.
+
+    Raises:
+        ConfigError: the page has no such comments.
+    """
+    text = before = path.read_text(encoding="utf-8")
+    for section in suite["sections"]:
+        begin = f"<!-- benchmark {suite['suite']} {section['name']} -->\n"
+        place = re.compile(f"{re.escape(begin)}.*?(?=<!-- end of benchmark -->)", re.DOTALL)
+        filled = f"{begin}\n{_section(section)}\n\n"
+        text = place.sub(lambda _, filled=filled: filled, text)
+    if text == before and "<!-- end of benchmark -->" not in text:
+        raise ConfigError(
+            f"--fill {path} has no place for a table of this suite. Write two lines there: "
+            f"<!-- benchmark {suite['suite']} SECTION --> and <!-- end of benchmark -->."
+        )
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
 def _section(section: Row) -> str:
-    head = f"### {section['title']}\n\n```bash\n{section['command']}\n```\n\n"
+    head = f"```bash\n{section['command']}\n```\n\n"
     if section["status"] != "done":
         return f"{head}{section['status'].capitalize()}: {section['error']}."
     result = section["result"]
     facts = result.get("environment", {})
     shown = ", ".join(f"{name} {facts[name]}" for name in _FACTS if facts.get(name))
-    table = markdown(MODES[result["mode"]].table(result))
+    made = [make(result) for make in MODES[result["mode"]].tables]
+    tables = [markdown(table) for table in made if table]
     failed = [f"{row['name']}: {row['error']}" for row in result["rows"] if "error" in row]
     for row in result["rows"]:  # of the op: forms by name
         failed += [f"{name}: {reason}" for name, reason in row.get("errors", {}).items()]
     failed = list(dict.fromkeys(failed))
-    return "\n\n".join([f"{head}{shown}.", table, *(f"Failed: {each}." for each in failed)])
+    return "\n\n".join([f"{head}{shown}.", *tables, *(f"Failed: {each}." for each in failed)])
 
 
 def draw(suite: Suite, path: Path) -> None:
-    """Time and memory against image size, time against kept tokens.
+    """Time and memory against image size, time against kept tokens; of large pictures ``curves``.
 
     Raises:
         ConfigError: matplotlib is absent, or the suite holds nothing to draw.
@@ -49,6 +76,8 @@ def draw(suite: Suite, path: Path) -> None:
         raise ConfigError("The plot needs matplotlib. Run: pip install 'sparsedet[plot]'")
     from matplotlib.figure import Figure
 
+    if suite.get("suite") == "large":
+        return curves.draw(suite, path)
     sizes, kept = _rows(suite, "sizes"), _rows(suite, "kept")
     panels: list[tuple[str, str, list[Row], Callable[[Row], tuple[float, float] | None]]] = [
         ("side of the image in pixels", "ms per image", sizes, _time_by_size),

@@ -14,6 +14,7 @@ import torch
 
 from sparsedet import __version__
 from sparsedet.analysis import Timing, machine_facts
+from sparsedet.files import write_json
 from sparsedet.tables import format_table
 
 Table = list[list[str]]
@@ -61,6 +62,44 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not the JSON of this tool: {error}") from error
+
+
+class Record:
+    """The file that a mode writes its figures to, as often as there are more of them.
+
+    Args:
+        path: of the JSON; None = nothing is written.
+        head: what the figures depend on: ``mode``, ``command`` and ``environment``.
+    """
+
+    def __init__(self, path: Path | None, head: dict[str, Any]) -> None:
+        self.path, self.head = path, head
+
+    def save(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Write all that has been measured so far; return it with what it depends on."""
+        result = {**self.head, **figures}
+        if self.path:
+            write_json(self.path, result)
+        return result
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """The rows that the file has from a run that was broken off; none if it is not there.
+
+        Raises:
+            ValueError: no file is named, or it is of another kind of run or another machine.
+        """
+        if self.path is None:
+            raise ValueError("--resume needs --json, the file of the run that was broken off.")
+        if not self.path.is_file():
+            return []
+        found = read_json(self.path)
+        for key in ("mode", "environment"):
+            if found.get(key) != json.loads(json.dumps(self.head[key])):
+                raise ValueError(
+                    f"--resume: {self.path} has {key} {found.get(key)}, and this run has "
+                    f"{self.head[key]}. Leave --resume out, or measure where it was measured."
+                )
+        return found["rows"]
 
 
 def print_facts(facts: dict[str, object]) -> None:

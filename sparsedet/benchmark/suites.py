@@ -20,6 +20,7 @@ import torch
 
 from sparsedet.files import write_json
 
+from .cases import SMALL_MODEL
 from .model import DINO, FOCUS, SPARSE
 from .report import read_json
 
@@ -30,11 +31,6 @@ SHARES = ("0.1", "0.3", "0.5")
 CHECKPOINTED = (
     "model.encoder.activation_checkpointing=True model.decoder.activation_checkpointing=True"
 )
-SMALL_MODEL = (
-    "model.backbone.name=resnet18", "model.neck.in_channels={res3: 128, res4: 256, res5: 512}",
-    "model.embed_dim=32", "model.decoder.num_layers=1", "model.query_initializer.num_queries=10",
-    "dataset.short_sides=[64]", "dataset.test_short_side=64",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,7 +185,35 @@ GPU = (
     ),
 )  # fmt: skip
 
-SUITES = {"cpu": CPU, "gpu": GPU}
+_LARGE = ("large", *_TWO, "--warm-up", "0")
+_LOOKED = ("--look-tiles", "11")  # those that a tenth of 2560x2560 pixels are
+
+LARGE = (
+    Section(
+        "systems",
+        "Large pictures",
+        (*_LARGE, *_turns(0, 2), "--image-size", "2560x2560", "2250x4000"),
+        ("--small", "--image-size", "640x640", "--tile", "256", *_turns(0, 2)),
+    ),
+    Section(
+        "canvas",
+        "Large pictures: the canvas grows, what matters does not",
+        (*_LARGE, *_turns(20, 1), *_LOOKED, "--systems", "dense", "focus", "slices", "glance",
+         "--keep-ratio", "0.1", "--image-size", "640x640", "1024x1024", "1536x1536", "2048x2048",
+         "3072x3072", "4096x4096"),
+        ("--small", "--image-size", "512x512", "1024x1024", "--tile", "256", *_turns(0, 2),
+         "--look-tiles", "1"),
+    ),
+    Section(
+        "share",
+        "Large pictures: the share that matters grows, the canvas does not",
+        (*_LARGE, *_turns(0, 2), "--systems", "glance", "--image-size", "2560x2560",
+         "--look-ratio", "0.02", "0.05", "0.2", "0.4", "0.7", "1.0"),
+        ("--small", "--image-size", "640x640", *_turns(0, 2), "--look-ratio", "0.3", "0.6", "1.0"),
+    ),
+)  # fmt: skip
+
+SUITES = {"cpu": CPU, "gpu": GPU, "large": LARGE}
 Runner = Callable[[Sequence[str]], dict[str, Any]]
 
 
@@ -201,13 +225,13 @@ def run_suite(args: argparse.Namespace, run_mode: Runner) -> dict[str, Any]:
 
     Args:
         args: the command line: ``suite``, ``quick``, ``only``, ``budget_s``, ``dry_run``,
-            ``device``, ``naive_library``, ``json``.
+            ``device``, ``naive_library``, ``json``, ``resume``.
         run_mode: measures one command line.
 
     Raises:
-        ValueError: a section is named that does not exist.
+        ValueError: a section is named that does not exist, or there is no suite to resume.
     """
-    sections = chosen_sections(args)
+    sections, earlier = chosen_sections(args), _earlier(args)
     begin = time.perf_counter()
     suite: dict[str, Any] = {"suite": args.suite, "quick": args.quick, "sections": []}
     for section in sections:
@@ -219,7 +243,9 @@ def run_suite(args: argparse.Namespace, run_mode: Runner) -> dict[str, Any]:
         }
         suite["sections"].append(entry)
         spent = time.perf_counter() - begin
-        if args.budget_s is not None and spent >= args.budget_s:
+        if earlier.get(section.name, {}).get("command") == entry["command"]:
+            entry |= earlier[section.name]
+        elif args.budget_s is not None and spent >= args.budget_s:
             entry |= {"status": "left out", "error": f"{spent:.0f} s of the budget are spent"}
         else:
             print(f"\n== {section.name}: {section.title}\n{entry['command']}", flush=True)
@@ -229,6 +255,16 @@ def run_suite(args: argparse.Namespace, run_mode: Runner) -> dict[str, Any]:
         if args.json:
             write_json(args.json, suite)
     return suite
+
+
+def _earlier(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The sections that a suite which was broken off has done, by name."""
+    if not args.resume:
+        return {}
+    if args.json is None:
+        raise ValueError("--resume needs --json, the file of the suite that was broken off.")
+    sections = read_json(args.json)["sections"] if args.json.is_file() else []
+    return {each["name"]: each for each in sections if each["status"] == "done"}
 
 
 def chosen_sections(args: argparse.Namespace) -> list[Section]:
@@ -289,11 +325,14 @@ def _tiny(words: list[str]) -> list[str]:
         more += ["--dtype", "float32"] if mode == "train-step" else []
     elif mode == "op":
         more += ["--image-size", "64x96", "--no-memory", "--against", "grid_sample"]
+    elif mode == "large":
+        more += ["--small", "--image-size", "256x384", "--tile", "256"]
+        more += ["--look-ratio", "0.5"] if "--look-tiles" not in words else []
     elif mode == "gpu-op":
         more += ["--dry-run"]
     else:
         more += ["--max-images", "2", "--shapes-size", "64x96"]
-    small = [] if mode in ("op", "gpu-op") else SMALL_MODEL
+    small = [] if mode in ("op", "gpu-op", "large") else SMALL_MODEL
     return [mode, *small, *merged(words[1:], more)]
 
 
@@ -309,12 +348,12 @@ def _run_section(
     """Result and status of a section; a process of its own on the CPU, this one on a GPU."""
     started = time.perf_counter()
     try:
-        if args.suite == "cpu":
-            result = _run_child(section, words)
-        else:
+        if args.suite == "gpu":
             result = run_mode(words)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        else:
+            result = _run_child(section, words, args)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -323,14 +362,19 @@ def _run_section(
     return outcome | {"seconds": time.perf_counter() - started}
 
 
-def _run_child(section: Section, words: Sequence[str]) -> dict[str, Any]:
+def _run_child(section: Section, words: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Its figures lie beside those of the suite until it is done, so nothing of them is lost."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
-        tool = [sys.executable, "-m", "sparsedet", "benchmark"]
-        done = subprocess.run(
-            [*tool, *words, "--json", str(path)],
-            env={**os.environ, **section.environment},
-        )
-        if not path.is_file():  # a case that failed is a row of what was measured
+        if args.json:
+            path = args.json.with_name(f"{args.json.stem}.{section.name}.json")
+        if not (args.resume and words[0] == "large"):
+            path.unlink(missing_ok=True)
+        tool = [sys.executable, "-m", "sparsedet", "benchmark", *words, "--json", str(path)]
+        tool += ["--resume"] if path.is_file() else []
+        done = subprocess.run(tool, env={**os.environ, **section.environment})
+        if not path.is_file() or done.returncode not in (0, 1):  # 1: a case that failed is a row
             raise RuntimeError(f"the process ended with {done.returncode}, its message is above")
-        return read_json(path)
+        result = read_json(path)
+        path.unlink()
+        return result

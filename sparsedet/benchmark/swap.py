@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[Row] = []
     for name in args.only or models:
         rows += _time(name, models[name], args)
+        args.record.save({"rows": rows})
         print_table(table({"rows": rows[-len(WHAT) :]}))
     return {"rows": rows}
 

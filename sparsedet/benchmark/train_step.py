@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[Row] = []
     for group in groups(product(args)):
         rows += _time_group(group, args)
+        args.record.save({"rows": rows})
         print_table(table({"rows": rows[-len(group) :]}))
     return {"rows": rows}
 

@@ -3,10 +3,12 @@
     sparsedet benchmark op --threads 1 --scaling 2       deformable attention, other forms of it
     sparsedet benchmark encoder --keep-ratio dense 0.1 0.3 0.5             time beside GFLOPs
     sparsedet benchmark model --config-file A B --image-size 640x640 1280x1280 --json FILE
+    sparsedet benchmark large --image-size 2560x2560 --look-ratio 0.1      systems on large pictures
     sparsedet benchmark train-step | dataloader | eval | gpu-op | swap ...
     sparsedet benchmark MODE --help                                        options of a mode
     sparsedet benchmark --suite cpu --json FILE --markdown PAGE --plot PICTURE
     sparsedet benchmark --suite gpu --quick                                the main tables alone
+    sparsedet benchmark --suite large --json FILE --fill PAGE --plot PICTURE
     sparsedet benchmark --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
 
 docs/performance.md says how each mode measures. Weights are random, pictures are noise, and nothing
@@ -24,8 +26,8 @@ from typing import Any
 from sparsedet.cli.common import make_parser, print_error
 from sparsedet.config.naming import nearest
 
-MODES = ("op", "encoder", "model", "train-step", "dataloader", "eval", "gpu-op", "swap")
-SUITES = ("cpu", "gpu")
+MODES = ("op", "encoder", "model", "large", "train-step", "dataloader", "eval", "gpu-op", "swap")
+SUITES = ("cpu", "gpu", "large")
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -42,7 +44,11 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--naive-library", metavar="FILE", help="for the section of the op on a GPU")
     add("--dry-run", action="store_true", help="tiny images, one round: does everything run?")
     add("--json", type=Path, metavar="FILE", help="write the figures here after every section")
+    add("--resume", action="store_true", help="keep what the file of --json has already")
     add("--markdown", type=Path, metavar="FILE", help="write the tables for a page here")
+    add(
+        "--fill", type=Path, nargs="+", default=[], metavar="PAGE", help="put the tables into pages"
+    )
     add("--plot", type=Path, metavar="FILE", help="draw time and memory here (matplotlib)")
     return made
 
@@ -65,12 +71,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def _suite(args: argparse.Namespace) -> int:
     from sparsedet.benchmark.modes import run_mode
-    from sparsedet.benchmark.pages import draw, page
+    from sparsedet.benchmark.pages import draw, fill, page
     from sparsedet.benchmark.suites import run_suite
 
     suite = _read_suite(args.render) if args.render else run_suite(args, run_mode)
     if args.markdown:
         args.markdown.write_text(page(suite), encoding="utf-8")
+    for each in args.fill:
+        fill(suite, each)
     if args.plot:
         draw(suite, args.plot)
     return int(any(section["status"] == "failed" for section in suite["sections"]))

@@ -163,6 +163,19 @@ def test_keep_ratio_is_the_mean_over_the_layers(part, ratio):
     assert facts["gflops"]["total"] > 0
 
 
+def test_facts_of_a_model_need_no_picture(part, monkeypatch):
+    """Of a size that the backbone pads, as it is padded."""
+    model, cases = part("model"), part("cases")
+    case = cases.Case(QUICKSTART, SMALL, image_size=(70, 90))
+    wanted = model.model_facts(case)
+    with torch.inference_mode():
+        images, sizes = cases.noise(case, cases.load_model(case))
+        output = cases.load_model(case).detect(images, sizes)
+    assert wanted["tokens"] == output.features.num_valid[0]
+    monkeypatch.setattr(model, "noise", None)
+    assert model.model_facts(case) == wanted
+
+
 @pytest.mark.parametrize(
     ("ratio", "message"),
     [
@@ -526,7 +539,7 @@ def test_later_options_take_the_place_of_earlier_ones(part):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("suite", ["cpu", "gpu"])
+@pytest.mark.parametrize("suite", ["cpu", "gpu", "large"])
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_section_is_a_command_of_the_tool(tool, part, suite, quick):
     modes, suites = part("modes"), part("suites")
@@ -538,7 +551,7 @@ def test_every_section_is_a_command_of_the_tool(tool, part, suite, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["cpu", "gpu"])
+@pytest.mark.parametrize("suite", ["cpu", "gpu", "large"])
 def test_dry_run(tool, suite, tmp_path):
     """Every section runs; on the CPU also where it is meant for a GPU."""
     target, page = tmp_path / "suite.json", tmp_path / "page.md"
