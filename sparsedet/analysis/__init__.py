@@ -23,7 +23,7 @@ from sparsedet.analysis.costs import (
 )
 from sparsedet.analysis.latency import FIRST_STAGE, Latency, measure_latency, stage_marks
 from sparsedet.analysis.passes import divisibility, evaluating
-from sparsedet.analysis.regions import looked_at, tile_recall
+from sparsedet.analysis.regions import tile_recall
 from sparsedet.analysis.timing import (
     Clock,
     Parts,
@@ -69,7 +69,6 @@ __all__ = [
     "evaluating",
     "kept_by_level",
     "kept_tokens",
-    "looked_at",
     "machine_facts",
     "mean_flops",
     "measure_latency",

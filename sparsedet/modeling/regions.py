@@ -173,18 +173,33 @@ class GlanceAndLook(nn.Module):
         targets: Targets | None = None,
     ) -> tuple[MultiScaleFeatures, Glance]:
         """Glance, choose tiles and look; see ``sparsedet.modeling.parts.Regions``."""
-        glance = see(self._smaller(images))
-        features = embed(glance, image_sizes)
+        maps, glance = self.glance(
+            images, image_sizes, see=see, embed=embed, heads=heads, targets=targets
+        )
+        fine = self._fine(strides)
+        looked, presence = self.look(images, glance.looked, glance.tiles, see, fine)
+        return embed((*looked, *maps), image_sizes, presence=presence), glance
+
+    def glance(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        image_sizes: Sequence[Size],
+        *,
+        see: Callable[[Tensor], Sequence[Tensor]],
+        embed: Callable[..., MultiScaleFeatures],
+        heads: Any,
+        targets: Targets | None = None,
+    ) -> tuple[Sequence[Tensor], Glance]:
+        """Glance and choose tiles; see ``sparsedet.modeling.parts.Regions``."""
+        maps = see(self._smaller(images))
+        features = embed(maps, image_sizes)
         scores = None
         if self.scorer is not None:
             side = features.least_side
             objects = None if targets is None else targets.at_least(side, image_sizes)
             scores = self.scorer(features, heads, objects)
         tiles = self._tiles(features, scores)
-        looked = self._choose(tiles, scores, targets)
-        maps, presence = self.look(images, looked, tiles, see, self._fine(strides))
-        whole = embed((*maps, *glance), image_sizes, presence=presence)
-        return whole, Glance(features, scores, tiles, looked)
+        return maps, Glance(features, scores, tiles, self._choose(tiles, scores, targets))
 
     def _smaller(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
         factor, (height, width) = self.glance_factor, images.shape[-2:]
