@@ -21,7 +21,7 @@ from sparsedet.analysis.costs import (
     count_parameters,
     mean_flops,
 )
-from sparsedet.analysis.latency import FIRST_STAGE, Latency, measure_latency, stage_marks
+from sparsedet.analysis.latency import FIRST_STAGE, Latency, measure_latency, noise, stage_marks
 from sparsedet.analysis.passes import divisibility, evaluating
 from sparsedet.analysis.regions import tile_recall
 from sparsedet.analysis.timing import (
@@ -72,6 +72,7 @@ __all__ = [
     "machine_facts",
     "mean_flops",
     "measure_latency",
+    "noise",
     "referred_tokens",
     "round_ratio",
     "share_by_content",

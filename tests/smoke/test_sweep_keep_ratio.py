@@ -152,7 +152,7 @@ def test_it_goes_on_where_it_stopped(
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
     measured = []
 
-    def measure(subject: Any, size: Any, repetitions: int) -> dict[str, Any]:
+    def measure(subject: Any, size: Any, repetitions: int, share: Any) -> dict[str, Any]:
         ratio = subject.model.selector.keep_ratio
         if ratio == 0.4 and 0.4 not in measured:
             measured.append(0.4)
