@@ -372,6 +372,8 @@ def print_costs(
     parameters: ParameterCount, flops: FlopCount, latency: Latency | None, counting: Counting
 ) -> None:
     """Parameters, GFLOPs and milliseconds, a line for each stage."""
+    from sparsedet.analysis.passes import LOOK
+
     stages = list(dict.fromkeys([*flops.stages, *parameters.by_stage]))
     rows = []
     for stage in stages:
@@ -395,6 +397,8 @@ def print_costs(
         f"{size[0]} x {size[1]}" if images == 1 else f"{images} images, {len(flops.sizes)} sizes"
     )
     print(f"GFLOPs: {where}, {counting.sampling_cost} per sampled value; a multiply-add is 1")
+    if LOOK in flops.stages:
+        print(f"backbone, neck: those of the glance; {LOOK}: both on the chosen tiles")
     if latency is not None:
         facts = " ".join(f"{key}={value}" for key, value in latency.protocol.items())
         print(f"ms: neck with the embedding, decoder with its heads; {facts}")

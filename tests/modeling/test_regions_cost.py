@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsedet.analysis import count_flops, measure_latency, tile_recall
+from sparsedet.analysis import calibrate_selector, count_flops, measure_latency, tile_recall
 from sparsedet.modeling import (
+    AdaptiveSelector,
     DenseSelector,
     OracleScorer,
     RandomScorer,
@@ -182,3 +183,20 @@ def test_an_answer_says_which_tiles_were_looked_at():
     assert places == {divmod(number, columns) for number in kept}
     scores = glance.tiles.tokens[1, :, 0].unflatten(0, glance.tiles.spatial_shapes[0])
     assert torch.equal(scaled.scores, scores[:5, :3].flatten())
+
+
+def test_an_adaptive_choice_of_tiles_is_calibrated_before_that_of_tokens():
+    """At its own ratio it then looks at this share of the tiles, the mean over the images."""
+    batch = small.samples(SIZES, (2, 2))
+    adaptive = AdaptiveSelector(0.3)
+    model = detector("efficient", **foreground(), selector=adaptive).eval()
+    with pytest.raises(ValueError, match="AdaptiveSelector must know"):
+        model(batch)
+    assert calibrate_selector(model, [batch[:1], batch[1:]]) == 2
+    (row,) = tile_recall(model, [batch])
+    assert row["looked"] == pytest.approx(30, abs=5)
+    both = detector("focus", **foreground(), selector=AdaptiveSelector(0.3)).eval()
+    both.selector = AdaptiveSelector(0.5)
+    assert calibrate_selector(both, [batch]) == 2
+    assert int(both.regions.selector.curve.num_images) == int(both.selector.curve.num_images) == 2
+    assert [found["keep_ratio"] for found in both(batch)] != [1.0, 1.0]
