@@ -21,9 +21,9 @@ from sparsedet.analysis.costs import (
     count_parameters,
     mean_flops,
 )
-from sparsedet.analysis.latency import FIRST_STAGE, Latency, measure_latency, stage_marks
+from sparsedet.analysis.latency import FIRST_STAGE, Latency, measure_latency, noise, stage_marks
 from sparsedet.analysis.passes import divisibility, evaluating
-from sparsedet.analysis.regions import looked_at, tile_recall
+from sparsedet.analysis.regions import tile_recall
 from sparsedet.analysis.timing import (
     Clock,
     Parts,
@@ -69,10 +69,10 @@ __all__ = [
     "evaluating",
     "kept_by_level",
     "kept_tokens",
-    "looked_at",
     "machine_facts",
     "mean_flops",
     "measure_latency",
+    "noise",
     "referred_tokens",
     "round_ratio",
     "share_by_content",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,37 +16,63 @@ from sparsedet.modeling.parts import CalibratedSelector
 def calibrate_selector(
     model: TokenSparseDetector, batches: Iterable[Sequence[Mapping[str, Any]]]
 ) -> int:
-    """Show a selector the scores of some images, such that its ``keep_ratio`` is their mean.
+    """Show selectors the scores of some images, such that a ``keep_ratio`` is their mean.
 
-    What it knew before is forgotten. Only backbone, neck and scorer run.
+    They are the selector of the tokens and the selector of the tiles, where regions have one; those
+    that need no calibration are left as they are. What they knew before is forgotten. Only
+    backbone, neck and scorers run. Which tokens there are depends on the tiles, so the tiles come
+    first, and the images are gone through once for each.
 
     Args:
-        model: its selector is changed in place; it runs in eval mode.
+        model: its selectors are changed in place; it runs in eval mode.
         batches: lists of samples as ``model.forward`` takes them, of the images that the model is
-            for. A few hundred will do.
+            for. A few hundred will do. It must be iterable twice where both are calibrated.
 
     Returns:
         How many images there were.
 
     Raises:
-        ValueError: if the selector needs no calibration, or there are no images.
+        ValueError: if no selector needs calibration, or there are no images.
     """
-    selector = model.selector
-    if not isinstance(selector, CalibratedSelector) or model.scorer is None:
+    selectors = [part.selector for part in (model.regions, model) if hasattr(part, "selector")]
+    calibrated = [each for each in selectors if isinstance(each, CalibratedSelector)]
+    if not calibrated:
         raise ValueError(
             "calibrate_selector.model must have a selector that is calibrated, got "
-            f"{type(selector).__name__}. Set model.selector._target_=AdaptiveSelector."
+            f"{type(model.selector).__name__}. Set model.selector._target_=AdaptiveSelector."
         )
-    images = 0
-    with evaluating(model), torch.no_grad():
-        for samples in batches:
-            if not images:
-                selector.forget()
-            batch = model.preprocess(samples)
-            features, _ = model.see(batch.images, batch.image_sizes, batch.targets)
-            scores = model.score(features, batch.targets, batch.images)
-            selector.calibrate(scores, features)
-            images += len(samples)
-    if not images:
-        raise ValueError("calibrate_selector.batches must hold at least one image, got none.")
+    for selector in calibrated:
+        images = 0
+        with evaluating(model), torch.no_grad(), _showing(selector):
+            for samples in batches:
+                if not images:
+                    selector.forget()
+                batch = model.preprocess(samples)
+                with suppress(_Shown):
+                    model.detect(batch.images, batch.image_sizes, batch.targets)
+                images += len(samples)
+        if not images:
+            raise ValueError(
+                "calibrate_selector.batches must hold at least one image, got none. Pass a list, "
+                "or what can be gone through twice."
+            )
     return images
+
+
+class _Shown(Exception):
+    """A selector has seen the scores of a batch, and nothing after it is needed."""
+
+
+@contextmanager
+def _showing(selector: Any) -> Iterator[None]:
+    """Let a pass end at the selector, which is shown what it would have chosen from."""
+
+    def show(_: Any, given: tuple[Any, ...]) -> None:
+        selector.calibrate(*given[:2])
+        raise _Shown
+
+    hook = selector.register_forward_pre_hook(show)
+    try:
+        yield
+    finally:
+        hook.remove()

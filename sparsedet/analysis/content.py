@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,19 @@ from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
 _GREY = 128
+Measure = Callable[[Mapping[str, Any]], float]
+"""A share that a model took of a picture, by its answer."""
+
+
+def _keep_ratio(output: Mapping[str, Any]) -> float:
+    return output["keep_ratio"]
 
 
 def depends_on_image(model: nn.Module) -> bool:
-    """Whether the number of tokens that the encoder updates depends on what an image shows."""
-    return getattr(getattr(model, "selector", None), "depends_on_image", False)
+    """Whether the number of chosen tokens, or tiles, depends on what an image shows."""
+    parts = (model, getattr(model, "regions", None))
+    selectors = [getattr(part, "selector", None) for part in parts]
+    return any(getattr(selector, "depends_on_image", False) for selector in selectors)
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class ImageShare:
 
     Attributes:
         image_id: of the data set.
-        kept: kept / all tokens, the mean over the encoder layers.
+        kept: kept / all tokens, the mean over the encoder layers; or another share.
         objects: number of objects.
         area: summed areas of their boxes / area of the image.
     """
@@ -45,10 +53,12 @@ class WatchedEvaluator:
 
     Attributes:
         evaluator: the one that evaluates.
+        share: what an image keeps, by the model's answer.
         shares: the images that were processed.
     """
 
     evaluator: Any
+    share: Measure = _keep_ratio
     shares: list[ImageShare] = field(default_factory=list)
 
     def reset(self) -> None:
@@ -62,7 +72,7 @@ class WatchedEvaluator:
             boxes = sample["instances"].gt_boxes
             height, width = sample["image"].shape[-2:]
             area = float(boxes.area().sum()) / (height * width)
-            share = ImageShare(sample["image_id"], output["keep_ratio"], len(boxes), area)
+            share = ImageShare(sample["image_id"], self.share(output), len(boxes), area)
             self.shares.append(share)
         self.evaluator.process(inputs, outputs)
 
@@ -94,8 +104,10 @@ def share_by_content(shares: Sequence[ImageShare]) -> dict[str, dict[str, float 
     return found
 
 
-def blank_share(model: TokenSparseDetector, image_size: Size) -> float:
-    """Share of the tokens that a grey picture of this size (h, w) keeps."""
+def blank_share(
+    model: TokenSparseDetector, image_size: Size, share: Measure = _keep_ratio
+) -> float:
+    """What a grey picture of this size (h, w) keeps: the share of its tokens, or another one."""
     sample: Mapping[str, Any] = {"image": torch.full((3, *image_size), _GREY, dtype=torch.uint8)}
     with evaluating(model), torch.inference_mode():
-        return model([sample])[0]["keep_ratio"]
+        return share(model([sample])[0])

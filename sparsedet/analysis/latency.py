@@ -67,8 +67,9 @@ def measure_latency(
         )
     shown = "noise" if image is None else "image"
     if image is None:
-        image = torch.randn(3, *image_size, generator=torch.Generator().manual_seed(0))
-    batch, sizes = pad_images([image.to(model.device)], divisibility(model))
+        batch, sizes = noise(model, image_size)
+    else:
+        batch, sizes = pad_images([image.to(model.device)], divisibility(model))
     clock = Clock(model.device)
     run = timed(lambda: model.detect(batch, sizes), clock, FIRST_STAGE)
     with evaluating(model), torch.inference_mode(), stage_marks(model, clock):
@@ -77,6 +78,12 @@ def measure_latency(
     total = statistics.median(sum(row.values()) for row in rows)
     protocol = {**_protocol(model, image_size, repetitions, warm_up), "input": shown}
     return Latency(stages, total, protocol)
+
+
+def noise(model: Detector, image_size: Size) -> tuple[Float[Tensor, "1 3 H W"], tuple[Size, ...]]:
+    """A picture of noise as ``model.detect`` takes it: padded as the backbone asks for."""
+    image = torch.randn(3, *image_size, generator=torch.Generator().manual_seed(0))
+    return pad_images([image.to(model.device)], divisibility(model))
 
 
 @contextmanager

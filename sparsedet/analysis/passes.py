@@ -34,10 +34,10 @@ def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
         )
     regions = model.regions
     parts = [
-        (LOOK, getattr(regions, "look", None)),
-        *(("scorer", getattr(regions, name, None)) for name in ("scorer", "selector")),
         ("backbone", model.backbone),
         ("neck", model.neck),
+        *(("scorer", getattr(regions, name, None)) for name in ("scorer", "selector")),
+        (LOOK, getattr(regions, "look", None)),
         ("scorer", model.scorer),
         ("scorer", model.selector),
         ("encoder", model.encoder),

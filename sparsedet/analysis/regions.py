@@ -2,58 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from sparsedet.analysis.passes import evaluating
-from sparsedet.modeling import TokenSparseDetector
-from sparsedet.modeling.regions import tile_numbers
-from sparsedet.modeling.stages import Glance, Targets
-
-
-def looked_at(glance: Glance, targets: Targets) -> tuple[Bool[Tensor, " n"], ...]:
-    """For each object of each image, whether its center lies in a tile that was looked at.
-
-    Args:
-        glance: of a pass of the detector.
-        targets: the objects of the same images.
-    """
-    tiles = glance.tiles
-    if glance.looked.indices is None:
-        return tuple(torch.ones_like(labels, dtype=torch.bool) for labels in targets.labels)
-    mask = glance.looked.mask(tiles.num_tokens)
-    return tuple(
-        mask[image][tile_numbers(tiles, image, boxes)] for image, boxes in enumerate(targets.boxes)
-    )
+from sparsedet.evaluation.rules import make_rules
+from sparsedet.evaluation.tiles import LookedTiles
+from sparsedet.evaluation.tiles import tile_recall as recall_of
+from sparsedet.modeling import TokenSparseDetector, TopKSelector
+from sparsedet.modeling.inputs import make_tiles
+from sparsedet.modeling.parts import Selector
+from sparsedet.modeling.stages import Glance, TokenScores
 
 
 def tile_recall(
-    model: TokenSparseDetector, batches: Iterable[Sequence[Mapping[str, Any]]]
-) -> float:
+    model: TokenSparseDetector,
+    batches: Iterable[Sequence[Mapping[str, Any]]],
+    ratios: Sequence[float] | None = None,
+    *,
+    area_bounds: str | Sequence[float] = "coco",
+) -> list[dict[str, float]]:
     """Share of the objects whose center lies in a tile that the model looks at.
 
+    Each picture is glanced at once, whatever the number of ratios.
+
     Args:
-        model: with regions; it runs in eval mode, backbone, neck and regions alone.
+        model: with regions; it runs in eval mode, backbone, neck and scorer of the glance alone.
         batches: lists of samples with instances, of a test loader for instance.
+        ratios: shares of the tiles in (0, 1], as ``regions.look_ratio``; None = the model's own.
+        area_bounds: what divides objects into sizes, see ``COCOEvaluator``; in square pixels of
+            the original image.
+
+    Returns:
+        For each ratio what ``sparsedet.evaluation.tiles.tile_recall`` gives, beside ``ratio``.
 
     Raises:
-        ValueError: the model has no regions, or there is no object.
+        ValueError: the model has no regions, or no scorer for other ratios, or there is no object.
     """
-    if model.regions is None:
+    regions, rules = model.regions, make_rules(area_bounds)
+    if regions is None:
         raise ValueError("tile_recall.model must have regions, got none. Set model.regions.")
-    found = total = 0
+    if ratios is not None and regions.scorer is None:
+        raise ValueError("tile_recall.ratios needs scores of the tiles. Set model.regions.scorer.")
+    selector: Any = getattr(regions, "selector", None)
+    own = getattr(selector, "keep_ratio", 1.0)
+    asked = [own] if ratios is None else list(ratios)
+    images: list[list[LookedTiles]] = [[] for _ in asked]
     with evaluating(model), torch.inference_mode():
         for samples in batches:
             batch = model.preprocess(samples)
-            _, glance = model.see(batch.images, batch.image_sizes, batch.targets)
-            if glance is None or batch.targets is None:
-                continue
-            found += sum(int(each.sum()) for each in looked_at(glance, batch.targets))
-            total += sum(batch.targets.counts)
-    if not total:
+            glance = model.glance(batch.images, batch.image_sizes, batch.targets)
+            for ratio, found in zip(asked, images, strict=True):
+                chosen = glance if ratio == own else _at_ratio(glance, selector, ratio)
+                found += [_looked(chosen, i, sample) for i, sample in enumerate(samples)]
+    if not any(len(each.tile) for found in images for each in found):
         raise ValueError("tile_recall.batches must hold at least one object, got none.")
-    return found / total
+    return [
+        {"ratio": ratio, **recall_of(found, rules)}
+        for ratio, found in zip(asked, images, strict=True)
+    ]
+
+
+def _at_ratio(glance: Glance, selector: Any, ratio: float) -> Glance:
+    """What would be looked at of the same glance at another ratio."""
+    scores = TokenScores(glance.tiles.tokens[..., 0])
+    if not hasattr(selector, "keep_ratio"):
+        return replace(glance, looked=TopKSelector(ratio)(scores, glance.tiles, 1)[0])
+    with _ratio_of(selector, ratio):
+        return replace(glance, looked=selector(scores, glance.tiles, 1)[0])
+
+
+@contextmanager
+def _ratio_of(selector: Any, ratio: float) -> Iterator[Selector]:
+    before = selector.keep_ratio
+    try:
+        selector.keep_ratio = ratio
+        yield selector
+    finally:
+        selector.keep_ratio = before
+
+
+def _looked(glance: Glance, image: int, sample: Mapping[str, Any]) -> LookedTiles:
+    """One sample; sizes are those in the original image."""
+    h, w = glance.features.image_sizes[image]
+    height, width = sample.get("height", h), sample.get("width", w)
+    boxes = sample["instances"].gt_boxes.tensor.double().cpu().numpy()
+    boxes = boxes * (width / w, height / h, width / w, height / h)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    tiles = make_tiles(glance, image, (height, width))
+    return LookedTiles.of(tiles, boxes[:, :2] + sides / 2, sides.prod(1))

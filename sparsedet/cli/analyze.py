@@ -4,6 +4,7 @@
     sparsedet analyze CONFIG --size 800 1066 --latency key=value ...
     sparsedet analyze CONFIG --coco-sizes instances_val2017.json --max-images 100
     sparsedet analyze DIR/config.yaml --weights W --tokens --referred --images 100
+    sparsedet analyze DIR/config.yaml --weights W --look 0.05 0.1 0.2  where to look, of a glance
     sparsedet analyze --paper-table                                    ours beside published numbers
 
 A multiply-add is 1 FLOP; docs/analysis.md states the formulas. --tokens runs the model on the
@@ -16,14 +17,23 @@ Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsedet.cli.common import add_config, answer, check_output, make_parser, take_config
-from sparsedet.config import ConfigError, check_overrides, instantiate, read_config
+from sparsedet.cli.common import (
+    add_config,
+    answer,
+    check_output,
+    make_parser,
+    read_ratio,
+    split_overrides,
+    take_config,
+)
+from sparsedet.config import ConfigError, check_overrides, instantiate, read_config, trusting
 from sparsedet.files import write_json
 from sparsedet.tables import format_table
 
@@ -37,6 +47,9 @@ if TYPE_CHECKING:
     )
 
 Size = tuple[int, int]
+LOOK_RATIOS = ("0.05", "0.1", "0.2")
+SCORER = {"recall": "scorer", "oracle": "oracle", "random": "random"}
+"""Kinds of a recall of tiles, and what chose the tiles."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -55,6 +68,10 @@ def run(args: argparse.Namespace) -> None:
     if args.paper_table:
         figures = paper_table()
     else:
+        if args.look is not None:
+            ratios, changes = split_overrides(args.look)
+            args.look = [read_ratio(word, "--look") for word in ratios or LOOK_RATIOS]
+            args.words = [*args.words, *changes]  # changes may follow the list
         take_config(args)
         _check_numbers(args)
         check_overrides(args.config_file, args.overrides)
@@ -74,7 +91,9 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         action="store_true",
         help="count 5 instead of 4 per sampled value of deformable attention",
     )
-    parser.add_argument("--latency", action="store_true", help="milliseconds by stage")
+    parser.add_argument(
+        "--latency", action="store_true", help="milliseconds by stage, and peak memory"
+    )
     parser.add_argument(
         "--repetitions", type=int, default=20, metavar="N", help="of --latency (%(default)s)"
     )
@@ -83,11 +102,17 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--referred", action="store_true", help="tokens that the decoder refers to (test set)"
     )
     parser.add_argument(
+        "--look",
+        nargs="*",
+        metavar="R",
+        help=f"recall of tiles at look ratios (test set); {' '.join(LOOK_RATIOS)} if none is given",
+    )
+    parser.add_argument(
         "--images",
         type=int,
         default=100,
         metavar="N",
-        help="of --tokens and --referred (%(default)s)",
+        help="of --tokens, --referred and --look (%(default)s)",
     )
     parser.add_argument("--output", type=Path, metavar="JSON", help="also write the figures here")
     return parser
@@ -126,11 +151,10 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         Counting,
         count_parameters,
         measure_latency,
-        token_statistics,
     )
     from sparsedet.loading import load_detector, require_tokens
 
-    uses_set = args.tokens or args.referred
+    uses_set = args.tokens or args.referred or args.look is not None
     cfg = load_config(args.config_file, args.overrides, uses_set=uses_set)
     sizes = input_sizes(cfg, args)
     image = _sample(cfg, args.image) if args.image else None
@@ -138,28 +162,94 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     model: Any = load_detector(cfg, args.weights)
     if uses_set:
         require_tokens(model)
+    if args.look is not None:
+        require_regions(model, args.config_file)
     parameters = count_parameters(model)
     counting = Counting(WEIGHTED_READ) if args.full_sampling else Counting()
     flops = _flops(model, sizes, image, args.max_images, counting)
-    latency = None
+    latency = memory = None
     if args.latency:
-        latency = measure_latency(model, next(iter(flops.sizes)), repetitions=args.repetitions)
+        size = next(iter(flops.sizes))
+        latency = measure_latency(model, size, repetitions=args.repetitions)
+        memory = peak_memory(model, size, args)
     print_costs(parameters, flops, latency, counting)
+    if memory is not None:
+        print("memory: {peak_mb:.0f} MB at most, {before_mb:.0f} MB of it before".format(**memory))
     figures: dict[str, Any] = {
         "config": str(args.config_file),
         "overrides": list(args.overrides),
         "parameters": {**asdict(parameters), "total": parameters.total},
         "gflops": {**_gflops(flops), "counting": asdict(counting)},
         "latency": None if latency is None else asdict(latency),
+        "memory": memory,
     }
     if loader is not None:
-        tokens = token_statistics(require_tokens(model), _first_images(loader, args.images))
+        bounds = cfg.dataloader.get("evaluator", {}).get("area_bounds", "coco")
+        figures |= _of_images(model, loader, args, bounds)
+    return figures
+
+
+def _of_images(model: Any, loader: Any, args: argparse.Namespace, bounds: Any) -> dict[str, Any]:
+    """What takes the images of the test set."""
+    from sparsedet.analysis import tile_recall, token_statistics
+
+    figures: dict[str, Any] = {}
+    if args.tokens or args.referred:
+        tokens = token_statistics(model, _first_images(loader, args.images))
         if args.tokens:
             print_tokens(tokens)
         if args.referred:
             print_referred(tokens)
         figures["tokens"] = asdict(tokens)
+    if args.look is not None:
+        images = _first_images(loader, args.images)
+        figures["tiles"] = tile_recall(model, images, args.look, area_bounds=bounds)
+        print_tiles(figures["tiles"])
     return figures
+
+
+def require_regions(model: Any, config: str) -> None:
+    """Refuse a model that sees all of a picture.
+
+    Raises:
+        ConfigError: it has no regions, or nothing scores their tiles.
+    """
+    if getattr(model.regions, "scorer", None) is None:
+        raise ConfigError(
+            f"--look is of models that choose tiles by scores, and {config} has no "
+            "model.regions.scorer. Name a config of projects/large_images."
+        )
+
+
+def peak_memory(model: Any, size: Size, args: argparse.Namespace) -> dict[str, float]:
+    """Megabytes of one pass: of a process of its own on the CPU, of the allocator elsewhere."""
+    from sparsedet.benchmark.memory import device_peak, process_peak
+
+    if model.device.type == "cpu":
+        given = (args.config_file, args.overrides, args.weights, size, args.trust_config)
+        return process_peak(loaded_pass, *given)
+    call = _pass(model, size)
+    call()
+    return device_peak(call, [*model.state_dict().values()], model.device)
+
+
+def loaded_pass(
+    config: str, overrides: Sequence[str], weights: str | None, size: Size, trust: bool
+) -> Callable[[], object]:
+    """A pass of a model that is loaded here, for the process that looks at its memory."""
+    from sparsedet.loading import load_detector
+
+    with trusting(trust):
+        return _pass(load_detector(load_config(config, overrides), weights), size)
+
+
+def _pass(model: Any, size: Size) -> Callable[[], object]:
+    import torch
+
+    from sparsedet.analysis import noise
+
+    batch, sizes = noise(model.eval(), size)
+    return torch.inference_mode()(lambda: model.detect(batch, sizes))
 
 
 def _gflops(flops: FlopCount) -> dict[str, Any]:
@@ -282,6 +372,8 @@ def print_costs(
     parameters: ParameterCount, flops: FlopCount, latency: Latency | None, counting: Counting
 ) -> None:
     """Parameters, GFLOPs and milliseconds, a line for each stage."""
+    from sparsedet.analysis.passes import LOOK
+
     stages = list(dict.fromkeys([*flops.stages, *parameters.by_stage]))
     rows = []
     for stage in stages:
@@ -305,6 +397,8 @@ def print_costs(
         f"{size[0]} x {size[1]}" if images == 1 else f"{images} images, {len(flops.sizes)} sizes"
     )
     print(f"GFLOPs: {where}, {counting.sampling_cost} per sampled value; a multiply-add is 1")
+    if LOOK in flops.stages:
+        print(f"backbone, neck: those of the glance; {LOOK}: both on the chosen tiles")
     if latency is not None:
         facts = " ".join(f"{key}={value}" for key, value in latency.protocol.items())
         print(f"ms: neck with the embedding, decoder with its heads; {facts}")
@@ -329,6 +423,29 @@ def print_tokens(tokens: TokenStatistics) -> None:
             f"Corr: {tokens.corr:.4f} on the best {tokens.share:.0%} of the tokens by their score"
         )
     print(f"Corr: {tokens.corr_kept:.4f} on the tokens that the encoder updates")
+
+
+def print_tiles(rows: Sequence[Mapping[str, float]]) -> None:
+    """Recall of tiles: three lines for each look ratio, a column for each size of objects."""
+    sizes = [name.removeprefix("recall-") for name in rows[0] if name.startswith("recall-")]
+    head = ["look ratio", "tiles %", "chosen by", "all", *sizes]
+    lines = [
+        [
+            f"{row['ratio']:g}",
+            f"{row['looked']:.1f}",
+            chosen,
+            *(_share(row[kind + end]) for end in ("", *(f"-{size}" for size in sizes))),
+        ]
+        for row in rows
+        for kind, chosen in SCORER.items()
+    ]
+    print()
+    print(format_table([head, *lines]))
+    print("objects whose center is in a chosen tile, in %; oracle: the most that so many can hold")
+
+
+def _share(percent: float) -> str:
+    return "-" if math.isnan(percent) else f"{percent:.1f}"
 
 
 def print_referred(tokens: TokenStatistics) -> None:

@@ -190,3 +190,18 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
         [word for word in words if not is_override(word)],
         [word for word in words if is_override(word)],
     )
+
+
+def read_ratio(word: str, option: str) -> float:
+    """A share in (0, 1] of an option.
+
+    Raises:
+        ConfigError: the word is something else.
+    """
+    try:
+        ratio = float(word)
+    except ValueError:
+        ratio = 0.0
+    if not 0 < ratio <= 1:
+        raise ConfigError(f"{option} must be numbers in (0, 1], got {word!r}.")
+    return ratio

@@ -67,7 +67,9 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--whole", action="store_true", help="with --tiles, also the whole picture")
     parser.add_argument(
-        "--tokens", action="store_true", help="also draw the kept tokens of each picture"
+        "--tokens",
+        action="store_true",
+        help="also draw the kept tokens of each picture, and the tiles that were looked at",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     with Output(args.output, files) as output:
         try:
             for picture, found in bar:
-                output.add(picture, found)
+                output.add(picture, found, tiles=args.tokens)
                 if args.tokens and picture.frame is None:
                     output.add_tokens(predictor, picture, args)
         except KeyboardInterrupt:  # what there is stays
@@ -221,8 +223,8 @@ class Output:
             self._json.write(b"\n]\n")
         return self._stack.__exit__(*error)
 
-    def add(self, picture: Picture, found: Detections) -> None:
-        """Write what was found, and the picture with it."""
+    def add(self, picture: Picture, found: Detections, *, tiles: bool = False) -> None:
+        """Write what was found, and the picture with it, and with the tiles if they are wanted."""
         assert picture.path is not None
         self.pictures += 1
         facts: dict[str, Any] = {"file_name": picture.path}
@@ -233,7 +235,7 @@ class Output:
             words = json.dumps({**row, "category_name": name, **facts})
             self._json.write((separator + words).encode())
             self.objects += 1
-        drawn = found.draw(picture)
+        drawn = found.draw(picture, tiles=tiles)
         if picture.frame is None:
             self._end_video()
             self._save(drawn, self._names[picture.path])

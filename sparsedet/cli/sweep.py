@@ -1,9 +1,10 @@
-"""Evaluate one model at several keep ratios: accuracy, cost and time, as JSON, table and plot.
+"""Evaluate one model at several shares of its tokens, or of its tiles: accuracy, cost and time.
 
     sparsedet sweep DIR/config.yaml --weights DIR/model_best.pth --ratios 0.05 0.1 0.2 0.3 0.5
     sparsedet sweep CONFIG --weights W --fixed A/config.yaml:A/model_best.pth \\
         B/config.yaml:B/model_best.pth --output DIR key=value
     sparsedet sweep CONFIG --weights W --beside A/config.yaml:A/model_best.pth
+    sparsedet sweep CONFIG --weights W --look 0.05 0.1 0.2 0.4
 
 The selector of the model must have a keep_ratio; `ElasticSelector` trains a model for many ratios.
 --ratios sets keep_ratio as in configs. The column keep_ratio is the measured mean over layers and
@@ -11,6 +12,11 @@ images, a little higher because the number of tokens is rounded up. --beside add
 swept, too; --fixed adds models that are evaluated as they are, dense or trained for one ratio.
 Overrides apply to all models. Results that `sweep.json` already has for the same weights and
 settings are not measured again, so an interrupted sweep resumes.
+
+The results are JSON, a table and a plot.
+--look sweeps the share of the tiles that a model with regions looks at, model.regions.look_ratio,
+instead. The rows of such a model also have the share of the objects whose center was looked at
+(tile_recall), the most that as many tiles can hold (oracle) and what chance would find (random).
 
 `AdaptiveSelector` keeps a different share of each image: its cost is the mean over a few test
 images, and `kept.png` shows the share of each image against the area and the number of its objects.
@@ -25,7 +31,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from sparsedet.cli.common import add_config, answer, make_parser, split_overrides, take_config
+from sparsedet.cli.common import (
+    add_config,
+    answer,
+    make_parser,
+    read_ratio,
+    split_overrides,
+    take_config,
+)
 from sparsedet.config import ConfigError, check_overrides
 
 
@@ -38,12 +51,16 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add_config(parser)
     parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
-    parser.add_argument(
+    shares = parser.add_mutually_exclusive_group()
+    shares.add_argument(
         "--ratios",
         nargs="+",
         default=["0.05", "0.1", "0.2", "0.3", "0.5"],
         metavar="R",
         help="of model.selector.keep_ratio, the mean over the encoder layers; default: %(default)s",
+    )
+    shares.add_argument(
+        "--look", nargs="+", metavar="R", help="of model.regions.look_ratio, instead of --ratios"
     )
     parser.add_argument(
         "--beside",
@@ -60,7 +77,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="models to show beside it, evaluated as they are",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: 'sweep' in train.output_dir"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: 'sweep', or 'sweep_look', in train.output_dir",
     )
     parser.add_argument(
         "--image-size",
@@ -79,24 +99,26 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an input is wrong; nothing has been measured then.
     """
-    ratios, more = split_overrides(args.ratios)
+    option = "--ratios" if args.look is None else "--look"
+    ratios, more = split_overrides(args.ratios if args.look is None else args.look)
     beside, others = split_overrides(args.beside)
     fixed, last = split_overrides(args.fixed)
     args.words = [*args.words, *more, *others, *last]  # changes may follow any list
     take_config(args)
     if args.repetitions < 1:
         raise ConfigError(f"--repetitions must be at least 1, got {args.repetitions}.")
-    shares = sorted({_read_ratio(word) for word in ratios})
+    shares = sorted({read_ratio(word, option) for word in ratios})
     swept = [_read_pair(word, "--beside") for word in beside]
     as_they_are = [_read_pair(word, "--fixed") for word in fixed]
     size = _read_size(args.image_size) if args.image_size else None
     check_overrides(args.config_file, args.overrides)
-    from sparsedet.sweep import content_table, run_sweep, table
+    from sparsedet.sweep import KEEP, LOOK, content_table, run_sweep, table
 
     sheet = run_sweep(
         args.config_file,
         args.weights,
         ratios=shares,
+        share=KEEP if args.look is None else LOOK,
         beside=swept,
         fixed=as_they_are,
         overrides=args.overrides,
@@ -108,18 +130,8 @@ def run(args: argparse.Namespace) -> None:
     print(table(sheet.models))
     print(f"{sheet.path}, {sheet.path.with_name('sweep.png')}")
     if sheet.by_content:
-        print(content_table(sheet.models))
+        print(content_table(sheet.models, sheet.share))
         print(sheet.path.with_name("kept.png"))
-
-
-def _read_ratio(word: str) -> float:
-    try:
-        ratio = float(word)
-    except ValueError:
-        ratio = 0.0
-    if not 0 < ratio <= 1:
-        raise ConfigError(f"--ratios must be numbers in (0, 1], got {word!r}.")
-    return ratio
 
 
 def _read_pair(word: str, option: str) -> tuple[str, str]:

@@ -11,7 +11,8 @@ of kept tokens show the image, other cells are dimmed. Figures:
   tokens  a panel per level; the color is the number of encoder layers that keep a cell
   layers  a panel per encoder layer; the color is the finest level that is kept in a place
   levels  a panel per level for each model, the models side by side
-Dots, and in `layers` a second row, are the object tokens of dual attention.
+Dots, and in `layers` a second row, are the object tokens of dual attention. Where a model chose
+tiles, two panels more show the tiles that it looked at and the scores that said so.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
@@ -178,6 +179,9 @@ class View:
         if pooled is not None:
             share += f", pooled: {pooled.counts[0]}"
         prefix = f"{self.model}: " if self.model else ""
+        tiles = self.found.tiles
+        if tiles is not None:
+            share += f", tiles looked at: {int(tiles.looked.sum())} of {len(tiles)}"
         return f"{prefix}detections: {count}, tokens kept: {share}"
 
 

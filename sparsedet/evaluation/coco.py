@@ -5,7 +5,8 @@ this package images and annotations get new ids: COCO's own code takes annotatio
 match", overwrites repeated ids, and does not support ids that are strings or exceed 64 bits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
@@ -22,8 +23,24 @@ from .backends import Backend
 from .confusion import confusion_matrix, confusion_summary
 from .details import IOU_50, IOU_75, class_rows, curves, percent
 from .rules import make_rules
+from .tiles import LookedTiles, tile_recall
 
 Results = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a model found in one picture.
+
+    Attributes:
+        rows: detections (N, 6): x, y, width, height, score, class.
+        scale: area at the model's input / area of the original; None where the input is not known.
+        tiles: where it looked; None for a model that sees all of a picture.
+    """
+
+    rows: np.ndarray
+    scale: float | None
+    tiles: LookedTiles | None
 
 
 class COCOEvaluator:
@@ -83,7 +100,7 @@ class COCOEvaluator:
         self._confusion_threshold = confusion_threshold
         self._places = {r["image_id"]: i + 1 for i, r in enumerate(self._dataset.records)}
         self._truth = self._index(self._true_annotations())
-        self._detections: dict[Any, np.ndarray] = {}
+        self._answers: dict[Any, _Answer] = {}
         self._details: dict[str, Any] = {}
 
     @property
@@ -102,15 +119,18 @@ class COCOEvaluator:
 
     def reset(self) -> None:
         """Forgets all detections."""
-        self._detections = {}
+        self._answers = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Takes the detections of a batch.
 
         Args:
-            inputs: samples with `image_id`.
+            inputs: samples with `image_id`; where they have `image`, AP is also given by the sizes
+                that objects have there.
             outputs: in the same order, dicts with `instances`: `pred_boxes` (xyxy, pixels of the
-                original image), `scores` and `pred_classes` (contiguous).
+                original image), `scores` and `pred_classes` (contiguous). A model that looks at
+                some tiles of a picture says which under `tiles`: `boxes` (xyxy, pixels of the
+                original image, row by row) and `looked`.
 
         Raises:
             ValueError: an image or a class that the annotation file does not have, or numbers that
@@ -124,7 +144,9 @@ class COCOEvaluator:
                 )
             rows = _rows(output["instances"])
             self._check_rows(sample["image_id"], rows)
-            self._detections[sample["image_id"]] = rows
+            record = self._dataset.records[self._places[sample["image_id"]] - 1]
+            tiles = _looked(output.get("tiles"), record)
+            self._answers[sample["image_id"]] = _Answer(rows, _scale(sample, record), tiles)
 
     def _check_rows(self, image_id: Any, rows: np.ndarray) -> None:
         """Both packages count such rows each in its own way, or fail after all images."""
@@ -151,16 +173,21 @@ class COCOEvaluator:
             `AP`, `AP50`, `AP75`; `AP` and `AR` by size (`APs`, `APm`, `APl`; `APvt`, `APt`, `APs`,
             `APm` by AI-TOD's rules); `AR` by number of detections (`AR1`, `AR10`, `AR100`);
             `AP50_class_agnostic`; and `AP-<name>` for each class of the set.
+
+            Where pictures had other sizes at the model's input, `bbox_at_input` has `AP` and `AR`
+            by the size that objects have there. For a model that looks at some tiles, `tiles` is
+            what `tile_recall` gives.
         """
-        parts = comm.all_gather(self._detections)
+        parts = comm.all_gather(self._answers)
         answer = None
         if comm.is_main_process():
-            merged = {image_id: rows for part in parts for image_id, rows in part.items()}
+            merged = {image_id: found for part in parts for image_id, found in part.items()}
             answer = self._evaluate(merged)
         results, self._details = comm.all_gather(answer)[0]
         return results
 
-    def _evaluate(self, detections: dict[Any, np.ndarray]) -> tuple[Results, dict[str, Any]]:
+    def _evaluate(self, answers: dict[Any, _Answer]) -> tuple[Results, dict[str, Any]]:
+        detections = {image_id: answer.rows for image_id, answer in answers.items()}
         missing = len(self._places) - len(detections)
         if missing:
             warn_once(
@@ -168,7 +195,7 @@ class COCOEvaluator:
                 "processed and count as images without detections."
             )
         self._write("predictions.json", self._predictions(detections))
-        found = self._index(self._found_annotations(detections))
+        found = self._index(self._found_annotations(detections, {}))
         totals = self._backend.accumulate(self._truth, found, self._rules)
         agnostic = self._backend.accumulate(self._truth, found, self._rules, class_agnostic=True)
         rows = class_rows(self._dataset, totals)
@@ -190,23 +217,44 @@ class COCOEvaluator:
             "backend": self._backend_name,
             "per_class": rows,
         }
-        return {"bbox": results}, details
+        return {"bbox": results, **self._at_input(answers), **self._of_tiles(answers)}, details
+
+    def _at_input(self, answers: Mapping[Any, _Answer]) -> Results:
+        """AP and AR by sizes at the input of the model, where those are known and others."""
+        scales = {image_id: answer.scale for image_id, answer in answers.items()}
+        known = {image_id: scale for image_id, scale in scales.items() if scale is not None}
+        if len(known) < len(self._places) or all(scale == 1 for scale in known.values()):
+            return {}
+        detections = {image_id: answer.rows for image_id, answer in answers.items()}
+        truth = self._index(self._true_annotations(known))
+        found = self._index(self._found_annotations(detections, known))
+        totals = self._backend.accumulate(truth, found, self._rules)
+        return {"bbox_at_input": self._by_size(totals)}
+
+    def _of_tiles(self, answers: Mapping[Any, _Answer]) -> Results:
+        images = [answer.tiles for answer in answers.values() if answer.tiles is not None]
+        return {"tiles": tile_recall(images, self._rules)} if images else {}
 
     def _summarize(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         precision, recall = totals["precision"], totals["recall"]
-        sizes = list(enumerate(self._rules.suffixes, 1))
-        results = {
+        by_number = {
+            f"AR{count}": percent(recall[:, :, 0, place])
+            for place, count in enumerate(self._rules.max_detections)
+        }
+        return {
             "AP": percent(precision[:, :, :, 0, -1]),
             "AP50": percent(precision[IOU_50, :, :, 0, -1]),
             "AP75": percent(precision[IOU_75, :, :, 0, -1]),
+            **self._by_size(totals),
+            **by_number,
         }
-        for size, suffix in sizes:
-            results[f"AP{suffix}"] = percent(precision[:, :, :, size, -1])
-        for place, count in enumerate(self._rules.max_detections):
-            results[f"AR{count}"] = percent(recall[:, :, 0, place])
-        for size, suffix in sizes:
-            results[f"AR{suffix}"] = percent(recall[:, :, size, -1])
-        return results
+
+    def _by_size(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        sizes = list(enumerate(self._rules.suffixes, 1))
+        return {
+            **{f"AP{name}": percent(totals["precision"][:, :, :, i, -1]) for i, name in sizes},
+            **{f"AR{name}": percent(totals["recall"][:, :, i, -1]) for i, name in sizes},
+        }
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -246,26 +294,30 @@ class COCOEvaluator:
         dataset = self._dataset
         return self._backend.index(len(dataset.records), dataset.class_names, annotations)
 
-    def _true_annotations(self) -> list[dict[str, Any]]:
+    def _true_annotations(self, scales: Mapping[Any, float] | None = None) -> list[dict[str, Any]]:
+        """Annotations of all pictures; areas are multiplied by the scale of their picture."""
+        scales = scales or {}
         return [
             {
                 "image_id": place + 1,
                 "category_id": entry["category_id"] + 1,
                 "bbox": list(entry["bbox"]),
-                "area": entry["area"],
+                "area": entry["area"] * scales.get(record["image_id"], 1),
                 "iscrowd": entry["iscrowd"],
             }
             for place, record in enumerate(self._dataset.records)
             for entry in record["annotations"]
         ]
 
-    def _found_annotations(self, detections: dict[Any, np.ndarray]) -> list[dict[str, Any]]:
+    def _found_annotations(
+        self, detections: Mapping[Any, np.ndarray], scales: Mapping[Any, float]
+    ) -> list[dict[str, Any]]:
         return [
             {
                 "image_id": self._places[image_id],
                 "category_id": int(row[5]) + 1,
                 "bbox": row[:4].tolist(),
-                "area": float(row[2] * row[3]),
+                "area": float(row[2] * row[3]) * scales.get(image_id, 1),
                 "iscrowd": 0,
                 "score": float(row[4]),
             }
@@ -295,3 +347,21 @@ def _rows(instances: Any) -> np.ndarray:
     columns = (boxes, instances.scores[:, None], instances.pred_classes[:, None])
     arrays = [column.detach().cpu().double().numpy() for column in columns]
     return np.concatenate(arrays, axis=1)
+
+
+def _scale(sample: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
+    """Area of a picture at the model's input / its own; None where either is not known."""
+    image, own = sample.get("image"), (record["height"], record["width"])
+    if image is None or None in own:
+        return None
+    return image.shape[-2] * image.shape[-1] / (own[0] * own[1])
+
+
+def _looked(tiles: Any, record: Mapping[str, Any]) -> LookedTiles | None:
+    """Where a model looked, and where the objects are; None where it sees all."""
+    if tiles is None:
+        return None
+    objects = [entry for entry in record["annotations"] if not entry["iscrowd"]]
+    boxes = np.array([entry["bbox"] for entry in objects], dtype=float).reshape(-1, 4)
+    area = np.array([entry["area"] for entry in objects], dtype=float)
+    return LookedTiles.of(tiles, boxes[:, :2] + boxes[:, 2:] / 2, area)

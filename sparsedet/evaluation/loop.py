@@ -48,8 +48,8 @@ def evaluate(
 
     Args:
         model: called in eval mode with a list of samples; returns a list of dicts with `instances`
-            and optionally `keep_ratio` (share of the tokens kept, in [0, 1]). Its mode is restored
-            afterwards.
+            and optionally `keep_ratio` (share of the tokens kept, in [0, 1]) and `tiles` (where it
+            looked). Its mode is restored afterwards.
         loader: batches of samples.
         evaluator: receives samples and outputs.
         progress: called with the number of images after every batch of this process.
@@ -83,7 +83,9 @@ def evaluate(
 
 
 def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
-    """The numbers that a person looks at first: AP, also by size, in percent, and `keep_ratio`.
+    """The numbers that a person looks at first, in percent but for `keep_ratio`.
+
+    AP, also by size; the share of the tiles that were looked at and of the objects in them.
 
     Args:
         results: what `evaluate` gives, by any evaluator of boxes.
@@ -93,6 +95,9 @@ def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
         for name, value in results.get("bbox", {}).items()
         if re.fullmatch(r"AP(50|75|[a-z]+)?", name)
     }
+    tiles = results.get("tiles", {})
+    names = {"looked": "looked", "recall": "tile_recall"}
+    found |= {shown: f"{tiles[name]:.1f}" for name, shown in names.items() if name in tiles}
     if results.get("keep_ratio") is not None:
         found["keep_ratio"] = f"{results['keep_ratio']:.3f}"
     return {name: "-" if text == "nan" else text for name, text in found.items()}
@@ -121,7 +126,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 def _to_host(output: dict[str, Any]) -> dict[str, Any]:
     # The copy waits for the device, so the time around it is that of the computation.
-    return {**output, "instances": output["instances"].to("cpu")}
+    return {name: x.to("cpu") if hasattr(x, "to") else x for name, x in output.items()}
 
 
 def _totals(keep_ratios: list[float], timings: list[tuple[float, int]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sparsedet.events import log_scalar
 from sparsedet.layers.positional import SinePositionEmbedding
 from sparsedet.modeling.features import by_tokens
 from sparsedet.modeling.heads import Heads
-from sparsedet.modeling.inputs import ImageDetector, make_instances
+from sparsedet.modeling.inputs import ImageDetector, make_instances, make_tiles
 from sparsedet.modeling.parts import (
     Assembly,
     Criterion,
@@ -165,7 +165,7 @@ class TokenSparseDetector(ImageDetector):
         Returns:
             Training: a dict of weighted losses whose sum is the objective. Evaluation: for each
             sample ``{"instances": Instances, "keep_ratio": kept / valid tokens, the mean over the
-            encoder layers}``.
+            encoder layers}``, and where regions choose tiles ``"tiles"``, see ``make_tiles``.
 
         Raises:
             ValueError: for pictures that are not (3, h, w) in 0..255, samples without instances in
@@ -279,6 +279,36 @@ class TokenSparseDetector(ImageDetector):
             targets=targets,
         )
 
+    def glance(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        image_sizes: Sequence[Size],
+        targets: Targets | None = None,
+    ) -> Glance:
+        """Where the regions of the detector look; they are glanced at alone.
+
+        Args:
+            images: see ``detect``.
+            image_sizes: see ``detect``.
+            targets: see ``see``.
+
+        Raises:
+            ValueError: the detector has no regions.
+        """
+        if self.regions is None:
+            raise ValueError(
+                "TokenSparseDetector.glance needs regions, got None. Set model.regions."
+            )
+        return self.regions.glance(
+            images,
+            image_sizes,
+            see=self._maps_of_any_size,
+            embed=self.embed,
+            strides=self.neck.strides,
+            heads=self.heads,
+            targets=targets,
+        )[1]
+
     def _maps_of_any_size(self, images: Float[Tensor, "b 3 h w"], num_levels: int) -> list[Tensor]:
         """The neck's finest maps of images that the backbone may ask to be padded."""
         divisor = getattr(self.backbone, "size_divisibility", 0) or 1
@@ -381,6 +411,8 @@ class TokenSparseDetector(ImageDetector):
                 labels[index][kept],
             )
             results.append({"instances": instances, "keep_ratio": keep_ratios[index]})
+            if output.glance is not None:
+                results[-1]["tiles"] = make_tiles(output.glance, index, instances.image_size)
         return results
 
 

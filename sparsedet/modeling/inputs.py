@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsedet.modeling.heads import require_classes
-from sparsedet.modeling.stages import Size, Targets
+from sparsedet.modeling.stages import Glance, Size, Targets
 from sparsedet.structures import Boxes, Instances, pad_images, xyxy_to_cxcywh
 
-__all__ = ["Batch", "ImageDetector", "check_image", "check_samples", "make_instances"]
+__all__ = ["Batch", "ImageDetector", "check_image", "check_samples", "make_instances", "make_tiles"]
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,34 @@ def make_instances(
     boxes.scale(width, height)
     boxes.clip((height, width))
     return Instances((height, width), pred_boxes=boxes, scores=scores, pred_classes=labels)
+
+
+def make_tiles(glance: Glance, image: int, size: Size) -> Instances:
+    """The tiles of one image, row by row, in the size in which it is shown.
+
+    Args:
+        glance: of a pass of the detector.
+        image: which image of the batch.
+        size: (height, width) of the image for ``boxes``.
+
+    Returns:
+        ``boxes`` (xyxy), ``scores`` (logits; 0 where nothing scores tiles) and ``looked``, True at
+        the tiles that were looked at.
+    """
+    tiles, (h, w) = glance.tiles, glance.tiles.image_sizes[image]
+    rows, columns = tiles.level_sizes[image][0]
+    y, x = (torch.arange(count + 1) * tiles.strides[0] for count in (rows, columns))
+    y, x = y.clamp(max=h) * (size[0] / h), x.clamp(max=w) * (size[1] / w)
+    corners = (x[None, :-1], y[:-1, None], x[None, 1:], y[1:, None])
+    boxes = torch.stack([each.expand(rows, columns) for each in corners], dim=-1).flatten(0, 1)
+    looked = torch.ones_like(tiles.padding_mask[image])
+    if glance.looked.indices is not None:
+        looked = glance.looked.mask(tiles.num_tokens)[image]
+    scores, looked = (
+        each.unflatten(0, tiles.spatial_shapes[0])[:rows, :columns].flatten()
+        for each in (tiles.tokens[image, :, 0], looked)
+    )
+    return Instances(size, boxes=Boxes(boxes.to(scores.device)), scores=scores, looked=looked)
 
 
 _LAYOUTS = {

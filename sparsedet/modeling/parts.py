@@ -181,6 +181,20 @@ class Regions(Protocol):
         """
         ...
 
+    def glance(
+        self,
+        images: Tensor,
+        image_sizes: Sequence[Size],
+        *,
+        see: Callable[[Tensor, int], Sequence[Tensor]],
+        embed: Callable[..., MultiScaleFeatures],
+        strides: Sequence[int],
+        heads: Any,
+        targets: Targets | None = None,
+    ) -> tuple[Sequence[Tensor], Glance]:
+        """The beginning of a call, which says where it would look, with the maps of it."""
+        ...
+
 
 @runtime_checkable
 class Pooler(Protocol):

@@ -172,18 +172,40 @@ class GlanceAndLook(nn.Module):
         targets: Targets | None = None,
     ) -> tuple[MultiScaleFeatures, Glance]:
         """Glance, choose tiles and look; see ``sparsedet.modeling.parts.Regions``."""
-        glance = see(self._smaller(images), len(strides))
-        features = embed(glance, image_sizes)
+        maps, glance = self.glance(
+            images,
+            image_sizes,
+            see=see,
+            embed=embed,
+            strides=strides,
+            heads=heads,
+            targets=targets,
+        )
+        fine, at_a_time = self._fine(strides), self._tiles_at_a_time(images)
+        looked = self.look(images, glance.looked, glance.tiles, see, fine, at_a_time)
+        return embed((*looked, *maps), image_sizes), glance
+
+    def glance(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        image_sizes: Sequence[Size],
+        *,
+        see: Callable[[Tensor, int], Sequence[Tensor]],
+        embed: Callable[..., MultiScaleFeatures],
+        strides: Sequence[int],
+        heads: Any,
+        targets: Targets | None = None,
+    ) -> tuple[Sequence[Tensor], Glance]:
+        """Glance and choose tiles; see ``sparsedet.modeling.parts.Regions``."""
+        maps = see(self._smaller(images), len(strides))
+        features = embed(maps, image_sizes)
         scores = None
         if self.scorer is not None:
             side = features.least_side
             objects = None if targets is None else targets.at_least(side, image_sizes)
             scores = self.scorer(features, heads, objects)
         tiles = self._tiles(features, scores)
-        looked = self._choose(tiles, scores, targets)
-        fine, at_a_time = self._fine(strides), self._tiles_at_a_time(images)
-        maps = self.look(images, looked, tiles, see, fine, at_a_time)
-        return embed((*maps, *glance), image_sizes), Glance(features, scores, tiles, looked)
+        return maps, Glance(features, scores, tiles, self._choose(tiles, scores, targets))
 
     def _tiles_at_a_time(self, images: Tensor) -> int:
         """Tiles with as many pixels as the glance."""

@@ -263,6 +263,7 @@ class Predictor:
             class_names=self.class_names,
             image_size=picture.size,
             keep_ratio=result.get("keep_ratio"),
+            tiles=result["tiles"].to("cpu") if "tiles" in result else None,
             path=picture.path,
             frame=picture.frame,
         ).above(score_threshold)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sparsedet.predictor.pictures import PictureSource, read_picture
 from sparsedet.structures import Boxes, BoxMode, Instances
-from sparsedet.visualization import draw_detections
+from sparsedet.visualization import draw_detections, draw_tiles
 
 if TYPE_CHECKING:
     import supervision
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Detections", "import_supervision"]
 
 _LEAST_DRAWN = 480  # pixels of a drawn picture's long side
+_DIM = 0.6  # brightness of ground that was not looked at, where objects are to be seen all the same
 
 
 def import_supervision() -> Any:
@@ -50,6 +51,8 @@ class Detections:
         image_size: (height, width) of the picture.
         keep_ratio: share of the tokens that the encoder updated, the mean over its layers; None
             where the model has none.
+        tiles: where the model looked: ``boxes`` (xyxy, pixels of the picture), ``scores`` and
+            ``looked``; None where it saw all of the picture.
         path: the file of the picture; None for pictures from memory.
         frame: number of the frame in a video, from 0; None elsewhere.
     """
@@ -60,6 +63,7 @@ class Detections:
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     keep_ratio: float | None
+    tiles: Instances | None = None
     path: str | None = None
     frame: int | None = None
 
@@ -136,7 +140,7 @@ class Detections:
             data={"class_name": np.array(self.names, dtype=object).astype(str)},
         )
 
-    def draw(self, picture: PictureSource | None = None) -> Image.Image:
+    def draw(self, picture: PictureSource | None = None, *, tiles: bool = False) -> Image.Image:
         """Boxes, classes and scores on a copy of the picture.
 
         A picture of a long side below 480 pixels is drawn a whole number of times as large, since
@@ -144,6 +148,7 @@ class Detections:
 
         Args:
             picture: the one that was looked at; a file is read again without it.
+            tiles: outline the ground that the model looked at, and darken the rest.
 
         Raises:
             ValueError: none is given, and the picture is not from a file.
@@ -156,6 +161,8 @@ class Detections:
         times = -(-_LEAST_DRAWN // max(shown.size))
         if times > 1:
             shown = shown.resize((times * shown.width, times * shown.height))
+        if tiles and self.tiles is not None:
+            shown = draw_tiles(shown, self.tiles, dim=_DIM)
         return draw_detections(
             shown, self.instances, class_names=self.class_names, score_threshold=0.0
         )

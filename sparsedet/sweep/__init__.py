@@ -1,18 +1,17 @@
-"""Models at several keep ratios: accuracy, cost and time, as JSON, tables and plots."""
+"""Models at several shares of their tokens or tiles: accuracy, cost, time; JSON and plots."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sparsedet.config import ConfigError
 from sparsedet.modeling.stages import Size
-from sparsedet.sweep.measuring import load_subject, median_size, own_ratio
+from sparsedet.sweep.measuring import KEEP, LOOK, Share, Subject, load_subject, median_size
 from sparsedet.sweep.results import Sheet, content_table, draw, draw_kept, table
 
-__all__ = ["Sheet", "content_table", "run_sweep", "table"]
+__all__ = ["KEEP", "LOOK", "Share", "Sheet", "content_table", "run_sweep", "table"]
 
 
 def run_sweep(
@@ -20,6 +19,7 @@ def run_sweep(
     weights: str,
     *,
     ratios: Sequence[float],
+    share: Share = KEEP,
     beside: Sequence[tuple[str, str]] = (),
     fixed: Sequence[tuple[str, str]] = (),
     overrides: Sequence[str] = (),
@@ -34,13 +34,14 @@ def run_sweep(
     what they show.
 
     Args:
-        config: name or file of the config of a model whose selector has a keep ratio.
+        config: name or file of the config of a model that has this share.
         weights: of this model.
-        ratios: keep ratios in (0, 1].
+        ratios: of the share, in (0, 1].
+        share: KEEP, the tokens that the encoder updates, or LOOK, the tiles that it looks at.
         beside: config and weights of models to sweep as well.
         fixed: config and weights of models to measure as they are.
         overrides: changes of all configs.
-        output: folder of the results; None = "sweep" in ``train.output_dir``.
+        output: folder of the results; None = "sweep", or "sweep_look", in ``train.output_dir``.
         image_size: (h, w) of GFLOPs and milliseconds; None = that of the test image of median area.
         repetitions: timed passes.
         report: gets a line for each row that was measured.
@@ -53,26 +54,33 @@ def run_sweep(
     pairs = [(config, weights), *beside]
     swept = [load_subject(*pair, overrides) for pair in pairs]
     for subject in swept:
-        _check_ratios(subject.model.selector, ratios)
+        _check_ratios(subject, share, ratios)
     others = [load_subject(*pair, overrides) for pair in fixed]
     size = image_size or median_size(swept[0].cfg)
-    output = output or Path(swept[0].cfg.train.output_dir) / "sweep"
-    sheet = Sheet(output / "sweep.json", size, report=report)
+    name = "sweep" if share is KEEP else "sweep_look"
+    output = output or Path(swept[0].cfg.train.output_dir) / name
+    sheet = Sheet(output / "sweep.json", size, share, report=report)
     sheet.add(swept, others)
     for subject in swept:
-        selector: Any = subject.model.selector
+        selector = share.selector(subject.model)
         for ratio in ratios:
             selector.keep_ratio = ratio
             sheet.complete(subject, ratio, repetitions)
     for subject in others:
-        sheet.complete(subject, own_ratio(subject.model), repetitions)
-    draw(sheet.models, output / "sweep.png")
+        sheet.complete(subject, share.asked(subject.model), repetitions)
+    draw(sheet.models, share, output / "sweep.png")
     if sheet.by_content:
-        draw_kept(sheet.models, output / "kept.png")
+        draw_kept(sheet.models, share, output / "kept.png")
     return sheet
 
 
-def _check_ratios(selector: Any, ratios: Sequence[float]) -> None:
+def _check_ratios(subject: Subject, share: Share, ratios: Sequence[float]) -> None:
+    selector = share.selector(subject.model)
+    if selector is None:
+        raise ConfigError(
+            f"{subject.config} has no {share.key}, so there are no tiles to choose. Name a config "
+            "of projects/large_images."
+        )
     if not hasattr(selector, "keep_ratio"):
         raise ConfigError(
             f"{type(selector).__name__} has no keep_ratio to sweep. Sweep a model with "
@@ -82,4 +90,5 @@ def _check_ratios(selector: Any, ratios: Sequence[float]) -> None:
         for ratio in ratios:
             selector.keep_ratio = ratio
     except ValueError as error:
-        raise ConfigError(f"--ratios: {error}") from error
+        option = "--ratios" if share is KEEP else "--look"
+        raise ConfigError(f"{option}: {error}") from error

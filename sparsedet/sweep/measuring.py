@@ -1,4 +1,4 @@
-"""The models of a sweep, and what is measured of each at one keep ratio."""
+"""The models of a sweep, and what is measured of each at one share of its tokens or tiles."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TILES = {"tile_recall": "recall", "oracle": "oracle", "random": "random"}
+"""Columns about tiles, and what they are called in the results of an evaluation."""
 _COSTED_IMAGES = 8
 Row = dict[str, Any]
 
@@ -51,6 +53,48 @@ class Subject:
     model: TokenSparseDetector
     loader: Any
     evaluator: Any
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of a model that a sweep sets.
+
+    Attributes:
+        column: of a row that has it as it was measured.
+        key: of the part in the config whose share it is.
+        of: what the share is of.
+    """
+
+    column: str
+    key: str
+    of: str
+
+    def selector(self, model: TokenSparseDetector) -> Any:
+        """The part whose ``keep_ratio`` it is; None where the model has none."""
+        chosen = model if self.key == "model" else getattr(model, "regions", None)
+        return getattr(chosen, "selector", None)
+
+    def asked(self, model: TokenSparseDetector) -> float | None:
+        """What the model is set to; None where it has no such share."""
+        return getattr(self.selector(model), "keep_ratio", None)
+
+    def measured(self, output: Mapping[str, Any]) -> float:
+        """What a model took of one picture, by its answer."""
+        if self is KEEP:
+            return float(output["keep_ratio"])
+        return float(output["tiles"].looked.float().mean())
+
+    def set_all(self, cfg: Any) -> None:
+        """Set the share in a config to 1."""
+        part = cfg.model if self is KEEP else cfg.model.regions
+        if part.get("look_ratio") is not None:
+            part.look_ratio = 1.0
+        else:
+            part.selector.keep_ratio = 1.0
+
+
+KEEP = Share("keep_ratio", "model", "tokens")
+LOOK = Share("look_ratio", "model.regions", "tiles")
 
 
 def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject:
@@ -81,11 +125,6 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     )
 
 
-def own_ratio(model: TokenSparseDetector) -> float | None:
-    """The keep ratio that the selector is set to; None where it has none."""
-    return getattr(model.selector, "keep_ratio", None)
-
-
 def median_size(cfg: Any) -> Size:
     """Size, as the model gets it, of the test image of median area."""
     mapper = instantiate(cfg.dataloader.test.mapper)
@@ -94,14 +133,14 @@ def median_size(cfg: Any) -> Size:
     return sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
 
 
-def digest(subject: Subject, size: Size, *, swept: bool) -> str:
-    """A name for everything but the keep ratio that accuracy and cost depend on."""
+def digest(subject: Subject, size: Size, swept: Share | None) -> str:
+    """A name for all that accuracy and cost depend on, but the share that is swept."""
     cfg = copy.deepcopy(subject.cfg)
     for key in [key for key in cfg if key not in ("model", "dataset", "dataloader")]:
         del cfg[key]
     cfg.dataloader.train = None
-    if swept:
-        cfg.model.selector.keep_ratio = 1.0
+    if swept is not None:
+        swept.set_all(cfg)
     with tempfile.TemporaryDirectory() as folder:
         LazyConfig.save(cfg, Path(folder) / "config.yaml")
         text = (Path(folder) / "config.yaml").read_bytes()
@@ -111,20 +150,23 @@ def digest(subject: Subject, size: Size, *, swept: bool) -> str:
     return content.hexdigest()
 
 
-def measure(subject: Subject, size: Size, repetitions: int) -> Row:
+def measure(subject: Subject, size: Size, repetitions: int, share: Share = KEEP) -> Row:
     """Accuracy over the test set, cost and time at one image size, or of some test images."""
-    model, watched = subject.model, WatchedEvaluator(subject.evaluator)
+    model, watched = subject.model, WatchedEvaluator(subject.evaluator, share.measured)
     with _counted_tokens(model) as count:
         results = evaluate(model, subject.loader, watched)
+    tiles = results.get("tiles")
     return {
-        "asked_ratio": own_ratio(model),
+        "asked_ratio": share.asked(model),
         "keep_ratio": results["keep_ratio"],
+        "look_ratio": tiles and tiles["looked"] / 100,
         "tokens": count["kept"] / count["images"],
         "all_tokens": count["all"] / count["images"],
         **{name: _known(results["bbox"].get(name)) for name in METRICS},
+        **{name: tiles and _known(tiles[own]) for name, own in TILES.items()},
         "images": results["num_images"],
         **_costs(subject, size, repetitions),
-        **_content(model, size, watched.shares),
+        **_content(model, size, watched.shares, share),
     }
 
 
@@ -166,13 +208,15 @@ def _mean_by_stage(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(row[name] for row in rows) for name in rows[0]}
 
 
-def _content(model: TokenSparseDetector, size: Size, shares: Sequence[ImageShare]) -> Row:
+def _content(
+    model: TokenSparseDetector, size: Size, shares: Sequence[ImageShare], share: Share
+) -> Row:
     """What images keep beside what they show, where that is not the same for all."""
-    if not depends_on_image(model):
+    if not getattr(share.selector(model), "depends_on_image", False):
         return {"by_content": None}
     return {
         "by_content": share_by_content(shares),
-        "blank": blank_share(model, size),
+        "blank": blank_share(model, size, share.measured),
         "per_image": [asdict(each) for each in shares],
     }
 

@@ -12,29 +12,43 @@ from typing import Any
 from sparsedet.config import ConfigError
 from sparsedet.files import write_figure, write_json
 from sparsedet.modeling.stages import Size
-from sparsedet.sweep.measuring import METRICS, Row, Subject, digest, measure
+from sparsedet.sweep.measuring import (
+    KEEP,
+    LOOK,
+    METRICS,
+    TILES,
+    Row,
+    Share,
+    Subject,
+    digest,
+    measure,
+)
 from sparsedet.tables import format_table
 
 _RATIOS = ("asked_ratio", "keep_ratio")
 _COLUMNS = (*_RATIOS, "tokens", "AP", "AP50", "APs", "APm", "APl", "GFLOPs", "ms")
-_DIGITS = {"tokens": 0, **dict.fromkeys(METRICS, 1), "GFLOPs": 2, "ms": 1}
+_TILE_COLUMNS = (LOOK.column, *TILES)  # of models that look at some tiles
+_DIGITS = {"tokens": 0, **dict.fromkeys((*METRICS, *TILES), 1), "GFLOPs": 2, "ms": 1}
 _AMOUNTS = {"area": "area of the objects / area of the image", "objects": "number of objects"}
 
 
 class Sheet:
-    """`sweep.json`: models with a row for each keep ratio, on disk after every row.
+    """`sweep.json`: models with a row for each share, on disk after every row.
 
     Args:
         path: the file; what it holds already is kept.
         size: image size of cost and time.
+        share: what is swept.
         report: gets a line for each row that was measured.
 
     Raises:
         ConfigError: the file is something else.
     """
 
-    def __init__(self, path: Path, size: Size, *, report: Callable[[str], None]) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, size: Size, share: Share = KEEP, *, report: Callable[[str], None]
+    ) -> None:
+        self.path, self.share = path, share
         self._report = report
         self._size = size
         self.models: list[dict[str, Any]] = []
@@ -63,7 +77,7 @@ class Sheet:
         Raises:
             ConfigError: the file holds the sweep of another model.
         """
-        digests = [digest(each, self._size, swept=True) for each in swept]
+        digests = [digest(each, self._size, self.share) for each in swept]
         others = [model for model in self.models if model["swept"]]
         others = [model for model in others if model["digest"] not in digests]
         if others:
@@ -74,7 +88,7 @@ class Sheet:
         for subject, name in zip(swept, digests, strict=True):
             self._place(subject, name, swept=True)
         for subject in fixed:
-            self._place(subject, digest(subject, self._size, swept=False), swept=False)
+            self._place(subject, digest(subject, self._size, None), swept=False)
 
     def _place(self, subject: Subject, name: str, *, swept: bool) -> None:
         found = [model for model in self.models if model["digest"] == name]
@@ -97,18 +111,24 @@ class Sheet:
         entry = self._entries[id(subject)]
         if any(row["asked_ratio"] == ratio for row in entry["rows"]):
             return
-        row = measure(subject, self._size, repetitions)
+        row = measure(subject, self._size, repetitions, self.share)
         if row["protocol"] != self._protocol:
             self._protocol = row["protocol"]
             self._report(" ".join(f"{key}={value}" for key, value in row["protocol"].items()))
-        shown = [f"{name} {_text(row, name)}" for name in _COLUMNS]
+        shown = [f"{name} {_text(row, name)}" for name in _columns([row])]
         self._report(f"{entry['name']}: {'  '.join(shown)}")
-        entry["rows"] = sorted([*entry["rows"], row], key=lambda each: each["keep_ratio"])
+        entry["rows"] = sorted([*entry["rows"], row], key=lambda each: each[self.share.column])
         write_json(self.path, {"unit": "percent", "models": self.models})
 
 
+def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What a table shows of these rows."""
+    looks = any(row.get(LOOK.column) is not None for row in rows)
+    return (*_COLUMNS[:2], *_TILE_COLUMNS, *_COLUMNS[2:]) if looks else _COLUMNS
+
+
 def _text(row: Row, column: str) -> str:
-    value = row[column]
+    value = row.get(column)
     if value is None:
         return "-"
     return f"{value:.{_DIGITS.get(column, 3)}f}"
@@ -116,47 +136,72 @@ def _text(row: Row, column: str) -> str:
 
 def table(models: Sequence[dict[str, Any]]) -> str:
     """One line for each row of each model."""
-    lines = [["model", *_COLUMNS]]
+    columns = _columns([row for model in models for row in model["rows"]])
+    lines = [["model", *columns]]
     for model in models:
-        lines += [
-            [model["name"], *(_text(row, name) for name in _COLUMNS)] for row in model["rows"]
-        ]
+        lines += [[model["name"], *(_text(row, name) for name in columns)] for row in model["rows"]]
     return format_table(lines, left=())
 
 
-def draw(models: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot AP against GFLOPs and against milliseconds."""
+def draw(models: Sequence[dict[str, Any]], share: Share, path: Path) -> None:
+    """Plot AP against GFLOPs and milliseconds; where tiles are chosen, their recall as well."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    rows = [row for model in models for row in model["rows"]]
+    looks = share is LOOK and any(row.get("tile_recall") is not None for row in rows)
+    figure = Figure(figsize=(15 if looks else 10, 4.2), layout="constrained")
+    plots = figure.subplots(1, 3 if looks else 2)
+    plots[1].sharey(plots[0])
     for axes, column, label in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("GFLOPs", "ms"),
-        ("GFLOPs", "milliseconds per image"),
-        strict=True,
+        plots[:2], ("GFLOPs", "ms"), ("GFLOPs", "milliseconds per image"), strict=True
     ):
-        for model in models:
-            rows = model["rows"]
-            x, y = [row[column] for row in rows], [row["AP"] for row in rows]
-            axes.plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])
-            for row in rows if column == "GFLOPs" else []:
-                place, text = (row[column], row["AP"]), f"{row['keep_ratio']:.2g}"
-                axes.annotate(text, place, (4, 4), textcoords="offset points")
+        _draw_costs(axes, models, column, share)
         axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("AP in %")
-    figure.axes[0].legend(title="numbers: keep ratio")
+    plots[0].set_ylabel("AP in %")
+    plots[0].legend(title=f"numbers: {share.column.replace('_', ' ')}")
+    if looks:
+        _draw_recall(plots[2], models)
     write_figure(path, figure)
 
 
-def content_table(models: Sequence[dict[str, Any]]) -> str:
+def _draw_costs(axes: Any, models: Sequence[dict[str, Any]], column: str, share: Share) -> None:
+    for model in models:
+        rows = model["rows"]
+        x, y = [row[column] for row in rows], [row["AP"] for row in rows]
+        axes.plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])
+        for row in rows if column == "GFLOPs" else []:
+            place, value = (row[column], row["AP"]), row.get(share.column)
+            if None not in (*place, value):
+                axes.annotate(f"{value:.2g}", place, (4, 4), textcoords="offset points")
+    axes.grid(alpha=0.3)
+
+
+def _draw_recall(axes: Any, models: Sequence[dict[str, Any]]) -> None:
+    """Recall of tiles against their share, beside the most that as many can hold, and chance."""
+    styles = {"tile_recall": "-", "oracle": "--", "random": ":"}
+    for number, model in enumerate(models):
+        rows = [row for row in model["rows"] if row.get("tile_recall") is not None]
+        x = [100 * row[LOOK.column] for row in rows]
+        for name, style in styles.items() if rows else ():
+            label = model["name"] if name == "tile_recall" else f"{model['name']}, {name}"
+            marker = "o" if name == "tile_recall" else None
+            y = [row[name] for row in rows]
+            axes.plot(x, y, style, color=f"C{number}", marker=marker, label=label)
+    axes.set_xlabel("tiles looked at in %")
+    axes.set_ylabel("objects in these tiles in %")
+    axes.set_ylim(0, 102)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def content_table(models: Sequence[dict[str, Any]], share: Share = KEEP) -> str:
     """What plain and busy images keep, for rows where that is not the same."""
-    head = ["model", "asked_ratio", "keep_ratio", "blank"]
+    head = ["model", "asked_ratio", share.column, "blank"]
     kinds = ("plain", "busy", "correlation")
     lines = [[*head, *(f"{name}:{kind}" for name in _AMOUNTS for kind in kinds)]]
     for model, row in _content_rows(models):
         found = [row["by_content"][name][kind] for name in _AMOUNTS for kind in kinds]
-        numbers = [row["asked_ratio"], row["keep_ratio"], row["blank"], *found]
+        numbers = [row["asked_ratio"], row[share.column], row["blank"], *found]
         lines.append([model["name"], *("-" if x is None else f"{x:.3f}" for x in numbers)])
     return format_table(lines, left=())
 
@@ -170,10 +215,10 @@ def _content_rows(
                 yield model, row
 
 
-def draw_kept(models: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_kept(models: Sequence[dict[str, Any]], share: Share, path: Path) -> None:
     """Plot what images keep against what they show, and AP against the mean of it.
 
-    Lines are means of an eighth of the images; one keep ratio shows all images as dots.
+    Lines are means of an eighth of the images; one share shows all images as dots.
     """
     from matplotlib.figure import Figure
 
@@ -189,15 +234,15 @@ def draw_kept(models: Sequence[dict[str, Any]], path: Path) -> None:
             if number == len(rows) // 2:
                 plot.scatter(x, y, s=6, alpha=0.4, color=color)
         plot.set_xlabel(label)
-        plot.set_ylabel("kept share of the tokens")
+        plot.set_ylabel(f"chosen share of the {share.of}")
         plot.grid(alpha=0.3)
     handles, names = axes[0].get_legend_handles_labels()
-    title = "model and keep ratio; dotted: a grey picture"
+    title = f"model and {share.column.replace('_', ' ')}; dotted: a grey picture"
     figure.legend(handles, names, title=title, loc="outside lower left", ncols=6, fontsize="small")
     for model in models:
-        x, y = zip(*sorted((row["keep_ratio"], row["AP"]) for row in model["rows"]), strict=True)
+        x, y = zip(*sorted((row[share.column], row["AP"]) for row in model["rows"]), strict=True)
         axes[2].plot(x, y, marker="o" if model["swept"] else "D", label=model["name"])
-    axes[2].set_xlabel("kept share, the mean over images")
+    axes[2].set_xlabel(f"chosen share of the {share.of}, the mean over images")
     axes[2].set_ylabel("AP in %")
     axes[2].grid(alpha=0.3)
     axes[2].legend(fontsize="small")

@@ -6,6 +6,7 @@ Sizes are (height, width), as everywhere in the package; Pillow's own order is (
 from sparsedet.visualization.boxes import class_color, draw_detections, draw_targets
 from sparsedet.visualization.figures import layer_figure, level_figure, token_figure
 from sparsedet.visualization.layout import stack
+from sparsedet.visualization.tiles import draw_tile_scores, draw_tiles
 from sparsedet.visualization.tokens import (
     LevelTokens,
     cells_to_pixels,
@@ -24,6 +25,8 @@ __all__ = [
     "draw_layer_tokens",
     "draw_scores",
     "draw_targets",
+    "draw_tile_scores",
+    "draw_tiles",
     "layer_figure",
     "level_figure",
     "stack",

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from sparsedet.modeling.stages import DetectorOutput, Size
+from sparsedet.modeling.inputs import make_tiles
+from sparsedet.modeling.stages import DetectorOutput, Glance, Size
 from sparsedet.structures import Instances
 from sparsedet.visualization.boxes import draw_detections
 from sparsedet.visualization.ink import rgb, steps
-from sparsedet.visualization.layout import LINE, Panel, Swatch, grid, page
+from sparsedet.visualization.layout import GAP, LINE, Panel, Swatch, grid, page, stack
+from sparsedet.visualization.tiles import draw_tile_scores, draw_tiles
 from sparsedet.visualization.tokens import (
     OBJECT,
     LevelTokens,
@@ -24,6 +26,8 @@ from sparsedet.visualization.tokens import (
 _PANEL_SIDE = 360  # wanted long side of a level's picture, in pixels
 _PANEL_LIMIT = 900  # and how far it grows to give every cell this many pixels
 _CELL_SIDE = 4
+_MANY_LIMIT = 520  # the same where eight panels or more are below the detections
+_TALLEST = 1400  # pixels of the detections above them
 
 
 def token_figure(
@@ -39,6 +43,9 @@ def token_figure(
 ) -> Image.Image:
     """Detections on the left, on the right the tokens that the encoder keeps, level by level.
 
+    Where the detector chose tiles of the picture, the panels are below the detections, and two
+    more show which tiles it looked at and the score of each.
+
     Args:
         picture: the image as it was before it was resized for the model.
         output: of ``TokenSparseDetector.detect``.
@@ -51,23 +58,27 @@ def token_figure(
     """
     levels = token_levels(output, image)
     image_size = output.features.image_sizes[image]
-    small = _resized(picture, _panel_size(image_size, levels[0].stride))
+    small = _resized(picture, _panel_size(image_size, levels, output.glance))
     panels = [
         (_level_title(number, level), draw_kept_tokens(small, level, image_size))
         for number, level in enumerate(levels)
     ]
-    columns = -(-len(levels) // 2)
+    tiles = _tile_panels(small, output, image)
+    panels = [*tiles, *panels]
+    columns = -(-len(panels) // 2)
     if show_scores and output.scores is not None:
         columns = len(levels)
-        panels += _score_panels(small, levels, image_size)
-    right = grid(panels, columns)
-    left = _detections(picture, instances, right.size, class_names, score_threshold)
+        scores = _score_panels(small, levels, image_size)
+        panels = [*panels[len(tiles) :], *scores, *tiles]
+    parts = _with_detections(
+        grid(panels, columns), picture, output, instances, image, class_names, score_threshold
+    )
     legend: list[str | Swatch] = [_summary(levels, output, image)]
     if not _layers_agree(levels):
         legend = [f"{legend[0]};  kept by", *_swatches(len(output.selections)), "layers"]
     if output.objects:
         legend += [" ", Swatch("", OBJECT), "object tokens"]
-    return page(_head(title, picture, image_size), [left, right], legend)
+    return page(_head(title, picture, image_size), parts, legend)
 
 
 def layer_figure(
@@ -95,7 +106,7 @@ def layer_figure(
     """
     levels = token_levels(output, image)
     image_size = output.features.image_sizes[image]
-    small = _resized(picture, _panel_size(image_size, levels[0].stride))
+    small = _resized(picture, _panel_size(image_size, levels, output.glance))
     layers = len(output.selections)
     panels = [
         (_layer_title(levels, layer), draw_layer_tokens(small, levels, layer, image_size))
@@ -109,12 +120,14 @@ def layer_figure(
             )
             for layer in range(layers)
         ]
-    right = grid(panels, layers)
-    left = _detections(picture, instances, right.size, class_names, score_threshold)
+    panels += _tile_panels(small, output, image)
+    parts = _with_detections(
+        grid(panels, layers), picture, output, instances, image, class_names, score_threshold
+    )
     summary = f"{_summary(levels, output, image)};  the finest level that is kept in a place:"
     colors = _swatches(len(levels))[::-1]
     legend = [Swatch(str(number), each.color) for number, each in enumerate(colors, start=1)]
-    return page(_head(title, picture, image_size), [left, right], [summary, *legend])
+    return page(_head(title, picture, image_size), parts, [summary, *legend])
 
 
 def level_figure(
@@ -141,7 +154,9 @@ def level_figure(
         raise ValueError(f"level_figure.outputs must have the same strides, got {strides}.")
     sizes = {name: output.features.image_sizes[image] for name, output in outputs.items()}
     first = next(iter(models))
-    small = _resized(picture, _panel_size(sizes[first], strides[first][0]))
+    glances = [output.glance for output in outputs.values() if output.glance is not None]
+    size = _panel_size(sizes[first], models[first], glances[0] if glances else None)
+    small = _resized(picture, size)
     panels: list[Panel] = []
     for number in range(len(strides[first])):
         for name, levels in models.items():
@@ -226,12 +241,15 @@ def _swatches(count: int) -> list[Swatch]:
     return [Swatch(str(n), rgb(color)) for n, color in enumerate(steps(count), start=1)]
 
 
-def _panel_size(image_size: Size, finest_stride: int) -> Size:
-    """A size in which the finest cells have a whole number of pixels."""
-    longest = max(image_size)
-    cell = finest_stride * _PANEL_SIDE / longest
-    cell = max(cell, min(_CELL_SIDE, finest_stride * _PANEL_LIMIT / longest))
-    scale = max(1, round(cell)) / finest_stride
+def _panel_size(image_size: Size, levels: Sequence[LevelTokens], glance: Glance | None) -> Size:
+    """A size in which cells have a whole number of pixels, the finest ones if that is not large."""
+    longest, limit = max(image_size), _PANEL_LIMIT if glance is None else _MANY_LIMIT
+    strides = [level.stride for level in levels]
+    fitting = strides[:1] if glance is None else [x for x in strides if longest <= x * limit]
+    stride = (fitting or strides[-1:])[0]
+    cell = stride * _PANEL_SIDE / longest
+    cell = max(cell, min(_CELL_SIDE, stride * limit / longest))
+    scale = max(1, round(cell)) / stride
     return max(1, round(scale * image_size[0])), max(1, round(scale * image_size[1]))
 
 
@@ -239,15 +257,34 @@ def _resized(picture: Image.Image, size: Size) -> Image.Image:
     return picture.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
 
 
+def _with_detections(
+    panels: Image.Image,
+    picture: Image.Image,
+    output: DetectorOutput,
+    instances: Instances,
+    image: int,
+    class_names: Sequence[str] | None,
+    score_threshold: float,
+) -> list[Image.Image]:
+    """The detections beside the panels; above them, larger, where tiles were chosen."""
+    if output.glance is None:
+        room = (round(1.5 * panels.width), panels.height - 2 * LINE)
+    else:
+        room = (panels.width, _TALLEST)
+        tiles = make_tiles(output.glance, image, (picture.height, picture.width))
+        picture = draw_tiles(picture, tiles, dim=1.0)
+    found = _detections(picture, instances, room, class_names, score_threshold)
+    return [found, panels] if output.glance is None else [stack([found, panels], gap=GAP)]
+
+
 def _detections(
     picture: Image.Image,
     instances: Instances,
-    beside: tuple[int, int],
+    room: tuple[int, int],
     class_names: Sequence[str] | None,
     score_threshold: float,
 ) -> Image.Image:
-    """The detections as large as the panels (width, height) beside them let them be."""
-    room = (round(1.5 * beside[0]), beside[1] - 2 * LINE)
+    """The detections as large as (width, height) let them be."""
     scale = min(room[0] / picture.width, room[1] / picture.height)
     large = picture.resize(
         (max(1, round(scale * picture.width)), max(1, round(scale * picture.height))),
@@ -257,6 +294,23 @@ def _detections(
         large, instances, class_names=class_names, score_threshold=score_threshold
     )
     return grid([(_detections_title(instances, score_threshold), found)], 1)
+
+
+def _tile_panels(small: Image.Image, output: DetectorOutput, image: int) -> list[Panel]:
+    """Where it looked, and the scores that say so; nothing where it saw all of the picture."""
+    glance = output.glance
+    if glance is None:
+        return []
+    tiles = make_tiles(glance, image, glance.tiles.image_sizes[image])
+    count, side = int(tiles.looked.sum()), glance.tiles.strides[0]
+    looked = f"looked at {count} of {len(tiles)} tiles ({_percent(count / len(tiles))})"
+    panels = [((looked, f"of {side} x {side} pixels of the input"), draw_tiles(small, tiles))]
+    if glance.scores is not None:
+        bounds = float(tiles.scores.min()), float(tiles.scores.max())
+        words = f"{bounds[0]:.2f} (violet) to {bounds[1]:.2f} (yellow)"
+        title = ("best score in each tile at a glance", f"logits, {words}")
+        panels.append((title, draw_tile_scores(small, tiles, bounds)))
+    return panels
 
 
 def _score_panels(

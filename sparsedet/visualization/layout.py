@@ -86,12 +86,18 @@ def _item_width(item: str | Swatch) -> int:
     return item.width if isinstance(item, Swatch) else text_width(item) + GAP // 2
 
 
-def stack(figures: Sequence[Image.Image]) -> Image.Image:
-    """Figures below each other, such as those of several models for one image."""
+def stack(figures: Sequence[Image.Image], *, gap: int = 0) -> Image.Image:
+    """Figures below each other, such as those of several models for one image.
+
+    Args:
+        figures: at least one.
+        gap: pixels between them.
+    """
     width = max(figure.width for figure in figures)
-    whole = Image.new("RGB", (width, sum(figure.height for figure in figures)), PAPER)
+    height = sum(figure.height for figure in figures) + gap * (len(figures) - 1)
+    whole = Image.new("RGB", (width, height), PAPER)
     top = 0
     for figure in figures:
         whole.paste(figure, (0, top))
-        top += figure.height
+        top += figure.height + gap
     return whole

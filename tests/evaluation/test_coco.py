@@ -164,8 +164,8 @@ def test_gathers_over_processes(tmp_path, monkeypatch):
     truth_as_answers(other, source)
     mine = COCOEvaluator(open_dataset(source))
     first = HUGE + 1
-    mine._detections = {first: other._detections[first]}
-    rest = {i: rows for i, rows in other._detections.items() if i != first}
+    mine._answers = {first: other._answers[first]}
+    rest = {i: rows for i, rows in other._answers.items() if i != first}
 
     def gather(obj):
         return [obj, rest] if isinstance(obj, dict) else [obj, None]

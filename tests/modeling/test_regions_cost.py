@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsedet.analysis import count_flops, looked_at, measure_latency, tile_recall
+from sparsedet.analysis import calibrate_selector, count_flops, measure_latency, tile_recall
 from sparsedet.modeling import (
+    AdaptiveSelector,
     ChannelMapper,
     DenseSelector,
     OracleScorer,
@@ -19,6 +20,7 @@ from sparsedet.modeling.regions import tile_numbers
 from tests.modeling import small
 from tests.modeling.glancing import (
     SIZES,
+    TILE,
     detector,
     foreground,
     look,
@@ -145,24 +147,92 @@ def test_seconds_of_the_glance_and_of_the_look_are_apart():
 
 def test_tile_recall_counts_the_objects_that_were_looked_at():
     batch = small.samples(SIZES, (3, 2))
-    objects_of = [len(sample["instances"]) for sample in batch]
-    assert sum(objects_of) == 5
-    assert tile_recall(detector("efficient", selector=DenseSelector()), [batch]) == 1
+    assert sum(len(sample["instances"]) for sample in batch) == 5
+    (dense,) = tile_recall(detector("efficient", selector=DenseSelector()), [batch])
+    assert dense["recall"] == dense["oracle"] == dense["random"] == dense["looked"] == 100
     model = detector("efficient", scorer=RandomScorer(), look_ratio=0.3).eval()
     prepared = model.preprocess(batch)
     (_, glance), _ = look(model)
-    found = looked_at(glance, prepared.targets)
-    for image, own in enumerate(found):
-        numbers = tile_numbers(glance.tiles, image, prepared.targets.boxes[image]).tolist()
+    found = []
+    for image, boxes in enumerate(prepared.targets.boxes):
         kept = glance.looked.indices[image]
         if glance.looked.valid is not None:
             kept = kept[glance.looked.valid[image]]
-        assert own.tolist() == [number in kept.tolist() for number in numbers]
-    share = tile_recall(model, [batch[:1], batch[1:]])
-    assert share == pytest.approx(sum(int(each.sum()) for each in found) / 5)
-    oracle = detector("efficient", scorer=OracleScorer(), look_ratio=0.5)
-    assert tile_recall(oracle, [batch]) == 1
+        found += [n in kept.tolist() for n in tile_numbers(glance.tiles, image, boxes).tolist()]
+    (own,) = tile_recall(model, [batch[:1], batch[1:]])
+    assert own["recall"] == pytest.approx(100 * sum(found) / 5)
+    assert own["ratio"] == 0.3 and own["recall"] <= own["oracle"]
     with pytest.raises(ValueError, match="must have regions"):
         tile_recall(small.detector(small.PLAIN), [batch])
     with pytest.raises(ValueError, match="at least one object"):
         tile_recall(model, [small.samples(SIZES, (0, 0))])
+    with pytest.raises(ValueError, match="needs scores"):
+        tile_recall(detector("efficient", selector=DenseSelector()), [batch], (0.1,))
+
+
+def test_tile_recall_at_every_ratio_is_that_of_a_model_with_this_ratio():
+    batch, ratios = small.samples(SIZES, (9, 7)), (0.05, 0.2, 0.6, 1.0)
+    model = detector("efficient", **foreground(), look_ratio=0.2)
+    rows = tile_recall(model, [batch], ratios)
+    for ratio, row in zip(ratios, rows, strict=True):
+        own = detector("efficient", **foreground(), look_ratio=ratio)
+        assert tile_recall(own, [batch]) == [pytest.approx(row, nan_ok=True)]
+    assert model.regions.look_ratio == 0.2
+    recalls = [row["recall"] for row in rows]
+    assert recalls == sorted(recalls) and recalls[0] < recalls[-1] == 100
+    oracle = detector("efficient", scorer=OracleScorer(), look_ratio=0.5)
+    (row,) = tile_recall(oracle, [small.samples(SIZES, (3, 2))])
+    assert row["recall"] == row["oracle"] == 100 > row["random"]
+
+
+def test_a_glance_alone_does_not_look():
+    model, seen = detector("efficient", **foreground()).eval(), []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    batch = model.preprocess(small.samples(SIZES, (2, 2)))
+    glance = model.glance(batch.images, batch.image_sizes)
+    assert len(seen) == 1
+    _, whole = model.see(batch.images, batch.image_sizes)
+    assert len(seen) == 3
+    assert torch.equal(glance.looked.indices, whole.looked.indices)
+    with pytest.raises(ValueError, match="needs regions"):
+        small.detector(small.PLAIN).glance(batch.images, batch.image_sizes)
+
+
+def test_an_answer_says_which_tiles_were_looked_at():
+    model = detector("efficient", **foreground()).eval()
+    batch = small.samples(SIZES, (2, 2))
+    height, width = SIZES[1]
+    batch[0].update(height=SIZES[0][0], width=SIZES[0][1])
+    batch[1].update(height=2 * height, width=3 * width)
+    prepared = model.preprocess(batch)
+    _, glance = model.see(prepared.images, prepared.image_sizes)
+    with torch.no_grad():
+        plain, scaled = (found["tiles"] for found in model(batch))
+    assert plain.image_size == SIZES[0] and len(plain) == 4 * 5
+    assert plain.boxes.tensor[-1].tolist() == [256, 192, 300, 200]
+    assert scaled.boxes.tensor[-1].tolist() == [128 * 3, 256 * 2, 190 * 3, 260 * 2]
+    places = {
+        (int(y) // (2 * TILE), int(x) // (3 * TILE)) for x, y, *_ in scaled.boxes[scaled.looked]
+    }
+    columns = glance.tiles.spatial_shapes[0][1]
+    kept = glance.looked.mask(glance.tiles.num_tokens)[1].nonzero().flatten().tolist()
+    assert places == {divmod(number, columns) for number in kept}
+    scores = glance.tiles.tokens[1, :, 0].unflatten(0, glance.tiles.spatial_shapes[0])
+    assert torch.equal(scaled.scores, scores[:5, :3].flatten())
+
+
+def test_an_adaptive_choice_of_tiles_is_calibrated_before_that_of_tokens():
+    """At its own ratio it then looks at this share of the tiles, the mean over the images."""
+    batch = small.samples(SIZES, (2, 2))
+    adaptive = AdaptiveSelector(0.3)
+    model = detector("efficient", scorer=RandomScorer(), selector=adaptive).eval()
+    with pytest.raises(ValueError, match="AdaptiveSelector must know"):
+        model(batch)
+    assert calibrate_selector(model, [batch]) == 2
+    (row,) = tile_recall(model, [batch])
+    assert row["looked"] == pytest.approx(30, abs=3)
+    both = detector("focus", **foreground(), selector=AdaptiveSelector(0.3)).eval()
+    both.selector = AdaptiveSelector(0.5)
+    assert calibrate_selector(both, [batch]) == 2
+    assert int(both.regions.selector.curve.num_images) == int(both.selector.curve.num_images) == 2
+    assert [found["keep_ratio"] for found in both(batch)] != [1.0, 1.0]

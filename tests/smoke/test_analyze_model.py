@@ -14,11 +14,12 @@ from PIL import Image
 
 import sparsedet.cli.analyze
 from sparsedet import published as costs
-from sparsedet.analysis import calibrate_selector
+from sparsedet.analysis import calibrate_selector, tile_recall
 from sparsedet.checkpoint import save_checkpoint
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.loading import load_detector
 from sparsedet.modeling import TimmBackbone
+from tests.smoke.looking import write_run
 
 CONFIG = "projects/sparse_detr/configs/sparse_detr_r50_rho30_50ep.py"
 SPARSE = "Sparse DETR, table 1"
@@ -86,6 +87,7 @@ def test_costs_by_stage(
     assert lines[0].split() == ["stage", "parameters", "M", "trainable", "M", "GFLOPs", "ms"]
     names = [line.split()[0] for line in lines[1:]]
     assert names[:3] == ["backbone", "neck", "scorer"] and "total" in names
+    assert "glance" not in "\n".join(lines)
     stages = figures["gflops"]["stages"]
     assert min(stages.values()) > 0
     assert figures["gflops"]["total"] == pytest.approx(sum(stages.values()))
@@ -93,6 +95,9 @@ def test_costs_by_stage(
     assert figures["parameters"]["total"] == sum(figures["parameters"]["by_stage"].values())
     assert figures["latency"]["protocol"]["repetitions"] == 2
     assert figures["latency"]["stages"]["encoder"] > 0
+    memory = figures["memory"]
+    assert memory["peak_mb"] > memory["before_mb"] > 50
+    assert f"memory: {memory['peak_mb']:.0f} MB at most" in "\n".join(lines)
     full = analyze(tool, run, tmp_path, "--size", "64", "96", "--full-sampling")
     assert full["gflops"]["total"] > figures["gflops"]["total"] and full["latency"] is None
     more = analyze(tool, run, tmp_path, "--size", "64", "96", "model.selector.keep_ratio=0.5")
@@ -139,6 +144,33 @@ def test_the_share_of_the_tokens_that_the_decoder_refers_to(
     assert 0 < tokens["referred_ratio"] < 1
 
 
+@pytest.fixture(scope="module")
+def looking(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that looks at some of 12 tiles."""
+    return write_run(root, tmp_path_factory.mktemp("looking"))
+
+
+def test_recall_of_the_tiles_of_a_glance(
+    tool: ModuleType, looking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--weights", str(looking / "model.pth"), "--size", "192", "256", "--look"]
+    rows = analyze(tool, looking, tmp_path, *words, "--images", "3")["tiles"]
+    out = capsys.readouterr().out
+    assert "backbone, neck: those of the glance; look: both on the chosen tiles" in out
+    assert [row["ratio"] for row in rows] == [0.05, 0.1, 0.2]
+    assert [row["looked"] for row in rows] == pytest.approx([100 * n / 12 for n in (1, 2, 3)])
+    model = load_detector(LazyConfig.load(looking / "config.yaml"), looking / "model.pth")
+    loader = instantiate(LazyConfig.load(looking / "config.yaml").dataloader.test)
+    expected = tile_recall(model, loader, (0.05, 0.1, 0.2), area_bounds=[256, 576])
+    assert rows == [pytest.approx(row) for row in expected]
+    table = [line.split() for line in out[out.index("look ratio") :].splitlines()]
+    assert table[1][:4] == ["0.05", "8.3", "scorer", f"{rows[0]['recall']:.1f}"]
+    assert table[9][:3] == ["0.2", "25.0", "random"]
+    changed = ("0.3", "model.regions.look_ratio=0.5")
+    (row,) = analyze(tool, looking, tmp_path, *words, *changed)["tiles"]
+    assert row["looked"] == pytest.approx(100 * 4 / 12)
+
+
 def test_a_model_that_looks_first_is_counted_on_a_picture(
     tool: ModuleType, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +199,8 @@ def test_a_model_that_looks_first_is_counted_on_a_picture(
         (["--weights", "{run}/none.pth"], ("none.pth", "does not exist")),
         (["--weights", "{run}/backbone.pth"], ("backbone.pth", "model.backbone")),
         (["--config-file", "{run}/empty.yaml"], ("empty.yaml", "no model")),
+        (["--look", "1.5"], ("--look", "(0, 1]", "'1.5'")),
+        (["--look", "0.1"], ("--look", "model.regions.scorer", "projects/large_images")),
         (["--tokens", "dataset.val_images={run}/none"], ("none", "does not exist")),
         (["model.embed_dm=64"], ("embed_dim",)),
         (["train.device=tpu"], ("train.device",)),

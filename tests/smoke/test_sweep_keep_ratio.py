@@ -20,6 +20,7 @@ from sparsedet.data.shapes import CLASS_NAMES, ShapesOptions, write_shapes
 from sparsedet.evaluation import evaluate
 from sparsedet.modeling import ElasticSelector, TimmBackbone
 from sparsedet.sweep import measuring, results
+from tests.smoke.looking import write_run
 
 QUICK = ("--repetitions", "1")
 # 64 x 96: 8 x 12 + 4 x 6 + 2 x 3 tokens
@@ -152,7 +153,7 @@ def test_it_goes_on_where_it_stopped(
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
     measured = []
 
-    def measure(subject: Any, size: Any, repetitions: int) -> dict[str, Any]:
+    def measure(subject: Any, size: Any, repetitions: int, share: Any) -> dict[str, Any]:
         ratio = subject.model.selector.keep_ratio
         if ratio == 0.4 and 0.4 not in measured:
             measured.append(0.4)
@@ -191,6 +192,61 @@ def test_classes_are_in_the_order_of_the_weights(tool: Any, work: Path, tmp_path
     weights = str(work / "run/model.pth")
     subject = measuring.load_subject(str(tmp_path / "config.yaml"), weights, [override])
     assert list(subject.cfg.dataset.class_names) == list(CLASS_NAMES)
+
+
+# --- tiles
+
+
+@pytest.fixture(scope="module")
+def looking(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that looks at some of 12 tiles."""
+    return write_run(root, tmp_path_factory.mktemp("looking"))
+
+
+def test_a_sweep_of_look_ratios(looking: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    model = [str(looking / "config.yaml"), "--weights", str(looking / "model.pth"), *QUICK]
+    assert main([*model, "--look", "0.5", "0.1"]) == 0
+    (swept,) = models(looking / "sweep_look")
+    few, many = swept["rows"]
+    assert [row["asked_ratio"] for row in (few, many)] == [0.1, 0.5]
+    assert [row["look_ratio"] for row in (few, many)] == pytest.approx([2 / 12, 7 / 12])
+    assert few["GFLOPs_by_stage"]["backbone"] == many["GFLOPs_by_stage"]["backbone"]
+    assert many["GFLOPs_by_stage"]["look"] == pytest.approx(3.5 * few["GFLOPs_by_stage"]["look"])
+    assert few["random"] == pytest.approx(100 * 2 / 12)
+    assert few["tile_recall"] <= few["oracle"] < many["oracle"] == 100
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[-4:-1]]
+    head = ["model", "asked_ratio", "keep_ratio", "look_ratio", "tile_recall", "oracle", "random"]
+    assert table[0][:7] == head
+    assert table[1][3:7] == ["0.167", f"{few['tile_recall']:.1f}", f"{few['oracle']:.1f}", "16.7"]
+    with Image.open(looking / "sweep_look/sweep.png") as picture:
+        assert picture.width > 1200
+    # settings that do not matter to it, and those that do
+    measured = (looking / "sweep_look/sweep.json").read_text()
+    assert main([*model, "--look", "0.1", "model.regions.look_ratio=0.9"]) == 0
+    assert (looking / "sweep_look/sweep.json").read_text() == measured
+    assert main([*model, "--look", "0.1", "model.selector.keep_ratio=0.9"]) == 2
+    assert "other weights or settings" in capsys.readouterr().err
+
+
+def test_an_adaptive_choice_of_tiles_is_swept(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    adaptive = "model.regions.selector={_target_: AdaptiveSelector, keep_ratio: 0.3}"
+    run = write_run(root, tmp_path, "model.regions.look_ratio=null", adaptive)
+    model = [str(run / "config.yaml"), "--weights"]
+    new = tmp_path / "new"
+    assert calibrate_command.main([*model, str(run / "model.pth"), "--output", str(new)]) == 0
+    given = [*model, str(new / "model_calibrated.pth"), *QUICK]
+    assert main([*given, "--look", "0.3", "--output", str(tmp_path / "sweep")]) == 0
+    ((row,),) = (each["rows"] for each in models(tmp_path / "sweep"))
+    tiles = [round(12 * each["kept"]) for each in row["per_image"]]
+    assert sum(tiles) / 36 == pytest.approx(row["look_ratio"]) and 1 / 12 <= row["blank"] <= 1
+    assert row["protocol"]["input"] == "image"
+    out = capsys.readouterr().out.splitlines()[-3:]
+    assert out[0].split()[:4] == ["model", "asked_ratio", "look_ratio", "blank"]
+    assert (tmp_path / "sweep/kept.png").exists()
 
 
 # --- a share for every image
@@ -277,6 +333,8 @@ def test_what_cannot_be_calibrated(
     [
         (["--ratios", "0.1", "1.5"], ("--ratios", "(0, 1]", "'1.5'")),
         (["--ratios", "many"], ("--ratios", "'many'")),
+        (["--look", "0"], ("--look", "(0, 1]", "'0'")),
+        (["--look", "0.1"], ("run/config.yaml has no model.regions", "projects/large_images")),
         (["--fixed", "config.yaml"], ("CONFIG:WEIGHTS", "'config.yaml'")),
         (["--fixed", "{work}/none.yaml:w.pth"], ("none.yaml",)),
         (["--image-size", "800"], ("HxW", "'800'")),
