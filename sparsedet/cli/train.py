@@ -48,14 +48,14 @@ if TYPE_CHECKING:
     from sparsedet.training import Job
 
 _PATIENCE = 5.0  # seconds that a killed worker has to be gone
-_NEEDED_TO_EVALUATE = (
+NEEDED_TO_EVALUATE = (
     "model._target_",
     "dataloader.test._target_",
     "dataloader.evaluator._target_",
     "train.output_dir",
 )
 _NEEDED_TO_TRAIN = (
-    *_NEEDED_TO_EVALUATE,
+    *NEEDED_TO_EVALUATE,
     "optimizer._target_",
     "lr_multiplier._target_",
     "dataloader.train._target_",
@@ -162,7 +162,7 @@ def start(command: Command, config_file: str | None = None) -> int:
     Raises:
         ValueError: an input is wrong, and nothing has run.
     """
-    needs = _NEEDED_TO_EVALUATE if command.eval_only else _NEEDED_TO_TRAIN
+    needs = NEEDED_TO_EVALUATE if command.eval_only else _NEEDED_TO_TRAIN
     cfg = read_config(config_file or command.config, command.overrides, needs=needs)
     from sparsedet.engine.launch import check_processes, launch, resolve_device
     from sparsedet.training import resolve_run
@@ -231,7 +231,7 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
         if isinstance(found, int):
             return 128 + found
         if comm.is_main_process():
-            print(_tables(found))
+            print(tables(found))
         return 0
 
 
@@ -260,7 +260,7 @@ def _end_workers() -> None:
         child.join(_PATIENCE)
 
 
-def _tables(results: Mapping[str, Any]) -> str:
+def tables(results: Mapping[str, Any]) -> str:
     """The main numbers under their names, and a row for each class."""
     from sparsedet.evaluation import class_table
     from sparsedet.evaluation.loop import main_metrics
