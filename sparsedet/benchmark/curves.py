@@ -57,7 +57,7 @@ class _Curves:
 _PANELS = (
     _Panel("seconds per picture", lambda row: row["ms"]["median"] / 1e3),
     _Panel("peak memory in GB", lambda row: row["memory"]["peak_mb"] / 1e3),
-    _Panel("GFLOPs", lambda row: row["gflops"]["total"]),
+    _Panel("GFLOPs", lambda row: (row["gflops"] or {}).get("total", float("nan"))),
 )
 
 

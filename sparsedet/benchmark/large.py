@@ -40,7 +40,7 @@ from .cases import (
     read_config,
 )
 from .execution import Row, Turns, inference
-from .memory import Worker
+from .memory import Worker, import_once
 from .report import Table, number, print_table, reason, size_text, without_empty
 
 HALF, DENSE, FOCUS, SLICES, GLANCE = "half", "dense", "focus", "slices", "glance"
@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     groups = [list(_cases(args, size)) for size in args.image_size]
     _check(args, [case for group in groups for case in group])
     earlier = args.record.earlier() if args.resume else []
+    import_once(__name__)
     rows: list[Row] = []
 
     def save(more: list[Row]) -> None:
@@ -225,13 +226,18 @@ class _Whole:
     def __call__(self) -> Row:
         self.outputs.clear()
         parts = self._run()
-        costs = [gflops(replace(self.case, image_size=each["size"])) for each in self.outputs]
-        stages = [{} if cost is None else cost.stages for cost in costs]
-        facts = {
-            key: sum(each[key] for each in self.outputs) for key in self.outputs[0] if key != "size"
-        }
+        sizes = [each.pop("size") for each in self.outputs]
+        facts = {key: sum(each[key] for each in self.outputs) for key in self.outputs[0]}
+        return {"parts": self._named(parts), "gflops": self._costs(sizes), **facts}
+
+    def _costs(self, sizes: Sequence[Size]) -> Parts | None:
+        """GFLOPs by stage; None where they depend on the picture."""
+        costs = [gflops(replace(self.case, image_size=size)) for size in sizes]
+        stages = [cost.stages for cost in costs if cost is not None]
+        if len(stages) < len(costs):
+            return None
         total = {name: sum(each[name] for each in stages) for name in stages[0]}
-        return {"parts": self._named(parts), "gflops": self._named(total), **facts}
+        return {**self._named(total), "total": sum(total.values())}
 
     def _named(self, stages: Parts) -> Parts:
         """The backbone of regions sees the glance: that is its name here."""
@@ -375,7 +381,6 @@ def _figures(passes: list[Row]) -> Row:
     """Of the passes of a case: milliseconds by stage, memory, and what all of them computed."""
     timings = dict(summarize([each["parts"] for each in passes]))
     facts = {key: x for key, x in passes[0].items() if key != "parts"}
-    facts["gflops"] = {**facts["gflops"], "total": sum(facts["gflops"].values())}
     facts["memory"] = {**facts["memory"], "peak_mb": _peak(passes)}
     total = asdict(timings.pop("total"))
     return {"ms": total, "parts": {name: asdict(x) for name, x in timings.items()}, **facts}
@@ -410,7 +415,7 @@ def _line(row: Row) -> list[str]:
         number(row["ms"]["median"] / 1e3),
         str(row["ms"]["passes"]),
         *map(number, seconds),
-        number(row["gflops"]["total"], 0),
+        number((row["gflops"] or {}).get("total"), 0),
         str(row["tokens"]),
         number(row["kept_tokens"], 0),
         f"{row['looked_tiles']} of {row['tiles']}" if "tiles" in row else "",

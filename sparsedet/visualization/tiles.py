@@ -23,9 +23,10 @@ def draw_tiles(picture: Image.Image, tiles: Instances, *, dim: float = DIM) -> I
             ``image_size`` is that of the unscaled image.
         dim: brightness of ground that was not looked at, in [0, 1]; 1 = only the outline.
     """
-    looked = _spread(tiles.looked.cpu().numpy(), tiles, picture)
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-    shown = to_picture(np.where(looked[..., None], pixels, dim * pixels))
+    looked = _spread(255 * tiles.looked.cpu().numpy().astype(np.uint8), tiles, picture)
+    shown = picture.convert("RGB")
+    dark = shown.point(lambda value: round(dim * value))
+    shown = Image.composite(shown, dark, Image.fromarray(looked))
     _outline(shown, tiles)
     return shown
 

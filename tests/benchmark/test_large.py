@@ -184,6 +184,17 @@ def test_slices_cost_as_many_passes_as_there_are(tool, here, tmp_path):
     assert slices["gflops"]["encoder"] > whole["gflops"]["encoder"]
 
 
+def test_cost_that_depends_on_the_picture_is_not_stated(large, monkeypatch):
+    monkeypatch.setattr(large, "gflops", lambda case: None)
+    (case,) = cases_of(large, "--small", "--systems", "half", "--image-size", "128x128")
+    rows = large._rows([case], {case.name: [one_pass(large, case)]}, {}, unfinished=False)
+    assert rows[0]["gflops"] is None and "GFLOPs" not in large.table({"rows": rows})[0]
+
+
+def one_pass(large: Any, case: Any) -> dict[str, Any]:
+    return {**large.prepare(case)(), "memory": {"peak_mb": 2.0, "before_mb": 1.0}}
+
+
 def test_slices_are_joined(large, uncounted, monkeypatch):
     """The merge has what every tile found, and a picture no larger than a tile has none."""
     joined = []
@@ -199,7 +210,11 @@ def test_slices_are_joined(large, uncounted, monkeypatch):
 
 def passes_of(*seconds: float, peak: float = 300.0) -> list[dict[str, Any]]:
     memory = {"peak_mb": peak, "before_mb": 100.0}
-    costs = {"gflops": {"backbone": 1.0, "encoder": 2.0}, "tokens": 9, "kept_tokens": 9.0}
+    costs = {
+        "gflops": {"backbone": 1.0, "encoder": 2.0, "total": 3.0},
+        "tokens": 9,
+        "kept_tokens": 9.0,
+    }
     return [
         {"parts": {"backbone": 1e3 * each, "encoder": 0.0}, "memory": memory, "passes": 1, **costs}
         for each in seconds
