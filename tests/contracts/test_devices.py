@@ -26,7 +26,7 @@ import sparsedet
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Targets
 from sparsedet.registry import SELECTORS
-from tests.modeling import small
+from tests.modeling import glancing, small
 
 DEVICE = torch.device("cuda")
 LIBRARY = Path(sparsedet.__file__).parent
@@ -51,12 +51,12 @@ class Crossings(TorchDispatchMode):
         return result
 
 
-def fake_detector(combination: small.Combination, dtype: torch.dtype) -> TokenSparseDetector:
+def fake_detector(parts: Callable[[], dict], dtype: torch.dtype) -> TokenSparseDetector:
     """Inside of a ``FakeTensorMode``."""
     torch.set_default_dtype(dtype)  # fake modules cannot be cast
     try:
         with DEVICE:
-            model = TokenSparseDetector(**small.parts(combination))
+            model = TokenSparseDetector(**parts())
     finally:
         torch.set_default_dtype(torch.float32)
     for tensor in (*model.parameters(), *model.buffers()):
@@ -77,8 +77,14 @@ def recording():
 def crossings(
     combination: small.Combination, sizes, *, dtype=torch.float32, within=nullcontext
 ) -> list[str]:
+    return crossings_of(lambda: small.parts(combination), sizes, dtype=dtype, within=within)
+
+
+def crossings_of(
+    parts: Callable[[], dict], sizes, *, dtype=torch.float32, within=nullcontext
+) -> list[str]:
     with FakeTensorMode(), torch.inference_mode():
-        model = fake_detector(combination, dtype)
+        model = fake_detector(parts, dtype)
         images = torch.empty(len(sizes), 3, *CANVAS, device=DEVICE)
         boxes, labels = torch.rand(2, 4, device=DEVICE), torch.ones(2, device=DEVICE).long()
         targets = Targets((boxes,) * len(sizes), (labels,) * len(sizes))
@@ -110,6 +116,19 @@ def test_scorers_stay_on_the_device(scorer):
     terms = {each["scorer"]: each["term"] for each in small.token_choices()}
     combination = small.Combination(scorer=scorer, term=terms[scorer], selector="TopKSelector")
     assert crossings(combination, SIZES["padded"]) == []
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("selector", [None, "ElasticSelector", "AdaptiveSelector", "DenseSelector"])
+def test_regions_stay_on_the_device(selector, sizes):
+    def parts() -> dict:
+        options = glancing.foreground()
+        if selector == "DenseSelector":
+            options = dict(scorer=None)
+        chosen = selector and small.build(SELECTORS.get(selector))
+        return glancing.parts("focus", **options, selector=chosen)
+
+    assert crossings_of(parts, sizes, within=recording) == []
 
 
 def test_an_adaptive_selector_asks_the_device_otherwise():

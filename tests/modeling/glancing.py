@@ -53,6 +53,9 @@ def parts(name: str, *, term=None, selector=None, look_ratio=0.3, **options) -> 
     given = small.parts(small.NAMED[name], **{**LEVELS, **own})
     criterion = given["criterion"]
     terms = [] if term is None else [term]
+    for each in criterion.stage:
+        if isinstance(each, ForegroundLoss):
+            each.size_ranges = ((-1.0, 64.0),) * len(STRIDES)
     given["criterion"] = SetCriterion(
         criterion.matcher, criterion.matched, stage=criterion.stage, regions=terms
     )
@@ -64,10 +67,7 @@ def parts(name: str, *, term=None, selector=None, look_ratio=0.3, **options) -> 
 
 
 def detector(name: str = "dino", *, seed: int = 0, **options) -> TokenSparseDetector:
-    for term in (given := parts(name, **options))["criterion"].stage:
-        if isinstance(term, ForegroundLoss):
-            term.size_ranges = ((-1.0, 64.0),) * len(STRIDES)
-    return small.randomize(TokenSparseDetector(**given), seed)
+    return small.randomize(TokenSparseDetector(**parts(name, **options)), seed)
 
 
 def look(model: TokenSparseDetector, sizes=SIZES, seeds=(0, 1), targets=None):
