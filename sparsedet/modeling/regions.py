@@ -181,8 +181,7 @@ class GlanceAndLook(nn.Module):
             heads=heads,
             targets=targets,
         )
-        fine, at_a_time = self._fine(strides), self._tiles_at_a_time(images)
-        looked = self.look(images, glance.looked, glance.tiles, see, fine, at_a_time)
+        looked = self.look(images, glance.looked, glance.tiles, see, self._fine(strides))
         return embed((*looked, *maps), image_sizes), glance
 
     def glance(
@@ -206,11 +205,6 @@ class GlanceAndLook(nn.Module):
             scores = self.scorer(features, heads, objects)
         tiles = self._tiles(features, scores)
         return maps, Glance(features, scores, tiles, self._choose(tiles, scores, targets))
-
-    def _tiles_at_a_time(self, images: Tensor) -> int:
-        """Tiles with as many pixels as the glance."""
-        area = images.shape[-2] * images.shape[-1] // self.glance_factor**2
-        return max(area // (self.tile + 2 * self.halo) ** 2, 1)
 
     def _smaller(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
         factor, (height, width) = self.glance_factor, images.shape[-2:]
@@ -283,22 +277,20 @@ class _Look(nn.Module):
         tiles: MultiScaleFeatures,
         see: Callable[[Tensor, int], Sequence[Tensor]],
         strides: Sequence[int],
-        at_a_time: int,
     ) -> list[Tensor | PartialMap]:
         """Levels of the pictures with these strides, there in the tiles alone.
 
-        At inference no more tiles than ``at_a_time`` are seen together, which bounds the memory.
+        A CPU infers tile by tile, which takes the memory of one.
         """
         crops = self._crops(images, looked, tiles)
-        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        seen = [
-            self._seen(part, see, strides)
-            for part in crops.split(len(crops) if whole else at_a_time)
-        ]
+        together = crops.device.type != "cpu" or torch.is_grad_enabled()
+        together = together or torch.compiler.is_compiling()
+        parts = [crops] if together else crops.split(1)
+        seen = [self._seen(part, see, strides) for part in parts]
         size = images.shape[-2], images.shape[-1]
         return [
-            self._level(torch.cat(parts), looked, tiles, stride, level_size(size, stride))
-            for parts, stride in zip(zip(*seen, strict=True), strides, strict=True)
+            self._level(torch.cat(found), looked, tiles, stride, level_size(size, stride))
+            for found, stride in zip(zip(*seen, strict=True), strides, strict=True)
         ]
 
     def _seen(

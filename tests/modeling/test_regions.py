@@ -68,29 +68,35 @@ def test_levels_are_those_of_the_tiles_then_those_of_the_glance():
     assert glance.features.strides == STRIDES[2:]
     canvas = (260, 300)
     assert list(features.spatial_shapes) == [level_size(canvas, stride) for stride in STRIDES]
-    start = sum(h * w for h, w in features.spatial_shapes[:2])
+    start = sum(features.level_lengths[:2])
     assert torch.equal(features.tokens[:, start:], glance.features.tokens)
     assert torch.equal(features.pos[:, start:], glance.features.pos)
     assert glance.tiles.spatial_shapes == ((5, 5),)
     assert glance.looked.max_counts == (int(0.3 * 4 * 5) + 1, int(0.3 * 5 * 3) + 1)
 
 
-def test_what_was_not_looked_at_is_absent_and_zero():
+def shown_cells(features) -> list[Tensor]:
+    """By level True at the cells of which there are tokens, ``[B H W]``."""
+    levels = enumerate(features.split_levels(~features.padding_mask))
+    return [features.map_of(there, level) for level, there in levels]
+
+
+def test_what_was_not_looked_at_is_absent():
     (features, glance), _ = look(detector(**foreground()).eval())
+    shown = shown_cells(features)
     for image in range(2):
-        masks = features.split_levels(features.padding_mask)
         for level in range(2):
-            there = ~masks[level][image].view(features.spatial_shapes[level])
-            assert torch.equal(there, tile_mask(features, glance.looked, level, image))
+            expected = tile_mask(features, glance.looked, level, image)
+            assert torch.equal(shown[level][image], expected)
         for level in range(2, 6):
-            assert int((~masks[level][image]).sum()) == features.level_counts[image][level]
+            assert int(shown[level][image].sum()) == features.level_counts[image][level]
     assert not features.exact
     assert all(
         int((~own).sum()) <= most
         for own, most in zip(features.padding_mask, features.num_valid, strict=True)
     )
-    absent = features.padding_mask & (torch.arange(features.num_tokens) < features.num_tokens // 2)
-    assert not features.tokens[absent].any()
+    tiles = max(glance.looked.max_counts)
+    assert features.level_lengths[:2] == (tiles * (TILE // 8) ** 2, tiles * (TILE // 16) ** 2)
 
 
 def test_whole_tiles_are_counted_exactly():
@@ -134,11 +140,10 @@ def far_from_dense(model: TokenSparseDetector) -> list[float]:
         dense = model.neck(model.backbone(batch.images))
     found = []
     for level in range(2):
-        own = features.split_levels(features.tokens)[level]
-        whole = dense[level].flatten(2).transpose(1, 2)
-        there = ~features.split_levels(features.padding_mask)[level]
+        own = features.map_of(features.split_levels(features.tokens)[level], level)
+        there = shown_cells(features)[level]
         assert 0 < there.float().mean() < 1
-        found.append(float((own - whole)[there].abs().max()))
+        found.append(float((own - dense[level].permute(0, 2, 3, 1))[there].abs().max()))
     return found
 
 
@@ -153,10 +158,10 @@ def test_a_tile_does_not_depend_on_other_tiles():
     few, many = (detector(**foreground(), look_ratio=ratio).eval() for ratio in (0.2, 0.6))
     (one, _), _ = look(few)
     (other, _), _ = look(many)
-    there = ~one.padding_mask
-    assert (~other.padding_mask)[there].all()
-    assert not torch.equal(one.padding_mask, other.padding_mask)
-    torch.testing.assert_close(one.tokens[there], other.tokens[there], atol=1e-5, rtol=1e-5)
+    there, more = (each.to_cells(~each.padding_mask) for each in (one, other))
+    assert more[there].all() and not torch.equal(there, more)
+    ours, theirs = (each.to_cells(each.tokens)[there] for each in (one, other))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_a_tile_does_not_depend_on_companions_or_padding():
@@ -167,9 +172,9 @@ def test_a_tile_does_not_depend_on_companions_or_padding():
         for level in range(2):
             h, w = alone.spatial_shapes[level]
             pairs = [
-                (each.split_levels(x)[level][place].view(*each.spatial_shapes[level], -1)[:h, :w])
+                each.map_of(each.split_levels(x)[level], level)[place, :h, :w]
                 for each, place in ((alone, 0), (both, image))
-                for x in (each.tokens, each.padding_mask)
+                for x in (each.tokens, each.padding_mask.logical_not())
             ]
             assert torch.equal(pairs[1], pairs[3])
             torch.testing.assert_close(pairs[0], pairs[2], atol=1e-5, rtol=1e-5)
@@ -193,7 +198,7 @@ def test_looking_at_everything_sees_every_tile():
     every.load_state_dict(model.state_dict(), strict=False)
     (features, _), batch = look(model)
     (others, _), _ = look(every)
-    assert features.present is None and features.exact
+    assert not features.in_parts and features.exact
     assert torch.equal(features.padding_mask, others.padding_mask)
     ours, theirs = (each.tokens[~each.padding_mask] for each in (features, others))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -350,10 +355,10 @@ def test_the_scorer_of_the_glance_is_trained_on_what_it_can_tell():
     assert seen.features is output.glance.features and seen.scores is output.glance.scores
     there = output.token_mass.masked_fill(output.features.padding_mask, 0)
     torch.testing.assert_close(seen.token_mass.sum(1), there.sum(1))
-    fine = output.features.split_levels(there)[0][0].view(output.features.spatial_shapes[0])
+    levels = enumerate(output.features.split_levels(there))
+    fine, second, *_ = (output.features.map_of(x, level)[0] for level, x in levels)
     coarse = output.features.split_levels(there)
     own = seen.features.split_levels(seen.token_mass)[0][0].view(seen.features.spatial_shapes[0])
-    second = coarse[1][0].view(output.features.spatial_shapes[1])
     third = coarse[2][0].view(output.features.spatial_shapes[2])
     expected = fine[4:8, 8:12].sum() + second[2:4, 4:6].sum() + third[1, 2]
     torch.testing.assert_close(own[1, 2], expected)
@@ -489,6 +494,6 @@ def test_without_regions_nothing_is_added():
         features, glance = model.see(batch.images, batch.image_sizes)
         maps = model.neck(model.backbone(batch.images))
         output = model.eval().detect(batch.images, batch.image_sizes)
-    assert glance is None and output.glance is None and features.present is None
+    assert glance is None and output.glance is None and not features.in_parts
     assert torch.equal(features.tokens, torch.cat([x.flatten(2) for x in maps], 2).transpose(1, 2))
     assert replace(output, glance=None) == output
