@@ -12,7 +12,7 @@ import numpy as np
 from sparsedet.config import ConfigError
 from sparsedet.files import write_figure
 
-from .large import DENSE, FOCUS, GLANCE, SLICES
+from .large import DENSE, FOCUS, GLANCE, SLICES, tile_count
 
 Row = dict[str, Any]
 _NAMES = {DENSE: "DINO", FOCUS: "Focus-DETR", SLICES: "DINO on slices", GLANCE: "glance and look"}
@@ -145,7 +145,7 @@ def _canvas(suite: Row) -> _Curves:
         rows,
         place=_side,
         label="side of the picture in pixels",
-        title="" if looked is None else f"{looked} tiles looked at",
+        title="" if looked is None else f"{tile_count(looked)} looked at",
         amount=lambda row: _side(row) ** 2 / 1e6,
         unit="megapixel",
     )

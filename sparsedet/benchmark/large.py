@@ -40,7 +40,7 @@ from .cases import (
     read_config,
 )
 from .execution import Row, Turns, inference
-from .memory import Worker, import_once
+from .memory import Worker
 from .report import Table, number, print_table, reason, size_text, without_empty
 
 HALF, DENSE, FOCUS, SLICES, GLANCE = "half", "dense", "focus", "slices", "glance"
@@ -118,7 +118,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     groups = [list(_cases(args, size)) for size in args.image_size]
     _check(args, [case for group in groups for case in group])
     earlier = args.record.earlier() if args.resume else []
-    import_once(__name__)
     rows: list[Row] = []
 
     def save(more: list[Row]) -> None:
@@ -160,10 +159,15 @@ def _glances(case: LargeCase, args: argparse.Namespace) -> Iterator[LargeCase]:
         tile = read_config(case.config, case.overrides).model.regions.tile
         tiles = -(-case.image_size[0] // tile) * -(-case.image_size[1] // tile)
         ratios = [min((args.look_tiles - 0.5) / tiles, 1.0)]  # of which one tile more is kept
-        labels = [f"{args.look_tiles} tiles"]
+        labels = [tile_count(args.look_tiles)]
     for ratio, label in zip(ratios, labels, strict=True):
         changed = (*case.overrides, f"model.regions.look_ratio={ratio}")
         yield replace(case, label=f"glance and look, {label}", overrides=changed)
+
+
+def tile_count(number: int) -> str:
+    """Tiles in words."""
+    return f"{number} tile" + ("s" if number > 1 else "")
 
 
 def _check(args: argparse.Namespace, cases: Sequence[LargeCase]) -> None:
@@ -371,8 +375,11 @@ def _rows(
         elif case.name in done:
             own = done[case.name]
             others = {name: done[name] for name in references.values()}
-            row |= {"time_over": {name: _time_ratio(own, x) for name, x in others.items()}}
             row |= {"memory_over": {name: _peak(own) / _peak(x) for name, x in others.items()}}
+            if SLICES in references:  # what they find, so what is joined, is a matter of weights
+                name = references[SLICES]
+                others[f"{name} without {MERGE}"] = [_without_merge(x) for x in done[name]]
+            row |= {"time_over": {name: _time_ratio(own, x) for name, x in others.items()}}
             rows.append(row | _figures(own))
     return rows
 
@@ -384,6 +391,10 @@ def _figures(passes: list[Row]) -> Row:
     facts["memory"] = {**facts["memory"], "peak_mb": _peak(passes)}
     total = asdict(timings.pop("total"))
     return {"ms": total, "parts": {name: asdict(x) for name, x in timings.items()}, **facts}
+
+
+def _without_merge(found: Row) -> Row:
+    return {**found, "parts": {name: x for name, x in found["parts"].items() if name != MERGE}}
 
 
 def _peak(passes: list[Row]) -> float:
@@ -428,14 +439,18 @@ def _line(row: Row) -> list[str]:
 def ratio_table(result: dict[str, Any]) -> Table:
     """Time and peak memory as shares of those of other systems; empty where there are none."""
     rows = [row for row in result["rows"] if "error" not in row]
-    names = list(dict.fromkeys(name for row in rows for name in row["time_over"]))
-    if not names:
+    keys = {"time": "time_over", "memory": "memory_over"}
+    columns = [
+        (what, name)
+        for what, key in keys.items()
+        for name in dict.fromkeys(name for row in rows for name in row[key])
+    ]
+    if not columns:
         return []
-    head = ["system", "size"]
-    head += [f"{what} / {name}" for what in ("time", "memory") for name in names]
+    head = ["system", "size", *(f"{what} / {name}" for what, name in columns)]
     lines = [
         [row["name"], size_text(row["image_size"])]
-        + [number(row[key].get(name)) for key in ("time_over", "memory_over") for name in names]
+        + [number(row[keys[what]].get(name)) for what, name in columns]
         for row in rows
     ]
     return [head, *lines]

@@ -18,15 +18,6 @@ from torch import Tensor
 
 MB = 1e6
 _STATUS = Path("/proc/self/status")
-_CONTEXT = multiprocessing.get_context("forkserver")
-
-
-def import_once(module: str) -> None:
-    """Have a module imported already where the processes of workers are forked from.
-
-    What it holds counts in their memory all the same. No worker may have been started before.
-    """
-    _CONTEXT.set_forkserver_preload([module])
 
 
 class Worker:
@@ -42,9 +33,10 @@ class Worker:
     """
 
     def __init__(self, prepare: Callable[..., Callable[[], Any]], *args: Any) -> None:
-        self._pipe, other = _CONTEXT.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
         words = (other, torch.get_num_threads(), prepare, args)
-        self._process = _CONTEXT.Process(target=_serve, args=words, daemon=True)
+        self._process = context.Process(target=_serve, args=words, daemon=True)
         self._process.start()
         other.close()
 

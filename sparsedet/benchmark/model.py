@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsedet.analysis import Parts, divisibility
+from sparsedet.analysis import Parts
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import MultiScaleFeatures, level_size
-from sparsedet.structures import pad_images
 
 from .cases import DTYPES, PEER, Case, gflops, groups, load_model, noise, product
 from .cases import add_arguments as add_case_arguments
@@ -149,13 +148,11 @@ def _features(case: Case, model: TokenSparseDetector) -> MultiScaleFeatures:
     """Of one image: zeros, unless what is there depends on what is seen."""
     if model.regions is not None:
         return model.see(*noise(replace(case, batch=1), model))[0]
-    size_alone = torch.empty(3, *case.image_size, device="meta")
-    height, width = pad_images([size_alone], divisibility(model))[0].shape[-2:]
     maps = [
         torch.zeros(
             1,
             model.neck.embed_dim,
-            *level_size((height, width), stride),
+            *level_size(case.image_size, stride),
             device=model.device,
             dtype=model.dtype,
         )

@@ -201,15 +201,15 @@ LARGE = (
         (*_LARGE, *_turns(20, 1), *_LOOKED, "--systems", "dense", "focus", "slices", "glance",
          "--keep-ratio", "0.1", "--image-size", "640x640", "1024x1024", "1536x1536", "2048x2048",
          "3072x3072", "4096x4096"),
-        ("--small", "--image-size", "512x512", "1024x1024", "--tile", "256", *_turns(0, 2),
-         "--look-tiles", "1"),
+        ("--small", "--image-size", "512x512", "1024x1024", *_turns(0, 2), "--look-tiles", "1",
+         "--systems", "dense", "glance"),
     ),
     Section(
         "share",
         "Large pictures: the share that matters grows, the canvas does not",
         (*_LARGE, *_turns(0, 2), "--systems", "glance", "--image-size", "2560x2560",
-         "--look-ratio", "0.02", "0.05", "0.2", "0.4", "0.7", "1.0"),
-        ("--small", "--image-size", "640x640", *_turns(0, 2), "--look-ratio", "0.3", "0.6", "1.0"),
+         "--look-ratio", "0.02", "0.05", "0.2", "0.4", "1.0"),
+        ("--small", "--image-size", "640x640", *_turns(0, 2), "--look-ratio", "0.5", "1.0"),
     ),
 )  # fmt: skip
 

@@ -165,7 +165,8 @@ def test_rows_by_stage(tool, here, uncounted, tmp_path, capsys):
         parts = [part["median"] for part in row["parts"].values()]
         assert row["ms"]["passes"] == 2 and min(parts) > 0 and row["ms"]["median"] > max(parts)
         assert row["memory"] == {"peak_mb": 200.0, "before_mb": 50.0} and not row["unfinished"]
-        assert set(row["time_over"]) == set(rows) - {"glance and look, 10 %"}
+        assert set(row["memory_over"]) == set(rows) - {"glance and look, 10 %"}
+        assert set(row["time_over"]) == {*row["memory_over"], "DINO on slices without merge"}
         assert set(row["memory_over"].values()) == {1.0}
     assert rows["DINO"]["time_over"]["DINO"] == 1
     shown = capsys.readouterr().out
@@ -197,15 +198,19 @@ def one_pass(large: Any, case: Any) -> dict[str, Any]:
 
 def test_slices_are_joined(large, uncounted, monkeypatch):
     """The merge has what every tile found, and a picture no larger than a tile has none."""
-    joined = []
-    join = large.Slicer._join
-    monkeypatch.setattr(
-        large.Slicer, "_join", lambda self, parts: joined.append(parts) or join(self, parts)
-    )
+    joined, clocks = [], []
+    join, clock = large.Slicer._join, large.Clock
+
+    def watched(slicer: Any, parts: list[Any]) -> Any:
+        joined.append((len(parts), len(parts[0]) > 0, clocks[-1].part))
+        return join(slicer, parts)
+
+    monkeypatch.setattr(large, "Clock", lambda device: clocks.append(clock(device)) or clocks[-1])
+    monkeypatch.setattr(large.Slicer, "_join", watched)
     words = ("--small", "--systems", "slices", "--tile", "256", "--image-size")
     for case in cases_of(large, *words, "256x384", "256x256"):
         large.prepare(case)()
-    assert [len(parts) for parts in joined] == [1] and len(joined[0][0]) > 0
+    assert joined == [(1, True, "merge")]
 
 
 def passes_of(*seconds: float, peak: float = 300.0) -> list[dict[str, Any]]:
@@ -235,6 +240,19 @@ def test_ratios_are_those_within_a_round(large):
     lines = large.ratio_table({"rows": rows})
     assert lines[0][2:] == ["time / dense", "time / sparse", "memory / dense", "memory / sparse"]
     assert lines[2][2:] == ["0.50", "1.00", "0.50", "1.00"]
+
+
+def test_time_over_slices_without_their_merge(large):
+    cases = [
+        large.LargeCase("a", label="slices", system="slices"),
+        large.LargeCase("b", label="glance", system="glance"),
+    ]
+    slices = passes_of(4)
+    slices[0]["parts"]["merge"] = 4e3
+    rows = large._rows(cases, {"slices": slices, "glance": passes_of(2)}, {}, unfinished=False)
+    assert rows[1]["time_over"] == {"slices": 0.25, "slices without merge": 0.5}
+    assert rows[1]["memory_over"] == {"slices": 1.0}
+    assert len(large.ratio_table({"rows": rows})[0]) == 5
 
 
 def test_a_system_that_fails_leaves_the_others(
@@ -356,6 +374,7 @@ def suite_of(large: Any) -> dict[str, Any]:
     systems = [
         row("half", 500, 1), row("dense", 1000, 9), row("focus", 1000, 5, "0.3"),
         row("focus", 1000, 3, "0.1"), row("slices", 1000, 11), glance(1000, 4, 40),
+        glance(1500, 9, 90),
     ]  # fmt: skip
     canvas = [
         each
