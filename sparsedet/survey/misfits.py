@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from sparsedet.survey.looking import large_pictures, look_misfits
 from sparsedet.survey.numbers import SMALL_SIDE, InputSizes, Part
 from sparsedet.survey.settings import Ranges, Settings
 from sparsedet.survey.suggest import (
@@ -14,6 +15,7 @@ from sparsedet.survey.suggest import (
     choose_sizes,
     limited_scales,
     mean_pixels,
+    seen_by,
     side_overrides,
 )
 
@@ -46,8 +48,20 @@ def find_misfits(
         *_too_small(parts, sizes, settings, suggestion),
         *_too_many(parts, settings, suggestion),
         *_out_of_range(parts[0], sizes[parts[0].name], settings, suggestion),
+        *_look(parts[0], sizes[parts[0].name], settings, suggestion),
         *_never_seen(parts),
     ]
+
+
+def _look(
+    part: Part, sizes: InputSizes | str, settings: Settings, suggestion: Suggestion
+) -> Iterator[str]:
+    """Boxes that a glance and a look lose; a word for both where they would pay."""
+    yield from large_pictures(part, None if isinstance(sizes, str) else sizes.boxes, settings)
+    seen = seen_by(part, settings, settings.test_short_side, settings.max_size)
+    if seen is not None:
+        glance = suggestion.line("model.regions.glance", "model.num_levels", "model.criterion")
+        yield from look_misfits(seen, {"glance": glance, "look": suggestion.line(seen.looking.key)})
 
 
 def _nothing_to_learn(part: Part) -> Iterator[str]:

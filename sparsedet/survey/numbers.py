@@ -29,6 +29,7 @@ class Part:
         dataset: what was read.
         pictures: (P, 2), height and width in pixels; nan where the file does not tell.
         boxes: (N, 2), height and width in pixels.
+        centers: (N, 2), y and x of their middles in pixels.
         picture: (N,), which picture a box is in.
         label: (N,), class of a box.
         ignored: (C,), ignore regions of each class.
@@ -38,6 +39,7 @@ class Part:
     dataset: AnnotatedDataset
     pictures: np.ndarray
     boxes: np.ndarray
+    centers: np.ndarray
     picture: np.ndarray
     label: np.ndarray
     ignored: np.ndarray
@@ -58,16 +60,18 @@ class Part:
                 if entry["iscrowd"]:
                     ignored[entry["category_id"]] += 1
                 else:
-                    across, down = entry["bbox"][2:]
-                    rows.append((down, across, place, entry["category_id"]))
-        table = np.array(rows, dtype=float).reshape(-1, 4)
+                    x, y, across, down = entry["bbox"]
+                    middle = (y + down / 2, x + across / 2)
+                    rows.append((down, across, *middle, place, entry["category_id"]))
+        table = np.array(rows, dtype=float).reshape(-1, 6)
         return cls(
             name=name,
             dataset=dataset,
             pictures=np.array(pictures, dtype=float).reshape(-1, 2),
             boxes=table[:, :2],
-            picture=table[:, 2].astype(int),
-            label=table[:, 3].astype(int),
+            centers=table[:, 2:4],
+            picture=table[:, 4].astype(int),
+            label=table[:, 5].astype(int),
             ignored=ignored,
         )
 

@@ -11,7 +11,7 @@ from sparsedet.config import ConfigError, setting
 from sparsedet.config.naming import keyword_parameters, locate
 from sparsedet.evaluation.rules import Rules, make_rules
 
-__all__ = ["Ranges", "Settings", "read_settings"]
+__all__ = ["Looking", "Ranges", "Settings", "read_settings"]
 
 _AT_LEAST_1 = (
     "dataset.test_short_side",
@@ -40,11 +40,38 @@ class Ranges:
 
 
 @dataclass(frozen=True)
+class Looking:
+    """How a model glances and looks.
+
+    Attributes:
+        glance_factor: what the sides of a picture are divided by for the glance.
+        tile: side of a tile in pixels of the input.
+        min_visible: longer side, in pixels of the glance, of what is found without a look.
+        look_ratio: share of the tiles that are looked at; None where it is not known.
+        key: of the override that changes it.
+        levels: of the glance.
+    """
+
+    glance_factor: int
+    tile: int
+    min_visible: int
+    look_ratio: float | None
+    key: str
+    levels: int
+
+    @property
+    def bound(self) -> int:
+        """Longer side, in pixels of the input, below which an object needs a look."""
+        return self.min_visible * self.glance_factor
+
+
+@dataclass(frozen=True)
 class Settings:
     """What has to fit the data; None where a config does not have it.
 
     Attributes:
-        short_sides: of training, in pixels of the model's input.
+        short_sides: of training, in pixels of the model's input; None, as the next two, also where
+            pictures keep their sizes.
         test_short_side: of evaluation.
         max_size: limit of the long side of both.
         num_queries: queries of the model.
@@ -56,6 +83,7 @@ class Settings:
         batch_size: pictures of an iteration.
         max_iter: iterations.
         eval_period: iterations between evaluations.
+        looking: where the model sees parts of a picture alone.
     """
 
     short_sides: tuple[int, ...] | None
@@ -70,6 +98,7 @@ class Settings:
     batch_size: int | None
     max_iter: int | None
     eval_period: int | None
+    looking: Looking | None
 
 
 def read_settings(cfg: Any) -> Settings:
@@ -86,13 +115,14 @@ def read_settings(cfg: Any) -> Settings:
         if isinstance(value, int) and value < 1:
             raise ConfigError(f"{key} must be at least 1, got {value}. Set {key}.")
     rules = _rules(setting(cfg, "dataloader.evaluator"))
-    sides = setting(cfg, "dataset.short_sides")
+    resized = _resizes(cfg)
+    sides = setting(cfg, "dataset.short_sides") if resized else None
     sides = [sides] if isinstance(sides, int) else sides
     batch_size = setting(cfg, "dataloader.train.total_batch_size")
     return Settings(
         short_sides=tuple(sides) if sides else None,
-        test_short_side=setting(cfg, "dataset.test_short_side"),
-        max_size=setting(cfg, "dataset.max_size"),
+        test_short_side=setting(cfg, "dataset.test_short_side") if resized else None,
+        max_size=setting(cfg, "dataset.max_size") if resized else None,
         num_queries=_argument(setting(cfg, "model.query_initializer"), "num_queries"),
         max_detections=_argument(setting(cfg, "model"), "max_detections"),
         counted=None if rules is None else rules.max_detections[-1],
@@ -104,7 +134,27 @@ def read_settings(cfg: Any) -> Settings:
         batch_size=batch_size and batch_size * (setting(cfg, "train.accumulation_steps") or 1),
         max_iter=setting(cfg, "train.max_iter"),
         eval_period=setting(cfg, "train.eval_period"),
+        looking=_looking(cfg),
     )
+
+
+def _resizes(cfg: Any) -> bool:
+    """Whether the test set's pictures are resized; so they are where a config does not say."""
+    transforms = setting(cfg, "dataloader.test.mapper.transforms")
+    return transforms is None or len(transforms) > 0
+
+
+def _looking(cfg: Any) -> Looking | None:
+    regions = setting(cfg, "model.regions")
+    numbers = [_argument(regions, name) for name in ("glance_factor", "tile", "min_visible")]
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        return None  # no regions, or others than ours
+    ratio, key = _argument(regions, "look_ratio"), "model.regions.look_ratio"
+    if ratio is None:
+        key = "model.regions.selector.keep_ratio"
+        ratio = setting(cfg, key)
+    levels = setting(cfg, "model.neck.num_levels") or 1
+    return Looking(*numbers, look_ratio=ratio, key=key, levels=levels)
 
 
 def _rules(evaluator: Any) -> Rules | None:
@@ -116,10 +166,15 @@ def _rules(evaluator: Any) -> Rules | None:
 
 def _ranges(cfg: Any) -> tuple[Ranges, ...]:
     found = []
-    for place, term in enumerate(setting(cfg, "model.criterion.stage") or ()):
+    terms = [
+        (f"model.criterion.{group}.{place}", term)
+        for group in ("stage", "regions")
+        for place, term in enumerate(setting(cfg, f"model.criterion.{group}") or ())
+    ]
+    for name, term in terms:
         pairs = _argument(term, "size_ranges")
         if pairs is not None:
-            key = f"model.criterion.stage.{place}.size_ranges"
+            key = f"{name}.size_ranges"
             try:
                 numbers = tuple((float(low), float(high)) for low, high in pairs)
             except (TypeError, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsedet.evaluation.rules import PRESETS
+from sparsedet.survey.looking import Seen, wanted_glance, wanted_look, wanted_ranges
 from sparsedet.survey.numbers import Part
 from sparsedet.survey.settings import Ranges, Settings
 
@@ -25,6 +26,7 @@ __all__ = [
     "choose_sizes",
     "limited_scales",
     "mean_pixels",
+    "seen_by",
     "side_overrides",
     "suggest",
 ]
@@ -126,8 +128,9 @@ def suggest(parts: Sequence[Part], settings: Settings) -> Suggestion:
     if sizes is not None:
         reason = _why_sides(trained, settings, sizes, goal)
         overrides += side_overrides(settings, sizes, reason)
-        for ranges in settings.ranges:
+        for ranges in settings.ranges if settings.looking is None else ():
             overrides += _ranges(trained, settings, ranges, sizes)
+    overrides += _look(trained, settings, sizes)
     overrides += _counts(parts, settings)
     judged = next((part for part in parts if part.name == "validation"), trained)
     overrides += _area_bounds(judged, settings)
@@ -312,6 +315,61 @@ def _fits(ranges: Ranges, first: int) -> bool:
     highs = [high for _, high in ranges.pairs[:-1]]
     doubled = all(high == highs[0] * 2**level for level, high in enumerate(highs))
     return doubled and first / _NEAR <= highs[0] <= first * _NEAR
+
+
+def seen_by(
+    part: Part, settings: Settings, short_side: int | None, max_size: int | None
+) -> Seen | None:
+    """What a model that looks gets of a part; None for other models, and where it is not known.
+
+    Args:
+        part: the training part.
+        settings: of the config.
+        short_side: of the model's input; None = pictures keep their sizes.
+        max_size: limit of the long side; None likewise.
+    """
+    looking = settings.looking
+    if looking is None or not len(part.boxes) or np.isnan(part.pictures).any():
+        return None
+    scale = np.ones(len(part.pictures))
+    if short_side is not None and max_size is not None:
+        scale = limited_scales(part.pictures, short_side, max_size)
+    return Seen(part, looking, scale)
+
+
+def _look(part: Part, settings: Settings, sizes: Sizes | None) -> list[Override]:
+    """A glance that shows a trace of the objects, and a look at all tiles that need one."""
+    seen = seen_by(part, settings, *((None, None) if sizes is None else sizes.sides))
+    if seen is None:
+        return []
+    overrides, factor = [], wanted_glance(seen)
+    if factor != seen.looking.glance_factor:
+        share = seen.share_without_trace(seen.looking.glance_factor)
+        reason = f"{share:.0%} of the {part.its('boxes')} leave no trace at the present glance"
+        overrides.append(Override("model.regions.glance_factor", factor, reason))
+        seen = replace(seen, looking=replace(seen.looking, glance_factor=factor))
+    looking = seen.looking
+    strides = settings.strides
+    levels = looking.levels + sum(stride < factor * strides[0] for stride in strides)
+    if overrides:
+        reason = "the levels that tiles give, finer than those of the glance"
+        overrides.append(Override("model.num_levels", levels, reason))
+    for ranges in settings.ranges:
+        glance = ranges.key.startswith("model.criterion.regions")
+        number = looking.levels if glance else levels
+        moved = glance and ranges.pairs[0][1] != looking.bound
+        if moved or len(ranges.pairs) != number:
+            wanted = wanted_ranges(looking.bound, number, glance=glance)
+            reason = f"a box below {looking.bound} pixels needs a look"
+            overrides.append(Override(ranges.key, wanted, reason))
+    ratio, wanted = looking.look_ratio, wanted_look(seen)
+    if ratio is not None and not seen.fullest <= ratio <= 2 * wanted and seen.hidden.any():
+        reason = (
+            f"boxes that need a look lie in {seen.fullest:.0%} of the tiles of {looking.tile} "
+            "pixels or in less, in nine of ten pictures"
+        )
+        overrides.append(Override(looking.key, wanted, reason))
+    return overrides
 
 
 def _counts(parts: Sequence[Part], settings: Settings) -> list[Override]:

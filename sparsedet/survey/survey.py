@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from sparsedet.data import AnnotatedDataset
+from sparsedet.survey.looking import describe_look
 from sparsedet.survey.misfits import find_misfits
 from sparsedet.survey.numbers import InputSizes, Part, input_sizes
 from sparsedet.survey.report import describe_classes, describe_parts, describe_run
 from sparsedet.survey.settings import Settings, read_settings
-from sparsedet.survey.suggest import Suggestion, suggest
+from sparsedet.survey.suggest import Suggestion, seen_by, suggest
 
 __all__ = ["Survey"]
 
@@ -55,9 +56,14 @@ class Survey:
             [
                 describe_classes(self.parts),
                 describe_parts(self.parts, self.sizes),
-                "\n".join(describe_run(self.parts, self.settings)),
+                "\n".join([*describe_run(self.parts, self.settings), *self._look()]),
             ]
         )
+
+    def _look(self) -> list[str]:
+        settings = self.settings
+        seen = seen_by(self.parts[0], settings, settings.test_short_side, settings.max_size)
+        return [] if seen is None else describe_look(seen)
 
     def misfits(self) -> list[str]:
         """What is lost, one sentence each with the override that mends it."""

@@ -75,7 +75,8 @@ def test_thin_panoramas(tmp_path):
 
 def test_boxes_that_are_small_altogether(tmp_path):
     parts = [make_part(tmp_path, [(1080, 1920, [(30, 30, 0)] * 3 + [(300, 300, 0)] * 2)])]
-    (text,) = misfits(parts)
+    text, large = misfits(parts)
+    assert "projects/large_images" in large
     assert text.startswith("60 % of the training boxes are below 8 pixels at the model's input")
     assert "elongated" not in text
     assert re.search(r"for [\d.]+ times the pixels and time", text)
