@@ -1,11 +1,12 @@
-"""Large pictures with small objects: trained on crops of their scale, evaluated as a whole.
+"""Large pictures with small objects, trained and evaluated as a whole.
 
-`dataset.max_size` is the long side in pixels, to which pictures are brought; `crop_size` is that of
-the crops. `test_short_side` is out of reach, so that the long side alone decides.
+`dataset.max_size` is the long side in pixels, to which pictures are brought. `test_short_side` is
+out of reach, so that the long side alone decides. Boxes are learned as shares of the picture, so
+what crops teach does not hold in whole pictures.
 """
 
 from sparsedet.config import LazyCall as L
-from sparsedet.data import RandomCrop, RandomHorizontalFlip, ResizeShortSide
+from sparsedet.data import RandomHorizontalFlip, ResizeShortSide
 
 from .coco import dataloader, dataset
 
@@ -18,10 +19,8 @@ dataset.update(
     short_sides=[100000],
     test_short_side=100000,
     max_size=2560,
-    crop_size=1280,
 )
 dataloader["train"].mapper.transforms = [
     L(RandomHorizontalFlip)(probability=0.5),
     L(ResizeShortSide)(short_sides="${dataset.short_sides}", max_size="${dataset.max_size}"),
-    L(RandomCrop)(min_size="${dataset.crop_size}", max_size="${dataset.crop_size}"),
 ]

@@ -1,23 +1,20 @@
 """Glance and look for a CPU: large photographs of your own, a backbone that needs no network.
 
 Beside `configs/photos.py`: its backbone, and a Focus-DINO as small. Your set takes the four
-overrides that it takes. Pictures keep the size that they have.
+overrides that it takes. Pictures keep the size that they have, in training as well: boxes are
+learned as shares of the picture, so what crops teach does not hold in whole pictures.
 """
 
 from sparsedet.config import LazyCall as L
 from sparsedet.config import get_config
-from sparsedet.data import RandomCrop, RandomHorizontalFlip
+from sparsedet.data import RandomHorizontalFlip
 from sparsedet.modeling import ForegroundTokenSelector, GlanceAndLook
 
 _host = get_config("photos")
 dataset, dataloader, train = _host.dataset, _host.dataloader, _host.train
 model, optimizer, lr_multiplier = _host.model, _host.optimizer, _host.lr_multiplier
 
-dataset.crop_size = 1024
-dataloader.train.mapper.transforms = [
-    L(RandomHorizontalFlip)(probability=0.5),
-    L(RandomCrop)(min_size="${dataset.crop_size}", max_size="${dataset.crop_size}"),
-]
+dataloader.train.mapper.transforms = [L(RandomHorizontalFlip)(probability=0.5)]
 dataloader.test.mapper.transforms = []
 dataloader.test.batch_size = 1
 
