@@ -84,9 +84,12 @@ CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
 LABEL_EMBEDDING = "denoising.label_embedding.weight"
 # A model may swap its scorer or its selector, or be dense, or train without denoising, and begin
 # from the weights of one that had another.
-_SWAPPABLE = ("scorer.", "selector.", "denoising.", "heads.scorer_head.", "heads.embedding.")
+_SWAPPABLE = (
+    "scorer.", "selector.", "regions.scorer.", "regions.selector.", "denoising.",
+    "heads.scorer_head.", "heads.embedding.",
+)  # fmt: skip
 # What a selector knows of images is no weight; it says by itself when that is missing.
-_CALIBRATED = "selector."
+_CALIBRATED = ("selector.", "regions.selector.")
 
 
 def load_weights(

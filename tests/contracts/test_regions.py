@@ -12,12 +12,14 @@ import torch
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import Tensor, nn
 
-from sparsedet.checkpoint import load_checkpoint, save_checkpoint
+from sparsedet.analysis import calibrate_selector
+from sparsedet.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from sparsedet.engine import Hook, ModelEma, Trainer
 from sparsedet.modeling import (
     AdaptiveSelector,
     DenseSelector,
     ElasticSelector,
+    OracleScorer,
     RandomScorer,
     TokenSparseDetector,
 )
@@ -279,6 +281,34 @@ def test_the_whole_output_exports(name, _fresh):
             got, expected = program.module()(given), model(given)
             torch.testing.assert_close(tensors(got), tensors(expected), atol=1e-4, rtol=1e-4)
             assert torch.equal(got.glance.looked.indices, expected.glance.looked.indices)
+
+
+def test_a_selector_of_tiles_is_calibrated():
+    """Beside that of the tokens; weights of another one serve."""
+    model = make("focus", selector=AdaptiveSelector(0.3)).eval()
+    images = small.samples(((130, 280), (270, 90), (260, 260)), (1, 1, 1))
+    with pytest.raises(ValueError, match="AdaptiveSelector must know"):
+        model(images)
+    assert calibrate_selector(model, [images]) == 3
+    prepared = model.preprocess(images)
+    _, glance = model.see(prepared.images, prepared.image_sizes)
+    pairs = zip(glance.looked.counts, glance.tiles.num_valid, strict=True)
+    shares = [looked / tiles for looked, tiles in pairs]
+    assert sum(shares) / 3 == pytest.approx(0.3, abs=0.05)
+    assert len(set(shares)) > 1
+    assert not model.regions.selector._forward_pre_hooks
+
+
+def test_weights_serve_other_choices_of_tiles(tmp_path):
+    """What a scorer or a selector of tiles has of its own is left out or to be calibrated."""
+    path = tmp_path / "weights.pth"
+    save_checkpoint({"model": make("focus").state_dict()}, path)
+    oracle = make("focus", scorer=OracleScorer(), term=None)
+    report = load_weights(oracle, path)
+    assert report.unused and all(name.startswith("regions.scorer.") for name in report.unused)
+    assert oracle.state_dict()["level_embed"].equal(make("focus").state_dict()["level_embed"])
+    report = load_weights(make("focus", selector=AdaptiveSelector(0.3), seed=1), path)
+    assert {name.rsplit(".", 1)[0] for name in report.uncalibrated} == {"regions.selector.curve"}
 
 
 class Losses(Hook):
