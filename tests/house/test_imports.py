@@ -59,6 +59,7 @@ STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed
 # what every component may know
 MODELING_BASE = {"tokens", "features", "stages", "heads", "parts", "encoding", "decoding"}
 MODELING_EXTRA = {
+    "features": {"given_tokens"},  # what other codebases hand over is checked before
     "criterion": {"losses", "matcher"},
     "losses": {"matcher"},
     "torchvision_detector": {"inputs", "neck"},
