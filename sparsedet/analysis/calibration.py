@@ -34,13 +34,14 @@ def calibrate_selector(
     Raises:
         ValueError: if no selector needs calibration, or there are no images.
     """
-    selectors = [part.selector for part in (model.regions, model) if hasattr(part, "selector")]
+    selectors = [getattr(part, "selector", None) for part in (model.regions, model)]
     calibrated = [each for each in selectors if isinstance(each, CalibratedSelector)]
     if not calibrated:
         raise ValueError(
             "calibrate_selector.model must have a selector that is calibrated, got "
             f"{type(model.selector).__name__}. Set model.selector._target_=AdaptiveSelector."
         )
+    images = 0
     for selector in calibrated:
         images = 0
         with evaluating(model), torch.no_grad(), _showing(selector):

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 LOOK_RATIOS = ("0.05", "0.1", "0.2")
-SCORER = {"recall": "scorer", "oracle": "oracle", "random": "random"}
-"""Kinds of a recall of tiles, and what chose the tiles."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -173,8 +171,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         latency = measure_latency(model, size, repetitions=args.repetitions)
         memory = peak_memory(model, size, args)
     print_costs(parameters, flops, latency, counting)
-    if memory is not None:
-        print("memory: {peak_mb:.0f} MB at most, {before_mb:.0f} MB of it before".format(**memory))
+    print_memory(memory)
     figures: dict[str, Any] = {
         "config": str(args.config_file),
         "overrides": list(args.overrides),
@@ -404,6 +401,12 @@ def print_costs(
         print(f"ms: neck with the embedding, decoder with its heads; {facts}")
 
 
+def print_memory(memory: Mapping[str, float] | None) -> None:
+    """Megabytes of one pass, where they were measured."""
+    if memory is not None:
+        print("memory: {peak_mb:.0f} MB at most, {before_mb:.0f} MB of it before".format(**memory))
+
+
 def print_tokens(tokens: TokenStatistics) -> None:
     """Kept tokens, a line for each encoder layer, and Corr."""
     levels = range(len(tokens.tokens))
@@ -427,18 +430,13 @@ def print_tokens(tokens: TokenStatistics) -> None:
 
 def print_tiles(rows: Sequence[Mapping[str, float]]) -> None:
     """Recall of tiles: three lines for each look ratio, a column for each size of objects."""
-    sizes = [name.removeprefix("recall-") for name in rows[0] if name.startswith("recall-")]
-    head = ["look ratio", "tiles %", "chosen by", "all", *sizes]
-    lines = [
-        [
-            f"{row['ratio']:g}",
-            f"{row['looked']:.1f}",
-            chosen,
-            *(_share(row[kind + end]) for end in ("", *(f"-{size}" for size in sizes))),
-        ]
-        for row in rows
-        for kind, chosen in SCORER.items()
-    ]
+    sizes = [name.removeprefix("recall") for name in rows[0] if name.startswith("recall")]
+    head = ["look ratio", "tiles %", "chosen by", *(size.strip("-") or "all" for size in sizes)]
+    lines = []
+    for row in rows:
+        start = [f"{row['ratio']:g}", f"{row['looked']:.1f}"]
+        for kind, chosen in (("recall", "scorer"), ("oracle", "oracle"), ("random", "random")):
+            lines.append([*start, chosen, *(_share(row[kind + size]) for size in sizes)])
     print()
     print(format_table([head, *lines]))
     print("objects whose center is in a chosen tile, in %; oracle: the most that so many can hold")

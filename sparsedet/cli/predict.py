@@ -67,9 +67,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--whole", action="store_true", help="with --tiles, also the whole picture")
     parser.add_argument(
-        "--tokens",
-        action="store_true",
-        help="also draw the kept tokens of each picture, and the tiles that were looked at",
+        "--tokens", action="store_true", help="also draw kept tokens, and where a model looked"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")

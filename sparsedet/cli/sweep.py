@@ -51,17 +51,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add_config(parser)
     parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
-    shares = parser.add_mutually_exclusive_group()
-    shares.add_argument(
-        "--ratios",
-        nargs="+",
-        default=["0.05", "0.1", "0.2", "0.3", "0.5"],
-        metavar="R",
-        help="of model.selector.keep_ratio, the mean over the encoder layers; default: %(default)s",
-    )
-    shares.add_argument(
-        "--look", nargs="+", metavar="R", help="of model.regions.look_ratio, instead of --ratios"
-    )
+    _add_shares(parser)
     parser.add_argument(
         "--beside",
         nargs="+",
@@ -91,6 +81,20 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--repetitions", type=int, default=20, metavar="N", help="timed passes (%(default)s)"
     )
     return parser
+
+
+def _add_shares(parser: argparse.ArgumentParser) -> None:
+    shares = parser.add_mutually_exclusive_group()
+    shares.add_argument(
+        "--ratios",
+        nargs="+",
+        default=["0.05", "0.1", "0.2", "0.3", "0.5"],
+        metavar="R",
+        help="of model.selector.keep_ratio, the mean over the encoder layers; default: %(default)s",
+    )
+    shares.add_argument(
+        "--look", nargs="+", metavar="R", help="of model.regions.look_ratio, instead of --ratios"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

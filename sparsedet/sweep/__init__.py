@@ -59,7 +59,7 @@ def run_sweep(
     size = image_size or median_size(swept[0].cfg)
     name = "sweep" if share is KEEP else "sweep_look"
     output = output or Path(swept[0].cfg.train.output_dir) / name
-    sheet = Sheet(output / "sweep.json", size, share, report=report)
+    sheet = Sheet(output / "sweep.json", size, share=share, report=report)
     sheet.add(swept, others)
     for subject in swept:
         selector = share.selector(subject.model)

@@ -46,7 +46,7 @@ class Sheet:
     """
 
     def __init__(
-        self, path: Path, size: Size, share: Share = KEEP, *, report: Callable[[str], None]
+        self, path: Path, size: Size, *, share: Share = KEEP, report: Callable[[str], None]
     ) -> None:
         self.path, self.share = path, share
         self._report = report

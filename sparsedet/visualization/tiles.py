@@ -25,7 +25,7 @@ def draw_tiles(picture: Image.Image, tiles: Instances, *, dim: float = DIM) -> I
     """
     looked = _spread(255 * tiles.looked.cpu().numpy().astype(np.uint8), tiles, picture)
     shown = picture.convert("RGB")
-    dark = shown.point(lambda value: round(dim * value))
+    dark = shown.point([round(dim * value) for value in range(256)] * 3)
     shown = Image.composite(shown, dark, Image.fromarray(looked))
     _outline(shown, tiles)
     return shown
@@ -72,7 +72,7 @@ def _outline(picture: Image.Image, tiles: Instances) -> None:
     """Lines between tiles of which one was looked at, and around those at the border."""
     draw, width = ImageDraw.Draw(picture), max(1, round(_LINE * max(picture.size) / 1000))
     y, x = (
-        np.minimum(np.round(edges * length / own), length - 1)
+        np.minimum(np.round(edges * length / own), length - 1).tolist()
         for edges, length, own in zip(
             _grid(tiles), (picture.height, picture.width), tiles.image_size, strict=True
         )

@@ -80,7 +80,8 @@ def test_boxes_that_are_small_altogether(tmp_path):
     assert text.startswith("60 % of the training boxes are below 8 pixels at the model's input")
     assert "elongated" not in text
     assert re.search(r"for [\d.]+ times the pixels and time", text)
-    assert misfits(parts, "quickstart", *overrides_in(text)) == []
+    left = misfits(parts, "quickstart", *overrides_in(text))
+    assert all("projects/large_images" in each for each in left)
 
 
 def test_boxes_that_no_size_of_input_saves(tmp_path):
