@@ -20,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsedet import __version__, comm
 from sparsedet.agreement import require_same_start
+from sparsedet.analysis.calibration import calibrated_for_a_while
 from sparsedet.changes import changes, run_facts, schedule_change, tell
 from sparsedet.checkpoint import CheckpointStore, leave_out_pretrained
 from sparsedet.config import ConfigError, instantiate, setting
@@ -451,7 +452,7 @@ def _check_parts_fit(model: nn.Module) -> None:
     nothing.gt_classes = torch.zeros(0, dtype=torch.long)
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), calibrated_for_a_while(model):
             (found,) = model.eval()([{"image": image, "instances": nothing}])
     except Exception as error:
         if not is_out_of_memory(error):

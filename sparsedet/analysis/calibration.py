@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from sparsedet.analysis.passes import evaluating
 from sparsedet.modeling import TokenSparseDetector
@@ -34,8 +36,7 @@ def calibrate_selector(
     Raises:
         ValueError: if no selector needs calibration, or there are no images.
     """
-    selectors = [getattr(part, "selector", None) for part in (model.regions, model)]
-    calibrated = [each for each in selectors if isinstance(each, CalibratedSelector)]
+    calibrated = _calibrated_selectors(model)
     if not calibrated:
         raise ValueError(
             "calibrate_selector.model must have a selector that is calibrated, got "
@@ -44,7 +45,7 @@ def calibrate_selector(
     images = 0
     for selector in calibrated:
         images = 0
-        with evaluating(model), torch.no_grad(), _showing(selector):
+        with evaluating(model), torch.no_grad(), _showing(selector, and_stop=True):
             for samples in batches:
                 if not images:
                     selector.forget()
@@ -65,12 +66,33 @@ class _Shown(Exception):
 
 
 @contextmanager
-def _showing(selector: Any) -> Iterator[None]:
-    """Let a pass end at the selector, which is shown what it would have chosen from."""
+def calibrated_for_a_while(model: nn.Module) -> Iterator[None]:
+    """Selectors that need calibration choose by the images of these passes; then it is undone."""
+    selectors = _calibrated_selectors(model)
+    known = [copy.deepcopy(cast(nn.Module, each).state_dict()) for each in selectors]
+    with ExitStack() as shown:
+        for each in selectors:
+            shown.enter_context(_showing(each))
+        yield
+    for each, state in zip(selectors, known, strict=True):
+        cast(nn.Module, each).load_state_dict(state)
+
+
+def _calibrated_selectors(model: nn.Module) -> list[CalibratedSelector]:
+    """In the order in which they choose: that of the tiles comes first."""
+    selectors = [getattr(getattr(model, "regions", None), "selector", None)]
+    selectors += [getattr(model, "selector", None)]
+    return [each for each in selectors if isinstance(each, CalibratedSelector)]
+
+
+@contextmanager
+def _showing(selector: Any, *, and_stop: bool = False) -> Iterator[None]:
+    """A selector is shown what it is to choose from, at which a pass may end."""
 
     def show(_: Any, given: tuple[Any, ...]) -> None:
         selector.calibrate(*given[:2])
-        raise _Shown
+        if and_stop:
+            raise _Shown
 
     hook = selector.register_forward_pre_hook(show)
     try:

@@ -24,6 +24,7 @@ from sparsedet.modeling import (
     TokenSparseDetector,
 )
 from sparsedet.modeling.stages import DetectorOutput, Targets
+from sparsedet.training import _check_parts_fit
 from tests.contracts import test_padding as padding
 from tests.contracts.test_compile import tensors
 from tests.modeling import small
@@ -297,6 +298,23 @@ def test_a_selector_of_tiles_is_calibrated():
     assert sum(shares) / 3 == pytest.approx(0.3, abs=0.05)
     assert len(set(shares)) > 1
     assert not model.regions.selector._forward_pre_hooks
+
+
+@pytest.mark.parametrize("place", ["selector", "regions"])
+def test_a_run_begins_with_selectors_that_know_nothing(place):
+    """They are tried on an empty image before the first iteration, and then know as little."""
+    model = make("sparse", selector=AdaptiveSelector(0.3) if place == "regions" else None)
+    if place == "selector":
+        model.selector = AdaptiveSelector(0.3)
+    _check_parts_fit(model)
+    owner = model if place == "selector" else model.regions
+    assert int(owner.selector.curve.num_images) == 0
+    owner.selector.curve.num_images.fill_(5)  # as in loaded weights
+    owner.selector.curve.shares.fill_(0.5)
+    _check_parts_fit(model)
+    assert int(owner.selector.curve.num_images) == 5
+    assert (owner.selector.curve.shares == 0.5).all()
+    assert model.training
 
 
 def test_weights_serve_other_choices_of_tiles(tmp_path):

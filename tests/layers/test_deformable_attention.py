@@ -16,6 +16,7 @@ from sparsedet.layers import (
     tile_order,
 )
 from sparsedet.layers.deformable_attention import module as attention_module
+from sparsedet.layers.placing import whole_maps
 
 from .deformable_inputs import LEVELS, make_inputs, make_order
 
@@ -331,9 +332,10 @@ def test_sampling_before_the_projection_gives_the_same(coordinates, padded, dtyp
     weights = module._weights(query)
     assert ((locations < 0) | (locations > 1)).float().mean() > 0.1
     order = torch.stack([torch.randperm(5), torch.randperm(5)])
+    whole = functools.partial(whole_maps, spatial_shapes=shapes, padding_mask=mask, places=None)
     with torch.no_grad():
         first, last = (
-            read(value, shapes, locations, weights, mask, order)
+            read(value, whole, shapes, locations, weights, order, module.num_heads)
             for read in (module._project_first, module._sample_first)
         )
     assert last.dtype == dtype
