@@ -332,7 +332,7 @@ def _chain(body: Any) -> tuple[list[nn.Module], list[int]] | None:
         taps = [number for number, name in enumerate(body) if name in body.return_layers]
         return list(body.values()), taps
     if isinstance(body, EfficientNetFeatures) and not body.feature_hooks:
-        return [body.conv_stem, body.bn1, *body.blocks], [1 + n for n in body._stage_out_idx]
+        return [body.conv_stem, body.bn1, *body.blocks], [1 + int(n) for n in body._stage_out_idx]
     return None
 
 
