@@ -160,8 +160,7 @@ class _Transfer:
         needed = 0 if total is None else total - self.done
         if needed > (free := shutil.disk_usage(self._path.parent).free):
             raise DownloadError(
-                f"it needs {needed >> 20} MB more in {self._path.parent}, where {free >> 20} MB are "
-                "free"
+                f"{needed >> 20} MB are to come, and {free >> 20} are free in {self._path.parent}"
             )
         return True
 

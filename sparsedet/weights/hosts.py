@@ -21,17 +21,18 @@ def fetch_from_hub(name: str) -> Path:
     """
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
-        raise DownloadError("this needs pip install huggingface_hub") from error
-    for file in ("model.safetensors", "pytorch_model.bin"):
+        raise DownloadError("Hugging Face needs pip install huggingface_hub") from error
+    try:
         try:
-            return Path(hf_hub_download(name, file))
-        except EntryNotFoundError as error:
-            missing = error
-        except Exception as error:  # those of its HTTP client have no common class
-            raise DownloadError(_first_line(error)) from error
-    raise DownloadError(_first_line(missing)) from missing
+            return Path(hf_hub_download(name, "model.safetensors"))
+        except LocalEntryNotFoundError:  # there is no network
+            raise
+        except EntryNotFoundError:  # older models have no other
+            return Path(hf_hub_download(name, "pytorch_model.bin"))
+    except Exception as error:  # those of its HTTP client have no common class
+        raise DownloadError(_first_sentence(error)) from error
 
 
 def fetch_from_drive(address: str, path: Path) -> None:
@@ -53,8 +54,8 @@ def fetch_from_drive(address: str, path: Path) -> None:
     try:
         gdown.download(id=found[1], output=str(path), resume=True)
     except Exception as error:  # its own, and those of requests
-        raise DownloadError(_first_line(error)) from error
+        raise DownloadError(_first_sentence(error)) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". :")
+def _first_sentence(error: Exception) -> str:
+    return re.split(r"\.(?:\s|$)|\n", str(error).strip() or type(error).__name__)[0].rstrip(":")
