@@ -94,9 +94,9 @@ def _fill(place: Place, entry: Published) -> None:
     try:
         _convert(place, entry, path)
     except CheckpointError:
-        _remove_fetched(place)  # the next time may bring a better one
+        place.fetched.unlink(missing_ok=True)  # the next time may bring a better one
         raise
-    _remove_fetched(place)
+    place.fetched.unlink(missing_ok=True)
 
 
 def _fetch(place: Place, entry: Published) -> Path:
@@ -106,16 +106,11 @@ def _fetch(place: Place, entry: Published) -> Path:
     _logger.info("%s: fetching %s (licence: %s)", entry.name, entry.where, entry.licence)
     if entry.hub:
         return fetch_from_hub(entry.name)  # in the cache of huggingface_hub, which others share
-    path.parent.mkdir(exist_ok=True)
     if entry.host == DRIVE:
         fetch_from_drive(entry.address, path)
     else:
         download(entry.address, path)
     return path
-
-
-def _remove_fetched(place: Place) -> None:
-    shutil.rmtree(place.fetched.parent, ignore_errors=True)
 
 
 def _sentence(place: Place, entry: Published, what: str) -> str:

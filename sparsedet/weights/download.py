@@ -122,7 +122,7 @@ class _Transfer:
 
     def _open(self) -> Any:
         headers = {"User-Agent": f"sparsedet/{__version__}", "Accept-Encoding": "identity"}
-        if self._state is not None and self.done:
+        if self._state is not None and self._state.version and self.done:
             headers |= {"Range": f"bytes={self.done}-", "If-Range": self._state.version}
         request = urllib.request.Request(self._address, headers=headers)
         return urllib.request.urlopen(request, timeout=_SECONDS)

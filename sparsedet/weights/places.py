@@ -34,5 +34,5 @@ class Place:
         self.converted = self.folder / "weights.safetensors"
         self.origin = self.folder / "origin.json"
         self.by_hand = self.folder / entry.file
-        self.fetched = self.folder / "fetched" / entry.file
+        self.fetched = self.folder / f"fetched-{entry.file}"
         self.lock = self.folder / "lock"
