@@ -151,7 +151,7 @@ def test_a_server_that_refuses(server: Server, tmp_path: Path, status: int) -> N
 
 def test_a_page_in_place_of_a_file(server: Server, tmp_path: Path) -> None:
     address = serve(server, content=b"<html>Sign in</html>", kind="text/html; charset=utf-8")
-    with pytest.raises(DownloadError, match="^the server sends a web page instead of the file$"):
+    with pytest.raises(DownloadError, match="^the server sends a web page instead of"):
         download(address, tmp_path / "a.pth")
     assert not left(tmp_path)
 
@@ -168,7 +168,7 @@ def test_no_network(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(DownloadError, match="^Connection refused$"):
+    with pytest.raises(DownloadError, match=r"^Connection refused$"):
         download(f"http://127.0.0.1:{port}/a.pth", tmp_path / "a.pth")
     with pytest.raises(DownloadError):
         download("http://nowhere.invalid/a.pth", tmp_path / "a.pth")
