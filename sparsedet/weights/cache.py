@@ -156,7 +156,7 @@ def _check(place: Place, entry: Published, path: Path) -> str:
     # pages count 2**20 or 10**6 bytes, and round
     if begin.startswith(_PAGE):
         wrong = f"cannot be made of {path}, which is a web page"
-    elif claimed and not 0.99e6 * claimed <= size <= 1.01 * 2**20 * claimed:
+    elif claimed and not 1e6 * (claimed - 1) <= size <= 2**20 * (claimed + 1):
         wrong = f"are a file of {claimed} MB, and {path} has {size / 1e6:.1f}"
     elif not digest.startswith(entry.sha256):
         known = entry.sha256

@@ -151,7 +151,7 @@ def test_a_server_that_refuses(server: Server, tmp_path: Path, status: int) -> N
 
 def test_a_page_in_place_of_a_file(server: Server, tmp_path: Path) -> None:
     address = serve(server, content=b"<html>Sign in</html>", kind="text/html; charset=utf-8")
-    with pytest.raises(DownloadError, match="^the server sends a web page instead of"):
+    with pytest.raises(DownloadError, match=r"^the server sends a web page instead of"):
         download(address, tmp_path / "a.pth")
     assert not left(tmp_path)
 
