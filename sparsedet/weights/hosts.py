@@ -32,7 +32,7 @@ def fetch_from_hub(name: str) -> Path:
         except EntryNotFoundError:  # older models have no other
             return Path(hf_hub_download(name, "pytorch_model.bin"))
     except Exception as error:  # those of its HTTP client have no common class
-        raise DownloadError(_first_sentence(error)) from error
+        raise DownloadError(_first_sentence(error.__cause__ or error)) from error
 
 
 def fetch_from_drive(address: str, path: Path) -> None:
@@ -57,5 +57,5 @@ def fetch_from_drive(address: str, path: Path) -> None:
         raise DownloadError(_first_sentence(error)) from error
 
 
-def _first_sentence(error: Exception) -> str:
+def _first_sentence(error: BaseException) -> str:
     return re.split(r"\.(?:\s|$)|\n", str(error).strip() or type(error).__name__)[0].rstrip(":")

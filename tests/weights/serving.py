@@ -45,12 +45,14 @@ class Server:
     Attributes:
         address: without a slash at the end.
         files: by path, which begins with a slash.
+        absent: headers of the answer for what is not there.
         asked: of every request for a file the path and the Range ("" without).
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.files: dict[str, Served] = {}
+        self.absent: dict[str, str] = {}
         self.asked: list[tuple[str, str]] = []
 
 
@@ -86,7 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         file = self.server.served.files.get(self.path)  # pyright: ignore
         if file is None or file.status != 200:
-            self.send_error(404 if file is None else file.status)
+            self.send_response(404 if file is None else file.status)
+            for name, value in self.server.served.absent.items():  # pyright: ignore
+                self.send_header(name, value)
+            self.end_headers()
             return
         first = self._first_byte(file)
         if first >= len(file.content) > 0:
