@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sparsedet.cli.common import add_trust, answer, make_parser, print_error
+from sparsedet.weights import find_published
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,12 +43,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
-    parser.add_argument(
-        "weights", nargs="?", metavar="WEIGHTS", help="checkpoint, such as model_best.pth, or NAME"
-    )
-    parser.add_argument(
-        "paths", nargs="*", metavar="PATH", help="picture, video, folder, pattern, camera:0 or URL"
-    )
+    parser.add_argument("weights", nargs="?", metavar="WEIGHTS", help="model_best.pth, or NAME")
+    paths = "picture, video, folder, pattern, camera:0 or URL"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
     parser.add_argument("--model", metavar="NAME", help="in place of WEIGHTS")
     parser.add_argument(
         "--output",
@@ -92,13 +90,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: an input is wrong; nothing has been written then.
     """
+    _take_weights(args)
     from tqdm import tqdm
 
     from sparsedet.loading import require_tokens
     from sparsedet.predictor.sources import find_files
     from sparsedet.predictor.video import is_live
 
-    _take_weights(args)
     files = list(dict.fromkeys(file for path in args.paths for file in find_files(path)))
     _check(args, files)
     try:
@@ -131,7 +129,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _take_weights(args: argparse.Namespace) -> None:
-    """With `--model`, all words are pictures; without, the first names the weights."""
+    """With `--model`, all words are pictures; without, the first names the weights.
+
+    Raises:
+        ValueError: there are no weights of that name, or no pictures.
+    """
     if args.model is not None:
         args.paths = [each for each in (args.weights, *args.paths) if each is not None]
         args.weights = args.model
@@ -139,6 +141,7 @@ def _take_weights(args: argparse.Namespace) -> None:
         raise ValueError("No weights are given. Name a checkpoint, or published ones by --model.")
     if not args.paths:
         raise ValueError(f"No picture is given beside {args.weights}. Name one or more.")
+    find_published(args.weights)
 
 
 def _check(args: argparse.Namespace, files: Sequence[str]) -> None:

@@ -165,6 +165,24 @@ def test_training_begins_from_a_name(small: Server) -> None:
         trained_classes(settings)
 
 
+def test_evaluation_by_a_name_alone(small: Server, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 48), "gray").save("a.png")
+    names = class_names_of("small")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [9, 9, 20, 20], "area": 400}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
+        "annotations": [{**box, "iscrowd": 0}],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(names, 1)],
+    }
+    Path("val.json").write_text(json.dumps(content))
+    data = ["dataset.val_json=val.json", "dataset.val_images=.", "dataset.test_short_side=64"]
+    words = [*data, "train.output_dir=out", "train.device=cpu", "dataloader.test.num_workers=0"]
+    assert main(["eval", "--weights", "small", *words]) == 0
+    assert json.loads(Path("out/eval_results.json").read_text())["bbox"]["AP"] >= -1
+    assert main(["eval", "--weights", "smal", *words]) == 2
+
+
 def test_a_slow_server_that_breaks_off(small: Server) -> None:
     size = len(pth())
     small.files["/v1/a.pth"].breaks = [size // 2, 1000]
