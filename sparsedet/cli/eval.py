@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    own = args.config_file is None and args.weights and all(map(is_override, args.words))
+    own = not args.config_file and args.weights and all(map(is_override, args.words))
     if own:
-        args.config_file, args.weights = args.weights, None
+        args.config_file, args.weights = args.weights, ""
     take_config(args)
     alone = own or Path(args.config_file).suffix == ".pth"
     if alone and args.weights:

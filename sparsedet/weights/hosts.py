@@ -46,7 +46,7 @@ def fetch_from_drive(address: str, path: Path) -> None:
         DownloadError: it cannot be fetched.
     """
     try:
-        import gdown
+        import gdown  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DownloadError("Google Drive needs pip install gdown") from error
     found = re.search(r"/d/([\w-]+)", address)
