@@ -93,6 +93,7 @@ def test_a_server_without_parts_sends_all_again(server: Server, tmp_path: Path) 
     [
         {"version": '"2"'},
         {"version": '"2"', "breaks": [300]},
+        {"version": '"2"', "careless": True},
         {"version": 'W/"1"', "headers": {"Last-Modified": "Sun, 29 Nov 2026 06:00:00 GMT"}},
     ],
 )
@@ -101,9 +102,12 @@ def test_another_file_than_the_last_time_is_not_joined_to_it(
 ) -> None:
     with pytest.raises(DownloadError):
         download(serve(server, breaks=[70_000] + [0] * 5), tmp_path / "a.pth")
+    server.asked.clear()
     new = CONTENT[::-1]
     download(serve(server, content=new, **how), tmp_path / "a.pth")
     assert (tmp_path / "a.pth").read_bytes() == new
+    assert server.asked[0] == (PATH, "bytes=70000-")
+    assert len(server.asked) == (2 if how.keys() & {"breaks", "careless"} else 1)
 
 
 def test_a_part_is_of_its_address_alone(server: Server, tmp_path: Path) -> None:
