@@ -11,6 +11,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from sparsedet.config import ConfigError, LazyCall, LazyConfig, get_config, instantiate
     from sparsedet.layers import MultiScaleDeformableAttention, ms_deform_attn
+    from sparsedet.loading import load
     from sparsedet.modeling import TokenSparseDetector
     from sparsedet.predictor import Predictor
     from sparsedet.registry import list_components
@@ -28,6 +29,7 @@ __all__ = [
     "get_config",
     "instantiate",
     "list_components",
+    "load",
     "ms_deform_attn",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "get_config": "sparsedet.config",
     "instantiate": "sparsedet.config",
     "list_components": "sparsedet.registry",
+    "load": "sparsedet.loading",
     "ms_deform_attn": "sparsedet.layers",
 }
 

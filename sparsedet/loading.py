@@ -28,6 +28,8 @@ from sparsedet.data import resolve_classes
 from sparsedet.engine.launch import resolve_device
 from sparsedet.engine.memory import within_memory
 from sparsedet.modeling import TokenSparseDetector
+from sparsedet.weights import find_published, published_config
+from sparsedet.weights.cache import weights_file
 
 
 def require_same_classes(cfg: Any) -> None:
@@ -60,11 +62,13 @@ def load_detector(
     Args:
         cfg: configuration with a ``model``; its backbone fetches no weights (changed in place).
             ``train.device`` says where the model goes ("auto" without).
-        weights: checkpoint of a whole detector; None = random weights.
+        weights: checkpoint of a whole detector, or the name of published weights; None = random
+            weights.
         device: goes before ``train.device``.
 
     Raises:
-        CheckpointError: the file cannot be read, does not fit, or holds a part of a detector alone.
+        CheckpointError: the file cannot be read or fetched, does not fit, or holds a part of a
+            detector alone.
         ValueError: the parts of the model do not go together.
     """
     place = device or resolve_device(cfg.get("train", {}).get("device", "auto"))
@@ -73,13 +77,55 @@ def load_detector(
         model = instantiate(cfg.model)
     _require_module(model)
     if weights is not None:
-        report = load_weights(model, weights)
+        report = load_weights(model, weights_file(weights))
         if report.module:
             raise CheckpointError(
                 f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
                 "whole detector."
             )
     return model.to(place).eval()
+
+
+def load(weights: str | os.PathLike[str], device: str | torch.device = "auto") -> torch.nn.Module:
+    """A detector with its weights, ready to detect.
+
+    >>> model = load("focus_detr_r50_36ep")  # doctest: +SKIP
+
+    Args:
+        weights: the name of published weights, which are fetched the first time (`sparsedet
+            weights` lists them), or a checkpoint of a training run.
+        device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
+
+    Raises:
+        CheckpointError: the file cannot be read or fetched, does not fit, or has no config.
+        ConfigError: it looks like a name, and there are no published weights of that name.
+        ValueError: this machine has no such device.
+    """
+    place = find_device(device, "load: device")
+    return load_detector(trained_config(weights, "model"), weights, place)
+
+
+def find_device(device: str | torch.device, name: str) -> torch.device:
+    """A device that a user names.
+
+    Args:
+        device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: this machine has none of that name.
+    """
+    if device == "auto":
+        return torch.device(resolve_device("auto"))
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last where torch has no CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} must be auto or a device of this machine, got {str(device)!r} ({reason})."
+        ) from None
+    return place
 
 
 def require_tokens(model: torch.nn.Module) -> TokenSparseDetector:
@@ -127,27 +173,38 @@ def stored_setting(checkpoint: Mapping[str, Any], weights: str | os.PathLike[str
     return setting(cfg, key)
 
 
+def class_names_of(weights: str | os.PathLike[str]) -> Any:
+    """Class names in the order of the weights; None where nothing tells them.
+
+    Args:
+        weights: a checkpoint, or the name of published weights.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its config cannot.
+        ConfigError: it looks like a name, and there are no published weights of that name.
+    """
+    if (published := find_published(weights)) is not None:
+        return published.class_names
+    return stored_setting(load_checkpoint(weights), weights, "dataset.class_names")
+
+
 def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
-    """The config that a training run left in its checkpoint.
+    """The config that a training run left in its checkpoint, or that of published weights.
 
     A checkpoint may come from anywhere, so what its config would call is looked at before, see
     :func:`sparsedet.config.trust.require_trusted`. Parts that are not asked for are left out.
 
     Args:
-        weights: the checkpoint.
+        weights: the checkpoint, or the name of published weights, which are not fetched for this.
         keys: which parts of the config will be built, such as ``dataloader.test``.
 
     Raises:
         CheckpointError: the file cannot be read, holds no config, or the config has no such part
             or would call something else.
+        ConfigError: it looks like a name, and there are no published weights of that name.
     """
-    checkpoint = load_checkpoint(weights)
-    if not isinstance(checkpoint.get("config"), str):
-        raise CheckpointError(
-            f"checkpoint {weights} holds no config of its model. Give it, too: "
-            "`sparsedet eval CONFIG --weights FILE`, `sparsedet predict FILE --config-file CONFIG`."
-        )
-    cfg = stored_config(checkpoint["config"], f"checkpoint {weights}")
+    published = find_published(weights)
+    cfg = _config_in(weights) if published is None else published_config(published)
     _leave_out_others(cfg, (*keys, "train", "dataset"))
     _require_trusted(cfg, weights)
     for key in keys:
@@ -156,6 +213,16 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
                 f"the config in checkpoint {weights} has no {key}. Give one that has."
             )
     return cfg
+
+
+def _config_in(weights: str | os.PathLike[str]) -> Any:
+    checkpoint = load_checkpoint(weights)
+    if not isinstance(checkpoint.get("config"), str):
+        raise CheckpointError(
+            f"checkpoint {weights} holds no config of its model. Give it, too: "
+            "`sparsedet eval CONFIG --weights FILE`, `sparsedet predict FILE --config-file CONFIG`."
+        )
+    return stored_config(checkpoint["config"], f"checkpoint {weights}")
 
 
 def _require_trusted(cfg: Any, weights: str | os.PathLike[str]) -> None:

@@ -14,7 +14,6 @@ from sparsedet.checkpoint import (
     CheckpointStore,
     LoadReport,
     describe,
-    load_checkpoint,
     load_weights,
     non_finite,
 )
@@ -22,7 +21,9 @@ from sparsedet.config import ConfigError
 from sparsedet.config.files import dump_yaml
 from sparsedet.engine import Trainer
 from sparsedet.files import atomic_write
-from sparsedet.loading import stored_setting
+from sparsedet.loading import class_names_of, stored_setting
+from sparsedet.weights import find_published
+from sparsedet.weights.cache import weights_file
 
 __all__ = [
     "Found",
@@ -47,12 +48,11 @@ Resume = bool | Literal["auto"]
 
 def trained_classes(settings: Any) -> list[str] | None:
     """Class names in the order of the weights that will be evaluated, where their file tells."""
-    if not settings.init_checkpoint:
-        found = CheckpointStore(settings.output_dir).load_last()
-    elif Path(settings.init_checkpoint).is_file():
-        found = load_checkpoint(settings.init_checkpoint), settings.init_checkpoint
-    else:
-        found = None  # said when the weights are loaded
+    weights = settings.init_checkpoint
+    if weights:
+        known = find_published(weights) is not None or Path(weights).is_file()
+        return class_names_of(weights) if known else None  # said when the weights are loaded
+    found = CheckpointStore(settings.output_dir).load_last()
     return None if found is None else stored_setting(*found, "dataset.class_names")
 
 
@@ -118,13 +118,14 @@ def initialize(model: nn.Module, settings: Any, *, eval_only: bool) -> None:
 
     Args:
         model: changed in place.
-        settings: `cfg.train`, with an `init_checkpoint`.
+        settings: `cfg.train`, with an `init_checkpoint`: a file, or the name of published weights.
         eval_only: the model will be evaluated as it is.
 
     Raises:
-        CheckpointError: the file cannot be read or does not fit.
+        CheckpointError: the file cannot be read or fetched, or does not fit.
+        ConfigError: there are no published weights of that name.
     """
-    path = settings.init_checkpoint
+    path = weights_file(settings.init_checkpoint)
     reinit = settings.reinit_class_heads and not eval_only
     report = load_weights(model, path, reinit_class_heads=reinit)
     if eval_only and report.module:
@@ -192,7 +193,7 @@ def take_up(trainer: Trainer, last: Found) -> None:
         logger.info("resuming at iteration %d from %s", trainer.iteration, path)
 
 
-def _log_report(report: LoadReport, path: str) -> None:
+def _log_report(report: LoadReport, path: str | Path) -> None:
     part = f"model.{report.module}" if report.module else "the model"
     logger.info("%d tensors of %s are from %s", report.num_loaded, part, path)
     if report.reinitialized:

@@ -82,7 +82,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add_config(parser)
     parser.add_argument("--paper-table", action="store_true", help="ours beside published numbers")
-    parser.add_argument("--weights", metavar="W", help=".pth or .safetensors file")
+    parser.add_argument("--weights", metavar="W", help="file, or published weights")
     _add_sizes(parser)
     parser.add_argument(
         "--full-sampling",

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add_config(parser)
-    parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
+    parser.add_argument("--weights", required=True, metavar="W", help="file, or published weights")
     parser.add_argument("--output", required=True, type=Path, metavar="NEW", help="a new folder")
     parser.add_argument(
         "--images",
@@ -70,16 +70,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _load_config(args: argparse.Namespace) -> Any:
-    from sparsedet.checkpoint import load_checkpoint
     from sparsedet.data import resolve_dataset
-    from sparsedet.loading import require_same_classes, stored_setting
+    from sparsedet.loading import class_names_of, require_same_classes
 
     needs = ("model", "dataloader", "dataset", "train")
     cfg = read_config(args.config_file, args.overrides, needs=needs)
     if cfg.dataset.class_names is None:
-        checkpoint = load_checkpoint(args.weights)
-        names = stored_setting(checkpoint, args.weights, "dataset.class_names")
-        cfg.dataset.class_names = names
+        cfg.dataset.class_names = class_names_of(args.weights)
     resolve_dataset(cfg, ("train",))
     require_same_classes(cfg)
     return cfg

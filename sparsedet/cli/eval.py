@@ -2,12 +2,14 @@
 
     sparsedet eval DIR/model_best.pth                     with the config in the file
     sparsedet eval CONFIG --weights W.pth dataset.val_json=FILE ...
+    sparsedet eval --weights NAME dataset.val_json=FILE ...      published weights
     sparsedet eval DIR/config.yaml --resume               the last checkpoint of a run
     sparsedet eval W.pth dataloader.evaluator.plots=true  with plots of curves and confusions
     sparsedet eval W.pth --tiles 512                      pictures in tiles, see `sparsedet predict`
 
 The output folder gets predictions.json, curves.json, confusion.json and eval_results.json.
-CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
+CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file. NAME is one that `sparsedet
+weights` lists.
 Exit codes: 0 done; 2 an input is wrong; 3 something failed during the evaluation (as in
 `sparsedet train`; one sentence says which).
 """
@@ -19,7 +21,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsedet.cli.common import add_config, answer_together, make_parser, take_config
+from sparsedet.cli.common import (
+    add_config,
+    answer_together,
+    is_override,
+    make_parser,
+    take_config,
+)
 from sparsedet.cli.train import (
     NEEDED_TO_EVALUATE,
     Command,
@@ -39,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     add_config(parser)
     add_running(parser)
     parser.add_argument(
-        "--weights", metavar="W", help="the same as train.init_checkpoint=W: .pth or .safetensors"
+        "--weights", metavar="W", help="as train.init_checkpoint=W: .pth, .safetensors or NAME"
     )
     parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
     parser.add_argument(
@@ -49,8 +57,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    own = not args.config_file and args.weights and all(map(is_override, args.words))
+    if own:
+        args.config_file, args.weights = args.weights, ""
     take_config(args)
-    alone = Path(args.config_file).suffix == ".pth"
+    alone = own or Path(args.config_file).suffix == ".pth"
     weights = args.config_file if alone else args.weights
     _check(args, alone, weights)
     if weights:

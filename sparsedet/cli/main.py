@@ -22,6 +22,7 @@ COMMANDS = {
     "check-data": ("sparsedet.cli.check_data", "check a data set, and say what is in it"),
     "convert-data": ("sparsedet.cli.convert_data", "bring a data set to COCO's format"),
     "convert-weights": ("sparsedet.cli.convert_weights", "bring published weights to our names"),
+    "weights": ("sparsedet.cli.weights", "list the published weights that have a name here"),
     "benchmark": ("sparsedet.cli.benchmark", "measure speed and memory"),
     "configs": ("sparsedet.cli.configs", "list the configs that come with the package"),
     "components": ("sparsedet.cli.components", "list what a config can be built of"),

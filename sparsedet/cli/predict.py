@@ -4,11 +4,13 @@
     sparsedet predict model_best.pth film.mp4 --keep-ratio 0.1
     sparsedet predict model_best.pth aerial.jpg --tiles 1024 --whole
     sparsedet predict weights.pth --config-file CONFIG photo.jpg
+    sparsedet predict --model focus_detr_r50_36ep photo.jpg
     sparsedet predict model_best.pth camera:0
 
 DIR gets annotated pictures and videos, and predictions.json in COCO's results format with the file
 name and, for videos, the frame number. Its class ids count from 1, in the order of the model. A
-camera or a stream runs until Ctrl-C. Folders include their subfolders.
+camera or a stream runs until Ctrl-C. Folders include their subfolders. NAME is one of the published
+weights that `sparsedet weights` lists; they are fetched the first time.
 Exit codes: 0 done; 1 some files were left out (each is named); 2 an input is wrong (one
 sentence says which).
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sparsedet.cli.common import add_trust, answer, make_parser, print_error
+from sparsedet.weights import find_published
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,15 +38,15 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and run."""
-    return answer(run, _parser(prog).parse_args(argv))
+    return answer(run, _parser(prog).parse_intermixed_args(argv))
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
-    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint, such as model_best.pth")
-    parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="picture, video, folder, pattern, camera:0 or URL"
-    )
+    parser.add_argument("weights", nargs="?", metavar="WEIGHTS", help="model_best.pth, or NAME")
+    paths = "picture, video, folder, pattern, camera:0 or URL"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
+    parser.add_argument("--model", metavar="NAME", help="in place of WEIGHTS")
     parser.add_argument(
         "--output",
         type=Path,
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: an input is wrong; nothing has been written then.
     """
+    _take_weights(args)
     from tqdm import tqdm
 
     from sparsedet.loading import require_tokens
@@ -122,6 +126,22 @@ def run(args: argparse.Namespace) -> int:
     if failures:
         print_error(f"{len(failures)} of {len(files)} files were left out.")
     return 130 if stopped else int(bool(failures))
+
+
+def _take_weights(args: argparse.Namespace) -> None:
+    """With `--model`, all words are pictures; without, the first names the weights.
+
+    Raises:
+        ValueError: there are no weights of that name, or no pictures.
+    """
+    if args.model is not None:
+        args.paths = [each for each in (args.weights, *args.paths) if each is not None]
+        args.weights = args.model
+    if args.weights is None:
+        raise ValueError("No weights are given. Name a checkpoint, or published ones by --model.")
+    if not args.paths:
+        raise ValueError(f"No picture is given beside {args.weights}. Name one or more.")
+    find_published(args.weights)
 
 
 def _check(args: argparse.Namespace, files: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add_config(parser, "IMAGE")
-    parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file")
+    parser.add_argument("--weights", required=True, metavar="W", help="file, or published weights")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: 'tokens' in train.output_dir"
     )

@@ -15,8 +15,13 @@ import torch
 
 from sparsedet.config import ConfigError, instantiate, read_config, setting, texts
 from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
-from sparsedet.engine.launch import resolve_device
-from sparsedet.loading import load_detector, name_classes, require_tokens, trained_config
+from sparsedet.loading import (
+    find_device,
+    load_detector,
+    name_classes,
+    require_tokens,
+    trained_config,
+)
 from sparsedet.modeling import prepare_for_inference
 from sparsedet.modeling.stages import DetectorOutput
 from sparsedet.predictor.detections import Detections
@@ -42,8 +47,9 @@ class Predictor:
     >>> predictor("photo.jpg").draw().save("found.jpg")  # doctest: +SKIP
 
     Args:
-        weights: a checkpoint of a training run, or converted weights. Averaged weights are taken
-            where the run kept an average, as in its evaluation.
+        weights: a checkpoint of a training run, converted weights, or the name of published ones,
+            which are fetched the first time (``sparsedet weights`` lists them). Averaged weights
+            are taken where the run kept an average, as in its evaluation.
         config: a config, its file, or a name that ``sparsedet configs`` lists. None takes the one
             in the checkpoint, of which only parts of this package and of torch are built.
         device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
@@ -59,9 +65,10 @@ class Predictor:
         class_names: the classes, in the order of their labels.
 
     Raises:
-        CheckpointError: the weights cannot be read, do not fit, or hold no config and none is
-            given.
-        ConfigError: the config lacks something, or does not say which classes there are.
+        CheckpointError: the weights cannot be read or fetched, do not fit, or hold no config and
+            none is given.
+        ConfigError: there are no published weights of that name; the config lacks something, or
+            does not say which classes there are.
         ValueError: a value outside of its range.
     """
 
@@ -84,9 +91,10 @@ class Predictor:
             raise ValueError(f"Predictor.batch_size must be at least 1, got {batch_size!r}.")
         if not isinstance(weights, (str, PathLike)):
             raise ValueError(
-                f"Predictor.weights must be the path of a checkpoint, got {type(weights).__name__}."
+                "Predictor.weights must be a name or the path of a checkpoint, got "
+                f"{type(weights).__name__}."
             )
-        place = _resolve(device)
+        place = find_device(device, "Predictor.device")
         cfg = _read_config(weights, config)
         self.batch_size = batch_size
         if whole and tiles is None:
@@ -335,18 +343,3 @@ def _class_names(dataset: Any) -> tuple[str, ...]:
     if dataset.class_names is None:
         return tuple(f"class {label}" for label in range(dataset.num_classes))
     return tuple(map(str, texts(dataset.class_names)))
-
-
-def _resolve(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device(resolve_device("auto"))
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, TypeError, AssertionError) as error:  # the last where torch has no CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"Predictor.device must be auto or a device of this machine, got {str(device)!r} "
-            f"({reason})."
-        ) from None
-    return place

@@ -22,18 +22,18 @@ from sparsedet.analysis import (
     measure_latency,
     share_by_content,
 )
-from sparsedet.checkpoint import load_checkpoint
 from sparsedet.config import LazyConfig, instantiate, read_config
 from sparsedet.data import resolve_dataset
 from sparsedet.evaluation import evaluate
 from sparsedet.loading import (
+    class_names_of,
     load_detector,
     require_same_classes,
     require_tokens,
-    stored_setting,
 )
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
+from sparsedet.weights.cache import weights_file
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TILES = {"tile_recall": "recall", "oracle": "oracle", "random": "random"}
@@ -107,15 +107,14 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     """
     cfg = read_config(config, overrides, needs=("model", "dataloader", "dataset", "train"))
     if cfg.dataset.class_names is None:
-        names = stored_setting(load_checkpoint(weights), weights, "dataset.class_names")
-        cfg.dataset.class_names = names
+        cfg.dataset.class_names = class_names_of(weights)
     resolve_dataset(cfg, ("val",))
     require_same_classes(cfg)
     if "output_dir" in cfg.dataloader.evaluator:
         cfg.dataloader.evaluator.output_dir = None  # the predictions of a run are not ours to write
     model = require_tokens(load_detector(cfg, weights))
     return Subject(
-        name=Path(weights).resolve().parent.name,
+        name=Path(weights_file(weights)).resolve().parent.name,
         config=config,
         weights=weights,
         cfg=cfg,
@@ -145,7 +144,7 @@ def digest(subject: Subject, size: Size, swept: Share | None) -> str:
         LazyConfig.save(cfg, Path(folder) / "config.yaml")
         text = (Path(folder) / "config.yaml").read_bytes()
     content = hashlib.sha256(text + repr((size, str(subject.model.device))).encode())
-    content.update(Path(subject.weights).read_bytes())
+    content.update(Path(weights_file(subject.weights)).read_bytes())
     content.update(instantiate(subject.cfg.dataloader.test.dataset).digest().encode())
     return content.hexdigest()
 

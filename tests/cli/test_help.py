@@ -29,6 +29,8 @@ LIGHT = [
     *([name, "--help"] for name in COMMANDS),
     ["configs"],
     ["configs", "focus", "--json"],
+    ["weights"],
+    ["weights", "focus", "--json"],
 ]
 WRONG = [
     (["trian"], "there is no command 'trian'. Nearest: train."),
@@ -48,6 +50,9 @@ WRONG = [
     (["convert-weights", "--source", "detrex", "a.pth", "b.pth", "model.a=1"], "none is given"),
     (["benchmark", "modell"], "There is no mode 'modell'. Nearest: model."),
     (["configs", "yolo"], "No config has yolo"),
+    (["weights", "yolo"], "No line has yolo. Leave one out."),
+    (["predict", "a.png"], "No picture is given beside a.png."),
+    (["predict", "--model", "focus_detr_r50_36e", "a.png"], "Nearest: focus_detr_r50_36ep,"),
 ]
 
 END = "=== end ==="

@@ -300,7 +300,7 @@ def test_refused_settings(run: Path, arguments: dict[str, Any], words: str) -> N
 
 @pytest.mark.parametrize("weights", [None, {"model": {}}])
 def test_weights_that_are_no_path(weights: Any) -> None:
-    with pytest.raises(ValueError, match=r"weights must be the path of a checkpoint, got \w+\.$"):
+    with pytest.raises(ValueError, match=r"must be a name or the path of a checkpoint, got \w+\.$"):
         Predictor(weights)
 
 

@@ -1,0 +1,73 @@
+"""List the published weights that have a name here.
+
+    sparsedet weights
+    sparsedet weights focus r50          those with both words in their line
+    sparsedet weights --json             with the addresses, and where to put a file by hand
+
+AP: on COCO val2017, as published (not measured here). classes: in the published file; of 91 the 80
+that COCO has are kept. MB: as its page tells, or of the file that is here. here: "yes" once the
+weights are in the cache, the folder in SPARSEDET_HOME or else ~/.cache/sparsedet. from: who has the
+file; "by hand" is what a browser alone can fetch, and drive.google.com needs `pip install gdown`.
+A name without its epochs stands for the longest training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sparsedet.cli.common import answer, make_parser
+from sparsedet.config import ConfigError
+from sparsedet.tables import format_table
+from sparsedet.weights import Published, published_weights
+from sparsedet.weights.places import Place
+
+_HEAD = ["name", "AP", "classes", "MB", "licence", "here", "from"]
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and list."""
+    parser = make_parser(__doc__, prog)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="show lines with all of these")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return answer(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table.
+
+    Raises:
+        ConfigError: no weights have all of the words.
+    """
+    table = published_weights()
+    rows = {name: _row(entry) for name, entry in table.items()}
+    words = [word.lower() for word in args.words]
+    found = [name for name, row in rows.items() if all(w in " ".join(row).lower() for w in words)]
+    if not found:
+        raise ConfigError(f"No line has {' and '.join(args.words)}. Leave one out.")
+    if args.json:
+        print(json.dumps([_facts(table[name]) for name in found], indent=2))
+    else:
+        print(format_table([_HEAD, *(rows[name] for name in found)], left=(0, 4, 5, 6)))
+
+
+def _row(entry: Published) -> list[str]:
+    here = Place(entry).converted
+    size = here.stat().st_size / 1e6 if here.is_file() else entry.megabytes
+    return [
+        entry.name,
+        "-" if entry.ap is None else f"{entry.ap:.1f}",
+        str(entry.classes),
+        "-" if size is None else f"{size:.0f}",
+        entry.licence,
+        "yes" if here.is_file() else "no",
+        "by hand" if entry.by_hand else entry.host,
+    ]
+
+
+def _facts(entry: Published) -> dict[str, object]:
+    place = Place(entry)
+    here = str(place.converted) if place.converted.is_file() else None
+    return {**asdict(entry), "address": entry.where, "put_at": str(place.by_hand), "here": here}

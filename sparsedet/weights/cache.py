@@ -1,0 +1,222 @@
+"""From a name to a file in our names: found in the cache, or fetched, checked and converted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+
+from sparsedet.checkpoint import (
+    CheckpointError,
+    check_weights,
+    leave_out_pretrained,
+    load_checkpoint,
+    model_weights,
+    save_checkpoint,
+)
+from sparsedet.config import instantiate
+from sparsedet.config.naming import first_line
+from sparsedet.conversion import contiguous_classes, convert
+from sparsedet.files import file_digest, write_json
+from sparsedet.weights.download import DownloadError, download
+from sparsedet.weights.hosts import DRIVE, fetch_from_drive, fetch_from_hub
+from sparsedet.weights.places import Place
+from sparsedet.weights.table import CATEGORY_IDS, Published, find_published, published_config
+
+_PAGE = (b"<!doctype html", b"<html")
+_BLANK = b"\xef\xbb\xbf \r\n\t"  # what a page may begin with
+_CHECKPOINTS = (".pth", ".pt", ".safetensors")
+_UNUSABLE = (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+_logger = logging.getLogger(__name__)
+_Given = TypeVar("_Given")
+
+
+def weights_file(weights: _Given) -> Path | _Given:
+    """The file of weights: of published ones, which are fetched if need be; else what was given.
+
+    Everything that takes a checkpoint from a user passes here, so that a name serves everywhere.
+
+    Args:
+        weights: a name from the table, or the path of a file.
+
+    Raises:
+        ConfigError: it looks like a name, and there are no published weights of that name.
+        CheckpointError: they cannot be fetched, or the file is not the one that the table means.
+    """
+    entry = find_published(weights)
+    if entry is None:
+        return weights
+    place = Place(entry)
+    if not place.converted.is_file():
+        place.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(place, entry):
+            if not place.converted.is_file():  # another process may have made it meanwhile
+                _fill(place, entry)
+    return place.converted
+
+
+@contextmanager
+def _alone(place: Place, entry: Published) -> Iterator[None]:
+    """One process at a time; the lock of one that is killed is free."""
+    lock = FileLock(place.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _logger.info("another process fetches %s; waiting for it", entry.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fill(place: Place, entry: Published) -> None:
+    if place.by_hand.is_file():
+        _logger.info("%s: taking %s", entry.name, place.by_hand)
+        _convert(place, entry, place.by_hand)
+        return
+    if entry.by_hand:
+        raise CheckpointError(_sentence(place, entry, "are fetched by hand"))
+    try:
+        path = _fetch(place, entry)
+    except DownloadError as error:
+        what = f"cannot be downloaded ({error})"
+        raise CheckpointError(_sentence(place, entry, what)) from error
+    try:
+        _convert(place, entry, path)
+    except CheckpointError:
+        place.fetched.unlink(missing_ok=True)  # the next time may bring a better one
+        raise
+    place.fetched.unlink(missing_ok=True)
+
+
+def _fetch(place: Place, entry: Published) -> Path:
+    path = place.fetched
+    if path.is_file():  # whole, of a process that was killed before it could convert it
+        return path
+    _logger.info("%s: fetching %s (licence: %s)", entry.name, entry.where, entry.licence)
+    if entry.hub:
+        return fetch_from_hub(entry.name)  # in the cache of huggingface_hub, which others share
+    if entry.host == DRIVE:
+        fetch_from_drive(entry.address, path)
+    else:
+        download(entry.address, path)
+    return path
+
+
+def _sentence(place: Place, entry: Published, what: str) -> str:
+    """What is the matter, and how a user can do by hand what we cannot."""
+    file = entry.file if entry.hub else f"the file of '{entry.title}'"
+    page = "" if entry.hub else f", which {entry.page} lists,"
+    return (
+        f"Weights {entry.name} {what}: get {file} from {entry.where}{page} and put it at "
+        f"{place.by_hand}."
+    )
+
+
+def _convert(place: Place, entry: Published, path: Path) -> None:
+    """Check a published file, and write its tensors under our names."""
+    digest = _check(place, entry, path)
+    cfg = published_config(entry)
+    leave_out_pretrained(cfg)
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    try:
+        with _unpacked(path, place.folder) as file:
+            weights = convert(model_weights(load_checkpoint(file)), entry.source)
+        if entry.classes == CATEGORY_IDS:
+            weights = contiguous_classes(weights)
+        check_weights(model, weights, path)
+    except _UNUSABLE as error:
+        what = f"cannot be made of {path} ({first_line(error)})"
+        raise CheckpointError(_sentence(place, entry, what)) from error
+    save_checkpoint({"model": weights}, place.converted)
+    size = path.stat().st_size
+    write_json(place.origin, {"from": entry.where, "bytes": size, "sha256": digest})
+
+
+def _check(place: Place, entry: Published, path: Path) -> str:
+    """Refuse a file that is not the one that the table means, or that was used before.
+
+    Returns:
+        Its SHA-256.
+    """
+    with path.open("rb") as file:
+        begin = file.read(512).lstrip(_BLANK).lower()
+    size, claimed, digest = path.stat().st_size, entry.megabytes, file_digest(path)
+    # pages count 2**20 or 10**6 bytes, and round
+    if begin.startswith(_PAGE):
+        wrong = f"cannot be made of {path}, which is a web page"
+    elif claimed and not 1e6 * (claimed - 1) <= size <= 2**20 * (claimed + 1):
+        wrong = f"are a file of {claimed} MB, and {path} has {size / 1e6:.1f}"
+    elif not digest.startswith(entry.sha256):
+        known = entry.sha256
+        wrong = f"have a SHA-256 that begins with {known}, and that of {path} is {digest}"
+    else:
+        before = _used_before(place)
+        if before in (None, digest):
+            return digest
+        raise CheckpointError(
+            f"{path} is not the file that weights {entry.name} were made of before (its SHA-256 is "
+            f"{digest}, it was {before}). If its authors have replaced it, delete {place.origin} "
+            "to take the new one."
+        )
+    raise CheckpointError(_sentence(place, entry, wrong))
+
+
+def _used_before(place: Place) -> str | None:
+    try:
+        return str(json.loads(place.origin.read_text(encoding="utf-8"))["sha256"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{place.origin} is damaged. Delete it.") from error
+
+
+@contextmanager
+def _unpacked(path: Path, folder: Path) -> Iterator[Path]:
+    """The checkpoint in an archive; the file itself where it is none.
+
+    Raises:
+        CheckpointError: the archive holds none or several.
+        BadZipFile: it is damaged.
+    """
+    names = _checkpoints_in(path)
+    if names is None:
+        yield path
+        return
+    if len(names) != 1:
+        raise CheckpointError(f"it must hold one checkpoint, got {', '.join(names) or 'none'}")
+    inside = folder / f"unpacked{Path(names[0]).suffix}"
+    try:
+        with (
+            zipfile.ZipFile(path) as archive,
+            archive.open(names[0]) as source,
+            inside.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target, 1 << 20)
+        yield inside
+    finally:
+        inside.unlink(missing_ok=True)
+
+
+def _checkpoints_in(path: Path) -> list[str] | None:
+    """Names of the checkpoints in an archive; None for other files, and for archives of torch."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/data.pkl") for name in names):
+        return None
+    return [
+        name for name in names if name.endswith(_CHECKPOINTS) and not name.startswith("__MACOSX/")
+    ]
