@@ -70,8 +70,11 @@ def write(program: ExportedProgram, path: Path, contract: Contract) -> None:
         )
     assert made is not None
     made.model.metadata_props[KEY] = contract.to_json()
+    proto = made.model_proto
+    for node in proto.graph.node:  # the lines of code that each came from, larger than the weights
+        del node.metadata_props[:]
     with atomic_write(path) as file:
-        file.write(made.model_proto.SerializeToString())
+        file.write(proto.SerializeToString())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import sparsedet
 from sparsedet import Predictor
 from sparsedet.cli.main import main
 from sparsedet.export import ExportError, export
@@ -100,7 +101,8 @@ def test_onnx_has_standard_operators_alone(run, predictor):
     kinds = {node.op_type for node in model.graph.node}
     assert "GridSample" not in kinds and "GatherElements" in kinds
     weights = sum(p.numel() for p in predictor.model.parameters()) * 4
-    assert path.stat().st_size < 1.6 * weights + 500_000  # none is there twice
+    assert path.stat().st_size < 1.3 * weights + 300_000  # none is there twice, and no code
+    assert str(Path(sparsedet.__file__).parent).encode() not in path.read_bytes()
 
 
 @pytest.mark.parametrize(
