@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsedet.layers.precision import without_autocast
+
 
 def read_heads(
     query: Tensor,
@@ -51,7 +53,7 @@ def received_attention(
     Returns:
         ``[B N]`` in float32, without gradient; of each counted query 1 per head in all.
     """
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         q, k = (_heads(x.float(), num_heads) for x in (query, key))
         logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         if mask is not None:

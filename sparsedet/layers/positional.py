@@ -33,7 +33,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 
     This is the clamp of the released Deformable DETR code: the two sides are clamped separately.
     """
-    return torch.log(x.clamp(eps, 1) / (1 - x).clamp(eps, 1))
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
 class SinePositionEmbedding(nn.Module):

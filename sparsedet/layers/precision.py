@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context where autocast is off; none where it is off already.
+
+    An exported program would hold the context as a call of its own, which cannot be loaded again.
+
+    Args:
+        device: where the tensors are.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
@@ -18,7 +33,7 @@ def in_float32(module: nn.Module, x: Tensor) -> Tensor:
     >>> in_float32(nn.Linear(2, 3).bfloat16(), torch.ones(1, 2)).dtype
     torch.float32
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         if all(parameter.dtype == torch.float32 for parameter in module.parameters()):
             return module(x.float())
         lifted = {name: parameter.float() for name, parameter in module.named_parameters()}

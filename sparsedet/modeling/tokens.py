@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparsedet.layers.constants import constants
+from sparsedet.layers.precision import without_autocast
 
 Size = tuple[int, int]
 
@@ -246,7 +247,7 @@ class PooledTokens:
         assert self.shares is not None
         number = self.tokens.shape[1]
         own, pooled = x.float().split((x.shape[1] - number, number), dim=1)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             cells = (pooled[:, None] @ self.shares.float())[:, 0]
         if self.kept.indices is None:
             return cells + own

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsedet.layers.arguments import require_positive
+from sparsedet.layers.precision import without_autocast
 from sparsedet.modeling.heads import TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.parts import Foreground
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor, embedded_tokens
@@ -104,7 +105,7 @@ class ForegroundTokenSelector(nn.Module):
                 "'${..num_levels}'."
             )
         tokens = embedded_tokens(self, features, heads)
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             return TokenScores(self._score(features, tokens.float()), weighs=not self.supervised)
 
     def _score(
