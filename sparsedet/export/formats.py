@@ -113,7 +113,7 @@ def _read_onnx(path: Path, threads: int | None) -> tuple[Contract, Run]:
     options.intra_op_num_threads = threads or 0
     providers = onnxruntime.get_available_providers()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its errors have no common class
         raise _unreadable(path, error) from error
     facts = session.get_modelmeta().custom_metadata_map.get(KEY)
