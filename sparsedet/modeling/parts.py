@@ -35,6 +35,7 @@ from sparsedet.modeling.stages import (
 )
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """Images to named maps.
 

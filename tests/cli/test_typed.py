@@ -43,7 +43,10 @@ def test_runs(config, tmp_path, monkeypatch, words, folder):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("train.init_checkpoint=12345", "checkpoint 12345 does not exist"),
+        (
+            "train.init_checkpoint=12345",
+            "There are no published weights '12345', and no such file.",
+        ),
         ("train.init_checkpoint=https://host.example/x.pth", "Addresses are not fetched"),
         ("train.max_iter=many", "train.max_iter must be a number, got 'many'"),
         ("dataset.short_sides='[64]'", "must be one or more whole sizes >= 1, got ['[64]']"),

@@ -215,7 +215,7 @@ def flattened(sizes, canvas) -> MultiScaleFeatures:
     embedding = SinePositionEmbedding(4)
     return flatten_maps(
         maps_of(sizes, canvas),
-        lambda valid, shapes: torch.cat(embedding(valid, shapes), dim=1),
+        lambda valid, shapes, _: torch.cat(embedding(valid, shapes), dim=1),
         strides=(8, 16),
         image_sizes=sizes,
     )
