@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,45 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional
 
 from sparsedet.data import DetectionMapper, PictureSettings
+from sparsedet.data.transforms import FitInside
 from sparsedet.export.formats import SUFFIXES, read
 from sparsedet.modeling.inputs import check_samples, make_instances
-from sparsedet.modeling.stages import Size
 
 
 def is_exported(path: Any) -> bool:
     """Whether a path is that of an exported detector, by its name."""
     return isinstance(path, (str, os.PathLike)) and Path(path).suffix in SUFFIXES
-
-
-class FitInside:
-    """Resizes a picture, larger or smaller, to what fits inside of a size; the aspect stays.
-
-    Args:
-        size: (h, w) in pixels.
-    """
-
-    def __init__(self, size: Size) -> None:
-        self.size = size
-
-    def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Resizes with antialiasing."""
-        canvas = boxes.canvas_size  # pyright: ignore[reportAttributeAccessIssue]
-        size = list(self.output_size(*canvas))
-        if size == [*image.shape[-2:]]:
-            return image, boxes
-        return functional.resize(image, size, antialias=True), functional.resize(boxes, size)
-
-    def output_size(self, height: int, width: int) -> Size:
-        """Height and width that a (height, width) picture gets."""
-        scale = min(self.size[0] / height, self.size[1] / width)
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def least_shrink(self, height: int, width: int) -> float:
-        """How many times smaller a (height, width) picture becomes."""
-        return max(height / self.size[0], width / self.size[1])
 
 
 class ExportedDetector(nn.Module):
