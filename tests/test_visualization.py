@@ -104,7 +104,7 @@ def test_dense_encoders_keep_every_token_but_padding() -> None:
 
 
 def test_absent_cells_are_no_tokens_and_black(words: list[str]) -> None:
-    output = make_output(select([0, 7], [7]), scored=False)
+    output = make_output(select([0, 7], [7, 8]), scored=False)
     cells = torch.arange(12).expand(2, -1)
     valid = cells < torch.tensor([[12], [8]])
     fine = PartialMap(torch.zeros(2, 12, 4), cells, valid, (4, 6), (12, 8), True)

@@ -241,12 +241,14 @@ class COCOEvaluator:
             f"AR{count}": percent(recall[:, :, 0, place])
             for place, count in enumerate(self._rules.max_detections)
         }
+        by_size = self._by_size(totals)
         return {
             "AP": percent(precision[:, :, :, 0, -1]),
             "AP50": percent(precision[IOU_50, :, :, 0, -1]),
             "AP75": percent(precision[IOU_75, :, :, 0, -1]),
-            **self._by_size(totals),
+            **{name: share for name, share in by_size.items() if name.startswith("AP")},
             **by_number,
+            **{name: share for name, share in by_size.items() if name.startswith("AR")},
         }
 
     def _by_size(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
