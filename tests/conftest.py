@@ -1,4 +1,4 @@
-"""What all tests share: a fixed seed, reference data that may be absent, and the GPU marker."""
+"""What all tests share: a fixed seed, reference data that may be absent, the GPU marker."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,3 +72,17 @@ def quick_processes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_START_METHOD", "forkserver")
         yield
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is written on a figure."""
+    written: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+
+    def note(self, xy, text, *arguments, **options):
+        written.append(text)
+        return draw(self, xy, text, *arguments, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+    return written

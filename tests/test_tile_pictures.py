@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from sparsedet.cli.main import main
 from sparsedet.predictor import Predictor
@@ -94,20 +94,6 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(root, tmp_path_factory.mktemp("looking"))
     shutil.copy(sorted((folder.parent / "set/val").iterdir())[0], folder / "a.png")
     return folder
-
-
-@pytest.fixture
-def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is written on a figure."""
-    written: list[str] = []
-    draw = ImageDraw.ImageDraw.text
-
-    def note(self, xy, text, *arguments, **options):
-        written.append(text)
-        return draw(self, xy, text, *arguments, **options)
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
-    return written
 
 
 def test_figures_say_where_it_looked(run: Path, words: list[str]) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from sparsedet.modeling import PooledTokens
 from sparsedet.modeling.stages import (
@@ -38,20 +38,6 @@ from sparsedet.visualization import (
 STRIDES = (8, 16)
 # the second image has 3 x 4 cells of the padded 4 x 6 on level 1, and 2 x 2 of 2 x 3 on level 2
 SIZES = ((32, 48), (20, 27))
-
-
-@pytest.fixture
-def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is written on a figure."""
-    written: list[str] = []
-    draw = ImageDraw.ImageDraw.text
-
-    def note(self, xy, text, *arguments, **options):
-        written.append(text)
-        return draw(self, xy, text, *arguments, **options)
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
-    return written
 
 
 def make_output(

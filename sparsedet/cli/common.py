@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -205,3 +205,9 @@ def read_ratio(word: str, option: str) -> float:
     if not 0 < ratio <= 1:
         raise ConfigError(f"{option} must be numbers in (0, 1], got {word!r}.")
     return ratio
+
+
+def names_with(rows: Mapping[str, Sequence[str]], words: Sequence[str]) -> list[str]:
+    """Names of the rows of a table that have all of some words, in any case."""
+    wanted = [word.lower() for word in words]
+    return [name for name, row in rows.items() if all(w in " ".join(row).lower() for w in wanted)]

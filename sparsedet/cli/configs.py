@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sparsedet.cli.common import answer, make_parser
+from sparsedet.cli.common import answer, make_parser, names_with
 from sparsedet.config import ConfigError
 from sparsedet.config.packaged import config_index
 from sparsedet.tables import format_table
@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> None:
     """
     index = config_index()
     rows = {name: _row(name, entry) for name, entry in index.items()}
-    words = [word.lower() for word in args.words]
-    found = [name for name, row in rows.items() if all(w in " ".join(row).lower() for w in words)]
+    found = names_with(rows, args.words)
     if not found:
         raise ConfigError(f"No config has {' and '.join(args.words)} in its line. Leave one out.")
     if args.json:

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sparsedet.cli.common import answer, make_parser
+from sparsedet.cli.common import answer, make_parser, names_with
 from sparsedet.config import ConfigError
 from sparsedet.tables import format_table
 from sparsedet.weights import Published, published_weights
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> None:
     """
     table = published_weights()
     rows = {name: _row(entry) for name, entry in table.items()}
-    words = [word.lower() for word in args.words]
-    found = [name for name, row in rows.items() if all(w in " ".join(row).lower() for w in words)]
+    found = names_with(rows, args.words)
     if not found:
         raise ConfigError(f"No line has {' and '.join(args.words)}. Leave one out.")
     if args.json:

@@ -5,30 +5,16 @@ from __future__ import annotations
 import random
 import socket
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sparsedet.weights import download as module
 from sparsedet.weights.download import DownloadError, download
-from tests.weights.serving import Served, Server, serving
+from tests.weights.serving import Served, Server
 
 CONTENT = random.Random(0).randbytes(200_000)
 PATH = "/files/a.pth"
-
-
-@pytest.fixture(scope="module")
-def whole_server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def server(whole_server: Server) -> Server:
-    whole_server.files.clear()
-    whole_server.asked.clear()
-    return whole_server
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,23 +27,10 @@ from sparsedet.resuming import initialize, trained_classes
 from sparsedet.weights import download, find_published, table
 from sparsedet.weights.cache import weights_file
 from tests.weights.made import entry, ours, pth, safetensors, write_table, zipped
-from tests.weights.serving import Served, Server, serving
+from tests.weights.serving import Served, Server
 
 REAL = table.TABLE
 Listed = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def whole_server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def server(whole_server: Server) -> Server:
-    whole_server.files.clear()
-    whole_server.asked.clear()
-    return whole_server
 
 
 @pytest.fixture
