@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("sparsedet.cli.train", "train a detector and evaluate it"),
     "eval": ("sparsedet.cli.eval", "evaluate weights on a test set"),
     "predict": ("sparsedet.cli.predict", "find objects in pictures and videos"),
+    "export": ("sparsedet.cli.export", "write a detector as a file that runs elsewhere"),
     "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
     "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),

@@ -134,6 +134,34 @@ class ResizeShortSide:
         return max(min(height, width) / largest, max(height, width) / self.max_size)
 
 
+class FitInside:
+    """Resizes an image to the largest size that fits inside of another; the aspect stays.
+
+    Args:
+        size: (h, w) in pixels.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Resizes with antialiasing."""
+        canvas = boxes.canvas_size  # pyright: ignore[reportAttributeAccessIssue]
+        size = list(self.output_size(*canvas))
+        if size == [*image.shape[-2:]]:
+            return image, boxes
+        return functional.resize(image, size, antialias=True), functional.resize(boxes, size)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that a (height, width) image gets."""
+        scale = min(self.size[0] / height, self.size[1] / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def least_shrink(self, height: int, width: int) -> float:
+        """How many times smaller a (height, width) image becomes."""
+        return max(height / self.size[0], width / self.size[1])
+
+
 def _unchanged(height: int, width: int) -> None:
     """The `least_shrink` of what only moves pixels."""
 

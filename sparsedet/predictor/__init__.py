@@ -15,6 +15,7 @@ import torch
 
 from sparsedet.config import ConfigError, instantiate, read_config, setting, texts
 from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
+from sparsedet.export import Exported, export
 from sparsedet.loading import (
     find_device,
     load_detector,
@@ -25,6 +26,7 @@ from sparsedet.loading import (
 from sparsedet.modeling import prepare_for_inference
 from sparsedet.modeling.stages import DetectorOutput
 from sparsedet.predictor.detections import Detections
+from sparsedet.predictor.exported import ExportedDetector, is_exported
 from sparsedet.predictor.pictures import Picture, PictureSource, make_sample, read_picture
 from sparsedet.predictor.sources import read_ahead, read_pictures
 from sparsedet.predictor.tiles import Slicer
@@ -49,7 +51,8 @@ class Predictor:
     Args:
         weights: a checkpoint of a training run, converted weights, or the name of published ones,
             which are fetched the first time (``sparsedet weights`` lists them). Averaged weights
-            are taken where the run kept an average, as in its evaluation.
+            are taken where the run kept an average, as in its evaluation. Or a file of ``sparsedet
+            export``, which runs on the CPU and takes pictures as it was exported.
         config: a config, its file, or a name that ``sparsedet configs`` lists. None takes the one
             in the checkpoint, of which only parts of this package and of torch are built.
         device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
@@ -94,23 +97,88 @@ class Predictor:
                 "Predictor.weights must be a name or the path of a checkpoint, got "
                 f"{type(weights).__name__}."
             )
-        place = find_device(device, "Predictor.device")
-        cfg = _read_config(weights, config)
+        exported = is_exported(weights)
+        place = find_device("cpu" if exported and device == "auto" else device, "Predictor.device")
         self.batch_size = batch_size
         if whole and tiles is None:
             raise ValueError("Predictor.whole goes with tiles. Set tiles, or leave whole out.")
         self._slicing = None if tiles is None else (tiles, overlap, whole)
         if tiles is not None:
             self._slicer(None, 0.0)  # checks its arguments
-        self.mapper: DetectionMapper = instantiate(cfg.dataloader.test.mapper)
+        if exported:
+            self._open(weights, config, place, format_)
+        else:
+            self._build(weights, config, place, format_)
         # a mapper of the user's own may have none
         self._settings: PictureSettings | None = getattr(self.mapper, "pictures", None)
         # tiles are cut from whole pictures
         self._shrink = getattr(self.mapper, "shrink", None) if tiles is None else None
+        self._lock = RLock()  # the keep ratio of one thread's call is not that of another's
+
+    def _build(
+        self, weights: str | PathLike[str], config: Any, place: torch.device, format_: str
+    ) -> None:
+        cfg = _read_config(weights, config)
+        self.mapper: DetectionMapper = instantiate(cfg.dataloader.test.mapper)
         self.class_names = _class_names(cfg.dataset)
         model = prepare_for_inference(load_detector(cfg, weights, place))
-        self.model = model.to(_DTYPES[format_])
-        self._lock = RLock()  # the keep ratio of one thread's call is not that of another's
+        self.model: torch.nn.Module = model.to(_DTYPES[format_])
+
+    def _open(
+        self, path: str | PathLike[str], config: Any, place: torch.device, format_: str
+    ) -> None:
+        """An exported detector, which is on the CPU and in the format that it has."""
+        for name, given in (
+            ("config", config),
+            ("dtype", None if format_ == "float32" else format_),
+        ):
+            if given is not None:
+                raise ValueError(
+                    f"Predictor.{name} is fixed in an exported file such as {path}. Leave it out, "
+                    "or export the checkpoint anew."
+                )
+        if place.type != "cpu":
+            raise ValueError(f"Predictor.device must be cpu for {path}, got {place.type}.")
+        self.model = model = ExportedDetector(path)
+        self.mapper, self.class_names = model.mapper(), model.contract.class_names
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        size: tuple[int, int] | None = None,
+        *,
+        half: bool = False,
+        custom_op: bool = True,
+    ) -> Exported:
+        """Write the detector as one file that runs elsewhere, see ``sparsedet.export.export``.
+
+        Args:
+            path: ends in ``.pt2`` or ``.onnx``.
+            size: (h, w) in pixels; None = what the test transform makes of a 4:3 picture.
+            half: weights in float16.
+            custom_op: see there.
+        """
+        size = size or self._usual_size()
+        pictures = self._settings or PictureSettings()
+        return export(
+            self.model,
+            path,
+            size=size,
+            class_names=self.class_names,
+            pictures=pictures,
+            half=half,
+            custom_op=custom_op,
+        )
+
+    def _usual_size(self) -> tuple[int, int]:
+        known = getattr(self.mapper, "output_size", lambda *size: None)(3000, 4000)
+        if known is None or known == (3000, 4000):
+            raise ValueError(
+                "Predictor.export: the test transform does not say how large pictures become. Set "
+                "size."
+            )
+        divisor = getattr(self.model.backbone, "size_divisibility", 0) or 1
+        return tuple(-(-side // divisor) * divisor for side in known)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_lock"}

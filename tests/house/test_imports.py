@@ -50,6 +50,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
     ("weights", "conversion"),  # what is fetched is brought to our names
     ("predictor", "loading"),
+    ("predictor", "export"),
     ("predictor", "visualization"),
     ("changes", "loading"),
     ("resuming", "loading"),
@@ -98,6 +99,8 @@ THIRD_PARTY = {
     "av": {"predictor.video"},
     "mlflow": {"events"},
     "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "onnxscript": {"export"},
     "detectron2": {"interop.detectron2", "interop.detrex"},
     "detrex": {"interop.detrex"},
     "transformers": {"interop.transformers"},

@@ -1,0 +1,72 @@
+"""Write a detector as one file that runs elsewhere, and check it in a new process.
+
+    sparsedet export model_best.pth detector.onnx --size 640 640
+    sparsedet export model_best.pth detector.pt2
+    sparsedet export model_best.pth detector.pt2 --no-custom-op
+    sparsedet export weights.pth detector.onnx --config-file CONFIG --half
+
+A .onnx file has standard operators alone and runs by any runtime of ONNX. A .pt2 file runs by
+torch.export.load, and calls the compiled operator of sparsedet unless --no-custom-op is given.
+`sparsedet predict FILE pictures` runs both: how pictures are resized and what the classes are
+called is in the file.
+Exit codes: 0 done; 1 the file was written, and differs from the model by more than rounding; 2 an
+input is wrong (one sentence says which).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsedet.cli.common import add_trust, answer, make_parser, print_error
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and run."""
+    return answer(run, _parser(prog).parse_args(argv))
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    add = parser.add_argument
+    add("weights", metavar="WEIGHTS", help="checkpoint, such as model_best.pth")
+    add("output", type=Path, metavar="OUT", help="file.pt2 or file.onnx")
+    add("--config-file", metavar="CONFIG", help="for weights without a config")
+    add_trust(parser)
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="pixels that pictures are fitted into (default: as the test set, of 4:3 pictures)",
+    )
+    add("--half", action="store_true", help="weights in float16")
+    add("--no-custom-op", action="store_true", help="a .pt2 file that runs without sparsedet")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, compare and tell.
+
+    Raises:
+        ValueError: an input is wrong.
+    """
+    from sparsedet.export.formats import require_suffix
+    from sparsedet.predictor import Predictor
+
+    require_suffix(args.output)
+    try:
+        predictor = Predictor(args.weights, args.config_file, device="cpu")
+        size = None if args.size is None else tuple(args.size)
+        made = predictor.export(args.output, size, half=args.half, custom_op=not args.no_custom_op)
+    except ImportError as error:  # an extra is missing, the message names it
+        print_error(error)
+        return 2
+    height, width = made.contract.size
+    print(f"{made.path}: {made.megabytes:.1f} MB, pictures of {height} x {width}")
+    print(f"differences in a new process, two pictures: {made.differences}")
+    if made.differences.small or args.half:  # rounding to float16 is what was asked for
+        return 0
+    print_error("These are more than rounding makes. Do not use the file without an evaluation.")
+    return 1

@@ -1,0 +1,107 @@
+"""A detector as one program of tensors: pixels in, the best detections out."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from sparsedet.export.contract import ExportError
+from sparsedet.export.sampling import gathered_attention
+from sparsedet.layers.deformable_attention.operator import FORWARD
+from sparsedet.modeling import OracleScorer, RandomScorer, TokenSparseDetector
+from sparsedet.modeling.detector import top_detections
+from sparsedet.modeling.stages import Size
+from sparsedet.structures import cxcywh_to_xyxy
+
+_REFUSED: dict[type[nn.Module], str] = {
+    OracleScorer: "looks at the objects that it is to find",
+    RandomScorer: "draws its tokens anew in every pass",
+}
+
+
+class DeployedDetector(nn.Module):
+    """What an exported file computes.
+
+    Args:
+        detector: in eval mode, in the format that the file is to have.
+    """
+
+    def __init__(self, detector: TokenSparseDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
+        """Detect in pictures that fill the input.
+
+        Args:
+            images: RGB in 0..255.
+
+        Returns:
+            Scores ``[B n]`` in falling order, -1 where there is no detection; labels ``[B n]``;
+            boxes ``[B n 4]``, xyxy in pixels of the input; and, where the encoder updates some
+            tokens alone, the cells ``[B k]`` that its first layer updates, best first.
+        """
+        model, (height, width) = self.detector, images.shape[-2:]
+        batch = images.shape[0]
+        normalized = (images - model.pixel_mean) / model.pixel_std
+        output = model.detect(normalized, ((height, width),) * batch)
+        scores, labels, boxes = top_detections(output.decoder[-1], model.max_detections)
+        sides = boxes.new_tensor((width, height, width, height))
+        answer = (scores.float(), labels, cxcywh_to_xyxy(boxes).clamp(0.0, 1.0) * sides)
+        kept = output.selections[0].indices if output.selections else None
+        return answer if kept is None else (*answer, kept)
+
+
+def require_exportable(model: nn.Module) -> TokenSparseDetector:
+    """Refuse by name what no exported program can do.
+
+    Raises:
+        ExportError: the model, or a part of it, cannot be exported.
+    """
+    if not isinstance(model, TokenSparseDetector):
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported, a TokenSparseDetector can. torchvision's "
+            "detectors have exporters of their own."
+        )
+    for name, part in model.named_modules():
+        reason = _REFUSED.get(type(part))
+        if reason is not None:
+            raise ExportError(
+                f"model.{name} is a {type(part).__name__}, which {reason}, and cannot be exported. "
+                "Set another scorer."
+            )
+    return model
+
+
+def require_size(model: TokenSparseDetector, size: Size) -> None:
+    """Refuse sizes that the backbone would have to pad.
+
+    Raises:
+        ExportError: names the nearest size that fits.
+    """
+    divisor = getattr(model.backbone, "size_divisibility", 0) or 1
+    fitting = tuple(max(1, -(-side // divisor)) * divisor for side in size)
+    if fitting != tuple(size):
+        raise ExportError(
+            f"--size must be multiples of {divisor} for this backbone, got {size[0]} {size[1]}. "
+            f"Set --size {fitting[0]} {fitting[1]}."
+        )
+
+
+def trace(model: TokenSparseDetector, size: Size, *, custom_op: bool) -> ExportedProgram:
+    """The program of a detector for one picture of one size.
+
+    Args:
+        model: in eval mode.
+        size: (h, w) in pixels.
+        custom_op: keep ``torch.ops.sparsedet.ms_deform_attn``; otherwise gathers take its place,
+            and the program runs where there is no sparsedet.
+    """
+    images = torch.zeros(1, 3, *size, device=model.device)
+    with torch.no_grad():
+        program = torch.export.export(DeployedDetector(model).eval(), (images,))
+        if custom_op:
+            return program
+        return program.run_decompositions({FORWARD: gathered_attention})

@@ -1,0 +1,221 @@
+"""Exported files run in a new process as the model does, and tell how they are to be called."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sparsedet
+from sparsedet import Predictor
+from sparsedet.cli.main import main
+from sparsedet.export import ExportError, export
+from sparsedet.export.check import compare
+from sparsedet.export.contract import KEY, Contract
+from sparsedet.export.formats import read
+from sparsedet.export.graph import DeployedDetector, trace
+from sparsedet.export.sampling import gathered_attention
+from sparsedet.layers import ms_deform_attn
+from sparsedet.predictor.pictures import make_sample, read_picture
+from tests.modeling import small
+from tests.predictor.trained import NAMES, write_checkpoint, write_pictures
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_checkpoint(folder)
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(run: Path) -> Predictor:
+    return Predictor(run / "model_best.pth", device="cpu")
+
+
+@pytest.fixture(scope="module", params=["ours.pt2", "plain.pt2", "plain.onnx"])
+def made(request: pytest.FixtureRequest, run: Path, predictor: Predictor):
+    name: str = request.param
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxruntime")
+    return predictor.export(run / name, SIZE, custom_op=name.startswith("ours"))
+
+
+def test_a_file_answers_as_the_model_does_in_a_new_process(made):
+    assert made.differences.small, made.differences
+    assert made.differences.tokens == 0  # the same were kept
+    assert made.differences.scores < 1e-5
+
+
+def test_a_file_tells_how_it_is_called(made):
+    contract, answer = read(made.path)
+    assert contract == made.contract
+    assert (contract.size, contract.class_names) == (SIZE, tuple(NAMES))
+    scores, labels, boxes, kept = answer(np.zeros((1, 3, *SIZE), dtype=np.float32))
+    assert scores.shape == labels.shape == boxes.shape[:2] == (1, scores.shape[1])
+    assert (np.diff(scores) <= 0).all()
+    assert kept.shape[0] == 1
+
+
+def test_predictions_of_a_file_are_those_of_the_model(made, run, predictor):
+    """A picture that fills the input; one that does not is fitted into it, without padding."""
+    exported = Predictor(made.path, device="cpu")
+    picture = read_picture(run / "val" / "plain.png")  # 120 x 90 becomes 85 x 64
+    sample = make_sample(exported.mapper, picture)
+    assert sample["image"].shape == (3, 64, 85)
+    filled = torch.from_numpy(exported.model.fill(sample["image"]))
+    with torch.inference_mode():
+        scores, labels, boxes, *_ = DeployedDetector(predictor.model)(filled)
+    boxes = boxes[0] * boxes.new_tensor((120 / 85, 90 / 64) * 2)
+    boxes[:, 0::2], boxes[:, 1::2] = boxes[:, 0::2].clamp(0, 120), boxes[:, 1::2].clamp(0, 90)
+    found = exported(run / "val" / "plain.png", score_threshold=0)
+    assert found.class_names == tuple(NAMES)
+    np.testing.assert_allclose(found.scores, scores[0], atol=1e-5)
+    np.testing.assert_array_equal(found.labels, labels[0])
+    np.testing.assert_allclose(found.boxes_xyxy, boxes, atol=2e-3)
+
+
+def test_the_input_is_filled_with_the_mean(made):
+    exported = Predictor(made.path, device="cpu")
+    filled = exported.model.fill(torch.full((3, 10, 20), 7, dtype=torch.uint8))
+    assert filled.shape == (1, 3, *SIZE)
+    assert (filled[0, :, :10, :20] == 7).all()
+    mean = np.asarray([123.675, 116.28, 103.53], dtype=np.float32)
+    np.testing.assert_allclose(filled[0, :, 10:].reshape(3, -1).T, mean[None].repeat(54 * 96, 0))
+
+
+def test_onnx_has_standard_operators_alone(run, predictor):
+    onnx = pytest.importorskip("onnx")
+    path = run / "standard.onnx"
+    predictor.export(path, SIZE)
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    kinds = {node.op_type for node in model.graph.node}
+    assert "GridSample" not in kinds and "GatherElements" in kinds
+    weights = sum(p.numel() for p in predictor.model.parameters()) * 4
+    assert path.stat().st_size < 1.3 * weights + 300_000  # none is there twice, and no code
+    assert str(Path(sparsedet.__file__).parent).encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "points", [float("nan"), float("inf"), -1e30, -0.2, 0.0, 0.5, 1.0, 1.2], ids=str
+)
+def test_gathers_sample_as_the_operator_does(points):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7, 9), (4, 5), (1, 1)]
+    value = torch.randn(2, 84, 3, 8, generator=generator)
+    locations = torch.rand(2, 11, 3, 3, 4, 2, generator=generator) * 1.6 - 0.3
+    locations[0, :2, :, :, 0, 1] = points
+    weights = torch.rand(2, 11, 3, 3, 4, generator=generator)
+    expected = ms_deform_attn(value, shapes, locations, weights)
+    got = gathered_attention(value, [side for pair in shapes for side in pair], locations, weights)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_program_without_our_operator_has_none_of_it():
+    model = small.detector(small.NAMED["sparse"]).eval()
+    named = [str(node.target) for node in trace(model, SIZE, custom_op=False).graph.nodes]
+    assert not any("sparsedet" in name for name in named)
+    named = [str(node.target) for node in trace(model, SIZE, custom_op=True).graph.nodes]
+    assert any("sparsedet.ms_deform_attn" in name for name in named)
+
+
+def test_another_answer_is_told():
+    scores, labels = np.asarray([[0.9, 0.5]]), np.asarray([[1, 2]])
+    boxes = np.asarray([[[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 20.0, 30.0]]])
+    own = [scores, labels, boxes, np.asarray([[1, 2, 3, 4]])]
+    assert compare([own], [own], SIZE).small
+    moved = compare([[scores, labels, boxes + np.asarray([0.96, 0, 0, 0]), own[3]]], [own], SIZE)
+    assert moved.boxes == pytest.approx(0.01) and not moved.small
+    renamed = compare([[scores, np.asarray([[1, 0]]), boxes, own[3]]], [own], SIZE)
+    assert renamed.labels == 0.5 and not renamed.small
+    other_tokens = compare([[scores, labels, boxes, np.asarray([[1, 2, 3, 5]])]], [own], SIZE)
+    assert other_tokens.tokens == 0.25 and not other_tokens.small
+
+
+def test_what_cannot_be_exported_is_said_by_name(tmp_path, run, predictor):
+    class Other(torch.nn.Module):
+        pass
+
+    facts = dict(size=SIZE, class_names=NAMES, pictures=None)
+    with pytest.raises(ExportError, match="Other cannot be exported"):
+        export(Other(), tmp_path / "a.pt2", **facts)
+    random = small.detector(small.NAMED["sparse"])
+    random.scorer = small.build(small.SCORERS.get("RandomScorer"))
+    with pytest.raises(ExportError, match=r"model\.scorer is a RandomScorer, which draws"):
+        export(random, tmp_path / "a.pt2", **facts)
+    with pytest.raises(ExportError, match=r"a\.engine must end in \.pt2 or \.onnx"):
+        predictor.export(tmp_path / "a.engine", SIZE)
+    divided = small.detector(small.NAMED["sparse"])
+    divided.backbone.size_divisibility = 32
+    with pytest.raises(ExportError, match="Set --size 64 128"):
+        export(divided, tmp_path / "a.pt2", size=(64, 100), class_names=NAMES, pictures=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_another_kind_are_refused(tmp_path, made):
+    with pytest.raises(ExportError, match="is not a file"):
+        Predictor(tmp_path / "none.pt2")
+    broken = tmp_path / f"broken{made.path.suffix}"
+    broken.write_bytes(made.path.read_bytes()[:5000])
+    with pytest.raises(ExportError, match="cannot be read"):
+        Predictor(broken)
+    with pytest.raises(ValueError, match=r"Predictor\.dtype is fixed in an exported file"):
+        Predictor(made.path, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"Predictor\.config is fixed"):
+        Predictor(made.path, "quickstart")
+    with pytest.raises(ValueError, match=r"Predictor\.keep_ratio needs a model"):
+        Predictor(made.path)(np.zeros((8, 8, 3), dtype=np.uint8), keep_ratio=0.1)
+
+
+def test_a_program_without_facts_is_refused(tmp_path):
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "other.pt2")
+    with pytest.raises(ExportError, match="does not say how it is to be called"):
+        Predictor(tmp_path / "other.pt2")
+
+
+def test_the_contract_is_read_as_it_was_written():
+    contract = Contract(
+        size=(2, 3), fill=(1.0, 2.0, 3.0), class_names=("ä", "b"), score_threshold=0.5,
+        precision="float32", custom_op=False, value_range=(0.0, 9.0), max_pixels=5, version="1",
+    )  # fmt: skip
+    assert Contract.from_json(contract.to_json(), "file") == contract
+    assert "x1, y1, x2, y2" in json.loads(contract.to_json())["boxes"]
+
+
+def test_the_command_says_what_it_wrote(run, capsys):
+    out = run / "command.pt2"
+    assert main(["export", str(run / "model_best.pth"), str(out), "--size", "64", "64"]) == 0
+    told = capsys.readouterr().out
+    assert "pictures of 64 x 64" in told and "differences in a new process" in told
+    with zipfile.ZipFile(out) as archive:
+        assert any(name.endswith(KEY) for name in archive.namelist())
+    found = ["predict", str(out), str(run / "val"), "--output", str(run / "found")]
+    assert main(found) in (0, 1)  # a picture of the set has no colors
+    assert (run / "found" / "predictions.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("name", small.NAMED)
+def test_named_systems_are_exported(name, suffix, tmp_path):
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = small.detector(small.NAMED[name])
+    from sparsedet.data import PictureSettings
+
+    made = export(
+        model, tmp_path / f"a{suffix}", size=SIZE, class_names=NAMES, pictures=PictureSettings(),
+        custom_op=False,
+    )  # fmt: skip
+    assert made.differences.small, made.differences
