@@ -76,7 +76,7 @@ def export(
     if path.suffix == ".onnx":
         require_onnx()
         custom_op = False
-    copy = deepcopy(require_exportable(model)).eval()
+    copy = deepcopy(require_exportable(model)).eval().requires_grad_(False)
     require_size(copy, size)
     expected = _answers(copy, size)
     copy = copy.to(torch.float16) if half else copy
