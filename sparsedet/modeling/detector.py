@@ -236,7 +236,8 @@ class TokenSparseDetector(ImageDetector):
 
         Args:
             images: normalized and zero-padded; they become of the format of the weights.
-            image_sizes: (h, w) of each unpadded image, host integers.
+            image_sizes: (h, w) of each unpadded image, host integers; one entry where all are of
+                that size.
             targets: for training, and for scorers that look at them.
             record: what to record for the criterion, see ``SetCriterion.requires``.
         """
