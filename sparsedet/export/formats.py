@@ -54,27 +54,51 @@ def write(program: ExportedProgram, path: Path, contract: Contract) -> None:
         program: of one picture, without our operator where the file is an ONNX one.
         path: its suffix says the format.
         contract: goes into the file.
+
+    Raises:
+        ExportError: the program has a step that ONNX does not have.
     """
     if path.suffix == ".pt2":
         with atomic_write(path) as file:
             torch.export.save(program, file, extra_files={KEY: contract.to_json()})
         return
-    with _quiet():
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
-            verbose=False,
-        )
-    assert made is not None
+    made = _to_onnx(program, path)
     made.model.metadata_props[KEY] = contract.to_json()
     proto = made.model_proto
     for node in proto.graph.node:  # the lines of code that each came from, larger than the weights
         del node.metadata_props[:]
     with atomic_write(path) as file:
         file.write(proto.SerializeToString())
+
+
+def _to_onnx(program: ExportedProgram, path: Path) -> Any:
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
+                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise ExportError(
+            f"{path} is not written: the exporter to ONNX fails ({str(reason).splitlines()[0]}). "
+            "Write a .pt2 file instead, or set another part in the place of what does this."
+        ) from error
+
+
+def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """``aten.sort.stable``: of equal values, TopK of ONNX gives the first one first, too."""
+    from onnxscript import opset18
+
+    length = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
+    return opset18.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 @contextmanager
