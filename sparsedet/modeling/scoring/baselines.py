@@ -50,6 +50,7 @@ class OracleScorer(nn.Module):
     needs_token_embedding = False
     needs_head = False
     learns = None
+    not_exportable = "looks at the objects that are to be found. Set another scorer."
 
     def forward(
         self,
