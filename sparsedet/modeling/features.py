@@ -374,9 +374,9 @@ def flatten_maps(
         image_sizes: (h, w) of each unpadded image, or one entry for all.
     """
     shapes = tuple(
-        m.shape if isinstance(m, PartialMap) else (int(m.shape[-2]), int(m.shape[-1])) for m in maps
+        m.shape if isinstance(m, PartialMap) else (m.shape[-2], m.shape[-1]) for m in maps
     )
-    images = tuple((int(h), int(w)) for h, w in image_sizes)
+    images = tuple((h, w) for h, w in image_sizes)
     sizes = _sizes_of_levels(len(images), shapes, strides, images)
     tokens = torch.cat(
         [m.tokens if isinstance(m, PartialMap) else m.flatten(2).transpose(1, 2) for m in maps],
