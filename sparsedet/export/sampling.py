@@ -69,5 +69,4 @@ def _neighbors(places: Tensor, length: int) -> tuple[Tensor, Tensor]:
     cells = middle.floor() + torch.arange(2, device=places.device)[:, None]
     shares = 1.0 - (middle - cells).abs()
     inside = (cells >= 0.0) & (cells < length)
-    nothing = torch.zeros_like(cells)
-    return torch.where(inside, cells, nothing).long(), torch.where(inside, shares, nothing)
+    return torch.where(inside, cells, 0.0).long(), torch.where(inside, shares, 0.0)
