@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
+from sparsedet.allocator import TUNED
 from sparsedet.files import write_json
 
 from .cases import SMALL_MODEL
 from .model import DINO, FOCUS, SPARSE
 from .report import read_json
 
-TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2"}
 FORMATS = ("--dtype", "float32", "bfloat16")
 SHARES = ("0.1", "0.3", "0.5")

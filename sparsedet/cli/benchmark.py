@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsedet.allocator import add_allocator, use_allocator
 from sparsedet.cli.common import make_parser, print_error
 from sparsedet.config.naming import nearest
 
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words and words[0] in MODES:
+            _allocate(words)
             from sparsedet.benchmark.modes import failures, run_mode
 
             return int(failures(run_mode(words)))
@@ -67,6 +69,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (ValueError, OSError) as error:
         print_error(error)
         return 2
+
+
+def _allocate(words: Sequence[str]) -> None:
+    """What the parser of a mode would find, before anything heavy is imported."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_allocator(early)
+    use_allocator(early.parse_known_args(words)[0].allocator)
 
 
 def _suite(args: argparse.Namespace) -> int:
