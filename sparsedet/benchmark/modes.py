@@ -14,7 +14,7 @@ import torch
 from sparsedet.allocator import add_allocator
 from sparsedet.config import trusting
 
-from . import dataloader, encoder, evaluation, gpu, large, model, op, swap, train_step
+from . import dataloader, deploy, encoder, evaluation, gpu, large, model, op, swap, train_step
 from .cases import positive
 from .report import Record, Table, environment, print_facts
 
@@ -41,6 +41,7 @@ MODES = {
         "encoder": encoder,
         "model": model,
         "large": large,
+        "deploy": deploy,
         "train-step": train_step,
         "dataloader": dataloader,
         "eval": evaluation,
