@@ -4,7 +4,8 @@ Every form answers the same picture in turns with the eager model, in rounds, af
 / eager` is the median of the ratios within a round. `start s` is what it takes from a process with
 torch to the first answer: reading or building, and compiling. Differences are the largest from the
 eager model in fp32. Peak memory is that of the whole process. Exports are written before, and
---files keeps them for the next run. A model is a config, with random weights, or a checkpoint.
+--files keeps them for the next run. A model is a config, with random weights, or a checkpoint,
+whose answers are compared as well.
 """
 
 from __future__ import annotations
@@ -251,7 +252,8 @@ def _with_file(eager: Deployed, name: str, folder: Path) -> Deployed:
 
 def _row(case: Deployed, passes: Sequence[Row], references: Sequence[Row]) -> Row:
     answers = [passes[-1]["answer"]], [references[-1]["answer"]]
-    differences = compare(*answers, case.size)
+    trained = Path(case.config).suffix == ".pth"  # of random weights, no answer is the best
+    differences = asdict(compare(*answers, case.size)) if trained else None
     path = None if case.path is None else Path(case.path)
     times, others = ([{"total": each["ms"]} for each in x] for x in (passes, references))
     return {
@@ -263,7 +265,7 @@ def _row(case: Deployed, passes: Sequence[Row], references: Sequence[Row]) -> Ro
         "file_mb": None if path is None else path.stat().st_size / 1e6,
         "memory": passes[-1]["memory"],
         "allocator": passes[-1]["allocator"],
-        "differences": asdict(differences),
+        "differences": differences,
     }
 
 
@@ -278,8 +280,6 @@ def _line(row: Row) -> list[str]:
     place = [Path(row["config"]).stem, size_text(row["size"]), row["form"]]
     if "error" in row:
         return [*place, "failed", *[""] * 7]
-    far = row["differences"]
-    tokens = far["tokens"]
     return [
         *place,
         number(row["ms"]["median"] / 1e3, 3),
@@ -287,7 +287,13 @@ def _line(row: Row) -> list[str]:
         number(row["start_s"], 1),
         number(row["file_mb"], 1),
         number(row["memory"]["peak_mb"], 0),
-        f"{far['scores']:.0e}",
-        f"{100 * far['boxes']:.2g} %",
-        "" if tokens is None else f"{100 * tokens:.2g} %",
+        *_differences(row["differences"]),
     ]
+
+
+def _differences(far: Row | None) -> list[str]:
+    if far is None:
+        return [""] * 3
+    tokens = far["tokens"]
+    shares = [f"{100 * far['boxes']:.2g} %", "" if tokens is None else f"{100 * tokens:.2g} %"]
+    return [f"{far['scores']:.0e}", *shares]

@@ -347,7 +347,8 @@ def _tiny(words: list[str]) -> list[str]:
         more += ["--dry-run"]
     else:
         more += ["--max-images", "2", "--shapes-size", "64x96"]
-    small = [] if mode in ("op", "gpu-op", "large") else SMALL_MODEL
+    own = mode in ("op", "gpu-op", "large") or "photos" in words
+    small = [] if own else SMALL_MODEL
     return [mode, *small, *merged(words[1:], more)]
 
 
