@@ -4,11 +4,14 @@
     sparsedet export model_best.pth detector.pt2
     sparsedet export model_best.pth detector.pt2 --no-custom-op
     sparsedet export weights.pth detector.onnx --config-file CONFIG --half
+    sparsedet export model_best.pth detector.onnx --int8           ranges from the training set
+    sparsedet export model_best.pth detector.onnx --int8 photos    ranges from these pictures
 
 A .onnx file has standard operators alone and runs by any runtime of ONNX. A .pt2 file runs by
 torch.export.load, and calls the compiled operator of sparsedet unless --no-custom-op is given.
 `sparsedet predict FILE pictures` runs both: how pictures are resized and what the classes are
-called is in the file.
+called is in the file. `sparsedet eval FILE` tells the AP of a file, which --half and --int8 may
+change.
 Exit codes: 0 done; 1 the file was written, and differs from the model by more than rounding; 2 an
 input is wrong (one sentence says which).
 """
@@ -42,6 +45,21 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="pixels that pictures are fitted into (default: as the test set, of 4:3 pictures)",
     )
     add("--half", action="store_true", help="weights in float16")
+    add(
+        "--int8",
+        nargs="?",
+        const="",
+        metavar="PICTURES",
+        help="layers in int8, for values as they have on these pictures: a file, folder or pattern "
+        "(default: the training set of the config)",
+    )
+    add(
+        "--int8-pictures",
+        type=int,
+        default=100,
+        metavar="N",
+        help="how many of them at most, evenly chosen (%(default)s)",
+    )
     add("--no-custom-op", action="store_true", help="a .pt2 file that runs without sparsedet")
     return parser
 
@@ -59,14 +77,54 @@ def run(args: argparse.Namespace) -> int:
     try:
         predictor = Predictor(args.weights, args.config_file, device="cpu")
         size = None if args.size is None else tuple(args.size)
-        made = predictor.export(args.output, size, half=args.half, custom_op=not args.no_custom_op)
+        files = None if args.int8 is None else _calibration(args)
+        made = predictor.export(
+            args.output, size, half=args.half, custom_op=not args.no_custom_op, quantize=files
+        )
     except ImportError as error:  # an extra is missing, the message names it
         print_error(error)
         return 2
     height, width = made.contract.size
     print(f"{made.path}: {made.megabytes:.1f} MB, pictures of {height} x {width}")
+    if files is not None:
+        print(f"int8, with the ranges of values on {len(files)} pictures")
     print(f"differences in a new process, two pictures: {made.differences}")
-    if made.differences.small or args.half:  # rounding to float16 is what was asked for
+    if made.differences.small or args.half or files:  # rounding is what was asked for
         return 0
     print_error("These are more than rounding makes. Do not use the file without an evaluation.")
     return 1
+
+
+def _calibration(args: argparse.Namespace) -> list[str]:
+    """Files of the pictures on which ranges are measured.
+
+    Raises:
+        ValueError: there are none.
+    """
+    from sparsedet.predictor.sources import find_files
+    from sparsedet.predictor.video import is_video
+
+    if args.int8_pictures < 1:
+        raise ValueError(f"--int8-pictures must be at least 1, got {args.int8_pictures}.")
+    if args.int8:
+        found = [file for file in find_files(args.int8) if not is_video(file)]
+        if not found:
+            raise ValueError(f"--int8 {args.int8} names videos alone. Name pictures.")
+    else:
+        found = _training_pictures(args)
+    step = max(1.0, len(found) / args.int8_pictures)
+    return [found[int(index * step)] for index in range(min(len(found), args.int8_pictures))]
+
+
+def _training_pictures(args: argparse.Namespace) -> list[str]:
+    from sparsedet.config import read_config
+    from sparsedet.data import DatasetError, open_dataset, part_arguments
+    from sparsedet.loading import trained_config
+
+    config = args.config_file
+    cfg = read_config(config) if config else trained_config(args.weights, "dataset")
+    try:
+        dataset = open_dataset(**part_arguments(cfg, "train"))
+    except DatasetError as error:
+        raise DatasetError(f"{error} Or name pictures: --int8 PICTURES.") from None
+    return [record["file_name"] for record in dataset.records]

@@ -19,6 +19,7 @@ from sparsedet.export.check import Differences, compare, run_afresh
 from sparsedet.export.contract import Contract, ExportError
 from sparsedet.export.formats import require_onnx, require_suffix, write
 from sparsedet.export.graph import DeployedDetector, require_exportable, require_size, trace
+from sparsedet.export.quantize import require_int8
 from sparsedet.modeling.stages import Size
 
 __all__ = ["Contract", "Differences", "ExportError", "Exported", "export"]
@@ -51,6 +52,7 @@ def export(
     score_threshold: float = 0.3,
     half: bool = False,
     custom_op: bool = True,
+    quantize: Sequence[np.ndarray] | None = None,
 ) -> Exported:
     """Write a detector as one file, and compare it with the model in a new process.
 
@@ -66,6 +68,9 @@ def export(
         half: weights and most of the computation in float16.
         custom_op: call the compiled operator, which needs sparsedet where the file runs. False =
             standard operators alone, as ONNX always has.
+        quantize: pictures ``[1 3 h w]``, float32 in 0..255, as the program takes them. With them,
+            linear layers and convolutions of an ONNX file are in int8, for values as they have on
+            these pictures, and answers are compared on two of these.
 
     Raises:
         ExportError: the model cannot be exported, or the file does not run.
@@ -73,12 +78,15 @@ def export(
     """
     path = Path(path)
     require_suffix(path)
+    if quantize is not None:
+        require_int8(path, quantize, half=half)
     if path.suffix == ".onnx":
         require_onnx()
         custom_op = False
-    copy = deepcopy(require_exportable(model)).eval()
+    copy = deepcopy(require_exportable(model)).eval().requires_grad_(False)
     require_size(copy, size)
-    expected = _answers(copy, size)
+    compared = _pictures(size) if quantize is None else np.concatenate(quantize[:2])
+    expected = _answers(copy, compared)
     copy = copy.to(torch.float16) if half else copy
     red, green, blue = (float(each) for each in copy.pixel_mean.flatten())
     contract = Contract(
@@ -86,14 +94,14 @@ def export(
         fill=(red, green, blue),
         class_names=tuple(class_names),
         score_threshold=score_threshold,
-        precision="float16" if half else "float32",
+        precision="int8" if quantize is not None else "float16" if half else "float32",
         custom_op=custom_op,
         value_range=pictures.value_range,
         max_pixels=pictures.max_pixels,
         version=__version__,
     )
-    write(trace(copy, size, custom_op=custom_op), path, contract)
-    got = run_afresh(path, _pictures(size), custom_op=custom_op)
+    write(trace(copy, size, custom_op=custom_op), path, contract, quantize)
+    got = run_afresh(path, compared, custom_op=custom_op)
     differences = compare(got, expected, size)
     return Exported(path, contract, path.stat().st_size / 1e6, differences)
 
@@ -105,10 +113,10 @@ def _pictures(size: Size) -> np.ndarray:
     return np.stack([x[: size[0], : size[1]].transpose(2, 0, 1) for x in drawn]).astype(np.float32)
 
 
-def _answers(model: nn.Module, size: Size) -> list[list[np.ndarray]]:
+def _answers(model: nn.Module, pictures: np.ndarray) -> list[list[np.ndarray]]:
     program = DeployedDetector(model)  # pyright: ignore[reportArgumentType]
     with torch.inference_mode():
         return [
             [each.numpy() for each in program(torch.from_numpy(picture[None]))]
-            for picture in _pictures(size)
+            for picture in pictures
         ]

@@ -123,8 +123,8 @@ def _compare(
     found = np.isfinite(far.min(1))
     tokens = None
     if len(got) > 3:
-        kept, own_kept = (set(each[3][0].tolist()) for each in (got, expected))
-        tokens = len(kept - own_kept) / max(1, len(own_kept))
+        kept, own_kept = (set(each[3][0].tolist()) - {-1} for each in (got, expected))
+        tokens = max(len(kept - own_kept), len(own_kept - kept)) / max(1, len(own_kept))
     return Differences(
         scores=float(np.abs(scores - own).max(initial=0.0)),
         boxes=float(np.abs((boxes - own_boxes[nearest]) / sides)[found].max(initial=0.0)),

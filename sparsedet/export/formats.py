@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from sparsedet.export.contract import KEY, OUTPUTS, Contract, ExportError
+from sparsedet.export.quantize import quantize
 from sparsedet.files import atomic_write
 
 OPSET = 18
@@ -47,13 +48,19 @@ def require_onnx() -> None:
         ) from error
 
 
-def write(program: ExportedProgram, path: Path, contract: Contract) -> None:
+def write(
+    program: ExportedProgram,
+    path: Path,
+    contract: Contract,
+    calibration: Sequence[np.ndarray] | None = None,
+) -> None:
     """Write a program with its contract; the file is the whole new one or not there.
 
     Args:
         program: of one picture, without our operator where the file is an ONNX one.
         path: its suffix says the format.
         contract: goes into the file.
+        calibration: pictures, where an ONNX file is to be in int8.
     """
     if path.suffix == ".pt2":
         with atomic_write(path) as file:
@@ -68,9 +75,11 @@ def write(program: ExportedProgram, path: Path, contract: Contract) -> None:
             output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
             verbose=False,
         )
-    assert made is not None
-    made.model.metadata_props[KEY] = contract.to_json()
-    proto = made.model_proto
+        assert made is not None
+        proto = made.model_proto
+        if calibration is not None:
+            proto = quantize(proto, calibration)
+    proto.metadata_props.add(key=KEY, value=contract.to_json())
     for node in proto.graph.node:  # the lines of code that each came from, larger than the weights
         del node.metadata_props[:]
     with atomic_write(path) as file:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from traceback import walk_tb
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,15 +13,10 @@ from torch.export import ExportedProgram
 from sparsedet.export.contract import ExportError
 from sparsedet.export.sampling import gathered_attention
 from sparsedet.layers.deformable_attention.operator import FORWARD
-from sparsedet.modeling import OracleScorer, RandomScorer, TokenSparseDetector
+from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.detector import top_detections
-from sparsedet.modeling.stages import Size
+from sparsedet.modeling.stages import DetectorOutput, Size
 from sparsedet.structures import cxcywh_to_xyxy
-
-_REFUSED: dict[type[nn.Module], str] = {
-    OracleScorer: "looks at the objects that it is to find",
-    RandomScorer: "draws its tokens anew in every pass",
-}
 
 
 class DeployedDetector(nn.Module):
@@ -41,7 +39,8 @@ class DeployedDetector(nn.Module):
         Returns:
             Scores ``[B n]`` in falling order, -1 where there is no detection; labels ``[B n]``;
             boxes ``[B n 4]``, xyxy in pixels of the input; and, where the encoder updates some
-            tokens alone, the cells ``[B k]`` that its first layer updates, best first.
+            cells alone, those ``[B k]`` that its first layer updates, best first, -1 where there
+            are fewer.
         """
         model, (height, width) = self.detector, images.shape[-2:]
         batch = images.shape[0]
@@ -50,8 +49,23 @@ class DeployedDetector(nn.Module):
         scores, labels, boxes = top_detections(output.decoder[-1], model.max_detections)
         sides = boxes.new_tensor((width, height, width, height))
         answer = (scores.float(), labels, cxcywh_to_xyxy(boxes).clamp(0.0, 1.0) * sides)
-        kept = output.selections[0].indices if output.selections else None
+        kept = _kept_cells(output)
         return answer if kept is None else (*answer, kept)
+
+
+def _kept_cells(output: DetectorOutput) -> Tensor | None:
+    """Cells of all levels that the first encoder layer updates; None where these are all."""
+    features = output.features
+    first = output.selections[0] if output.selections else features.all_tokens
+    kept = first.indices
+    if features.in_parts:
+        cells = torch.arange(features.num_cells, device=features.tokens.device)
+        cells = features.of_cells(cells.expand(features.batch_size, -1))
+        cells = cells.masked_fill(features.padding_mask, -1)
+        kept = cells if kept is None else cells.gather(1, kept)
+    if kept is None or first.valid is None:
+        return kept
+    return kept.where(first.valid, -1)
 
 
 def require_exportable(model: nn.Module) -> TokenSparseDetector:
@@ -66,12 +80,9 @@ def require_exportable(model: nn.Module) -> TokenSparseDetector:
             "detectors have exporters of their own."
         )
     for name, part in model.named_modules():
-        reason = _REFUSED.get(type(part))
+        reason = getattr(part, "not_exportable", None)
         if reason is not None:
-            raise ExportError(
-                f"model.{name} is a {type(part).__name__}, which {reason}, and cannot be exported. "
-                "Set another scorer."
-            )
+            raise ExportError(f"model.{name} cannot be exported: {type(part).__name__} {reason}")
     return model
 
 
@@ -101,7 +112,26 @@ def trace(model: TokenSparseDetector, size: Size, *, custom_op: bool) -> Exporte
     """
     images = torch.zeros(1, 3, *size, device=model.device)
     with torch.no_grad():
-        program = torch.export.export(DeployedDetector(model).eval(), (images,))
+        try:
+            program = torch.export.export(DeployedDetector(model).eval(), (images,))
+        except Exception as error:  # of a part of one's own, of any class
+            raise _untraceable(model, error) from error
         if custom_op:
             return program
         return program.run_decompositions({FORWARD: gathered_attention})
+
+
+def _untraceable(model: nn.Module, error: Exception) -> ExportError:
+    """The innermost module of the model that ran when its trace failed, and why it did."""
+    names, culprit, place = {id(part): name for name, part in model.named_modules()}, "", ""
+    for frame, line in walk_tb(error.__traceback__):
+        name = names.get(id(frame.f_locals.get("self")))
+        if name is not None:
+            culprit, place = name, f"{Path(frame.f_code.co_filename).name}:{line}"
+    part = model.get_submodule(culprit)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ExportError(
+        f"{'.'.join(('model', culprit)).rstrip('.')} cannot be exported: {type(part).__name__} "
+        f"({place}) fails to be traced ({reason}). A program has the same steps and sizes for "
+        "every picture: write it without numbers that the host reads from tensors, or set another."
+    )

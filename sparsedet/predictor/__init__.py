@@ -15,6 +15,7 @@ import torch
 
 from sparsedet.config import ConfigError, instantiate, read_config, setting, texts
 from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
+from sparsedet.data.transforms import FitInside
 from sparsedet.export import Exported, export
 from sparsedet.loading import (
     find_device,
@@ -26,7 +27,7 @@ from sparsedet.loading import (
 from sparsedet.modeling import prepare_for_inference
 from sparsedet.modeling.stages import DetectorOutput
 from sparsedet.predictor.detections import Detections
-from sparsedet.predictor.exported import ExportedDetector, is_exported
+from sparsedet.predictor.exported import ExportedDetector, filled, is_exported
 from sparsedet.predictor.pictures import Picture, PictureSource, make_sample, read_picture
 from sparsedet.predictor.sources import read_ahead, read_pictures
 from sparsedet.predictor.tiles import Slicer
@@ -149,6 +150,7 @@ class Predictor:
         *,
         half: bool = False,
         custom_op: bool = True,
+        quantize: PictureSource | Iterable[PictureSource] | None = None,
     ) -> Exported:
         """Write the detector as one file that runs elsewhere, see ``sparsedet.export.export``.
 
@@ -157,9 +159,16 @@ class Predictor:
             size: (h, w) in pixels; None = what the test transform makes of a 4:3 picture.
             half: weights in float16.
             custom_op: see there.
+            quantize: pictures as ``stream`` takes them, such as those of the training set: an ONNX
+                file is in int8 then, for values as these pictures have.
+
+        Raises:
+            DatasetError: a picture cannot be read.
+            ExportError: as there.
         """
         size = size or self._usual_size()
         pictures = self._settings or PictureSettings()
+        inputs = None if quantize is None else self._inputs(quantize, size)
         return export(
             self.model,
             path,
@@ -168,7 +177,16 @@ class Predictor:
             pictures=pictures,
             half=half,
             custom_op=custom_op,
+            quantize=inputs,
         )
+
+    def _inputs(self, sources: Any, size: tuple[int, int]) -> list[np.ndarray]:
+        """Pictures as a program of one size takes them."""
+        settings = self._settings or PictureSettings()
+        mapper = DetectionMapper([FitInside(size)], pictures=settings)
+        color = require_tokens(self.model).pixel_mean.flatten().tolist()
+        pictures = read_pictures(sources, None, settings, mapper.shrink)
+        return [filled(make_sample(mapper, each)["image"], size, color) for each in pictures]
 
     def _usual_size(self) -> tuple[int, int]:
         known = getattr(self.mapper, "output_size", lambda *size: None)(3000, 4000)

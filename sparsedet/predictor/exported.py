@@ -15,11 +15,26 @@ from sparsedet.data import DetectionMapper, PictureSettings
 from sparsedet.data.transforms import FitInside
 from sparsedet.export.formats import SUFFIXES, read
 from sparsedet.modeling.inputs import check_samples, make_instances
+from sparsedet.modeling.stages import Size
 
 
 def is_exported(path: Any) -> bool:
     """Whether a path is that of an exported detector, by its name."""
     return isinstance(path, (str, os.PathLike)) and Path(path).suffix in SUFFIXES
+
+
+def filled(image: Tensor, size: Size, color: Sequence[float]) -> np.ndarray:
+    """A picture at the top left of an input ``[1 3 H W]`` of a program.
+
+    Args:
+        image: ``[3 h w]`` in 0..255.
+        size: (H, W), at least as large.
+        color: RGB of the rest.
+    """
+    canvas = np.empty((1, 3, *size), dtype=np.float32)
+    canvas[0] = np.asarray(color, dtype=np.float32)[:, None, None]
+    canvas[0, :, : image.shape[-2], : image.shape[-1]] = image.cpu().numpy()
+    return canvas
 
 
 class ExportedDetector(nn.Module):
@@ -62,8 +77,4 @@ class ExportedDetector(nn.Module):
 
     def fill(self, image: Tensor) -> np.ndarray:
         """A picture at the top left of the program's input ``[1 3 H W]``."""
-        own = self.contract
-        canvas = np.empty((1, 3, *own.size), dtype=np.float32)
-        canvas[0] = np.asarray(own.fill, dtype=np.float32)[:, None, None]
-        canvas[0, :, : image.shape[-2], : image.shape[-1]] = image.cpu().numpy()
-        return canvas
+        return filled(image, self.contract.size, self.contract.fill)
