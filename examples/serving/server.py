@@ -53,9 +53,12 @@ class Batches:
             except Exception as error:  # of the model; the next batch may do well
                 found = [error] * len(entries)
             for (_, answer), each in zip(entries, found, strict=True):
-                if not answer.done():  # as that of a client which has left is
-                    failed = isinstance(each, Exception)
-                    (answer.set_exception if failed else answer.set_result)(each)
+                if answer.done():  # as that of a client which has left is
+                    continue
+                if isinstance(each, Exception):
+                    answer.set_exception(each)
+                else:
+                    answer.set_result(each)
 
 
 async def receive(request: Request, max_bytes: int) -> bytes:

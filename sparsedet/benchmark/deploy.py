@@ -5,7 +5,7 @@ Every form answers the same picture in turns with the eager model, in rounds, af
 torch to the first answer: reading or building, and compiling. Differences are the largest from the
 eager model in fp32. Peak memory is that of the whole process. Exports are written before, and
 --files keeps them for the next run. A model is a config, with random weights, or a checkpoint,
-whose answers are compared as well.
+whose answers are compared as well, on a picture of its test set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,19 @@ from torch import nn
 
 from sparsedet.allocator import TUNED
 from sparsedet.analysis import Timing, round_ratio
-from sparsedet.data import PictureSettings
+from sparsedet.data import DetectionMapper, PictureSettings
 from sparsedet.data.shapes import ShapesOptions, shapes_sample
+from sparsedet.data.transforms import FitInside
 from sparsedet.export import export
 from sparsedet.export.check import compare
 from sparsedet.export.formats import read
 from sparsedet.export.graph import DeployedDetector
+from sparsedet.loading import trained_config
 from sparsedet.modeling.stages import Size
-from sparsedet.predictor import Predictor
+from sparsedet.predictor import Predictor, read_picture
+from sparsedet.predictor.exported import filled
+from sparsedet.predictor.pictures import make_sample
+from sparsedet.predictor.sources import find_files
 
 from .cases import Case, build_model, image_size, read_config
 from .execution import Row, Turns
@@ -42,6 +47,8 @@ from .memory import Worker
 from .report import Table, allocator, number, print_table, reason, size_text, without_empty
 
 EAGER = "eager"
+GRAY = (127.0, 127.0, 127.0)
+CALIBRATION = 8  # pictures on which the ranges for int8 are measured
 Answer = list[np.ndarray]
 
 
@@ -52,6 +59,7 @@ class Form:
     Attributes:
         suffix: of the file that is exported for it; None = the model itself runs.
         options: of ``export``.
+        int8: layers of the file are quantized.
         dtype: of the weights, where there is no file.
         compiled: by torch.compile.
         environment: variables of its process.
@@ -59,6 +67,7 @@ class Form:
 
     suffix: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    int8: bool = False
     dtype: str = "float32"
     compiled: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +82,7 @@ FORMS = {
     ".pt2, no custom op": Form(".pt2", {"custom_op": False}),
     "ONNX": Form(".onnx"),
     "ONNX, float16": Form(".onnx", {"half": True}),
+    "ONNX, int8": Form(".onnx", int8=True),
 }
 
 
@@ -89,7 +99,18 @@ class Deployed:
     @property
     def name(self) -> str:
         """What tells it from others."""
-        return f"{Path(self.config).stem}, {self.form}"
+        return f"{self.model}, {self.form}"
+
+    @property
+    def model(self) -> str:
+        """Name of the config, or of the folder of the checkpoint."""
+        path = Path(self.config)
+        return path.absolute().parent.name if self.trained else path.stem
+
+    @property
+    def trained(self) -> bool:
+        """Whether weights are those of a checkpoint."""
+        return Path(self.config).suffix == ".pth"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +153,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_model(case: Deployed) -> nn.Module:
     """The model of a case, prepared for inference."""
-    if Path(case.config).suffix == ".pth":
+    if case.trained:
         return Predictor(case.config, device="cpu").model
     return build_model(Case(case.config, case.overrides, prepared=True, scores="model"))
 
@@ -140,7 +161,7 @@ def load_model(case: Deployed) -> nn.Module:
 def prepare(case: Deployed) -> Callable[[], Row]:
     """Passes of a form. Each returns its ``ms``, its ``answer``, and ``start_s`` of the process."""
     begin = time.perf_counter()
-    images = picture(case.size)
+    (images,) = pictures(case, 1)
     answer = _open(case)
     answer(images)
     facts = {"start_s": time.perf_counter() - begin, "allocator": allocator()}
@@ -153,10 +174,16 @@ def prepare(case: Deployed) -> Callable[[], Row]:
     return call
 
 
-def picture(size: Size) -> np.ndarray:
-    """One drawn picture ``[1 3 h w]``, float32 in 0..255."""
-    drawn = shapes_sample(0, "val", 0, ShapesOptions(size=size)).image
-    return drawn.transpose(2, 0, 1)[None].astype(np.float32)
+def pictures(case: Deployed, count: int) -> list[np.ndarray]:
+    """Inputs ``[1 3 h w]``, float32 in 0..255: of the test set of a checkpoint, or drawn."""
+    if not case.trained:
+        options = ShapesOptions(size=case.size)
+        drawn = [shapes_sample(0, "val", index, options).image for index in range(count)]
+        return [each.transpose(2, 0, 1)[None].astype(np.float32) for each in drawn]
+    folder = trained_config(case.config, "dataset").dataset.val_images
+    mapper = DetectionMapper([FitInside(case.size)])
+    read = [make_sample(mapper, read_picture(file)) for file in find_files(folder)[:count]]
+    return [filled(sample["image"], case.size, GRAY) for sample in read]
 
 
 def _open(case: Deployed) -> Callable[[np.ndarray], Answer]:
@@ -192,8 +219,8 @@ def _measure(eager: Deployed, forms: Sequence[str], folder: Path, turns: Turns) 
                     pairs = list(_rounds(made, reference, turns))
                 row = _row(case, *map(list, zip(*pairs, strict=True)))
             except Exception as error:
-                row = {**asdict(eager), "form": name, "error": reason(error)}
-                row["name"] = f"{Path(eager.config).stem}, {name}"
+                failed = replace(eager, form=name)
+                row = {**_facts(failed), "error": reason(error)}
                 print(f"failed: {row['name']}: {row['error']}", file=sys.stderr)
             yield row
 
@@ -231,20 +258,24 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def _with_file(eager: Deployed, name: str, folder: Path) -> Deployed:
     """The case of a form, whose file is there."""
     form = FORMS[name]
-    fields = {**asdict(eager), "form": name}
+    case = replace(eager, form=name)
     if form.suffix is None:
-        return Deployed(**fields)
-    words = "_".join(map(str, (*form.options, *form.options.values())))
-    stem = f"{Path(eager.config).stem}_{size_text(eager.size)}{words and '_'}{words}"
+        return case
+    words = ["int8"] if form.int8 else list(form.options)
+    stem = "_".join([eager.model, size_text(eager.size), *words])
     path = folder / f"{stem}{form.suffix}"
     if not path.exists():
         model: Any = load_model(eager)
-        names = [str(number) for number in range(model.num_classes)]
-        settings = PictureSettings()
         export(
-            model, path, size=eager.size, class_names=names, pictures=settings, **form.options
-        )  # fmt: skip
-    return Deployed(**{**fields, "path": str(path)})
+            model,
+            path,
+            size=eager.size,
+            class_names=[str(number) for number in range(model.num_classes)],
+            pictures=PictureSettings(),
+            quantize=pictures(eager, CALIBRATION) if form.int8 else None,
+            **form.options,
+        )
+    return replace(case, path=str(path))
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -252,13 +283,12 @@ def _with_file(eager: Deployed, name: str, folder: Path) -> Deployed:
 
 def _row(case: Deployed, passes: Sequence[Row], references: Sequence[Row]) -> Row:
     answers = [passes[-1]["answer"]], [references[-1]["answer"]]
-    trained = Path(case.config).suffix == ".pth"  # of random weights, no answer is the best
-    differences = asdict(compare(*answers, case.size)) if trained else None
+    # of random weights, no answer is the best by more than rounding
+    differences = asdict(compare(*answers, case.size)) if case.trained else None
     path = None if case.path is None else Path(case.path)
     times, others = ([{"total": each["ms"]} for each in x] for x in (passes, references))
     return {
-        **asdict(case),
-        "name": case.name,
+        **_facts(case),
         "ms": asdict(Timing.of([each["ms"] for each in passes])),
         "time_over_eager": round_ratio(times, others),
         "start_s": passes[-1]["start_s"],
@@ -269,6 +299,10 @@ def _row(case: Deployed, passes: Sequence[Row], references: Sequence[Row]) -> Ro
     }
 
 
+def _facts(case: Deployed) -> Row:
+    return {**asdict(case), "name": case.name, "model": case.model}
+
+
 def table(result: dict[str, Any]) -> Table:
     """Seconds of a picture in every form, and what it costs else."""
     head = ["model", "size", "form", "s per picture", "time / eager", "start s", "file MB"]
@@ -277,7 +311,7 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _line(row: Row) -> list[str]:
-    place = [Path(row["config"]).stem, size_text(row["size"]), row["form"]]
+    place = [row["model"], size_text(row["size"]), row["form"]]
     if "error" in row:
         return [*place, "failed", *[""] * 7]
     return [
