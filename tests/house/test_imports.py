@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.house.source import GUESTS, LIBRARY, files, imports, module_of, name
 
 FLOORS = {
+    "allocator": 0,
     "config": 0,
     "registry": 0,
     "comm": 0,
