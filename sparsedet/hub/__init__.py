@@ -32,7 +32,7 @@ from sparsedet.weights.table import CONFIG, WEIGHTS
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 CARD = "README.md"
-_FILES = [CARD, CONFIG, WEIGHTS, "*.jpg", "*.png", "LICENSE*"]
+_FILES = (CARD, CONFIG, WEIGHTS, "*.jpg", "*.png", "LICENSE*")
 _LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _AS_WRITTEN = {"picture": "auto", "license": None, "dataset": None}
@@ -101,14 +101,15 @@ def save_pretrained(
         made = Path(temporary) / target.name
         made.mkdir()
         _write_model(found, made)
-        predictor = Predictor(made)  # as whoever loads it will
+        predictor = _reload(made, found)
         chosen = isinstance(picture, str) and picture == "auto"
         shown = find_picture(found, predictor) if chosen else picture
         if shown is not None:
             draw(predictor, shown).save(made / PICTURE, quality=90)
         facts = gather(found, made, shown, name=name or target.name, dataset=dataset)
+        card = write_card(facts, license=license)
         with atomic_write(made / CARD) as file:
-            file.write(write_card(facts, license=license).encode())
+            file.write(card.encode())
         os.replace(made, target)
     return target
 
@@ -147,15 +148,16 @@ def push_to_hub(
     with TemporaryDirectory() as temporary:
         if not is_model_folder(folder):
             folder = save_pretrained(source, Path(temporary) / "model", name=name, **given)
-        elif given != _AS_WRITTEN:
+        elif others := [key for key, value in given.items() if value != _AS_WRITTEN[key]]:
             raise ConfigError(
-                f"{folder} is uploaded as it is, so that {', '.join(given)} have no effect. Change "
-                f"{folder / CARD}, or name the training run."
+                f"{folder} is uploaded as it is, so that {' and '.join(others)} would have no "
+                f"effect. Change {folder / CARD}, or name the training run."
             )
         else:
             load(folder, "cpu")
         try:
-            return upload(folder, name, private=private, files=_FILES)
+            files = sorted({path for pattern in _FILES for path in folder.glob(pattern)})
+            return upload(files, name, private=private)
         except DownloadError as error:
             raise CheckpointError(f"{name} cannot be uploaded: {error}.") from error
 
@@ -170,6 +172,15 @@ def _check_target(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty. Name a new folder.")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file. Name a new folder.")
+
+
+def _reload(folder: Path, run: Run) -> Predictor:
+    """Load what was written, as everybody will."""
+    try:
+        return Predictor(folder)
+    except ValueError as error:
+        reason = str(error).replace(str(folder / WEIGHTS), str(run.path))
+        raise CheckpointError(reason.replace(str(folder), str(run.path))) from error
 
 
 def _write_model(run: Run, folder: Path) -> None:

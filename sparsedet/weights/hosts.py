@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +50,26 @@ def fetch_from_hub(name: str, file: str, revision: str | None = None) -> Path | 
         raise DownloadError(_hub_reason(error, name, revision)) from error
 
 
-def upload(folder: Path, name: str, *, private: bool, files: list[str]) -> str:
+def upload(files: Sequence[Path], name: str, *, private: bool) -> str:
     """Upload files as one commit to Hugging Face; the model is made where there is none.
 
     Args:
-        folder: has the files, which replace those of the same names.
+        files: they replace those of the same names.
         name: owner and model.
         private: of a model that is made: only its owner sees it.
-        files: which, as patterns.
 
     Returns:
         The address of the model.
 
     Raises:
-        DownloadError: it cannot be uploaded.
+        DownloadError: they cannot be uploaded.
     """
     hub = _hub()
     try:
         api = hub.HfApi()
         made = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=name,
-            folder_path=folder,
-            commit_message="Upload a model of sparsedet",
-            allow_patterns=files,
-        )
+        added = [hub.CommitOperationAdd(path.name, path) for path in files]
+        api.create_commit(name, added, commit_message="Upload a model of sparsedet")
     except Exception as error:
         raise DownloadError(_hub_reason(error, name, None)) from error
     return str(made)
