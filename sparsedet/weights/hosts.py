@@ -67,7 +67,7 @@ def upload(files: Sequence[Path], name: str, *, private: bool) -> str:
     hub = _hub()
     try:
         api = hub.HfApi()
-        made = api.create_repo(name, private=private, exist_ok=True)
+        made = api.create_repo(name, private=private or None, exist_ok=True)
         added = [hub.CommitOperationAdd(path.name, path) for path in files]
         api.create_commit(name, added, commit_message="Upload a model of sparsedet")
     except Exception as error:
@@ -96,11 +96,12 @@ def _hub_reason(error: BaseException, name: str, revision: str | None) -> str:
         return f"it has no branch, tag or commit {revision}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"there is no model {name}, or it is not for everybody; for your own, {log_in}"
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
-        return f"you may not do that at {name} ({_reason(error)}); {log_in} of somebody who may"
-    return _reason(error)
+    said = getattr(error, "server_message", None) or error
+    if isinstance(said, ValueError):  # of the head of a model card, with a line for each fault
+        return " ".join(str(said).split()).rstrip(".")
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        return f"you may not do that at {name} ({_reason(said)}); {log_in} of somebody who may"
+    return _reason(said)
 
 
 def fetch_from_drive(address: str, path: Path) -> None:
@@ -125,5 +126,5 @@ def fetch_from_drive(address: str, path: Path) -> None:
         raise DownloadError(_reason(error)) from error
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException | str) -> str:
     return re.split(r"\.(?:\s|$)|\n", str(error).strip() or type(error).__name__)[0].rstrip(":")

@@ -35,9 +35,9 @@ class Repository:
 
     def commit(self, files: dict[str, bytes]) -> str:
         """Add files to those that there are."""
-        last = next(reversed(self.commits.values()), {})
-        name = hashlib.sha1(f"{len(self.commits)}".encode()).hexdigest()
-        self.commits[name] = {**last, **files}
+        whole = {**next(reversed(self.commits.values()), {}), **files}
+        name = hashlib.sha1(repr((len(self.commits), whole)).encode()).hexdigest()
+        self.commits[name] = whole
         self.tags["main"] = name
         return name
 
@@ -185,10 +185,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(
                 403, {"error": f'You don\'t have the rights to create under "{owner}".'}
             )
+        known = {"url": f"{self.hub.address}/{name}", "name": name, "id": name}
         if name in self.hub.models:
-            return self._send(409, {"error": "You already created this model repo"})
-        self.hub.models[name] = Repository(private=bool(given.get("private")))
-        return self._send(200, {"url": f"{self.hub.address}/{name}", "name": name, "id": name})
+            return self._send(409, {"error": "You already created this model repo", **known})
+        hidden = given.get("private") or given.get("visibility") == "private"
+        self.hub.models[name] = Repository(private=bool(hidden))
+        return self._send(200, known)
 
     def _preupload(self, name: str, given: dict) -> None:
         if self.hub.refuses:

@@ -25,8 +25,8 @@ from sparsedet.cli.main import main
 from sparsedet.loading import class_names_of
 from sparsedet.resuming import initialize, trained_classes
 from sparsedet.weights import table
+from tests.hub.published import BEST
 
-BEST = "model_best.pth"
 FILES = {"README.md", "config.yaml", "detections.jpg", "model.safetensors"}
 
 
@@ -42,12 +42,6 @@ def head(folder: Path) -> dict:
 
 def body(folder: Path) -> str:
     return (folder / "README.md").read_text().split("---\n", 2)[2]
-
-
-def change(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 # --- loading --------------------------------------------------------------------------------------

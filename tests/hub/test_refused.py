@@ -15,7 +15,7 @@ from sparsedet.checkpoint import CheckpointError, load_checkpoint, save_checkpoi
 from sparsedet.cli.main import main
 from sparsedet.config import ConfigError, trusting
 from sparsedet.data import DatasetError
-from tests.hub.test_folder import BEST, change
+from tests.hub.published import BEST, change
 
 
 @pytest.fixture
