@@ -136,7 +136,7 @@ def first_error(output: str) -> str:
     """Return the line of a compiler's output that says most: the first error, or the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = re.compile(r"\berror\b|\bld: ", re.IGNORECASE)
-    errors = [line for line in lines if telling.search(line) and not line.startswith("collect2")]
+    errors = [line for line in lines if telling.search(line)]
     return (errors or lines[-1:] or ["it said nothing"])[0][:300]
 
 

@@ -34,7 +34,7 @@ HERE = f"does not fit torch {torch.__version__} with CUDA 13.0: "
             {"CPU": BUILT},
             [["_C_cpu.abi3.so was built for torch 2.99.0 and ", HERE, "file too short"]],
         ),
-        (("cpu",), None, [["_C_cpu.abi3.so was built for another torch and ", HERE]]),
+        (("cpu",), None, [["_C_cpu.abi3.so was built for torch (unknown) and ", HERE]]),
         (
             ("cpu", "cuda"),
             {"CPU": BUILT, "CUDA": CUDA_12},

@@ -60,8 +60,8 @@ def predict(environment: Environment, run: Path, tmp_path: Path) -> Callable[[],
     def check() -> str:
         folder = tmp_path / "empty"
         folder.mkdir()
-        words = ["predict", run / "model_best.pth", run / "val", "--score-threshold", "0"]
-        done = environment.run("sparsedet", *words, "--device", "cpu", cwd=folder)
+        words = ["predict", run / "model_best.pth", run / "val", "--output", "found"]
+        done = environment.run("sparsedet", *words, "--score-threshold", "0", cwd=folder)
         assert done.returncode == 0, done.stderr
         (made,) = folder.iterdir()
         rows = json.loads((made / "predictions.json").read_text())

@@ -38,7 +38,7 @@ def load_libraries() -> set[str]:
             torch.ops.load_library(library)
         except OSError as error:
             unfit.add(device_type)
-            made_for = _versions(built["torch"], built["cuda"]) if built else "another torch"
+            made_for = _versions(built.get("torch", "(unknown)"), built.get("cuda"))
             warnings.warn(
                 f"sparsedet: {library.name} was built for {made_for} and does not fit "
                 f"{_versions(torch.__version__, torch.version.cuda)}: {error.__cause__ or error}. "
