@@ -263,7 +263,7 @@ def extension(kind: str) -> Extension:
 
 def main() -> None:
     kinds = [kind for kind in SOURCES if wish(kind) != "0"]
-    options = {"bdist_wheel": {"py_limited_api": "cp310"}} if kinds else {}
+    options = {"bdist_wheel": {"py_limited_api": "cp310"}}
     if wish("CUDA") == "1":
         try:
             options["egg_info"] = {"tag_build": local_version(Torch())}
