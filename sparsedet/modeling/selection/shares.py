@@ -165,7 +165,9 @@ def cascade(
     for factor in factors:
         if factor in selections:
             continue
-        nested = best.prefix([max(torch.sym_int(factor * n + ROUNDING), 1) for n in best.max_counts])
+        nested = best.prefix(
+            [max(torch.sym_int(factor * n + ROUNDING), 1) for n in best.max_counts]
+        )
         if limits is not None:
             nested = limited(nested, (factor * limits.double() + ROUNDING).long().clamp(min=1))
         selections[factor] = nested
