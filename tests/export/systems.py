@@ -130,7 +130,7 @@ def _traced(model: TokenSparseDetector, kind: str) -> tuple[ExportedProgram, lis
 def _compared(
     model: TokenSparseDetector, program: ExportedProgram, kind: str, inputs: list[np.ndarray]
 ) -> Differences:
-    run = program.module() if kind in FORMATS[3:] else _written(program, kind)
+    run = program.module() if kind in FORMATS[3:] else written(program, kind)
     with torch.inference_mode():
         got = [[np.asarray(y) for y in run(_as(x, kind))] for x in inputs]
         own = [[y.numpy() for y in DeployedDetector(model)(torch.from_numpy(x))] for x in inputs]
@@ -141,7 +141,7 @@ def _as(x: np.ndarray, kind: str) -> np.ndarray | torch.Tensor:
     return torch.from_numpy(x) if kind in FORMATS[3:] else x
 
 
-def _written(program: ExportedProgram, kind: str) -> Callable:
+def written(program: ExportedProgram, kind: str) -> Callable:
     """What runs the file of a program; the rest of its contract is that of all files."""
     contract = Contract(
         size=(1, 1), any_size=None, dynamic_batch=False, fill=(0.0, 0.0, 0.0), class_names=("a",),

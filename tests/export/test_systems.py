@@ -15,7 +15,7 @@ from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.scoring import RandomScorer
 from sparsedet.registry import FAMILIES
 from tests.export.configured import configured
-from tests.export.systems import FORMATS, SIZE, outcomes, systems
+from tests.export.systems import FORMATS, SIZE, outcomes, systems, written
 from tests.modeling import small
 
 SYSTEMS = systems()
@@ -89,3 +89,20 @@ def test_a_part_of_ones_own_says_why_it_cannot_be_exported():
     model.decoder.extra.not_exportable = "asks a server. Set model.decoder."
     with pytest.raises(ExportError, match=r"model\.decoder\.extra .*: Identity asks a server"):
         require_exportable(model)
+
+
+class Sorts(nn.Module):
+    """What parts ask for where equal scores must not change places."""
+
+    def forward(self, x):
+        falling = x.sort(dim=1, descending=True, stable=True)
+        return falling.values, falling.indices, x.to(torch.uint8).sort(dim=-1, stable=True).indices
+
+
+def test_equal_values_keep_their_order_in_onnx():
+    pytest.importorskip("onnxruntime")
+    x = torch.randint(5, (2, 300), generator=torch.Generator().manual_seed(0)).float()
+    program = torch.export.export(Sorts(), (x,)).run_decompositions()
+    run = written(program, "ONNX")
+    for ours, theirs in zip(run(x.numpy()), Sorts()(x), strict=True):
+        assert torch.equal(torch.from_numpy(ours), theirs)
