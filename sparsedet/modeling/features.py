@@ -354,7 +354,8 @@ class MultiScaleFeatures:
 
 def level_size(image_size: Size, stride: int) -> Size:
     """Rows and columns that an image of ``image_size`` (h, w) has on a map of this stride."""
-    return -(-image_size[0] // stride), -(-image_size[1] // stride)
+    height, width = image_size  # not negative, which exported programs divide in another way
+    return (height + stride - 1) // stride, (width + stride - 1) // stride
 
 
 def flatten_maps(
