@@ -21,6 +21,7 @@ from sparsedet.export.contract import ExportError
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Under which name the exporter notes the module that a node comes from."""
 _LAYERS = ("Conv", "MatMul", "Gemm")
+_ACTIVATIONS = ("Relu", "Clip")
 _CONSTANT = ("Split", "Slice", "Transpose")
 # what decides which tokens are kept and where they are sampled, and what is read as it stands
 _FLOAT = re.compile(r"\b(scorer|sampling_offsets)\b")
@@ -64,8 +65,8 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     _fold_weights(model)
-    nodes = [name for name, module in _layers(model).items() if not _FLOAT.search(module)]
-    if not nodes:
+    layers = [name for name, module in _layers(model).items() if not _FLOAT.search(module)]
+    if not layers:
         raise ExportError("The model has no linear layer and no convolution that int8 would hold.")
     add_pre_process_metadata(model)  # it was: the exporter folds and knows the shapes
     reader: Any = _Reader(model.graph.input[0].name, pictures)
@@ -76,14 +77,15 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
             path,
             reader,
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_LAYERS),
-            nodes_to_quantize=nodes,
+            op_types_to_quantize=[*_LAYERS, *_ACTIVATIONS],
+            nodes_to_quantize=[*layers, *_activations(model, layers)],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
         made = onnx.load(path)
+    _leave_others(made)
     del made.metadata_props[:]
     return made
 
@@ -98,6 +100,36 @@ def _layers(model: Any) -> dict[str, str]:
             scopes: list[str] = ast.literal_eval(notes.get(SCOPES, "[]"))
             found[node.name] = ".".join(scopes[-2:-1])
     return found
+
+
+def _activations(model: Any, layers: Sequence[str]) -> list[str]:
+    """Names of the nodes that cut off what a convolution gives: its rounding does the same."""
+    made = {node.output[0] for node in model.graph.node if node.name in set(layers)}
+    convolved = {node.output[0] for node in model.graph.node if node.op_type == "Conv"} & made
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in _ACTIVATIONS and node.input[0] in convolved
+    ]
+
+
+def _leave_others(model: Any) -> None:
+    """Let sums and norms read what layers read in int8 as it was, but for maps of convolutions.
+
+    onnxruntime rounds for all readers; a convolution is fast where its output is read rounded.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    before = {}
+    for node in model.graph.node:
+        rounded = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if rounded is not None:
+            maker = makers.get(rounded.input[0])
+            if maker is None or maker.op_type != "Conv":
+                before[node.output[0]] = rounded.input[0]
+    for node in model.graph.node:
+        if node.op_type not in _LAYERS:
+            for index, name in enumerate(node.input):
+                node.input[index] = before.get(name, name)
 
 
 def _fold_weights(model: Any) -> None:
