@@ -148,10 +148,11 @@ def _to_onnx(program: ExportedProgram, path: Path) -> Any:
 
 def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """``aten.sort.stable``: of equal values, TopK of ONNX gives the first one first, too."""
-    from onnxscript import opset18
+    import onnxscript
 
-    length = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
-    return opset18.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
+    onnx: Any = onnxscript.opset18
+    length = onnx.Gather(onnx.Shape(x), onnx.Constant(value_ints=[dim]))
+    return onnx.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 @contextmanager
