@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsedet.allocator import use_allocator
 from sparsedet.config import ConfigError, trusting
 from sparsedet.files import require_writable
 
@@ -129,9 +130,11 @@ def is_override(word: str) -> bool:
 def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """The exit code of a command: 2, with one sentence, where an input is wrong.
 
-    `--trust-config` holds for every config that the command reads.
+    `--trust-config` holds for every config that the command reads. `--allocator` may start the
+    command anew, before anything heavy is imported.
     """
     try:
+        use_allocator(getattr(args, "allocator", "default"))
         with trusting(getattr(args, "trust_config", False)):
             return run(args) or 0
     except BrokenPipeError:  # who reads has enough, such as `head`
@@ -148,6 +151,8 @@ def answer_together(
     """As `answer`; under torchrun the processes meet first, and what ends one of them ends all."""
     if "RANK" not in os.environ:
         return answer(run, args)
+    if code := answer(lambda _: None, args):  # what starts anew does so before they meet
+        return code
     from sparsedet.engine.faults import REFUSED
     from sparsedet.engine.launch import together
     from sparsedet.engine.peers import conclude

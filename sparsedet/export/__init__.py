@@ -133,13 +133,22 @@ def export(
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, path.name)
         write(program, draft, contract, quantize)
-        got = run_afresh(draft, inputs, kind=kind, custom_op=custom_op)
+        got = run_afresh(draft, inputs, kind=kind, custom_op=custom_op, mend=_mend(contract))
         with draft.open("rb") as written, atomic_write(path) as file:
             shutil.copyfileobj(written, file)
     # what is rounded on purpose is far off where nothing is found
     least = -1.0 if contract.precision == "float32" else score_threshold
     differences = compare(got, expected, [(x.shape[2], x.shape[3]) for x in inputs], least)
     return Exported(path, contract, path.stat().st_size / 1e6, sum(map(len, inputs)), differences)
+
+
+def _mend(contract: Contract) -> str:
+    """What to do where a program does not run."""
+    if contract.any_size is not None:
+        return "Leave --dynamic size out, and write one file for each --size."
+    if contract.dynamic_batch:
+        return "Leave --dynamic batch out."
+    return "Name a file of another format."
 
 
 def _color(model: TokenSparseDetector) -> tuple[float, float, float]:
@@ -168,12 +177,10 @@ def _inputs(contract: Contract, size: Size) -> list[np.ndarray]:
 
 
 def _pictures(size: Size, count: int) -> np.ndarray:
-    """Drawn pictures ``[count 3 h w]`` with the noise of a camera."""
+    """Drawn pictures ``[count 3 h w]``, with textures and the noise of a camera."""
     options = ShapesOptions(size=(max(32, size[0]), max(32, size[1])))
     drawn = [shapes_sample(0, "val", index, options).image for index in range(count)]
-    pixels = np.stack([x[: size[0], : size[1]].transpose(2, 0, 1) for x in drawn])
-    noise = np.random.default_rng(0).normal(0, 3, pixels.shape)
-    return (pixels + noise).clip(0, 255).round().astype(np.float32)
+    return np.stack([x[: size[0], : size[1]].transpose(2, 0, 1) for x in drawn]).astype(np.float32)
 
 
 def _answers(model: nn.Module, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:

@@ -71,7 +71,7 @@ class Differences:
 
 
 def run_afresh(
-    path: Path, inputs: Sequence[np.ndarray], *, kind: Kind, custom_op: bool
+    path: Path, inputs: Sequence[np.ndarray], *, kind: Kind, custom_op: bool, mend: str = ""
 ) -> list[list[np.ndarray]]:
     """Answers of a file in a process of its own.
 
@@ -80,6 +80,7 @@ def run_afresh(
         inputs: each ``[b 3 H W]``, float32 in 0..255.
         kind: of file.
         custom_op: the file needs our operator; otherwise sparsedet cannot be imported there.
+        mend: what to do where it does not run, for the message.
 
     Raises:
         ExportError: the process failed; its last line is told.
@@ -92,7 +93,9 @@ def run_afresh(
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ExportError(f"what was exported does not run in a new process: {reason}")
+            raise ExportError(
+                f"{path.name} does not run in a new process, and was not written ({reason}). {mend}"
+            )
         with np.load(got) as read:
             found = dict(read)
     return [

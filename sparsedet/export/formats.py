@@ -91,6 +91,9 @@ def write(
         path: its name says the format.
         contract: goes into the file.
         calibration: pictures, where an ONNX file is to be in int8.
+
+    Raises:
+        ExportError: the program has a step that ONNX does not have.
     """
     kind = kind_of(path)
     if kind == "onnx":
@@ -112,22 +115,43 @@ def _write_onnx(
     calibration: Sequence[np.ndarray] | None,
 ) -> None:
     with _quiet():
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
-            verbose=False,
-        )
-        assert made is not None
-        proto = made.model_proto
+        proto = _to_onnx(program, path)
         if calibration is not None:
             proto = quantize(proto, calibration)
     proto.metadata_props.add(key=KEY, value=contract.to_json())
     for node in proto.graph.node:  # the lines of code that each came from, larger than the weights
         del node.metadata_props[:]
     path.write_bytes(proto.SerializeToString())
+
+
+def _to_onnx(program: ExportedProgram, path: Path) -> Any:
+    try:
+        made: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+            verbose=False,
+        )
+        return made.model_proto
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise ExportError(
+            f"{path} is not written: the exporter to ONNX fails ({str(reason).splitlines()[0]}). "
+            "Write a .pt2 file instead, or set another part in the place of what does this."
+        ) from error
+
+
+def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """``aten.sort.stable``: of equal values, TopK of ONNX gives the first one first, too."""
+    from onnxscript import opset18
+
+    length = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
+    return opset18.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 @contextmanager

@@ -128,6 +128,12 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
             "pictures into tiles, whose number is fixed in a program. Leave --dynamic size out and "
             "write one file for each --size."
         )
+    if not getattr(model.selector, "one_more", True):
+        raise ExportError(
+            f"model.selector cannot be exported for any size: {type(model.selector).__name__} with "
+            "one_more=False rounds numbers of tokens in single precision, which programs do not do "
+            "with sizes. Leave --dynamic size out and write one file for each --size."
+        )
     multiple = math.lcm(divisor(model), *model.strides)
     cells = sum((multiple // stride) ** 2 for stride in model.strides)
     wanted = max(
