@@ -99,8 +99,7 @@ def export(
     """
     path = Path(path)
     kind = kind_of(path)
-    if quantize is not None:
-        require_int8(path, quantize, half=half)
+    require_int8(path, quantize, half=half)
     require_writer(kind)
     require_writable(path)
     custom_op = custom_op and kind != "onnx"
@@ -115,7 +114,7 @@ def export(
         fill=_color(copy),
         class_names=tuple(class_names),
         score_threshold=score_threshold,
-        precision="int8" if quantize is not None else "float16" if half else "float32",
+        precision=_precision(half, quantize),
         custom_op=custom_op,
         value_range=pictures.value_range,
         max_pixels=pictures.max_pixels,
@@ -136,7 +135,6 @@ def export(
         got = run_afresh(draft, inputs, kind=kind, custom_op=custom_op, mend=_mend(contract))
         with draft.open("rb") as written, atomic_write(path) as file:
             shutil.copyfileobj(written, file)
-    # what is rounded on purpose is far off where nothing is found
     least = -1.0 if contract.precision == "float32" else score_threshold
     differences = compare(got, expected, [(x.shape[2], x.shape[3]) for x in inputs], least)
     return Exported(path, contract, path.stat().st_size / 1e6, sum(map(len, inputs)), differences)
@@ -149,6 +147,12 @@ def _mend(contract: Contract) -> str:
     if contract.dynamic_batch:
         return "Leave --dynamic batch out."
     return "Name a file of another format."
+
+
+def _precision(half: bool, quantize: Sequence[np.ndarray] | None) -> str:
+    if quantize is not None:
+        return "int8"
+    return "float16" if half else "float32"
 
 
 def _color(model: TokenSparseDetector) -> tuple[float, float, float]:

@@ -27,17 +27,19 @@ _CONSTANT = ("Split", "Slice", "Transpose")
 _FLOAT = re.compile(r"\b(scorer|sampling_offsets)\b")
 
 
-def require_int8(path: Path, pictures: Sequence[np.ndarray], *, half: bool) -> None:
-    """Refuse what cannot be quantized.
+def require_int8(path: Path, pictures: Sequence[np.ndarray] | None, *, half: bool) -> None:
+    """Refuse what cannot be quantized, where a file is to be.
 
     Args:
         path: of the file to be.
-        pictures: on which ranges are to be measured.
+        pictures: on which ranges are to be measured; None = nothing is to be quantized.
         half: the file is to be in float16.
 
     Raises:
         ExportError: the file is no ONNX one or is to be in float16, or there is no picture.
     """
+    if pictures is None:
+        return
     if path.suffix != ".onnx":
         raise ExportError(f"int8 is written by onnxruntime, and {path} is no .onnx file. Name one.")
     if half:
