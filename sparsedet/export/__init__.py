@@ -105,8 +105,7 @@ def export(
     custom_op = custom_op and kind != "onnx"
     copy = deepcopy(require_exportable(model)).eval().requires_grad_(False)
     sizes = None if resize is None else any_size(copy, *resize)
-    size = size if sizes is None else sizes.canvas(*size)
-    require_size(copy, size)
+    require_size(copy, size := size if sizes is None else sizes.canvas(*size))
     contract = Contract(
         size=size if sizes is None else None,
         any_size=sizes,
@@ -136,7 +135,7 @@ def export(
         with draft.open("rb") as written, atomic_write(path) as file:
             shutil.copyfileobj(written, file)
     least = -1.0 if contract.precision == "float32" else score_threshold
-    differences = compare(got, expected, [(x.shape[2], x.shape[3]) for x in inputs], least)
+    differences = compare(got, expected, [x.shape[2:] for x in inputs], least)
     return Exported(path, contract, path.stat().st_size / 1e6, sum(map(len, inputs)), differences)
 
 
