@@ -15,9 +15,9 @@ import sparsedet
 from sparsedet import Predictor
 from sparsedet.cli.main import main
 from sparsedet.export import AnySize, ExportError, export
-from sparsedet.export.check import compare
+from sparsedet.export.check import compare, run_afresh
 from sparsedet.export.contract import KEY, Contract
-from sparsedet.export.formats import read
+from sparsedet.export.formats import kind_of, read
 from sparsedet.export.graph import DeployedDetector, trace
 from sparsedet.export.sampling import gathered_attention
 from sparsedet.layers import ms_deform_attn
@@ -56,6 +56,15 @@ def test_a_file_answers_as_the_model_does_in_a_new_process(made):
     assert made.differences.small, made.differences
     assert made.differences.tokens == 0  # the same were kept
     assert made.differences.scores < 1e-5
+
+
+def test_the_operator_alone_needs_sparsedet(made):
+    inputs = [np.zeros((1, 3, *SIZE), dtype=np.float32)]
+    kind = kind_of(made.path)
+    if made.contract.custom_op:
+        with pytest.raises(ExportError, match=r"ours\.pt2 does not run in a new process"):
+            run_afresh(made.path, inputs, kind=kind, custom_op=False)
+    assert len(run_afresh(made.path, inputs, kind=kind, custom_op=made.contract.custom_op)[0]) == 4
 
 
 def test_a_file_tells_how_it_is_called(made):
