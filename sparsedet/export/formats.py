@@ -245,7 +245,8 @@ def _on_arrays(module: Callable[[Tensor], Sequence[Tensor]]) -> Run:
 
 def _unreadable(path: Path, error: Exception) -> ExportError:
     return ExportError(
-        f"{path} cannot be read ({_first_line(error)}). It is damaged, or not a file of `sparsedet export`."
+        f"{path} cannot be read ({_first_line(error)}). It is damaged, or not a file of `sparsedet "
+        "export`."
     )
 
 
