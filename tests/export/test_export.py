@@ -200,7 +200,7 @@ def test_a_program_without_facts_is_refused(tmp_path):
 def test_the_contract_is_read_as_it_was_written():
     contract = Contract(
         size=(2, 3), any_size=None, dynamic_batch=False, fill=(1.0, 2.0, 3.0),
-        class_names=("ä", "b"), score_threshold=0.5, precision="float32", custom_op=False,
+        class_names=("\u00e4", "b"), score_threshold=0.5, precision="float32", custom_op=False,
         value_range=(0.0, 9.0), max_pixels=5, version="1",
     )  # fmt: skip
     assert Contract.from_json(contract.to_json(), "file") == contract
