@@ -7,6 +7,7 @@ integer-arithmetic-only inference"). Everything else stays in float32: attention
 
 from __future__ import annotations
 
+import ast
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from sparsedet.export.contract import ExportError
 
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes what a node comes from
 _LAYERS = ("Conv", "MatMul", "Gemm")
 _ACTIVATIONS = ("Relu", "Clip")
 _CONSTANT = ("Split", "Slice", "Transpose")
@@ -46,7 +48,7 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
     """The same program with its linear layers and convolutions in int8.
 
     Args:
-        model: ``onnx.ModelProto`` in float32; changed in place.
+        model: ``onnx.ModelProto`` of the exporter, with its notes, in float32; changed in place.
         pictures: ``[1 3 H W]``, float32 in 0..255, on which the ranges are measured.
 
     Returns:
@@ -82,11 +84,21 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
 
 
 def _layers(model: Any) -> list[Any]:
-    """The nodes that apply weights."""
+    """The nodes that apply weights; other products have constants, such as interpolations."""
     weights = {each.name for each in model.graph.initializer}
     return [
-        node for node in model.graph.node if node.op_type in _LAYERS and node.input[1] in weights
+        node
+        for node in model.graph.node
+        if node.op_type in _LAYERS
+        and node.input[1] in weights
+        and (node.op_type != "MatMul" or _origin(node).startswith("linear"))
     ]
+
+
+def _origin(node: Any) -> str:
+    """The operation of torch that a node carries out, such as "linear_3"."""
+    notes = {each.key: each.value for each in node.metadata_props}
+    return ast.literal_eval(notes.get(_SCOPES, "['']"))[-1]
 
 
 def _activations(model: Any, layers: Sequence[Any]) -> list[Any]:

