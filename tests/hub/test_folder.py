@@ -22,7 +22,9 @@ from sparsedet import Predictor, save_pretrained
 from sparsedet.analysis import count_flops, count_parameters
 from sparsedet.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from sparsedet.cli.main import main
+from sparsedet.hub.picture import _rank
 from sparsedet.loading import class_names_of
+from sparsedet.predictor import Detections
 from sparsedet.resuming import initialize, trained_classes
 from sparsedet.weights import table
 from tests.hub.published import BEST
@@ -112,8 +114,9 @@ def test_it_serves_wherever_a_checkpoint_does(run: Path, folder: Path, tmp_path:
     ).names
     data = [f"dataset.val_json={run / 'val.json'}", f"dataset.val_images={run / 'val'}"]
     words = [*data, f"train.output_dir={tmp_path / 'eval'}", "train.device=cpu"]
-    assert main(["eval", "--weights", str(folder), *words]) == 0
-    assert (tmp_path / "eval/eval_results.json").is_file()
+    for named in (["--weights", str(folder)], [str(folder)]):
+        assert main(["eval", *named, *words]) == 0
+        (tmp_path / "eval/eval_results.json").unlink()
 
 
 def test_a_training_begins_from_it(run: Path, folder: Path) -> None:
@@ -205,6 +208,22 @@ def test_words_of_the_user(run: Path, tmp_path: Path) -> None:
     bare = save_pretrained(run, tmp_path / "bare", picture=None)
     assert "![" not in body(bare)
     assert {path.name for path in bare.iterdir()} == FILES - {"detections.jpg"}
+
+
+def test_the_picture_has_several_sure_objects() -> None:
+    def found(*scores: float) -> Detections:
+        return Detections(
+            boxes_xyxy=np.zeros((len(scores), 4), np.float32),
+            scores=np.array(scores, np.float32),
+            labels=np.zeros(len(scores), int),
+            class_names=("a",),
+            image_size=(1, 1),
+            keep_ratio=None,
+        )
+
+    best, *others = found(0.6, 0.6), found(0.9), found(*[0.4] * 9), found(0.3), found()
+    assert max((best, *others[::-1]), key=_rank) is best
+    assert max(others, key=_rank) is others[0]
 
 
 def test_odd_class_names_stay_what_they_are(run: Path, tmp_path: Path) -> None:
