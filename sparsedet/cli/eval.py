@@ -81,7 +81,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         args.config_file, args.weights = args.weights, ""
     take_config(args)
     given = Path(args.config_file)
-    alone = own or given.suffix == ".pth" or given.is_dir() or is_exported(given)
+    alone = own or given.suffix == ".pth" or given.is_dir() or is_exported(args.config_file)
     weights = args.config_file if alone else args.weights
     exported = is_exported(weights)
     _check(args, alone, weights, exported)
