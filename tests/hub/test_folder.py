@@ -242,13 +242,15 @@ def test_odd_class_names_stay_what_they_are(run: Path, tmp_path: Path) -> None:
 
 def test_figures_of_analyze(run: Path, tmp_path: Path, caplog) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
-    words = ["--size", "64", "96", "--latency", "--repetitions", "1"]
-    output = ["--output", str(other / "analysis.json")]
-    assert main(["analyze", str(other / "config.yaml"), *words, *output]) == 0
+    words = ["--size", "64", "96", "--output", str(other / "analysis.json")]
+    assert main(["analyze", str(other / "config.yaml"), *words]) == 0
     figures = json.loads((other / "analysis.json").read_text())
+    assert "| ms |" not in body(save_pretrained(other, tmp_path / "0", picture=None))
+    figures["latency"] = {"total": 12.34, "protocol": {"threads": 2}}  # tests/hub/test_page.py asks
+    (other / "analysis.json").write_text(json.dumps(figures))
     text = body(save_pretrained(other, tmp_path / "a", picture=None))
-    assert f"{figures['gflops']['total']:.2f} | {figures['latency']['total']:.1f} |" in text
-    assert "Of a picture of 96 x 64 pixels" in text and "threads" in text
+    assert f"| {figures['gflops']['total']:.2f} | 12.3 |" in text
+    assert "Of a picture of 96 x 64 pixels" in text and "measured: threads 2." in text
     figures["parameters"]["total"] += 1
     (other / "analysis.json").write_text(json.dumps(figures))
     assert "| ms |" not in body(save_pretrained(other, tmp_path / "b", picture=None))
