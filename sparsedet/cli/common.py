@@ -9,11 +9,11 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from sparsedet.allocator import use_allocator
 from sparsedet.config import ConfigError, trusting
+from sparsedet.files import require_writable
 
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset
@@ -180,14 +180,10 @@ def check_output(path: Path, suffix: str, option: str = "--output") -> None:
     if path.is_dir() or path.suffix.lower() != suffix:
         kind = "a folder" if path.is_dir() else f"no {suffix} file"
         raise ConfigError(f"{option} {path} is {kind}. Name a file that ends in {suffix}.")
-    folder = next(each for each in path.absolute().parents if each.exists())
     try:
-        with TemporaryFile(dir=folder):  # what the rights say is not all that can be in the way
-            pass
+        require_writable(path)
     except OSError as error:
-        raise ConfigError(
-            f"{option} {path} cannot be written: {folder}: {error.strerror}. Name another file."
-        ) from error
+        raise ConfigError(f"{option} {error}") from error
 
 
 def print_error(error: Exception | str) -> None:

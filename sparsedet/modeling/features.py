@@ -76,8 +76,8 @@ class MultiScaleFeatures:
         valid_sizes: ``level_sizes`` on the device.
         spatial_shapes: (H, W) of each level's padded map, fine to coarse.
         strides: pixels per cell of each level.
-        image_sizes: (h, w) of each unpadded image in pixels, or one entry that holds for all images,
-            as in programs that take any number of them. What follows has as many entries.
+        image_sizes: (h, w) of each unpadded image in pixels, or one entry that holds for all of
+            them, as in programs that take any number. What follows has as many entries.
         level_sizes: valid (rows, columns) per image and level, the size the map would have for that
             image alone.
         level_counts: tokens of each image and level; the most there can be, unless ``exact``.
