@@ -15,11 +15,13 @@ from PIL import Image
 
 from sparsedet import Predictor
 from sparsedet.cli.main import main
+from tests.house.source import ROOT
 from tests.house.test_readme import blocks
 from tests.predictor.trained import write_checkpoint, write_pictures
 
 PAGE = "docs/deployment.md"
-ALONE = "## Without sparsedet"
+ALONE = "Without sparsedet"
+SIZE = "96 128"  # in place of 640 640: nothing else would change
 KEEP = """
 np.savez("alone.npz", onnx=onnx[2][0] / scale, torch=boxes[0].numpy() / scale, scores=onnx[0][0])
 """
@@ -58,25 +60,38 @@ def run_shell(text: str) -> None:
             assert main(words[1:]) == 0, line
 
 
+@pytest.fixture(scope="module")
+def files(run: Path) -> None:
+    """Those that the second part of the page takes from the first."""
+    for name, words in (("detector.onnx", []), ("plain.pt2", ["--no-custom-op"])):
+        weights, path = str(run / "model_best.pth"), str(run / name)
+        assert main(["export", weights, path, "--size", *SIZE.split(), *words]) == 0
+
+
+def sections(root: Path) -> dict[str, str]:
+    parts = re.split(r"^#+ (.+)\n", (root / PAGE).read_text(encoding="utf-8"), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+SECTIONS = [name for name, text in sections(ROOT).items() if "```" in text]
+
+
 @pytest.mark.slow
-def test_blocks_of_the_page_run(run, root, monkeypatch):
+@pytest.mark.parametrize("section", SECTIONS)
+def test_blocks_of_the_page_run(section, run, files, root, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(run)
     monkeypatch.setenv("PYTHONPATH", str(root))
-    text = (root / PAGE).read_text(encoding="utf-8")
-    before, _, rest = text.partition(f"{ALONE}\n")
-    alone, _, after = rest.partition("\n## ")
-    for part in (before, alone, after):
-        page = run / "part.md"
-        page.write_text(part, encoding="utf-8")
-        for block in blocks(page, "bash"):
-            run_shell(block)
-        python = blocks(page, "python")
-        if part is alone:
-            check_alone(python, run)
-        else:
-            for block in python:
-                exec(compile(block, PAGE, "exec"), {"__name__": "__main__"})
+    page = run / "section.md"
+    page.write_text(sections(root)[section], encoding="utf-8")
+    for block in blocks(page, "bash"):
+        run_shell(block.replace("640 640", SIZE))
+    python = blocks(page, "python")
+    if section == ALONE:
+        check_alone(python, run)
+    else:
+        for block in python:
+            exec(compile(block, PAGE, "exec"), {"__name__": "__main__"})
 
 
 def check_alone(python: list[str], run: Path) -> None:
