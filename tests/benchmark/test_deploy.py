@@ -104,6 +104,19 @@ def test_inputs_are_pictures_of_the_test_set(deploy, tmp_path):
     assert not np.array_equal(*drawn)
 
 
+def test_the_suite_measures_trained_weights_in_place_of_the_photo_config(tool):
+    suites = importlib.import_module("sparsedet.benchmark.suites")
+    words = ["--suite", "deploy", "--weights", "best.pth", "--files", "exported"]
+    args = tool.parser().parse_args(words)
+    lines = [suites.command(section, args) for section in suites.chosen_sections(args)]
+    modes = importlib.import_module("sparsedet.benchmark.modes")
+    parsed = [modes.parser("deploy").parse_args(line[1:]) for line in lines]
+    configs = [each.config_file for each in parsed]
+    assert configs == [["best.pth"]] * 2 + [["focus_detr_r50_12ep"]] * 2
+    assert {str(each.files) for each in parsed} == {"exported"}
+    assert {each.threads for each in parsed} == {2}
+
+
 @pytest.mark.slow
 def test_each_form_has_a_process_with_its_own_allocator_and_file(tool, tmp_path):
     forms = ("eager, allocator tuned", ".pt2")
