@@ -21,7 +21,6 @@ from tests.predictor.trained import write_checkpoint, write_pictures
 
 PAGE = "docs/deployment.md"
 ALONE = "Without sparsedet"
-SIZE = "96 128"  # in place of 640 640: nothing else would change
 KEEP = """
 np.savez("alone.npz", onnx=onnx[2][0] / scale, torch=boxes[0].numpy() / scale, scores=onnx[0][0])
 """
@@ -65,7 +64,7 @@ def files(run: Path) -> None:
     """Those that the second part of the page takes from the first."""
     for name, words in (("detector.onnx", []), ("plain.pt2", ["--no-custom-op"])):
         weights, path = str(run / "model_best.pth"), str(run / name)
-        assert main(["export", weights, path, "--size", *SIZE.split(), *words]) == 0
+        assert main(["export", weights, path, *words]) == 0
 
 
 def sections(root: Path) -> dict[str, str]:
@@ -85,7 +84,7 @@ def test_blocks_of_the_page_run(section, run, files, root, monkeypatch):
     page = run / "section.md"
     page.write_text(sections(root)[section], encoding="utf-8")
     for block in blocks(page, "bash"):
-        run_shell(block.replace("640 640", SIZE))
+        run_shell(block)
     python = blocks(page, "python")
     if section == ALONE:
         check_alone(python, run)
