@@ -37,7 +37,8 @@ run = lambda x: [y.numpy() for y in module(torch.from_numpy(x))]
 _CODE = {"onnx": _ONNX, "program": _PROGRAM, "package": _PACKAGE}
 _MAIN = """
 inputs = numpy.load(sys.argv[2])
-found = {f"{i}_{j}": y for i in inputs for j, y in enumerate(run(inputs[i]))}
+given = [inputs[f"arr_{i}"] for i in range(len(inputs.files))]
+found = {f"{i}_{j}": y for i, x in enumerate(given) for j, y in enumerate(run(x))}
 numpy.savez(sys.argv[3], **found)
 """
 
@@ -88,7 +89,7 @@ def run_afresh(
     code = (_WITH if custom_op else _WITHOUT) + _CODE[kind] + _MAIN
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder, "given.npz"), Path(folder, "got.npz")
-        np.savez(given, **{str(index): each for index, each in enumerate(inputs)})
+        np.savez(given, *inputs)
         command = [sys.executable, "-c", code, str(path), str(given), str(got)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

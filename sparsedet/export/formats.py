@@ -159,8 +159,13 @@ def read(path: Path, threads: int | None = None) -> tuple[Contract, Run]:
         return _read_onnx(path, threads)
     try:
         with zipfile.ZipFile(path) as archive:
-            compiled = any("/data/aotinductor/" in name for name in archive.namelist())
-        return (_read_package if compiled else _read_program)(path)
+            names = archive.namelist()
+            if any("/data/aotinductor/" in name for name in names):
+                return _read_package(path)
+            facts = next((name for name in names if name.endswith(f"/extra/{KEY}")), None)
+            # before the program, which a newer torch may have written, too
+            contract = Contract.from_json(facts and archive.read(facts), str(path))
+        return contract, _read_program(path)
     except ExportError:
         raise
     except Exception as error:  # a broken archive has no common class of errors
@@ -184,13 +189,10 @@ def _read_onnx(path: Path, threads: int | None) -> tuple[Contract, Run]:
     return contract, lambda images: session.run(None, {name: images})
 
 
-def _read_program(path: Path) -> tuple[Contract, Run]:
+def _read_program(path: Path) -> Run:
     import sparsedet.layers  # noqa: F401  # knows our operator
 
-    extra = {KEY: ""}
-    program = torch.export.load(path, extra_files=extra)
-    contract = Contract.from_json(extra[KEY], str(path))
-    return contract, _on_arrays(program.module())
+    return _on_arrays(torch.export.load(path).module())
 
 
 def _read_package(path: Path) -> tuple[Contract, Run]:

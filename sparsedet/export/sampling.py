@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from sparsedet.layers.constants import constants
 
 
 def gathered_attention(
@@ -29,26 +32,34 @@ def gathered_attention(
     Returns:
         ``[B Q M*D]`` in the dtype of ``value``.
     """
-    by_head = value.transpose(1, 2)
-    locations = sampling_locations.permute(0, 2, 3, 1, 4, 5)  # B M L Q P 2
-    weights = attention_weights.permute(0, 2, 3, 1, 4)
-    total, first = None, 0
-    for level in range(len(spatial_shapes) // 2):
-        size = spatial_shapes[2 * level], spatial_shapes[2 * level + 1]
-        for cells, share in _corners(locations[:, :, level], size):
-            share = (share * weights[:, :, level])[..., None]
-            index = (cells + first).flatten(2)[..., None].expand(-1, -1, -1, value.shape[3])
-            read = by_head.gather(2, index).unflatten(2, cells.shape[2:])
-            own = (read.to(share.dtype) * share).sum(3)
-            total = own if total is None else total + own
-        first += size[0] * size[1]
+    batch, tokens, heads, channels = value.shape
+    rows = value.reshape(-1, channels)
+    images = torch.arange(batch, device=value.device)[:, None, None, None] * (tokens * heads)
+    first = images + torch.arange(heads, device=value.device)[:, None]  # B 1 M 1
+    weights, total = attention_weights.flatten(3), None  # B Q M L*P
+    for cells, share in _corners(sampling_locations, spatial_shapes):
+        index = (cells.flatten(3) * heads + first).flatten()
+        share = (share.flatten(3) * weights).flatten(0, 2)[:, None]
+        read = rows.index_select(0, index).to(share.dtype)
+        own = share @ read.unflatten(0, (-1, share.shape[2]))
+        total = own if total is None else total + own
     assert total is not None
-    return total.transpose(1, 2).flatten(2).to(value.dtype)
+    return total.view(batch, -1, heads * channels).to(value.dtype)
 
 
-def _corners(locations: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
-    """The cells around points of one level, as indices, and how much each counts; 0 outside."""
-    height, width = size
+def _corners(locations: Tensor, spatial_shapes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The cells around points, as indices among all levels, and how much each counts; 0 outside.
+
+    Args:
+        locations: ``[... L P 2]``.
+        spatial_shapes: see above.
+    """
+    heights, widths = spatial_shapes[::2], spatial_shapes[1::2]
+    areas = [height * width for height, width in zip(heights, widths, strict=True)]
+    height, width, first = (
+        constants(each, locations.device, locations.dtype)[:, None]
+        for each in (heights, widths, [0, *accumulate(areas[:-1])])
+    )
     x, y = locations[..., 0] * width - 0.5, locations[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
     right_share, bottom_share, nothing = x - left, y - top, torch.zeros_like(x)
@@ -58,5 +69,6 @@ def _corners(locations: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, Ten
             row, column = top + down, left + across
             inside = (row >= 0.0) & (row < height) & (column >= 0.0) & (column < width)
             share = torch.where(inside, vertical * horizontal, nothing)
-            corners.append((torch.where(inside, row * width + column, nothing).long(), share))
+            cells = torch.where(inside, row * width + column + first, nothing).long()
+            corners.append((cells, share))
     return corners
