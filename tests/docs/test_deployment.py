@@ -77,7 +77,7 @@ SECTIONS = [name for name, text in sections(ROOT).items() if "```" in text]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS)
-def test_blocks_of_the_page_run(section, run, files, root, monkeypatch):
+def test_blocks_of_the_page_run(section, run, root, monkeypatch, request):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(run)
     monkeypatch.setenv("PYTHONPATH", str(root))
@@ -87,6 +87,7 @@ def test_blocks_of_the_page_run(section, run, files, root, monkeypatch):
         run_shell(block)
     python = blocks(page, "python")
     if section == ALONE:
+        request.getfixturevalue("files")
         check_alone(python, run)
     else:
         for block in python:
