@@ -49,7 +49,7 @@ class Environment:
     """
 
     def __init__(self, folder: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         self.bin = folder / "bin"
         packages = sysconfig.get_paths(vars={"base": str(folder)})["purelib"]
         # not a folder of packages to that Python: it leaves editable installations out
