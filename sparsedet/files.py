@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -45,6 +46,27 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             raise cause from None  # of which torch.save says that a position is unexpected
         raise
     _sync_directory(path.parent)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work that makes it.
+
+    Args:
+        path: of the file; folders that are missing can be made.
+
+    Raises:
+        OSError: the path is a folder, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Name a file.")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    try:
+        with TemporaryFile(dir=folder):  # what the rights say is not all that can be in the way
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written: {folder}: {error.strerror}. Name another file."
+        ) from error
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.house.source import GUESTS, LIBRARY, files, imports, module_of, name, tree
 
 FLOORS = {
+    "allocator": 0,
     "config": 0,
     "registry": 0,
     "comm": 0,
@@ -37,6 +38,7 @@ FLOORS = {
     "training": 5,
     "sweep": 5,
     "published": 5,
+    "hub": 5,
     "benchmark": 5,
     "compat": 5,
     "interop": 6,
@@ -92,7 +94,15 @@ THIRD_PARTY = {
     "filelock": {"weights"},
     "huggingface_hub": {"weights.hosts"},
     "gdown": {"weights.hosts"},
-    "PIL": {"data", "visualization", "predictor", "survey.preview", "cli.visualize", "cli.predict"},
+    "PIL": {
+        "data",
+        "visualization",
+        "predictor",
+        "hub.picture",
+        "survey.preview",
+        "cli.visualize",
+        "cli.predict",
+    },
     "matplotlib": {"sweep", "benchmark", "evaluation.figures"},
     "tqdm": {"events", "engine", "evaluation", "data", "training", "weights", "cli.predict"},
     "tensorboard": {"events"},
