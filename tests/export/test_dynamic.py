@@ -64,11 +64,11 @@ def test_what_is_made_for_one_size_is_said_by_name(tmp_path):
 
 
 def test_any_size_goes_with_no_size(predictor, run, tmp_path, capsys):
-    with pytest.raises(ValueError, match="goes with neither size nor quantize"):
+    with pytest.raises(ValueError, match="takes any size, and size fixes one"):
         predictor.export(tmp_path / "a.pt2", (64, 96), dynamic_size=True)
     words = ["--size", "64", "96", "--dynamic", "size"]
     assert main(["export", str(run / "model_best.pth"), str(tmp_path / "a.pt2"), *words]) == 2
-    assert "goes with neither size" in capsys.readouterr().err
+    assert "takes any size, and size fixes one" in capsys.readouterr().err
     predictor.mapper.transforms, before = [], predictor.mapper.transforms
     try:
         with pytest.raises(ValueError, match="needs a test transform that is a ResizeShortSide"):
