@@ -2,7 +2,8 @@
 
     sparsedet eval DIR/model_best.pth                     with the config in the file
     sparsedet eval CONFIG --weights W.pth dataset.val_json=FILE ...
-    sparsedet eval --weights NAME dataset.val_json=FILE ...      published weights
+    sparsedet eval --weights NAME dataset.val_json=FILE ...      published weights, owner/model
+    sparsedet eval FOLDER dataset.val_json=FILE ...              of `sparsedet publish`
     sparsedet eval DIR/config.yaml --resume               the last checkpoint of a run
     sparsedet eval W.pth dataloader.evaluator.plots=true  with plots of curves and confusions
     sparsedet eval W.pth --tiles 512                      pictures in tiles, see `sparsedet predict`
@@ -83,7 +84,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if own:
         args.config_file, args.weights = args.weights, ""
     take_config(args)
-    alone = own or Path(args.config_file).suffix == ".pth" or is_exported(args.config_file)
+    given = Path(args.config_file)
+    alone = own or given.suffix == ".pth" or given.is_dir() or is_exported(args.config_file)
     weights = args.config_file if alone else args.weights
     exported = is_exported(weights)
     _check(args, alone, weights, exported)
