@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import math
 import os
 import re
+import sys
 import threading
 from array import array
 from collections.abc import Iterator, Mapping
@@ -80,6 +80,10 @@ def remove_leftovers(directory: Path) -> None:
 
 def _lock(file: IO[bytes]) -> bool:
     """Hold a file until it is closed, as a process that ends in any way does by itself."""
+    if sys.platform == "win32":  # leftovers stay there
+        return False
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # another process holds it, or the file system has no locks

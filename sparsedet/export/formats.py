@@ -91,6 +91,9 @@ def write(
         path: its name says the format.
         contract: goes into the file.
         calibration: pictures, where an ONNX file is to be in int8.
+
+    Raises:
+        ExportError: the program has a step that the format does not have.
     """
     kind = kind_of(path)
     if kind == "onnx":
@@ -98,11 +101,21 @@ def write(
     elif kind == "program":
         torch.export.save(program, path, extra_files={KEY: contract.to_json()})
     else:
-        facts = {"aot_inductor.metadata": {KEY: contract.to_json()}}
+        _write_package(program, path, contract)
+
+
+def _write_package(program: ExportedProgram, path: Path, contract: Contract) -> None:
+    facts = {"aot_inductor.metadata": {KEY: contract.to_json()}}
+    try:
         with _quiet():
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=facts
             )
+    except Exception as error:  # of inductor or of the compiler, of any class
+        raise ExportError(
+            f"{path.name} is not written: AOTInductor fails ({_cause(error)}). Write a .pt2 file "
+            "instead."
+        ) from error
 
 
 def _write_onnx(
@@ -112,22 +125,41 @@ def _write_onnx(
     calibration: Sequence[np.ndarray] | None,
 ) -> None:
     with _quiet():
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
-            verbose=False,
-        )
-        assert made is not None
-        proto = made.model_proto
+        proto = _to_onnx(program, path)
         if calibration is not None:
             proto = quantize(proto, calibration)
     proto.metadata_props.add(key=KEY, value=contract.to_json())
     for node in proto.graph.node:  # the lines of code that each came from, larger than the weights
         del node.metadata_props[:]
     path.write_bytes(proto.SerializeToString())
+
+
+def _to_onnx(program: ExportedProgram, path: Path) -> Any:
+    try:
+        made: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+            verbose=False,
+        )
+        return made.model_proto
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"{path.name} is not written: the exporter to ONNX fails ({_cause(error)}). "
+            "Write a .pt2 file instead, or set another part in the place of what does this."
+        ) from error
+
+
+def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """``aten.sort.stable``: of equal values, TopK of ONNX gives the first one first, too."""
+    import onnxscript
+
+    onnx: Any = onnxscript.opset18
+    length = onnx.Gather(onnx.Shape(x), onnx.Constant(value_ints=[dim]))
+    return onnx.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 @contextmanager
@@ -212,7 +244,17 @@ def _on_arrays(module: Callable[[Tensor], Sequence[Tensor]]) -> Run:
 
 
 def _unreadable(path: Path, error: Exception) -> ExportError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ExportError(
-        f"{path} cannot be read ({reason}). It is damaged, or not a file of `sparsedet export`."
+        f"{path} cannot be read ({_first_line(error)}). It is damaged, or not a file of `sparsedet "
+        "export`."
     )
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,9 +15,9 @@ import sparsedet
 from sparsedet import Predictor
 from sparsedet.cli.main import main
 from sparsedet.export import AnySize, ExportError, export
-from sparsedet.export.check import compare
+from sparsedet.export.check import compare, run_afresh
 from sparsedet.export.contract import KEY, Contract
-from sparsedet.export.formats import read
+from sparsedet.export.formats import kind_of, read
 from sparsedet.export.graph import DeployedDetector, trace
 from sparsedet.export.sampling import gathered_attention
 from sparsedet.layers import ms_deform_attn
@@ -56,6 +56,15 @@ def test_a_file_answers_as_the_model_does_in_a_new_process(made):
     assert made.differences.small, made.differences
     assert made.differences.tokens == 0  # the same were kept
     assert made.differences.scores < 1e-5
+
+
+def test_the_operator_alone_needs_sparsedet(made):
+    inputs = [np.zeros((1, 3, *SIZE), dtype=np.float32)]
+    kind = kind_of(made.path)
+    if made.contract.custom_op:
+        with pytest.raises(ExportError, match=r"ours\.pt2 does not run in a new process"):
+            run_afresh(made.path, inputs, kind=kind, custom_op=False)
+    assert len(run_afresh(made.path, inputs, kind=kind, custom_op=made.contract.custom_op)[0]) == 4
 
 
 def test_a_file_tells_how_it_is_called(made):
@@ -191,7 +200,7 @@ def test_a_program_without_facts_is_refused(tmp_path):
 def test_the_contract_is_read_as_it_was_written():
     contract = Contract(
         size=(2, 3), any_size=None, dynamic_batch=False, fill=(1.0, 2.0, 3.0),
-        class_names=("ä", "b"), score_threshold=0.5, precision="float32", custom_op=False,
+        class_names=("\u00e4", "b"), score_threshold=0.5, precision="float32", custom_op=False,
         value_range=(0.0, 9.0), max_pixels=5, version="1",
     )  # fmt: skip
     assert Contract.from_json(contract.to_json(), "file") == contract
