@@ -113,6 +113,7 @@ def check_command(words: list[str]) -> None:
     assert name in COMMANDS, f"there is no command {name}"
     module = ROOT / COMMANDS[name][0].replace(".", "/")
     sources = [module.with_suffix(".py"), ROOT / "sparsedet/cli/common.py"]
+    sources.append(ROOT / "sparsedet/allocator.py")
     sources += files("sparsedet/benchmark") if name == "benchmark" else [module.parent / "train.py"]
     source = "".join(path.read_text(encoding="utf-8") for path in sources)
     for word in arguments:
