@@ -1,4 +1,4 @@
-"""A detector behind HTTP: what waits when the model is free makes the next batch.
+"""Serve a detector over HTTP; requests that wait while the model runs form the next batch.
 
     pip install 'sparsedet[serve]'
     python examples/serving/server.py model_best.pth --port 8000
@@ -29,20 +29,20 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class Batches:
-    """A queue before a predictor, which takes up to its `batch_size` pictures at a time."""
+    """A queue in front of a predictor, which takes up to `batch_size` pictures at a time."""
 
     def __init__(self, predictor: Predictor, max_waiting: int) -> None:
         self.predictor = predictor
         self.queue: asyncio.Queue[tuple[Picture, asyncio.Future]] = asyncio.Queue(max_waiting)
 
     async def detect(self, picture: Picture) -> Detections:
-        """What is found in a picture, once it was its turn."""
+        """Detections of a picture, when its turn has come."""
         answer = asyncio.get_running_loop().create_future()
         self.queue.put_nowait((picture, answer))
         return await answer
 
     async def run(self) -> None:
-        """Detect batch by batch, until this is cancelled."""
+        """Detect batch by batch, until cancelled."""
         while True:
             entries = [await self.queue.get()]
             while len(entries) < self.predictor.batch_size and not self.queue.empty():
@@ -50,10 +50,10 @@ class Batches:
             pictures = [picture for picture, _ in entries]
             try:
                 found = await asyncio.to_thread(self.predictor, pictures, score_threshold=0.0)
-            except Exception as error:  # of the model; the next batch may do well
+            except Exception as error:  # of the model; the next batch may succeed
                 found = [error] * len(entries)
             for (_, answer), each in zip(entries, found, strict=True):
-                if answer.done():  # as that of a client which has left is
+                if answer.done():  # the client has left
                     continue
                 if isinstance(each, Exception):
                     answer.set_exception(each)
@@ -74,7 +74,7 @@ async def receive(request: Request, max_bytes: int) -> bytes:
 
 
 def decode(predictor: Predictor, data: bytes, max_pixels: int) -> Picture:
-    """The picture of an upload, decoded if its header promises no more pixels than these."""
+    """Decode an upload, unless its header says that it has too many pixels."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
@@ -84,13 +84,13 @@ def decode(predictor: Predictor, data: bytes, max_pixels: int) -> Picture:
         raise HTTPException(413, f"The picture has more than {max_pixels} pixels.") from None
     except UnidentifiedImageError:
         formats = ", ".join(FORMATS)
-        raise HTTPException(415, f"The body is no picture. Send a file: {formats}.") from None
+        raise HTTPException(415, f"The body is not an image. Send one of: {formats}.") from None
     except (DatasetError, OSError, ValueError, SyntaxError) as error:
         raise HTTPException(400, f"The picture is broken: {error}") from None
 
 
 def make_app(predictor: Predictor, limits: argparse.Namespace) -> FastAPI:
-    """The application; `limits` are those of the command line."""
+    """The application; `limits` come from the command line."""
     batches = Batches(predictor, limits.max_waiting)
     decoders = ThreadPoolExecutor(2)  # each may hold a whole picture
 
@@ -98,7 +98,7 @@ def make_app(predictor: Predictor, limits: argparse.Namespace) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         running = asyncio.create_task(batches.run())
         yield
-        running.cancel()  # all that was accepted has its answer
+        running.cancel()  # every accepted request has its answer
 
     app = FastAPI(lifespan=lifespan)
 
@@ -109,16 +109,18 @@ def make_app(predictor: Predictor, limits: argparse.Namespace) -> FastAPI:
     @app.post("/detect")
     async def detect(request: Request, score_threshold: float = Query(0.3, ge=0, le=1)) -> Any:
         try:
-            data = await asyncio.wait_for(receive(request, limits.max_bytes), limits.patience)
+            data = await asyncio.wait_for(receive(request, limits.max_bytes), limits.upload_timeout)
             work = decoders, decode, predictor, data, limits.max_pixels
             picture = await asyncio.get_running_loop().run_in_executor(*work)
             found = (await batches.detect(picture)).above(score_threshold)
         except asyncio.TimeoutError:
-            raise HTTPException(408, f"No upload within {limits.patience:g} s.") from None
+            raise HTTPException(408, f"No upload within {limits.upload_timeout:g} s.") from None
         except ClientDisconnect:
-            raise HTTPException(400, "The upload broke off.") from None
+            raise HTTPException(400, "The upload was interrupted.") from None
         except asyncio.QueueFull:
-            raise HTTPException(503, "Too many wait.", {"Retry-After": "1"}) from None
+            raise HTTPException(
+                503, "The queue is full. Try again later.", {"Retry-After": "1"}
+            ) from None
         rows = zip(found.names, found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
         objects = [{"name": name, "score": score, "box": box} for name, score, box in rows]
         return {"width": found.image_size[1], "height": found.image_size[0], "objects": objects}
@@ -127,19 +129,21 @@ def make_app(predictor: Predictor, limits: argparse.Namespace) -> FastAPI:
 
 
 def main() -> None:
-    """Serve until SIGINT or SIGTERM, then answer what was accepted."""
+    """Serve until SIGINT or SIGTERM, then answer the accepted requests."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("weights", help="a checkpoint, or a file of `sparsedet export`")
-    add("--host", default="127.0.0.1")
-    add("--port", type=int, default=8000)
-    add("--batch-size", type=int, default=8, help="most pictures at a time (%(default)s)")
-    add("--max-bytes", type=int, default=10_000_000, help="of an upload (%(default)s)")
-    add("--max-pixels", type=int, default=50_000_000, help="of a picture (%(default)s)")
-    add("--max-waiting", type=int, default=32, help="pictures in the queue (%(default)s)")
-    add("--patience", type=float, default=30.0, help="seconds for an upload (%(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add("--port", type=int, default=8000, help="port to listen on (%(default)s)")
+    add("--batch-size", type=int, default=8, help="largest batch (%(default)s)")
+    add("--max-bytes", type=int, default=10_000_000, help="largest upload in bytes (%(default)s)")
+    add(
+        "--max-pixels", type=int, default=50_000_000, help="largest picture in pixels (%(default)s)"
+    )
+    add("--max-waiting", type=int, default=32, help="longest queue (%(default)s)")
+    add("--upload-timeout", type=float, default=30.0, help="in seconds (%(default)s)")
     args = parser.parse_args()
     uvicorn.run(
         make_app(Predictor(args.weights, batch_size=args.batch_size), args),

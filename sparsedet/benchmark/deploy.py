@@ -190,7 +190,7 @@ def pictures(case: Deployed, count: int) -> list[np.ndarray]:
 def _open(case: Deployed) -> Callable[[np.ndarray], Answer]:
     form = FORMS[case.form]
     if case.path is not None:
-        return read(Path(case.path), torch.get_num_threads())[1]
+        return read(Path(case.path))[1]
     model: Any = load_model(case).to(getattr(torch, form.dtype))
     program: Any = DeployedDetector(model).eval()
     program = torch.compile(program, dynamic=False) if form.compiled else program

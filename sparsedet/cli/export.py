@@ -10,14 +10,15 @@
     sparsedet export model_best.pth detector.onnx --int8           ranges from the training set
     sparsedet export model_best.pth detector.onnx --int8 photos    ranges from these pictures
 
-A .onnx file has standard operators alone and runs by any runtime of ONNX. A .pt2 file runs by
-torch.export.load, and calls the compiled operator of sparsedet unless --no-custom-op is given. A
-.aoti.pt2 file is that program compiled for processors like this one, by a C++ compiler.
-`sparsedet predict FILE pictures` runs them all: how pictures are resized and what the classes are
-called is in the file. It takes one picture of one size, unless --dynamic says otherwise. `sparsedet
-eval FILE` tells the AP of a file, which --half and --int8 may change.
-Exit codes: 0 done; 1 the file was written, and differs from the model by more than rounding; 2 an
-input is wrong, or the file would not run (one sentence says what).
+A .onnx file uses only standard operators and runs in any ONNX runtime. torch.export.load reads a
+.pt2 file, which calls the compiled operator of sparsedet unless --no-custom-op is given. A
+.aoti.pt2 file is that program compiled for processors like this one; this needs a C++ compiler.
+`sparsedet predict FILE pictures` runs all of them: the file says how pictures are resized, and has
+the class names and the score threshold. A file takes one picture at a time, in one size, unless
+--dynamic says otherwise. `sparsedet eval FILE` measures its AP, which --half and --int8 change.
+Exit codes: 0 done; 1 the file was written, but differs from the model by more than rounding
+(without --half and --int8); 2 an input is wrong, or the file does not run (one sentence says
+which).
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add = parser.add_argument
-    add("weights", metavar="WEIGHTS", help="model_best.pth, or the NAME of published weights")
+    add(
+        "weights",
+        metavar="WEIGHTS",
+        help="model_best.pth, the NAME of published weights, or a folder of `sparsedet publish`",
+    )
     add("output", type=Path, metavar="OUT", help="file.onnx, file.pt2 or file.aoti.pt2")
     add("--config-file", metavar="CONFIG", help="for weights without a config")
     add_trust(parser)
@@ -60,26 +65,40 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         action="append",
         choices=("batch", "size"),
         default=[],
-        help="take any number of pictures at a time, or pictures of any size; may be given twice",
+        help="any number of pictures at a time, or pictures of any size (excludes --size); may be "
+        "given twice",
     )
+    add("--keep-ratio", type=float, metavar="R", help="share of the tokens that the file keeps")
+    add(
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        metavar="S",
+        help="default of the file for `sparsedet predict` (%(default)s)",
+    )
+    add("--no-custom-op", action="store_true", help="a .pt2 file that runs without sparsedet")
+    _add_precision(parser)
+    return parser
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--half", action="store_true", help="weights in float16")
     add(
         "--int8",
         nargs="?",
         const="",
         metavar="PICTURES",
-        help="layers in int8, for values as they have on these pictures: a file, folder or pattern "
-        "(default: the training set of the config)",
+        help="quantize an .onnx file to int8, calibrated on these pictures: a file, folder or "
+        "pattern (default: the training set of the config)",
     )
     add(
         "--int8-pictures",
         type=int,
         default=100,
         metavar="N",
-        help="how many of them at most, evenly chosen (%(default)s)",
+        help="how many of them at most, evenly spaced (%(default)s)",
     )
-    add("--no-custom-op", action="store_true", help="a .pt2 file that runs without sparsedet")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
             half=args.half,
             custom_op=not args.no_custom_op,
             quantize=files,
+            keep_ratio=args.keep_ratio,
+            score_threshold=args.score_threshold,
         )
     except ImportError as error:  # an extra is missing, the message names it
         print_error(error)

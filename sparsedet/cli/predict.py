@@ -60,9 +60,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--score-threshold",
         type=float,
-        default=0.3,
         metavar="S",
-        help="leave out objects with lower scores (%(default)s)",
+        help="leave out objects with lower scores (0.3, or what an exported file says)",
     )
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens to keep")
     parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
@@ -104,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:  # an extra is missing, the message names it
         print_error(error)
         return 2
+    if args.score_threshold is None:
+        args.score_threshold = predictor.score_threshold
     failures: list[str] = []
     pairs = _predict(predictor, files, args, failures)
     stopped = False

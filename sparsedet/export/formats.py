@@ -173,12 +173,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def read(path: Path, threads: int | None = None) -> tuple[Contract, Run]:
+def read(path: Path) -> tuple[Contract, Run]:
     """Open an exported file.
 
     Args:
-        path: a file of :func:`write`.
-        threads: of the runtime of ONNX; None = what it takes itself.
+        path: a file of :func:`write`. ONNX runs on as many threads as torch.
 
     Raises:
         ExportError: the file cannot be read, or is no exported detector.
@@ -188,7 +187,7 @@ def read(path: Path, threads: int | None = None) -> tuple[Contract, Run]:
     if not path.is_file():
         raise ExportError(f"{path} is not a file. Give one that `sparsedet export` wrote.")
     if kind == "onnx":
-        return _read_onnx(path, threads)
+        return _read_onnx(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -204,15 +203,16 @@ def read(path: Path, threads: int | None = None) -> tuple[Contract, Run]:
         raise _unreadable(path, error) from error
 
 
-def _read_onnx(path: Path, threads: int | None) -> tuple[Contract, Run]:
-    require_onnx()
-    import onnxruntime
-
-    options: Any = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    providers = onnxruntime.get_available_providers()
+def _read_onnx(path: Path) -> tuple[Contract, Run]:
     try:
-        session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("ONNX files run by onnxruntime: pip install onnxruntime.") from error
+    options: Any = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # which its own variable does not set
+    cpu = ["CPUExecutionProvider"]
+    try:
+        session: Any = onnxruntime.InferenceSession(str(path), options, providers=cpu)
     except Exception as error:  # its errors have no common class
         raise _unreadable(path, error) from error
     facts = session.get_modelmeta().custom_metadata_map.get(KEY)

@@ -101,7 +101,7 @@ class Predictor:
             )
         exported = is_exported(weights)
         place = find_device("cpu" if exported and device == "auto" else device, "Predictor.device")
-        self.batch_size = batch_size
+        self.batch_size, self.score_threshold = batch_size, 0.3
         if whole and tiles is None:
             raise ValueError("Predictor.whole goes with tiles. Set tiles, or leave whole out.")
         self._slicing = None if tiles is None else (tiles, overlap, whole)
@@ -143,6 +143,7 @@ class Predictor:
             raise ValueError(f"Predictor.device must be cpu for {path}, got {place.type}.")
         self.model = model = ExportedDetector(path)
         self.mapper, self.class_names = model.mapper(), model.contract.class_names
+        self.score_threshold = model.contract.score_threshold
 
     def export(
         self,
@@ -154,6 +155,8 @@ class Predictor:
         half: bool = False,
         custom_op: bool = True,
         quantize: PictureSource | Iterable[PictureSource] | None = None,
+        keep_ratio: float | None = None,
+        score_threshold: float = 0.3,
     ) -> Exported:
         """Write the detector as one file that runs elsewhere, see ``sparsedet.export.export``.
 
@@ -166,35 +169,40 @@ class Predictor:
             custom_op: see there.
             quantize: pictures as ``stream`` takes them, such as those of the training set: an ONNX
                 file is in int8 then, for values as these pictures have.
+            keep_ratio: as in a call; it is fixed in the file.
+            score_threshold: default of the file for ``sparsedet predict``.
 
         Raises:
             DatasetError: a picture cannot be read.
             ExportError: as there.
-            ValueError: the test transform does not say how large pictures become.
+            ValueError: an argument is wrong, the predictor runs an exported file, or the test
+                transform does not say how large pictures become.
         """
-        resize = None
-        if dynamic_size:
-            if size is not None:
-                raise ValueError(
-                    "Predictor.export.dynamic_size takes any size, and size fixes one. Leave one "
-                    "of them out."
-                )
-            resize = self._resize()
+        self._check(keep_ratio, score_threshold)
+        if isinstance(self.model, ExportedDetector):
+            raise ValueError("Predictor.export needs a checkpoint, and this is an exported file.")
+        if dynamic_size and size is not None:
+            raise ValueError(
+                "Predictor.export.dynamic_size takes any size, and size fixes one. Leave one of "
+                "them out."
+            )
+        resize = self._resize() if dynamic_size else None
         size = size or self._usual_size()
-        pictures = self._settings or PictureSettings()
         inputs = None if quantize is None else self._inputs(quantize, size, resize)
-        return export(
-            self.model,
-            path,
-            size=size,
-            class_names=self.class_names,
-            pictures=pictures,
-            resize=resize,
-            dynamic_batch=dynamic_batch,
-            half=half,
-            custom_op=custom_op,
-            quantize=inputs,
-        )
+        with self._keeping(keep_ratio):
+            return export(
+                self.model,
+                path,
+                size=size,
+                class_names=self.class_names,
+                pictures=self._settings or PictureSettings(),
+                resize=resize,
+                dynamic_batch=dynamic_batch,
+                score_threshold=score_threshold,
+                half=half,
+                custom_op=custom_op,
+                quantize=inputs,
+            )
 
     def _inputs(
         self, sources: Any, size: tuple[int, int], resize: tuple[int, int] | None
@@ -245,7 +253,7 @@ class Predictor:
         pictures: PictureSource,
         *,
         keep_ratio: float | None = ...,
-        score_threshold: float = ...,
+        score_threshold: float | None = ...,
     ) -> Detections: ...
 
     @overload
@@ -254,7 +262,7 @@ class Predictor:
         pictures: Sequence[PictureSource],
         *,
         keep_ratio: float | None = ...,
-        score_threshold: float = ...,
+        score_threshold: float | None = ...,
     ) -> list[Detections]: ...
 
     def __call__(
@@ -262,7 +270,7 @@ class Predictor:
         pictures: PictureSource | Sequence[PictureSource],
         *,
         keep_ratio: float | None = None,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
     ) -> Detections | list[Detections]:
         """Detect objects in a picture, or in each of a list.
 
@@ -271,7 +279,8 @@ class Predictor:
                 float in 0..255. Arrays of OpenCV are BGR: pass ``array[..., ::-1]``.
             keep_ratio: share of the tokens that the encoder updates, in (0, 1]; None = as
                 configured.
-            score_threshold: detections below are left out. 0 keeps what evaluation sees.
+            score_threshold: detections below are left out; 0 keeps what evaluation sees. None =
+                0.3, or what an exported file says.
 
         Raises:
             DatasetError: a file cannot be read.
@@ -280,7 +289,7 @@ class Predictor:
         """
         many = isinstance(pictures, (list, tuple))
         sources: Sequence[Any] = pictures if many else [pictures]
-        self._check(keep_ratio, score_threshold)
+        score_threshold = self._check(keep_ratio, score_threshold)
         read = (self.read(source) for source in sources)
         run = self._run(read, keep_ratio, score_threshold)
         found = [detections for _, detections in run]
@@ -291,7 +300,7 @@ class Predictor:
         sources: PictureSource | Iterable[PictureSource],
         *,
         keep_ratio: float | None = None,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         on_error: Callable[[DatasetError | StorageError], None] | None = None,
     ) -> Iterator[Detections]:
         """Detections picture by picture, frame by frame, in order.
@@ -315,11 +324,11 @@ class Predictor:
         sources: PictureSource | Iterable[PictureSource],
         *,
         keep_ratio: float | None = None,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         on_error: Callable[[DatasetError | StorageError], None] | None = None,
     ) -> Iterator[tuple[Picture, Detections]]:
         """``stream`` with each picture, for drawing on frames that cannot be read again."""
-        self._check(keep_ratio, score_threshold)
+        score_threshold = self._check(keep_ratio, score_threshold)
         return self._run(
             read_pictures(sources, on_error, self._settings, self._shrink),
             keep_ratio,
@@ -407,13 +416,16 @@ class Predictor:
 
         return Slicer(detect, tile, overlap=overlap, whole=whole, batch_size=self.batch_size)
 
-    def _check(self, keep_ratio: float | None, score_threshold: float) -> None:
+    def _check(self, keep_ratio: float | None, score_threshold: float | None) -> float:
+        """Refuse wrong settings of a call; the threshold, or that of the predictor."""
+        if score_threshold is None:
+            score_threshold = self.score_threshold
         if not isinstance(score_threshold, Real) or not 0 <= score_threshold <= 1:
             raise ValueError(
                 f"Predictor.score_threshold must be in [0, 1], got {score_threshold!r}."
             )
         if keep_ratio is None:
-            return
+            return score_threshold
         selector = getattr(self.model, "selector", None)
         if getattr(selector, "keep_ratio", None) is None:
             raise ValueError(
@@ -423,6 +435,7 @@ class Predictor:
             )
         if not isinstance(keep_ratio, Real) or not 0 < keep_ratio <= 1:
             raise ValueError(f"Predictor.keep_ratio must be in (0, 1], got {keep_ratio!r}.")
+        return score_threshold
         with self._keeping(keep_ratio):
             pass  # a selector may know narrower limits
 

@@ -27,7 +27,7 @@ from tests.predictor.trained import write_checkpoint, write_pictures
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "serving"
-LIMITS = ("--max-bytes", "200000", "--max-pixels", "1000000", "--patience", "1")
+LIMITS = ("--max-bytes", "200000", "--max-pixels", "1000000", "--upload-timeout", "1")
 
 
 def module(name: str) -> ModuleType:
@@ -102,8 +102,8 @@ def test_the_threshold_is_that_of_the_request(server, predictor):
 
 REFUSED = {
     "empty": (b"", 400, "The body is empty."),
-    "text": (b"hello", 415, "The body is no picture. Send a file: JPEG, PNG, WEBP."),
-    "another format": (picture((9, 9), form="GIF"), 415, "The body is no picture."),
+    "text": (b"hello", 415, "The body is not an image. Send one of: JPEG, PNG, WEBP."),
+    "another format": (picture((9, 9), form="GIF"), 415, "The body is not an image."),
     "header alone": (picture((90, 120), form="JPEG")[:300], 400, "The picture is broken:"),
     "truncated JPEG": (picture((90, 120), form="JPEG")[:-900], 400, "The picture is broken:"),
     "truncated PNG": (picture((90, 120))[:-900], 400, "The picture is broken:"),
