@@ -13,7 +13,7 @@
 
 The output folder gets predictions.json, curves.json, confusion.json and eval_results.json.
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file. NAME is one that `sparsedet
-weights` lists. Of an exported file (.onnx, .pt2), classes and the size of pictures are in the file.
+weights` lists. An exported file (.onnx, .pt2) brings its own classes and picture size.
 Exit codes: 0 done; 2 an input is wrong; 3 something failed during the evaluation (as in
 `sparsedet train`; one sentence says which).
 """

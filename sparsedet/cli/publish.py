@@ -8,8 +8,8 @@
 The folder has model.safetensors, config.yaml without paths of this machine, detections.jpg and
 README.md, a model card with the results, the cost, the data and the training of the run. Look at
 them before they are public: --picture is one of the validation set if nothing else is given. The
-milliseconds are those that `sparsedet analyze DIR/config.yaml --latency --output DIR/analysis.json`
-has left. What is published loads by its name: `sparsedet predict owner/mine photo.jpg`.
+milliseconds come from `sparsedet analyze DIR/config.yaml --latency --output DIR/analysis.json`. A
+published model loads by its name: `sparsedet predict owner/mine photo.jpg`.
 Exit codes: 0 done; 2 an input is wrong, or the upload failed (one sentence says which).
 """
 
@@ -38,10 +38,15 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add(
         "--name", metavar="NAME", help="what the card calls it (default: NAME of --push, or FOLDER)"
     )
-    add("--private", action="store_true", help="of a model that --push makes: hide it from others")
+    add("--private", action="store_true", help="make a newly created model private")
     add("--license", metavar="ID", help="such as apache-2.0, mit or other")
-    add("--dataset", metavar="NAME", help="of the data, such as owner/dataset")
-    add("--picture", default="auto", metavar="FILE", help="that the card shows, or none")
+    add("--dataset", metavar="NAME", help="name of the data set, such as owner/dataset")
+    add(
+        "--picture",
+        default="auto",
+        metavar="FILE",
+        help="for the card, or none (default: one of the validation set)",
+    )
     add_trust(parser)
     return parser
 

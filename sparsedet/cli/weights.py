@@ -4,10 +4,10 @@
     sparsedet weights focus r50          those with both words in their line
     sparsedet weights --json             with the addresses, and where to put a file by hand
 
-AP: on COCO val2017, as published (not measured here). classes: in the published file; of 91 the 80
-that COCO has are kept. MB: as its page tells, or of the file that is here. here: "yes" once the
-weights are in the cache, the folder in SPARSEDET_HOME or else ~/.cache/sparsedet. from: who has the
-file; "by hand" is what a browser alone can fetch, and drive.google.com needs `pip install gdown`.
+AP: on COCO val2017, as published (not measured here). classes: in the published file (of 91, COCO's
+80 are kept). MB: size of the download, or on disk. here: "yes" once the weights are in the cache,
+the folder in SPARSEDET_HOME or else ~/.cache/sparsedet. from: the host of the file; "by hand" means
+that only a browser can fetch it, and drive.google.com needs `pip install gdown`.
 A name without its epochs stands for the longest training.
 """
 

@@ -255,3 +255,22 @@ def test_named_systems_are_exported(name, suffix, tmp_path):
         custom_op=False,
     )  # fmt: skip
     assert made.differences.small, made.differences
+
+
+def test_the_keep_ratio_and_the_threshold_are_in_the_file(run, predictor):
+    usual = predictor.export(run / "usual.pt2", SIZE)
+    few = predictor.export(run / "few.pt2", SIZE, keep_ratio=0.05, score_threshold=0.9)
+    pixels = np.zeros((1, 3, *SIZE), dtype=np.float32)
+    kept, fewer = (read(made.path)[1](pixels)[3] for made in (usual, few))
+    assert fewer.shape[1] < kept.shape[1] / 2
+    assert few.differences.tokens == 0 and few.differences.small
+    loaded = Predictor(few.path)
+    assert loaded.score_threshold == 0.9
+    assert len(loaded(run / "val" / "plain.png")) < len(
+        Predictor(usual.path)(run / "val" / "plain.png", score_threshold=0.0)
+    )
+    assert predictor.score_threshold == 0.3
+    with pytest.raises(ValueError, match="needs a checkpoint"):
+        loaded.export(run / "again.pt2", SIZE)
+    with pytest.raises(ValueError, match=r"keep_ratio must be in \(0, 1\]"):
+        predictor.export(run / "none.pt2", SIZE, keep_ratio=0)
