@@ -324,7 +324,7 @@ class TimmBackbone(nn.Module):
 
 
 def _chain(body: Any) -> tuple[list[nn.Module], list[int]] | None:
-    """Modules of a timm model that run in sequence, and the indices of those whose map is an output.
+    """Modules of a timm model that run in sequence, and the numbers of those that give a map.
 
     None for a model that is made otherwise.
     """
