@@ -35,7 +35,7 @@ from sparsedet.weights.table import CONFIG
 
 
 def require_same_classes(cfg: Any) -> None:
-    """Refuse a model whose classes are not those of the data: its class n would be another's.
+    """Refuse a model whose number of classes differs from that of the data.
 
     Args:
         cfg: configuration with a ``model``, and with the ``dataset`` as it was resolved.

@@ -340,7 +340,7 @@ def _current_stage(model: Detector) -> Iterator[Callable[[], str]]:
 
 @contextmanager
 def _with_gradients_of_nothing() -> Iterator[None]:
-    """Forms that a gradient could follow, of which nothing is kept."""
+    """Run the code paths of grad mode without storing activations."""
     nothing = torch.empty(0)
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: nothing)
     with torch.enable_grad(), hooks:
@@ -349,7 +349,7 @@ def _with_gradients_of_nothing() -> Iterator[None]:
 
 @contextmanager
 def _without_fastpath() -> Iterator[None]:
-    """``nn.MultiheadAttention`` in operators that have a formula."""
+    """Run ``nn.MultiheadAttention`` as operators whose cost is known."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -89,7 +89,6 @@ def noise(model: Detector, image_size: Size) -> tuple[Float[Tensor, "1 3 H W"], 
 @contextmanager
 def stage_marks(model: Detector, clock: Clock) -> Iterator[None]:
     """Mark on a clock that runs where the next stage of the detector begins."""
-
     looking = False  # at tiles, by backbone and neck
 
     def enter(stage: str) -> None:

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from sparsedet.analysis import FlopCount, count_flops, divisibility
 from sparsedet.analysis.passes import Detector
+from sparsedet.benchmark.reference import use_grid_sample
 from sparsedet.checkpoint import leave_out_pretrained
 from sparsedet.config import ConfigError, instantiate
 from sparsedet.config import read_config as read_any_config
 from sparsedet.modeling import DeformableEncoder, prepare_for_inference
 from sparsedet.modeling.stages import MultiScaleFeatures, Size, TokenScores
 from sparsedet.structures import pad_images
-
-from .reference import use_grid_sample
 
 DTYPES = {
     "float64": torch.float64,

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsedet.benchmark.large import DENSE, FOCUS, GLANCE, SLICES, tile_count
 from sparsedet.config import ConfigError
 from sparsedet.files import write_figure
-
-from .large import DENSE, FOCUS, GLANCE, SLICES, tile_count
 
 Row = dict[str, Any]
 _NAMES = {DENSE: "DINO", FOCUS: "Focus-DETR", SLICES: "DINO on slices", GLANCE: "glance and look"}

@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparsedet.benchmark.cases import image_size, positive, read_config
+from sparsedet.benchmark.model import FOCUS
 from sparsedet.config import ConfigError
 from sparsedet.data import open_dataset, resolve_dataset, write_coco
 from sparsedet.data.shapes import ShapesOptions, write_shapes
 from sparsedet.modeling.stages import Size
-
-from .cases import image_size, positive, read_config
-from .model import FOCUS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

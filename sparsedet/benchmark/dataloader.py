@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from sparsedet.analysis import Timing
+from sparsedet.benchmark import data
+from sparsedet.benchmark.cases import positive
+from sparsedet.benchmark.report import Table, number, print_table, spread
 from sparsedet.config import instantiate
-
-from . import data
-from .cases import positive
-from .report import Table, number, print_table, spread
 
 WARM_UP_BATCHES = 2
 

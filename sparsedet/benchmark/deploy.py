@@ -27,6 +27,18 @@ from torch import nn
 
 from sparsedet.allocator import TUNED
 from sparsedet.analysis import Timing, round_ratio
+from sparsedet.benchmark.cases import Case, build_model, image_size, read_config
+from sparsedet.benchmark.execution import Row, Turns
+from sparsedet.benchmark.memory import Worker
+from sparsedet.benchmark.report import (
+    Table,
+    allocator,
+    number,
+    print_table,
+    reason,
+    size_text,
+    without_empty,
+)
 from sparsedet.data import DetectionMapper, PictureSettings
 from sparsedet.data.shapes import ShapesOptions, shapes_sample
 from sparsedet.data.transforms import FitInside
@@ -40,11 +52,6 @@ from sparsedet.predictor import Predictor, read_picture
 from sparsedet.predictor.exported import filled
 from sparsedet.predictor.pictures import make_sample
 from sparsedet.predictor.sources import find_files
-
-from .cases import Case, build_model, image_size, read_config
-from .execution import Row, Turns
-from .memory import Worker
-from .report import Table, allocator, number, print_table, reason, size_text, without_empty
 
 EAGER = "eager"
 GRAY = (127.0, 127.0, 127.0)

@@ -11,13 +11,27 @@ from typing import Any
 import torch
 
 from sparsedet.analysis import round_ratio
+from sparsedet.benchmark.cases import Case, gflops, groups, load_model, noise, product
+from sparsedet.benchmark.cases import add_arguments as add_case_arguments
+from sparsedet.benchmark.execution import (
+    Rounds,
+    Row,
+    Turns,
+    inference_pass,
+    precision,
+    time_cases,
+    timing_row,
+)
+from sparsedet.benchmark.model import FOCUS, SPARSE, add_running_arguments
+from sparsedet.benchmark.report import (
+    CASE_HEAD,
+    Table,
+    case_cells,
+    number,
+    print_table,
+    without_empty,
+)
 from sparsedet.loading import require_tokens
-
-from .cases import Case, gflops, groups, load_model, noise, product
-from .cases import add_arguments as add_case_arguments
-from .execution import Rounds, Row, Turns, inference_pass, precision, time_cases, timing_row
-from .model import FOCUS, SPARSE, add_running_arguments
-from .report import CASE_HEAD, Table, case_cells, number, print_table, without_empty
 
 KEEP = ("dense", "0.1", "0.3", "0.5")
 

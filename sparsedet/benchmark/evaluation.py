@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
+from sparsedet.benchmark import data
+from sparsedet.benchmark.cases import configure
+from sparsedet.benchmark.report import Table, number, print_table
 from sparsedet.config import instantiate
 from sparsedet.evaluation import evaluate
-
-from . import data
-from .cases import configure
-from .report import Table, number, print_table
 
 PARTS = ("reading", "model", "evaluator")
 

@@ -24,9 +24,8 @@ from sparsedet.analysis import (
     timed,
 )
 from sparsedet.analysis.passes import Detector
-
-from .cases import DTYPES, GRID_SAMPLE, OURS, Case
-from .report import reason
+from sparsedet.benchmark.cases import DTYPES, GRID_SAMPLE, OURS, Case
+from sparsedet.benchmark.report import reason
 
 EVENTS = 32  # more than a pass has stages
 GRAPH_WARM_UP = 3

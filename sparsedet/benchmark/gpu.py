@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
+from sparsedet.benchmark.report import Table, number
 from sparsedet.layers import ms_deform_attn
-
-from .report import Table, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

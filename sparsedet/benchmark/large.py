@@ -20,14 +20,7 @@ from typing import Any
 import torch
 
 from sparsedet.analysis import FIRST_STAGE, Clock, Parts, round_ratio, stage_marks, summarize, timed
-from sparsedet.config import ConfigError
-from sparsedet.modeling import TokenSparseDetector
-from sparsedet.modeling.stages import DetectorOutput, Size
-from sparsedet.predictor import Detections, Picture
-from sparsedet.predictor.detections import import_supervision
-from sparsedet.predictor.tiles import Slicer
-
-from .cases import (
+from sparsedet.benchmark.cases import (
     SEED,
     SMALL_MODEL,
     Case,
@@ -39,9 +32,15 @@ from .cases import (
     positive,
     read_config,
 )
-from .execution import Row, Turns, inference
-from .memory import Worker
-from .report import Table, number, print_table, reason, size_text, without_empty
+from sparsedet.benchmark.execution import Row, Turns, inference
+from sparsedet.benchmark.memory import Worker
+from sparsedet.benchmark.report import Table, number, print_table, reason, size_text, without_empty
+from sparsedet.config import ConfigError
+from sparsedet.modeling import TokenSparseDetector
+from sparsedet.modeling.stages import DetectorOutput, Size
+from sparsedet.predictor import Detections, Picture
+from sparsedet.predictor.detections import import_supervision
+from sparsedet.predictor.tiles import Slicer
 
 HALF, DENSE, FOCUS, SLICES, GLANCE = "half", "dense", "focus", "slices", "glance"
 CONFIGS = {

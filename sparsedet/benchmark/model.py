@@ -12,15 +12,28 @@ import torch
 from torch import nn
 
 from sparsedet.analysis import Parts
+from sparsedet.benchmark.cases import DTYPES, PEER, Case, gflops, groups, load_model, noise, product
+from sparsedet.benchmark.cases import add_arguments as add_case_arguments
+from sparsedet.benchmark.execution import (
+    Row,
+    Turns,
+    inference,
+    inference_pass,
+    time_cases,
+    timing_row,
+)
+from sparsedet.benchmark.memory import device_peak, process_peak
+from sparsedet.benchmark.reference import locate
+from sparsedet.benchmark.report import (
+    CASE_HEAD,
+    Table,
+    case_cells,
+    number,
+    print_table,
+    without_empty,
+)
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import MultiScaleFeatures, level_size
-
-from .cases import DTYPES, PEER, Case, gflops, groups, load_model, noise, product
-from .cases import add_arguments as add_case_arguments
-from .execution import Row, Turns, inference, inference_pass, time_cases, timing_row
-from .memory import device_peak, process_peak
-from .reference import locate
-from .report import CASE_HEAD, Table, case_cells, number, print_table, without_empty
 
 DINO = "dino_r50_4scale_12ep"
 SPARSE = "sparse_detr_r50_rho30_50ep"

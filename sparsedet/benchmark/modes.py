@@ -12,11 +12,21 @@ from typing import Any
 import torch
 
 from sparsedet.allocator import add_allocator
+from sparsedet.benchmark import (
+    dataloader,
+    deploy,
+    encoder,
+    evaluation,
+    gpu,
+    large,
+    model,
+    op,
+    swap,
+    train_step,
+)
+from sparsedet.benchmark.cases import positive
+from sparsedet.benchmark.report import Record, Table, environment, print_facts
 from sparsedet.config import trusting
-
-from . import dataloader, deploy, encoder, evaluation, gpu, large, model, op, swap, train_step
-from .cases import positive
-from .report import Record, Table, environment, print_facts
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,18 @@ from sparsedet.analysis import (
     time_in_turns,
     timed,
 )
+from sparsedet.benchmark.cases import DTYPES, GRID_SAMPLE, OURS, image_size, positive
+from sparsedet.benchmark.memory import device_peak, process_peak
+from sparsedet.benchmark.reference import embedding_bag_attention, peer_attention
+from sparsedet.benchmark.report import (
+    Table,
+    milliseconds,
+    number,
+    print_table,
+    reason,
+    spread,
+    without_empty,
+)
 from sparsedet.layers import (
     MultiScaleDeformableAttention,
     has_compiled_kernel,
@@ -34,11 +46,6 @@ from sparsedet.layers import (
     ms_deform_attn_reference,
 )
 from sparsedet.modeling.stages import Size
-
-from .cases import DTYPES, GRID_SAMPLE, OURS, image_size, positive
-from .memory import device_peak, process_peak
-from .reference import embedding_bag_attention, peer_attention
-from .report import Table, milliseconds, number, print_table, reason, spread, without_empty
 
 STRIDES = (8, 16, 32, 64)
 HEADS, HEAD_CHANNELS, POINTS = 8, 32, 4

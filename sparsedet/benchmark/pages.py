@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparsedet.benchmark import curves
+from sparsedet.benchmark.modes import MODES
+from sparsedet.benchmark.report import markdown
 from sparsedet.config import ConfigError
 from sparsedet.files import atomic_write, write_figure
-
-from . import curves
-from .modes import MODES
-from .report import markdown
 
 _FACTS = ("device", "cpu", "cpu_capability", "threads", "allocator", "torch")
 Suite = dict[str, Any]

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 
 from sparsedet.allocator import TUNED
+from sparsedet.benchmark.cases import SMALL_MODEL
+from sparsedet.benchmark.model import DINO, FOCUS, SPARSE
+from sparsedet.benchmark.report import read_json
 from sparsedet.files import write_json
-
-from .cases import SMALL_MODEL
-from .model import DINO, FOCUS, SPARSE
-from .report import read_json
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2"}
 FORMATS = ("--dtype", "float32", "bfloat16")

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from sparsedet.analysis import Clock, Parts, round_ratio, summarize, time_in_turns, timed
-
-from .cases import image_size, positive
-from .execution import Row, Turns
-from .reference import locate
-from .report import Table, number, print_table, size_text, spread
+from sparsedet.benchmark.cases import image_size, positive
+from sparsedet.benchmark.execution import Row, Turns
+from sparsedet.benchmark.reference import locate
+from sparsedet.benchmark.report import Table, number, print_table, size_text, spread
 
 MODELS = "sparsedet.interop.transformers.models:MODELS"
 BEFORE, AFTER = "before", "after"

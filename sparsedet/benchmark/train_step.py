@@ -15,23 +15,22 @@ from torch import Tensor, nn
 
 from sparsedet.analysis import Clock, Parts, timed
 from sparsedet.analysis.passes import Detector
+from sparsedet.benchmark.cases import Case, build_model, groups, noise, product, read_config
+from sparsedet.benchmark.cases import add_arguments as add_case_arguments
+from sparsedet.benchmark.execution import Row, Turns, precision, time_cases, timing_row
+from sparsedet.benchmark.memory import device_peak, process_peak
+from sparsedet.benchmark.model import FOCUS
+from sparsedet.benchmark.report import (
+    CASE_HEAD,
+    Table,
+    case_cells,
+    number,
+    print_table,
+    without_empty,
+)
 from sparsedet.config import ConfigError, instantiate
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Targets
-
-from .cases import (
-    Case,
-    build_model,
-    groups,
-    noise,
-    product,
-    read_config,
-)
-from .cases import add_arguments as add_case_arguments
-from .execution import Row, Turns, precision, time_cases, timing_row
-from .memory import device_peak, process_peak
-from .model import FOCUS
-from .report import CASE_HEAD, Table, case_cells, number, print_table, without_empty
 
 PARTS = ("forward", "criterion", "backward", "optimizer")
 OBJECTS = 7  # of an image, as on COCO

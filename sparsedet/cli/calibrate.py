@@ -1,6 +1,6 @@
-"""Calibrate the threshold of an adaptive selector for trained weights.
+r"""Calibrate the threshold of an adaptive selector for trained weights.
 
-    sparsedet calibrate DIR/config.yaml --weights DIR/model_best.pth --output NEW \\
+    sparsedet calibrate DIR/config.yaml --weights DIR/model_best.pth --output NEW \
         model.selector._target_=AdaptiveSelector
 
 A model with `AdaptiveSelector` keeps the tokens that score above a threshold. Calibration derives

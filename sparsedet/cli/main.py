@@ -20,6 +20,7 @@ COMMANDS = {
     "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
     "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),
+    "sweep-config": ("sparsedet.cli.sweep_config", "train at every point of a grid, with seeds"),
     "calibrate": ("sparsedet.cli.calibrate", "fit a content-adaptive selector to trained weights"),
     "check-data": ("sparsedet.cli.check_data", "check a data set, and say what is in it"),
     "convert-data": ("sparsedet.cli.convert_data", "bring a data set to COCO's format"),

@@ -1,7 +1,7 @@
-"""Evaluate one model at several shares of its tokens, or of its tiles: accuracy, cost and time.
+r"""Evaluate one model at several shares of its tokens, or of its tiles: accuracy, cost and time.
 
     sparsedet sweep DIR/config.yaml --weights DIR/model_best.pth --ratios 0.05 0.1 0.2 0.3 0.5
-    sparsedet sweep CONFIG --weights W --fixed A/config.yaml:A/model_best.pth \\
+    sparsedet sweep CONFIG --weights W --fixed A/config.yaml:A/model_best.pth \
         B/config.yaml:B/model_best.pth --output DIR key=value
     sparsedet sweep CONFIG --weights W --beside A/config.yaml:A/model_best.pth
     sparsedet sweep CONFIG --weights W --look 0.05 0.1 0.2 0.4

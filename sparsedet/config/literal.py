@@ -1,8 +1,8 @@
-"""Texts that are data, in a config: how they are written so that they come out as they were.
+r"""Texts that are data, in a config: how they are written so that they come out as they were.
 
 In a config ``${...}`` is a reference and ``???`` a value that is still to be set. A backslash
-before it makes it text: omegaconf reads ``\\${`` as ``${``, and :func:`instantiate` and
-:func:`texts` read ``\\???`` as ``???``.
+before it makes it text: omegaconf reads ``\${`` as ``${``, and :func:`instantiate` and
+:func:`texts` read ``\???`` as ``???``.
 """
 
 from __future__ import annotations

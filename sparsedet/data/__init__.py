@@ -1,22 +1,28 @@
 """From annotation files and images to batches of samples."""
 
-from .audit import Audit, Mended, audit_dataset, write_mended
-from .catalog import (
+from sparsedet.data.audit import Audit, Mended, audit_dataset, write_mended
+from sparsedet.data.catalog import (
     how_to_get,
     part_arguments,
     picture_settings,
     resolve_classes,
     resolve_dataset,
 )
-from .convert import Originals, write_coco
-from .dataset import AnnotatedDataset, open_dataset
-from .decoding import PictureCache, PictureDecoder
-from .errors import DatasetError, StorageError
-from .formats import list_parts
-from .loader import DetectionDataset, SampleKey, TestLoader, TrainingBatches, TrainLoader
-from .mapper import DetectionMapper
-from .reading import PictureSettings
-from .transforms import (
+from sparsedet.data.convert import Originals, write_coco
+from sparsedet.data.dataset import AnnotatedDataset, open_dataset
+from sparsedet.data.decoding import PictureCache, PictureDecoder
+from sparsedet.data.errors import DatasetError, StorageError
+from sparsedet.data.formats import list_parts
+from sparsedet.data.loader import (
+    DetectionDataset,
+    SampleKey,
+    TestLoader,
+    TrainingBatches,
+    TrainLoader,
+)
+from sparsedet.data.mapper import DetectionMapper
+from sparsedet.data.reading import PictureSettings
+from sparsedet.data.transforms import (
     AerialAugmentation,
     DETRAugmentation,
     PhotographAugmentation,

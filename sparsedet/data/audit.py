@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..tables import format_table
-from .checked import Checked, collector_paused, read_checked
-from .convert import Originals, write_coco
-from .dataset import AnnotatedDataset, dataset_of, keep_open, key_of
-from .errors import DatasetError
-from .formats.coco import read_whole
-from .picture_files import Inspector, inspect_headers
-from .reading import DEFAULT_SETTINGS, PictureSettings
-from .validate import CleanAnnotation, Effect, Finding, Findings, refuse
-from .validate.areas import lies_within
+from sparsedet.data.checked import Checked, collector_paused, read_checked
+from sparsedet.data.convert import Originals, write_coco
+from sparsedet.data.dataset import AnnotatedDataset, dataset_of, keep_open, key_of
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.formats.coco import read_whole
+from sparsedet.data.picture_files import Inspector, inspect_headers
+from sparsedet.data.reading import DEFAULT_SETTINGS, PictureSettings
+from sparsedet.data.validate import CleanAnnotation, Effect, Finding, Findings, refuse
+from sparsedet.data.validate.areas import lies_within
+from sparsedet.tables import format_table
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from typing import Any
 
 from sparsedet.config import literal, texts
 from sparsedet.config.rules import Rule, check_settings
-
-from .dataset import AnnotatedDataset, open_dataset
-from .errors import DatasetError
-from .reading import PictureSettings
-from .validate import warn_once
+from sparsedet.data.dataset import AnnotatedDataset, open_dataset
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.reading import PictureSettings
+from sparsedet.data.validate import warn_once
 
 # Where the shipped configs expect their sets, and how to get them.
 _HOW_TO_GET = {

@@ -7,10 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .formats import Source, check_image_folder, read_source
-from .picture_files import Inspector, check_files, check_names, inspect_headers
-from .reading import PictureSettings
-from .validate import CleanAnnotation, Findings, check_categories, check_images, clean_annotations
+from sparsedet.data.formats import Source, check_image_folder, read_source
+from sparsedet.data.picture_files import Inspector, check_files, check_names, inspect_headers
+from sparsedet.data.reading import PictureSettings
+from sparsedet.data.validate import (
+    CleanAnnotation,
+    Findings,
+    check_categories,
+    check_images,
+    clean_annotations,
+)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..files import write_json_lists
-from .dataset import AnnotatedDataset
-from .roots import name_below
+from sparsedet.data.dataset import AnnotatedDataset
+from sparsedet.data.roots import name_below
+from sparsedet.files import write_json_lists
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..structures import BoxMode
-from .checked import Checked, collector_paused, read_checked
-from .errors import DatasetError
-from .formats import Source
-from .reading import DEFAULT_SETTINGS, PictureSettings
-from .records import Records
-from .roots import join
-from .validate import CleanAnnotation, Findings
-from .validate.fields import folded
+from sparsedet.data.checked import Checked, collector_paused, read_checked
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.formats import Source
+from sparsedet.data.reading import DEFAULT_SETTINGS, PictureSettings
+from sparsedet.data.records import Records
+from sparsedet.data.roots import join
+from sparsedet.data.validate import CleanAnnotation, Findings
+from sparsedet.data.validate.fields import folded
+from sparsedet.structures import BoxMode
 
 _Stamp = tuple[int, int] | None
 _KEPT = 16  # sets that a process remembers

@@ -14,8 +14,8 @@ from typing import Any
 import PIL
 from tqdm import tqdm
 
-from .images import ImageHeader, inspect_image
-from .reading import PictureSettings
+from sparsedet.data.images import ImageHeader, inspect_image
+from sparsedet.data.reading import PictureSettings
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ the largest value of a picture, which would make brightness jump from one to the
   1023, 4095, 16383 or 65535; for floats also 1 and 255. Other numbers are statistics.
 - PNG's sBIT declares 0..2^sBIT - 1, unless values were scaled up to 16 bits as the standard has it.
 - Signed integers, those of 32 bits and floats declare nothing. Without `dataset.value_range` they
-  are refused."""
+  are refused.
+"""
 
 import struct
 import sys
@@ -19,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from .pillow_limit import no_limit
+from sparsedet.data.pillow_limit import no_limit
 
 Range = tuple[float, float]
 

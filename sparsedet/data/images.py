@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .depth import Depth, Use, declared_depth, to_8_bits
-from .errors import DatasetError
-from .pillow_limit import LARGE_PIXELS
-from .reading import (
+from sparsedet.data.depth import Depth, Use, declared_depth, to_8_bits
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.pillow_limit import LARGE_PIXELS
+from sparsedet.data.reading import (
     DEFAULT_SETTINGS,
     BrokenPictureError,
     PictureSettings,

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .. import comm
-from .dataset import AnnotatedDataset
-from .errors import DatasetError, StorageError
-from .mapper import DetectionMapper
-from .roots import is_address
-from .validate import warn_once
-from .watching import end_without_handles, watched
+from sparsedet import comm
+from sparsedet.data.dataset import AnnotatedDataset
+from sparsedet.data.errors import DatasetError, StorageError
+from sparsedet.data.mapper import DetectionMapper
+from sparsedet.data.roots import is_address
+from sparsedet.data.validate import warn_once
+from sparsedet.data.watching import end_without_handles, watched
 
 _logger = logging.getLogger(__name__)
 

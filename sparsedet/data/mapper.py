@@ -9,11 +9,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
 
-from ..structures import Boxes, BoxMode, Instances
-from .images import read_image
-from .pillow_limit import LARGE_PIXELS
-from .reading import DEFAULT_SETTINGS, PictureSettings
-from .transforms import Transform, call_v2
+from sparsedet.data.images import read_image
+from sparsedet.data.pillow_limit import LARGE_PIXELS
+from sparsedet.data.reading import DEFAULT_SETTINGS, PictureSettings
+from sparsedet.data.transforms import Transform, call_v2
+from sparsedet.structures import Boxes, BoxMode, Instances
 
 _SPARE = 2  # a picture that is read smaller still has this many times the pixels of its result
 

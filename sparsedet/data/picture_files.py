@@ -8,14 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from itertools import compress
 
-from .depth import Depth, Use
-from .images import OTHER_SIZE, ImageHeader, inspect_image, mark_said, range_fault, values_used
-from .reading import DEFAULT_SETTINGS, PictureSettings, storage_error
-from .roots import is_address, join, list_files
-from .spelling import FileIndex, Meant
-from .validate import Effect, Findings
-from .validate.entries import name_of
-from .validate.fields import quoted
+from sparsedet.data.depth import Depth, Use
+from sparsedet.data.images import (
+    OTHER_SIZE,
+    ImageHeader,
+    inspect_image,
+    mark_said,
+    range_fault,
+    values_used,
+)
+from sparsedet.data.reading import DEFAULT_SETTINGS, PictureSettings, storage_error
+from sparsedet.data.roots import is_address, join, list_files
+from sparsedet.data.spelling import FileIndex, Meant
+from sparsedet.data.validate import Effect, Findings
+from sparsedet.data.validate.entries import name_of
+from sparsedet.data.validate.fields import quoted
 
 Inspector = Callable[[Sequence[str], PictureSettings], Iterable[ImageHeader | str]]
 

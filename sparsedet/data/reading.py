@@ -12,11 +12,11 @@ from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from .depth import describe_tiff
-from .errors import DatasetError, StorageError
-from .pillow_limit import no_limit
-from .roots import forget, is_address, open_file
-from .unread import describe_unread
+from sparsedet.data.depth import describe_tiff
+from sparsedet.data.errors import DatasetError, StorageError
+from sparsedet.data.pillow_limit import no_limit
+from sparsedet.data.roots import forget, is_address, open_file
+from sparsedet.data.unread import describe_unread
 
 # What the name of a file or its content can cause; other errors of the system are not its fault.
 _OF_THE_FILE = {

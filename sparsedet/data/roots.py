@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote
 
-from .cache import FileCache
-from .errors import DatasetError, StorageError
+from sparsedet.data.cache import FileCache
+from sparsedet.data.errors import DatasetError, StorageError
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # What is on this machine already needs no copy.

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from .roots import is_address
+from sparsedet.data.roots import is_address
 
 _TOO_MANY = 20_000  # names among which a similar one is not looked for: it takes seconds
 _TOOL_PREFIX = re.compile(r"[0-9a-f]{8}[-_]+(.+)", re.IGNORECASE)  # Label Studio's

@@ -1,7 +1,7 @@
 """Detections in, average precision out."""
 
-from .coco import COCOEvaluator
-from .details import class_table
-from .loop import evaluate
+from sparsedet.evaluation.coco import COCOEvaluator
+from sparsedet.evaluation.details import class_table
+from sparsedet.evaluation.loop import evaluate
 
 __all__ = ["COCOEvaluator", "class_table", "evaluate"]

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from .. import comm
-from ..data.dataset import AnnotatedDataset
-from ..data.validate import warn_once
-from ..files import write_json
-from ..structures import BoxMode
-from .backends import Backend
-from .confusion import confusion_matrix, confusion_summary
-from .details import IOU_50, IOU_75, class_rows, curves, percent
-from .rules import make_rules
-from .tiles import LookedTiles, tile_recall
+from sparsedet import comm
+from sparsedet.data.dataset import AnnotatedDataset
+from sparsedet.data.validate import warn_once
+from sparsedet.evaluation.backends import Backend
+from sparsedet.evaluation.confusion import confusion_matrix, confusion_summary
+from sparsedet.evaluation.details import IOU_50, IOU_75, class_rows, curves, percent
+from sparsedet.evaluation.rules import make_rules
+from sparsedet.evaluation.tiles import LookedTiles, tile_recall
+from sparsedet.files import write_json
+from sparsedet.structures import BoxMode
 
 Results = dict[str, dict[str, float]]
 
@@ -277,7 +277,7 @@ class COCOEvaluator:
         self._write("curves.json", found)
         self._write("confusion.json", confusion)
         if self._plots:
-            from .figures import draw_confusion, draw_curves
+            from sparsedet.evaluation.figures import draw_confusion, draw_curves
 
             draw_curves(found, self._output_dir / "curves.png")
             draw_confusion(confusion, self._output_dir / "confusion.png")

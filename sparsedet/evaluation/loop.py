@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .. import comm
+from sparsedet import comm
 
 _WARMUP_BATCHES = 2
 

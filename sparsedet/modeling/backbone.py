@@ -324,8 +324,10 @@ class TimmBackbone(nn.Module):
 
 
 def _chain(body: Any) -> tuple[list[nn.Module], list[int]] | None:
-    """The modules of a timm model that run one after the other, and the numbers of those that give
-    a map; None where it is made otherwise."""
+    """Modules of a timm model that run in sequence, and the numbers of those that give a map.
+
+    None for a model that is made otherwise.
+    """
     if getattr(body, "grad_checkpointing", False):  # which is timm's own affair
         return None
     if isinstance(body, FeatureDictNet):

@@ -84,7 +84,7 @@ def _joined(rows: Tensor, without_cell: Tensor) -> Float[Tensor, "B S C"]:
 def _written(
     selection: TokenSelection, memory: Tensor, rows: Tensor, given: Tensor
 ) -> Float[Tensor, "B N C"]:
-    """``memory`` with the updated rows; a copy of the caller's map, or where autograd looks on."""
+    """``memory`` with the updated rows: a copy of the caller's map, or when autograd records."""
     if selection.indices is None or memory is given or torch.is_grad_enabled():
         return selection.scatter(memory, rows)
     return selection.scatter_(memory, rows)

@@ -1,8 +1,8 @@
-"""The nouns that the stages of a detector hand to each other.
+"""The data classes that the stages of a detector pass to each other.
 
 Axes: ``B`` images, ``L`` levels, ``N`` tokens over all levels (fine to coarse, row by row), ``K``
 kept tokens, ``Q`` queries, ``C`` channels, ``M`` heads, ``P`` points. Boxes are cxcywh in [0, 1] of
-the unpadded image unless a name says otherwise. Masks are named for what True means.
+the unpadded image unless a name says otherwise. Masks are named for what ``True`` means.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class Targets:
         return tuple(len(labels) for labels in self.labels)
 
     def at_least(self, side: float, image_sizes: Sequence[Size]) -> Targets:
-        """The same objects, those made larger around their centers that are too small.
+        """The same objects, with boxes enlarged around their centers to a minimum size.
 
         Args:
-            side: the least width and height, in pixels.
+            side: minimum width and height, in pixels.
             image_sizes: (h, w) of each unpadded image.
         """
         boxes = []
@@ -91,16 +91,16 @@ class Targets:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says about a set of queries or tokens.
+    """The output of a head for a set of queries or tokens.
 
     Attributes:
         logits: class logits.
         boxes: cxcywh in [0, 1] of the unpadded image.
-        valid: False = a filler that must be neither matched nor scored; None = all valid.
-        class_agnostic: True = trained with every label as class 0 (first-stage proposals of
+        valid: False = a filler, which is neither matched nor scored; None = all valid.
+        class_agnostic: True = every label counts as class 0 in training (first-stage proposals of
             Deformable DETR).
-        softmax: True = the classes exclude each other, and the last logit is that of no object
-            (DETR); False = every class is a sigmoid of its own.
+        softmax: True = one softmax over the classes, with "no object" as the last logit (DETR);
+            False = an independent sigmoid for each class.
     """
 
     logits: Float[Tensor, "B Q classes"]
@@ -111,7 +111,7 @@ class Prediction:
 
     @property
     def scores(self) -> Float[Tensor, "B Q _"]:
-        """Probability of every class, in fp32."""
+        """Probability of each class, in fp32."""
         logits = self.logits.float()
         return logits.softmax(-1)[..., :-1] if self.softmax else logits.sigmoid()
 
@@ -119,7 +119,7 @@ class Prediction:
 def class_logits(
     logits: Float[Tensor, "*rows classes"], *, softmax: bool
 ) -> Float[Tensor, "*rows _"]:
-    """Logit of every class's probability, which ranks as the probability and does not saturate.
+    """Logit of each class probability: it ranks like the probability and does not saturate.
 
     Args:
         logits: class logits of a head.
@@ -134,14 +134,14 @@ def class_logits(
 
 @dataclass(frozen=True)
 class Matching:
-    """Which query answers for which object, over all images of a batch.
+    """The assignment of queries to objects, over all images of a batch.
 
     Attributes:
-        image: image of each pair; pairs of one image follow each other.
-        query: query of each pair.
-        target: object of each pair, counted in its image.
-        boxes: box of the object of each pair.
-        labels: its class, 0 for class-agnostic predictions.
+        image: image index of each pair; the pairs of an image are contiguous.
+        query: query index of each pair.
+        target: object index of each pair, within its image.
+        boxes: box of the object.
+        labels: class of the object, 0 for class-agnostic predictions.
     """
 
     image: Int[Tensor, " n"]
@@ -151,12 +151,12 @@ class Matching:
     labels: Int[Tensor, " n"]
 
     def pairs(self, num_images: int) -> list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]:
-        """Queries and their objects, image by image, as the criteria of the DETR family take them.
+        """Queries and their objects for each image, as the criteria of the DETR family expect them.
 
-        This waits for the device.
+        Synchronizes with the device.
 
         Args:
-            num_images: images of the batch; those without a pair have two empty tensors.
+            num_images: images of the batch; an image without pairs gets two empty tensors.
         """
         counts = self.image.bincount(minlength=num_images).tolist()
         return list(zip(self.query.split(counts), self.target.split(counts), strict=True))
@@ -164,14 +164,14 @@ class Matching:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """How good a token is.
+    """How important each token is.
 
     Attributes:
-        logits: score of every token; what padding and absent ones hold is not
-            defined, selectors mask it.
-        prediction: set where the scorer is supervised as a detector.
-        weighs: the kept tokens are to be weighted by their scores, which is how a scorer that no
-            loss supervises gets a gradient.
+        logits: score of every token. It is undefined for padding and absent tokens, which
+            selectors mask.
+        prediction: set if the scorer is supervised as a detector.
+        weighs: True = kept tokens are multiplied by their scores, so that a scorer without a loss
+            of its own receives gradients.
     """
 
     logits: Float[Tensor, "B N"]
@@ -185,7 +185,7 @@ class ObjectTokens:
 
     Attributes:
         kept: the tokens that the layer updates.
-        rows: which of them, best rated first; its indices count among the kept tokens.
+        rows: the object tokens, highest score first, as indices into the kept tokens.
     """
 
     kept: TokenSelection
@@ -193,7 +193,7 @@ class ObjectTokens:
 
     @property
     def selection(self) -> TokenSelection:
-        """The same tokens with their indices among all tokens; computed here, not in the pass."""
+        """The object tokens as indices into all tokens; computed on access."""
         if self.kept.indices is None:
             return self.rows
         assert self.rows.indices is not None
@@ -202,12 +202,12 @@ class ObjectTokens:
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """Encoded features, and what the encoder says beside them.
+    """Output of an encoder.
 
     Attributes:
         memory: encoded features.
         aux: predictions of the auxiliary heads.
-        objects: one per layer of an encoder whose object tokens attend to each other; else empty.
+        objects: one per layer if object tokens attend to each other in this encoder; else empty.
     """
 
     memory: MultiScaleFeatures
@@ -217,16 +217,17 @@ class EncoderOutput:
 
 @dataclass(frozen=True)
 class Queries:
-    """What the decoder starts from.
+    """Input queries of a decoder.
 
     Attributes:
         content: the queries.
         reference: points (x, y) or boxes, in [0, 1] of the unpadded image.
-        pos: position embedding added to the queries in every layer; None = the decoder makes it
+        pos: position embedding added to the queries in every layer; None = the decoder derives it
             from the references (conditional query positions).
-        valid: False = filler of an image with fewer tokens than queries; None = all valid.
-        attn_mask: True = the row's query does not see the column's query; None = all see all.
-        num_denoising: that many queries come first which stand for noised objects.
+        valid: False = filler in an image with fewer tokens than queries; None = all valid.
+        attn_mask: True = the query of the row must not attend to the query of the column; None =
+            no mask.
+        num_denoising: number of denoising queries, which come first.
     """
 
     content: Float[Tensor, "B Q C"]
@@ -239,13 +240,13 @@ class Queries:
 
 @dataclass(frozen=True)
 class NoisedTargets:
-    """Objects with noise, in groups of slots: slot j of a group stands for object j of its image.
+    """Noised objects in groups of slots; slot j of a group is object j of its image.
 
     Attributes:
-        labels: noised class indices; what unused slots hold is ignored.
-        boxes: noised cxcywh, corners in [0, 1]; where they cross, sizes are negative.
-        valid: False = unused slot of an image with fewer objects than another of the batch.
-        num_groups: groups; each holds as many slots as the image with most objects needs.
+        labels: noised class indices; unused slots are ignored.
+        boxes: noised cxcywh, with corners in [0, 1]; sizes are negative where corners cross.
+        valid: False = unused slot, in an image with fewer objects than another of the batch.
+        num_groups: number of groups; each has as many slots as the image with the most objects.
     """
 
     labels: Int[Tensor, "B D"]
@@ -256,12 +257,12 @@ class NoisedTargets:
 
 @dataclass(frozen=True)
 class DenoisingOutput:
-    """What the decoder made of the noised objects.
+    """Predictions for the noised objects.
 
     Attributes:
         predictions: one per decoder layer.
-        matching: which slot stands for which object, over all groups.
-        num_groups: times that every object appears.
+        matching: assignment of slots to objects, over all groups.
+        num_groups: number of copies of each object.
     """
 
     predictions: tuple[Prediction, ...]
@@ -274,10 +275,10 @@ class DecoderOutput:
     """Predictions of every decoder layer.
 
     Attributes:
-        predictions: one per layer, for all queries; the last one is the answer.
-        token_mass: cross-attention mass of the matching queries on every token, summed over layers
-            and heads, without gradient; None when not recorded.
-        selections: tokens that the encoder layers of a decoder which has some updated.
+        predictions: one per layer, for all queries; the last one is the final prediction.
+        token_mass: cross-attention weight of the matching queries on every token, summed over
+            layers and heads, without gradient; None if not recorded.
+        selections: tokens updated by the encoder layers of an interleaved decoder; else empty.
     """
 
     predictions: tuple[Prediction, ...]
@@ -287,14 +288,14 @@ class DecoderOutput:
 
 @dataclass(frozen=True)
 class Glance:
-    """What one look at whole pictures said of where to look more closely.
+    """Result of the glance at whole pictures: where to look more closely.
 
     Attributes:
-        features: the pictures as they were seen at a glance.
-        scores: of these tokens; None where nothing scores them.
-        tiles: the tiles of the pictures as a map of one level; the stride is their side, each token
-            is one number, the score of the tile (logit).
-        looked: the tiles that were looked at.
+        features: features of the pictures at the resolution of the glance.
+        scores: scores of their tokens; None without a scorer.
+        tiles: the tiles as a map of one level, whose stride is the side of a tile. Each token is one
+            number, the score of the tile (logit).
+        looked: the chosen tiles.
     """
 
     features: MultiScaleFeatures
@@ -305,22 +306,22 @@ class Glance:
 
 @dataclass(frozen=True)
 class DetectorOutput:
-    """Everything one pass of the detector produced.
+    """Everything that one forward pass of the detector produces.
 
     Attributes:
-        decoder: predictions of the decoder layers; ``decoder[-1]`` is the answer.
+        decoder: predictions of the decoder layers; ``decoder[-1]`` is the final prediction.
         features: encoder input.
         memory: encoder output.
-        selections: tokens that each encoder layer updated; if the encoder has none, those of the
-            decoder's.
-        proposals: first-stage prediction, where the query initializer makes one: of all tokens, or
-            without gradients of those alone that become queries.
+        selections: tokens updated by each encoder layer, or by the encoder layers of the decoder if
+            the encoder has none.
+        proposals: first-stage prediction, if the query initializer makes one. It covers all tokens,
+            or without gradients only those that become queries.
         encoder: predictions of the encoder's auxiliary heads (training only).
-        denoising: predictions for noised objects (training only), where there is denoising.
-        scores: token scores, where there is a scorer.
+        denoising: predictions for noised objects (training with denoising only).
+        scores: token scores, if there is a scorer.
         token_mass: see ``DecoderOutput``.
         objects: see ``EncoderOutput``.
-        glance: where the backbone looked, if it saw parts of the pictures.
+        glance: the glance, if the detector has regions.
     """
 
     decoder: tuple[Prediction, ...]
@@ -337,11 +338,11 @@ class DetectorOutput:
 
     @property
     def at_glance(self) -> DetectorOutput:
-        """The same pass as the scorer of the glance sees it, for the terms that train it.
+        """This output from the view of the glance's scorer, for the loss terms that train it.
 
-        Features and scores are those of the glance. It is to keep the share of its tokens that was
-        looked at of the tiles, and the attention that the decoder pays to a fine token is in the
-        cell of the glance that the token lies in.
+        Features and scores are those of the glance. The number of kept tokens has the same share as
+        the chosen tiles. The decoder's attention to a fine token is added to the cell of the glance
+        that contains it.
         """
         glance = self.glance
         assert glance is not None
@@ -365,9 +366,9 @@ class DetectorOutput:
 
     @property
     def keep_ratios(self) -> tuple[float, ...]:
-        """Kept / all tokens of each image, the mean over the encoder layers.
+        """Kept / all tokens of each image, averaged over the encoder layers.
 
-        It may wait for the device, see ``TokenSelection.counts``.
+        May synchronize with the device, see ``TokenSelection.counts``.
         """
         counts = [selection.counts for selection in self.selections]
         return tuple(

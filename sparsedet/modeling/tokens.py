@@ -1,6 +1,6 @@
-"""Tokens that are kept, and tokens that have no cell.
+"""Selections of tokens, and pooled tokens, which belong to no single cell.
 
-Axes as in ``sparsedet.modeling.stages``; ``P`` pooled tokens.
+Axes as in ``sparsedet.modeling.stages``; ``P`` is the number of pooled tokens.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class TokenSelection:
     """Which tokens an encoder layer updates.
 
     Attributes:
-        max_counts: the most tokens that each image keeps, host integers; one entry where
-            ``MultiScaleFeatures.image_sizes`` has one.
-        indices: distinct token indices of a row, best first; None = every token.
-        valid: False = filler of an image that keeps fewer tokens than its companions; None = no
-            fillers.
-        weight: factor of every kept token where it enters the encoder; None = 1.
-        ranking: selections of one pass with the same number are beginnings of one order of the
-            tokens; None = nothing is known of the others.
-        exact: whether every image keeps ``max_counts``. False = it may keep fewer, which ``valid``
-            alone knows: the host does not wait in a compiled pass or a CUDA graph.
+        max_counts: upper bound of the kept tokens of each image, as Python integers; one
+            entry where ``MultiScaleFeatures.image_sizes`` has one.
+        indices: distinct token indices of each image, highest score first; None = every token.
+        valid: False = filler, in an image that keeps fewer tokens than others of the batch; None =
+            no fillers.
+        weight: factor by which each kept token is multiplied when it enters the encoder; None = 1.
+        ranking: id of the score ordering of which this selection is a prefix, unique within a pass;
+            None = not known to be a prefix of any.
+        exact: True = every image keeps exactly ``max_counts`` tokens. False = it may keep fewer, and
+            only ``valid`` says how many, so that compiled passes and CUDA graphs need no sync.
     """
 
     max_counts: tuple[int, ...]
@@ -44,14 +44,14 @@ class TokenSelection:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Kept tokens of each image; unless they are ``exact``, this waits for the device."""
+        """Number of kept tokens of each image; synchronizes with the device unless ``exact``."""
         if self.exact:
             return self.max_counts
         assert self.valid is not None
         return tuple(self.valid.sum(1).tolist())
 
     def rows(self, num_tokens: int) -> Int[Tensor, " R"]:
-        """Where the kept tokens are among those of all images, one image's after another's.
+        """Indices of the kept tokens into the flattened ``[B * N]`` tokens of all images.
 
         Only for selections with indices.
 
@@ -66,7 +66,7 @@ class TokenSelection:
         return (self.indices + first).flatten()
 
     def gather(self, x: Tensor) -> Tensor:
-        """Rows ``[B K ...]`` of the kept tokens of ``x[B N ...]``."""
+        """The rows ``[B K ...]`` of ``x[B N ...]`` that belong to kept tokens."""
         if self.indices is None:
             return x
         rows = x.flatten(0, 1).index_select(0, self.rows(x.shape[1]))
@@ -75,7 +75,7 @@ class TokenSelection:
     def scatter(
         self, base: Float[Tensor, "B N C"], update: Float[Tensor, "B K C"]
     ) -> Float[Tensor, "B N C"]:
-        """A copy of ``base`` in which the kept tokens hold ``update``; fillers change nothing."""
+        """A copy of ``base`` with ``update`` written to the kept tokens; fillers change nothing."""
         if self.indices is None:
             return update
         return self.scatter_(base.clone(memory_format=torch.contiguous_format), update)
@@ -83,7 +83,7 @@ class TokenSelection:
     def scatter_(
         self, base: Float[Tensor, "B N C"], update: Float[Tensor, "B K C"]
     ) -> Float[Tensor, "B N C"]:
-        """Write ``update`` into the kept tokens of ``base``, which is contiguous; fillers stay.
+        """Write ``update`` to the kept tokens of the contiguous ``base`` in place; fillers stay.
 
         Only for selections with indices.
         """
@@ -94,7 +94,7 @@ class TokenSelection:
         return base
 
     def prefix(self, counts: Sequence[int]) -> TokenSelection:
-        """The best ``counts[i]`` of the tokens kept of image i (a cascade is nested prefixes)."""
+        """The ``counts[i]`` best of the kept tokens of image i (a cascade is a chain of prefixes)."""
         assert self.indices is not None
         counts = tuple(counts)
         width = max(counts)
@@ -113,7 +113,7 @@ class TokenSelection:
         )
 
     def begins(self, other: TokenSelection) -> bool:
-        """Whether the tokens are known to be the first of those of ``other``."""
+        """Whether this selection is known to be a prefix of ``other``."""
         if self.indices is None or other.indices is None:
             return False
         same_order = self.ranking is not None and self.ranking == other.ranking
@@ -122,7 +122,7 @@ class TokenSelection:
         )
 
     def first_rows(self, rows: Tensor) -> Tensor:
-        """Those of the ``rows[B K ...]`` of a selection that this one ``begins`` which it keeps."""
+        """The rows of this selection, given the ``rows[B K ...]`` of one that it ``begins``."""
         assert self.indices is not None
         return rows[:, : self.indices.shape[1]]
 
@@ -144,12 +144,13 @@ def gather_rows(x: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q"]) -> Float
 def marked_tokens(
     marked: Bool[Tensor, "B N"], counts: tuple[int, ...], *, exact: bool = True
 ) -> TokenSelection:
-    """The tokens that are ``marked``, in the order of the map.
+    """A selection of the ``marked`` tokens, in the order of the map.
 
     Args:
         marked: True at the tokens.
-        counts: how many each image has, host integers; the most it may have, unless ``exact``.
-        exact: whether each image has that many.
+        counts: number of marked tokens of each image, as Python integers; an upper bound unless
+            ``exact``.
+        exact: whether each image has exactly that many.
     """
     width = max(counts)
     # marked tokens come first; those after them are distinct from them, as fillers have to be
@@ -162,7 +163,7 @@ def marked_tokens(
 def filler_mask(
     counts: Sequence[int], width: int, device: torch.device
 ) -> Bool[Tensor, "B K"] | None:
-    """True at the first ``counts[i]`` of ``width`` places; None when every place is used."""
+    """True at the first ``counts[i]`` of ``width`` slots; None if no slot is a filler."""
     if all(count == width for count in counts):
         return None
     limits = constants(counts, device, torch.int64)
@@ -172,7 +173,7 @@ def filler_mask(
 def union(
     selections: Sequence[TokenSelection], num_valid: tuple[int, ...], num_tokens: int
 ) -> TokenSelection:
-    """The tokens that at least one selection keeps; without weights where these are not nested.
+    """The tokens that at least one selection keeps; without weights if they are not nested.
 
     Args:
         selections: of the layers of one pass.
@@ -197,17 +198,17 @@ def union(
 
 @dataclass(frozen=True)
 class PooledTokens:
-    """Tokens without a cell, such as those which stand for the cells that no layer updates.
+    """Tokens that summarize the cells which no layer updates (PnP-DETR, section 3.2).
 
-    PnP-DETR, section 3.2. Together with the kept tokens they are all that a decoder reads.
+    A decoder reads these and the kept tokens, and nothing else.
 
     Attributes:
         tokens: the tokens.
         pos: their positions.
-        shares: how much of every cell is in each of them; nothing of padding and of kept cells. The
-            shares of a token sum to 1. None = they stand for no cell.
-        valid: False = a filler, as of an image that has no cell left; None = there are none.
-        kept: the cells that stand for themselves.
+        shares: weight of every cell in each pooled token, 0 for padding and kept cells. The weights
+            of a token sum to 1. None = the tokens summarize no cells.
+        valid: False = filler, for example in an image without remaining cells; None = no fillers.
+        kept: the cells that are kept as they are.
     """
 
     tokens: Float[Tensor, "B P C"]
@@ -218,16 +219,16 @@ class PooledTokens:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Pooled tokens of each image; unless all have some, this waits for the device."""
+        """Number of pooled tokens of each image; synchronizes with the device if there are fillers."""
         batch, number = self.tokens.shape[:2]
         return (number,) * batch if self.valid is None else tuple(self.valid.sum(1).tolist())
 
     def seen(self, valid: Bool[Tensor, "B K"] | None, count: int) -> Bool[Tensor, "B S"] | None:
-        """True at what must be read of ``count`` kept tokens and the pooled ones; None = all.
+        """True at the kept and pooled tokens that are no fillers; None = all.
 
         Args:
-            valid: which of the kept ones; None = all.
-            count: kept tokens of an image, fillers among them.
+            valid: True at the kept tokens that are no fillers; None = all.
+            count: number of kept tokens of an image, including fillers.
         """
         if valid is None and self.valid is None:
             return None
@@ -239,10 +240,10 @@ class PooledTokens:
         return torch.ones(batch, count, dtype=torch.bool, device=self.tokens.device)
 
     def spread(self, x: Float[Tensor, "B S"], num_tokens: int) -> Float[Tensor, "B N"]:
-        """What kept and pooled tokens have of something, in the cells they stand for, in fp32.
+        """Distribute values of the kept and pooled tokens over their cells, in fp32.
 
         Args:
-            x: of the kept tokens, then of the pooled ones.
+            x: values of the kept tokens, followed by those of the pooled tokens.
             num_tokens: tokens of the padded map.
         """
         assert self.shares is not None

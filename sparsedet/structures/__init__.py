@@ -1,6 +1,6 @@
 """Boxes, instances and image batches: what data, models and evaluation hand to each other."""
 
-from .boxes import (
+from sparsedet.structures.boxes import (
     BoxMode,
     box_area,
     cxcywh_to_xyxy,
@@ -11,8 +11,8 @@ from .boxes import (
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
-from .images import pad_images
-from .instances import Boxes, Instances
+from sparsedet.structures.images import pad_images
+from sparsedet.structures.instances import Boxes, Instances
 
 __all__ = [
     "BoxMode",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .boxes import box_area
+from sparsedet.structures.boxes import box_area
 
 
 class Boxes:

@@ -35,6 +35,7 @@ FLOORS = {
     "resuming": 4,
     "run_settings": 4,
     "survey": 4,
+    "ablation": 5,
     "training": 5,
     "sweep": 5,
     "published": 5,

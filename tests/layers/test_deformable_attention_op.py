@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from layers.deformable_inputs import LEVELS, OP, gradients, make_inputs, make_order
 from sparsedet.layers import (
     MultiScaleDeformableAttention,
     ms_deform_attn,
     ms_deform_attn_reference,
 )
 from sparsedet.layers.deformable_attention import operator, reference
-
-from .deformable_inputs import LEVELS, OP, gradients, make_inputs, make_order
 
 BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
 

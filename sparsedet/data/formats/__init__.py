@@ -3,14 +3,13 @@
 import os
 
 from sparsedet.config.naming import locate
-
-from ..errors import DatasetError
-from ..validate import Findings
-from .coco import coco_parts, holds_coco, read_coco
-from .foreign import describe_file, describe_folder
-from .source import Source, check_image_folder, missing_file
-from .voc import holds_voc, read_voc, voc_parts
-from .yolo import holds_yolo, read_yolo, yolo_parts
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.formats.coco import coco_parts, holds_coco, read_coco
+from sparsedet.data.formats.foreign import describe_file, describe_folder
+from sparsedet.data.formats.source import Source, check_image_folder, missing_file
+from sparsedet.data.formats.voc import holds_voc, read_voc, voc_parts
+from sparsedet.data.formats.yolo import holds_yolo, read_yolo, yolo_parts
+from sparsedet.data.validate import Findings
 
 __all__ = ["FORMATS", "Source", "check_image_folder", "list_parts", "read_source"]
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..errors import DatasetError
-from ..validate import Effect, Findings, check_document
-from ..validate.segmentation import box_of_segmentation, pack_polygons
-from .foreign import describe_file, describe_json
-from .json_file import read_json
-from .source import SPLITS, Source, check_image_folder, names_of_split
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.formats.foreign import describe_file, describe_json
+from sparsedet.data.formats.json_file import read_json
+from sparsedet.data.formats.source import SPLITS, Source, check_image_folder, names_of_split
+from sparsedet.data.validate import Effect, Findings, check_document
+from sparsedet.data.validate.segmentation import box_of_segmentation, pack_polygons
 
 _LISTS = ("images", "annotations", "categories")
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import cast
 from xml.etree.ElementTree import Element
 
-from ..errors import DatasetError
+from sparsedet.data.errors import DatasetError
 
 Box = list[float]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from .source import is_picture
+from sparsedet.data.formats.source import is_picture
 
 _HEAD = 1 << 16  # bytes that are looked into to tell what a file is
 _EXPORT = "Export it as COCO, Pascal VOC or YOLO from the program that wrote it."

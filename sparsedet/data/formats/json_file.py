@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import DatasetError
-from .foreign import describe_bytes, describe_lines
-from .source import missing_file
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.formats.foreign import describe_bytes, describe_lines
+from sparsedet.data.formats.source import missing_file
 
 _AGAIN = "Write or fetch it again."
 

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DatasetError
-from ..roots import check_root, is_address
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.roots import check_root, is_address
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "test")

@@ -12,12 +12,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
-from ..errors import DatasetError
-from ..roots import is_address
-from ..validate import Effect, Findings
-from ..validate.fields import flag, number, whole
-from .extra import Box, supervision_parsers
-from .source import SPLITS, Source, check_image_folder, is_picture, names_of_split, read_lines
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.formats.extra import Box, supervision_parsers
+from sparsedet.data.formats.source import (
+    SPLITS,
+    Source,
+    check_image_folder,
+    is_picture,
+    names_of_split,
+    read_lines,
+)
+from sparsedet.data.roots import is_address
+from sparsedet.data.validate import Effect, Findings
+from sparsedet.data.validate.fields import flag, number, whole
 
 _ANNOTATIONS, _PICTURES = "Annotations", "JPEGImages"
 _FLAG = re.compile(r"\s+(-1|0|1)$")  # in the lists of one class: whether the picture has it

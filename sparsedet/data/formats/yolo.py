@@ -12,13 +12,19 @@ import yaml
 
 from sparsedet.config.naming import ConfigError
 from sparsedet.config.yaml_bounds import read_bounded, read_start
-
-from ..errors import DatasetError
-from ..reading import storage_error
-from ..validate import Effect, Findings
-from ..validate.fields import number, shown, whole
-from .extra import Box, Parsers, supervision_parsers
-from .source import SPLITS, Source, is_picture, missing_file, names_of_split, read_lines
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.formats.extra import Box, Parsers, supervision_parsers
+from sparsedet.data.formats.source import (
+    SPLITS,
+    Source,
+    is_picture,
+    missing_file,
+    names_of_split,
+    read_lines,
+)
+from sparsedet.data.reading import storage_error
+from sparsedet.data.validate import Effect, Findings
+from sparsedet.data.validate.fields import number, shown, whole
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _FAR = 1.0  # a box that leaves the picture by more than the picture's size is in other units

@@ -9,7 +9,7 @@ on every machine, as those of `sparsedet.data.shapes`.
     python -m sparsedet.data.haystack --output datasets/haystack --size 1024
 """
 
-from .scene import CLASS_NAMES, HaystackOptions, haystack_sample
-from .write import write_haystack
+from sparsedet.data.haystack.scene import CLASS_NAMES, HaystackOptions, haystack_sample
+from sparsedet.data.haystack.write import write_haystack
 
 __all__ = ["CLASS_NAMES", "HaystackOptions", "haystack_sample", "write_haystack"]

@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..shapes.command import set_parser, write_as_told
-from .scene import HaystackOptions
-from .write import write_haystack
+from sparsedet.data.haystack.scene import HaystackOptions
+from sparsedet.data.haystack.write import write_haystack
+from sparsedet.data.shapes.command import set_parser, write_as_told
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

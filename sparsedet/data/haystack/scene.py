@@ -5,9 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..shapes.chance import Chance
-from ..shapes.drawing import CONTRAST_FLOOR, Shape, draw_line, draw_shape, rasterize, smooth_noise
-from ..shapes.scene import ShapesSample, develop, require, stream
+from sparsedet.data.shapes.chance import Chance
+from sparsedet.data.shapes.drawing import (
+    CONTRAST_FLOOR,
+    Shape,
+    draw_line,
+    draw_shape,
+    rasterize,
+    smooth_noise,
+)
+from sparsedet.data.shapes.scene import ShapesSample, develop, require, stream
 
 CLASS_NAMES = ("rows", "columns", "checks", "slanted")
 

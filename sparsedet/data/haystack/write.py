@@ -2,8 +2,8 @@
 
 import os
 
-from ..shapes.files import ProceduralSet, write_set
-from .scene import CLASS_NAMES, HaystackOptions, haystack_sample
+from sparsedet.data.haystack.scene import CLASS_NAMES, HaystackOptions, haystack_sample
+from sparsedet.data.shapes.files import ProceduralSet, write_set
 
 _HAYSTACK = ProceduralSet("haystack", 1, CLASS_NAMES, haystack_sample)
 

@@ -8,7 +8,7 @@ PCG64 output, and the arithmetic is limited to operations that IEEE 754 defines 
     python -m sparsedet.data.shapes --output datasets/shapes
 """
 
-from .files import write_shapes
-from .scene import CLASS_NAMES, ShapesOptions, ShapesSample, shapes_sample
+from sparsedet.data.shapes.files import write_shapes
+from sparsedet.data.shapes.scene import CLASS_NAMES, ShapesOptions, ShapesSample, shapes_sample
 
 __all__ = ["CLASS_NAMES", "ShapesOptions", "ShapesSample", "shapes_sample", "write_shapes"]

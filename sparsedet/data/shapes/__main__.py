@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .command import set_parser, write_as_told
-from .files import write_shapes
-from .scene import ShapesOptions
+from sparsedet.data.shapes.command import set_parser, write_as_told
+from sparsedet.data.shapes.files import write_shapes
+from sparsedet.data.shapes.scene import ShapesOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

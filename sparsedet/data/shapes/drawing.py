@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .chance import Chance
+from sparsedet.data.shapes.chance import Chance
 
 CONTRAST_FLOOR = 32  # gray levels between a shape and what is behind it
 _RING_HOLE = 0.6  # inner over outer diameter

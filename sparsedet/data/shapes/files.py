@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import DatasetError
-from .scene import CLASS_NAMES, ShapesOptions, ShapesSample, shapes_sample
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.shapes.scene import CLASS_NAMES, ShapesOptions, ShapesSample, shapes_sample
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .chance import Chance
-from .drawing import Shape, draw_line, draw_shape, smooth_noise, without_color
+from sparsedet.data.shapes.chance import Chance
+from sparsedet.data.shapes.drawing import Shape, draw_line, draw_shape, smooth_noise, without_color
 
 _SPLITS = {"train": 0, "val": 1}
 _VAL_SEED = 0  # validation numbers stay comparable whatever the seed of training is

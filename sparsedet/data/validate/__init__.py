@@ -5,10 +5,10 @@ cannot be used are left out with a warning. Equal faults are grouped: a thousand
 message with a count.
 """
 
-from .annotations import CleanAnnotation, clean_annotations
-from .document import check_document
-from .entries import check_categories, check_images
-from .findings import Effect, Finding, Findings, refuse, warn_once
+from sparsedet.data.validate.annotations import CleanAnnotation, clean_annotations
+from sparsedet.data.validate.document import check_document
+from sparsedet.data.validate.entries import check_categories, check_images
+from sparsedet.data.validate.findings import Effect, Finding, Findings, refuse, warn_once
 
 __all__ = [
     "CleanAnnotation",

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .areas import check_areas, read_area
-from .boxes import clip_boxes, fault_of_box, read_box
-from .entries import image_id, name_of
-from .fields import flag, said_as_text, shown, similar_key
-from .findings import Effect, Findings
-from .references import Id, References
+from sparsedet.data.validate.areas import check_areas, read_area
+from sparsedet.data.validate.boxes import clip_boxes, fault_of_box, read_box
+from sparsedet.data.validate.entries import image_id, name_of
+from sparsedet.data.validate.fields import flag, said_as_text, shown, similar_key
+from sparsedet.data.validate.findings import Effect, Findings
+from sparsedet.data.validate.references import Id, References
 
 _FLAGS = ("iscrowd", "ignore")
 _LIKE_FLAGS = {

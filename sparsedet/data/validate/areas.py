@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .fields import number, said_as_text
-from .findings import Effect, Findings
-from .segmentation import area_of_segmentation
+from sparsedet.data.validate.fields import number, said_as_text
+from sparsedet.data.validate.findings import Effect, Findings
+from sparsedet.data.validate.segmentation import area_of_segmentation
 
 # The area of a mask is part of its box: little of it where an object is thin and lies aslant.
 # Rounded corners and counted pixels exceed a small box by up to a pixel on each side.

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .fields import number, similar_key
-from .findings import Effect, Findings
+from sparsedet.data.validate.fields import number, similar_key
+from sparsedet.data.validate.findings import Effect, Findings
 
 # Boxes may leave the image by this many pixels (rounding in exporters) without a word.
 _ROUNDING = 1.0

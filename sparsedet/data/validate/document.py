@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..errors import DatasetError
-from .fields import kind, shown, similar_key
+from sparsedet.data.errors import DatasetError
+from sparsedet.data.validate.fields import kind, shown, similar_key
 
 _LISTS = ("images", "annotations", "categories")
 _EXAMPLES = {

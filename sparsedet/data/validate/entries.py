@@ -5,8 +5,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .fields import folded, kind, quoted, said_as_text, shown, similar_key, text, whole
-from .findings import Effect, Findings
+from sparsedet.data.validate.fields import (
+    folded,
+    kind,
+    quoted,
+    said_as_text,
+    shown,
+    similar_key,
+    text,
+    whole,
+)
+from sparsedet.data.validate.findings import Effect, Findings
 
 _LARGEST_SIDE = 2**31 - 1
 _REPEATED = "it is listed more than once; counted once."

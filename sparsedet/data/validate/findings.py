@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ..errors import DatasetError
+from sparsedet.data.errors import DatasetError
 
 _logger = logging.getLogger(__name__)
 _already_logged: set[str] = set()

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from .entries import image_id
-from .fields import whole
-from .findings import Findings
+from sparsedet.data.validate.entries import image_id
+from sparsedet.data.validate.fields import whole
+from sparsedet.data.validate.findings import Findings
 
 Id = int | str
 

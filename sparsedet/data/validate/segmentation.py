@@ -7,7 +7,7 @@ from typing import Any
 
 from pycocotools import mask
 
-from .fields import number
+from sparsedet.data.validate.fields import number
 
 _LISTS = (list, array)
 _FAULTS = (TypeError, ValueError, KeyError, IndexError, OverflowError)

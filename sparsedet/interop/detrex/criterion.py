@@ -86,7 +86,7 @@ def _prediction(output: Mapping[str, Tensor], *, class_agnostic: bool = False) -
 
 
 def _name(key: str, last: int) -> str:
-    """detrex's name of a loss: "decoder.0/focal" is "loss_class_0", of the last layer no number."""
+    """Name of a loss in detrex: "decoder.0/focal" is "loss_class_0"; the last layer has none."""
     stage, term = key.split("/")
     kind, _, layer = stage.partition(".")
     suffix = {"decoder": "", "denoising": "_dn", "proposals": "_enc"}[kind]

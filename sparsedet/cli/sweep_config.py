@@ -1,0 +1,153 @@
+r"""Train a config at every point of a grid of overrides, with several seeds; make the table.
+
+    sparsedet sweep-config CONFIG --grid model.selector.keep_ratio=0.1,0.3 \
+        model.criterion.stage.0.weight=0.5,1.5 --seeds 3 --output DIR key=value
+    sparsedet sweep-config ... --table                     only the table of what is finished
+    sparsedet sweep-config ... --script slurm > array.sh   a job for each run
+
+The runs follow one after the other, each in its own folder in DIR. The same command resumes an
+interrupted sweep: it skips finished runs, and continues a stopped run from its last checkpoint. A
+run that fails does not end the others.
+`ablation.json` has the metrics of every run. The table, also in `ablation.md`, has a line for each
+point: mean (lowest to highest) over the seeds, AP in percent.
+Without --grid, one config is trained with every seed.
+Exit codes: 0 done; 1 a run failed; 2 an input is wrong (one sentence says which); 128 + n stopped
+by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsedet.cli.common import add_config, answer, make_parser, split_overrides, take_config
+from sparsedet.config import ConfigError, read_config
+from sparsedet.tables import format_table
+
+if TYPE_CHECKING:
+    from sparsedet.ablation import Run
+
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse the command line and run."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(prog).parse_intermixed_args(words)
+    args.command = ["sparsedet", "sweep-config", *words]
+    return answer(run, args)
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, prog)
+    add_config(parser)
+    add = parser.add_argument
+    add("--grid", nargs="+", default=[], metavar="KEY=A,B", help="values of each key")
+    add("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
+    add("--output", type=Path, metavar="DIR", help="default: train.output_dir with '_grid' added")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes of each run")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--only", type=int, metavar="I", help="only run I, counted from 0")
+    what.add_argument("--table", action="store_true", help="train nothing")
+    what.add_argument(
+        "--script", choices=("slurm", "torchrun"), help="print a script of all runs; train nothing"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is missing; print and write the table.
+
+    Raises:
+        ValueError: an input is wrong; nothing has been trained then.
+    """
+    grid, more = _grid_and_overrides(args.grid)
+    args.words = [*args.words, *more]
+    take_config(args)
+    from sparsedet import ablation
+
+    output = args.output or Path(f"{_output_dir(args)}_grid")
+    runs = ablation.plan(ablation.read_grid(grid), args.seeds, output, args.overrides)
+    _check(args, runs)
+    if args.script:
+        print(_script(args, runs, output), end="")
+        return 0
+    chosen = runs if args.only is None else [runs[args.only]]
+    failed, stopped = {}, None
+    if not args.table:
+        report = partial(print, flush=True)
+        train = partial(_train, args)
+        failed, stopped = ablation.run_missing(args.config_file, chosen, train, report)
+    if stopped is None and args.only is None:
+        rows = ablation.collect(args.config_file, runs)
+        ablation.write_table(output, args.config_file, rows)
+        print(format_table(ablation.table(rows), left=range(len(rows[0]["point"]))))
+        print(output / "ablation.json")
+    return stopped or int(bool(failed))
+
+
+def _grid_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Axes of the grid, and overrides of all runs: a key with a single value is one of these."""
+    others, overrides = split_overrides(words)
+    if others:
+        raise ConfigError(f"--grid must be key=value,value,..., got {others[0]!r}.")
+    from sparsedet.ablation import read_grid
+
+    axes = [word for word in overrides if len(next(iter(read_grid([word]).values()))) > 1]
+    return axes, [word for word in overrides if word not in axes]
+
+
+def _output_dir(args: argparse.Namespace) -> str:
+    return read_config(args.config_file, args.overrides).train.output_dir
+
+
+def _check(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    """Refuse a grid of which a run could not start."""
+    from sparsedet.ablation import finished
+
+    if args.only is not None and not 0 <= args.only < len(runs):
+        raise ConfigError(f"--only must be from 0 to {len(runs) - 1}, got {args.only}.")
+    for each in runs:
+        if each.seed == 0:
+            read_config(args.config_file, each.overrides)
+        finished(each, args.config_file)
+
+
+def _script(args: argparse.Namespace, runs: Sequence[Run], output: Path) -> str:
+    from sparsedet.ablation import slurm_script, torchrun_script
+
+    if args.script == "torchrun":
+        return torchrun_script(args.config_file, runs, args.num_gpus)
+    words = shlex.join(args.command).replace(" --script slurm", "").replace(" --script=slurm", "")
+    return slurm_script(shlex.split(words), runs, output, args.num_gpus)
+
+
+def _train(args: argparse.Namespace, run: Run) -> int:
+    """`sparsedet train` in a process of its own; the exit code as a shell has it."""
+    command = [sys.executable, "-m", "sparsedet", "train", args.config_file, "--resume=auto"]
+    command += ["--num-gpus", str(args.num_gpus)] if args.num_gpus != 1 else []
+    command += ["--trust-config"] if args.trust_config else []
+    with subprocess.Popen([*command, *run.overrides]) as child, _signals_to(child):
+        code = child.wait()
+    return 128 - code if code < 0 else code
+
+
+@contextmanager
+def _signals_to(child: subprocess.Popen) -> Iterator[None]:
+    """Pass signals on; a Ctrl-C reaches the child by itself."""
+    handlers = {each: lambda number, _: child.send_signal(number) for each in _FORWARDED}
+    handlers[signal.SIGINT] = lambda *_: None
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
