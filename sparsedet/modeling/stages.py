@@ -293,8 +293,8 @@ class Glance:
     Attributes:
         features: features of the pictures at the resolution of the glance.
         scores: scores of their tokens; None without a scorer.
-        tiles: the tiles as a map of one level, whose stride is the side of a tile. Each token is one
-            number, the score of the tile (logit).
+        tiles: the tiles as a map of one level, whose stride is the side of a tile. Each token is
+            one number, the score of the tile (logit).
         looked: the chosen tiles.
     """
 

@@ -31,8 +31,8 @@ class TokenSelection:
         weight: factor by which each kept token is multiplied when it enters the encoder; None = 1.
         ranking: id of the score ordering of which this selection is a prefix, unique within a pass;
             None = not known to be a prefix of any.
-        exact: True = every image keeps exactly ``max_counts`` tokens. False = it may keep fewer, and
-            only ``valid`` says how many, so that compiled passes and CUDA graphs need no sync.
+        exact: True = every image keeps exactly ``max_counts`` tokens. False = it may keep fewer,
+            and only ``valid`` says how many: compiled passes and CUDA graphs need no sync.
     """
 
     max_counts: tuple[int, ...]
@@ -94,7 +94,7 @@ class TokenSelection:
         return base
 
     def prefix(self, counts: Sequence[int]) -> TokenSelection:
-        """The ``counts[i]`` best of the kept tokens of image i (a cascade is a chain of prefixes)."""
+        """The ``counts[i]`` best kept tokens of image i (a cascade is a chain of prefixes)."""
         assert self.indices is not None
         counts = tuple(counts)
         width = max(counts)
@@ -219,7 +219,7 @@ class PooledTokens:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Number of pooled tokens of each image; synchronizes with the device if there are fillers."""
+        """Number of pooled tokens of each image; with fillers, synchronizes with the device."""
         batch, number = self.tokens.shape[:2]
         return (number,) * batch if self.valid is None else tuple(self.valid.sum(1).tolist())
 
