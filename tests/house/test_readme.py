@@ -102,7 +102,7 @@ def check_make(words: list[str]) -> None:
 
 
 MADE = ("output/", "DIR", "FILE", "focus_eval.py")  # configs that a run or a reader leaves
-CONFIG_FIRST = ("train", "eval", "analyze", "visualize", "sweep", "sweep-config", "calibrate")
+CONFIG_FIRST = ("train", "eval", "analyze", "visualize", "sweep", "calibrate")
 
 
 def check_command(words: list[str]) -> None:
