@@ -324,7 +324,7 @@ class TimmBackbone(nn.Module):
 
 
 def _chain(body: Any) -> tuple[list[nn.Module], list[int]] | None:
-    """Modules of a timm model in sequence, and the numbers of those that give a map, if it is one."""
+    """Modules of a timm model that is a sequence, and the numbers of those that give a map."""
     if getattr(body, "grad_checkpointing", False):  # which is timm's own affair
         return None
     if isinstance(body, FeatureDictNet):
