@@ -143,9 +143,12 @@ def _train(args: argparse.Namespace, run: Run) -> int:
 @contextmanager
 def _signals_to(child: subprocess.Popen) -> Iterator[None]:
     """Pass signals on; a Ctrl-C reaches the child by itself."""
-    handlers = {each: lambda number, _: child.send_signal(number) for each in _FORWARDED}
-    handlers[signal.SIGINT] = lambda *_: None
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+    def forward(number: int, _: object) -> None:
+        if number != signal.SIGINT:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, *_FORWARDED)}
     try:
         yield
     finally:
