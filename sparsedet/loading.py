@@ -140,7 +140,7 @@ def require_tokens(model: torch.nn.Module) -> TokenSparseDetector:
     if not isinstance(model, TokenSparseDetector):
         raise ConfigError(
             f"{type(model).__name__} has no tokens to look at, as a TokenSparseDetector has. "
-            "`sparsedet predict`, `eval` and `analyze` take it as it is."
+            "`sparsedet predict` and `sparsedet eval` take it as it is."
         )
     return model
 

@@ -145,8 +145,14 @@ def main() -> None:
     add("--max-waiting", type=int, default=32, help="longest queue (%(default)s)")
     add("--upload-timeout", type=float, default=30.0, help="in seconds (%(default)s)")
     args = parser.parse_args()
+    if args.max_waiting < 1 or not 0 <= args.port < 65536:
+        parser.error("--max-waiting must be at least 1, and --port below 65536")
+    try:
+        predictor = Predictor(args.weights, batch_size=args.batch_size)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
     uvicorn.run(
-        make_app(Predictor(args.weights, batch_size=args.batch_size), args),
+        make_app(predictor, args),
         host=args.host,
         port=args.port,
         limit_concurrency=4 * args.max_waiting,  # connections, each of which may hold an upload

@@ -18,6 +18,8 @@ from sparsedet.files import ADDRESS, atomic_write
 
 __all__ = ["CheckpointError", "load_checkpoint", "model_weights", "save_checkpoint"]
 
+_EXPORTED = (".pt2", ".onnx")
+
 
 class CheckpointError(ValueError):
     """A checkpoint file that cannot be read or does not fit the model."""
@@ -59,6 +61,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         path = _existing_file(path)
+        if path.suffix.lower() in _EXPORTED:
+            raise CheckpointError(
+                f"{path} is an exported file. Name the checkpoint that it was made of."
+            )
         read = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
         content = _with_model(read(path), path)
         _require_plain(content, path)

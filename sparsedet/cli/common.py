@@ -119,7 +119,7 @@ def take_config(args: argparse.Namespace, *, others: bool = False) -> None:
 
 def is_exported(path: str | None) -> bool:
     """Whether a path is that of an exported detector, told without importing what reads it."""
-    return Path(path or "").suffix in EXPORTED
+    return Path(path or "").suffix.lower() in EXPORTED
 
 
 def is_override(word: str) -> bool:

@@ -38,6 +38,7 @@ from sparsedet.cli.train import (
     NEEDED_TO_EVALUATE,
     Command,
     add_running,
+    make_folder,
     parse,
     start,
     tables,
@@ -169,6 +170,7 @@ def _evaluate_predictor(
     from sparsedet.predictor.evaluation import evaluate_predictor
 
     predictor = _load(cfg, weights, args)
+    make_folder(cfg.train.output_dir)
     evaluator = instantiate(cfg.dataloader.evaluator)
     results = evaluate_predictor(predictor, instantiate(cfg.dataloader.test.dataset), evaluator)
     print(tables(results))

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsedet.cli.common import add_trust, answer, make_parser, print_error
+from sparsedet.cli.common import add_trust, answer, is_exported, make_parser, print_error
 from sparsedet.files import require_writable
 from sparsedet.weights import find_published
 
@@ -95,9 +95,8 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     add(
         "--int8-pictures",
         type=int,
-        default=100,
         metavar="N",
-        help="how many of them at most, evenly spaced (%(default)s)",
+        help="how many of them at most, evenly spaced (100)",
     )
 
 
@@ -113,6 +112,10 @@ def run(args: argparse.Namespace) -> int:
     kind_of(args.output)
     require_writable(args.output)
     find_published(args.weights)
+    if is_exported(args.weights):
+        raise ValueError(f"{args.weights} is an exported file. Name the checkpoint it was made of.")
+    if args.int8 is None and args.int8_pictures is not None:
+        raise ValueError("--int8-pictures goes with --int8. Add it, or leave --int8-pictures out.")
     try:
         predictor = Predictor(args.weights, args.config_file, device="cpu")
         size = None if args.size is None else tuple(args.size)
@@ -139,7 +142,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"differences in a new process, {made.compared} pictures{which}: {made.differences}")
     if rounded:
         print(f"AP is told by `sparsedet eval {made.path} dataset.val_json=FILE ...`")
-    if made.differences.small or (rounded and math.isfinite(made.differences.scores)):
+    if made.agrees and not made.differences.small:
+        print(f"the model itself moves as far if its pixels are rounded: {made.rounding}")
+    if made.agrees or (rounded and math.isfinite(made.differences.scores)):
         return 0
     print_error("These are more than rounding makes. Do not use the file without an evaluation.")
     return 1
@@ -164,16 +169,17 @@ def _calibration(args: argparse.Namespace) -> list[str]:
     from sparsedet.predictor.sources import find_files
     from sparsedet.predictor.video import is_video
 
-    if args.int8_pictures < 1:
-        raise ValueError(f"--int8-pictures must be at least 1, got {args.int8_pictures}.")
+    most = 100 if args.int8_pictures is None else args.int8_pictures
+    if most < 1:
+        raise ValueError(f"--int8-pictures must be at least 1, got {most}.")
     if args.int8:
         found = [file for file in find_files(args.int8) if not is_video(file)]
         if not found:
             raise ValueError(f"--int8 {args.int8} names videos alone. Name pictures.")
     else:
         found = _training_pictures(args)
-    step = max(1.0, len(found) / args.int8_pictures)
-    return [found[int(index * step)] for index in range(min(len(found), args.int8_pictures))]
+    step = max(1.0, len(found) / most)
+    return [found[int(index * step)] for index in range(min(len(found), most))]
 
 
 def _training_pictures(args: argparse.Namespace) -> list[str]:

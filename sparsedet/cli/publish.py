@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an input is wrong, or the upload failed.
     """
-    from sparsedet.hub import push_to_hub, save_pretrained
+    from sparsedet.hub import push_to_hub, require_name, save_pretrained
 
     if args.folder is None and args.push is None:
         raise ConfigError("Name a folder to write, or a model to push by --push owner/model.")
@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--name goes with FOLDER. Name a folder, or leave --name out.")
     if args.private and args.push is None:
         raise ConfigError("--private goes with --push. Add it, or leave --private out.")
+    if args.push:
+        require_name(args.push)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("sparsedet").setLevel(logging.INFO)
     picture = None if args.picture == "none" else args.picture

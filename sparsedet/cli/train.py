@@ -173,7 +173,7 @@ def start(command: Command, config_file: str | None = None) -> int:
         resolve_run(cfg, evaluates=command.eval_only)
     device_type = resolve_device(cfg.train.device)
     check_processes(command.num_gpus, device_type)
-    _make_folder(cfg.train.output_dir)
+    make_folder(cfg.train.output_dir)
     try:
         return launch(
             run,
@@ -186,7 +186,12 @@ def start(command: Command, config_file: str | None = None) -> int:
         return 130
 
 
-def _make_folder(folder: str) -> None:
+def make_folder(folder: str) -> None:
+    """Make an output folder.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

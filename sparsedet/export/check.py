@@ -16,6 +16,7 @@ from sparsedet.export.formats import Kind
 from sparsedet.modeling.stages import Size
 
 BOX_LIMIT, SCORE_LIMIT = 1e-3, 1e-4
+_FACTOR = 4.0  # a program rounds in more places than in its input
 # What a fresh process runs: of sparsedet, it imports the operator alone, and that where it is used;
 # otherwise it cannot.
 _WITH, _WITHOUT = "import sparsedet.layers\n", "import sys\nsys.modules['sparsedet'] = None\n"
@@ -64,6 +65,19 @@ class Differences:
         """Whether they are those of rounding."""
         same = self.labels == 0 and self.tokens in (0, None)
         return same and self.scores <= SCORE_LIMIT and self.boxes <= BOX_LIMIT
+
+    def within(self, rounding: Differences) -> bool:
+        """Whether they are small, or like those that rounding makes in the model itself.
+
+        Args:
+            rounding: of the model's answers, if pixels move by as much as float32 rounds.
+        """
+        return self.small or (
+            self.labels <= rounding.labels
+            and (self.tokens or 0) <= (rounding.tokens or 0)
+            and self.scores <= max(SCORE_LIMIT, _FACTOR * rounding.scores)
+            and self.boxes <= max(BOX_LIMIT, _FACTOR * rounding.boxes)
+        )
 
     def __str__(self) -> str:
         tokens = "" if self.tokens is None else f", kept tokens {100 * self.tokens:.2g} % others"

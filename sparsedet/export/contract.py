@@ -125,6 +125,8 @@ class Contract:
                     "sparsedet, or export the checkpoint again."
                 )
             given = {field.name: _hashable(read[field.name]) for field in fields(cls)}
+            if (given["any_size"] is None) == (given["size"] is None):
+                raise ValueError("one of size and any_size is set")
             if given["any_size"] is not None:
                 given["any_size"] = AnySize(**given["any_size"])
         except ExportError:

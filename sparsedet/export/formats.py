@@ -32,13 +32,14 @@ def kind_of(path: Path) -> Kind:
     Raises:
         ExportError: it says no format; the formats are named.
     """
-    if path.suffix not in SUFFIXES:
+    suffix, name = path.suffix.lower(), path.name.lower()
+    if suffix not in SUFFIXES:
         raise ExportError(
             f"{path} must end in .onnx, .pt2 or {PACKAGE}, which says the format of the file."
         )
-    if path.suffix == ".onnx":
+    if suffix == ".onnx":
         return "onnx"
-    return "package" if path.name.endswith(PACKAGE) else "program"
+    return "package" if name.endswith(PACKAGE) else "program"
 
 
 def require_writer(kind: Kind) -> None:
@@ -209,6 +210,7 @@ def _read_onnx(path: Path) -> tuple[Contract, Run]:
     except ImportError as error:
         raise ImportError("ONNX files run by onnxruntime: pip install onnxruntime.") from error
     options: Any = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()  # which its own variable does not set
     cpu = ["CPUExecutionProvider"]
     try:
@@ -217,7 +219,9 @@ def _read_onnx(path: Path) -> tuple[Contract, Run]:
         raise _unreadable(path, error) from error
     facts = session.get_modelmeta().custom_metadata_map.get(KEY)
     contract = Contract.from_json(facts, str(path))
-    name = session.get_inputs()[0].name
+    name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape
+    if contract.size is not None and tuple(shape[2:]) != contract.size:
+        raise _unreadable(path, ValueError(f"its input is {shape}, its facts say {contract.size}"))
     return contract, lambda images: session.run(None, {name: images})
 
 

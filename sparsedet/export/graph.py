@@ -21,6 +21,8 @@ from sparsedet.modeling.detector import top_detections
 from sparsedet.modeling.stages import DetectorOutput, Size
 from sparsedet.structures import cxcywh_to_xyxy
 
+_MOST_PIXELS = 100_000_000
+
 
 class DeployedDetector(nn.Module):
     """What an exported file computes.
@@ -99,6 +101,11 @@ def require_size(model: TokenSparseDetector, size: Size) -> None:
     Raises:
         ExportError: names the nearest size that fits.
     """
+    if size[0] * size[1] > _MOST_PIXELS and min(size) > 0:
+        raise ExportError(
+            f"--size {size[0]} {size[1]} has more than {_MOST_PIXELS} pixels. Set a smaller one, "
+            "and use --tiles for larger pictures."
+        )
     step = divisor(model)
     fitting = tuple(max(1, -(-side // step)) * step for side in size)
     if fitting != tuple(size):

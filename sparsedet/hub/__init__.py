@@ -29,7 +29,7 @@ from sparsedet.weights.folders import version_line
 from sparsedet.weights.hosts import upload
 from sparsedet.weights.table import CONFIG, WEIGHTS
 
-__all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
+__all__ = ["from_pretrained", "push_to_hub", "require_name", "save_pretrained"]
 
 CARD = "README.md"
 _FILES = (CARD, CONFIG, WEIGHTS, "*.jpg", "*.png", "LICENSE*")
@@ -88,8 +88,10 @@ def save_pretrained(
         ConfigError: the folder is not empty, or the license is no identifier.
         DatasetError: the picture cannot be read.
     """
-    target = Path(folder)
+    target = Path(os.path.realpath(folder))
     _check_target(target)
+    if name is not None and not name.isprintable():
+        raise ConfigError(f"name must be one line, got {name!r}.")
     if license is not None and not _LICENSE.fullmatch(license):
         raise ConfigError(
             f"license must be an identifier such as apache-2.0, mit or other, got {license!r}. "
@@ -111,7 +113,7 @@ def save_pretrained(
         with atomic_write(made / CARD) as file:
             file.write(card.encode())
         os.replace(made, target)
-    return target
+    return Path(folder)
 
 
 def push_to_hub(
@@ -141,8 +143,7 @@ def push_to_hub(
         CheckpointError: as for :func:`save_pretrained`; or it cannot be uploaded.
         ConfigError: the name is none that a model can have.
     """
-    if not _REPOSITORY.fullmatch(name):
-        raise ConfigError(f"The name of a model at Hugging Face is owner/model, got {name!r}.")
+    require_name(name)
     folder = Path(source)
     given: dict[str, Any] = dict(picture=picture, license=license, dataset=dataset)
     with TemporaryDirectory() as temporary:
@@ -162,12 +163,24 @@ def push_to_hub(
             raise CheckpointError(f"{name} cannot be uploaded: {error}.") from error
 
 
+def require_name(name: str) -> None:
+    """Refuse what cannot name a model at Hugging Face.
+
+    Raises:
+        ConfigError: it is not ``owner/model``.
+    """
+    if not _REPOSITORY.fullmatch(name):
+        raise ConfigError(f"The name of a model at Hugging Face is owner/model, got {name!r}.")
+
+
 def is_model_folder(path: Path) -> bool:
     """Whether a folder is one that :func:`save_pretrained` has written."""
     return path.is_dir() and all((path / each).is_file() for each in (CONFIG, WEIGHTS, CARD))
 
 
 def _check_target(folder: Path) -> None:
+    if folder == Path.cwd():
+        raise ConfigError("The folder you are in would be replaced. Name a new folder.")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty. Name a new folder.")
     if folder.exists() and not folder.is_dir():

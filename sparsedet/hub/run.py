@@ -138,7 +138,7 @@ def _metrics(path: Path, iteration: int | None) -> dict[str, float]:
     for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):  # the last line of a run that was killed
             row = json.loads(line)
-            if row.get("iteration") == iteration:
+            if isinstance(row, dict) and row.get("iteration") == iteration:
                 values = {k: v for k, v in row.items() if k.startswith(_EVALUATED)}
                 found = {k.removeprefix(_EVALUATED): v for k, v in values.items()} or found
     return found
@@ -153,6 +153,8 @@ def portable(cfg: Any) -> Any:
     cfg = copy.deepcopy(cfg)
     leave_out_pretrained(cfg)  # the weights of the whole model take their place
     for key, path in list(local_paths(raw_values(cfg))):
+        if key.startswith("dataset.class_names"):
+            continue
         group, _, name = key.rpartition(".")
         if key in _ELSEWHERE:
             setting(cfg, group)[name] = _ELSEWHERE[key]

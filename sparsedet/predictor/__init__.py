@@ -17,7 +17,7 @@ from sparsedet.config import ConfigError, instantiate, read_config, setting, tex
 from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
 from sparsedet.data.transforms import FitInside, ResizeShortSide
 from sparsedet.export import Exported, export
-from sparsedet.export.graph import any_size
+from sparsedet.export.graph import any_size, require_size
 from sparsedet.loading import (
     find_device,
     load_detector,
@@ -209,6 +209,8 @@ class Predictor:
     ) -> list[np.ndarray]:
         """Pictures as a program takes them: of one size, or of any, as they are resized."""
         model = require_tokens(self.model)
+        if resize is None:
+            require_size(model, size)
         sizes = None if resize is None else any_size(model, *resize)
         fit = FitInside(size) if resize is None else ResizeShortSide(*resize)
         settings = self._settings or PictureSettings()

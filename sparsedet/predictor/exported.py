@@ -20,7 +20,7 @@ from sparsedet.modeling.stages import Size
 
 def is_exported(path: Any) -> bool:
     """Whether a path is that of an exported detector, by its name."""
-    return isinstance(path, (str, os.PathLike)) and Path(path).suffix in SUFFIXES
+    return isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() in SUFFIXES
 
 
 def filled(image: Tensor, size: Size, color: Sequence[float]) -> np.ndarray:
@@ -53,7 +53,11 @@ class ExportedDetector(nn.Module):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
-        self.contract, self._run = read(Path(path))
+        self._path = Path(path)
+        self.contract, self._run = read(self._path)
+
+    def __reduce__(self) -> tuple[type[ExportedDetector], tuple[Path]]:
+        return type(self), (self._path,)  # a session of a runtime cannot be pickled
 
     def mapper(self) -> DetectionMapper:
         """Makes pictures as large as the program takes them."""

@@ -136,3 +136,15 @@ def test_a_checkpoint_is_evaluated_in_another_format(run, capsys):
     assert "Predictor.dtype must be one of float32, bfloat16, float16" in capsys.readouterr().err
     assert main(["eval", "quickstart", *words(run), "--dtype", "float16"]) == 2
     assert "--dtype evaluates named weights in one process" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused_before_the_evaluation(
+    run, capsys, monkeypatch
+):
+    def never(*_: object) -> None:
+        raise AssertionError("evaluated")
+
+    monkeypatch.setattr("sparsedet.predictor.evaluation.evaluate_predictor", never)
+    (run / "taken").touch()
+    assert main(["eval", str(run / "model.pt2"), *words(run), f"train.output_dir={run}/taken"]) == 2
+    assert "taken cannot be created" in capsys.readouterr().err

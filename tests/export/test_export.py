@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 
 import sparsedet
 from sparsedet import Predictor
+from sparsedet.checkpoint import CheckpointError, load_checkpoint
 from sparsedet.cli.main import main
 from sparsedet.export import AnySize, ExportError, export
-from sparsedet.export.check import compare, run_afresh
+from sparsedet.export.check import Differences, compare, run_afresh
 from sparsedet.export.contract import KEY, Contract
 from sparsedet.export.formats import kind_of, read
 from sparsedet.export.graph import DeployedDetector, trace
@@ -274,3 +276,51 @@ def test_the_keep_ratio_and_the_threshold_are_in_the_file(run, predictor):
         loaded.export(run / "again.pt2", SIZE)
     with pytest.raises(ValueError, match=r"keep_ratio must be in \(0, 1\]"):
         predictor.export(run / "none.pt2", SIZE, keep_ratio=0)
+
+
+def test_rounding_is_judged_by_that_of_the_model(made):
+    assert made.agrees
+    tie = Differences(scores=3e-4, boxes=1e-6, labels=0.0, tokens=0.0)
+    moved = Differences(scores=3e-4, boxes=1e-6, labels=0.0, tokens=0.0)
+    still = Differences(scores=1e-6, boxes=1e-6, labels=0.0, tokens=0.0)
+    assert not tie.small
+    assert tie.within(moved)
+    assert not tie.within(still)
+    assert not Differences(2e-3, 1e-6, 0.0, 0.0).within(moved)
+    assert not Differences(1e-5, 1e-6, 0.1, 0.0).within(moved)
+    assert not Differences(1e-5, 1e-6, 0.0, 0.1).within(moved)
+    assert not Differences(float("nan"), 1e-6, 0.0, 0.0).within(moved)
+    assert made.rounding.scores > 0  # the pixels were moved
+
+
+def test_predictors_of_files_can_be_pickled(made, run):
+    exported = Predictor(made.path)
+    again = pickle.loads(pickle.dumps(exported))
+    picture = run / "val" / "plain.png"
+    found, same = (each(picture, score_threshold=0) for each in (exported, again))
+    np.testing.assert_array_equal(found.scores, same.scores)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["made.onnx", "b.pt2"], "is an exported file"),
+        (["model_best.pth", "b.pt2", "--size", "320000", "320000"], "pixels. Set a smaller one"),
+        (["model_best.pth", "b.onnx", "--size", "-32", "64", "--int8", "val"], "must be positive"),
+        (["model_best.pth", "b.pt2", "--int8-pictures", "4"], "goes with --int8"),
+        (["model_best.pth", "b.pt2", "--keep-ratio", "2"], "keep_ratio must be in"),
+        (["model_best.pth", "b.pt2", "--score-threshold", "2"], "score_threshold must be in"),
+    ],
+)
+def test_wrong_commands_end_in_one_sentence(words, message, run, monkeypatch, capsys):
+    monkeypatch.chdir(run)
+    (run / "made.onnx").touch()
+    assert main(["export", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (run / words[1]).exists()
+
+
+def test_an_exported_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "a.ONNX").touch()
+    with pytest.raises(CheckpointError, match=r"is an exported file\. Name the checkpoint"):
+        load_checkpoint(tmp_path / "a.ONNX")

@@ -213,3 +213,16 @@ def test_the_command_writes(run: Path, tmp_path: Path, capsys) -> None:
     assert f"the model is in {target}" in capsys.readouterr().out
     assert not (target / "detections.jpg").exists()
     assert len(Predictor(target).class_names) == 3
+
+
+def test_what_stands_in_the_way_is_said_before_any_work(tmp_path, monkeypatch, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    assert main(["publish", str(tmp_path), "new", "--push", "badname"]) == 2
+    assert "owner/model, got 'badname'" in capsys.readouterr().err
+    assert main(["publish", str(tmp_path), "."]) == 2
+    assert "The folder you are in would be replaced" in capsys.readouterr().err
+    assert main(["publish", str(tmp_path), "new", "--name", "a\nb"]) == 2
+    assert "name must be one line" in capsys.readouterr().err
+    assert list(empty.iterdir()) == []
