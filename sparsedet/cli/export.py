@@ -34,7 +34,7 @@ from sparsedet.files import require_writable
 from sparsedet.weights import find_published
 
 if TYPE_CHECKING:
-    from sparsedet.export import Contract
+    from sparsedet.export import Contract, Exported
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -134,14 +134,19 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:  # an extra is missing, the message names it
         print_error(error)
         return 2
+    return _tell(made, files, half=args.half)
+
+
+def _tell(made: Exported, files: list[str] | None, *, half: bool) -> int:
+    """Print what was written and how it differs from the model; the exit code."""
     print(f"{made.path}: {made.megabytes:.1f} MB, {_takes(made.contract)}")
     if files is not None:
         print(f"int8, with the ranges of values on {len(files)} pictures")
-    rounded = args.half or files is not None  # that was asked for
+    rounded = half or files is not None  # that was asked for
     which = f", scores from {made.contract.score_threshold} on" if rounded else ""
     print(f"differences in a new process, {made.compared} pictures{which}: {made.differences}")
     if rounded:
-        print(f"AP is told by `sparsedet eval {made.path} dataset.val_json=FILE ...`")
+        print(f"`sparsedet eval {made.path} dataset.val_json=FILE ...` measures its AP")
     if made.agrees and not made.differences.small:
         print(f"the model itself moves as far if its pixels are rounded: {made.rounding}")
     if made.agrees or (rounded and math.isfinite(made.differences.scores)):

@@ -437,9 +437,9 @@ class Predictor:
             )
         if not isinstance(keep_ratio, Real) or not 0 < keep_ratio <= 1:
             raise ValueError(f"Predictor.keep_ratio must be in (0, 1], got {keep_ratio!r}.")
-        return score_threshold
         with self._keeping(keep_ratio):
             pass  # a selector may know narrower limits
+        return score_threshold
 
     @contextmanager
     def _keeping(self, keep_ratio: float | None) -> Iterator[None]:
