@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,11 +142,19 @@ def export(
         got = run_afresh(draft, inputs, kind=kind, custom_op=custom_op, mend=_mend(contract))
         with draft.open("rb") as written, atomic_write(path) as file:
             shutil.copyfileobj(written, file)
-    least = -1.0 if contract.precision == "float32" else score_threshold
-    moved = _answers(copy, [_rounded(x) for x in inputs])
-    sizes_of = [x.shape[2:] for x in inputs]
-    found = [compare(answers, expected, sizes_of, least) for answers in (got, moved)]
+    found = [
+        _compared(x, expected, inputs, contract) for x in (got, _rounded_answers(copy, inputs))
+    ]
     return Exported(path, contract, path.stat().st_size / 1e6, sum(map(len, inputs)), *found)
+
+
+def _compared(got: Any, expected: Any, inputs: Sequence[np.ndarray], own: Contract) -> Differences:
+    least = -1.0 if own.precision == "float32" else own.score_threshold
+    return compare(got, expected, [each.shape[2:] for each in inputs], least)
+
+
+def _rounded_answers(model: nn.Module, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    return _answers(model, [_rounded(each) for each in inputs])
 
 
 def _rounded(pixels: np.ndarray) -> np.ndarray:
