@@ -142,19 +142,14 @@ def export(
         got = run_afresh(draft, inputs, kind=kind, custom_op=custom_op, mend=_mend(contract))
         with draft.open("rb") as written, atomic_write(path) as file:
             shutil.copyfileobj(written, file)
-    found = [
-        _compared(x, expected, inputs, contract) for x in (got, _rounded_answers(copy, inputs))
-    ]
+    moved = _answers(copy, [_rounded(each) for each in inputs])
+    found = [_compared(answers, expected, inputs, contract) for answers in (got, moved)]
     return Exported(path, contract, path.stat().st_size / 1e6, sum(map(len, inputs)), *found)
 
 
 def _compared(got: Any, expected: Any, inputs: Sequence[np.ndarray], own: Contract) -> Differences:
     least = -1.0 if own.precision == "float32" else own.score_threshold
     return compare(got, expected, [each.shape[2:] for each in inputs], least)
-
-
-def _rounded_answers(model: nn.Module, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    return _answers(model, [_rounded(each) for each in inputs])
 
 
 def _rounded(pixels: np.ndarray) -> np.ndarray:
