@@ -223,7 +223,7 @@ DEPLOY = (
         (*_PHOTOS, "--image-size", "640x640"),
         _BRIEF,
     ),
-    Section("photos-800", "The photo config, 800x1066", (*_PHOTOS, "--image-size", "800x1066")),
+    Section("photos-800", "The photo config, 800x1088", (*_PHOTOS, "--image-size", "800x1088")),
     Section(
         "resnet50-800", "Focus-DETR, ResNet-50, 800x1066", (*_RESNET50, "--image-size", "800x1066")
     ),
