@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("sparsedet.cli.export", "write a detector as a file that runs elsewhere"),
     "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
+    "explain": ("sparsedet.cli.explain", "look into detectors, in an HTML file"),
     "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),
     "calibrate": ("sparsedet.cli.calibrate", "fit a content-adaptive selector to trained weights"),
     "check-data": ("sparsedet.cli.check_data", "check a data set, and say what is in it"),

@@ -30,6 +30,7 @@ FLOORS = {
     "visualization": 4,
     "export": 4,
     "predictor": 4,
+    "report": 4,
     "resuming": 4,
     "run_settings": 4,
     "survey": 4,
@@ -55,6 +56,9 @@ SAME_FLOOR = {
     ("changes", "loading"),
     ("resuming", "loading"),
     ("survey", "visualization"),
+    ("report", "analysis"),
+    ("report", "predictor"),
+    ("report", "visualization"),
     ("modeling", "checkpoint"),  # a backbone that begins from a file reads it as everybody does
 }
 STRANGERS = {("engine", "modeling"), ("engine", "data")}  # the engine is handed what it runs
@@ -91,9 +95,17 @@ THIRD_PARTY = {
     "filelock": {"weights"},
     "huggingface_hub": {"weights.hosts"},
     "gdown": {"weights.hosts"},
-    "PIL": {"data", "visualization", "predictor", "survey.preview", "cli.visualize", "cli.predict"},
+    "PIL": {
+        "data",
+        "visualization",
+        "predictor",
+        "report.packing",
+        "survey.preview",
+        "cli.visualize",
+        "cli.predict",
+    },
     "matplotlib": {"sweep", "benchmark", "evaluation.figures"},
-    "tqdm": {"events", "engine", "evaluation", "data", "training", "weights", "cli.predict"},
+    "tqdm": {"events", "engine", "evaluation", "data", "training", "weights", "cli.predict", "cli.explain"},
     "tensorboard": {"events"},
     "wandb": {"events"},
     "av": {"predictor.video"},

@@ -1,0 +1,72 @@
+// The legend, and drawing what has changed.
+
+function legendParts() {
+  const part = (...children) => element("p", {}, ...children);
+  const levels = mostLevels();
+  const strides = levels.map((level, index) =>
+    swatch(String(level.stride), stepColor(levels.length - index, levels.length)),
+  );
+  const layers = mostLayers();
+  const parts = [];
+  if (state.overlay === "kept" || state.overlay === "objects") {
+    const counts = Array.from({ length: layers }, (_, index) => swatch(String(index + 1), stepColor(index + 1, layers)));
+    const colors = state.level === 0 ? strides : state.layer === 0 && layers > 1 ? counts : [];
+    if (levels.length) parts.push(part(keptLegend(state.layer, state.level, layers), " ", ...colors));
+    if (state.overlay === "objects") parts.push(part(OBJECT_LEGEND));
+  } else if (state.overlay === "scores") {
+    parts.push(part(SCORE_LEGEND[Math.min(state.level, 1)], rampBar()));
+  } else if (state.overlay === "tiles") parts.push(part(TILE_LEGEND, rampBar()));
+  const heads = mostHeads();
+  const known = !missesEverywhere("attention");
+  if (active() && heads) parts.push(part(POINT_LEGEND, " ", ...strides));
+  else parts.push(part(known ? BOX_LEGEND : "Boxes are detections."));
+  return parts;
+}
+
+/** Draw everything anew. */
+function update() {
+  if (!shown) return;
+  updateControls();
+  fill(control("legend"), ...legendParts());
+  PANELS.forEach((_, number) => updatePanel(number));
+}
+
+/** Draw what depends on the chosen detection. */
+function updateActive() {
+  if (!shown) return;
+  fill(control("legend"), ...legendParts());
+  PANELS.forEach((panel, number) => {
+    paintPanel(number);
+    markFound(number);
+    fill(panel.attention, ...attentionTable(number));
+  });
+}
+
+/** Go to a picture; the next one is loaded meanwhile. */
+async function show(index) {
+  state.picture = index;
+  const loaded = await loadPicture(index);
+  if (state.picture !== index) return; // another one was asked for since
+  const changed = !shown || shown.index !== index;
+  shown = loaded;
+  if (changed) state.held = state.hovered = null;
+  control("status").textContent = `picture ${index + 1} of ${FACTS.pictures.length}: ${FACTS.pictures[index].name}`;
+  update();
+  document.documentElement.dataset.picture = String(index);
+  if (index + 1 < FACTS.pictures.length) setTimeout(() => loadPicture(index + 1), 100);
+}
+
+function start() {
+  const own = FACTS.models.map((model) => model.ownRatio).find((ratio) => ratio !== null);
+  state.ratio = Math.max(RATIOS.indexOf(own), 0);
+  document.getElementById("subtitle").textContent = FACTS.models.map((model) => model.name).join(" | ");
+  const first = OVERLAYS.find(({ id }) => !missesEverywhere(id));
+  state.overlay = first.id;
+  buildControls();
+  buildStrip();
+  buildColumns();
+  addEventListener("resize", () => PANELS.forEach((_, number) => shown && paintPanel(number)));
+  show(0);
+}
+
+start();
