@@ -161,7 +161,8 @@ def missing(model: ExplainedModel) -> dict[str, str]:
     """What cannot be shown of a model, in words, by the part of the page that lacks it."""
     kind = type(model.model).__name__
     if not model.has_tokens:
-        sentence = f"{kind} has no tokens: only its detections can be shown."
+        shown = "detections and its cost" if hasattr(model.model, "detect") else "detections"
+        sentence = f"{kind} has no tokens to look at: only its {shown} can be shown."
         return dict.fromkeys(
             ("kept", "scores", "objects", "tiles", "attention", "ratio", "dense"), sentence
         )
@@ -178,8 +179,8 @@ def missing(model: ExplainedModel) -> dict[str, str]:
         kind = type(parts.decoder).__name__
         absent["attention"] = f"Where the queries of {kind} look is not known here."
     if isinstance(parts.selector, DenseSelector):
-        absent["ratio"] = "This model keeps all tokens, so the keep ratio does not change it."
-        absent["dense"] = "This model is dense already."
+        absent["ratio"] = "This model has no keep ratio, so the slider does not change it."
+        absent["dense"] = "This model does not choose tokens, so no dense form of it is shown."
     elif model.own_ratio is None:
         absent["ratio"] = f"{selector} has no keep ratio, so the slider does not change this model."
     return absent

@@ -39,9 +39,11 @@ class StageCosts:
         if not self._repetitions:
             return "Milliseconds were not measured."
         facts = machine_facts(self._device)
+        passes = "one pass" if self._repetitions == 1 else f"{self._repetitions} passes"
+        threads = f"{facts['threads']} thread{'' if facts['threads'] == 1 else 's'}"
         return (
-            f"Milliseconds are the median of {self._repetitions} passes of one picture on "
-            f"{facts['device']} with {facts['threads']} threads, torch {facts['torch']}."
+            f"Milliseconds are the median of {passes} over one picture on {facts['device']}, "
+            f"{threads}, torch {facts['torch']}."
         )
 
     def __call__(self, picture: Picture, ratio: float | None) -> dict[str, Any]:

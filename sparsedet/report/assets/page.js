@@ -24,9 +24,7 @@ function fill(parent, ...children) {
 
 function setTheme(name) {
   document.documentElement.dataset.theme = name;
-  const button = document.getElementById("theme");
-  button.setAttribute("aria-pressed", String(name === "dark"));
-  document.dispatchEvent(new Event("themechange"));
+  document.getElementById("theme").textContent = name === "dark" ? "Light colors" : "Dark colors";
 }
 
 function toggleTheme() {

@@ -41,7 +41,7 @@ function buildStrip() {
 /** Bring the controls to what is chosen; what the picture does not have is cut off. */
 function updateControls() {
   const layers = mostLayers();
-  const levels = mostLevels();
+  const levels = strides();
   const heads = mostHeads();
   state.layer = Math.min(state.layer, layers);
   state.level = Math.min(state.level, levels.length);
@@ -54,7 +54,7 @@ function updateControls() {
   control("threshold-value").textContent = state.threshold.toFixed(2);
   control("ratio").setAttribute("aria-valuetext", `keep ratio ${control("ratio-value").textContent}`);
   control("layer").setAttribute("aria-valuetext", state.layer ? `layer ${state.layer}` : "all layers");
-  options("level", ["all", ...levels.map((level) => `stride ${level.stride}`)], state.level);
+  options("level", ["all", ...levels.map((stride) => `stride ${stride}`)], state.level);
   options("head", ["all", ...Array.from({ length: heads }, (_, index) => `${index + 1}`)], state.head);
   control("layer").closest(".control").hidden = layers === 0;
   control("level").closest(".control").hidden = levels.length < 2;

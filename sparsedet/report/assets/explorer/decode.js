@@ -88,23 +88,15 @@ function overLevels(view, choose) {
   return { rows: fine.rows, columns: fine.columns, stride: fine.stride, values };
 }
 
-/** Kept cells: 0 = not kept, else the rank of the color of `most`. Level 0 joins all levels. */
+/** Kept cells: 0 = not kept, else the number of layers; of all levels, 1 + the finest level. */
 function keptGrid(view, places, layer, level) {
   const sets = chosenSets(view, places, layer);
   if (level > 0) {
     const { rows, columns, stride } = view.levels[level - 1];
-    const values = countSets(view, sets, level - 1);
-    return { rows, columns, stride, values, most: Math.max(sets.length, 1) };
+    return { rows, columns, stride, values: countSets(view, sets, level - 1) };
   }
-  const most = view.levels.length;
   const counts = view.levels.map((_, index) => countSets(view, sets, index));
-  const grid = overLevels(view, (cellOf) => {
-    for (let index = 0; index < most; index += 1) {
-      if (counts[index][cellOf(index)]) return most - index;
-    }
-    return 0;
-  });
-  return { ...grid, most };
+  return overLevels(view, (cellOf) => counts.findIndex((each, index) => each[cellOf(index)]) + 1);
 }
 
 /** Values of tokens in 0..255; level 0 takes the highest of all levels. */

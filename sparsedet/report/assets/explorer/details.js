@@ -86,6 +86,7 @@ function attentionTable(number) {
   const chosen = activeIn(number);
   const pass = passOf(column);
   if (chosen === null) return [];
+  const heading = element("h3", {}, "Attention of the chosen detection");
   if (column.model.missing.attention) return [element("p", { class: "absent" }, column.model.missing.attention)];
   const { attention } = pass;
   if (!attention || chosen >= attention.count) {
@@ -93,8 +94,8 @@ function attentionTable(number) {
     const words = `Attention was recorded for the best ${several(count, "detection")} of each pass, and this one is not among them.`;
     return [element("p", { class: "absent" }, words)];
   }
-  if (attention.kind === "map") return [element("p", { class: "note" }, MAP_LEGEND)];
-  return pointTables(viewOf(column), attention, chosen);
+  if (attention.kind === "map") return [heading, element("p", { class: "note" }, MAP_LEGEND)];
+  return [heading, ...pointTables(viewOf(column), attention, chosen)];
 }
 
 /** Shares of the attention by level and by head. */
@@ -108,14 +109,13 @@ function pointTables(view, attention, chosen) {
     return sum + (inside ? 0 : point.weight / heads);
   }, 0);
   const rows = byLevel.map((share, level) => {
-    const color = css(stepColor(levels - level, levels));
+    const color = css(strideColor(view.levels[level].stride));
     const bar = element("span", { class: "bar", style: `width:${100 * share}px;background:${color}` });
     return row([`stride ${view.levels[level].stride}`, percent(share), bar]);
   });
   const beyond = outside > 0.0005 ? ` ${percent(outside)} of it is outside of the picture.` : "";
   const which = state.head ? `Circles: head ${Math.min(state.head, heads)} of ${heads}.` : `Circles: all ${heads} heads.`;
   return [
-    element("h3", {}, "Attention of the chosen detection"),
     element("p", { class: "note" }, `The share of each level in the last decoder layer, mean over the heads.${beyond} ${which}`),
     table(["level", "attention", ""], rows),
   ];
@@ -138,6 +138,21 @@ function table(names, rows) {
     name ? element("th", { scope: "col", class: place ? "number" : null }, name) : element("td"),
   );
   return element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
+}
+
+/** How many tokens of each level the layers keep; layers that keep the same ones are one. */
+function keptTable(number) {
+  const { column } = PANELS[number];
+  const pass = passOf(column);
+  if (column.dense || !pass.counts || column.model.missing.dense) return [];
+  const alike = pass.kept.every(([first]) => first === pass.kept[0][0]);
+  const layers = alike ? [pass.counts[0]] : pass.counts;
+  const names = layers.map((_, index) => (alike ? "each layer" : `layer ${index + 1}`));
+  const rows = viewOf(column).levels.map((level, index) => {
+    const counts = layers.map((layer) => `${layer[index]}`);
+    return row([`stride ${level.stride}`, `${level.tokens}`, ...counts]);
+  });
+  return [element("h3", {}, "Kept tokens"), table(["level", "tokens", ...names], rows)];
 }
 
 /** GFLOPs and milliseconds of each stage; bars are shares of the largest total of the picture. */
@@ -175,5 +190,6 @@ function figure(values, name) {
 function costNote(column, gflops, ms) {
   const bars = ms ? "Bars: milliseconds." : "Bars: GFLOPs.";
   const stages = gflops ? "" : " An exported file does not tell its stages, so GFLOPs are not known.";
-  return `${column.model.protocol} ${bars}${stages} The heads' time is part of the decoder's.`;
+  const heads = gflops && gflops.heads && ms && !ms.heads ? " The heads' time is part of the decoder's." : "";
+  return `${column.model.protocol} ${bars}${stages}${heads}`;
 }

@@ -1,13 +1,14 @@
 // Drawing a column's picture: overlay, boxes, sampling points.
 
 const DIM = 0.66;
-const TINT = 0.34;
+const TINT = 0.3;
 const BORDER_FROM = 5; // sides of cells, in pixels of the screen, whose groups get a border
 
 /** Make a canvas as large as it is shown; its context is in units of the picture's width, 1. */
 function prepare(canvas) {
   const [height, width] = shown.size;
   const scale = window.devicePixelRatio || 1;
+  canvas.style.setProperty("--shape", String(width / height));
   const across = Math.max(1, Math.round(canvas.clientWidth * scale));
   const down = Math.max(1, Math.round((across * height) / width));
   if (canvas.width !== across || canvas.height !== down) {
@@ -51,15 +52,11 @@ function paintPicture(area, overlay) {
 function paintOverlay(area, column, view, pass) {
   const overlay = overlayOf(column);
   if (overlay === "kept" || overlay === "objects") {
-    const grid = keptGrid(view, pass.kept, state.layer, Math.min(state.level, view.levels.length));
-    paintCells(area, view, grid, (value) =>
-      value ? [...stepColor(value, grid.most), TINT] : [0, 0, 0, DIM],
-    );
-    paintBorders(area, view, grid);
+    paintKept(area, view, pass);
     if (overlay === "objects") paintDots(area, view, pass);
   } else if (overlay === "scores") {
     const bytes = bytesOf(view, pass.scores.values);
-    const grid = valueGrid(view, bytes, Math.min(state.level, view.levels.length));
+    const grid = valueGrid(view, bytes, levelIn(view));
     paintCells(area, view, grid, (value) => [...rampColor(value / 255), 0.72]);
   } else if (overlay === "tiles") {
     paintTiles(area, view.tiles);
@@ -67,11 +64,23 @@ function paintOverlay(area, column, view, pass) {
   if (["kept", "objects", "scores"].includes(overlay)) paintAbsent(area, view);
 }
 
+/** Kept cells in their colors, the others dim; a picture that is kept alike stays as it is. */
+function paintKept(area, view, pass) {
+  const level = levelIn(view);
+  const grid = keptGrid(view, pass.kept, state.layer, level);
+  const layers = state.layer === 0 ? mostLayers() : 1;
+  const colorOf = (value) => (level ? stepColor(value, layers) : strideColor(view.levels[value - 1].stride));
+  if (grid.values[0] && grid.values.every((value) => value === grid.values[0])) return;
+  paintCells(area, view, grid, (value) =>
+    value && value <= (level ? layers : view.levels.length) ? [...colorOf(value), TINT] : [0, 0, 0, DIM],
+  );
+  paintBorders(area, view, grid);
+}
+
 function paintAttentionMap(area, view, pass, chosen) {
   const bytes = bytesOf(view, pass.attention.values);
   const cells = bytes.length / pass.attention.count;
-  const level = Math.min(state.level, view.levels.length);
-  const grid = valueGrid(view, bytes, level, chosen * cells);
+  const grid = valueGrid(view, bytes, levelIn(view), chosen * cells);
   paintCells(area, view, grid, (value) => [...rampColor(value / 255), 0.72]);
 }
 
@@ -130,7 +139,7 @@ function paintDots(area, view, pass) {
   const { context } = area;
   context.fillStyle = DOT;
   view.levels.forEach((level, index) => {
-    if (state.level > 0 && Math.min(state.level, view.levels.length) !== index + 1) return;
+    if (levelIn(view) > 0 && levelIn(view) !== index + 1) return;
     const [across, down] = cellSize(area, view, level.stride);
     const radius = Math.min(Math.max(0.2 * across, 1.5 * area.scale), 5 * area.scale);
     countSets(view, sets, index).forEach((count, cell) => {
@@ -146,8 +155,8 @@ function paintDots(area, view, pass) {
 
 /** Cells of the chosen level that the backbone did not see are black. */
 function paintAbsent(area, view) {
-  if (!view.there || state.level === 0) return;
-  const level = Math.min(state.level, view.levels.length);
+  const level = levelIn(view);
+  if (!view.there || level === 0) return;
   const { rows, columns, stride } = view.levels[level - 1];
   const values = countSets(view, [bytesOf(view, view.there)], level - 1);
   paintCells(area, view, { rows, columns, stride, values }, (value) => [0, 0, 0, value ? 0 : 0.92]);
@@ -180,54 +189,68 @@ function paintTiles(area, tiles) {
 }
 
 function paintBoxes(area, column, pass, chosen) {
-  const order = visible(pass).reverse();
-  if (chosen !== null) order.push(chosen);
-  order.forEach((index, place) => {
-    const highlighted = chosen !== null && place === order.length - 1;
-    if (index === chosen && !highlighted) return;
-    area.context.globalAlpha = chosen === null || highlighted ? 1 : 0.4;
-    paintBox(area, column, pass, index, highlighted);
-  });
+  const best = visible(pass);
+  const order = chosen === null ? best : [chosen, ...best.filter((index) => index !== chosen)];
+  const faded = (index) => chosen !== null && index !== chosen;
+  for (const index of [...order].reverse()) {
+    area.context.globalAlpha = faded(index) ? 0.4 : 1;
+    paintBox(area, column, pass, index, index === chosen);
+  }
+  const taken = [];
+  for (const index of order) {
+    area.context.globalAlpha = faded(index) ? 0.5 : 1;
+    paintLabel(area, column, pass, index, taken);
+  }
   area.context.globalAlpha = 1;
 }
 
+/** Left, top, width and height of a box on the canvas. */
+function boxOf(area, [left, top, right, bottom]) {
+  const { width, height } = area;
+  return [left * width, top * height, (right - left) * width, (bottom - top) * height];
+}
+
 function paintBox(area, column, pass, index, highlighted) {
-  const { context, width, height, scale } = area;
-  const [left, top, right, bottom] = pass.detections.boxes[index];
-  const place = [left * width, top * height, (right - left) * width, (bottom - top) * height];
-  const label = pass.detections.labels[index];
-  const color = column.model.colors[label];
+  const { context, scale } = area;
+  const place = boxOf(area, pass.detections.boxes[index]);
   if (highlighted) {
     context.lineWidth = 6 * scale;
     context.strokeStyle = "#ffffff";
     context.strokeRect(...place);
   }
   context.lineWidth = (highlighted ? 3 : 2) * scale;
-  context.strokeStyle = color;
+  context.strokeStyle = column.model.colors[pass.detections.labels[index]];
   context.strokeRect(...place);
-  const words = `${column.model.classes[label]} ${pass.detections.scores[index].toFixed(2)}`;
-  paintLabel(area, words, color, place);
 }
 
-function paintLabel(area, words, color, [left, top, , down]) {
-  const { context, width, height, scale } = area;
+/** Class and score at a box, where no better detection's label is. */
+function paintLabel(area, column, pass, index, taken) {
+  const { context, width, scale } = area;
+  const label = pass.detections.labels[index];
+  const words = `${column.model.classes[label]} ${pass.detections.scores[index].toFixed(2)}`;
   const size = 12 * scale;
   context.font = `${size}px system-ui, "DejaVu Sans", sans-serif`;
   const across = context.measureText(words).width + 8 * scale;
-  const x = Math.max(0, Math.min(left, width - across));
   const line = size + 5 * scale;
-  let y = top - line;
-  if (y < 0) y = top + down + line <= height ? top + down : Math.max(top, 0);
-  context.fillStyle = color;
+  const [left, top, , down] = boxOf(area, pass.detections.boxes[index]);
+  const x = Math.max(0, Math.min(left, width - across));
+  const free = (y) =>
+    y >= 0 &&
+    y + line <= area.height &&
+    taken.every(([l, t, w]) => x >= l + w || x + across <= l || y >= t + line || y + line <= t);
+  const y = [top - line, top, top + line, top + down].find(free);
+  if (y === undefined) return;
+  taken.push([x, y, across]);
+  context.fillStyle = column.model.colors[label];
   context.fillRect(x, y, across, line);
-  context.fillStyle = inkOn(parseHex(color));
+  context.fillStyle = inkOn(parseHex(column.model.colors[label]));
   context.textBaseline = "middle";
   context.fillText(words, x + 4 * scale, y + line / 2);
 }
 
 function paintPoints(area, view, pass, chosen) {
   const { context, width, height, scale } = area;
-  const { levels, heads } = pass.attention;
+  const { heads } = pass.attention;
   const points = samplingPoints(view, pass.attention, chosen).filter(
     (point) => state.head === 0 || point.head === Math.min(state.head, heads) - 1,
   );
@@ -236,7 +259,7 @@ function paintPoints(area, view, pass, chosen) {
     const radius = (1.2 + 9 * Math.sqrt(point.weight)) * scale;
     context.beginPath();
     context.arc(point.x * width, point.y * height, radius, 0, 7);
-    context.fillStyle = css(stepColor(levels - point.level, levels));
+    context.fillStyle = css(strideColor(view.levels[point.level].stride));
     context.globalAlpha = 0.9;
     context.fill();
     context.lineWidth = 1.2 * scale;

@@ -17,6 +17,7 @@ function buildColumn(column, number) {
     absent: element("div"),
     found: element("div"),
     attention: element("div"),
+    kept: element("div"),
     cost: element("div"),
   };
   PANELS.push(panel);
@@ -31,6 +32,7 @@ function buildColumn(column, number) {
     panel.absent,
     panel.found,
     panel.attention,
+    panel.kept,
     panel.cost,
   );
 }
@@ -47,6 +49,7 @@ function updatePanel(number) {
   paintPanel(number);
   fill(panel.found, ...foundList(number));
   fill(panel.attention, ...attentionTable(number));
+  fill(panel.kept, ...keptTable(number));
   fill(panel.cost, ...costTable(number));
 }
 
@@ -83,6 +86,9 @@ function absentOf(column, pass) {
     sentences.push(`This model cannot keep ${RATIOS[state.ratio]} of the tokens; the nearest ratio is shown.`);
   }
   if (state.dense && !column.dense) sentences.push(missing.dense);
+  if (state.level && viewOf(column).levels.length && !levelIn(viewOf(column))) {
+    sentences.push(`This model has no level of stride ${strides()[state.level - 1]}; all of its levels are shown.`);
+  }
   const different = [...new Set(sentences.filter(Boolean))];
   return different.map((text) => element("p", { class: "absent" }, text));
 }
@@ -139,7 +145,7 @@ function tokensAt(column, [x, y]) {
   if (!view.levels.length) return column.model.missing.kept;
   const starts = levelStarts(view);
   const words = view.levels.map((level, index) => {
-    if (state.level > 0 && index !== Math.min(state.level, view.levels.length) - 1) return null;
+    if (levelIn(view) > 0 && index !== levelIn(view) - 1) return null;
     const down = Math.min(Math.floor((y * view.input[0]) / level.stride), level.rows - 1);
     const across = Math.min(Math.floor((x * view.input[1]) / level.stride), level.columns - 1);
     return `stride ${level.stride}: ${tokenWords(view, pass, starts[index] + down * level.columns + across)}`;

@@ -1,26 +1,31 @@
 // The legend, and drawing what has changed.
 
+/** What is said of boxes and of the attention of the chosen one. */
+function attentionLegend(swatches) {
+  const chosen = active();
+  const recorded = chosen && passOf(PANELS[chosen.column].column).attention;
+  const attention = recorded && chosen.index < recorded.count ? recorded : null;
+  if (attention && attention.kind === "points") return [POINT_LEGEND, " ", ...swatches()];
+  if (attention) return [MAP_LEGEND, rampBar()];
+  return [missesEverywhere("attention") ? "Boxes are detections." : BOX_LEGEND];
+}
+
+/** The paragraphs of the legend. */
 function legendParts() {
-  const part = (...children) => element("p", {}, ...children);
-  const levels = mostLevels();
-  const strides = levels.map((level, index) =>
-    swatch(String(level.stride), stepColor(levels.length - index, levels.length)),
-  );
+  const levels = strides();
+  const swatches = () => levels.map((stride) => swatch(String(stride), strideColor(stride)));
   const layers = mostLayers();
   const parts = [];
   if (state.overlay === "kept" || state.overlay === "objects") {
     const counts = Array.from({ length: layers }, (_, index) => swatch(String(index + 1), stepColor(index + 1, layers)));
-    const colors = state.level === 0 ? strides : state.layer === 0 && layers > 1 ? counts : [];
-    if (levels.length) parts.push(part(keptLegend(state.layer, state.level, layers), " ", ...colors));
-    if (state.overlay === "objects") parts.push(part(OBJECT_LEGEND));
+    const colors = state.level === 0 ? swatches() : state.layer === 0 && layers > 1 ? counts : [];
+    if (levels.length) parts.push([keptLegend(state.layer, state.level, layers), " ", ...colors]);
+    if (state.overlay === "objects") parts.push([OBJECT_LEGEND]);
   } else if (state.overlay === "scores") {
-    parts.push(part(SCORE_LEGEND[Math.min(state.level, 1)], rampBar()));
-  } else if (state.overlay === "tiles") parts.push(part(TILE_LEGEND, rampBar()));
-  const heads = mostHeads();
-  const known = !missesEverywhere("attention");
-  if (active() && heads) parts.push(part(POINT_LEGEND, " ", ...strides));
-  else parts.push(part(known ? BOX_LEGEND : "Boxes are detections."));
-  return parts;
+    parts.push([SCORE_LEGEND[Math.min(state.level, 1)], rampBar()]);
+  } else if (state.overlay === "tiles") parts.push([TILE_LEGEND, rampBar()]);
+  parts.push(attentionLegend(swatches));
+  return parts.map((children) => element("p", {}, ...children));
 }
 
 /** Draw everything anew. */

@@ -66,13 +66,27 @@ function missesEverywhere(part) {
   return FACTS.models.every((model) => model.missing[part]);
 }
 
-/** The largest number of encoder layers, and the levels of the model that has most. */
+/** The largest number of encoder layers. */
 function mostLayers() {
   return Math.max(0, ...shown.views.map((view) => (view.passes[0].kept || []).length));
 }
 
-function mostLevels() {
-  return shown.views.map((view) => view.levels).reduce((a, b) => (b.length > a.length ? b : a));
+/** The strides of the levels of all models, fine to coarse. */
+function strides() {
+  const all = shown.views.flatMap((view) => view.levels.map((level) => level.stride));
+  return [...new Set(all)].sort((a, b) => a - b);
+}
+
+/** The color of a stride: yellow is the finest of all. */
+function strideColor(stride) {
+  const all = strides();
+  return stepColor(all.length - all.indexOf(stride), all.length);
+}
+
+/** The number of the chosen level in a model, from 1; 0 = all, also where it has no such level. */
+function levelIn(view) {
+  if (state.level === 0) return 0;
+  return view.levels.findIndex((level) => level.stride === strides()[state.level - 1]) + 1;
 }
 
 function mostHeads() {
