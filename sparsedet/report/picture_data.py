@@ -140,9 +140,14 @@ def _score_data(
     cutoffs = []
     for layer in range(len(levels[0].kept)):
         kept = joined[_joined([level.kept[layer] for level in levels])]
-        cutoffs.append(round(float(kept.min()), 4) if len(kept) else None)
+        cutoffs.append(_short(kept.min()) if len(kept) else None)
     quantized = pack.add(quantize(np.where(there, joined, bounds[0]), bounds))
-    return {"values": quantized, "bounds": [round(x, 4) for x in bounds], "lowest": cutoffs}
+    return {"values": quantized, "bounds": [_short(x) for x in bounds], "lowest": cutoffs}
+
+
+def _short(number: float) -> float:
+    """A number with as many digits as single precision has."""
+    return float(f"{number:.7g}")
 
 
 def _attention_data(
