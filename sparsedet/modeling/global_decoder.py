@@ -270,7 +270,9 @@ class GlobalDecoder(nn.Module):
             look_forward_twice=self.look_forward_twice,
             eps=self.eps,
         )
-        return DecoderOutput(predictions, None if counted is None else self.spread_mass(masses, memory))
+        return DecoderOutput(
+            predictions, None if counted is None else self.spread_mass(masses, memory)
+        )
 
     def _reads(
         self, queries: Queries, memory: MultiScaleFeatures, heads: Heads

@@ -130,9 +130,7 @@ def test_points_are_those_where_the_query_of_a_detection_reads(folder, predictor
             stride = output.features.strides[level]
             expected = locations[:, level] * (columns * stride / w, rows * stride / h)
             inside = np.abs(expected) < 3
-            np.testing.assert_allclose(
-                points[index, :, level][inside], expected[inside], atol=2e-4
-            )
+            np.testing.assert_allclose(points[index, :, level][inside], expected[inside], atol=2e-4)
 
 
 def test_the_cost_is_that_of_the_pass(predictor, page):
@@ -200,7 +198,9 @@ def test_a_page_needs_nothing_from_elsewhere(folder, page):
     text = (folder / "page.html").read_text("utf-8")
     assert "://" not in text.replace("data:image/jpeg", "")
     assert "default-src 'none'" in text
-    assert not [word for word in ("<link rel=\"stylesheet", "@import", "fetch(", "src=\"") if word in text]
+    assert not [
+        word for word in ('<link rel="stylesheet', "@import", "fetch(", 'src="') if word in text
+    ]
 
 
 def test_pictures_that_cannot_be_read_are_told_and_left_out(folder, predictor, tmp_path):
