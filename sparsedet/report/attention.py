@@ -46,7 +46,8 @@ def last_call(decoder: nn.Module) -> Iterator[LastCall]:
     call = LastCall()
     watched = [each for each in decoder.modules() if isinstance(each, _DEFORMABLE)]
     if isinstance(decoder, GlobalDecoder):
-        layer: Any = decoder.layers[-1]
+        layers: Any = decoder.layers
+        layer = layers[-1]
         watched = [layer.cross_attention]
     with ExitStack() as hooks:
         for module in watched:

@@ -97,7 +97,8 @@ class ExplainedModel:
             return [None]
         if self.own_ratio is None:
             return [None, DENSE]
-        return sorted({each for each in (*asked, self.own_ratio) if self._takes(each)} | {DENSE})
+        taken = {each for each in (*asked, self.own_ratio) if self._takes(each)}
+        return [*sorted(taken - {DENSE}), DENSE]
 
     def look(self, picture: Picture, ratio: float | None, most: int) -> Look:
         """Detect in a picture.

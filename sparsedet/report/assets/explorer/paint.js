@@ -94,12 +94,15 @@ const SCRATCH = document.createElement("canvas");
 
 /** Cells as blocks of color; `colorOf` gives [r, g, b, alpha] of a value. */
 function paintCells(area, view, grid, colorOf) {
-  const colors = Array.from({ length: 256 }, (_, value) => colorOf(value));
+  const colors = new Uint8ClampedArray(4 * 256);
+  for (let value = 0; value < 256; value += 1) {
+    const [red, green, blue, alpha] = colorOf(value);
+    colors.set([red, green, blue, 255 * alpha], 4 * value);
+  }
+  const words = new Uint32Array(colors.buffer);
   const pixels = new ImageData(grid.columns, grid.rows);
-  grid.values.forEach((value, cell) => {
-    const [red, green, blue, alpha] = colors[value];
-    pixels.data.set([red, green, blue, 255 * alpha], 4 * cell);
-  });
+  const drawn = new Uint32Array(pixels.data.buffer);
+  for (let cell = 0; cell < drawn.length; cell += 1) drawn[cell] = words[grid.values[cell]];
   SCRATCH.width = grid.columns;
   SCRATCH.height = grid.rows;
   SCRATCH.getContext("2d").putImageData(pixels, 0, 0);
