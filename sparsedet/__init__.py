@@ -10,6 +10,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from sparsedet.config import ConfigError, LazyCall, LazyConfig, get_config, instantiate
+    from sparsedet.hub import from_pretrained, push_to_hub, save_pretrained
     from sparsedet.layers import MultiScaleDeformableAttention, ms_deform_attn
     from sparsedet.loading import load
     from sparsedet.modeling import TokenSparseDetector
@@ -26,11 +27,14 @@ __all__ = [
     "MultiScaleDeformableAttention",
     "Predictor",
     "TokenSparseDetector",
+    "from_pretrained",
     "get_config",
     "instantiate",
     "list_components",
     "load",
     "ms_deform_attn",
+    "push_to_hub",
+    "save_pretrained",
 ]
 
 _HOMES = {
@@ -42,11 +46,14 @@ _HOMES = {
     "MultiScaleDeformableAttention": "sparsedet.layers",
     "Predictor": "sparsedet.predictor",
     "TokenSparseDetector": "sparsedet.modeling",
+    "from_pretrained": "sparsedet.hub",
     "get_config": "sparsedet.config",
     "instantiate": "sparsedet.config",
     "list_components": "sparsedet.registry",
     "load": "sparsedet.loading",
     "ms_deform_attn": "sparsedet.layers",
+    "push_to_hub": "sparsedet.hub",
+    "save_pretrained": "sparsedet.hub",
 }
 
 

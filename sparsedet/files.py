@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import math
 import os
 import re
+import sys
 import threading
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -47,6 +48,27 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     _sync_directory(path.parent)
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work that makes it.
+
+    Args:
+        path: of the file; folders that are missing can be made.
+
+    Raises:
+        OSError: the path is a folder, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Name a file.")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    try:
+        with TemporaryFile(dir=folder):  # what the rights say is not all that can be in the way
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written: {folder}: {error.strerror}. Name another file."
+        ) from error
+
+
 def remove_leftovers(directory: Path) -> None:
     """Delete what killed processes left half written; what is being written now stays."""
     for path in directory.glob(".*.tmp"):
@@ -58,6 +80,10 @@ def remove_leftovers(directory: Path) -> None:
 
 def _lock(file: IO[bytes]) -> bool:
     """Hold a file until it is closed, as a process that ends in any way does by itself."""
+    if sys.platform == "win32":  # leftovers stay there
+        return False
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # another process holds it, or the file system has no locks

@@ -30,6 +30,8 @@ from sparsedet.engine.memory import within_memory
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.weights import find_published, published_config
 from sparsedet.weights.cache import weights_file
+from sparsedet.weights.folders import find_folder, telling_versions
+from sparsedet.weights.table import CONFIG
 
 
 def require_same_classes(cfg: Any) -> None:
@@ -73,12 +75,12 @@ def load_detector(
     """
     place = device or resolve_device(cfg.get("train", {}).get("device", "auto"))
     leave_out_pretrained(cfg)
-    with within_memory():
-        model = instantiate(cfg.model)
-    _require_module(model)
-    if weights is not None:
-        report = load_weights(model, weights_file(weights))
-        if report.module:
+    with telling_versions(weights):
+        with within_memory():
+            model = instantiate(cfg.model)
+        _require_module(model)
+        report = None if weights is None else load_weights(model, weights_file(weights))
+        if report is not None and report.module:
             raise CheckpointError(
                 f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
                 "whole detector."
@@ -93,7 +95,8 @@ def load(weights: str | os.PathLike[str], device: str | torch.device = "auto") -
 
     Args:
         weights: the name of published weights, which are fetched the first time (`sparsedet
-            weights` lists them), or a checkpoint of a training run.
+            weights` lists them); a checkpoint of a training run; a folder that `sparsedet publish`
+            has written, or a model that it has pushed to Hugging Face, such as ``owner/model``.
         device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
 
     Raises:
@@ -167,7 +170,10 @@ def stored_setting(checkpoint: Mapping[str, Any], weights: str | os.PathLike[str
     """
     if not isinstance(checkpoint.get("config"), str):
         return None
-    cfg = stored_config(checkpoint["config"], f"checkpoint {weights}")
+    return _setting(stored_config(checkpoint["config"], f"checkpoint {weights}"), weights, key)
+
+
+def _setting(cfg: Any, weights: str | os.PathLike[str], key: str) -> Any:
     _leave_out_others(cfg, (key,))
     _require_trusted(cfg, weights)
     return setting(cfg, key)
@@ -177,7 +183,7 @@ def class_names_of(weights: str | os.PathLike[str]) -> Any:
     """Class names in the order of the weights; None where nothing tells them.
 
     Args:
-        weights: a checkpoint, or the name of published weights.
+        weights: as for :func:`load`.
 
     Raises:
         CheckpointError: the file cannot be read, or its config cannot.
@@ -185,7 +191,9 @@ def class_names_of(weights: str | os.PathLike[str]) -> Any:
     """
     if (published := find_published(weights)) is not None:
         return published.class_names
-    return stored_setting(load_checkpoint(weights), weights, "dataset.class_names")
+    with telling_versions(weights):
+        cfg = _config_of(weights)
+        return None if cfg is None else _setting(cfg, weights, "dataset.class_names")
 
 
 def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
@@ -195,7 +203,7 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
     :func:`sparsedet.config.trust.require_trusted`. Parts that are not asked for are left out.
 
     Args:
-        weights: the checkpoint, or the name of published weights, which are not fetched for this.
+        weights: as for :func:`load`; for this, no weights are fetched.
         keys: which parts of the config will be built, such as ``dataloader.test``.
 
     Raises:
@@ -204,9 +212,10 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
         ConfigError: it looks like a name, and there are no published weights of that name.
     """
     published = find_published(weights)
-    cfg = _config_in(weights) if published is None else published_config(published)
-    _leave_out_others(cfg, (*keys, "train", "dataset"))
-    _require_trusted(cfg, weights)
+    with telling_versions(weights):
+        cfg = _config_in(weights) if published is None else published_config(published)
+        _leave_out_others(cfg, (*keys, "train", "dataset"))
+        _require_trusted(cfg, weights)
     for key in keys:
         if setting(cfg, key) is None:
             raise CheckpointError(
@@ -216,13 +225,22 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
 
 
 def _config_in(weights: str | os.PathLike[str]) -> Any:
-    checkpoint = load_checkpoint(weights)
-    if not isinstance(checkpoint.get("config"), str):
+    cfg = _config_of(weights)
+    if cfg is None:
         raise CheckpointError(
             f"checkpoint {weights} holds no config of its model. Give it, too: "
             "`sparsedet eval CONFIG --weights FILE`, `sparsedet predict FILE --config-file CONFIG`."
         )
-    return stored_config(checkpoint["config"], f"checkpoint {weights}")
+    return cfg
+
+
+def _config_of(weights: str | os.PathLike[str]) -> Any:
+    """The config in a checkpoint or beside the weights of a folder; None where there is none."""
+    source = f"checkpoint {weights}"
+    if (folder := find_folder(weights)) is not None:
+        return _load_stored(folder.file(CONFIG), source)
+    text = load_checkpoint(weights).get("config")
+    return stored_config(text, source) if isinstance(text, str) else None
 
 
 def _require_trusted(cfg: Any, weights: str | os.PathLike[str]) -> None:
@@ -281,11 +299,15 @@ def stored_config(text: str, source: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text, encoding="utf-8")
-        try:
-            return LazyConfig.load(path)
-        except ConfigError as error:
-            reason = str(error).replace(str(path), f"the config in {source}")
-            raise CheckpointError(f"{reason} Give its config as a file.") from None
+        return _load_stored(path, source)
+
+
+def _load_stored(path: Path, source: str) -> Any:
+    try:
+        return LazyConfig.load(path)
+    except ConfigError as error:
+        reason = str(error).replace(str(path), f"the config in {source}")
+        raise CheckpointError(f"{reason} Give its config as a file.") from None
 
 
 def build_on_meta(cfg: Any) -> TokenSparseDetector:

@@ -24,6 +24,7 @@ from sparsedet.files import atomic_write
 from sparsedet.loading import class_names_of, stored_setting
 from sparsedet.weights import find_published
 from sparsedet.weights.cache import weights_file
+from sparsedet.weights.folders import find_folder
 
 __all__ = [
     "Found",
@@ -50,7 +51,8 @@ def trained_classes(settings: Any) -> list[str] | None:
     """Class names in the order of the weights that will be evaluated, where their file tells."""
     weights = settings.init_checkpoint
     if weights:
-        known = find_published(weights) is not None or Path(weights).is_file()
+        found = find_published(weights) or find_folder(weights)
+        known = found is not None or Path(weights).is_file()
         return class_names_of(weights) if known else None  # said when the weights are loaded
     found = CheckpointStore(settings.output_dir).load_last()
     return None if found is None else stored_setting(*found, "dataset.class_names")
@@ -118,7 +120,7 @@ def initialize(model: nn.Module, settings: Any, *, eval_only: bool) -> None:
 
     Args:
         model: changed in place.
-        settings: `cfg.train`, with an `init_checkpoint`: a file, or the name of published weights.
+        settings: `cfg.train`, with an `init_checkpoint`: as for `sparsedet.load`.
         eval_only: the model will be evaluated as it is.
 
     Raises:

@@ -11,6 +11,7 @@ from sparsedet.config import ConfigError, check_keys, get_config, setting
 from sparsedet.config.calls import is_plain, value_at
 from sparsedet.config.naming import shown
 from sparsedet.config.rules import Rule, check_settings
+from sparsedet.weights.table import HUB
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _NAME = Rule(str | None)
 # What is of the kind of the value in `configs/common/train.py`, and not negative, needs no rule.
 _RULES = {
     "output_dir": Rule(str, place=True, here=True, empty=False),
-    "init_checkpoint": Rule(str | None, place=True, here=True),
+    "init_checkpoint": Rule(str | None, place=True, here=True, fetched=HUB),
     "epochs": Rule(float | None, above=0, most=1e6),
     "max_iter": Rule(int | None, least=1),
     "accumulation_steps": _COUNT,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import re
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -134,6 +133,8 @@ def _resident(field: str) -> float:
         found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.M)
         assert found is not None
         return int(found[1]) * 1024 / MB
+    import resource  # Windows has none
+
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / MB
 

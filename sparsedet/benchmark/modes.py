@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from sparsedet.allocator import add_allocator
 from sparsedet.config import trusting
 
-from . import dataloader, encoder, evaluation, gpu, large, model, op, swap, train_step
+from . import dataloader, deploy, encoder, evaluation, gpu, large, model, op, swap, train_step
 from .cases import positive
 from .report import Record, Table, environment, print_facts
 
@@ -40,6 +41,7 @@ MODES = {
         "encoder": encoder,
         "model": model,
         "large": large,
+        "deploy": deploy,
         "train-step": train_step,
         "dataloader": dataloader,
         "eval": evaluation,
@@ -65,6 +67,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--rounds", type=int, default=5, metavar="N", help="at least (%(default)s)")
     add("--warm-up", type=int, default=1, metavar="N", help="rounds before (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write the figures here")
+    add_allocator(made)
     return made
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
+from sparsedet.allocator import TUNED
 from sparsedet.files import write_json
 
 from .cases import SMALL_MODEL
 from .model import DINO, FOCUS, SPARSE
 from .report import read_json
 
-TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2"}
 FORMATS = ("--dtype", "float32", "bfloat16")
 SHARES = ("0.1", "0.3", "0.5")
@@ -213,7 +213,16 @@ LARGE = (
     ),
 )  # fmt: skip
 
-SUITES = {"cpu": CPU, "gpu": GPU, "large": LARGE}
+_DEPLOY = ("deploy", *_TWO, *_turns(0, 5), "--image-size", "640x640", "800x1066")
+_FEW = (*_turns(0, 1), "--image-size", "640x640")
+PHOTOS = "photos"  # the section that --weights are for
+
+DEPLOY = (
+    Section(PHOTOS, "The photo config", (*_DEPLOY, "--config-file", "photos"), _FEW),
+    Section("resnet50", "Focus-DETR, ResNet-50", (*_DEPLOY, "--config-file", FOCUS), _FEW),
+)
+
+SUITES = {"cpu": CPU, "gpu": GPU, "large": LARGE, "deploy": DEPLOY}
 Runner = Callable[[Sequence[str]], dict[str, Any]]
 
 
@@ -225,7 +234,7 @@ def run_suite(args: argparse.Namespace, run_mode: Runner) -> dict[str, Any]:
 
     Args:
         args: the command line: ``suite``, ``quick``, ``only``, ``budget_s``, ``dry_run``,
-            ``device``, ``naive_library``, ``json``, ``resume``.
+            ``device``, ``naive_library``, ``weights``, ``files``, ``json``, ``resume``.
         run_mode: measures one command line.
 
     Raises:
@@ -292,6 +301,10 @@ def command(section: Section, args: argparse.Namespace) -> list[str]:
     words = merged(section.words, (section.quick or ()) if args.quick else ())
     if args.device:
         words = merged(words, ("--device", args.device))
+    if args.suite == "deploy":
+        words += ["--files", args.files] if args.files else []
+        if args.weights and section.name == PHOTOS:
+            words = merged(words, ("--config-file", args.weights))
     if args.naive_library and words[0] == "gpu-op":
         words += ["--naive-library", args.naive_library]
     return _tiny(words) if args.dry_run else words
@@ -328,11 +341,14 @@ def _tiny(words: list[str]) -> list[str]:
     elif mode == "large":
         more += ["--small", "--image-size", "256x384", "--tile", "256"]
         more += ["--look-ratio", "0.5"] if "--look-tiles" not in words else []
+    elif mode == "deploy":
+        more += ["--image-size", "64x96", "--forms", "eager", ".pt2"]
     elif mode == "gpu-op":
         more += ["--dry-run"]
     else:
         more += ["--max-images", "2", "--shapes-size", "64x96"]
-    small = [] if mode in ("op", "gpu-op", "large") else SMALL_MODEL
+    own = mode in ("op", "gpu-op", "large") or "photos" in words
+    small = [] if own else SMALL_MODEL
     return [mode, *small, *merged(words[1:], more)]
 
 

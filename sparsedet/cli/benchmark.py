@@ -4,11 +4,13 @@
     sparsedet benchmark encoder --keep-ratio dense 0.1 0.3 0.5             time beside GFLOPs
     sparsedet benchmark model --config-file A B --image-size 640x640 1280x1280 --json FILE
     sparsedet benchmark large --image-size 2560x2560 --look-ratio 0.1      systems on large pictures
+    sparsedet benchmark deploy --image-size 640x640 --files DIR            eager, compiled, exported
     sparsedet benchmark train-step | dataloader | eval | gpu-op | swap ...
     sparsedet benchmark MODE --help                                        options of a mode
     sparsedet benchmark --suite cpu --json FILE --markdown PAGE --plot PICTURE
     sparsedet benchmark --suite gpu --quick                                the main tables alone
     sparsedet benchmark --suite large --json FILE --fill PAGE --plot PICTURE
+    sparsedet benchmark --suite deploy --weights model_best.pth --files DIR --json FILE
     sparsedet benchmark --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
 
 docs/performance.md says how each mode measures. Weights are random, pictures are noise, and nothing
@@ -23,11 +25,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsedet.allocator import add_allocator, use_allocator
 from sparsedet.cli.common import make_parser, print_error
 from sparsedet.config.naming import nearest
 
-MODES = ("op", "encoder", "model", "large", "train-step", "dataloader", "eval", "gpu-op", "swap")
-SUITES = ("cpu", "gpu", "large")
+MODES = ("op", "encoder", "model", "large", "deploy", "train-step", "dataloader", "eval", "gpu-op")
+MODES += ("swap",)
+SUITES = ("cpu", "gpu", "large", "deploy")
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -42,6 +46,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--budget-s", type=float, metavar="N", help="begin no section after so many seconds")
     add("--device", help="instead of that of the suite")
     add("--naive-library", metavar="FILE", help="for the section of the op on a GPU")
+    add("--weights", metavar="FILE", help="of deploy: a trained model in place of the photo config")
+    add("--files", metavar="DIR", help="of deploy: keep exports here, and take those that are here")
     add("--dry-run", action="store_true", help="tiny images, one round: does everything run?")
     add("--json", type=Path, metavar="FILE", help="write the figures here after every section")
     add("--resume", action="store_true", help="keep what the file of --json has already")
@@ -58,6 +64,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words and words[0] in MODES:
+            _allocate(words)
             from sparsedet.benchmark.modes import failures, run_mode
 
             return int(failures(run_mode(words)))
@@ -67,6 +74,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (ValueError, OSError) as error:
         print_error(error)
         return 2
+
+
+def _allocate(words: Sequence[str]) -> None:
+    """What the parser of a mode would find, before anything heavy is imported."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_allocator(early)
+    use_allocator(early.parse_known_args(words)[0].allocator)
 
 
 def _suite(args: argparse.Namespace) -> int:

@@ -9,14 +9,16 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
+from sparsedet.allocator import use_allocator
 from sparsedet.config import ConfigError, trusting
+from sparsedet.files import require_writable
 
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset
 
+EXPORTED = (".pt2", ".onnx")
 _OVERRIDE = re.compile(r"\+{0,2}(?!-)[\w.\[\]-]+\s*=")
 
 
@@ -115,6 +117,11 @@ def take_config(args: argparse.Namespace, *, others: bool = False) -> None:
     args.words, args.overrides = split_overrides(words) if others else ([], words)
 
 
+def is_exported(path: str | None) -> bool:
+    """Whether a path is that of an exported detector, told without importing what reads it."""
+    return Path(path or "").suffix in EXPORTED
+
+
 def is_override(word: str) -> bool:
     """Whether a word is a change of the config rather than a file."""
     return _OVERRIDE.match(word) is not None and not Path(word).exists()
@@ -123,9 +130,11 @@ def is_override(word: str) -> bool:
 def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """The exit code of a command: 2, with one sentence, where an input is wrong.
 
-    `--trust-config` holds for every config that the command reads.
+    `--trust-config` holds for every config that the command reads. `--allocator` may start the
+    command anew, before anything heavy is imported.
     """
     try:
+        use_allocator(getattr(args, "allocator", "default"))
         with trusting(getattr(args, "trust_config", False)):
             return run(args) or 0
     except BrokenPipeError:  # who reads has enough, such as `head`
@@ -142,6 +151,8 @@ def answer_together(
     """As `answer`; under torchrun the processes meet first, and what ends one of them ends all."""
     if "RANK" not in os.environ:
         return answer(run, args)
+    if code := answer(lambda _: None, args):  # what starts anew does so before they meet
+        return code
     from sparsedet.engine.faults import REFUSED
     from sparsedet.engine.launch import together
     from sparsedet.engine.peers import conclude
@@ -169,14 +180,10 @@ def check_output(path: Path, suffix: str, option: str = "--output") -> None:
     if path.is_dir() or path.suffix.lower() != suffix:
         kind = "a folder" if path.is_dir() else f"no {suffix} file"
         raise ConfigError(f"{option} {path} is {kind}. Name a file that ends in {suffix}.")
-    folder = next(each for each in path.absolute().parents if each.exists())
     try:
-        with TemporaryFile(dir=folder):  # what the rights say is not all that can be in the way
-            pass
+        require_writable(path)
     except OSError as error:
-        raise ConfigError(
-            f"{option} {path} cannot be written: {folder}: {error.strerror}. Name another file."
-        ) from error
+        raise ConfigError(f"{option} {error}") from error
 
 
 def print_error(error: Exception | str) -> None:

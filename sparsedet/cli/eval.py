@@ -6,10 +6,12 @@
     sparsedet eval DIR/config.yaml --resume               the last checkpoint of a run
     sparsedet eval W.pth dataloader.evaluator.plots=true  with plots of curves and confusions
     sparsedet eval W.pth --tiles 512                      pictures in tiles, see `sparsedet predict`
+    sparsedet eval detector.onnx dataset.val_json=FILE dataset.val_images=DIR      an exported file
+    sparsedet eval CONFIG --weights detector.onnx         the same, on the test set of CONFIG
 
 The output folder gets predictions.json, curves.json, confusion.json and eval_results.json.
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file. NAME is one that `sparsedet
-weights` lists.
+weights` lists. Of an exported file (.onnx, .pt2), classes and the size of pictures are in the file.
 Exit codes: 0 done; 2 an input is wrong; 3 something failed during the evaluation (as in
 `sparsedet train`; one sentence says which).
 """
@@ -18,12 +20,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sparsedet.cli.common import (
     add_config,
     answer_together,
+    is_exported,
     is_override,
     make_parser,
     take_config,
@@ -36,9 +40,23 @@ from sparsedet.cli.train import (
     start,
     tables,
 )
-from sparsedet.config import ConfigError, LazyConfig, read_config
+from sparsedet.config import ConfigError, LazyConfig, get_config, literal, read_config
+
+if TYPE_CHECKING:
+    from sparsedet.predictor import Predictor
 
 _BUILT = ("model", "dataset", "dataloader.test", "dataloader.evaluator")
+# what is in an exported file already
+_FIXED = (
+    "model.",
+    "dataset.test_short_side",
+    "dataset.max_size",
+    "dataset.value_range",
+    "dataset.max_image_pixels",
+    "dataloader.test.mapper",
+    "train.init_checkpoint",
+    "train.device",
+)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -61,10 +79,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     if own:
         args.config_file, args.weights = args.weights, ""
     take_config(args)
-    alone = own or Path(args.config_file).suffix == ".pth"
+    alone = own or Path(args.config_file).suffix == ".pth" or is_exported(args.config_file)
     weights = args.config_file if alone else args.weights
-    _check(args, alone, weights)
-    if weights:
+    exported = is_exported(weights)
+    _check(args, alone, weights, exported)
+    if weights and not exported:
         args.overrides.append(f"train.init_checkpoint={weights}")
     command = Command(
         args.config_file,
@@ -75,26 +94,46 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
 
     def run(config: str | None = None) -> int:
-        if args.tiles is None:
+        if args.tiles is None and not exported:
             return start(command, config)
-        return _evaluate_tiles(command, config, weights, tiles=args.tiles, overlap=args.overlap)
+        return _evaluate_predictor(command, config, weights, args)
 
-    if not alone:
-        return run()
+    return _with_config_of(weights, run) if alone else run()
+
+
+def _with_config_of(weights: str, run: Callable[[str], int]) -> int:
+    """Run with the config that weights hold, as a file."""
+    from sparsedet.loading import trained_config
+
+    exported = is_exported(weights)
     with tempfile.TemporaryDirectory() as folder:
-        from sparsedet.loading import trained_config
-
         path = Path(folder) / "config.yaml"
-        LazyConfig.save(trained_config(weights, *_BUILT), path)
+        cfg = _without_set(weights) if exported else trained_config(weights, *_BUILT)
+        LazyConfig.save(cfg, path)
         try:
             return run(str(path))
         except ConfigError as error:
-            own = str(error).replace(str(path), f"the config in checkpoint {weights}")
+            place = "exported file" if exported else "the config in checkpoint"
+            own = str(error).replace(str(path), f"{place} {weights}")
             raise ConfigError(own) from error
 
 
-def _check(args: argparse.Namespace, alone: bool, weights: str | None) -> None:
+def _without_set(path: str) -> Any:
+    """Settings of evaluations for a file that has none; the data set is to be named yet."""
+    cfg = get_config("photos")
+    cfg.dataset.val_json = cfg.dataset.val_images = None
+    cfg.train.output_dir = f"output/{Path(path).stem}"
+    return cfg
+
+
+def _check(args: argparse.Namespace, alone: bool, weights: str, exported: bool) -> None:
     """Refuse options of which one leaves the other no meaning."""
+    fixed = [word for word in args.overrides if word.lstrip("+").startswith(_FIXED)]
+    if exported and fixed:
+        raise ValueError(
+            f"{weights} is an exported file, in which {fixed[0].partition('=')[0]} is fixed. Leave "
+            "it out, or export the checkpoint anew."
+        )
     if alone and args.weights:
         raise ValueError(
             f"{args.config_file} is a checkpoint, and --weights {args.weights} names another. Give "
@@ -105,32 +144,51 @@ def _check(args: argparse.Namespace, alone: bool, weights: str | None) -> None:
             f"--resume evaluates the last checkpoint of a run, and {weights} is named. Leave one "
             "of them out."
         )
-    if args.tiles is not None and (not weights or args.num_gpus > 1):
+    if (args.tiles is not None or exported) and (not weights or args.num_gpus > 1):
+        one = f"{weights} is evaluated" if exported else "--tiles evaluates named weights"
         raise ValueError(
-            "--tiles evaluates named weights in one process. Name them with --weights, and leave "
-            "--num-gpus out."
+            f"{one} in one process. Name them with --weights, and leave --num-gpus out."
         )
 
 
-def _evaluate_tiles(
-    command: Command, config: str | None, weights: str, *, tiles: int, overlap: float
+def _evaluate_predictor(
+    command: Command, config: str | None, weights: str, args: argparse.Namespace
 ) -> int:
-    """Evaluate the predictor that processes pictures in tiles."""
+    """Evaluate what `sparsedet predict` finds: in tiles, or by an exported file."""
     cfg = read_config(config or command.config, command.overrides, needs=NEEDED_TO_EVALUATE)
     from sparsedet.config import instantiate
     from sparsedet.engine.hooks import plain_metrics
     from sparsedet.files import write_json
-    from sparsedet.predictor import Predictor
     from sparsedet.predictor.evaluation import evaluate_predictor
-    from sparsedet.training import resolve_run
 
-    resolve_run(cfg, evaluates=True)
-    device = cfg.train.device
-    predictor = Predictor(weights, cfg, device=device, tiles=tiles, overlap=overlap)
+    predictor = _load(cfg, weights, args)
     evaluator = instantiate(cfg.dataloader.evaluator)
     results = evaluate_predictor(predictor, instantiate(cfg.dataloader.test.dataset), evaluator)
     print(tables(results))
     content = {"metrics": plain_metrics(results), "weights": weights}
     folder = Path(cfg.train.output_dir)
-    write_json(folder / "eval_results.json", content | {"tiles": tiles, "overlap": overlap})
+    if args.tiles is not None:
+        content |= {"tiles": args.tiles, "overlap": args.overlap}
+    write_json(folder / "eval_results.json", content)
     return 0
+
+
+def _load(cfg: Any, weights: str, args: argparse.Namespace) -> Predictor:
+    """What is evaluated; `cfg` is resolved on the way, with the classes of an exported file."""
+    from sparsedet.predictor import Predictor
+    from sparsedet.predictor.exported import ExportedDetector
+    from sparsedet.training import resolve_run
+
+    tiles = {"tiles": args.tiles, "overlap": args.overlap}
+    if not is_exported(weights):
+        resolve_run(cfg, evaluates=True)
+        return Predictor(weights, cfg, device=cfg.train.device, **tiles)
+    predictor = Predictor(weights, **tiles)
+    assert isinstance(predictor.model, ExportedDetector)
+    contract = predictor.model.contract
+    if cfg.dataset.get("class_names") is None:
+        cfg.dataset.class_names = [literal(name) for name in contract.class_names]
+    cfg.dataset.value_range = contract.value_range and list(contract.value_range)
+    cfg.dataset.max_image_pixels = contract.max_pixels
+    resolve_run(cfg, evaluates=True)
+    return predictor

@@ -3,14 +3,21 @@
     sparsedet export model_best.pth detector.onnx --size 640 640
     sparsedet export model_best.pth detector.pt2
     sparsedet export model_best.pth detector.pt2 --no-custom-op
+    sparsedet export model_best.pth detector.aoti.pt2
+    sparsedet export model_best.pth detector.onnx --dynamic batch --dynamic size
     sparsedet export weights.pth detector.onnx --config-file CONFIG --half
+    sparsedet export focus_detr_r50_36ep detector.onnx
+    sparsedet export model_best.pth detector.onnx --int8           ranges from the training set
+    sparsedet export model_best.pth detector.onnx --int8 photos    ranges from these pictures
 
 A .onnx file has standard operators alone and runs by any runtime of ONNX. A .pt2 file runs by
-torch.export.load, and calls the compiled operator of sparsedet unless --no-custom-op is given.
-`sparsedet predict FILE pictures` runs both: how pictures are resized and what the classes are
-called is in the file.
+torch.export.load, and calls the compiled operator of sparsedet unless --no-custom-op is given. A
+.aoti.pt2 file is that program compiled for processors like this one, by a C++ compiler.
+`sparsedet predict FILE pictures` runs them all: how pictures are resized and what the classes are
+called is in the file. It takes one picture of one size, unless --dynamic says otherwise. `sparsedet
+eval FILE` tells the AP of a file, which --half and --int8 may change.
 Exit codes: 0 done; 1 the file was written, and differs from the model by more than rounding; 2 an
-input is wrong (one sentence says which).
+input is wrong, or the file would not run (one sentence says what).
 """
 
 from __future__ import annotations
@@ -18,8 +25,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsedet.cli.common import add_trust, answer, make_parser, print_error
+from sparsedet.files import require_writable
+from sparsedet.weights import find_published
+
+if TYPE_CHECKING:
+    from sparsedet.export import Contract
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -30,8 +43,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add = parser.add_argument
-    add("weights", metavar="WEIGHTS", help="checkpoint, such as model_best.pth")
-    add("output", type=Path, metavar="OUT", help="file.pt2 or file.onnx")
+    add("weights", metavar="WEIGHTS", help="model_best.pth, or the NAME of published weights")
+    add("output", type=Path, metavar="OUT", help="file.onnx, file.pt2 or file.aoti.pt2")
     add("--config-file", metavar="CONFIG", help="for weights without a config")
     add_trust(parser)
     add(
@@ -41,7 +54,29 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar=("H", "W"),
         help="pixels that pictures are fitted into (default: as the test set, of 4:3 pictures)",
     )
+    add(
+        "--dynamic",
+        action="append",
+        choices=("batch", "size"),
+        default=[],
+        help="take any number of pictures at a time, or pictures of any size; may be given twice",
+    )
     add("--half", action="store_true", help="weights in float16")
+    add(
+        "--int8",
+        nargs="?",
+        const="",
+        metavar="PICTURES",
+        help="layers in int8, for values as they have on these pictures: a file, folder or pattern "
+        "(default: the training set of the config)",
+    )
+    add(
+        "--int8-pictures",
+        type=int,
+        default=100,
+        metavar="N",
+        help="how many of them at most, evenly chosen (%(default)s)",
+    )
     add("--no-custom-op", action="store_true", help="a .pt2 file that runs without sparsedet")
     return parser
 
@@ -52,21 +87,78 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: an input is wrong.
     """
-    from sparsedet.export.formats import require_suffix
+    from sparsedet.export.formats import kind_of
     from sparsedet.predictor import Predictor
 
-    require_suffix(args.output)
+    kind_of(args.output)
+    require_writable(args.output)
+    find_published(args.weights)
     try:
         predictor = Predictor(args.weights, args.config_file, device="cpu")
         size = None if args.size is None else tuple(args.size)
-        made = predictor.export(args.output, size, half=args.half, custom_op=not args.no_custom_op)
+        files = None if args.int8 is None else _calibration(args)
+        made = predictor.export(
+            args.output,
+            size,
+            dynamic_batch="batch" in args.dynamic,
+            dynamic_size="size" in args.dynamic,
+            half=args.half,
+            custom_op=not args.no_custom_op,
+            quantize=files,
+        )
     except ImportError as error:  # an extra is missing, the message names it
         print_error(error)
         return 2
-    height, width = made.contract.size
-    print(f"{made.path}: {made.megabytes:.1f} MB, pictures of {height} x {width}")
-    print(f"differences in a new process, two pictures: {made.differences}")
-    if made.differences.small or args.half:  # rounding to float16 is what was asked for
+    print(f"{made.path}: {made.megabytes:.1f} MB, {_takes(made.contract)}")
+    if files is not None:
+        print(f"int8, with the ranges of values on {len(files)} pictures")
+    print(f"differences in a new process, {made.compared} pictures: {made.differences}")
+    if made.differences.small or args.half or files:  # rounding is what was asked for
         return 0
     print_error("These are more than rounding makes. Do not use the file without an evaluation.")
     return 1
+
+
+def _takes(contract: Contract) -> str:
+    """What pictures a file takes."""
+    number = "any number of pictures" if contract.dynamic_batch else "pictures"
+    if contract.size is not None:
+        return f"{number} of {contract.size[0]} x {contract.size[1]}"
+    sizes = contract.any_size
+    assert sizes is not None
+    return f"{number} of any size, in multiples of {sizes.multiple} from {sizes.least} on"
+
+
+def _calibration(args: argparse.Namespace) -> list[str]:
+    """Files of the pictures on which ranges are measured.
+
+    Raises:
+        ValueError: there are none.
+    """
+    from sparsedet.predictor.sources import find_files
+    from sparsedet.predictor.video import is_video
+
+    if args.int8_pictures < 1:
+        raise ValueError(f"--int8-pictures must be at least 1, got {args.int8_pictures}.")
+    if args.int8:
+        found = [file for file in find_files(args.int8) if not is_video(file)]
+        if not found:
+            raise ValueError(f"--int8 {args.int8} names videos alone. Name pictures.")
+    else:
+        found = _training_pictures(args)
+    step = max(1.0, len(found) / args.int8_pictures)
+    return [found[int(index * step)] for index in range(min(len(found), args.int8_pictures))]
+
+
+def _training_pictures(args: argparse.Namespace) -> list[str]:
+    from sparsedet.config import read_config
+    from sparsedet.data import DatasetError, open_dataset, part_arguments
+    from sparsedet.loading import trained_config
+
+    config = args.config_file
+    cfg = read_config(config) if config else trained_config(args.weights, "dataset")
+    try:
+        dataset = open_dataset(**part_arguments(cfg, "train"))
+    except DatasetError as error:
+        raise DatasetError(f"{error} Or name pictures: --int8 PICTURES.") from None
+    return [record["file_name"] for record in dataset.records]

@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": ("sparsedet.cli.eval", "evaluate weights on a test set"),
     "predict": ("sparsedet.cli.predict", "find objects in pictures and videos"),
     "export": ("sparsedet.cli.export", "write a detector as a file that runs elsewhere"),
+    "publish": ("sparsedet.cli.publish", "write a model with its card, or push it to Hugging Face"),
     "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
     "explain": ("sparsedet.cli.explain", "look into detectors, in an HTML file"),

@@ -26,6 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sparsedet.allocator import add_allocator
 from sparsedet.cli.common import add_trust, answer, make_parser, print_error
 from sparsedet.weights import find_published
 
@@ -74,13 +75,9 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=1,
-        metavar="N",
-        help="pictures per batch (1); larger is faster on a GPU",
-    )
+    batches = "pictures per batch (1); larger is faster on a GPU"
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help=batches)
+    add_allocator(parser)
     return parser
 
 

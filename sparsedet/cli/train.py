@@ -32,6 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sparsedet.allocator import add_allocator
 from sparsedet.cli.common import (
     add_config,
     answer_together,
@@ -129,6 +130,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="processes to start on this machine"
     )
+    add_allocator(parser)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -30,6 +30,7 @@ class Rule:
         choices: of texts; none given = any.
         place: whether it is the path of a file or folder; a number from 0 on is the name of one.
         here: whether it must be on this machine: addresses are not fetched.
+        fetched: beginning of addresses that are.
         empty: whether a text may be empty.
     """
 
@@ -41,6 +42,7 @@ class Rule:
     choices: tuple[str, ...] = ()
     place: bool = False
     here: bool = False
+    fetched: str | None = None
     empty: bool = True
 
     def allows(self, value: Any) -> bool:
@@ -117,7 +119,8 @@ def _check(settings: Any, key: str, value: Any, rule: Rule, where: str) -> None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if not rule.allows(plain):
         raise ConfigError(f"{where} must be {rule}, got {shown(plain)}. Set {where}.")
-    if rule.here and isinstance(value, str) and ADDRESS.match(value):
+    is_fetched = rule.fetched is not None and str(value).startswith(rule.fetched)
+    if rule.here and isinstance(value, str) and ADDRESS.match(value) and not is_fetched:
         raise ConfigError(
             f"{where} must be on this machine, got the address {shown(value)}. Addresses are not "
             f"fetched: download it, and set {where} to the path."

@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from sparsedet.export.contract import OUTPUTS, ExportError
+from sparsedet.export.formats import Kind
+from sparsedet.modeling.stages import Size
 
 BOX_LIMIT, SCORE_LIMIT = 1e-3, 1e-4
-# What a fresh process runs: of sparsedet, it imports the operator alone, and that where it is used.
+# What a fresh process runs: of sparsedet, it imports the operator alone, and that where it is used;
+# otherwise it cannot.
+_WITH, _WITHOUT = "import sparsedet.layers\n", "import sys\nsys.modules['sparsedet'] = None\n"
 _ONNX = """
 import sys, numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
@@ -25,9 +29,15 @@ import sys, numpy, torch
 module = torch.export.load(sys.argv[1]).module()
 run = lambda x: [y.numpy() for y in module(torch.from_numpy(x))]
 """
+_PACKAGE = """
+import sys, numpy, torch
+module = torch._inductor.aoti_load_package(sys.argv[1])
+run = lambda x: [y.numpy() for y in module(torch.from_numpy(x))]
+"""
+_CODE = {"onnx": _ONNX, "program": _PROGRAM, "package": _PACKAGE}
 _MAIN = """
-pictures = numpy.load(sys.argv[2])
-found = {f"{i}_{j}": y for i, x in enumerate(pictures) for j, y in enumerate(run(x[None]))}
+inputs = numpy.load(sys.argv[2])
+found = {f"{i}_{j}": y for i in inputs for j, y in enumerate(run(inputs[i]))}
 numpy.savez(sys.argv[3], **found)
 """
 
@@ -60,46 +70,60 @@ class Differences:
         return f"scores {self.scores:.1e}, boxes {self.boxes:.1e} of the sides{labels}{tokens}"
 
 
-def run_afresh(path: Path, pictures: np.ndarray, *, custom_op: bool) -> list[list[np.ndarray]]:
+def run_afresh(
+    path: Path, inputs: Sequence[np.ndarray], *, kind: Kind, custom_op: bool, mend: str = ""
+) -> list[list[np.ndarray]]:
     """Answers of a file in a process of its own.
 
     Args:
         path: of the file.
-        pictures: ``[n 3 H W]``, float32 in 0..255.
-        custom_op: the file needs our operator.
+        inputs: each ``[b 3 H W]``, float32 in 0..255.
+        kind: of file.
+        custom_op: the file needs our operator; otherwise sparsedet cannot be imported there.
+        mend: what to do where it does not run, for the message.
 
     Raises:
         ExportError: the process failed; its last line is told.
     """
-    head = "import sparsedet.layers\n" if custom_op else ""
-    code = head + (_ONNX if path.suffix == ".onnx" else _PROGRAM) + _MAIN
+    code = (_WITH if custom_op else _WITHOUT) + _CODE[kind] + _MAIN
     with tempfile.TemporaryDirectory() as folder:
-        given, got = Path(folder, "given.npy"), Path(folder, "got.npz")
-        np.save(given, pictures)
+        given, got = Path(folder, "given.npz"), Path(folder, "got.npz")
+        np.savez(given, **{str(index): each for index, each in enumerate(inputs)})
         command = [sys.executable, "-c", code, str(path), str(given), str(got)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ExportError(f"{path} was written, and does not run in a new process: {reason}")
+            raise ExportError(
+                f"{path.name} does not run in a new process, and was not written ({reason}). {mend}"
+            )
         with np.load(got) as read:
             found = dict(read)
     return [
         [found[f"{i}_{j}"] for j in range(len(OUTPUTS)) if f"{i}_{j}" in found]
-        for i in range(len(pictures))
+        for i in range(len(inputs))
     ]
 
 
 def compare(
     got: Sequence[Sequence[np.ndarray]],
     expected: Sequence[Sequence[np.ndarray]],
-    size: tuple[int, int],
+    sizes: Sequence[Size],
 ) -> Differences:
-    """The largest differences of the answers to several pictures.
+    """The largest differences of the answers to several inputs.
 
     Detections of equal scores may come in another order: each is compared with the one of its
     label that is nearest.
+
+    Args:
+        got: for each input the outputs, ``[b ...]`` each.
+        expected: the same of the model.
+        sizes: (H, W) of each input.
     """
-    pairs = [_compare(a, b, size) for a, b in zip(got, expected, strict=True)]
+    pairs = [
+        _compare([each[row] for each in a], [each[row] for each in b], size)
+        for a, b, size in zip(got, expected, sizes, strict=True)
+        for row in range(len(b[0]))
+    ]
     tokens = [each.tokens for each in pairs if each.tokens is not None]
     return Differences(
         scores=max(each.scores for each in pairs),
@@ -109,12 +133,8 @@ def compare(
     )
 
 
-def _compare(
-    got: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: tuple[int, int]
-) -> Differences:
-    (scores, labels, boxes), (own, own_labels, own_boxes) = (
-        (each[0][0], each[1][0], each[2][0]) for each in (got, expected)
-    )
+def _compare(got: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: Size) -> Differences:
+    (scores, labels, boxes), (own, own_labels, own_boxes) = got[:3], expected[:3]
     sides = np.asarray([size[1], size[0]] * 2, dtype=np.float64)
     far = np.abs((boxes[:, None] - own_boxes[None]) / sides).max(-1)
     far = np.maximum(far, np.abs(scores[:, None] - own[None]))
@@ -123,8 +143,8 @@ def _compare(
     found = np.isfinite(far.min(1))
     tokens = None
     if len(got) > 3:
-        kept, own_kept = (set(each[3][0].tolist()) for each in (got, expected))
-        tokens = len(kept - own_kept) / max(1, len(own_kept))
+        kept, own_kept = (set(each[3].tolist()) - {-1} for each in (got, expected))
+        tokens = max(len(kept - own_kept), len(own_kept - kept)) / max(1, len(own_kept))
     return Differences(
         scores=float(np.abs(scores - own).max(initial=0.0)),
         boxes=float(np.abs((boxes - own_boxes[nearest]) / sides)[found].max(initial=0.0)),

@@ -3,32 +3,63 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from sparsedet.export.contract import KEY, OUTPUTS, Contract, ExportError
-from sparsedet.files import atomic_write
+from sparsedet.export.quantize import quantize
 
 OPSET = 18
 SUFFIXES = (".pt2", ".onnx")
+PACKAGE = ".aoti.pt2"
+"""How the name of a package ends that AOTInductor compiles."""
+Kind = Literal["onnx", "program", "package"]
 Run = Callable[[np.ndarray], list[np.ndarray]]
-"""Pictures ``[1 3 H W]`` in, the outputs of the program out."""
+"""Pictures ``[B 3 H W]`` in, the outputs of the program out."""
 
 
-def require_suffix(path: Path) -> None:
-    """Refuse names of files that say no format.
+def kind_of(path: Path) -> Kind:
+    """What an exported file is to be, by its name.
 
     Raises:
-        ExportError: names the formats.
+        ExportError: it says no format; the formats are named.
     """
     if path.suffix not in SUFFIXES:
-        raise ExportError(f"{path} must end in {' or '.join(SUFFIXES)}, which says the format.")
+        raise ExportError(
+            f"{path} must end in .onnx, .pt2 or {PACKAGE}, which says the format of the file."
+        )
+    if path.suffix == ".onnx":
+        return "onnx"
+    return "package" if path.name.endswith(PACKAGE) else "program"
+
+
+def require_writer(kind: Kind) -> None:
+    """Check that what writes a kind of file is installed.
+
+    Raises:
+        ExportError: there is no compiler.
+        ImportError: a package is missing; it says what to install.
+    """
+    if kind == "onnx":
+        require_onnx()
+    if kind == "package":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            get_cpp_compiler()
+        except Exception as error:
+            raise ExportError(
+                f"A {PACKAGE} file is compiled when it is written, and no C++ compiler is found. "
+                "Install g++, or name a .pt2 file, which needs none."
+            ) from error
 
 
 def require_onnx() -> None:
@@ -47,34 +78,80 @@ def require_onnx() -> None:
         ) from error
 
 
-def write(program: ExportedProgram, path: Path, contract: Contract) -> None:
-    """Write a program with its contract; the file is the whole new one or not there.
+def write(
+    program: ExportedProgram,
+    path: Path,
+    contract: Contract,
+    calibration: Sequence[np.ndarray] | None = None,
+) -> None:
+    """Write a program with its contract.
 
     Args:
-        program: of one picture, without our operator where the file is an ONNX one.
-        path: its suffix says the format.
+        program: of a detector, without our operator where the file is an ONNX one.
+        path: its name says the format.
         contract: goes into the file.
+        calibration: pictures, where an ONNX file is to be in int8.
+
+    Raises:
+        ExportError: the program has a step that ONNX does not have.
     """
-    if path.suffix == ".pt2":
-        with atomic_write(path) as file:
-            torch.export.save(program, file, extra_files={KEY: contract.to_json()})
-        return
+    kind = kind_of(path)
+    if kind == "onnx":
+        _write_onnx(program, path, contract, calibration)
+    elif kind == "program":
+        torch.export.save(program, path, extra_files={KEY: contract.to_json()})
+    else:
+        facts = {"aot_inductor.metadata": {KEY: contract.to_json()}}
+        with _quiet():
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=facts
+            )
+
+
+def _write_onnx(
+    program: ExportedProgram,
+    path: Path,
+    contract: Contract,
+    calibration: Sequence[np.ndarray] | None,
+) -> None:
     with _quiet():
-        made = torch.onnx.export(
+        proto = _to_onnx(program, path)
+        if calibration is not None:
+            proto = quantize(proto, calibration)
+    proto.metadata_props.add(key=KEY, value=contract.to_json())
+    for node in proto.graph.node:  # the lines of code that each came from, larger than the weights
+        del node.metadata_props[:]
+    path.write_bytes(proto.SerializeToString())
+
+
+def _to_onnx(program: ExportedProgram, path: Path) -> Any:
+    try:
+        made: Any = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
             output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             verbose=False,
         )
-    assert made is not None
-    made.model.metadata_props[KEY] = contract.to_json()
-    proto = made.model_proto
-    for node in proto.graph.node:  # the lines of code that each came from, larger than the weights
-        del node.metadata_props[:]
-    with atomic_write(path) as file:
-        file.write(proto.SerializeToString())
+        return made.model_proto
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise ExportError(
+            f"{path} is not written: the exporter to ONNX fails ({str(reason).splitlines()[0]}). "
+            "Write a .pt2 file instead, or set another part in the place of what does this."
+        ) from error
+
+
+def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """``aten.sort.stable``: of equal values, TopK of ONNX gives the first one first, too."""
+    from onnxscript import opset18
+
+    length = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
+    return opset18.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 @contextmanager
@@ -99,10 +176,19 @@ def read(path: Path, threads: int | None = None) -> tuple[Contract, Run]:
         ExportError: the file cannot be read, or is no exported detector.
         ImportError: the runtime of its format is not installed.
     """
-    require_suffix(path)
+    kind = kind_of(path)
     if not path.is_file():
         raise ExportError(f"{path} is not a file. Give one that `sparsedet export` wrote.")
-    return _read_onnx(path, threads) if path.suffix == ".onnx" else _read_program(path)
+    if kind == "onnx":
+        return _read_onnx(path, threads)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compiled = any("/data/aotinductor/" in name for name in archive.namelist())
+        return (_read_package if compiled else _read_program)(path)
+    except ExportError:
+        raise
+    except Exception as error:  # a broken archive has no common class of errors
+        raise _unreadable(path, error) from error
 
 
 def _read_onnx(path: Path, threads: int | None) -> tuple[Contract, Run]:
@@ -126,18 +212,25 @@ def _read_program(path: Path) -> tuple[Contract, Run]:
     import sparsedet.layers  # noqa: F401  # knows our operator
 
     extra = {KEY: ""}
-    try:
-        program = torch.export.load(path, extra_files=extra)
-    except Exception as error:  # a broken archive has no common class of errors
-        raise _unreadable(path, error) from error
+    program = torch.export.load(path, extra_files=extra)
     contract = Contract.from_json(extra[KEY], str(path))
-    module = program.module()
+    return contract, _on_arrays(program.module())
 
+
+def _read_package(path: Path) -> tuple[Contract, Run]:
+    import sparsedet.layers  # noqa: F401  # knows our operator
+
+    package = torch._inductor.aoti_load_package(str(path))
+    contract = Contract.from_json(package.get_metadata().get(KEY), str(path))
+    return contract, _on_arrays(package)
+
+
+def _on_arrays(module: Callable[[Tensor], Sequence[Tensor]]) -> Run:
     def run(images: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():
             return [each.numpy() for each in module(torch.from_numpy(images))]
 
-    return contract, run
+    return run
 
 
 def _unreadable(path: Path, error: Exception) -> ExportError:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
-from sparsedet.export.contract import ExportError
+from sparsedet.export.contract import AnySize, ExportError
 from sparsedet.export.sampling import gathered_attention
+from sparsedet.layers.constants import constants
 from sparsedet.layers.deformable_attention.operator import FORWARD
-from sparsedet.modeling import OracleScorer, RandomScorer, TokenSparseDetector
+from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.detector import top_detections
-from sparsedet.modeling.stages import Size
+from sparsedet.modeling.stages import DetectorOutput, Size
 from sparsedet.structures import cxcywh_to_xyxy
-
-_REFUSED: dict[type[nn.Module], str] = {
-    OracleScorer: "looks at the objects that it is to find",
-    RandomScorer: "draws its tokens anew in every pass",
-}
 
 
 class DeployedDetector(nn.Module):
@@ -41,17 +42,32 @@ class DeployedDetector(nn.Module):
         Returns:
             Scores ``[B n]`` in falling order, -1 where there is no detection; labels ``[B n]``;
             boxes ``[B n 4]``, xyxy in pixels of the input; and, where the encoder updates some
-            tokens alone, the cells ``[B k]`` that its first layer updates, best first.
+            cells alone, those ``[B k]`` that its first layer updates, best first, -1 where there
+            are fewer.
         """
         model, (height, width) = self.detector, images.shape[-2:]
-        batch = images.shape[0]
         normalized = (images - model.pixel_mean) / model.pixel_std
-        output = model.detect(normalized, ((height, width),) * batch)
+        output = model.detect(normalized, ((height, width),))
         scores, labels, boxes = top_detections(output.decoder[-1], model.max_detections)
-        sides = boxes.new_tensor((width, height, width, height))
+        sides = constants((width, height, width, height), boxes.device)
         answer = (scores.float(), labels, cxcywh_to_xyxy(boxes).clamp(0.0, 1.0) * sides)
-        kept = output.selections[0].indices if output.selections else None
+        kept = _kept_cells(output)
         return answer if kept is None else (*answer, kept)
+
+
+def _kept_cells(output: DetectorOutput) -> Tensor | None:
+    """Cells of all levels that the first encoder layer updates; None where these are all."""
+    features = output.features
+    first = output.selections[0] if output.selections else features.all_tokens
+    kept = first.indices
+    if features.in_parts:
+        cells = torch.arange(features.num_cells, device=features.tokens.device)
+        cells = features.of_cells(cells.expand(features.batch_size, -1))
+        cells = cells.masked_fill(features.padding_mask, -1)
+        kept = cells if kept is None else cells.gather(1, kept)
+    if kept is None or first.valid is None:
+        return kept
+    return kept.where(first.valid, -1)
 
 
 def require_exportable(model: nn.Module) -> TokenSparseDetector:
@@ -66,42 +82,121 @@ def require_exportable(model: nn.Module) -> TokenSparseDetector:
             "detectors have exporters of their own."
         )
     for name, part in model.named_modules():
-        reason = _REFUSED.get(type(part))
+        reason = getattr(part, "not_exportable", None)
         if reason is not None:
-            raise ExportError(
-                f"model.{name} is a {type(part).__name__}, which {reason}, and cannot be exported. "
-                "Set another scorer."
-            )
+            raise ExportError(f"model.{name} cannot be exported: {type(part).__name__} {reason}")
     return model
 
 
+def divisor(model: TokenSparseDetector) -> int:
+    """What the sides of pictures must be multiples of, or the backbone would have to pad them."""
+    return getattr(model.backbone, "size_divisibility", 0) or 1
+
+
 def require_size(model: TokenSparseDetector, size: Size) -> None:
-    """Refuse sizes that the backbone would have to pad.
+    """Refuse sizes that the backbone would have to pad, and none at all.
 
     Raises:
         ExportError: names the nearest size that fits.
     """
-    divisor = getattr(model.backbone, "size_divisibility", 0) or 1
-    fitting = tuple(max(1, -(-side // divisor)) * divisor for side in size)
+    step = divisor(model)
+    fitting = tuple(max(1, -(-side // step)) * step for side in size)
     if fitting != tuple(size):
+        what = f"multiples of {step} for this backbone" if min(size) > 0 else "positive"
         raise ExportError(
-            f"--size must be multiples of {divisor} for this backbone, got {size[0]} {size[1]}. "
-            f"Set --size {fitting[0]} {fitting[1]}."
+            f"--size must be {what}, got {size[0]} {size[1]}. Set --size {fitting[0]} {fitting[1]}."
         )
 
 
-def trace(model: TokenSparseDetector, size: Size, *, custom_op: bool) -> ExportedProgram:
-    """The program of a detector for one picture of one size.
+def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnySize:
+    """The sizes in which a program of any size takes pictures.
+
+    Their sides are multiples of the coarsest stride, so that each level has the same share of them
+    and nothing is padded, and large enough for every top-k.
+
+    Args:
+        model: the detector.
+        short_side: pixels that the short side is resized to.
+        max_size: upper limit of the long side in pixels.
+
+    Raises:
+        ExportError: a part of the model is made for one size.
+    """
+    if model.regions is not None:
+        raise ExportError(
+            f"model.regions cannot be exported for any size: {type(model.regions).__name__} cuts "
+            "pictures into tiles, whose number is fixed in a program. Leave --dynamic size out and "
+            "write one file for each --size."
+        )
+    if not getattr(model.selector, "one_more", True):
+        raise ExportError(
+            f"model.selector cannot be exported for any size: {type(model.selector).__name__} with "
+            "one_more=False rounds numbers of tokens in single precision, which programs do not do "
+            "with sizes. Leave --dynamic size out and write one file for each --size."
+        )
+    multiple = math.lcm(divisor(model), *model.strides)
+    cells = sum((multiple // stride) ** 2 for stride in model.strides)
+    wanted = max(
+        getattr(part, name, 0) or 0
+        for part, name in ((model.query_initializer, "num_queries"), (model.encoder, "num_objects"))
+    )
+    ratio = getattr(model.selector, "keep_ratio", 1.0)
+    share = min(getattr(model.selector, "layer_ratios", None) or (ratio,))
+    blocks = math.isqrt(math.ceil(wanted / share) // cells) + 1
+    return AnySize(short_side, max_size, multiple, max(2, blocks) * multiple)
+
+
+def trace(
+    model: TokenSparseDetector,
+    size: Size,
+    *,
+    custom_op: bool,
+    dynamic_batch: bool = False,
+    sizes: AnySize | None = None,
+) -> ExportedProgram:
+    """The program of a detector.
 
     Args:
         model: in eval mode.
-        size: (h, w) in pixels.
+        size: (h, w) in pixels of the pictures; an example where it takes others, too.
         custom_op: keep ``torch.ops.sparsedet.ms_deform_attn``; otherwise gathers take its place,
             and the program runs where there is no sparsedet.
+        dynamic_batch: it takes any number of pictures.
+        sizes: it takes pictures of these sizes; None = of one.
+
+    Raises:
+        ExportError: names the part that cannot be traced.
     """
-    images = torch.zeros(1, 3, *size, device=model.device)
+    images = torch.zeros(2 if dynamic_batch else 1, 3, *size, device=model.device)
+    dynamic: dict[int, Any] = {0: Dim("batch", min=1)} if dynamic_batch else {}
+    if sizes is not None:
+        for axis, name in ((2, "rows"), (3, "columns")):
+            dynamic[axis] = sizes.multiple * Dim(name, min=sizes.least // sizes.multiple)
     with torch.no_grad():
-        program = torch.export.export(DeployedDetector(model).eval(), (images,))
-        if custom_op:
-            return program
-        return program.run_decompositions({FORWARD: gathered_attention})
+        try:
+            program = torch.export.export(
+                DeployedDetector(model).eval(), (images,), dynamic_shapes=(dynamic,)
+            )
+        except Exception as error:  # of a part of one's own, of any class
+            raise _untraceable(model, error) from error
+        if not custom_op:
+            program = program.run_decompositions({FORWARD: gathered_attention})
+    for node in program.graph.nodes:  # lines of code, larger than the graph
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _untraceable(model: nn.Module, error: Exception) -> ExportError:
+    """The innermost module of the model that ran when its trace failed, and why it did."""
+    names, culprit, place = {id(part): name for name, part in model.named_modules()}, "", ""
+    for frame, line in walk_tb(error.__traceback__):
+        name = names.get(id(frame.f_locals.get("self")))
+        if name is not None:
+            culprit, place = name, f"{Path(frame.f_code.co_filename).name}:{line}"
+    part = model.get_submodule(culprit)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ExportError(
+        f"{'.'.join(('model', culprit)).rstrip('.')} cannot be exported: {type(part).__name__} "
+        f"({place}) fails to be traced ({reason}). A program has the same steps and sizes for "
+        "every picture: write it without numbers that the host reads from tensors, or set another."
+    )

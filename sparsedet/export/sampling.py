@@ -29,34 +29,44 @@ def gathered_attention(
     Returns:
         ``[B Q M*D]`` in the dtype of ``value``.
     """
-    by_head = value.transpose(1, 2)
-    locations = sampling_locations.permute(0, 2, 3, 1, 4, 5)  # B M L Q P 2
-    weights = attention_weights.permute(0, 2, 3, 1, 4)
+    batch, num_cells, heads = value.shape[:3]
+    table = value.flatten(0, 2)
+    of_image = torch.arange(batch, device=value.device) * (num_cells * heads)
+    row_of = of_image[:, None, None, None] + torch.arange(heads, device=value.device)[:, None]
     total, first = None, 0
     for level in range(len(spatial_shapes) // 2):
         size = spatial_shapes[2 * level], spatial_shapes[2 * level + 1]
-        for cells, share in _corners(locations[:, :, level], size):
-            share = (share * weights[:, :, level])[..., None]
-            index = (cells + first).flatten(2)[..., None].expand(-1, -1, -1, value.shape[3])
-            read = by_head.gather(2, index).unflatten(2, cells.shape[2:])
-            own = (read.to(share.dtype) * share).sum(3)
-            total = own if total is None else total + own
+        cells, shares = _corners(sampling_locations[:, :, :, level], size)
+        shares = (shares * attention_weights[:, :, :, level, None, None]).flatten(3)
+        rows = (cells.flatten(3) + first) * heads + row_of  # B Q M 4P
+        read = table.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        own = torch.matmul(shares[..., None, :], read.to(shares.dtype))
+        total = own if total is None else total + own
         first += size[0] * size[1]
     assert total is not None
-    return total.transpose(1, 2).flatten(2).to(value.dtype)
+    return total.flatten(2).to(value.dtype)
 
 
-def _corners(locations: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
-    """The cells around points of one level, as indices, and how much each counts; 0 outside."""
-    height, width = size
-    x, y = locations[..., 0] * width - 0.5, locations[..., 1] * height - 0.5
-    left, top = x.floor(), y.floor()
-    right_share, bottom_share, nothing = x - left, y - top, torch.zeros_like(x)
-    corners = []
-    for down, vertical in ((0.0, 1.0 - bottom_share), (1.0, bottom_share)):
-        for across, horizontal in ((0.0, 1.0 - right_share), (1.0, right_share)):
-            row, column = top + down, left + across
-            inside = (row >= 0.0) & (row < height) & (column >= 0.0) & (column < width)
-            share = torch.where(inside, vertical * horizontal, nothing)
-            corners.append((torch.where(inside, row * width + column, nothing).long(), share))
-    return corners
+def _corners(locations: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four cells around points of one level.
+
+    Args:
+        locations: ``[B Q M P 2]``, x and y in [0, 1] of the level.
+        size: (h, w) of the level.
+
+    Returns:
+        Indices of the cells and how much each counts, 0 outside of the level: ``[B Q M 2 2 P]``.
+    """
+    columns, across = _neighbors(locations[..., 0], size[1])
+    rows, down = _neighbors(locations[..., 1], size[0])
+    cells = rows[..., :, None, :] * size[1] + columns[..., None, :, :]
+    return cells, down[..., :, None, :] * across[..., None, :, :]
+
+
+def _neighbors(places: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The two nearest cells of a row or a column and their shares, ``[... 2 P]`` each."""
+    middle = (places * length - 0.5)[..., None, :]
+    cells = middle.floor() + torch.arange(2, device=places.device)[:, None]
+    shares = 1.0 - (middle - cells).abs()
+    inside = (cells >= 0.0) & (cells < length)
+    return torch.where(inside, cells, 0.0).long(), torch.where(inside, shares, 0.0)

@@ -236,7 +236,8 @@ class TokenSparseDetector(ImageDetector):
 
         Args:
             images: normalized and zero-padded; they become of the format of the weights.
-            image_sizes: (h, w) of each unpadded image, host integers.
+            image_sizes: (h, w) of each unpadded image, host integers; one entry where all are of
+                that size.
             targets: for training, and for scorers that look at them.
             record: what to record for the criterion, see ``SetCriterion.requires``.
         """
@@ -331,7 +332,7 @@ class TokenSparseDetector(ImageDetector):
         maps = neck(backbone(images.to(self.dtype), **until), **finest)[:num_levels]
         h, w = images.shape[-2:]
         expected = [level_size((h, w), stride) for stride in strides[:num_levels]]
-        got = [(int(x.shape[-2]), int(x.shape[-1])) for x in maps]
+        got = [(x.shape[-2], x.shape[-1]) for x in maps]
         if got != expected:
             raise ValueError(
                 f"TokenSparseDetector.neck: strides {list(strides)} say maps of "

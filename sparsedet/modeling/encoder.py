@@ -440,7 +440,7 @@ def _orders(
     if all(selection.indices is None for selection in selections):
         return orders
     places = tile_places(features.spatial_shapes, features.tokens.device)
-    places = features.of_cells(places.expand(len(features.image_sizes), -1))
+    places = features.of_cells(places.expand(features.batch_size, -1))
     for index, selection in enumerate(selections):
         if index and selection is selections[index - 1]:
             orders[index] = orders[index - 1]

@@ -76,7 +76,8 @@ class MultiScaleFeatures:
         valid_sizes: ``level_sizes`` on the device.
         spatial_shapes: (H, W) of each level's padded map, fine to coarse.
         strides: pixels per cell of each level.
-        image_sizes: (h, w) of each unpadded image in pixels.
+        image_sizes: (h, w) of each unpadded image in pixels, or one entry that holds for all of
+            them, as in programs that take any number. What follows has as many entries.
         level_sizes: valid (rows, columns) per image and level, the size the map would have for that
             image alone.
         level_counts: tokens of each image and level; the most there can be, unless ``exact``.
@@ -156,6 +157,11 @@ class MultiScaleFeatures:
         return _assemble(tokens, lambda *_: pos, shapes, sizes, steps, images, parts)
 
     @property
+    def batch_size(self) -> int:
+        """Images of the batch."""
+        return self.tokens.shape[0]
+
+    @property
     def num_cells(self) -> int:
         """Cells of the padded maps of all levels."""
         return sum(h * w for h, w in self.spatial_shapes)
@@ -210,7 +216,7 @@ class MultiScaleFeatures:
         """
         if not self.in_parts:
             return None
-        batch, device = len(self.image_sizes), self.tokens.device
+        batch, device = self.batch_size, self.tokens.device
         per_level, start = [], 0
         for (h, w), own in zip(self.spatial_shapes, self.cells, strict=True):
             own = torch.arange(h * w, device=device).expand(batch, -1) if own is None else own
@@ -365,12 +371,12 @@ def flatten_maps(
         embed: makes the position (plus level) embedding of every token, given ``valid_sizes``,
             ``spatial_shapes`` and ``cells``.
         strides: pixels per cell of each level.
-        image_sizes: (h, w) of each unpadded image.
+        image_sizes: (h, w) of each unpadded image, or one entry for all.
     """
     shapes = tuple(
-        m.shape if isinstance(m, PartialMap) else (int(m.shape[-2]), int(m.shape[-1])) for m in maps
+        m.shape if isinstance(m, PartialMap) else (m.shape[-2], m.shape[-1]) for m in maps
     )
-    images = tuple((int(h), int(w)) for h, w in image_sizes)
+    images = tuple((h, w) for h, w in image_sizes)
     sizes = _sizes_of_levels(len(images), shapes, strides, images)
     tokens = torch.cat(
         [m.tokens if isinstance(m, PartialMap) else m.flatten(2).transpose(1, 2) for m in maps],
@@ -393,7 +399,8 @@ def _assemble(
     device = tokens.device
     map_sizes = _on_device((shapes,), device)
     padded = _are_padded(sizes, shapes)
-    valid_sizes = _on_device(sizes, device) if padded else map_sizes.expand(len(sizes), -1, -1)
+    valid_sizes = _on_device(sizes, device) if padded else map_sizes
+    valid_sizes = valid_sizes.expand(tokens.shape[0], -1, -1)
     cells = tuple(None if part is None else part.cells for part in parts)
     places = torch.arange(max(length for shape in shapes for length in shape), device=device)
     padding = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=device)

@@ -5,7 +5,9 @@ attributes and the call. Beside them, a part of any family may have
 
 - ``embed_dim`` and ``num_levels``, which must then be those of the detector;
 - ``check(assembly)``, called once by the detector's constructor: it raises a ``ValueError`` where
-  the part does not go with the others, and says what to change.
+  the part does not go with the others, and says what to change;
+- ``not_exportable``: why no exported program can hold the part and what to set instead, as the end
+  of a sentence that begins with the name of its class.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class LearnedQueries(nn.Module):
         self, memory: MultiScaleFeatures, heads: Heads | None = None
     ) -> tuple[Queries, None]:
         """The same queries for every image; there is no first-stage prediction."""
-        batch = len(memory.image_sizes)
+        batch = memory.batch_size
         pos, content = self.embedding.weight.chunk(2, dim=-1)
         reference = in_float32(self.reference_points, pos).sigmoid()
         queries = Queries(
@@ -93,7 +93,7 @@ class PositionQueries(nn.Module):
         self, memory: MultiScaleFeatures, heads: Heads | None = None
     ) -> tuple[Queries, None]:
         """The same queries for every image; there is no first-stage prediction."""
-        pos, batch = self.embedding.weight, len(memory.image_sizes)
+        pos, batch = self.embedding.weight, memory.batch_size
         if self.point_mlp is None:
             reference = pos.new_full((len(pos), 4), 0.5, dtype=torch.float32)
         else:
@@ -154,7 +154,7 @@ class AnchorQueries(nn.Module):
         self, memory: MultiScaleFeatures, heads: Heads | None = None
     ) -> tuple[Queries, None]:
         """The same queries for every image; there is no first-stage prediction."""
-        batch, reference = len(memory.image_sizes), self.anchors.weight.float().sigmoid()
+        batch, reference = memory.batch_size, self.anchors.weight.float().sigmoid()
         if self.embedding is None:
             content = self.anchors.weight.new_zeros(len(reference), self.embed_dim)
         else:
@@ -303,7 +303,7 @@ class MixedQueries(nn.Module):
         indices = _best(scores, valid, self.num_queries)
         valid = valid.gather(1, indices)
         proposals = heads.proposal(gather_rows(tokens, indices), gather_rows(boxes, indices), valid)
-        content = self.embedding.weight[: indices.shape[1]].expand(len(indices), -1, -1)
+        content = self.embedding.weight[: indices.shape[1]].expand(indices.shape[0], -1, -1)
         return Queries(content, proposals.boxes.detach(), pos=None, valid=valid), proposals
 
 

@@ -216,7 +216,7 @@ class GlanceAndLook(nn.Module):
         """The tiles as a map of one level, whose tokens are their scores."""
         shape = features.spatial_shapes[0]
         side = self.tile // features.strides[0]
-        logits = features.tokens.new_zeros(len(features.tokens), *shape, dtype=torch.float32)
+        logits = features.tokens.new_zeros(features.batch_size, *shape, dtype=torch.float32)
         if scores is not None:
             padding, own = (
                 features.split_levels(x)[0] for x in (features.padding_mask, scores.logits)
@@ -317,7 +317,7 @@ class _Look(nn.Module):
         windows = padded.unfold(2, side, self.tile).unfold(3, side, self.tile)
         if looked.indices is None:
             return windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-        image = torch.arange(len(images), device=images.device)[:, None]
+        image = torch.arange(images.shape[0], device=images.device)[:, None]
         place = looked.indices
         return windows[image, :, place // columns, place % columns].flatten(0, 1)
 
@@ -330,7 +330,7 @@ class _Look(nn.Module):
         shape: Size,
     ) -> Tensor | PartialMap:
         """One level of the chosen tiles, ``n`` cells of each."""
-        tokens = tokens.unflatten(0, (len(tiles.image_sizes), -1))
+        tokens = tokens.unflatten(0, (tiles.batch_size, -1))
         if looked.weight is not None:
             tokens = tokens * looked.weight[..., None, None].to(tokens.dtype)
         if looked.indices is None or (looked.exact and looked.max_counts == tiles.num_valid):
@@ -359,7 +359,7 @@ class _Look(nn.Module):
         shape: Size,
     ) -> Float[Tensor, "B C H W"]:
         """The map of a level of which every tile is there."""
-        batch, side = len(tokens), math.isqrt(tokens.shape[2])
+        batch, side = tokens.shape[0], math.isqrt(tokens.shape[2])
         rows, columns = tiles.spatial_shapes[0]
         cells = tokens.flatten(2)
         if looked.indices is not None:

@@ -23,7 +23,8 @@ class TokenSelection:
     """Which tokens an encoder layer updates.
 
     Attributes:
-        max_counts: the most tokens that each image keeps, host integers.
+        max_counts: the most tokens that each image keeps, host integers; one entry where
+            ``MultiScaleFeatures.image_sizes`` has one.
         indices: distinct token indices of a row, best first; None = every token.
         valid: False = filler of an image that keeps fewer tokens than its companions; None = no
             fillers.
@@ -130,7 +131,7 @@ class TokenSelection:
         assert self.indices is not None
         kept = torch.ones_like(self.indices, dtype=torch.bool) if self.valid is None else self.valid
         empty = torch.zeros(
-            len(self.max_counts), num_tokens, dtype=torch.bool, device=self.indices.device
+            self.indices.shape[0], num_tokens, dtype=torch.bool, device=self.indices.device
         )
         return empty.scatter(1, self.indices, kept)
 

@@ -15,6 +15,7 @@ import torch
 
 from sparsedet.config import ConfigError, instantiate, read_config, setting, texts
 from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
+from sparsedet.data.transforms import FitInside, ResizeShortSide
 from sparsedet.export import Exported, export
 from sparsedet.loading import (
     find_device,
@@ -26,7 +27,7 @@ from sparsedet.loading import (
 from sparsedet.modeling import prepare_for_inference
 from sparsedet.modeling.stages import DetectorOutput
 from sparsedet.predictor.detections import Detections
-from sparsedet.predictor.exported import ExportedDetector, is_exported
+from sparsedet.predictor.exported import ExportedDetector, filled, is_exported
 from sparsedet.predictor.pictures import Picture, PictureSource, make_sample, read_picture
 from sparsedet.predictor.sources import read_ahead, read_pictures
 from sparsedet.predictor.tiles import Slicer
@@ -147,27 +148,69 @@ class Predictor:
         path: str | PathLike[str],
         size: tuple[int, int] | None = None,
         *,
+        dynamic_batch: bool = False,
+        dynamic_size: bool = False,
         half: bool = False,
         custom_op: bool = True,
+        quantize: PictureSource | Iterable[PictureSource] | None = None,
     ) -> Exported:
         """Write the detector as one file that runs elsewhere, see ``sparsedet.export.export``.
 
         Args:
-            path: ends in ``.pt2`` or ``.onnx``.
+            path: see there.
             size: (h, w) in pixels; None = what the test transform makes of a 4:3 picture.
+            dynamic_batch: the file takes any number of pictures at a time.
+            dynamic_size: it takes pictures of any size, as the test transform makes them.
             half: weights in float16.
             custom_op: see there.
+            quantize: pictures as ``stream`` takes them, such as those of the training set: an ONNX
+                file is in int8 then, for values as these pictures have.
+
+        Raises:
+            DatasetError: a picture cannot be read.
+            ExportError: as there.
+            ValueError: the test transform does not say how large pictures become.
         """
+        resize = None
+        if dynamic_size:
+            if size is not None or quantize is not None:
+                raise ValueError(
+                    "Predictor.export.dynamic_size goes with neither size nor quantize, which are "
+                    "for files of one size. Leave one of them out."
+                )
+            resize = self._resize()
         size = size or self._usual_size()
         pictures = self._settings or PictureSettings()
+        inputs = None if quantize is None else self._inputs(quantize, size)
         return export(
             self.model,
             path,
             size=size,
             class_names=self.class_names,
             pictures=pictures,
+            resize=resize,
+            dynamic_batch=dynamic_batch,
             half=half,
             custom_op=custom_op,
+            quantize=inputs,
+        )
+
+    def _inputs(self, sources: Any, size: tuple[int, int]) -> list[np.ndarray]:
+        """Pictures as a program of one size takes them."""
+        settings = self._settings or PictureSettings()
+        mapper = DetectionMapper([FitInside(size)], pictures=settings)
+        color = require_tokens(self.model).pixel_mean.flatten().tolist()
+        pictures = read_pictures(sources, None, settings, mapper.shrink)
+        return [filled(make_sample(mapper, each)["image"], size, color) for each in pictures]
+
+    def _resize(self) -> tuple[int, int]:
+        """Short side and limit of the long one that the test transform makes."""
+        for transform in self.mapper.transforms:
+            if isinstance(transform, ResizeShortSide) and len(transform.short_sides) == 1:
+                return transform.short_sides[0], transform.max_size
+        raise ValueError(
+            "Predictor.export.dynamic_size needs a test transform that is a ResizeShortSide of one "
+            "short side. Set size instead, for each size one file."
         )
 
     def _usual_size(self) -> tuple[int, int]:

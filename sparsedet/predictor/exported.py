@@ -12,14 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.data import DetectionMapper, PictureSettings
-from sparsedet.data.transforms import FitInside
+from sparsedet.data.transforms import FitInside, ResizeShortSide
 from sparsedet.export.formats import SUFFIXES, read
 from sparsedet.modeling.inputs import check_samples, make_instances
+from sparsedet.modeling.stages import Size
 
 
 def is_exported(path: Any) -> bool:
     """Whether a path is that of an exported detector, by its name."""
     return isinstance(path, (str, os.PathLike)) and Path(path).suffix in SUFFIXES
+
+
+def filled(image: Tensor, size: Size, color: Sequence[float]) -> np.ndarray:
+    """A picture at the top left of an input ``[1 3 H W]`` of a program.
+
+    Args:
+        image: ``[3 h w]`` in 0..255.
+        size: (H, W), at least as large.
+        color: RGB of the rest.
+    """
+    canvas = np.empty((1, 3, *size), dtype=np.float32)
+    canvas[0] = np.asarray(color, dtype=np.float32)[:, None, None]
+    canvas[0, :, : image.shape[-2], : image.shape[-1]] = image.cpu().numpy()
+    return canvas
 
 
 class ExportedDetector(nn.Module):
@@ -42,28 +57,37 @@ class ExportedDetector(nn.Module):
 
     def mapper(self) -> DetectionMapper:
         """Makes pictures as large as the program takes them."""
-        own = self.contract
+        own, sizes = self.contract, self.contract.any_size
         pictures = PictureSettings(value_range=own.value_range, max_pixels=own.max_pixels)
+        if sizes is not None:
+            return DetectionMapper(
+                [ResizeShortSide(sizes.short_side, sizes.max_size)], pictures=pictures
+            )
+        assert own.size is not None
         return DetectionMapper([FitInside(own.size)], pictures=pictures)
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Predict for samples as :meth:`mapper` makes them; see ``TokenSparseDetector.forward``."""
         check_samples(batched_inputs, type(self).__name__)
-        return [{"instances": self._detect(sample)} for sample in batched_inputs]
-
-    def _detect(self, sample: Mapping[str, Any]) -> Any:
-        image = sample["image"]
-        height, width = image.shape[-2:]
-        scores, labels, boxes, *_ = map(torch.from_numpy, self._run(self.fill(image)))
-        found = scores[0] >= 0
-        sides = boxes.new_tensor((width, height, width, height))
-        relative = boxes[0][found] / sides
-        return make_instances(sample, (height, width), relative, scores[0][found], labels[0][found])
+        inputs = [self.fill(sample["image"]) for sample in batched_inputs]
+        if self.contract.dynamic_batch and len({each.shape for each in inputs}) == 1:
+            inputs = [np.concatenate(inputs)]
+        answers = zip(*(self._run(each)[:3] for each in inputs), strict=True)
+        rows = zip(*(torch.from_numpy(np.concatenate(each)) for each in answers), strict=True)
+        return [
+            {"instances": _instances(sample, *row)}
+            for sample, row in zip(batched_inputs, rows, strict=True)
+        ]
 
     def fill(self, image: Tensor) -> np.ndarray:
         """A picture at the top left of the program's input ``[1 3 H W]``."""
-        own = self.contract
-        canvas = np.empty((1, 3, *own.size), dtype=np.float32)
-        canvas[0] = np.asarray(own.fill, dtype=np.float32)[:, None, None]
-        canvas[0, :, : image.shape[-2], : image.shape[-1]] = image.cpu().numpy()
-        return canvas
+        canvas = self.contract.canvas(image.shape[-2], image.shape[-1])
+        return filled(image, canvas, self.contract.fill)
+
+
+def _instances(sample: Mapping[str, Any], scores: Tensor, labels: Tensor, boxes: Tensor) -> Any:
+    """The detections of a picture, which is a part of the program's input."""
+    height, width = sample["image"].shape[-2:]
+    found = scores >= 0
+    relative = boxes[found] / boxes.new_tensor((width, height, width, height))
+    return make_instances(sample, (height, width), relative, scores[found], labels[found])

@@ -28,9 +28,16 @@ from sparsedet.config.naming import first_line
 from sparsedet.conversion import contiguous_classes, convert
 from sparsedet.files import file_digest, write_json
 from sparsedet.weights.download import DownloadError, download
+from sparsedet.weights.folders import find_folder
 from sparsedet.weights.hosts import DRIVE, fetch_from_drive, fetch_from_hub
 from sparsedet.weights.places import Place
-from sparsedet.weights.table import CATEGORY_IDS, Published, find_published, published_config
+from sparsedet.weights.table import (
+    CATEGORY_IDS,
+    WEIGHTS,
+    Published,
+    find_published,
+    published_config,
+)
 
 _PAGE = (b"<!doctype html", b"<html")
 _BLANK = b"\xef\xbb\xbf \r\n\t"  # what a page may begin with
@@ -46,7 +53,8 @@ def weights_file(weights: _Given) -> Path | _Given:
     Everything that takes a checkpoint from a user passes here, so that a name serves everywhere.
 
     Args:
-        weights: a name from the table, or the path of a file.
+        weights: a name from the table, the path of a file, a folder of `sparsedet publish`, or a
+            model of Hugging Face.
 
     Raises:
         ConfigError: it looks like a name, and there are no published weights of that name.
@@ -54,7 +62,8 @@ def weights_file(weights: _Given) -> Path | _Given:
     """
     entry = find_published(weights)
     if entry is None:
-        return weights
+        folder = find_folder(weights)
+        return weights if folder is None else folder.file(WEIGHTS)
     place = Place(entry)
     if not place.converted.is_file():
         place.folder.mkdir(parents=True, exist_ok=True)
@@ -105,12 +114,19 @@ def _fetch(place: Place, entry: Published) -> Path:
         return path
     _logger.info("%s: fetching %s (licence: %s)", entry.name, entry.where, entry.licence)
     if entry.hub:
-        return fetch_from_hub(entry.name)  # in the cache of huggingface_hub, which others share
+        return _fetch_from_hub(entry.name)
     if entry.host == DRIVE:
         fetch_from_drive(entry.address, path)
     else:
         download(entry.address, path)
     return path
+
+
+def _fetch_from_hub(name: str) -> Path:
+    for file in (WEIGHTS, "pytorch_model.bin"):  # older models have no other
+        if (path := fetch_from_hub(name, file)) is not None:
+            return path
+    raise DownloadError(f"there is no {WEIGHTS}")
 
 
 def _sentence(place: Place, entry: Published, what: str) -> str:

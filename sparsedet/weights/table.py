@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from sparsedet.config.naming import ConfigError, close_matches, nearest
 
 TABLE = Path(__file__).with_name("published.json")
+HUB = "hf://"  # before the name of a model of Hugging Face, where it could be a path
+CONFIG, WEIGHTS = "config.yaml", "model.safetensors"  # of a folder that holds a model
 CATEGORY_IDS = 91  # rows of class heads that count COCO's category ids
 _EPOCHS = re.compile(r"_(\d+)ep$")
 _FILES = (".pth", ".safetensors", ".zip")
@@ -71,7 +73,7 @@ class Published:
     @property
     def file(self) -> str:
         """What the file is called in the cache: as in its address, where that tells."""
-        last = "model.safetensors" if self.hub else urlsplit(self.address).path.rpartition("/")[2]
+        last = WEIGHTS if self.hub else urlsplit(self.address).path.rpartition("/")[2]
         return last if last.endswith(_FILES) else f"{self.name}.pth"
 
     @property
@@ -100,8 +102,9 @@ def published_weights() -> dict[str, Published]:
 def find_published(weights: Any) -> Published | None:
     """The published weights that a name stands for; None for the path of a file.
 
-    A file that exists goes before published weights of the same name. A name without its epochs
-    stands for the longest training: ``focus_detr_r50`` for ``focus_detr_r50_36ep``.
+    A file that exists goes before published weights of the same name, and so does a folder with a
+    model in it. A name without its epochs stands for the longest training: ``focus_detr_r50`` for
+    ``focus_detr_r50_36ep``.
 
     Args:
         weights: what a user gave: a name or a path.
@@ -112,14 +115,18 @@ def find_published(weights: Any) -> Published | None:
     if not isinstance(weights, (str, os.PathLike)):
         return None
     name, table = os.fspath(weights), published_weights()
-    found = _named(name, table)
-    if os.path.isfile(name) and found is not None:
-        _logger.info("%s is a file, which goes before the published weights", name)
-        return None
-    if found is None and not os.path.exists(name) and _looks_like_a_name(name, table):
+    found = _named(name.removeprefix(HUB), table)
+    if found is not None:
+        for what, path in (("file", name), ("folder", os.path.join(name, WEIGHTS))):
+            if os.path.isfile(path):
+                _logger.info("%s is a %s, which goes before the published weights", name, what)
+                return None
+    elif not os.path.exists(name) and _looks_like_a_name(name, table):
+        elsewhere = f" A model of Hugging Face of that name is {HUB}{name}." if "/" in name else ""
         raise ConfigError(
             f"There are no published weights '{name}', and no such file. {nearest(name, table)} "
             "`sparsedet weights` lists all; the name of a file ends in .pth or .safetensors."
+            f"{elsewhere}"
         )
     return found
 

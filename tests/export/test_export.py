@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import sparsedet
 from sparsedet import Predictor
 from sparsedet.cli.main import main
-from sparsedet.export import ExportError, export
+from sparsedet.export import AnySize, ExportError, export
 from sparsedet.export.check import compare
 from sparsedet.export.contract import KEY, Contract
 from sparsedet.export.formats import read
@@ -132,12 +133,12 @@ def test_another_answer_is_told():
     scores, labels = np.asarray([[0.9, 0.5]]), np.asarray([[1, 2]])
     boxes = np.asarray([[[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 20.0, 30.0]]])
     own = [scores, labels, boxes, np.asarray([[1, 2, 3, 4]])]
-    assert compare([own], [own], SIZE).small
-    moved = compare([[scores, labels, boxes + np.asarray([0.96, 0, 0, 0]), own[3]]], [own], SIZE)
+    assert compare([own], [own], [SIZE]).small
+    moved = compare([[scores, labels, boxes + np.asarray([0.96, 0, 0, 0]), own[3]]], [own], [SIZE])
     assert moved.boxes == pytest.approx(0.01) and not moved.small
-    renamed = compare([[scores, np.asarray([[1, 0]]), boxes, own[3]]], [own], SIZE)
+    renamed = compare([[scores, np.asarray([[1, 0]]), boxes, own[3]]], [own], [SIZE])
     assert renamed.labels == 0.5 and not renamed.small
-    other_tokens = compare([[scores, labels, boxes, np.asarray([[1, 2, 3, 5]])]], [own], SIZE)
+    other_tokens = compare([[scores, labels, boxes, np.asarray([[1, 2, 3, 5]])]], [own], [SIZE])
     assert other_tokens.tokens == 0.25 and not other_tokens.small
 
 
@@ -148,11 +149,11 @@ def test_what_cannot_be_exported_is_said_by_name(tmp_path, run, predictor):
     facts = dict(size=SIZE, class_names=NAMES, pictures=None)
     with pytest.raises(ExportError, match="Other cannot be exported"):
         export(Other(), tmp_path / "a.pt2", **facts)
-    random = small.detector(small.NAMED["sparse"])
-    random.scorer = small.build(small.SCORERS.get("RandomScorer"))
-    with pytest.raises(ExportError, match=r"model\.scorer is a RandomScorer, which draws"):
-        export(random, tmp_path / "a.pt2", **facts)
-    with pytest.raises(ExportError, match=r"a\.engine must end in \.pt2 or \.onnx"):
+    oracle = small.detector(small.NAMED["sparse"])
+    oracle.scorer = small.build(small.SCORERS.get("OracleScorer"))
+    with pytest.raises(ExportError, match=r"model\.scorer cannot be exported: OracleScorer looks"):
+        export(oracle, tmp_path / "a.pt2", **facts)
+    with pytest.raises(ExportError, match=r"a\.engine must end in \.onnx, \.pt2 or \.aoti\.pt2"):
         predictor.export(tmp_path / "a.engine", SIZE)
     divided = small.detector(small.NAMED["sparse"])
     divided.backbone.size_divisibility = 32
@@ -185,10 +186,17 @@ def test_a_program_without_facts_is_refused(tmp_path):
 
 def test_the_contract_is_read_as_it_was_written():
     contract = Contract(
-        size=(2, 3), fill=(1.0, 2.0, 3.0), class_names=("ä", "b"), score_threshold=0.5,
-        precision="float32", custom_op=False, value_range=(0.0, 9.0), max_pixels=5, version="1",
+        size=(2, 3), any_size=None, dynamic_batch=False, fill=(1.0, 2.0, 3.0),
+        class_names=("ä", "b"), score_threshold=0.5, precision="float32", custom_op=False,
+        value_range=(0.0, 9.0), max_pixels=5, version="1",
     )  # fmt: skip
     assert Contract.from_json(contract.to_json(), "file") == contract
+    dynamic = replace(contract, size=None, any_size=AnySize(800, 1333, 64, 128))
+    assert Contract.from_json(dynamic.to_json(), "file") == dynamic
+    assert (dynamic.canvas(800, 1067), dynamic.canvas(4, 1333)) == ((832, 1088), (128, 1344))
+    newer = json.dumps(json.loads(contract.to_json()) | {"contract": 2, "version": "9.1"})
+    with pytest.raises(ExportError, match=r"by sparsedet 9\.1 and says in a newer form"):
+        Contract.from_json(newer, "file")
     assert "x1, y1, x2, y2" in json.loads(contract.to_json())["boxes"]
 
 

@@ -21,7 +21,7 @@ BANNED = {
     r"\bTODO\b|\bFIXME\b|\bXXX\b": "do it, or open an issue",
 }
 MACHINE = re.compile(r"(?<![\w.:/$}{])/(?:home|root|work|mnt|Users|scratch)/\w")
-ENVIRONMENT = {"engine.launch", "comm", "cli.common", "weights.places"}
+ENVIRONMENT = {"allocator", "engine.launch", "comm", "cli.common", "weights.places"}
 RIM = {"cli", "benchmark"}  # what a command line reaches: it prints and names devices
 FOREIGN_SIGNATURES = {  # those of torch, detectron2, detrex and transformers
     "sparsedet/structures/instances.py",

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -215,35 +211,3 @@ def test_module_under_autocast():
     torch.testing.assert_close(output.float(), model(*inputs), rtol=0.05, atol=0.02)
     output.float().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_without_libraries_the_reference_serves_and_says_so_once(tmp_path: Path):
-    package = Path(operator.__file__).parents[2]
-    (tmp_path / "sparsedet").mkdir()
-    shutil.copytree(package / "layers", tmp_path / "sparsedet" / "layers")
-    shutil.copy(package / "__init__.py", tmp_path / "sparsedet")
-    (tmp_path / "sparsedet" / "_C_cpu.abi3.so").write_text("no library")
-    script = """
-import warnings, torch
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    from sparsedet.layers import deformable_attention as d
-    value, weights = torch.randn(1, 6, 1, 2, requires_grad=True), torch.ones(1, 4, 1, 1, 1)
-    arguments = value, [(2, 3)], torch.rand(1, 4, 1, 1, 1, 2), weights
-    for _ in range(2):
-        output = d.ms_deform_attn(*arguments)
-        output.sum().backward()
-    assert torch.equal(output, d.ms_deform_attn_reference(*arguments))
-assert not d.has_compiled_kernel("cpu")
-for one in caught:
-    if issubclass(one.category, d.MissingKernelWarning):
-        print(one.message)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    at_import, at_first_use = result.stdout.strip().splitlines()
-    assert "_C_cpu.abi3.so does not fit this torch" in at_import
-    assert "no compiled deformable attention for cpu" in at_first_use
-    assert "reinstall sparsedet" in at_first_use

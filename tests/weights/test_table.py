@@ -14,6 +14,7 @@ from sparsedet.conversion import SOURCES
 from sparsedet.loading import trained_config
 from sparsedet.weights import Published, find_published, published_weights
 from sparsedet.weights.places import Place
+from tests.house.source import files
 
 TABLE = published_weights()
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|`]+) \| ([\d.]*) ?\| (.+) \|$", re.M)
@@ -43,6 +44,33 @@ def test_every_source_and_released_config_is_on_the_page(root: Path) -> None:
         "released/up_detr_r50_dc5",
     }
     assert all(f"`{name.removeprefix('released/')}`" in text for name in released)
+
+
+USES = re.compile(
+    r"(?:--model |--weights |init_checkpoint=|sparsedet\.load\(\"|Predictor\(\")([\w./-]+)"
+)
+PLACEHOLDERS = {"NAME", "FILE", "W", "owner/mine", "shared/mine"}
+PROJECTS = files("projects", suffix="README.md")
+PAGES = [path for place in ("docs", "projects") for path in files(place, suffix=".md")]
+
+
+def test_names_on_pages_are_in_the_table(root: Path) -> None:
+    pages = [root / "README.md", *PAGES]
+    found = {name for page in pages for name in USES.findall(page.read_text(encoding="utf-8"))}
+    names = {name for name in found if "." not in name and not name.startswith("output/")}
+    assert len(names & TABLE.keys()) > 9, "every project shows one of its own"
+    assert not [n for n in names - PLACEHOLDERS if find_published(n) is None]
+
+
+@pytest.mark.parametrize("project", sorted({each.parent.name for each in PROJECTS}))
+def test_projects_show_a_name_rather_than_a_conversion(root: Path, project: str) -> None:
+    released = {path.stem for path in (root / f"projects/{project}/configs/released").glob("*.py")}
+    own = {name for name, each in TABLE.items() if each.config.rpartition("/")[2] in released}
+    text = (root / f"projects/{project}/README.md").read_text(encoding="utf-8")
+    if own:
+        for option in ("--model", "--weights"):
+            assert set(re.findall(rf"{option} ([\w/-]+)", text)) & own
+        assert "--source" not in text
 
 
 def test_addresses() -> None:

@@ -351,7 +351,7 @@ def test_names(listed: Listed, tmp_path: Path, monkeypatch, caplog) -> None:
     for given, meant in (("a", "a_36ep"), ("a_9ep", "a_9ep"), ("b", "b"), ("a_36ep_b", "a_36ep_b")):
         found = find_published(given)
         assert found is not None and found.name == meant
-    for path in ("a/b.pth", "b.pth", tmp_path, ".", "", "x/y", 3, None):
+    for path in ("a/b.pth", "b.pth", tmp_path, ".", "", "x/y/z", 3, None):
         assert find_published(path) is None and weights_file(path) is path
     with pytest.raises(ConfigError, match=r"no published weights 'a_36', .* Nearest: a_36ep"):
         find_published("a_36")

@@ -7,10 +7,14 @@ runs the default kernel.
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from sparsedet.layers.deformable_attention.libraries import (
+    MissingKernelWarning,
+    load_libraries,
+    why_missing,
+)
 from sparsedet.layers.deformable_attention.reference import (
     accumulation_dtype,
     reference_backward,
@@ -18,10 +22,6 @@ from sparsedet.layers.deformable_attention.reference import (
 )
 
 _OP_NAME = "sparsedet::ms_deform_attn"
-
-
-class MissingKernelWarning(UserWarning):
-    """Deformable attention runs in plain PyTorch since no compiled kernel covers the device."""
 
 
 def has_compiled_kernel(device: torch.device | str = "cpu") -> bool:
@@ -55,13 +55,9 @@ def _warn_of_missing_kernel(device: torch.device) -> None:
     if device.type in _warned_devices:
         return
     _warned_devices.add(device.type)
-    mend = {
-        "cpu": "Install a C++ compiler, then reinstall sparsedet where torch is installed.",
-        "cuda": "Reinstall sparsedet with SPARSEDET_BUILD_CUDA=1 and the CUDA toolkit (nvcc).",
-    }.get(device.type, "Only the CPU and CUDA have compiled kernels.")
     warnings.warn(
         f"sparsedet: no compiled deformable attention for {device.type}, plain PyTorch runs "
-        f"instead (slower, more memory). {mend}",
+        f"instead (slower, more memory). {why_missing(device.type)}",
         MissingKernelWarning,
         stacklevel=2,
     )
@@ -171,21 +167,5 @@ def _register() -> None:
         _register_autocast(device_type)
 
 
-def _load_compiled_kernels() -> None:
-    """Load the libraries that were built beside the package, if any (see setup.py)."""
-    package = Path(__file__).resolve().parents[2]
-    names = ["_C_cpu", "_C_cuda"] if torch.version.cuda else ["_C_cpu"]
-    for library in (path for name in names for path in sorted(package.glob(f"{name}*.so"))):
-        try:
-            torch.ops.load_library(library)
-        except OSError as error:
-            warnings.warn(
-                f"sparsedet: {library.name} does not fit this torch ({torch.__version__}): "
-                f"{error}. Reinstall sparsedet where this torch is installed.",
-                MissingKernelWarning,
-                stacklevel=2,
-            )
-
-
 _register()
-_load_compiled_kernels()
+_warned_devices |= load_libraries()

@@ -50,6 +50,7 @@ class OracleScorer(nn.Module):
     needs_token_embedding = False
     needs_head = False
     learns = None
+    not_exportable = "looks at the objects that are to be found. Set another scorer."
 
     def forward(
         self,
@@ -115,5 +116,5 @@ class RandomScorer(nn.Module):
             key = key & 0xFFFFFFFF
             per_level.append(key.flatten())
         scores = torch.cat(per_level).to(torch.float64) / 2**32
-        scores = scores.float().expand(len(features.image_sizes), -1)
+        scores = scores.float().expand(features.batch_size, -1)
         return TokenScores(features.of_cells(scores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -132,14 +133,19 @@ class ForegroundTokenSelector(nn.Module):
         levels = list(range(self.num_levels))
         return levels[::-1] if self.direction == "top_down" else levels
 
-    def _matrices(self, features: MultiScaleFeatures) -> Float[Tensor, "B pairs 2 _ _"]:
+    def _matrices(self, features: MultiScaleFeatures) -> list[Float[Tensor, "B pairs _ _"]]:
         """Interpolations of rows and of columns for neighbouring levels, the finer one's number."""
-        finer, coarser = features.valid_sizes[:, :-1], features.valid_sizes[:, 1:]
-        lengths = [max(shape) for shape in features.spatial_shapes]
-        most, fewer = max(lengths[:-1]), max(lengths[1:])
-        if self.direction == "bottom_up":
-            return interpolation(finer, coarser, (most, fewer), align_corners=self.align_corners)
-        return interpolation(coarser, finer, (fewer, most), align_corners=self.align_corners)
+        matrices = []
+        for lengths, valid in zip(
+            zip(*features.spatial_shapes, strict=True), features.valid_sizes.unbind(2), strict=True
+        ):
+            finer, coarser = (valid[:, :-1], max(lengths[:-1])), (valid[:, 1:], max(lengths[1:]))
+            up = self.direction == "bottom_up"
+            (source, most), (target, fewer) = (finer, coarser) if up else (coarser, finer)
+            matrices.append(
+                interpolation(source, target, (most, fewer), align_corners=self.align_corners)
+            )
+        return matrices
 
     def _resize(
         self,
@@ -147,12 +153,14 @@ class ForegroundTokenSelector(nn.Module):
         features: MultiScaleFeatures,
         source: int,
         target: int,
-        matrices: Float[Tensor, "B pairs 2 _ _"],
+        matrices: Sequence[Float[Tensor, "B pairs _ _"]],
     ) -> Float[Tensor, "B m"]:
         """Bilinear resize of one level's scores to the map of another, image by image."""
-        pair = matrices[:, min(source, target)]
-        shapes = features.spatial_shapes
-        rows, columns = (pair[:, i, : shapes[target][i], : shapes[source][i]] for i in (0, 1))
+        pair, shapes = min(source, target), features.spatial_shapes
+        rows, columns = (
+            own[:, pair, : shapes[target][axis], : shapes[source][axis]]
+            for axis, own in enumerate(matrices)
+        )
 
         def resize(own: Tensor) -> Tensor:
             return rows @ features.map_of(own, source) @ columns.transpose(1, 2)

@@ -107,7 +107,7 @@ class AdaptiveSelector(ShareSelector):
             limits = self._limits(scores, features, best)
             if host_may_wait():
                 best, limits = best.prefix(self._on_host(limits)), None
-            elif not self.training:
+            elif not (self.training or torch.compiler.is_exporting()):
                 # the one check that a graph can hold; torch has no public name for it
                 known = self.curve.num_images > 0
                 torch._assert_async(known, _UNCALIBRATED)  # pyright: ignore[reportPrivateImportUsage]

@@ -102,7 +102,7 @@ class ShareSelector(nn.Module):
         """Tokens of each image in the layer that keeps most, where the mean is ``keep_ratio``."""
         ratio = keep_ratio * self._peak
         if self.one_more:
-            counts = [int(ratio * valid + ROUNDING) + 1 for valid in features.num_valid]
+            counts = [torch.sym_int(ratio * valid + ROUNDING) + 1 for valid in features.num_valid]
         else:
             single = in_single(ratio)
             counts = [max(int(in_single(single * valid)), 1) for valid in features.num_valid]
@@ -165,7 +165,9 @@ def cascade(
     for factor in factors:
         if factor in selections:
             continue
-        nested = best.prefix([max(int(factor * n + ROUNDING), 1) for n in best.max_counts])
+        nested = best.prefix(
+            [max(torch.sym_int(factor * n + ROUNDING), 1) for n in best.max_counts]
+        )
         if limits is not None:
             nested = limited(nested, (factor * limits.double() + ROUNDING).long().clamp(min=1))
         selections[factor] = nested

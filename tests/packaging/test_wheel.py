@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+from sysconfig import get_platform
 
 import pytest
 
 from sparsedet.config import packaged_configs
+from tests.packaging.builds import NO_COMPILER, build, copy_source
 
-NEEDED = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "MANIFEST.in", "csrc")
-FOLDERS = ("sparsedet", "configs", "projects")
-BUILD = "from setuptools.build_meta import build_{kind} as build; build({folder!r})"
+NO_KERNELS = {"SPARSEDET_BUILD_CPU": "0"}
 
 
 @pytest.fixture(scope="module")
-def source(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a build needs, so that it leaves nothing in the repository."""
-    folder = tmp_path_factory.mktemp("source")
-    ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in FOLDERS:
-        shutil.copytree(root / name, folder / name, symlinks=True, ignore=ignored)
-    for name in NEEDED:
-        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
-        copy(root / name, folder / name)
-    return folder
-
-
-def build(kind: str, source: Path, target: Path) -> Path:
-    """A wheel or sdist without kernels, which would take a minute to compile."""
-    environment = os.environ | {"SPARSEDET_BUILD_CUDA": "0", "CXX": "/bin/false"}
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD.format(kind=kind, folder=str(target))],
-        cwd=source,
-        env=environment | {"CC": "/bin/false"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    (made,) = target.iterdir()
-    return made
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"), **NO_KERNELS)
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +52,46 @@ def test_a_wheel_has_every_config_and_is_small(root: Path, wheel: Path) -> None:
     assert {f"sparsedet/{path.relative_to(root / 'sparsedet').as_posix()}"
             for path in (root / "sparsedet/benchmark").glob("*")
             if path.suffix in (".py", ".cu")} <= names  # fmt: skip
-    assert "sparsedet/configs/index.json" in names
+    data = {"configs/index.json", "weights/published.json", "py.typed"}
+    assert {f"sparsedet/{name}" for name in data} <= names
     assert not [name for name in names if name.endswith((".md", "results.json", ".png"))]
     assert not [name for name in names if name.startswith(("tests", "tools", "projects"))]
     assert wheel.stat().st_size < 2_000_000
 
 
-def test_a_wheel_from_the_sdist_is_the_same(source: Path, wheel: Path, tmp_path: Path) -> None:
+def test_a_wheel_without_kernels_is_for_every_system(wheel: Path) -> None:
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in names_in(wheel) if "_C_" in name or "_kernels" in name]
+
+
+def test_a_wheel_says_why_it_has_no_kernels(source: Path, tmp_path: Path) -> None:
+    """And it does not take those that an earlier build left."""
+    stale = Path(f"build/lib.{get_platform()}-{sys.implementation.cache_tag}/sparsedet")
+    (source / stale).mkdir(parents=True)
+    for name in ("_C_cpu.abi3.so", "_C_cuda.abi3.so"):
+        (source / stale / name).touch()
+    made = build("wheel", source, tmp_path, **NO_COMPILER)
+    assert "-cp310-abi3-" in made.name
+    with zipfile.ZipFile(made) as archive:
+        assert not [name for name in archive.namelist() if "_C_" in name]
+        record = json.loads(archive.read("sparsedet/_kernels.json"))
+    assert record == {"CPU": {"left_out": "/bin/false failed: it said nothing"}}
+
+
+def test_a_wheel_from_the_sdist_is_the_same(
+    root: Path, source: Path, wheel: Path, tmp_path: Path
+) -> None:
+    (source / "tests").mkdir()
+    (source / "tests/test_any.py").touch()
     sdist = build("sdist", source, tmp_path / "sdist")
     assert sdist.stat().st_size < 2_000_000
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {path.relative_to(root).as_posix() for path in root.glob("csrc/**/*.*")} <= inside
+    assert not [name for name in inside if name.startswith("tests")]
     shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    again = build("wheel", unpacked, tmp_path / "wheel")
+    again = build("wheel", unpacked, tmp_path / "wheel", **NO_KERNELS)
     assert names_in(again) == names_in(wheel)
 
 

@@ -1,0 +1,165 @@
+"""Linear layers and convolutions of an ONNX file in 8 bits, by onnxruntime's static quantization.
+
+Weights are rounded per output channel. The ranges of what goes in and out are those that were seen
+on pictures (Jacob et al., CVPR 2018, "Quantization and training of neural networks for efficient
+integer-arithmetic-only inference"). Everything else stays in float32: attention, sampling, norms.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsedet.export.contract import ExportError
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Under which name the exporter notes the module that a node comes from."""
+_LAYERS = ("Conv", "MatMul", "Gemm")
+_ACTIVATIONS = ("Relu", "Clip")
+_CONSTANT = ("Split", "Slice", "Transpose")
+# what decides which tokens are kept and where they are sampled, and what is read as it stands
+_FLOAT = re.compile(r"\b(scorer|sampling_offsets)\b")
+
+
+def require_int8(path: Path, pictures: Sequence[np.ndarray], *, half: bool) -> None:
+    """Refuse what cannot be quantized.
+
+    Args:
+        path: of the file to be.
+        pictures: on which ranges are to be measured.
+        half: the file is to be in float16.
+
+    Raises:
+        ExportError: the file is no ONNX one or is to be in float16, or there is no picture.
+    """
+    if path.suffix != ".onnx":
+        raise ExportError(f"int8 is written by onnxruntime, and {path} is no .onnx file. Name one.")
+    if half:
+        raise ExportError("A file is in float16 or in int8. Leave one of --half and --int8 out.")
+    if not len(pictures):
+        raise ExportError("int8 needs pictures to measure the ranges on, and there is none.")
+
+
+def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
+    """The same program with its linear layers and convolutions in int8.
+
+    Args:
+        model: ``onnx.ModelProto`` of the exporter, in float32, whose nodes say where they come
+            from; changed in place.
+        pictures: ``[1 3 H W]``, float32 in 0..255, on which the ranges are measured.
+
+    Returns:
+        Another ``onnx.ModelProto``, of standard operators alone.
+
+    Raises:
+        ExportError: there is no layer to quantize.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    _fold_weights(model)
+    layers = [name for name, module in _layers(model).items() if not _FLOAT.search(module)]
+    if not layers:
+        raise ExportError("The model has no linear layer and no convolution that int8 would hold.")
+    add_pre_process_metadata(model)  # it was: the exporter folds and knows the shapes
+    reader: Any = _Reader(model.graph.input[0].name, pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "int8.onnx")
+        quantize_static(
+            model,
+            path,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=[*_LAYERS, *_ACTIVATIONS],
+            nodes_to_quantize=[*layers, *_activations(model, layers)],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+        )
+        made = onnx.load(path)
+    _leave_others(made)
+    del made.metadata_props[:]
+    return made
+
+
+def _layers(model: Any) -> dict[str, str]:
+    """Names of the nodes that apply weights, and the modules that these are of."""
+    weights = {each.name for each in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in _LAYERS and node.input[1] in weights:
+            notes = {each.key: each.value for each in node.metadata_props}
+            scopes: list[str] = ast.literal_eval(notes.get(SCOPES, "[]"))
+            found[node.name] = ".".join(scopes[-2:-1])
+    return found
+
+
+def _activations(model: Any, layers: Sequence[str]) -> list[str]:
+    """Names of the nodes that cut off what a convolution gives: its rounding does the same."""
+    made = {node.output[0] for node in model.graph.node if node.name in set(layers)}
+    convolved = {node.output[0] for node in model.graph.node if node.op_type == "Conv"} & made
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in _ACTIVATIONS and node.input[0] in convolved
+    ]
+
+
+def _leave_others(model: Any) -> None:
+    """Let sums and norms read what layers read in int8 as it was, but for maps of convolutions.
+
+    onnxruntime rounds for all readers; a convolution is fast where its output is read rounded.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    before = {}
+    for node in model.graph.node:
+        rounded = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if rounded is not None:
+            maker = makers.get(rounded.input[0])
+            if maker is None or maker.op_type != "Conv":
+                before[node.output[0]] = rounded.input[0]
+    for node in model.graph.node:
+        if node.op_type not in _LAYERS:
+            for index, name in enumerate(node.input):
+                node.input[index] = before.get(name, name)
+
+
+def _fold_weights(model: Any) -> None:
+    """Carry out what splits, cuts or turns weights, so that each product has its own."""
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    graph = model.graph
+    known = {each.name: each for each in graph.initializer}
+    for node in list(graph.node):
+        inputs = [name for name in node.input if name]
+        if node.op_type not in _CONSTANT or not all(name in known for name in inputs):
+            continue
+        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
+        own = helper.make_graph([node], "fold", [], outputs, [known[name] for name in inputs])
+        single = helper.make_model(own, opset_imports=model.opset_import)
+        values = ReferenceEvaluator(single).run(None, {})
+        for name, value in zip(node.output, values, strict=True):
+            known[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in known.items() if name in used)
+
+
+class _Reader:
+    """Pictures as onnxruntime asks for them."""
+
+    def __init__(self, name: str, pictures: Iterable[np.ndarray]) -> None:
+        self._inputs: Iterator[dict[str, np.ndarray]] = ({name: each} for each in pictures)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._inputs, None)

@@ -1,0 +1,178 @@
+"""What a training run left: weights, config, evaluations, costs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsedet.checkpoint import CheckpointError, leave_out_pretrained, load_checkpoint
+from sparsedet.config import setting
+from sparsedet.config.files import raw_values
+from sparsedet.config.naming import join
+from sparsedet.config.trust import require_trusted
+from sparsedet.loading import name_classes, stored_config
+from sparsedet.weights.table import CONFIG, WEIGHTS
+
+ANALYSIS = "analysis.json"
+"""What `sparsedet analyze --output` leaves in the folder of a run, if it is called so."""
+
+_WEIGHTS = ("model_best.pth", "model_final.pth")
+# what takes the place of a path of this machine
+_ELSEWHERE = {
+    "dataset.path": None,
+    "dataset.train_json": None,
+    "dataset.train_images": None,
+    "dataset.val_json": None,
+    "dataset.val_images": None,
+    "dataset.cache_dir": None,
+    "train.output_dir": "output",
+    "train.init_checkpoint": "",
+    "train.mlflow.tracking_uri": None,
+}
+_LOCAL = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|(?!hf:)[a-z][a-z0-9+.-]+://")
+_EVALUATED = "eval/"
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checkpoint, and what its run left beside it.
+
+    Attributes:
+        path: the checkpoint.
+        checkpoint: what is in it.
+        cfg: its config, with the classes.
+        iteration: after which it was written; None where it does not tell.
+        metrics: of the evaluation of these weights by name, such as ``bbox/AP``; empty where there
+            is none.
+        results: of ``results.json``; empty without.
+        analysis: of :data:`ANALYSIS`; empty without.
+    """
+
+    path: Path
+    checkpoint: Mapping[str, Any]
+    cfg: Any
+    iteration: int | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    analysis: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_run(source: str | os.PathLike[str]) -> Run:
+    """Read a checkpoint and what lies beside it.
+
+    Args:
+        source: the checkpoint, or the folder of its run.
+
+    Raises:
+        CheckpointError: there are no weights, or they hold no config.
+        ConfigError: the config would call foreign code, or does not say which classes there are.
+    """
+    path = _weights_in(Path(source)) if os.path.isdir(source) else Path(source)
+    checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint.get("config"), str):
+        raise CheckpointError(
+            f"checkpoint {path} holds no config of its model. Name a checkpoint of `sparsedet "
+            "train`."
+        )
+    cfg = stored_config(checkpoint["config"], f"checkpoint {path}")
+    require_trusted(cfg, f"the config in checkpoint {path}")
+    for key in ("model", "dataset", "dataloader.test.mapper"):
+        if setting(cfg, key) is None:
+            raise CheckpointError(
+                f"the config in checkpoint {path} has no {key}, so that pictures cannot be passed "
+                "to the model."
+            )
+    name_classes(cfg, f"the config in checkpoint {path}")
+    best = checkpoint.get("best") or {}
+    iteration = best.get("iteration", checkpoint.get("iteration"))
+    return Run(
+        path,
+        checkpoint,
+        cfg,
+        iteration,
+        metrics=_metrics(path.parent / "metrics.json", iteration),
+        results=_json(path.parent / "results.json"),
+        analysis=_json(path.parent / ANALYSIS),
+    )
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} is no training run, but a model that is written already. Copy the folder, "
+            "or upload it with --push."
+        )
+    raise CheckpointError(
+        f"{folder} has no {' and no '.join(_WEIGHTS)}. Name the folder of a training run that was "
+        "evaluated, or a checkpoint."
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    with suppress(ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    raise CheckpointError(f"{path} is damaged. Delete it, or write it anew.")
+
+
+def _metrics(path: Path, iteration: int | None) -> dict[str, float]:
+    """The last evaluation after an iteration, of the rows that a run writes."""
+    found: dict[str, float] = {}
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # the last line of a run that was killed
+            row = json.loads(line)
+            if row.get("iteration") == iteration:
+                values = {k: v for k, v in row.items() if k.startswith(_EVALUATED)}
+                found = {k.removeprefix(_EVALUATED): v for k, v in values.items()} or found
+    return found
+
+
+def portable(cfg: Any) -> Any:
+    """A copy of a config without what belongs to this machine: it loads anywhere.
+
+    Args:
+        cfg: of a run.
+    """
+    cfg = copy.deepcopy(cfg)
+    leave_out_pretrained(cfg)  # the weights of the whole model take their place
+    for key, path in list(local_paths(raw_values(cfg))):
+        group, _, name = key.rpartition(".")
+        if key in _ELSEWHERE:
+            setting(cfg, group)[name] = _ELSEWHERE[key]
+        else:
+            _logger.warning("%s=%s is a path of this machine, and is written as it is", key, path)
+    return cfg
+
+
+def local_paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Keys and texts that name a place on this machine or a storage.
+
+    Args:
+        value: plain values.
+        key: where they stand.
+    """
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from local_paths(each, join(key, name))
+    elif isinstance(value, (list, tuple)):
+        for index, each in enumerate(value):
+            yield from local_paths(each, join(key, index))
+    elif isinstance(value, str) and _LOCAL.match(value):
+        yield key, value

@@ -1,0 +1,116 @@
+"""`sparsedet eval` of an exported file: its AP is that of what it finds, on a set that is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparsedet import Predictor
+from sparsedet.cli.common import EXPORTED
+from sparsedet.cli.main import main
+from sparsedet.data import open_dataset
+from sparsedet.evaluation import COCOEvaluator
+from sparsedet.export.formats import SUFFIXES
+from sparsedet.predictor.evaluation import evaluate_predictor
+from tests.predictor.trained import NAMES, write_checkpoint, write_pictures
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported detector, and a set whose boxes are what it finds but for one class."""
+    folder = tmp_path_factory.mktemp("run")
+    write_checkpoint(folder)
+    files = [file for file in write_pictures(folder) if file.name != "deep.png"]
+    Predictor(folder / "model_best.pth", device="cpu").export(folder / "model.pt2", (64, 96))
+    predictor = Predictor(folder / "model.pt2")
+    content = json.loads((folder / "val.json").read_text())
+    content["images"] = [each for each in content["images"] if each["file_name"] != "deep.png"]
+    content["annotations"] = []
+    for image in content["images"]:
+        file = next(file for file in files if file.name == image["file_name"])
+        for row in predictor(file, score_threshold=0).to_coco(image["id"])[:4]:
+            content["annotations"].append(
+                {**row, "id": len(content["annotations"]) + 1, "iscrowd": 0, "area": 1000}
+            )
+    (folder / "val.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(run: Path) -> dict[str, float]:
+    """What the evaluation loop says of the same file."""
+    dataset = open_dataset(run / "val.json", run / "val", class_names=NAMES)
+    evaluator = COCOEvaluator(dataset, output_dir=str(run / "own"), area_bounds="coco")
+    return evaluate_predictor(Predictor(run / "model.pt2"), dataset, evaluator)["bbox"]
+
+
+def words(run: Path, *more: str) -> list[str]:
+    of_set = [f"dataset.val_json={run}/val.json", f"dataset.val_images={run}/val"]
+    return [*of_set, f"train.output_dir={run}/eval", *more]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["{run}/model.pt2"],
+        ["--weights", "{run}/model.pt2"],
+        ["{run}/config.yaml", "--weights", "{run}/model.pt2"],
+        ["quickstart", "--weights", "{run}/model.pt2"],
+    ],
+    ids=["alone", "named", "own config", "another config"],
+)
+def test_the_metrics_are_those_of_what_the_file_finds(run, expected, start, capsys):
+    assert main(["eval", *(word.format(run=run) for word in start), *words(run)]) == 0
+    assert expected["AP"] > 20
+    assert f"{expected['AP']:.1f}" in capsys.readouterr().out
+    written = json.loads((run / "eval" / "eval_results.json").read_text())
+    assert written["metrics"]["bbox"]["AP"] == pytest.approx(expected["AP"])
+    assert written["weights"] == f"{run}/model.pt2"
+    assert (run / "eval" / "predictions.json").is_file()
+
+
+def test_the_config_of_the_set_may_be_the_checkpoints(run, capsys):
+    """The set of the training run, without a word more than its config."""
+    start = [f"{run}/config.yaml", "--weights", f"{run}/model.pt2"]
+    assert main(["eval", *start, f"train.output_dir={run}/other"]) == 0
+    assert (run / "other" / "eval_results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["dataset.test_short_side=320"], "dataset.test_short_side is fixed"),
+        (["model.num_classes=7"], "model.num_classes is fixed"),
+        (["train.device=cuda"], "train.device is fixed"),
+        (["--num-gpus", "2"], "is evaluated in one process"),
+        (["--resume"], "--resume evaluates the last checkpoint of a run"),
+        (["--weights", "other.pth"], "is a checkpoint, and --weights other.pth names another"),
+        (["dataset.val_jsno=a.json"], "dataset.val_jsno"),
+        (["dataset.class_names=[dog,cat,owl]"], "must have the classes"),
+    ],
+)
+def test_what_goes_wrong_is_said(run, change, sentence, capsys):
+    assert main(["eval", f"{run}/model.pt2", *words(run), *change]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_set_has_to_be_named(run, tmp_path, capsys):
+    assert main(["eval", f"{run}/model.pt2", f"train.output_dir={tmp_path}"]) == 2
+    assert "Add dataset.val_json=PATH" in capsys.readouterr().err
+    content = json.loads((run / "val.json").read_text())
+    content["categories"][0]["name"] = "ant"
+    (tmp_path / "ants.json").write_text(json.dumps(content))
+    other = [*words(run), f"dataset.val_json={tmp_path}/ants.json"]
+    assert main(["eval", f"{run}/model.pt2", *other]) == 2
+    assert "ant" in capsys.readouterr().err
+    (tmp_path / "none.onnx").write_bytes(b"no model")
+    assert main(["eval", f"{tmp_path}/none.onnx", *words(run)]) == 2
+    assert "none.onnx cannot be read" in capsys.readouterr().err
+    assert main(["eval", f"{tmp_path}/absent.pt2", *words(run)]) == 2
+    assert "is not a file" in capsys.readouterr().err
+
+
+def test_the_command_knows_the_formats():
+    assert set(EXPORTED) == set(SUFFIXES)

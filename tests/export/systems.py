@@ -1,0 +1,154 @@
+"""Small systems that between them have every registered part, and how their exports fare.
+
+python -m tests.export.systems            # a table: system by format
+python -m tests.export.systems sparse     # rows whose names have this in them
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from sparsedet.analysis import calibrate_selector
+from sparsedet.export import ExportError
+from sparsedet.export.check import Differences, compare
+from sparsedet.export.contract import Contract
+from sparsedet.export.formats import read, write
+from sparsedet.export.graph import DeployedDetector, require_exportable, trace
+from sparsedet.modeling import ChannelMapper, TokenSparseDetector
+from sparsedet.modeling.parts import CalibratedSelector
+from sparsedet.registry import SCORERS, SELECTORS
+from tests.export.configured import configured
+from tests.modeling import glancing, small, test_teacher
+from tests.modeling.test_backbone import BACKBONES
+
+SIZE, GLANCED = (64, 96), (200, 304)
+FORMATS = ("with the operator", "without it", "ONNX")
+Outcome = Differences | ExportError
+
+
+def systems() -> dict[str, Callable[[], TokenSparseDetector]]:
+    """The named systems, and others that have the rest of the registered parts."""
+    combined = {**small.NAMED, **{str(each): each for each in _others()}}
+    made = {name: lambda each=each: small.detector(each) for name, each in combined.items()}
+    made |= {f"backbone {name}": lambda name=name: _on(name) for name in BACKBONES}
+    for name in glancing.SCORERS:
+        made[f"glance {name}"] = lambda name=name: _glancing(name)
+    for name, selector in sorted(SELECTORS):
+        if selector.needs_scorer:
+            made[f"glance {name}"] = lambda part=selector: _glancing("dam", small.build(part))
+    return {**made, "teacher": _taught}
+
+
+def _others() -> Iterator[small.Combination]:
+    """Few combinations, so that with the named ones every choice of a part is in one that is not
+    refused, if there is such a one."""
+    seen = set()
+    for refused in (False, True):
+        for each in small.pairwise_cover():
+            scorer = each.scorer and SCORERS.get(each.scorer)
+            if hasattr(scorer, "not_exportable") != refused:
+                continue
+            own = set(enumerate(astuple(each)))
+            if each not in small.NAMED.values() and not own <= seen:
+                yield each
+            seen |= own
+
+
+def _on(name: str) -> TokenSparseDetector:
+    build, channels = BACKBONES[name]
+    neck = ChannelMapper(channels, (8, 16, 32), embed_dim=small.EMBED_DIM)
+    given = small.parts(small.NAMED["sparse"])
+    return small.randomize(TokenSparseDetector(**{**given, "backbone": build(), "neck": neck}))
+
+
+def _glancing(scorer: str, selector: torch.nn.Module | None = None) -> TokenSparseDetector:
+    model = glancing.detector("dino", selector=selector, **glancing.SCORERS[scorer]())
+    if isinstance(selector, CalibratedSelector):
+        calibrate_selector(model, [small.samples((GLANCED, (256, 192)), (2, 1))])
+    return model
+
+
+def _taught() -> TokenSparseDetector:
+    with tempfile.TemporaryDirectory() as folder:
+        return test_teacher.student(test_teacher.save(Path(folder)))
+
+
+def pictures(model: nn.Module) -> np.ndarray:
+    """Two pictures ``[2 3 h w]`` of a size that goes with the model."""
+    height, width = SIZE if getattr(model, "regions", None) is None else GLANCED
+    return np.random.default_rng(0).integers(256, size=(2, 3, height, width)).astype(np.float32)
+
+
+def outcomes(model: nn.Module, formats: tuple[str, ...] = FORMATS) -> dict[str, Outcome]:
+    """Each kind of file compared with the model, in this process; or why there is none."""
+    given = pictures(model)
+    size = (given.shape[2], given.shape[3])
+    try:
+        model = deepcopy(require_exportable(model)).eval().requires_grad_(False)
+        expected = _answers(DeployedDetector(model), given)
+    except ExportError as error:
+        return dict.fromkeys(formats, error)
+    found: dict[str, Outcome] = {}
+    for custom_op, names in ((True, FORMATS[:1]), (False, FORMATS[1:])):
+        names = [name for name in names if name in formats]
+        try:
+            program = trace(model, size, custom_op=custom_op) if names else None
+        except ExportError as error:
+            found |= dict.fromkeys(names, error)
+            continue
+        for name in names:
+            try:
+                found[name] = compare(_run(program, name, given), expected, size)
+            except ExportError as error:
+                found[name] = error
+    return found
+
+
+def _answers(program: torch.nn.Module, given: np.ndarray) -> list[list[np.ndarray]]:
+    with torch.inference_mode():
+        return [[y.numpy() for y in program(torch.from_numpy(x[None]))] for x in given]
+
+
+def _run(program: ExportedProgram, name: str, given: np.ndarray) -> list[list[np.ndarray]]:
+    contract = Contract(
+        size=(1, 1), fill=(0.0, 0.0, 0.0), class_names=("a",), score_threshold=0.5, version="0",
+        precision="float32", custom_op=False, value_range=None, max_pixels=10**6,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.onnx" if name == "ONNX" else "a.pt2")
+        write(program, path, contract)
+        run = read(path)[1]
+        return [run(x[None]) for x in given]
+
+
+def _cell(outcome: Outcome) -> str:
+    if isinstance(outcome, ExportError):
+        return f"refused: {outcome}"
+    return f"passed ({outcome.boxes:.0e})" if outcome.small else f"differs: {outcome}"
+
+
+def main(*parts: str) -> None:
+    """Print the table."""
+    print("| system |", *(f" {name} |" for name in FORMATS))
+    print("|---|", *("---|" for _ in FORMATS))
+    for name, build in (configured() | systems()).items():
+        if parts and not any(part in name for part in parts):
+            continue
+        torch.manual_seed(0)
+        print(f"| {name} |", *(f" {_cell(x)} |" for x in outcomes(build()).values()), flush=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(*sys.argv[1:])

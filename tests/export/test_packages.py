@@ -1,0 +1,104 @@
+"""Packages that AOTInductor compiles, and where files run that do not need sparsedet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparsedet import Predictor
+from sparsedet.cli.main import main
+from sparsedet.export import ExportError
+from sparsedet.export.check import run_afresh
+from sparsedet.export.formats import kind_of
+from tests.predictor.trained import write_checkpoint, write_pictures
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_checkpoint(folder)
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(run: Path) -> Predictor:
+    return Predictor(run / "model_best.pth", device="cpu")
+
+
+def test_the_name_says_the_kind():
+    names = ("a.onnx", "a.pt2", "a.aoti.pt2", "aoti.pt2")
+    assert [kind_of(Path(name)) for name in names] == ["onnx", "program", "package", "program"]
+
+
+def test_the_operator_is_what_needs_sparsedet(run, predictor):
+    made = predictor.export(run / "ours.pt2", SIZE)
+    inputs = [np.zeros((1, 3, *SIZE), dtype=np.float32)]
+    with pytest.raises(ExportError, match=r"ours\.pt2 does not run in a new process"):
+        run_afresh(made.path, inputs, kind="program", custom_op=False)
+    assert len(run_afresh(made.path, inputs, kind="program", custom_op=True)[0]) == 4
+
+
+def test_what_does_not_run_is_not_written(tmp_path, predictor, monkeypatch):
+    monkeypatch.setattr("sparsedet.export.check._WITH", "raise SystemExit('no such thing')\n")
+    path = tmp_path / "a.pt2"
+    path.write_bytes(b"before")
+    with pytest.raises(ExportError, match=r"a\.pt2 does not .* not written \(no such thing\)"):
+        predictor.export(path, SIZE)
+    assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_package_needs_a_compiler(tmp_path, predictor, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ExportError, match=r"no C\+\+ compiler is found\. Install g\+\+"):
+        predictor.export(tmp_path / "a.aoti.pt2", SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(0, 64), (-32, 64)])
+def test_sizes_that_are_none_are_refused(size, tmp_path, predictor):
+    with pytest.raises(ExportError, match=r"--size must be positive, got"):
+        predictor.export(tmp_path / "a.pt2", size)
+
+
+def test_places_where_nothing_can_be_written_are_refused_first(tmp_path, run, capsys):
+    weights = str(run / "model_best.pth")
+    (tmp_path / "folder.pt2").mkdir()
+    (tmp_path / "file").write_text("")
+    for path, told in (
+        (tmp_path / "folder.pt2", "is a folder. Name a file."),
+        (tmp_path / "file" / "a.pt2", "cannot be written"),
+        (Path("/proc/a.pt2"), "cannot be written"),
+    ):
+        assert main(["export", weights, str(path)]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "none.pth"), str(tmp_path / "a.pt2")]) == 2
+    assert "none.pth" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_package_answers_as_the_model_does(run, predictor, tmp_path):
+    made = predictor.export(run / "ours.aoti.pt2", SIZE, dynamic_batch=True)
+    assert made.differences.small and made.compared == 5, made.differences
+    renamed = tmp_path / "renamed.pt2"
+    os.link(made.path, renamed)
+    exported = Predictor(renamed, batch_size=2)
+    assert exported.model.contract == made.contract
+    program = Predictor(predictor.export(run / "same.pt2", SIZE).path)
+    paths = [run / "val" / "plain.png", run / "val" / "small.png"]
+    for got, wanted in zip(
+        exported(paths, score_threshold=0), program(paths, score_threshold=0), strict=True
+    ):
+        np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-5)
+        np.testing.assert_allclose(got.boxes_xyxy, wanted.boxes_xyxy, atol=1e-2)
+    with pytest.raises(ExportError, match="cannot be read"):
+        broken = tmp_path / "broken.aoti.pt2"
+        broken.write_bytes(made.path.read_bytes()[:100_000])
+        Predictor(broken)
