@@ -14,8 +14,8 @@ from tests.report.browsing import chromium, opened
 
 # file: width, height, colors, keys that are pressed
 SHOTS = {
-    "explorer.jpg": (1280, 1000, "light", ["1", ".", "j"]),
-    "explorer_dark.jpg": (1280, 1000, "dark", ["n", "2", "j"]),
+    "explorer.jpg": (1280, 1000, "light", ["n", "n", "n", "n", "n", "n", ".", "l", "l", "j"]),
+    "explorer_dark.jpg": (1280, 1000, "dark", ["n", "n", "n", "2"]),
     "explorer_narrow.jpg": (420, 900, "light", ["n", "n", "1", "d"]),
 }
 

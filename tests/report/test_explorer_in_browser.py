@@ -95,7 +95,7 @@ def test_a_cell_is_bright_where_the_layer_keeps_its_token(page, folder, ratio, l
     layers = [view.bits(each)[: 8 * 16].reshape(8, 16) for each in run["kept"]]
     counts = sum(each.astype(int) for each in layers) if layer == 0 else layers[layer - 1]
     colors = cell_colors(page, 8, 16).astype(int)
-    dim = np.abs(colors - round(0.34 * GRAY)).max(-1) <= 3
+    dim = np.abs(colors - round(0.28 * GRAY)).max(-1) <= 3
     np.testing.assert_array_equal(dim, counts == 0)
     most = 2 if layer == 0 else 1
     for count in range(1, most + 1):

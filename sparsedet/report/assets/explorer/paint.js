@@ -1,6 +1,6 @@
 // Drawing a column's picture: overlay, boxes, sampling points.
 
-const DIM = 0.66;
+const DIM = 0.72;
 const TINT = 0.3;
 const BORDER_FROM = 5; // sides of cells, in pixels of the screen, whose groups get a border
 
