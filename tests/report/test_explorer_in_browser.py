@@ -286,6 +286,21 @@ def test_the_tab_key_goes_through_the_page_in_its_order(page):
     ]  # fmt: skip
 
 
+def test_what_the_browser_cannot_unpack_is_said(browser, folder, tmp_path):
+    whole = (folder / "page.html").read_text("utf-8")
+    (tmp_path / "cut.html").write_text(whole.replace('"pack":"', '"pack":"AAAA'), "utf-8")
+    page = browser.new_page()
+    page.goto((tmp_path / "cut.html").as_uri())
+    page.wait_for_selector(".absent")
+    assert text(page, ".absent").startswith("The page is damaged (")
+    page.close()
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto((folder / "page.html").as_uri())
+    assert text(page, ".absent").startswith("This browser is too old")
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_accessible(browser, folder, scheme):
     """axe finds nothing: names, roles, contrast, order of headings."""

@@ -61,7 +61,16 @@ async function show(index) {
   if (index + 1 < FACTS.pictures.length) setTimeout(() => loadPicture(index + 1), 100);
 }
 
+/** A sentence in place of the columns. */
+function sayInstead(words) {
+  fill(control("columns"), element("p", { class: "absent", role: "alert" }, words));
+}
+
 function start() {
+  if (typeof DecompressionStream === "undefined") {
+    sayInstead("This browser is too old to unpack the page. Open it in one of 2023 or later.");
+    return;
+  }
   const own = FACTS.models.map((model) => model.ownRatio).find((ratio) => ratio !== null);
   state.ratio = Math.max(RATIOS.indexOf(own), 0);
   document.getElementById("subtitle").textContent = FACTS.models.map((model) => model.name).join(" | ");
@@ -71,7 +80,7 @@ function start() {
   buildStrip();
   buildColumns();
   addEventListener("resize", () => PANELS.forEach((_, number) => shown && paintPanel(number)));
-  show(0);
+  show(0).catch((error) => sayInstead(`The page is damaged (${error.message}). Make it anew.`));
 }
 
 start();
