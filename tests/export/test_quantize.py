@@ -123,9 +123,7 @@ def test_no_weight_is_there_twice(program, whole):
     assert not rounded & set(weights)
     saved = num_bytes(before, FLOAT32) - num_bytes(program, FLOAT32)
     assert saved == pytest.approx(4 * num_bytes(program, INT8), rel=0.1)
-    layers = sum(
-        node.op_type in LAYERS and node.input[1] in weights_of(before) for node in nodes(before)
-    )
+    layers = sum(node.op_type in LAYERS and node.input[1] in weights_of(before) for node in nodes(before))
     assert layers == len(rounded)
 
 
