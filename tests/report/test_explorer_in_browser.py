@@ -49,6 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(browser: Any, folder: Path) -> Iterator[Any]:
     with opened(browser, folder / "page.html") as page:
+        page.get_by_label("Dense model beside").check()
         yield page
 
 
@@ -124,6 +125,7 @@ def test_the_columns_are_the_models_and_the_dense_form(page):
     assert "It is the model's own keep ratio." in text(page, ".column header p")
     page.get_by_label("Dense model beside").uncheck()
     assert page.locator("h2").all_inner_texts() == ["sparse, keep ratio 0.25", "<i>other"]
+    assert "These models have no tiles to show." in text(page, "#legend")
 
 
 def test_what_a_model_lacks_is_said_in_words(page):
@@ -265,25 +267,32 @@ def test_the_list_is_one_stop_of_the_tab_key_and_arrows_walk_it(page):
     )
 
 
-def test_the_tab_key_goes_through_the_page_in_its_order(page):
+def test_the_tab_key_goes_through_the_page_in_its_order(browser, folder):
+    outline = """() => {
+        const seen = document.activeElement.matches(".overlays input")
+            ? document.activeElement.nextElementSibling : document.activeElement;
+        return getComputedStyle(seen).outlineStyle;
+    }"""
     order = []
-    for _ in range(14):
-        page.keyboard.press("Tab")
-        order.append(
-            page.evaluate("document.activeElement.id || document.activeElement.textContent")
-        )
-        outline = page.evaluate(
-            """() => {
-                const seen = document.activeElement.matches(".overlays input")
-                    ? document.activeElement.nextElementSibling : document.activeElement;
-                return getComputedStyle(seen).outlineStyle;
-            }"""
-        )
-        assert outline == "solid", order[-1]
+    with opened(browser, folder / "page.html") as page:
+        for _ in range(13):
+            page.keyboard.press("Tab")
+            name = "document.activeElement.id || document.activeElement.textContent"
+            order.append(page.evaluate(name))
+            assert page.evaluate(outline) == "solid", order[-1]
     assert order[:11] == [
         "theme", "plain.png", "<img src=x>.png", "third.png", "overlay-kept", "ratio", "layer",
         "level", "threshold", "head", "dense",
     ]  # fmt: skip
+
+
+def test_the_table_says_how_many_tokens_a_layer_keeps_and_from_which_score(page, folder):
+    run = Opened(blocks(folder / "page.html")["picture-0"]["views"][0]).run(0.25)
+    rows = page.locator(".column").first.locator("h3:text('Kept tokens') ~ table tbody tr")
+    shown = [row.split("\t") for row in rows.all_inner_texts()]
+    for level in range(3):
+        assert [int(cell) for cell in shown[level][2:]] == [row[level] for row in run["counts"]]
+    assert shown[3][2:] == [f"{score:.2f}" for score in run["scores"]["lowest"]]
 
 
 def test_what_the_browser_cannot_unpack_is_said(browser, folder, tmp_path):
@@ -307,7 +316,8 @@ def test_it_is_accessible(browser, folder, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with opened(browser, folder / "page.html", color_scheme=scheme) as page:
         assert page.locator("html").get_attribute("data-theme") == scheme
-        page.keyboard.press("?")
+        for key in "?d":
+            page.keyboard.press(key)
         for key in ("j", "3"):
             page.keyboard.press(key)
             result = axe.run(page)

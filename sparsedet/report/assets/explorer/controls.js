@@ -62,7 +62,9 @@ function updateControls() {
   control("dense").checked = state.dense && !control("dense").disabled;
   for (const { id } of OVERLAYS) {
     control(`overlay-${id}`).checked = id === state.overlay;
-    control(`overlay-${id}`).disabled = Boolean(missesEverywhere(id));
+    const lacking = Boolean(missesEverywhere(id));
+    control(`overlay-${id}`).disabled = lacking;
+    if (lacking) control(`overlay-${id}`).nextElementSibling.title = FACTS.models[0].missing[id];
   }
   [...control("strip").children].forEach((button, index) => {
     button.setAttribute("aria-current", String(index === state.picture));

@@ -152,6 +152,10 @@ function keptTable(number) {
     const counts = layers.map((layer) => `${layer[index]}`);
     return row([`stride ${level.stride}`, `${level.tokens}`, ...counts]);
   });
+  if (pass.scores) {
+    const lowest = layers.map((_, index) => pass.scores.lowest[index]);
+    rows.push(row(["lowest kept score", "", ...lowest.map((each) => (each === null ? "-" : each.toFixed(2)))]));
+  }
   return [element("h3", {}, "Kept tokens"), table(["level", "tokens", ...names], rows)];
 }
 

@@ -25,6 +25,8 @@ function legendParts() {
     parts.push([SCORE_LEGEND[Math.min(state.level, 1)], rampBar()]);
   } else if (state.overlay === "tiles") parts.push([TILE_LEGEND, rampBar()]);
   parts.push(attentionLegend(swatches));
+  const lacking = OVERLAYS.filter(({ id }) => missesEverywhere(id));
+  if (lacking.length) parts.push([lackingWords(lacking.map(({ name }) => name.toLowerCase()))]);
   return parts.map((children) => element("p", {}, ...children));
 }
 

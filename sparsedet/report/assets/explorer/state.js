@@ -13,7 +13,7 @@ const state = {
   level: 0,
   head: 0,
   threshold: FACTS.threshold,
-  dense: true,
+  dense: FACTS.models.length === 1,
   hovered: null, // { column, index } of a detection
   held: null,
 };

@@ -65,6 +65,13 @@ const POINT_LEGEND =
 const MAP_LEGEND =
   "The color shows how much attention the query of the chosen detection pays to each token, in the last decoder layer, from none to most.";
 
+/** What no model of the page has. */
+function lackingWords(names) {
+  const models = FACTS.models.length === 1 ? "This model has" : "These models have";
+  const last = names.pop();
+  return `${models} no ${names.length ? `${names.join(", ")} or ` : ""}${last} to show.`;
+}
+
 /** How many tokens a pass keeps. */
 function keptWords(pass, view) {
   if (pass.keptShare === undefined) return "no tokens";
