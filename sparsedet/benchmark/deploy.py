@@ -32,7 +32,7 @@ from sparsedet.data.shapes import ShapesOptions, shapes_sample
 from sparsedet.data.transforms import FitInside
 from sparsedet.export import export
 from sparsedet.export.check import compare
-from sparsedet.export.formats import read
+from sparsedet.export.formats import PACKAGE, read
 from sparsedet.export.graph import DeployedDetector
 from sparsedet.loading import trained_config
 from sparsedet.modeling.stages import Size
@@ -80,6 +80,7 @@ FORMS = {
     "torch.compile": Form(compiled=True),
     ".pt2": Form(".pt2"),
     ".pt2, no custom op": Form(".pt2", {"custom_op": False}),
+    "AOTInductor": Form(PACKAGE),
     "ONNX": Form(".onnx"),
     "ONNX, float16": Form(".onnx", {"half": True}),
     "ONNX, int8": Form(".onnx", int8=True),
@@ -284,7 +285,7 @@ def _with_file(eager: Deployed, name: str, folder: Path) -> Deployed:
 def _row(case: Deployed, passes: Sequence[Row], references: Sequence[Row]) -> Row:
     answers = [passes[-1]["answer"]], [references[-1]["answer"]]
     # of random weights, no answer is the best by more than rounding
-    differences = asdict(compare(*answers, case.size)) if case.trained else None
+    differences = asdict(compare(*answers, [case.size])) if case.trained else None
     path = None if case.path is None else Path(case.path)
     times, others = ([{"total": each["ms"]} for each in x] for x in (passes, references))
     return {

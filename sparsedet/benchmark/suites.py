@@ -213,13 +213,24 @@ LARGE = (
     ),
 )  # fmt: skip
 
-_DEPLOY = ("deploy", *_TWO, *_turns(0, 5), "--image-size", "640x640", "800x1066")
-_FEW = (*_turns(0, 1), "--image-size", "640x640")
-PHOTOS = "photos"  # the section that --weights are for
+_DEPLOY = ("deploy", *_TWO, *_turns(0, 5))
+_PHOTOS = (*_DEPLOY, "--config-file", "photos")
+_RESNET50 = (*_DEPLOY, "--config-file", FOCUS)
 
 DEPLOY = (
-    Section(PHOTOS, "The photo config", (*_DEPLOY, "--config-file", "photos"), _FEW),
-    Section("resnet50", "Focus-DETR, ResNet-50", (*_DEPLOY, "--config-file", FOCUS), _FEW),
+    Section(
+        "photos-640",
+        "The photo config, 640x640",
+        (*_PHOTOS, "--image-size", "640x640"),
+        _BRIEF,
+    ),
+    Section("photos-800", "The photo config, 800x1066", (*_PHOTOS, "--image-size", "800x1066")),
+    Section(
+        "resnet50-800", "Focus-DETR, ResNet-50, 800x1066", (*_RESNET50, "--image-size", "800x1066")
+    ),
+    Section(
+        "resnet50-640", "Focus-DETR, ResNet-50, 640x640", (*_RESNET50, "--image-size", "640x640")
+    ),
 )
 
 SUITES = {"cpu": CPU, "gpu": GPU, "large": LARGE, "deploy": DEPLOY}
@@ -303,7 +314,7 @@ def command(section: Section, args: argparse.Namespace) -> list[str]:
         words = merged(words, ("--device", args.device))
     if args.suite == "deploy":
         words += ["--files", args.files] if args.files else []
-        if args.weights and section.name == PHOTOS:
+        if args.weights and "photos" in words:
             words = merged(words, ("--config-file", args.weights))
     if args.naive_library and words[0] == "gpu-op":
         words += ["--naive-library", args.naive_library]

@@ -2,10 +2,12 @@
 
     sparsedet eval DIR/model_best.pth                     with the config in the file
     sparsedet eval CONFIG --weights W.pth dataset.val_json=FILE ...
-    sparsedet eval --weights NAME dataset.val_json=FILE ...      published weights
+    sparsedet eval --weights NAME dataset.val_json=FILE ...      published weights, owner/model
+    sparsedet eval FOLDER dataset.val_json=FILE ...              of `sparsedet publish`
     sparsedet eval DIR/config.yaml --resume               the last checkpoint of a run
     sparsedet eval W.pth dataloader.evaluator.plots=true  with plots of curves and confusions
     sparsedet eval W.pth --tiles 512                      pictures in tiles, see `sparsedet predict`
+    sparsedet eval W.pth --dtype bfloat16                 as `sparsedet predict --dtype`
     sparsedet eval detector.onnx dataset.val_json=FILE dataset.val_images=DIR      an exported file
     sparsedet eval CONFIG --weights detector.onnx         the same, on the test set of CONFIG
 
@@ -71,6 +73,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         "--overlap", type=float, default=0.2, metavar="SHARE", help="overlap of the tiles (0.2)"
     )
+    parser.add_argument(
+        "--dtype", default="float32", help="format of the weights: float32, bfloat16 or float16"
+    )
     return answer_together(_evaluate, parse(parser, argv))
 
 
@@ -79,7 +84,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if own:
         args.config_file, args.weights = args.weights, ""
     take_config(args)
-    alone = own or Path(args.config_file).suffix == ".pth" or is_exported(args.config_file)
+    given = Path(args.config_file)
+    alone = own or given.suffix == ".pth" or given.is_dir() or is_exported(args.config_file)
     weights = args.config_file if alone else args.weights
     exported = is_exported(weights)
     _check(args, alone, weights, exported)
@@ -94,7 +100,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
 
     def run(config: str | None = None) -> int:
-        if args.tiles is None and not exported:
+        if args.tiles is None and args.dtype == "float32" and not exported:
             return start(command, config)
         return _evaluate_predictor(command, config, weights, args)
 
@@ -144,8 +150,9 @@ def _check(args: argparse.Namespace, alone: bool, weights: str, exported: bool) 
             f"--resume evaluates the last checkpoint of a run, and {weights} is named. Leave one "
             "of them out."
         )
-    if (args.tiles is not None or exported) and (not weights or args.num_gpus > 1):
-        one = f"{weights} is evaluated" if exported else "--tiles evaluates named weights"
+    option = "--dtype" if args.dtype != "float32" else "--tiles" if args.tiles is not None else ""
+    if (option or exported) and (not weights or args.num_gpus > 1):
+        one = f"{weights} is evaluated" if exported else f"{option} evaluates named weights"
         raise ValueError(
             f"{one} in one process. Name them with --weights, and leave --num-gpus out."
         )
@@ -154,7 +161,7 @@ def _check(args: argparse.Namespace, alone: bool, weights: str, exported: bool) 
 def _evaluate_predictor(
     command: Command, config: str | None, weights: str, args: argparse.Namespace
 ) -> int:
-    """Evaluate what `sparsedet predict` finds: in tiles, or by an exported file."""
+    """Evaluate what `sparsedet predict` finds: in tiles, in another format, by an exported file."""
     cfg = read_config(config or command.config, command.overrides, needs=NEEDED_TO_EVALUATE)
     from sparsedet.config import instantiate
     from sparsedet.engine.hooks import plain_metrics
@@ -165,7 +172,7 @@ def _evaluate_predictor(
     evaluator = instantiate(cfg.dataloader.evaluator)
     results = evaluate_predictor(predictor, instantiate(cfg.dataloader.test.dataset), evaluator)
     print(tables(results))
-    content = {"metrics": plain_metrics(results), "weights": weights}
+    content = {"metrics": plain_metrics(results), "weights": weights, "dtype": args.dtype}
     folder = Path(cfg.train.output_dir)
     if args.tiles is not None:
         content |= {"tiles": args.tiles, "overlap": args.overlap}
@@ -179,11 +186,11 @@ def _load(cfg: Any, weights: str, args: argparse.Namespace) -> Predictor:
     from sparsedet.predictor.exported import ExportedDetector
     from sparsedet.training import resolve_run
 
-    tiles = {"tiles": args.tiles, "overlap": args.overlap}
+    how = {"tiles": args.tiles, "overlap": args.overlap, "dtype": args.dtype}
     if not is_exported(weights):
         resolve_run(cfg, evaluates=True)
-        return Predictor(weights, cfg, device=cfg.train.device, **tiles)
-    predictor = Predictor(weights, **tiles)
+        return Predictor(weights, cfg, device=cfg.train.device, **how)
+    predictor = Predictor(weights, **how)
     assert isinstance(predictor.model, ExportedDetector)
     contract = predictor.model.contract
     if cfg.dataset.get("class_names") is None:

@@ -23,6 +23,7 @@ input is wrong, or the file would not run (one sentence says what).
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,8 +113,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"{made.path}: {made.megabytes:.1f} MB, {_takes(made.contract)}")
     if files is not None:
         print(f"int8, with the ranges of values on {len(files)} pictures")
-    print(f"differences in a new process, {made.compared} pictures: {made.differences}")
-    if made.differences.small or args.half or files:  # rounding is what was asked for
+    rounded = args.half or files is not None  # that was asked for
+    which = f", scores from {made.contract.score_threshold} on" if rounded else ""
+    print(f"differences in a new process, {made.compared} pictures{which}: {made.differences}")
+    if rounded:
+        print(f"AP is told by `sparsedet eval {made.path} dataset.val_json=FILE ...`")
+    if made.differences.small or (rounded and math.isfinite(made.differences.scores)):
         return 0
     print_error("These are more than rounding makes. Do not use the file without an evaluation.")
     return 1

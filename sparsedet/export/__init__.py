@@ -99,15 +99,13 @@ def export(
     """
     path = Path(path)
     kind = kind_of(path)
-    if quantize is not None:
-        require_int8(path, quantize, half=half)
+    require_int8(path, quantize, half=half)
     require_writer(kind)
     require_writable(path)
     custom_op = custom_op and kind != "onnx"
     copy = deepcopy(require_exportable(model)).eval().requires_grad_(False)
     sizes = None if resize is None else any_size(copy, *resize)
-    size = size if sizes is None else sizes.canvas(*size)
-    require_size(copy, size)
+    require_size(copy, size := size if sizes is None else sizes.canvas(*size))
     contract = Contract(
         size=size if sizes is None else None,
         any_size=sizes,
@@ -115,7 +113,7 @@ def export(
         fill=_color(copy),
         class_names=tuple(class_names),
         score_threshold=score_threshold,
-        precision="int8" if quantize is not None else "float16" if half else "float32",
+        precision=_precision(half, quantize),
         custom_op=custom_op,
         value_range=pictures.value_range,
         max_pixels=pictures.max_pixels,
@@ -136,7 +134,8 @@ def export(
         got = run_afresh(draft, inputs, kind=kind, custom_op=custom_op, mend=_mend(contract))
         with draft.open("rb") as written, atomic_write(path) as file:
             shutil.copyfileobj(written, file)
-    differences = compare(got, expected, [(x.shape[2], x.shape[3]) for x in inputs])
+    least = -1.0 if contract.precision == "float32" else score_threshold
+    differences = compare(got, expected, [x.shape[2:] for x in inputs], least)
     return Exported(path, contract, path.stat().st_size / 1e6, sum(map(len, inputs)), differences)
 
 
@@ -147,6 +146,12 @@ def _mend(contract: Contract) -> str:
     if contract.dynamic_batch:
         return "Leave --dynamic batch out."
     return "Name a file of another format."
+
+
+def _precision(half: bool, quantize: Sequence[np.ndarray] | None) -> str:
+    if quantize is not None:
+        return "int8"
+    return "float16" if half else "float32"
 
 
 def _color(model: TokenSparseDetector) -> tuple[float, float, float]:

@@ -37,7 +37,8 @@ run = lambda x: [y.numpy() for y in module(torch.from_numpy(x))]
 _CODE = {"onnx": _ONNX, "program": _PROGRAM, "package": _PACKAGE}
 _MAIN = """
 inputs = numpy.load(sys.argv[2])
-found = {f"{i}_{j}": y for i in inputs for j, y in enumerate(run(inputs[i]))}
+given = [inputs[f"arr_{i}"] for i in range(len(inputs.files))]
+found = {f"{i}_{j}": y for i, x in enumerate(given) for j, y in enumerate(run(x))}
 numpy.savez(sys.argv[3], **found)
 """
 
@@ -88,7 +89,7 @@ def run_afresh(
     code = (_WITH if custom_op else _WITHOUT) + _CODE[kind] + _MAIN
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder, "given.npz"), Path(folder, "got.npz")
-        np.savez(given, **{str(index): each for index, each in enumerate(inputs)})
+        np.savez(given, *inputs)
         command = [sys.executable, "-c", code, str(path), str(given), str(got)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -108,6 +109,7 @@ def compare(
     got: Sequence[Sequence[np.ndarray]],
     expected: Sequence[Sequence[np.ndarray]],
     sizes: Sequence[Size],
+    least_score: float = -1.0,
 ) -> Differences:
     """The largest differences of the answers to several inputs.
 
@@ -118,9 +120,10 @@ def compare(
         got: for each input the outputs, ``[b ...]`` each.
         expected: the same of the model.
         sizes: (H, W) of each input.
+        least_score: as many detections are compared as reach it in either answer.
     """
     pairs = [
-        _compare([each[row] for each in a], [each[row] for each in b], size)
+        _compare([each[row] for each in a], [each[row] for each in b], size, least_score)
         for a, b, size in zip(got, expected, sizes, strict=True)
         for row in range(len(b[0]))
     ]
@@ -133,8 +136,12 @@ def compare(
     )
 
 
-def _compare(got: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: Size) -> Differences:
-    (scores, labels, boxes), (own, own_labels, own_boxes) = got[:3], expected[:3]
+def _compare(
+    got: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: Size, least_score: float
+) -> Differences:
+    count = max(int((each[0] >= least_score).sum()) for each in (got, expected))
+    scores, labels, boxes = (each[:count] for each in got[:3])
+    own, own_labels, own_boxes = expected[:3]
     sides = np.asarray([size[1], size[0]] * 2, dtype=np.float64)
     far = np.abs((boxes[:, None] - own_boxes[None]) / sides).max(-1)
     far = np.maximum(far, np.abs(scores[:, None] - own[None]))
@@ -146,7 +153,7 @@ def _compare(got: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: Si
         kept, own_kept = (set(each[3].tolist()) - {-1} for each in (got, expected))
         tokens = max(len(kept - own_kept), len(own_kept - kept)) / max(1, len(own_kept))
     return Differences(
-        scores=float(np.abs(scores - own).max(initial=0.0)),
+        scores=float(np.abs(scores - own[:count]).max(initial=0.0)),
         boxes=float(np.abs((boxes - own_boxes[nearest]) / sides)[found].max(initial=0.0)),
         labels=float(1 - found.mean()) if len(found) else 0.0,
         tokens=tokens,

@@ -93,7 +93,7 @@ def write(
         calibration: pictures, where an ONNX file is to be in int8.
 
     Raises:
-        ExportError: the program has a step that ONNX does not have.
+        ExportError: the program has a step that the format does not have.
     """
     kind = kind_of(path)
     if kind == "onnx":
@@ -101,11 +101,21 @@ def write(
     elif kind == "program":
         torch.export.save(program, path, extra_files={KEY: contract.to_json()})
     else:
-        facts = {"aot_inductor.metadata": {KEY: contract.to_json()}}
+        _write_package(program, path, contract)
+
+
+def _write_package(program: ExportedProgram, path: Path, contract: Contract) -> None:
+    facts = {"aot_inductor.metadata": {KEY: contract.to_json()}}
+    try:
         with _quiet():
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=facts
             )
+    except Exception as error:  # of inductor or of the compiler, of any class
+        raise ExportError(
+            f"{path.name} is not written: AOTInductor fails ({_cause(error)}). Write a .pt2 file "
+            "instead."
+        ) from error
 
 
 def _write_onnx(
@@ -137,21 +147,19 @@ def _to_onnx(program: ExportedProgram, path: Path) -> Any:
         )
         return made.model_proto
     except torch.onnx.errors.OnnxExporterError as error:
-        reason: BaseException = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__
         raise ExportError(
-            f"{path} is not written: the exporter to ONNX fails ({str(reason).splitlines()[0]}). "
+            f"{path.name} is not written: the exporter to ONNX fails ({_cause(error)}). "
             "Write a .pt2 file instead, or set another part in the place of what does this."
         ) from error
 
 
 def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """``aten.sort.stable``: of equal values, TopK of ONNX gives the first one first, too."""
-    from onnxscript import opset18
+    import onnxscript
 
-    length = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
-    return opset18.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
+    onnx: Any = onnxscript.opset18
+    length = onnx.Gather(onnx.Shape(x), onnx.Constant(value_ints=[dim]))
+    return onnx.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 @contextmanager
@@ -183,8 +191,13 @@ def read(path: Path, threads: int | None = None) -> tuple[Contract, Run]:
         return _read_onnx(path, threads)
     try:
         with zipfile.ZipFile(path) as archive:
-            compiled = any("/data/aotinductor/" in name for name in archive.namelist())
-        return (_read_package if compiled else _read_program)(path)
+            names = archive.namelist()
+            if any("/data/aotinductor/" in name for name in names):
+                return _read_package(path)
+            facts = next((name for name in names if name.endswith(f"/extra/{KEY}")), None)
+            # before the program, which a newer torch may have written, too
+            contract = Contract.from_json(facts and archive.read(facts), str(path))
+        return contract, _read_program(path)
     except ExportError:
         raise
     except Exception as error:  # a broken archive has no common class of errors
@@ -208,13 +221,10 @@ def _read_onnx(path: Path, threads: int | None) -> tuple[Contract, Run]:
     return contract, lambda images: session.run(None, {name: images})
 
 
-def _read_program(path: Path) -> tuple[Contract, Run]:
+def _read_program(path: Path) -> Run:
     import sparsedet.layers  # noqa: F401  # knows our operator
 
-    extra = {KEY: ""}
-    program = torch.export.load(path, extra_files=extra)
-    contract = Contract.from_json(extra[KEY], str(path))
-    return contract, _on_arrays(program.module())
+    return _on_arrays(torch.export.load(path).module())
 
 
 def _read_package(path: Path) -> tuple[Contract, Run]:
@@ -234,7 +244,17 @@ def _on_arrays(module: Callable[[Tensor], Sequence[Tensor]]) -> Run:
 
 
 def _unreadable(path: Path, error: Exception) -> ExportError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ExportError(
-        f"{path} cannot be read ({reason}). It is damaged, or not a file of `sparsedet export`."
+        f"{path} cannot be read ({_first_line(error)}). It is damaged, or not a file of `sparsedet "
+        "export`."
     )
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -136,13 +136,13 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
         )
     multiple = math.lcm(divisor(model), *model.strides)
     cells = sum((multiple // stride) ** 2 for stride in model.strides)
-    wanted = max(
-        getattr(part, name, 0) or 0
-        for part, name in ((model.query_initializer, "num_queries"), (model.encoder, "num_objects"))
-    )
     ratio = getattr(model.selector, "keep_ratio", 1.0)
     share = min(getattr(model.selector, "layer_ratios", None) or (ratio,))
-    blocks = math.isqrt(math.ceil(wanted / share) // cells) + 1
+    queries, objects = (
+        getattr(part, name, 0)
+        for part, name in ((model.query_initializer, "num_queries"), (model.encoder, "num_objects"))
+    )
+    blocks = math.isqrt(math.ceil(max(queries, objects / share)) // cells) + 1
     return AnySize(short_side, max_size, multiple, max(2, blocks) * multiple)
 
 

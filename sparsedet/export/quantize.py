@@ -8,7 +8,6 @@ integer-arithmetic-only inference"). Everything else stays in float32: attention
 from __future__ import annotations
 
 import ast
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,26 +17,25 @@ import numpy as np
 
 from sparsedet.export.contract import ExportError
 
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Under which name the exporter notes the module that a node comes from."""
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes what a node comes from
 _LAYERS = ("Conv", "MatMul", "Gemm")
 _ACTIVATIONS = ("Relu", "Clip")
 _CONSTANT = ("Split", "Slice", "Transpose")
-# what decides which tokens are kept and where they are sampled, and what is read as it stands
-_FLOAT = re.compile(r"\b(scorer|sampling_offsets)\b")
 
 
-def require_int8(path: Path, pictures: Sequence[np.ndarray], *, half: bool) -> None:
-    """Refuse what cannot be quantized.
+def require_int8(path: Path, pictures: Sequence[np.ndarray] | None, *, half: bool) -> None:
+    """Refuse what cannot be quantized, where a file is to be.
 
     Args:
         path: of the file to be.
-        pictures: on which ranges are to be measured.
+        pictures: on which ranges are to be measured; None = nothing is to be quantized.
         half: the file is to be in float16.
 
     Raises:
         ExportError: the file is no ONNX one or is to be in float16, or there is no picture.
     """
+    if pictures is None:
+        return
     if path.suffix != ".onnx":
         raise ExportError(f"int8 is written by onnxruntime, and {path} is no .onnx file. Name one.")
     if half:
@@ -50,24 +48,19 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
     """The same program with its linear layers and convolutions in int8.
 
     Args:
-        model: ``onnx.ModelProto`` of the exporter, in float32, whose nodes say where they come
-            from; changed in place.
+        model: ``onnx.ModelProto`` of the exporter, with its notes, in float32; changed in place.
         pictures: ``[1 3 H W]``, float32 in 0..255, on which the ranges are measured.
 
     Returns:
         Another ``onnx.ModelProto``, of standard operators alone.
-
-    Raises:
-        ExportError: there is no layer to quantize.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     _fold_weights(model)
-    layers = [name for name, module in _layers(model).items() if not _FLOAT.search(module)]
-    if not layers:
-        raise ExportError("The model has no linear layer and no convolution that int8 would hold.")
+    layers = _layers(model)
+    nodes = [*layers, *_activations(model, layers)]
     add_pre_process_metadata(model)  # it was: the exporter folds and knows the shapes
     reader: Any = _Reader(model.graph.input[0].name, pictures)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +71,7 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
             reader,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*_LAYERS, *_ACTIVATIONS],
-            nodes_to_quantize=[*layers, *_activations(model, layers)],
+            nodes_to_quantize=[node.name for node in nodes],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -90,24 +83,29 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
     return made
 
 
-def _layers(model: Any) -> dict[str, str]:
-    """Names of the nodes that apply weights, and the modules that these are of."""
+def _layers(model: Any) -> list[Any]:
+    """The nodes that apply weights; other products have constants, such as interpolations."""
     weights = {each.name for each in model.graph.initializer}
-    found = {}
-    for node in model.graph.node:
-        if node.op_type in _LAYERS and node.input[1] in weights:
-            notes = {each.key: each.value for each in node.metadata_props}
-            scopes: list[str] = ast.literal_eval(notes.get(SCOPES, "[]"))
-            found[node.name] = ".".join(scopes[-2:-1])
-    return found
-
-
-def _activations(model: Any, layers: Sequence[str]) -> list[str]:
-    """Names of the nodes that cut off what a convolution gives: its rounding does the same."""
-    made = {node.output[0] for node in model.graph.node if node.name in set(layers)}
-    convolved = {node.output[0] for node in model.graph.node if node.op_type == "Conv"} & made
     return [
-        node.name
+        node
+        for node in model.graph.node
+        if node.op_type in _LAYERS
+        and node.input[1] in weights
+        and (node.op_type != "MatMul" or _origin(node).startswith("linear"))
+    ]
+
+
+def _origin(node: Any) -> str:
+    """The operation of torch that a node carries out, such as "linear_3"."""
+    notes = {each.key: each.value for each in node.metadata_props}
+    return ast.literal_eval(notes.get(_SCOPES, "['']"))[-1]
+
+
+def _activations(model: Any, layers: Sequence[Any]) -> list[Any]:
+    """The nodes that cut off what a convolution gives: its rounding does the same."""
+    convolved = {node.output[0] for node in layers if node.op_type == "Conv"}
+    return [
+        node
         for node in model.graph.node
         if node.op_type in _ACTIVATIONS and node.input[0] in convolved
     ]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from sparsedet.config import instantiate, setting
 from sparsedet.hub.run import Run
 from sparsedet.modeling import TokenSparseDetector
-from sparsedet.predictor import PictureSource, Predictor
+from sparsedet.predictor import Detections, PictureSource, Predictor
 from sparsedet.visualization import token_figure
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _LOOKED_AT = 10  # pictures of the validation set
+_SURE = 0.5  # score
 _ENOUGH = 6  # objects, more of which hide the picture
 _logger = logging.getLogger(__name__)
 
@@ -36,10 +37,16 @@ def find_picture(run: Run, predictor: Predictor) -> str | None:
     found = predictor.stream(
         files, score_threshold=0.0, on_error=lambda error: _logger.warning("%s", error)
     )
-    surely = {each.path: float(each.scores[:_ENOUGH].sum()) for each in found}
-    best: Any = max(surely, key=lambda path: surely[path], default=None)
+    ranks = {each.path: _rank(each) for each in found}
+    best: Any = max(ranks, key=lambda path: ranks[path], default=None)
     _logger.info("the card shows %s", best)
     return best
+
+
+def _rank(found: Detections) -> tuple[int, float]:
+    """Pictures with several sure objects go first, then those with the surest one."""
+    best = float(found.scores.max()) if len(found) else 0.0
+    return min(len(found.above(_SURE)), _ENOUGH), best
 
 
 def draw(predictor: Predictor, picture: PictureSource) -> Image.Image:

@@ -76,8 +76,7 @@ class MultiScaleFeatures:
         valid_sizes: ``level_sizes`` on the device.
         spatial_shapes: (H, W) of each level's padded map, fine to coarse.
         strides: pixels per cell of each level.
-        image_sizes: (h, w) of each unpadded image in pixels, or one entry that holds for all of
-            them, as in programs that take any number. What follows has as many entries.
+        image_sizes: (h, w) of each unpadded image in pixels, or one entry for any number of them.
         level_sizes: valid (rows, columns) per image and level, the size the map would have for that
             image alone.
         level_counts: tokens of each image and level; the most there can be, unless ``exact``.
@@ -196,10 +195,6 @@ class MultiScaleFeatures:
         """``padding_mask``, or None where the host knows that it is False everywhere."""
         full = self.exact and all(count == self.num_tokens for count in self.num_valid)
         return None if full else self.padding_mask
-
-    @property
-    def _padded(self) -> bool:
-        return _are_padded(self.level_sizes, self.spatial_shapes)
 
     @property
     def all_tokens(self) -> TokenSelection:
@@ -325,7 +320,7 @@ class MultiScaleFeatures:
 
     def to_levels(self, reference: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q L D"]:
         """Points or boxes of the image as points or boxes of every level's padded map."""
-        if not self._padded:
+        if not _are_padded(self.level_sizes, self.spatial_shapes):
             return reference[:, :, None].expand(-1, -1, len(self.spatial_shapes), -1)
         ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
         return reference[:, :, None] * ratios[:, None]
@@ -373,9 +368,7 @@ def flatten_maps(
         strides: pixels per cell of each level.
         image_sizes: (h, w) of each unpadded image, or one entry for all.
     """
-    shapes = tuple(
-        m.shape if isinstance(m, PartialMap) else (m.shape[-2], m.shape[-1]) for m in maps
-    )
+    shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
     images = tuple((h, w) for h, w in image_sizes)
     sizes = _sizes_of_levels(len(images), shapes, strides, images)
     tokens = torch.cat(
@@ -399,8 +392,8 @@ def _assemble(
     device = tokens.device
     map_sizes = _on_device((shapes,), device)
     padded = _are_padded(sizes, shapes)
-    valid_sizes = _on_device(sizes, device) if padded else map_sizes
-    valid_sizes = valid_sizes.expand(tokens.shape[0], -1, -1)
+    valid = _on_device(sizes, device) if padded else map_sizes
+    valid_sizes = valid.expand(tokens.shape[0], -1, -1)
     cells = tuple(None if part is None else part.cells for part in parts)
     places = torch.arange(max(length for shape in shapes for length in shape), device=device)
     padding = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=device)

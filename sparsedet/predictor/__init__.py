@@ -17,6 +17,7 @@ from sparsedet.config import ConfigError, instantiate, read_config, setting, tex
 from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, StorageError
 from sparsedet.data.transforms import FitInside, ResizeShortSide
 from sparsedet.export import Exported, export
+from sparsedet.export.graph import any_size
 from sparsedet.loading import (
     find_device,
     load_detector,
@@ -173,15 +174,15 @@ class Predictor:
         """
         resize = None
         if dynamic_size:
-            if size is not None or quantize is not None:
+            if size is not None:
                 raise ValueError(
-                    "Predictor.export.dynamic_size goes with neither size nor quantize, which are "
-                    "for files of one size. Leave one of them out."
+                    "Predictor.export.dynamic_size takes any size, and size fixes one. Leave one "
+                    "of them out."
                 )
             resize = self._resize()
         size = size or self._usual_size()
         pictures = self._settings or PictureSettings()
-        inputs = None if quantize is None else self._inputs(quantize, size)
+        inputs = None if quantize is None else self._inputs(quantize, size, resize)
         return export(
             self.model,
             path,
@@ -195,13 +196,22 @@ class Predictor:
             quantize=inputs,
         )
 
-    def _inputs(self, sources: Any, size: tuple[int, int]) -> list[np.ndarray]:
-        """Pictures as a program of one size takes them."""
+    def _inputs(
+        self, sources: Any, size: tuple[int, int], resize: tuple[int, int] | None
+    ) -> list[np.ndarray]:
+        """Pictures as a program takes them: of one size, or of any, as they are resized."""
+        model = require_tokens(self.model)
+        sizes = None if resize is None else any_size(model, *resize)
+        fit = FitInside(size) if resize is None else ResizeShortSide(*resize)
         settings = self._settings or PictureSettings()
-        mapper = DetectionMapper([FitInside(size)], pictures=settings)
-        color = require_tokens(self.model).pixel_mean.flatten().tolist()
-        pictures = read_pictures(sources, None, settings, mapper.shrink)
-        return [filled(make_sample(mapper, each)["image"], size, color) for each in pictures]
+        mapper = DetectionMapper([fit], pictures=settings)
+        color = model.pixel_mean.flatten().tolist()
+        inputs = []
+        for picture in read_pictures(sources, None, settings, mapper.shrink):
+            image = make_sample(mapper, picture)["image"]
+            canvas = size if sizes is None else sizes.canvas(*image.shape[-2:])
+            inputs.append(filled(image, canvas, color))
+        return inputs
 
     def _resize(self) -> tuple[int, int]:
         """Short side and limit of the long one that the test transform makes."""

@@ -34,6 +34,7 @@ from sparsedet.loading import (
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.stages import Size
 from sparsedet.weights.cache import weights_file
+from sparsedet.weights.folders import find_folder
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TILES = {"tile_recall": "recall", "oracle": "oracle", "random": "random"}
@@ -113,8 +114,10 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     if "output_dir" in cfg.dataloader.evaluator:
         cfg.dataloader.evaluator.output_dir = None  # the predictions of a run are not ours to write
     model = require_tokens(load_detector(cfg, weights))
+    folder = find_folder(weights)
+    path = Path(weights_file(weights)).resolve()
     return Subject(
-        name=Path(weights_file(weights)).resolve().parent.name,
+        name=(folder and folder.repository) or path.parent.name,
         config=config,
         weights=weights,
         cfg=cfg,

@@ -541,7 +541,7 @@ def test_later_options_take_the_place_of_earlier_ones(part):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("suite", ["cpu", "gpu", "large"])
+@pytest.mark.parametrize("suite", ["cpu", "gpu", "large", "deploy"])
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_section_is_a_command_of_the_tool(tool, part, suite, quick):
     modes, suites = part("modes"), part("suites")
@@ -553,7 +553,7 @@ def test_every_section_is_a_command_of_the_tool(tool, part, suite, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["cpu", "gpu", "large"])
+@pytest.mark.parametrize("suite", ["cpu", "gpu", "large", "deploy"])
 def test_dry_run(tool, suite, tmp_path):
     """Every section runs; on the CPU also where it is meant for a GPU."""
     target, page = tmp_path / "suite.json", tmp_path / "page.md"

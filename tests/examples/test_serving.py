@@ -181,7 +181,7 @@ def test_what_waits_makes_a_batch_and_a_failed_one_fails_alone():
         return found
 
     model = Model()
-    *found, full, last = asyncio.run(serve())
+    *found, full, last = asyncio.run(asyncio.wait_for(serve(), 10))
     assert model.batches[:3] == [[1, 2, 3], [4, -5, 6], [7]]
     assert [each for each in found if isinstance(each, int)] == [2, 4, 6, 14]
     assert [type(each) for each in found[3:6]] == [MemoryError] * 3

@@ -24,7 +24,7 @@ from sparsedet.export import ExportError
 from sparsedet.export.check import Differences, compare
 from sparsedet.export.contract import Contract
 from sparsedet.export.formats import read, write
-from sparsedet.export.graph import DeployedDetector, require_exportable, trace
+from sparsedet.export.graph import DeployedDetector, any_size, require_exportable, trace
 from sparsedet.modeling import ChannelMapper, TokenSparseDetector
 from sparsedet.modeling.parts import CalibratedSelector
 from sparsedet.registry import SCORERS, SELECTORS
@@ -33,7 +33,7 @@ from tests.modeling import glancing, small, test_teacher
 from tests.modeling.test_backbone import BACKBONES
 
 SIZE, GLANCED = (64, 96), (200, 304)
-FORMATS = ("with the operator", "without it", "ONNX")
+FORMATS = ("with the operator", "without it", "ONNX", "any number", "any size")
 Outcome = Differences | ExportError
 
 
@@ -87,49 +87,71 @@ def _taught() -> TokenSparseDetector:
 def pictures(model: nn.Module) -> np.ndarray:
     """Two pictures ``[2 3 h w]`` of a size that goes with the model."""
     height, width = SIZE if getattr(model, "regions", None) is None else GLANCED
-    return np.random.default_rng(0).integers(256, size=(2, 3, height, width)).astype(np.float32)
+    return _noise(2, height, width)
+
+
+def _noise(count: int, height: int, width: int) -> np.ndarray:
+    drawn = np.random.default_rng(0).integers(256, size=(count, 3, height, width))
+    return drawn.astype(np.float32)
 
 
 def outcomes(model: nn.Module, formats: tuple[str, ...] = FORMATS) -> dict[str, Outcome]:
     """Each kind of file compared with the model, in this process; or why there is none."""
-    given = pictures(model)
-    size = (given.shape[2], given.shape[3])
     try:
         model = deepcopy(require_exportable(model)).eval().requires_grad_(False)
-        expected = _answers(DeployedDetector(model), given)
     except ExportError as error:
         return dict.fromkeys(formats, error)
     found: dict[str, Outcome] = {}
-    for custom_op, names in ((True, FORMATS[:1]), (False, FORMATS[1:])):
-        names = [name for name in names if name in formats]
+    for kinds in (FORMATS[:1], FORMATS[1:3], FORMATS[3:4], FORMATS[4:]):
+        kinds = [kind for kind in kinds if kind in formats]
         try:
-            program = trace(model, size, custom_op=custom_op) if names else None
+            program, inputs = _traced(model, kinds[0]) if kinds else (None, [])
+            for kind in kinds:
+                found[kind] = _compared(model, program, kind, inputs)
         except ExportError as error:
-            found |= dict.fromkeys(names, error)
-            continue
-        for name in names:
-            try:
-                found[name] = compare(_run(program, name, given), expected, size)
-            except ExportError as error:
-                found[name] = error
+            found = {**dict.fromkeys(kinds, error), **found}
     return found
 
 
-def _answers(program: torch.nn.Module, given: np.ndarray) -> list[list[np.ndarray]]:
+def _traced(model: TokenSparseDetector, kind: str) -> tuple[ExportedProgram, list[np.ndarray]]:
+    """The program of a kind of file, and what it is to be called with."""
+    given = pictures(model)
+    size, custom_op = (given.shape[2], given.shape[3]), kind not in FORMATS[1:3]
+    if kind == "any number":
+        return trace(model, size, custom_op=custom_op, dynamic_batch=True), [given, given[:1]]
+    if kind == "any size":
+        sizes = any_size(model, 64, 10**4)
+        least, step = sizes.least, sizes.multiple
+        inputs = [_noise(1, least + step, least), _noise(1, least, least + 2 * step)]
+        return trace(model, (least, least + step), custom_op=custom_op, sizes=sizes), inputs
+    return trace(model, size, custom_op=custom_op), [given[:1], given[1:]]
+
+
+def _compared(
+    model: TokenSparseDetector, program: ExportedProgram, kind: str, inputs: list[np.ndarray]
+) -> Differences:
+    run = program.module() if kind in FORMATS[3:] else written(program, kind)
     with torch.inference_mode():
-        return [[y.numpy() for y in program(torch.from_numpy(x[None]))] for x in given]
+        got = [[np.asarray(y) for y in run(_as(x, kind))] for x in inputs]
+        own = [[y.numpy() for y in DeployedDetector(model)(torch.from_numpy(x))] for x in inputs]
+    return compare(got, own, [(x.shape[2], x.shape[3]) for x in inputs])
 
 
-def _run(program: ExportedProgram, name: str, given: np.ndarray) -> list[list[np.ndarray]]:
+def _as(x: np.ndarray, kind: str) -> np.ndarray | torch.Tensor:
+    return torch.from_numpy(x) if kind in FORMATS[3:] else x
+
+
+def written(program: ExportedProgram, kind: str) -> Callable:
+    """What runs the file of a program; the rest of its contract is that of all files."""
     contract = Contract(
-        size=(1, 1), fill=(0.0, 0.0, 0.0), class_names=("a",), score_threshold=0.5, version="0",
-        precision="float32", custom_op=False, value_range=None, max_pixels=10**6,
+        size=(1, 1), any_size=None, dynamic_batch=False, fill=(0.0, 0.0, 0.0), class_names=("a",),
+        score_threshold=0.5, precision="float32", custom_op=False, value_range=None,
+        max_pixels=10**6, version="0",
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "a.onnx" if name == "ONNX" else "a.pt2")
+        path = Path(folder, "a.onnx" if kind == "ONNX" else "a.pt2")
         write(program, path, contract)
-        run = read(path)[1]
-        return [run(x[None]) for x in given]
+        return read(path)[1]
 
 
 def _cell(outcome: Outcome) -> str:

@@ -44,9 +44,13 @@ def test_one_size_stands_for_that_of_all_images(name):
 
 
 def test_sizes_are_multiples_of_every_stride_and_hold_every_query():
-    model = small.detector(small.NAMED["sparse"], num_queries=400, keep_ratio=0.4)
+    model = small.detector(small.NAMED["dino"], num_queries=1000)
     sizes = any_size(model, 800, 1333)
     assert sizes == AnySize(800, 1333, multiple=64, least=256)  # 85 cells in each 64 x 64
+    objects = small.detector(small.NAMED["focus"], num_objects=400, keep_ratio=0.4)
+    share = min(objects.selector.layer_ratios or (0.4,))
+    least = any_size(objects, 800, 1333).least
+    assert (least // 64) ** 2 * 85 * share >= 400 > (least // 64 - 1) ** 2 * 85 * share
     assert sizes.canvas(800, 1067) == (832, 1088)
     assert sizes.canvas(10, 1333) == (256, 1344)
 

@@ -15,9 +15,9 @@ import sparsedet
 from sparsedet import Predictor
 from sparsedet.cli.main import main
 from sparsedet.export import AnySize, ExportError, export
-from sparsedet.export.check import compare
+from sparsedet.export.check import compare, run_afresh
 from sparsedet.export.contract import KEY, Contract
-from sparsedet.export.formats import read
+from sparsedet.export.formats import kind_of, read
 from sparsedet.export.graph import DeployedDetector, trace
 from sparsedet.export.sampling import gathered_attention
 from sparsedet.layers import ms_deform_attn
@@ -41,7 +41,10 @@ def predictor(run: Path) -> Predictor:
     return Predictor(run / "model_best.pth", device="cpu")
 
 
-@pytest.fixture(scope="module", params=["ours.pt2", "plain.pt2", "plain.onnx"])
+_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("plain.pt2", "plain.onnx")]
+
+
+@pytest.fixture(scope="module", params=["ours.pt2", *_SLOW])
 def made(request: pytest.FixtureRequest, run: Path, predictor: Predictor):
     name: str = request.param
     if name.endswith(".onnx"):
@@ -53,6 +56,15 @@ def test_a_file_answers_as_the_model_does_in_a_new_process(made):
     assert made.differences.small, made.differences
     assert made.differences.tokens == 0  # the same were kept
     assert made.differences.scores < 1e-5
+
+
+def test_the_operator_alone_needs_sparsedet(made):
+    inputs = [np.zeros((1, 3, *SIZE), dtype=np.float32)]
+    kind = kind_of(made.path)
+    if made.contract.custom_op:
+        with pytest.raises(ExportError, match=r"ours\.pt2 does not run in a new process"):
+            run_afresh(made.path, inputs, kind=kind, custom_op=False)
+    assert len(run_afresh(made.path, inputs, kind=kind, custom_op=made.contract.custom_op)[0]) == 4
 
 
 def test_a_file_tells_how_it_is_called(made):
@@ -92,6 +104,7 @@ def test_the_input_is_filled_with_the_mean(made):
     np.testing.assert_allclose(filled[0, :, 10:].reshape(3, -1).T, mean[None].repeat(54 * 96, 0))
 
 
+@pytest.mark.slow
 def test_onnx_has_standard_operators_alone(run, predictor):
     onnx = pytest.importorskip("onnx")
     path = run / "standard.onnx"
@@ -100,7 +113,7 @@ def test_onnx_has_standard_operators_alone(run, predictor):
     onnx.checker.check_model(model)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
     kinds = {node.op_type for node in model.graph.node}
-    assert "GridSample" not in kinds and "GatherElements" in kinds
+    assert "GridSample" not in kinds and "Gather" in kinds
     weights = sum(p.numel() for p in predictor.model.parameters()) * 4
     assert path.stat().st_size < 1.3 * weights + 300_000  # none is there twice, and no code
     assert str(Path(sparsedet.__file__).parent).encode() not in path.read_bytes()
@@ -187,7 +200,7 @@ def test_a_program_without_facts_is_refused(tmp_path):
 def test_the_contract_is_read_as_it_was_written():
     contract = Contract(
         size=(2, 3), any_size=None, dynamic_batch=False, fill=(1.0, 2.0, 3.0),
-        class_names=("ä", "b"), score_threshold=0.5, precision="float32", custom_op=False,
+        class_names=("\u00e4", "b"), score_threshold=0.5, precision="float32", custom_op=False,
         value_range=(0.0, 9.0), max_pixels=5, version="1",
     )  # fmt: skip
     assert Contract.from_json(contract.to_json(), "file") == contract
@@ -210,6 +223,21 @@ def test_the_command_says_what_it_wrote(run, capsys):
     found = ["predict", str(out), str(run / "val"), "--output", str(run / "found")]
     assert main(found) in (0, 1)  # a picture of the set has no colors
     assert (run / "found" / "predictions.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_half_is_in_the_weights_alone(suffix, run, predictor):
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    whole = predictor.export(run / f"whole{suffix}", SIZE)
+    made = predictor.export(run / f"half{suffix}", SIZE, half=True)
+    assert made.contract.precision == "float16"
+    assert made.contract.fill == whole.contract.fill == pytest.approx((123.675, 116.28, 103.53))
+    assert made.megabytes < 0.75 * whole.megabytes
+    assert 0 < made.differences.scores < 0.02
+    scores, labels, boxes, _ = read(made.path)[1](np.zeros((1, 3, *SIZE), dtype=np.float32))
+    assert (scores.dtype, labels.dtype, boxes.dtype) == (np.float32, np.int64, np.float32)
 
 
 @pytest.mark.slow

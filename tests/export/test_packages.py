@@ -12,7 +12,6 @@ import torch
 from sparsedet import Predictor
 from sparsedet.cli.main import main
 from sparsedet.export import ExportError
-from sparsedet.export.check import run_afresh
 from sparsedet.export.formats import kind_of
 from tests.predictor.trained import write_checkpoint, write_pictures
 
@@ -35,14 +34,6 @@ def predictor(run: Path) -> Predictor:
 def test_the_name_says_the_kind():
     names = ("a.onnx", "a.pt2", "a.aoti.pt2", "aoti.pt2")
     assert [kind_of(Path(name)) for name in names] == ["onnx", "program", "package", "program"]
-
-
-def test_the_operator_is_what_needs_sparsedet(run, predictor):
-    made = predictor.export(run / "ours.pt2", SIZE)
-    inputs = [np.zeros((1, 3, *SIZE), dtype=np.float32)]
-    with pytest.raises(ExportError, match=r"ours\.pt2 does not run in a new process"):
-        run_afresh(made.path, inputs, kind="program", custom_op=False)
-    assert len(run_afresh(made.path, inputs, kind="program", custom_op=True)[0]) == 4
 
 
 def test_what_does_not_run_is_not_written(tmp_path, predictor, monkeypatch):

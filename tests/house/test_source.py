@@ -11,7 +11,7 @@ import pytest
 
 from tests.house.source import LIBRARY, files, module_of, name, text_files, tree
 
-PYTHON = files("sparsedet", "tools", "configs", "projects")
+PYTHON = files("sparsedet", "tools", "configs", "projects", "examples")
 NATIVE = [path for suffix in (".h", ".cpp", ".cu", ".cuh") for path in files("csrc", suffix=suffix)]
 
 BANNED = {
@@ -125,7 +125,7 @@ def is_overload(node: ast.AST) -> bool:
 
 
 def test_public_things_have_docstrings():
-    for path in files("sparsedet", "tools"):
+    for path in files("sparsedet", "tools", "examples"):
         assert ast.get_docstring(tree(path)), f"{name(path)} has no docstring"
         for qualified, node in public_definitions(tree(path)):
             if not is_overload(node):
@@ -162,7 +162,7 @@ def num_lines(path: Path) -> int:
 
 
 def test_files_and_functions_stay_small():
-    for path in files("sparsedet", "tools", "projects"):
+    for path in files("sparsedet", "tools", "projects", "examples"):
         lines = num_lines(path)
         assert lines <= MOST_LINES, f"{name(path)} has {lines} lines; make it a folder"
         for node in ast.walk(tree(path)):

@@ -22,7 +22,9 @@ from sparsedet import Predictor, save_pretrained
 from sparsedet.analysis import count_flops, count_parameters
 from sparsedet.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from sparsedet.cli.main import main
+from sparsedet.hub.picture import _rank
 from sparsedet.loading import class_names_of
+from sparsedet.predictor import Detections
 from sparsedet.resuming import initialize, trained_classes
 from sparsedet.weights import table
 from tests.hub.published import BEST
@@ -112,8 +114,9 @@ def test_it_serves_wherever_a_checkpoint_does(run: Path, folder: Path, tmp_path:
     ).names
     data = [f"dataset.val_json={run / 'val.json'}", f"dataset.val_images={run / 'val'}"]
     words = [*data, f"train.output_dir={tmp_path / 'eval'}", "train.device=cpu"]
-    assert main(["eval", "--weights", str(folder), *words]) == 0
-    assert (tmp_path / "eval/eval_results.json").is_file()
+    for named in (["--weights", str(folder)], [str(folder)]):
+        assert main(["eval", *named, *words]) == 0
+        (tmp_path / "eval/eval_results.json").unlink()
 
 
 def test_a_training_begins_from_it(run: Path, folder: Path) -> None:
@@ -207,6 +210,22 @@ def test_words_of_the_user(run: Path, tmp_path: Path) -> None:
     assert {path.name for path in bare.iterdir()} == FILES - {"detections.jpg"}
 
 
+def test_the_picture_has_several_sure_objects() -> None:
+    def found(*scores: float) -> Detections:
+        return Detections(
+            boxes_xyxy=np.zeros((len(scores), 4), np.float32),
+            scores=np.array(scores, np.float32),
+            labels=np.zeros(len(scores), int),
+            class_names=("a",),
+            image_size=(1, 1),
+            keep_ratio=None,
+        )
+
+    best, *others = found(0.6, 0.6), found(0.9), found(*[0.4] * 9), found(0.3), found()
+    assert max((best, *others[::-1]), key=_rank) is best
+    assert max(others, key=_rank) is others[0]
+
+
 def test_odd_class_names_stay_what_they_are(run: Path, tmp_path: Path) -> None:
     names = ["a|b", "<b>c*", "line\nbreak"]
     checkpoint = load_checkpoint(run / BEST)
@@ -223,13 +242,15 @@ def test_odd_class_names_stay_what_they_are(run: Path, tmp_path: Path) -> None:
 
 def test_figures_of_analyze(run: Path, tmp_path: Path, caplog) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
-    words = ["--size", "64", "96", "--latency", "--repetitions", "1"]
-    output = ["--output", str(other / "analysis.json")]
-    assert main(["analyze", str(other / "config.yaml"), *words, *output]) == 0
+    words = ["--size", "64", "96", "--output", str(other / "analysis.json")]
+    assert main(["analyze", str(other / "config.yaml"), *words]) == 0
     figures = json.loads((other / "analysis.json").read_text())
+    assert "| ms |" not in body(save_pretrained(other, tmp_path / "0", picture=None))
+    figures["latency"] = {"total": 12.34, "protocol": {"threads": 2}}  # tests/hub/test_page.py asks
+    (other / "analysis.json").write_text(json.dumps(figures))
     text = body(save_pretrained(other, tmp_path / "a", picture=None))
-    assert f"{figures['gflops']['total']:.2f} | {figures['latency']['total']:.1f} |" in text
-    assert "Of a picture of 96 x 64 pixels" in text and "threads" in text
+    assert f"| {figures['gflops']['total']:.2f} | 12.3 |" in text
+    assert "Of a picture of 96 x 64 pixels" in text and "measured: threads 2." in text
     figures["parameters"]["total"] += 1
     (other / "analysis.json").write_text(json.dumps(figures))
     assert "| ms |" not in body(save_pretrained(other, tmp_path / "b", picture=None))

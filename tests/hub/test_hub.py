@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,8 +87,17 @@ def test_without_a_network_what_was_fetched_still_loads(
 
 
 def test_no_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}")
     assert "Connection refused): get config.yaml and model.safetensors from" in refused()
+
+
+def test_without_its_client(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert refused() == (
+        f"{NAME} cannot be fetched from Hugging Face: Hugging Face needs pip install "
+        "huggingface_hub."
+    )
 
 
 def test_config_and_weights_are_of_one_commit(hub: FakeHub, files: Files) -> None:

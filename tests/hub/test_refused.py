@@ -127,6 +127,14 @@ def test_what_is_no_run(run: Path, written: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "made").exists()
 
 
+def test_a_checkpoint_from_elsewhere_runs_no_code(run: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(run / BEST)
+    text = checkpoint["config"] + "more: {_target_: os.abort}\n"
+    save_checkpoint({**checkpoint, "config": text}, tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match=r"would call os\.abort for more\._target_"):
+        save_pretrained(tmp_path / "a.pth", tmp_path / "made")
+
+
 def test_weights_that_are_not_finite(run: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(run / BEST)
     checkpoint["model"]["level_embed"][0] = float("nan")

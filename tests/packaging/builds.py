@@ -49,11 +49,14 @@ class Environment:
     """
 
     def __init__(self, folder: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         self.bin = folder / "bin"
         packages = sysconfig.get_paths(vars={"base": str(folder)})["purelib"]
-        # not a folder of packages to that Python: it leaves editable installations out
-        Path(packages, "outside.pth").write_text(sysconfig.get_paths()["purelib"])
+        # not folders of packages to that Python: it leaves editable installations out
+        outside = [
+            each for each in sys.path if Path(each).name in ("site-packages", "dist-packages")
+        ]
+        Path(packages, "outside.pth").write_text("\n".join(outside))
 
     def run(
         self, *words: str | Path, cwd: Path, variables: Mapping[str, str] | None = None

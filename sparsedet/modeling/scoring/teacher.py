@@ -24,7 +24,8 @@ class TeacherScorer(nn.Module):
     (Sparse DETR, section 1). A bound for scorers that predict this map, not a method: the whole
     teacher runs on every image. It is frozen, read once, and no part of the state dict, so its
     files must stay where they are. It gets the images as the model does: ``pixel_mean`` and
-    ``pixel_std`` of both must be the same.
+    ``pixel_std`` of both must be the same. It is not exported: the many tokens that the teacher
+    never looks at score the same, and runtimes choose from them differently.
 
     Args:
         config: the ``config.yaml`` of the teacher's training run.
@@ -40,6 +41,10 @@ class TeacherScorer(nn.Module):
     needs_head = False
     needs_images = True
     learns = None
+    not_exportable = (
+        "runs a second detector, and tokens that this one never looks at are in no order. Set "
+        "another scorer."
+    )
 
     teacher: Any  # a detector, which is made of parts that this file must not know
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from math import frexp, fsum, ldexp
 from typing import Any
@@ -16,6 +17,7 @@ from sparsedet.modeling.parts import Assembly, Selector
 from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection, filler_mask
 
 ROUNDING = 1e-9  # more than numbers of tokens lose to the rounding of ratios: 0.29 of 100 are 29
+_FINEST = 10**7  # denominator of a share; times a number of tokens it is far from overflowing
 
 
 def new_spelling(name: str, arguments: Mapping[str, Any]) -> str:
@@ -102,7 +104,7 @@ class ShareSelector(nn.Module):
         """Tokens of each image in the layer that keeps most, where the mean is ``keep_ratio``."""
         ratio = keep_ratio * self._peak
         if self.one_more:
-            counts = [torch.sym_int(ratio * valid + ROUNDING) + 1 for valid in features.num_valid]
+            counts = [part_of(valid, ratio) + 1 for valid in features.num_valid]
         else:
             single = in_single(ratio)
             counts = [max(int(in_single(single * valid)), 1) for valid in features.num_valid]
@@ -116,6 +118,18 @@ class ShareSelector(nn.Module):
         else:
             counts = (ratio.float() * num_valid.float()).long().clamp(min=1)
         return counts.minimum(num_valid)
+
+
+def part_of(number: int, share: float) -> int:
+    """A share of a number, rounded down; without what shares lose: 0.29 of 100 are 29.
+
+    In whole numbers, as programs compute with sizes: their fractions may be of single precision.
+
+    >>> part_of(100, 0.29)
+    29
+    """
+    exact = Fraction(share).limit_denominator(_FINEST)
+    return exact.numerator * number // exact.denominator
 
 
 def in_single(number: float) -> float:
@@ -165,9 +179,7 @@ def cascade(
     for factor in factors:
         if factor in selections:
             continue
-        nested = best.prefix(
-            [max(torch.sym_int(factor * n + ROUNDING), 1) for n in best.max_counts]
-        )
+        nested = best.prefix([max(part_of(n, factor), 1) for n in best.max_counts])
         if limits is not None:
             nested = limited(nested, (factor * limits.double() + ROUNDING).long().clamp(min=1))
         selections[factor] = nested
