@@ -2,7 +2,7 @@
 
     python -m tests.report.screenshots output/explorer/explorer.html docs/images
 
-It writes explorer.jpg, explorer_dark.jpg and explorer_narrow.jpg.
+It writes explorer.jpg and explorer_dark.jpg.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from tests.report.browsing import chromium, opened
 SHOTS = {
     "explorer.jpg": (1280, 1000, "light", ["n", "n", "n", "n", "n", "n", ".", "l", "l", "j"]),
     "explorer_dark.jpg": (1280, 1000, "dark", ["n", "n", "n", "2"]),
-    "explorer_narrow.jpg": (420, 900, "light", ["n", "n", "1", "d"]),
 }
 
 

@@ -41,7 +41,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_shell_blocks_run(page: Path, tmp_path: Path) -> None:
     lines = [line for text in blocks(page, "bash") for line in text.splitlines()]
     commands = [line for line in lines if line.startswith("sparsedet explain ")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         assert main([*shlex.split(command)[1:], "--repetitions", "0", "--device", "cpu"]) == 0
     assert (tmp_path / "DIR/explorer.html").is_file()
