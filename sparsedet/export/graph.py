@@ -112,7 +112,8 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
     """The sizes in which a program of any size takes pictures.
 
     Their sides are multiples of the coarsest stride, so that each level has the same share of them
-    and nothing is padded, and large enough for every top-k.
+    and nothing is padded. There are tokens for all queries, and no level is a row or a column: then
+    one program holds for all of them.
 
     Args:
         model: the detector.
@@ -136,13 +137,7 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
         )
     multiple = math.lcm(divisor(model), *model.strides)
     cells = sum((multiple // stride) ** 2 for stride in model.strides)
-    ratio = getattr(model.selector, "keep_ratio", 1.0)
-    share = min(getattr(model.selector, "layer_ratios", None) or (ratio,))
-    queries, objects = (
-        getattr(part, name, 0)
-        for part, name in ((model.query_initializer, "num_queries"), (model.encoder, "num_objects"))
-    )
-    blocks = math.isqrt(math.ceil(max(queries, objects / share)) // cells) + 1
+    blocks = math.isqrt(getattr(model.query_initializer, "num_queries", 0) // cells) + 1
     return AnySize(short_side, max_size, multiple, max(2, blocks) * multiple)
 
 

@@ -36,7 +36,7 @@ def _shrink(cfg: DictConfig) -> None:
         cfg.dataset = {}
     model = cfg.model
     if model._target_ is TorchvisionDetector:
-        model.update(backbone=None, in_channels=None, weights=None)
+        model.update(backbone=None, in_channels=None, weights=None, num_classes=small.NUM_CLASSES)
         return
     shrink(cfg)
     model.num_classes = small.NUM_CLASSES

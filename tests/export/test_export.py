@@ -235,7 +235,7 @@ def test_half_is_in_the_weights_alone(suffix, run, predictor):
     assert made.contract.precision == "float16"
     assert made.contract.fill == whole.contract.fill == pytest.approx((123.675, 116.28, 103.53))
     assert made.megabytes < 0.75 * whole.megabytes
-    assert 0 < made.differences.scores < 0.02
+    assert made.differences.scores < 0.02 and made.differences.tokens < 0.1
     scores, labels, boxes, _ = read(made.path)[1](np.zeros((1, 3, *SIZE), dtype=np.float32))
     assert (scores.dtype, labels.dtype, boxes.dtype) == (np.float32, np.int64, np.float32)
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from sparsedet.export import ExportError
 from sparsedet.export.check import Differences
-from sparsedet.export.graph import require_exportable, trace
+from sparsedet.export.graph import DeployedDetector, require_exportable, trace
 from sparsedet.modeling import TokenSparseDetector
 from sparsedet.modeling.scoring import RandomScorer
 from sparsedet.registry import FAMILIES
 from tests.export.configured import configured
-from tests.export.systems import FORMATS, SIZE, outcomes, systems, written
+from tests.export.systems import FORMATS, SIZE, outcomes, pictures, systems, written
 from tests.modeling import small
 
 SYSTEMS = systems()
@@ -109,3 +109,15 @@ def test_equal_values_keep_their_order_in_onnx():
     run = written(program, "ONNX")
     for ours, theirs in zip(run(x.numpy()), Sorts()(x), strict=True):
         assert torch.equal(torch.from_numpy(ours), theirs)
+
+
+@pytest.mark.parametrize("name", [ADAPTIVE, "glance AdaptiveSelector"], ids=["tokens", "tiles"])
+def test_of_a_batch_each_picture_keeps_what_it_keeps_alone(name):
+    model = SYSTEMS[name]().eval()
+    given = torch.from_numpy(pictures(model))
+    with torch.inference_mode():
+        program = DeployedDetector(model)
+        together, alone = program(given), [program(x[None]) for x in given]
+    for index, own in enumerate(alone):
+        assert set(together[3][index].tolist()) - {-1} == set(own[3][0].tolist()) - {-1}
+        torch.testing.assert_close(together[0][index], own[0][0], atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsedet.cli.common import is_override
+from sparsedet.cli.common import is_exported, is_override
 from sparsedet.cli.main import COMMANDS
 from sparsedet.config import LazyConfig, find_config
 from tests.house.source import ROOT, files, name
@@ -113,6 +113,7 @@ def check_command(words: list[str]) -> None:
     assert name in COMMANDS, f"there is no command {name}"
     module = ROOT / COMMANDS[name][0].replace(".", "/")
     sources = [module.with_suffix(".py"), ROOT / "sparsedet/cli/common.py"]
+    sources.append(ROOT / "sparsedet/allocator.py")
     sources += files("sparsedet/benchmark") if name == "benchmark" else [module.parent / "train.py"]
     source = "".join(path.read_text(encoding="utf-8") for path in sources)
     for word in arguments:
@@ -120,7 +121,7 @@ def check_command(words: list[str]) -> None:
         if word.startswith("--") and flag != "--help":
             assert f'"{flag}"' in source, f"sparsedet {name} has no {flag}"
     config = arguments[0] if name in CONFIG_FIRST and arguments else "-"
-    if config[0] != "-" and not config.startswith(MADE):
+    if config[0] != "-" and not config.startswith(MADE) and not is_exported(config):
         overrides = [each for each in arguments[1:] if is_override(each)]
         LazyConfig.apply_overrides(LazyConfig.load(find_config(config)), overrides)
 

@@ -105,7 +105,7 @@ class AdaptiveSelector(ShareSelector):
         limits = None
         if self.depends_on_image:
             limits = self._limits(scores, features, best)
-            if host_may_wait():
+            if host_may_wait() and len(limits) == len(best.max_counts):  # not one count for all
                 best, limits = best.prefix(self._on_host(limits)), None
             elif not (self.training or torch.compiler.is_exporting()):
                 # the one check that a graph can hold; torch has no public name for it
