@@ -55,7 +55,7 @@ const SCORE_LEGEND = {
   1: "The color is the score of each token, from the lowest to the highest of the picture (logits). The selector keeps the tokens with the best scores.",
 };
 const OBJECT_LEGEND =
-  "Red dots are the object tokens: kept tokens, rated best for some class, that attend to each other before an encoder layer. Bright cells are the kept tokens.";
+  "Red dots are the object tokens: kept tokens, rated best for some class, that attend to each other before an encoder layer.";
 const TILE_LEGEND =
   "The model saw the whole picture at a fraction of its size, then the outlined tiles as they are. Dark tiles were not looked at. The color is the score of each tile, from the lowest to the highest.";
 const BOX_LEGEND =
