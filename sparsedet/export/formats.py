@@ -16,9 +16,9 @@ from torch.export import ExportedProgram
 
 from sparsedet.export.contract import KEY, OUTPUTS, Contract, ExportError
 from sparsedet.export.quantize import quantize
+from sparsedet.files import is_exported
 
 OPSET = 18
-SUFFIXES = (".pt2", ".onnx")
 PACKAGE = ".aoti.pt2"
 """How the name of a package ends that AOTInductor compiles."""
 Kind = Literal["onnx", "program", "package"]
@@ -32,12 +32,12 @@ def kind_of(path: Path) -> Kind:
     Raises:
         ExportError: it says no format; the formats are named.
     """
-    suffix, name = path.suffix.lower(), path.name.lower()
-    if suffix not in SUFFIXES:
+    if not is_exported(path):
         raise ExportError(
             f"{path} must end in .onnx, .pt2 or {PACKAGE}, which says the format of the file."
         )
-    if suffix == ".onnx":
+    name = path.name.lower()
+    if name.endswith(".onnx"):
         return "onnx"
     return "package" if name.endswith(PACKAGE) else "program"
 
@@ -220,7 +220,8 @@ def _read_onnx(path: Path) -> tuple[Contract, Run]:
     facts = session.get_modelmeta().custom_metadata_map.get(KEY)
     contract = Contract.from_json(facts, str(path))
     name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape
-    if contract.size is not None and tuple(shape[2:]) != contract.size:
+    pictures = contract.size is not None and len(shape) == 4
+    if pictures and tuple(shape[2:]) != contract.size:
         raise _unreadable(path, ValueError(f"its input is {shape}, its facts say {contract.size}"))
     return contract, lambda images: session.run(None, {name: images})
 
