@@ -20,6 +20,8 @@ from typing import IO, Any
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """The beginning of a URL, or of what is left of one in a `Path`."""
+EXPORTED = (".pt2", ".onnx")
+"""How the names of exported detectors end."""
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -46,6 +48,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             raise cause from None  # of which torch.save says that a position is unexpected
         raise
     _sync_directory(path.parent)
+
+
+def is_exported(path: Any) -> bool:
+    """Whether a path is that of an exported detector, by its name."""
+    return isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() in EXPORTED
 
 
 def require_writable(path: Path) -> None:

@@ -22,7 +22,7 @@ from sparsedet.analysis.costs import (
     mean_flops,
 )
 from sparsedet.analysis.latency import FIRST_STAGE, Latency, measure_latency, noise, stage_marks
-from sparsedet.analysis.passes import divisibility, evaluating
+from sparsedet.analysis.passes import evaluating
 from sparsedet.analysis.regions import tile_recall
 from sparsedet.analysis.timing import (
     Clock,
@@ -65,7 +65,6 @@ __all__ = [
     "count_flops",
     "count_parameters",
     "depends_on_image",
-    "divisibility",
     "evaluating",
     "kept_by_level",
     "kept_tokens",

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sparsedet.analysis.passes import Detector, divisibility, evaluating, stage_modules
+from sparsedet.analysis.passes import Detector, evaluating, stage_modules
 from sparsedet.modeling import TokenSparseDetector, TorchvisionDetector
 from sparsedet.modeling.stages import Size
 from sparsedet.structures import pad_images
@@ -169,7 +169,7 @@ def count_flops(
         elif image is None:
             contexts.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             image = torch.empty(3, *image_size)
-        batch, sizes = pad_images([image.to(model.device)], divisibility(model))
+        batch, sizes = pad_images([image.to(model.device)], model.size_divisibility)
         counter = _FlopCounter(stages, current, counting.sampling_cost)
         contexts.enter_context(_uncounted(model, counter, counting))
         contexts.enter_context(counter)

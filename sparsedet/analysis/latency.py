@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsedet.analysis.passes import LOOK, Detector, divisibility, evaluating, stage_modules
+from sparsedet.analysis.passes import LOOK, Detector, evaluating, stage_modules
 from sparsedet.analysis.timing import Clock, machine_facts, timed
 from sparsedet.modeling.stages import Size
 from sparsedet.structures import pad_images
@@ -69,7 +69,7 @@ def measure_latency(
     if image is None:
         batch, sizes = noise(model, image_size)
     else:
-        batch, sizes = pad_images([image.to(model.device)], divisibility(model))
+        batch, sizes = pad_images([image.to(model.device)], model.size_divisibility)
     clock = Clock(model.device)
     run = timed(lambda: model.detect(batch, sizes), clock, FIRST_STAGE)
     with evaluating(model), torch.inference_mode(), stage_marks(model, clock):
@@ -83,7 +83,7 @@ def measure_latency(
 def noise(model: Detector, image_size: Size) -> tuple[Float[Tensor, "1 3 H W"], tuple[Size, ...]]:
     """A picture of noise as ``model.detect`` takes it: padded as the backbone asks for."""
     image = torch.randn(3, *image_size, generator=torch.Generator().manual_seed(0))
-    return pad_images([image.to(model.device)], divisibility(model))
+    return pad_images([image.to(model.device)], model.size_divisibility)
 
 
 @contextmanager

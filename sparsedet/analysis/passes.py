@@ -58,8 +58,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def divisibility(model: Detector) -> int:
-    """What the sides of the backbone's input must be a multiple of."""
-    return getattr(model.backbone, "size_divisibility", 0) or 1

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsedet.analysis import FlopCount, count_flops, divisibility
+from sparsedet.analysis import FlopCount, count_flops
 from sparsedet.analysis.passes import Detector
 from sparsedet.benchmark.reference import use_grid_sample
 from sparsedet.checkpoint import leave_out_pretrained
@@ -292,7 +292,7 @@ def noise(case: Case, model: Detector) -> tuple[Tensor, tuple[Size, ...]]:
     """A batch of normalized images of noise, and their sizes."""
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(case.batch, 3, *case.image_size, generator=generator).to(case.device)
-    return pad_images(list(images), divisibility(model))
+    return pad_images(list(images), model.size_divisibility)
 
 
 def gflops(case: Case) -> FlopCount | None:

@@ -14,11 +14,9 @@ import torch
 
 from sparsedet.checkpoint.integrity import DamagedError, digest, stored_digest, verify_archive
 from sparsedet.checkpoint.values import oddity
-from sparsedet.files import ADDRESS, atomic_write
+from sparsedet.files import ADDRESS, atomic_write, is_exported
 
 __all__ = ["CheckpointError", "load_checkpoint", "model_weights", "save_checkpoint"]
-
-_EXPORTED = (".pt2", ".onnx")
 
 
 class CheckpointError(ValueError):
@@ -61,7 +59,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         path = _existing_file(path)
-        if path.suffix.lower() in _EXPORTED:
+        if is_exported(path):
             raise CheckpointError(
                 f"{path} is an exported file. Name the checkpoint that it was made of."
             )

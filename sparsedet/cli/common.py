@@ -18,7 +18,6 @@ from sparsedet.files import require_writable
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset
 
-EXPORTED = (".pt2", ".onnx")
 _OVERRIDE = re.compile(r"\+{0,2}(?!-)[\w.\[\]-]+\s*=")
 
 
@@ -115,11 +114,6 @@ def take_config(args: argparse.Namespace, *, others: bool = False) -> None:
             )
         args.config_file = words.pop(0)
     args.words, args.overrides = split_overrides(words) if others else ([], words)
-
-
-def is_exported(path: str | None) -> bool:
-    """Whether a path is that of an exported detector, told without importing what reads it."""
-    return Path(path or "").suffix.lower() in EXPORTED
 
 
 def is_override(word: str) -> bool:

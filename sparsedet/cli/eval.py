@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 from sparsedet.cli.common import (
     add_config,
     answer_together,
-    is_exported,
     is_override,
     make_parser,
     take_config,
@@ -44,6 +43,7 @@ from sparsedet.cli.train import (
     tables,
 )
 from sparsedet.config import ConfigError, LazyConfig, get_config, literal, read_config
+from sparsedet.files import is_exported
 
 if TYPE_CHECKING:
     from sparsedet.predictor import Predictor

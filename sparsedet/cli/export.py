@@ -29,8 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsedet.cli.common import add_trust, answer, is_exported, make_parser, print_error
-from sparsedet.files import require_writable
+from sparsedet.cli.common import add_trust, answer, make_parser, print_error
+from sparsedet.files import is_exported, require_writable
 from sparsedet.weights import find_published
 
 if TYPE_CHECKING:

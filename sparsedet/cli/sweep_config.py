@@ -18,7 +18,6 @@ by signal n.
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 import subprocess
 import sys
@@ -40,10 +39,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and run."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(prog).parse_intermixed_args(words)
-    args.command = ["sparsedet", "sweep-config", *words]
-    return answer(run, args)
+    return answer(run, _parser(prog).parse_intermixed_args(argv))
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
@@ -78,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     runs = ablation.plan(ablation.read_grid(grid), args.seeds, output, args.overrides)
     _check(args, runs)
     if args.script:
-        print(_script(args, runs, output), end="")
+        print(_script(args, grid, runs, output), end="")
         return 0
     chosen = runs if args.only is None else [runs[args.only]]
     failed, stopped = {}, None
@@ -121,13 +117,18 @@ def _check(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         finished(each, args.config_file)
 
 
-def _script(args: argparse.Namespace, runs: Sequence[Run], output: Path) -> str:
+def _script(
+    args: argparse.Namespace, grid: Sequence[str], runs: Sequence[Run], output: Path
+) -> str:
     from sparsedet.ablation import slurm_script, torchrun_script
 
     if args.script == "torchrun":
         return torchrun_script(args.config_file, runs, args.num_gpus)
-    words = shlex.join(args.command).replace(" --script slurm", "").replace(" --script=slurm", "")
-    return slurm_script(shlex.split(words), runs, output, args.num_gpus)
+    command = ["sparsedet", "sweep-config", args.config_file, *(["--grid", *grid] if grid else ())]
+    command += ["--trust-config"] if args.trust_config else []
+    command += ["--seeds", str(args.seeds), "--output", str(output)]
+    command += ["--num-gpus", str(args.num_gpus), *args.overrides]
+    return slurm_script(command, runs, output, args.num_gpus)
 
 
 def _train(args: argparse.Namespace, run: Run) -> int:

@@ -90,11 +90,6 @@ def require_exportable(model: nn.Module) -> TokenSparseDetector:
     return model
 
 
-def divisor(model: TokenSparseDetector) -> int:
-    """What the sides of pictures must be multiples of, or the backbone would have to pad them."""
-    return getattr(model.backbone, "size_divisibility", 0) or 1
-
-
 def require_size(model: TokenSparseDetector, size: Size) -> None:
     """Refuse sizes that the backbone would have to pad, and none at all.
 
@@ -106,7 +101,7 @@ def require_size(model: TokenSparseDetector, size: Size) -> None:
             f"--size {size[0]} {size[1]} has more than {_MOST_PIXELS} pixels. Set a smaller one, "
             "and use --tiles for larger pictures."
         )
-    step = divisor(model)
+    step = model.size_divisibility
     fitting = tuple(max(1, -(-side // step)) * step for side in size)
     if fitting != tuple(size):
         what = f"multiples of {step} for this backbone" if min(size) > 0 else "positive"
@@ -142,7 +137,7 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
             "one_more=False rounds numbers of tokens in single precision, which programs do not do "
             "with sizes. Leave --dynamic size out and write one file for each --size."
         )
-    multiple = math.lcm(divisor(model), *model.strides)
+    multiple = math.lcm(model.size_divisibility, *model.strides)
     cells = sum((multiple // stride) ** 2 for stride in model.strides)
     blocks = math.isqrt(getattr(model.query_initializer, "num_queries", 0) // cells) + 1
     return AnySize(short_side, max_size, multiple, max(2, blocks) * multiple)

@@ -312,7 +312,7 @@ class TokenSparseDetector(ImageDetector):
 
     def _maps_of_any_size(self, images: Float[Tensor, "b 3 h w"], num_levels: int) -> list[Tensor]:
         """The neck's finest maps of images that the backbone may ask to be padded."""
-        divisor = getattr(self.backbone, "size_divisibility", 0) or 1
+        divisor = self.size_divisibility
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % divisor, 0, -height % divisor))
         strides = self.neck.strides[:num_levels]

@@ -71,6 +71,11 @@ class ImageDetector(nn.Module):
         """Where the model lives."""
         return self.pixel_mean.device
 
+    @property
+    def size_divisibility(self) -> int:
+        """What the sides of the backbone's input must be multiples of."""
+        return getattr(self.backbone, "size_divisibility", 0) or 1
+
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Batch:
         """Normalize and pad the images; targets become cxcywh in [0, 1] of the unpadded image.
 
@@ -88,7 +93,7 @@ class ImageDetector(nn.Module):
             / self.pixel_std
             for each in batched_inputs
         ]
-        padded, sizes = pad_images(images, getattr(self.backbone, "size_divisibility", 0) or 1)
+        padded, sizes = pad_images(images, self.size_divisibility)
         if not all("instances" in sample for sample in batched_inputs):
             return Batch(padded, sizes, None)
         return Batch(padded, sizes, self._make_targets(batched_inputs, sizes))

@@ -18,6 +18,7 @@ from sparsedet.data import DatasetError, DetectionMapper, PictureSettings, Stora
 from sparsedet.data.transforms import FitInside, ResizeShortSide
 from sparsedet.export import Exported, export
 from sparsedet.export.graph import any_size, require_size
+from sparsedet.files import is_exported
 from sparsedet.loading import (
     find_device,
     load_detector,
@@ -28,7 +29,7 @@ from sparsedet.loading import (
 from sparsedet.modeling import prepare_for_inference
 from sparsedet.modeling.stages import DetectorOutput
 from sparsedet.predictor.detections import Detections
-from sparsedet.predictor.exported import ExportedDetector, filled, is_exported
+from sparsedet.predictor.exported import ExportedDetector, filled
 from sparsedet.predictor.pictures import Picture, PictureSource, make_sample, read_picture
 from sparsedet.predictor.sources import read_ahead, read_pictures
 from sparsedet.predictor.tiles import Slicer
@@ -240,8 +241,8 @@ class Predictor:
                 "Predictor.export: the test transform does not say how large pictures become. Set "
                 "size."
             )
-        divisor = getattr(self.model.backbone, "size_divisibility", 0) or 1
-        return tuple(-(-side // divisor) * divisor for side in known)
+        step = getattr(self.model, "size_divisibility", 1)  # export refuses models of other kinds
+        return tuple(-(-side // step) * step for side in known)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_lock"}

@@ -13,14 +13,9 @@ from torch import Tensor, nn
 
 from sparsedet.data import DetectionMapper, PictureSettings
 from sparsedet.data.transforms import FitInside, ResizeShortSide
-from sparsedet.export.formats import SUFFIXES, read
+from sparsedet.export.formats import read
 from sparsedet.modeling.inputs import check_samples, make_instances
 from sparsedet.modeling.stages import Size
-
-
-def is_exported(path: Any) -> bool:
-    """Whether a path is that of an exported detector, by its name."""
-    return isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() in SUFFIXES
 
 
 def filled(image: Tensor, size: Size, color: Sequence[float]) -> np.ndarray:

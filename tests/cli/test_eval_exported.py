@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sparsedet import Predictor
-from sparsedet.cli.common import EXPORTED
 from sparsedet.cli.main import main
 from sparsedet.data import open_dataset
 from sparsedet.evaluation import COCOEvaluator
-from sparsedet.export.formats import SUFFIXES
+from sparsedet.export.formats import kind_of
+from sparsedet.files import is_exported
 from sparsedet.predictor.evaluation import evaluate_predictor
 from tests.predictor.trained import NAMES, write_checkpoint, write_pictures
 
@@ -114,7 +114,9 @@ def test_a_set_has_to_be_named(run, tmp_path, capsys):
 
 
 def test_the_command_knows_the_formats():
-    assert set(EXPORTED) == set(SUFFIXES)
+    for name in ("a.pt2", "a.aoti.pt2", "a.onnx", "a.ONNX"):
+        assert is_exported(name) and kind_of(Path(name))
+    assert not is_exported("a.pth")
 
 
 def test_a_checkpoint_is_evaluated_in_another_format(run, capsys):

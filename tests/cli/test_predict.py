@@ -14,15 +14,12 @@ from PIL import Image
 from sparsedet.cli.main import main
 from sparsedet.predictor import Predictor
 from sparsedet.predictor.video import VideoWriter, count_frames, read_frames
-from tests.predictor.trained import write_checkpoint, write_pictures
+from tests.predictor.trained import write_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 def predict(run: Path, output: Path, *words: str) -> int:

@@ -17,7 +17,7 @@ from sparsedet import Predictor
 from sparsedet.cli.main import main
 from tests.house.source import ROOT
 from tests.house.test_readme import blocks
-from tests.predictor.trained import write_checkpoint, write_pictures
+from tests.predictor.trained import write_run
 
 PAGE = "docs/deployment.md"
 ALONE = "Without sparsedet"
@@ -28,9 +28,7 @@ np.savez("alone.npz", onnx=onnx[2][0] / scale, torch=boxes[0].numpy() / scale, s
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deployment")
-    write_checkpoint(folder)
-    write_pictures(folder)
+    folder = write_run(tmp_path_factory.mktemp("deployment"))
     pixels = Image.open(folder / "val" / "plain.png").convert("RGB").resize((700, 500))
     turned = Image.Exif()
     turned[274] = 6

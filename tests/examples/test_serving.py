@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from sparsedet import Predictor
-from tests.predictor.trained import write_checkpoint, write_pictures
+from tests.predictor.trained import write_run
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -40,10 +40,7 @@ def module(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,22 +13,9 @@ from sparsedet.export import AnySize, ExportError, export
 from sparsedet.export.formats import read
 from sparsedet.export.graph import DeployedDetector, any_size, trace
 from tests.modeling import small
-from tests.predictor.trained import NAMES, write_checkpoint, write_pictures
+from tests.predictor.trained import NAMES
 
 FACTS = dict(class_names=NAMES, pictures=PictureSettings())
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def predictor(run: Path) -> Predictor:
-    return Predictor(run / "model_best.pth", device="cpu")
 
 
 @pytest.mark.parametrize("name", small.NAMED)

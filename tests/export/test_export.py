@@ -25,22 +25,9 @@ from sparsedet.export.sampling import gathered_attention
 from sparsedet.layers import ms_deform_attn
 from sparsedet.predictor.pictures import make_sample, read_picture
 from tests.modeling import small
-from tests.predictor.trained import NAMES, write_checkpoint, write_pictures
+from tests.predictor.trained import NAMES
 
 SIZE = (64, 96)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def predictor(run: Path) -> Predictor:
-    return Predictor(run / "model_best.pth", device="cpu")
 
 
 _SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("plain.pt2", "plain.onnx")]

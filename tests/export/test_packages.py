@@ -13,22 +13,8 @@ from sparsedet import Predictor
 from sparsedet.cli.main import main
 from sparsedet.export import ExportError
 from sparsedet.export.formats import kind_of
-from tests.predictor.trained import write_checkpoint, write_pictures
 
 SIZE = (64, 96)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def predictor(run: Path) -> Predictor:
-    return Predictor(run / "model_best.pth", device="cpu")
 
 
 def test_the_name_says_the_kind():

@@ -19,7 +19,7 @@ from sparsedet.data import DatasetError
 from sparsedet.export import Exported, ExportError
 from sparsedet.export.check import run_afresh
 from sparsedet.export.formats import read
-from tests.predictor.trained import write_checkpoint, write_pictures
+from tests.predictor.trained import write_run
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -31,9 +31,7 @@ INT8, FLOAT32 = 3, 1
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
+    folder = write_run(tmp_path_factory.mktemp("run"))
     (folder / "val" / "deep.png").unlink()  # of more than 8 bits, which no setting explains
     return folder
 

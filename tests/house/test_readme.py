@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from sparsedet.cli.common import is_exported, is_override
+from sparsedet.cli.common import is_override
 from sparsedet.cli.main import COMMANDS
 from sparsedet.config import LazyConfig, find_config
+from sparsedet.files import is_exported
 from tests.house.source import ROOT, files, name
 
 README = ROOT / "README.md"

@@ -6,12 +6,13 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.weights.serving import listening
 
 TOKEN = "hf_owner"
 _LARGE = (".safetensors", ".jpg")
@@ -79,18 +80,10 @@ class FakeHub:
 @contextmanager
 def hub_running() -> Iterator[FakeHub]:
     """A server until the block ends."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.daemon_threads = True
-    hub = FakeHub(f"http://127.0.0.1:{http.server_port}")
-    http.hub = hub  # pyright: ignore[reportAttributeAccessIssue]
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(_Handler) as http:
+        hub = FakeHub(f"http://127.0.0.1:{http.server_port}")
+        http.hub = hub  # pyright: ignore[reportAttributeAccessIssue]
         yield hub
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

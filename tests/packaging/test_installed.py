@@ -15,7 +15,7 @@ import pytest
 
 from sparsedet.predictor import Predictor
 from tests.packaging.builds import NO_COMPILER, Environment, build, copy_source
-from tests.predictor.trained import write_checkpoint, write_pictures
+from tests.predictor.trained import write_run
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +29,7 @@ json.dump([sparsedet.__file__, has_compiled_kernel(), tools], sys.stdout)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,12 @@ from sparsedet.config import instantiate
 from sparsedet.evaluation import COCOEvaluator
 from sparsedet.predictor import Predictor
 from sparsedet.predictor.evaluation import evaluate_predictor
-from tests.predictor.trained import config, write_checkpoint, write_pictures
+from tests.predictor.trained import config, write_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 def written(run: Path, output: Path, *options: str) -> list[dict[str, Any]]:

@@ -26,15 +26,12 @@ from sparsedet.data.images import upright_pixels
 from sparsedet.evaluation.loop import evaluate
 from sparsedet.loading import load_detector
 from sparsedet.predictor import Detections
-from tests.predictor.trained import NAMES, write_checkpoint, write_pictures
+from tests.predictor.trained import NAMES, write_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder)
-    write_pictures(folder)
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

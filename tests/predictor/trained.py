@@ -34,6 +34,13 @@ def config(folder: Path) -> Any:
     return cfg
 
 
+def write_run(folder: Path) -> Path:
+    """A folder with both; returned for fixtures."""
+    write_checkpoint(folder)
+    write_pictures(folder)
+    return folder
+
+
 def write_checkpoint(folder: Path) -> Path:
     """A checkpoint of random weights that holds its config."""
     torch.manual_seed(0)

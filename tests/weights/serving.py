@@ -61,14 +61,21 @@ class Server:
 @contextmanager
 def serving() -> Iterator[Server]:
     """A server until the block ends."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    with listening(_Handler) as http:
+        server = Server(f"http://127.0.0.1:{http.server_port}")
+        http.served = server  # pyright: ignore[reportAttributeAccessIssue]
+        yield server
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServer]:
+    """A server on a free port until the block ends, with a thread for each request."""
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http.daemon_threads = True
-    server = Server(f"http://127.0.0.1:{http.server_port}")
-    http.served = server  # pyright: ignore[reportAttributeAccessIssue]
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield server
+        yield http
     finally:
         http.shutdown()
         thread.join()
