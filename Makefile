@@ -94,9 +94,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	  print('installed; deformable attention', 'is compiled' if has() else 'runs in plain PyTorch')"
 	@touch $@
 
-# transformers and accelerate, about 170 MB; without them their tests are skipped
+# transformers and accelerate, about 170 MB, and playwright, 50 MB; without them, or without a
+# chromium on this machine, their tests are skipped
 $(VENV)/.parity: $(VENV)/.installed
-	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" parity)
+	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" parity) $$($(PY) -c "$(EXTRA)" browser)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.parity

@@ -34,6 +34,7 @@ from sparsedet.engine import (
     LogHook,
     ModelEma,
     PaceHook,
+    PictureHook,
     StopHook,
     Trainer,
 )
@@ -45,7 +46,7 @@ from sparsedet.engine.pace import describe_device
 from sparsedet.engine.random_state import seed_everything
 from sparsedet.engine.signals import StopTraining
 from sparsedet.evaluation.loop import EvaluationStopped, evaluate, main_metrics
-from sparsedet.events import ConsoleWriter, JsonWriter, Writer, service_writers
+from sparsedet.events import ConsoleWriter, JsonWriter, Writer, picture_writers, service_writers
 from sparsedet.files import write_json
 from sparsedet.loading import require_same_classes
 from sparsedet.modeling import TokenSparseDetector, TorchvisionDetector
@@ -64,6 +65,7 @@ from sparsedet.resuming import (
 from sparsedet.run_settings import run_settings
 from sparsedet.structures import Boxes, Instances
 from sparsedet.survey import Survey
+from sparsedet.visualization import WatchedPictures
 
 logger = logging.getLogger(__name__)
 
@@ -357,6 +359,7 @@ class Job:
                 patience=settings.early_stopping.patience,
                 extra=self._extra,
             ),
+            PictureHook(WatchedPictures(self._test_loader), picture_writers(writers)),
         ]
 
     @property

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,11 +139,15 @@ def test_tensorboard(tmp_path: Path) -> None:
     (writer,) = service_writers(tmp_path)
     writer.write(1, {"loss": 2.0})
     writer.write(3, {"loss": 1.5, "eval/bbox/AP": 0.25})
+    assert events.picture_writers([writer, object()]) == [writer]
+    writer.write_picture(3, "pictures/1", np.full((4, 6, 3), 200, dtype=np.uint8))
     writer.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.0), (3, 1.5)]
-    assert [(e.step, e.value) for e in events.Scalars("eval/bbox/AP")] == [(3, 0.25)]
+    written = EventAccumulator(str(tmp_path / "tensorboard"))
+    written.Reload()
+    assert [(e.step, e.value) for e in written.Scalars("loss")] == [(1, 2.0), (3, 1.5)]
+    assert [(e.step, e.value) for e in written.Scalars("eval/bbox/AP")] == [(3, 0.25)]
+    (picture,) = written.Images("pictures/1")
+    assert (picture.step, picture.width, picture.height) == (3, 6, 4)
 
 
 def test_what_is_not_installed(
@@ -150,7 +155,7 @@ def test_what_is_not_installed(
 ) -> None:
     """TensorBoard is written where it can be; what was asked for by name is an error."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(events, "find_spec", lambda name: None)
+    monkeypatch.setattr(events.services, "find_spec", lambda name: None)
     assert service_writers(tmp_path) == []
     (message,) = caplog.messages
     assert "pip install 'sparsedet[tensorboard]'" in message
@@ -183,7 +188,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None
     module = types.ModuleType(name)
     module.__dict__.update(content)
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(events, "find_spec", lambda package: package)
+    monkeypatch.setattr(events.services, "find_spec", lambda package: package)
 
 
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

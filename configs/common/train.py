@@ -30,7 +30,7 @@ train = dict(
     checkpointer=dict(epochs=1, period=None, max_to_keep=2),
     # iterations per line of metrics.json and of the log
     log_period=20,
-    # write TensorBoard files if the package is installed
+    # write TensorBoard files if the package is installed, with pictures after each evaluation
     tensorboard=True,
     # the same rows to Weights & Biases and MLflow; each needs its package
     wandb=dict(enabled=False, project="sparsedet", name=None),

@@ -19,6 +19,7 @@ COMMANDS = {
     "publish": ("sparsedet.cli.publish", "write a model with its card, or push it to Hugging Face"),
     "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
+    "explain": ("sparsedet.cli.explain", "look into detectors, in an HTML file"),
     "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),
     "sweep-config": ("sparsedet.cli.sweep_config", "train at every point of a grid, with seeds"),
     "calibrate": ("sparsedet.cli.calibrate", "fit a content-adaptive selector to trained weights"),

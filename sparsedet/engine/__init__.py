@@ -17,6 +17,7 @@ from sparsedet.engine.optim import (
     scaled_lr,
 )
 from sparsedet.engine.pace import PaceHook
+from sparsedet.engine.pictures import PictureHook
 from sparsedet.engine.trainer import Trainer
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ModelEma",
     "NonFiniteError",
     "PaceHook",
+    "PictureHook",
     "StopHook",
     "Trainer",
     "WarmupParamScheduler",

@@ -1,7 +1,7 @@
 """What hangs on the training loop: stopping, logs, evaluation, checkpoints.
 
-The order matters and is: `StopHook`, `LogHook`, `CheckpointHook`, `EvalHook`. Whatever happens in
-an evaluation, the iterations before it are then saved.
+The order matters and is: `StopHook`, `LogHook`, `CheckpointHook`, `EvalHook`, `PictureHook`.
+Whatever happens in an evaluation, the iterations before it are then saved.
 """
 
 from __future__ import annotations

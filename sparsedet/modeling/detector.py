@@ -444,6 +444,15 @@ def _make_heads(
 def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Best ``count`` of all queries and classes: scores, labels ``[B n]``, boxes ``[B n 4]``.
 
+    See ``top_queries``.
+    """
+    scores, labels, queries = top_queries(prediction, count)
+    return scores, labels, gather_rows(prediction.boxes.float(), queries)
+
+
+def top_queries(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Best ``count`` of all queries and classes: scores, labels and queries, ``[B n]`` each.
+
     Classes that exclude each other compete within a query, which gives its best one alone. Fillers
     have the score -1.
     """
@@ -453,10 +462,7 @@ def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, 
     if prediction.softmax:
         top, labels = scores.max(-1)
         best = top.topk(min(count, top.shape[1]), dim=1)
-        boxes = gather_rows(prediction.boxes.float(), best.indices)
-        return best.values, labels.gather(1, best.indices), boxes
+        return best.values, labels.gather(1, best.indices), best.indices
     num_classes = scores.shape[-1]
     best = scores.flatten(1).topk(min(count, scores.shape[1] * num_classes), dim=1)
-    query = best.indices // num_classes
-    boxes = gather_rows(prediction.boxes.float(), query)
-    return best.values, best.indices % num_classes, boxes
+    return best.values, best.indices % num_classes, best.indices // num_classes

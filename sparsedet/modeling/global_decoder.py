@@ -270,7 +270,9 @@ class GlobalDecoder(nn.Module):
             look_forward_twice=self.look_forward_twice,
             eps=self.eps,
         )
-        return DecoderOutput(predictions, None if counted is None else self._mass(masses, memory))
+        return DecoderOutput(
+            predictions, None if counted is None else self.spread_mass(masses, memory)
+        )
 
     def _reads(
         self, queries: Queries, memory: MultiScaleFeatures, heads: Heads
@@ -279,8 +281,15 @@ class GlobalDecoder(nn.Module):
         readable = memory.readable()
         return lambda index, x, reference: readable
 
-    def _mass(self, masses: Sequence[Tensor], memory: MultiScaleFeatures) -> Float[Tensor, "B N"]:
-        """What the tokens of the map got of what each layer gave to those that it read."""
+    def spread_mass(
+        self, masses: Sequence[Tensor], memory: MultiScaleFeatures
+    ) -> Float[Tensor, "B N"]:
+        """The attention that the tokens of the map get, summed over layers.
+
+        Args:
+            masses: attention that each layer pays to what it reads, ``[B S]``.
+            memory: encoded features that the decoder got.
+        """
         mass = reduce(torch.add, masses)
         return mass if memory.pooled is None else memory.pooled.spread(mass, memory.num_tokens)
 

@@ -283,7 +283,10 @@ class InterleavedDecoder(GlobalDecoder):
             valid = valid.repeat_interleave(self.sampler.num_points, dim=1)
         return PooledTokens(tokens, pos, shares=None, valid=valid, kept=everything)
 
-    def _mass(self, masses: Sequence[Tensor], memory: MultiScaleFeatures) -> Float[Tensor, "B N"]:
+    def spread_mass(
+        self, masses: Sequence[Tensor], memory: MultiScaleFeatures
+    ) -> Float[Tensor, "B N"]:
+        """See ``GlobalDecoder``; sampled tokens have no cell, so theirs is left out."""
         length = memory.level_lengths[-1]
         level = reduce(torch.add, [mass[:, :length] for mass in masses])
         return F.pad(level, (memory.num_tokens - length, 0))

@@ -15,9 +15,11 @@ from sparsedet.visualization.tokens import (
     draw_scores,
     token_levels,
 )
+from sparsedet.visualization.watched import WatchedPictures
 
 __all__ = [
     "LevelTokens",
+    "WatchedPictures",
     "cells_to_pixels",
     "class_color",
     "draw_detections",

@@ -53,6 +53,8 @@ def test_a_wheel_has_every_config_and_is_small(root: Path, wheel: Path) -> None:
             for path in (root / "sparsedet/benchmark").glob("*")
             if path.suffix in (".py", ".cu")} <= names  # fmt: skip
     data = {"configs/index.json", "weights/published.json", "py.typed"}
+    assets = [path for path in (root / "sparsedet/report/assets").rglob("*") if path.is_file()]
+    data |= {path.relative_to(root / "sparsedet").as_posix() for path in assets}
     assert {f"sparsedet/{name}" for name in data} <= names
     assert not [name for name in names if name.endswith((".md", "results.json", ".png"))]
     assert not [name for name in names if name.startswith(("tests", "tools", "projects"))]
