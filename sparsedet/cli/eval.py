@@ -11,7 +11,8 @@
     sparsedet eval detector.onnx dataset.val_json=FILE dataset.val_images=DIR      an exported file
     sparsedet eval CONFIG --weights detector.onnx         the same, on the test set of CONFIG
 
-The output folder gets predictions.json, curves.json, confusion.json and eval_results.json.
+The output folder gets predictions.json, curves.json, confusion.json, worst.json and
+eval_results.json; `sparsedet report` shows them.
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file. NAME is one that `sparsedet
 weights` lists. An exported file (.onnx, .pt2) brings its own classes and picture size.
 Exit codes: 0 done; 2 an input is wrong; 3 something failed during the evaluation (as in

@@ -18,10 +18,11 @@ from sparsedet import comm
 from sparsedet.data.dataset import AnnotatedDataset
 from sparsedet.data.validate import warn_once
 from sparsedet.evaluation.backends import Backend
-from sparsedet.evaluation.confusion import confusion_matrix, confusion_summary
+from sparsedet.evaluation.confusion import confusion_matrix, confusion_summary, match
 from sparsedet.evaluation.details import IOU_50, IOU_75, class_rows, curves, percent
 from sparsedet.evaluation.rules import make_rules
 from sparsedet.evaluation.tiles import LookedTiles, tile_recall
+from sparsedet.evaluation.worst import worst_pictures
 from sparsedet.files import write_json
 from sparsedet.structures import BoxMode
 
@@ -59,10 +60,11 @@ class COCOEvaluator:
             `ai-tod` (8^2, 16^2 and 32^2: very tiny, tiny, small, medium; 1500 detections).
         max_detections: detections per image and class, ascending. AP uses the last, AR is computed
             at each. None takes those of the rules; with two areas, [1, 10, 100].
-        output_dir: where `predictions.json`, `curves.json` and `confusion.json` are written; None
-            writes nothing.
-        plots: also plot the last two (`curves.png`, `confusion.png`).
-        confusion_threshold: detections that score less are left out of the confusion matrix.
+        output_dir: where `predictions.json`, `curves.json`, `confusion.json` and `worst.json` are
+            written; None writes nothing.
+        plots: also plot curves and confusion (`curves.png`, `confusion.png`).
+        confusion_threshold: detections that score less are left out of the confusion matrix and of
+            the worst pictures.
         backend: `pycocotools`, or `faster-coco-eval`, which is faster and needs the extra
             `faster-eval`.
 
@@ -270,12 +272,14 @@ class COCOEvaluator:
         if self._output_dir is None:
             return
         names, threshold = self._dataset.class_names, self._confusion_threshold
-        pairs = self._images(detections)
-        matrix = confusion_matrix(pairs, len(names), score_threshold=threshold)
+        matches = [match(*pair, score_threshold=threshold) for pair in self._images(detections)]
+        matrix = confusion_matrix(matches, len(names))
         confusion = confusion_summary(matrix, names, score_threshold=threshold)
         found = curves(names, totals)
         self._write("curves.json", found)
         self._write("confusion.json", confusion)
+        pictures = zip(self._dataset.records, matches, strict=True)
+        self._write("worst.json", worst_pictures(pictures, names, score_threshold=threshold))
         if self._plots:
             from sparsedet.evaluation.figures import draw_confusion, draw_curves
 
@@ -283,7 +287,7 @@ class COCOEvaluator:
             draw_confusion(confusion, self._output_dir / "confusion.png")
 
     def _images(self, detections: dict[Any, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Truth and detections of every image, as `confusion_matrix` takes them."""
+        """Truth and detections of every image, as `match` takes them."""
         for record in self._dataset.records:
             truth = [
                 [*entry["bbox"], entry["category_id"], entry["iscrowd"]]

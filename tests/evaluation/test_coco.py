@@ -143,7 +143,7 @@ def test_predictions_keep_the_ids_of_the_file(tmp_path):
     assert sorted(p["category_id"] for p in predictions) == [7, 7, 1000, 1000]
     assert predictions[0]["bbox"] == [10, 10, 8, 8]
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == ["confusion.json", "curves.json", "predictions.json"]
+    assert names == ["confusion.json", "curves.json", "predictions.json", "worst.json"]
 
 
 def test_classes_are_matched_by_name(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from sparsedet.data import open_dataset
 from sparsedet.evaluation import COCOEvaluator, class_table
-from sparsedet.evaluation.confusion import confusion_matrix
+from sparsedet.evaluation.confusion import confusion_matrix, match
 from tests.evaluation.test_coco import answer, write
 
 
@@ -67,7 +67,7 @@ def test_confusion_of_a_small_case(tmp_path):
 
 
 def pair(truth, found):
-    """Rows (box, class, crowd) and (box, score, class) as `confusion_matrix` takes them."""
+    """Rows (box, class, crowd) and (box, score, class) as `match` takes them."""
     rows = [[*box, label, crowd] for box, label, crowd in truth]
     columns = [[*box, score, label] for box, score, label in found]
     return np.array(rows, float).reshape(-1, 6), np.array(columns, float).reshape(-1, 6)
@@ -109,7 +109,8 @@ BOX, NEAR, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 10, 10]
     ],
 )
 def test_rules_of_the_confusion_matrix(truth, found, expected):
-    assert confusion_matrix([pair(truth, found)], 2, score_threshold=0.3).tolist() == expected
+    matches = match(*pair(truth, found), score_threshold=0.3)
+    assert confusion_matrix([matches], 2).tolist() == expected
 
 
 def row(name, ap, boxes=1):
