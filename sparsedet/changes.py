@@ -20,7 +20,7 @@ from sparsedet.data import AnnotatedDataset
 from sparsedet.files import file_digest
 from sparsedet.loading import stored_config
 
-__all__ = ["Change", "changes", "run_facts", "schedule_change", "tell"]
+__all__ = ["Change", "changes", "config_differences", "run_facts", "schedule_change", "tell"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _config_changes(old: Any, new: Any) -> list[Change]:
     same_batch = _images(old) == _images(new) is not None
     return [
         Change(key, before, now, bends=_bends(key, same_batch))
-        for key, before, now in _differences(raw_values(old), raw_values(new), "", (old, new))
+        for key, before, now in config_differences(old, new)
     ]
 
 
@@ -217,6 +217,15 @@ def tell(found: list[Change], path: Path, *, accept: bool) -> None:
         logger.log(level, "%s%s", "accepted: " if change.bends else "", change)
     if not found:
         logger.info("no settings, versions or annotations have changed since %s was written", path)
+
+
+def config_differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """Where two configs differ: key, value of the first, value of the second.
+
+    A call of something else is one difference, and an argument that is left to its default is none.
+    To find defaults, what the configs name is imported: see `sparsedet.config.trust`.
+    """
+    return list(_differences(raw_values(old), raw_values(new), "", (old, new)))
 
 
 def _differences(

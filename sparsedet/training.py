@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import platform
 import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sparsedet import __version__, comm
+from sparsedet import comm
 from sparsedet.agreement import require_same_start
 from sparsedet.analysis.calibration import calibrated_for_a_while
 from sparsedet.changes import changes, run_facts, schedule_change, tell
@@ -50,6 +47,7 @@ from sparsedet.events import ConsoleWriter, JsonWriter, Writer, picture_writers,
 from sparsedet.files import write_json
 from sparsedet.loading import require_same_classes
 from sparsedet.modeling import TokenSparseDetector, TorchvisionDetector
+from sparsedet.report.record import describe_run, finish_run, start_run
 from sparsedet.resuming import (
     Found,
     Resume,
@@ -148,13 +146,14 @@ class Job:
             return
         self._train_loader = instantiate(cfg.dataloader.train)
         self._trainer = self._build_trainer()
-        self._log_survey()
+        survey = self._log_survey()
         loaders = {"training": self._train_loader, "validation": self._test_loader}
         self._facts = run_facts(device, loaders)
         if last is not None:
             self._compare(last, text, accept_changes)
             take_up(self._trainer, last)
         save_config(text, self._store)
+        start_run(self._output_dir, self._about(), self._trainer, survey)
         self._extra = {"run": self._facts} | ({} if text is None else {"config": text})
         self._trainer.hooks = self._build_hooks()
 
@@ -187,6 +186,7 @@ class Job:
             seconds_training=trainer.train_seconds,
             seconds_per_iteration=trainer.train_seconds / trainer.iteration,
         )
+        finish_run(self._output_dir, self._model, self._test_loader)
         return evaluation["results"]
 
     def standing(self) -> str:
@@ -215,10 +215,10 @@ class Job:
 
     # --- building -------------------------------------------------------------------------------
 
-    def _log_survey(self) -> None:
+    def _log_survey(self) -> Survey | None:
         """Say what was read, how the model will see it, and what of it does not fit."""
         if not comm.is_main_process():
-            return
+            return None
         loaders = {"training": self._train_loader, "validation": self._test_loader}
         sets = {
             name: (loader.source, loader.mapper)
@@ -239,6 +239,7 @@ class Job:
         )
         for text in survey.misfits() if survey is not None else ():
             logger.warning("%s", text)
+        return survey
 
     def _compare(self, last: Found, text: str | None, accept: bool) -> None:
         """Tell what is not as it was in the run to resume."""
@@ -408,27 +409,16 @@ class Job:
     def _is_stopped(self) -> bool:
         return not self._eval_only and self._trainer.stop_signal is not None
 
+    def _about(self) -> dict[str, Any]:
+        seed = self._cfg.train.seed
+        return describe_run(self._origin, self._device, seed=seed, facts=self._facts)
+
     def _write_results(self, name: str, metrics: dict[str, Any], **facts: Any) -> None:
         content = {
             "metrics": metrics,
             "keep_ratio": metrics.get("keep_ratio"),
             **facts,
-            **self._origin,
-            "seed": self._cfg.train.seed,
-            "device": self._device.type,
-            "num_processes": comm.get_world_size(),
-            "annotations": {
-                name.split()[-2]: digest
-                for name, digest in self._facts.items()
-                if name.endswith("annotations")
-            },
-            "versions": {
-                "sparsedet": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "numpy": np.__version__,
-            },
+            **self._about(),
         }
         write_json(self._output_dir / name, content)
         logger.info("results are in %s", self._output_dir / name)

@@ -104,7 +104,14 @@ def run(args: argparse.Namespace) -> int:
     _check_options(args)
     logging.basicConfig(format="%(message)s")
     cfg, source = _settings(args)
-    report = {"version": __version__, "exit_code": 2, "error": None, "parts": [], "misfits": []}
+    report = {
+        "version": __version__,
+        "exit_code": 2,
+        "error": None,
+        "parts": [],
+        "survey": [],
+        "misfits": [],
+    }
     try:
         report["exit_code"] = _check(args, cfg, source, report)
     except (ValueError, OSError) as error:
@@ -152,7 +159,7 @@ def _check(args: argparse.Namespace, cfg: Any, source: str | None, report: dict[
         _refuse(audit, parts[name])
     sets = _sets_of_run(cfg) if source is None else _sets_of_source(cfg, parts)
     survey = Survey.of(sets, cfg)
-    report["misfits"] = survey.misfits()
+    report.update(survey.facts())
     if args.suggest:
         _print_suggestion(survey)
     else:

@@ -14,6 +14,7 @@ from sparsedet.config.naming import nearest
 COMMANDS = {
     "train": ("sparsedet.cli.train", "train a detector and evaluate it"),
     "eval": ("sparsedet.cli.eval", "evaluate weights on a test set"),
+    "report": ("sparsedet.cli.report", "what training runs reached, in an HTML file"),
     "predict": ("sparsedet.cli.predict", "find objects in pictures and videos"),
     "export": ("sparsedet.cli.export", "write a detector as a file that runs elsewhere"),
     "publish": ("sparsedet.cli.publish", "write a model with its card, or push it to Hugging Face"),

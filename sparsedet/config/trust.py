@@ -81,6 +81,11 @@ def trusting(trust: bool = True) -> Iterator[None]:
         _TRUSTING.reset(token)
 
 
+def is_trusting() -> bool:
+    """Whether this is inside of :func:`trusting`."""
+    return _TRUSTING.get()
+
+
 def require_trusted(cfg: Any, source: str, key: str = "") -> None:
     """Refuse a config from a file, or a part of it, that would call foreign code.
 

@@ -14,7 +14,7 @@ from sparsedet.predictor import Picture, PictureSource, Predictor
 from sparsedet.predictor.pictures import is_picture
 from sparsedet.report.looking import ExplainedModel, missing
 from sparsedet.report.packing import data_uri
-from sparsedet.report.page import readable, write_page
+from sparsedet.report.page import readable, render, write_page
 from sparsedet.report.picture_data import view_data
 from sparsedet.report.stage_costs import StageCosts
 from sparsedet.visualization import class_color
@@ -79,7 +79,7 @@ def explain(
     write_page(
         target,
         title="Token explorer",
-        body="explorer/body.html",
+        body=render("explorer/body.html", {}),
         styles=["explorer/explorer.css"],
         scripts=[f"explorer/{name}.js" for name in _SCRIPTS],
         data=writer.blocks(sources, on_error),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from sparsedet.files import atomic_write
 
@@ -18,17 +20,19 @@ def write_page(
     path: Path,
     *,
     title: str,
+    subtitle: str = "",
     body: str,
     styles: Sequence[str],
-    scripts: Sequence[str],
-    data: Iterable[tuple[str, Any]],
+    scripts: Sequence[str] = (),
+    data: Iterable[tuple[str, Any]] = (),
 ) -> None:
     """Write a page, or nothing.
 
     Args:
         path: of the HTML file.
         title: of the page, as text.
-        body: name of an asset, the HTML inside of ``<main>``.
+        subtitle: beside it, as text.
+        body: the HTML inside of ``<main>``, see `render`.
         styles: names of assets, after those of the shell.
         scripts: names of assets, after those of the shell. All are in one function in strict mode.
         data: id and content of each block of JSON; a script reads one by ``readData(id)``. They are
@@ -37,8 +41,9 @@ def write_page(
     head, after_data = _asset("page.html").split("<!-- data -->")
     texts = {
         "title": html.escape(title),
+        "subtitle": html.escape(subtitle),
         "style": "\n".join(map(_asset, ("page.css", *styles))),
-        "body": _asset(body),
+        "body": body,
         "script": "\n".join(map(_asset, ("page.js", *scripts))),
     }
     with atomic_write(path) as file:
@@ -47,6 +52,24 @@ def write_page(
             block = f'<script type="application/json" id="{name}">{_embedded(content)}</script>\n'
             file.write(block.encode())
         file.write(_filled(after_data, texts).encode())
+
+
+def render(name: str, content: Mapping[str, Any]) -> str:
+    """The HTML of an asset, a template of Jinja; what is filled in is escaped.
+
+    Args:
+        name: of the asset.
+        content: what it is filled with.
+    """
+    loader = jinja2.FileSystemLoader(_ASSETS, encoding="utf-8")
+    templates = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template(name).render(content)
 
 
 def readable(path: str | os.PathLike[str]) -> str:

@@ -10,9 +10,9 @@ from sparsedet.survey.numbers import SMALL_SIDE, InputSizes, Part
 from sparsedet.survey.settings import Settings
 from sparsedet.tables import format_table
 
-__all__ = ["describe_classes", "describe_parts", "describe_run"]
+__all__ = ["QUANTILES", "describe_classes", "describe_parts", "describe_run"]
 
-_QUANTILES = (0.1, 0.5, 0.9)
+QUANTILES = (0.1, 0.5, 0.9)
 _MOST_ROWS = 20  # of classes; a longer list is cut to
 _FREQUENT, _RARE = 12, 5
 
@@ -85,7 +85,7 @@ def _spread(values: np.ndarray) -> str:
     values = values[~np.isnan(values)]
     if not len(values):
         return "-"
-    return "  ".join(f"{value:.0f}".rjust(4) for value in np.quantile(values, _QUANTILES))
+    return "  ".join(f"{value:.0f}".rjust(4) for value in np.quantile(values, QUANTILES))
 
 
 def describe_classes(parts: Sequence[Part]) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from sparsedet.data import AnnotatedDataset
+from sparsedet.survey.facts import describe_part
 from sparsedet.survey.looking import describe_look
 from sparsedet.survey.misfits import find_misfits
 from sparsedet.survey.numbers import InputSizes, Part, input_sizes
@@ -59,6 +60,11 @@ class Survey:
                 "\n".join([*describe_run(self.parts, self.settings), *self._look()]),
             ]
         )
+
+    def facts(self) -> dict[str, Any]:
+        """The same in JSON's types: `survey`, a list of the parts, and `misfits`."""
+        parts = [describe_part(part, self.sizes[part.name]) for part in self.parts]
+        return {"survey": parts, "misfits": self.misfits()}
 
     def _look(self) -> list[str]:
         settings = self.settings

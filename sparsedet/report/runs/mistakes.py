@@ -1,0 +1,194 @@
+"""Precision over recall, the confusion matrix, and the worst pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsedet.data import DatasetError, StorageError
+from sparsedet.predictor import read_picture
+from sparsedet.report.packing import data_uri
+from sparsedet.report.page import readable
+from sparsedet.report.runs.folder import RunFolder
+from sparsedet.report.runs.parts import (
+    Block,
+    Box,
+    Chart,
+    Line,
+    Note,
+    Pictures,
+    Section,
+    Shown,
+    Table,
+    number,
+    share,
+)
+
+__all__ = ["confused_pairs", "mistakes"]
+
+_SIDE = 420  # long side of a picture, in pixels
+_SHOWN_CLASSES = 15  # rows of a matrix that can be read
+_NAMED = 7  # classes with a line of their own
+_FEW_RUNS = 3
+_KINDS = {
+    "missed": "Most missed objects",
+    "false": "Most false boxes",
+    "loose": "Loosest boxes",
+}
+
+
+def mistakes(runs: Sequence[RunFolder]) -> Section:
+    """Where the detector errs; of many runs without pictures and matrices."""
+    blocks: list[Block] = [*_curves(runs)]
+    several = len(runs) > 1
+    if len(runs) > _FEW_RUNS:
+        text = "Confusion and pictures of so many runs are in the report of each."
+        return Section("mistakes", "Mistakes", [*blocks, Note(text)], files=("curves.json",))
+    for run in runs:
+        prefix = f"{run.name}: " if several else ""
+        if confusion := run.file("confusion.json"):
+            blocks.append(_matrix(confusion, prefix, folded=several))
+        if worst := run.file("worst.json"):
+            blocks.append(Note(prefix + _totals(worst)))
+            blocks += _pictures(worst, prefix, count=2 if several else 4)
+    files = ("curves.json", "confusion.json", "worst.json")
+    return Section("mistakes", "Mistakes", blocks, files=files)
+
+
+# --- precision over recall -----------------------------------------------------------------------
+
+
+def _curves(runs: Sequence[RunFolder]) -> list[Chart]:
+    charts = []
+    for iou in ("0.50", "0.75"):
+        lines = _of_classes(runs[0], iou) if len(runs) == 1 else _of_runs(runs, iou)
+        if not lines:
+            continue
+        title = f"Precision over recall at IoU {iou}"
+        rows = [[line.name, number(sum(y for _, y in line.points) / len(line.points))]
+                for line in lines]  # fmt: skip
+        numbers = Table(f"{title}: numbers", ["", "AP at this IoU"], rows)
+        charts.append(Chart(title, "recall in %", "precision in %", lines, numbers))
+    return charts
+
+
+def _of_classes(run: RunFolder, iou: str) -> list[Line]:
+    found = run.file("curves.json")
+    if not found or not found[iou]["classes"]:
+        return []
+    lines = [Line("mean", list(zip(found["recall"], found[iou]["mean"], strict=True)), 0)]
+    classes = {name: each["precision"] for name, each in found[iou]["classes"].items()}
+    ranked = sorted(classes, key=lambda name: sum(classes[name]))
+    for color, name in enumerate(ranked[:_NAMED], start=1):  # the worst are those to look at
+        lines.append(Line(name, list(zip(found["recall"], classes[name], strict=True)), color))
+    return lines
+
+
+def _of_runs(runs: Sequence[RunFolder], iou: str) -> list[Line]:
+    return [
+        Line(run.name, list(zip(found["recall"], found[iou]["mean"], strict=True)), color)
+        for color, run in enumerate(runs)
+        if (found := run.file("curves.json")) and found[iou]["mean"]
+    ]
+
+
+# --- confusion -----------------------------------------------------------------------------------
+
+
+def confused_pairs(confusion: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
+    """True class, class that it is found as, how often, and objects of the true class.
+
+    The most frequent pair comes first; the background is no class.
+    """
+    matrix, names = confusion["matrix"], confusion["classes"]
+    pairs = [
+        (names[i], names[j], matrix[i][j], sum(matrix[i]))
+        for i in range(len(matrix) - 1)
+        for j in range(len(matrix) - 1)
+        if i != j and matrix[i][j]
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def _matrix(confusion: Mapping[str, Any], prefix: str, *, folded: bool) -> Table:
+    matrix, names = confusion["matrix"], confusion["classes"]
+    shown = _most_confused(matrix)
+    last = len(names) - 1
+    rows = []
+    for i in shown:
+        whole = max(sum(matrix[i]), 1) if i != last else max(*matrix[i], 1)
+        cells = [Box(str(matrix[i][j]), matrix[i][j] / whole, i == j) for j in shown]
+        rows.append([names[i], *cells])
+    note = (
+        f"Rows are true classes, columns are predicted ones, at scores of at least "
+        f"{confusion['score_threshold']:g} and an IoU of at least {confusion['iou']:g}. The last "
+        "column has missed objects, the last row false boxes."
+    )
+    if len(shown) < len(names):
+        note += f" {len(shown) - 1} of {last} classes are shown: those with the most errors."
+    head = ["true class", *(names[j] for j in shown)]
+    return Table(f"{prefix}Confusion matrix", head, rows, note=note, folded=folded)
+
+
+def _most_confused(matrix: Sequence[Sequence[int]]) -> list[int]:
+    last = len(matrix) - 1
+    wrong = [sum(matrix[i]) + sum(row[i] for row in matrix) - 2 * matrix[i][i] for i in range(last)]
+    chosen = sorted(range(last), key=lambda i: -wrong[i])[:_SHOWN_CLASSES]
+    return [*sorted(chosen), last]
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def _totals(worst: Mapping[str, Any]) -> str:
+    totals = worst["totals"]
+    objects, found = max(totals["objects"], 1), max(totals["detections"], 1)
+    return (
+        f"Of {totals['objects']} objects, {share(totals['missed'] / objects)} are missed. Of "
+        f"{totals['detections']} boxes that score at least {worst['score_threshold']:g}, "
+        f"{share(totals['false'] / found)} are false (no object there), "
+        f"{share(totals['class'] / found)} have the wrong class, and "
+        f"{share(totals['loose'] / found)} are loose (an IoU below {worst['loose_iou']:g})."
+    )
+
+
+def _pictures(worst: Mapping[str, Any], prefix: str, count: int) -> list[Block]:
+    blocks: list[Block] = []
+    for kind, title in _KINDS.items():
+        chosen = [worst["pictures"][place] for place in worst[kind][:count]]
+        shown, unread = [], []
+        for entry in chosen:
+            try:
+                shown.append(_shown(entry, kind))
+            except (DatasetError, StorageError) as error:
+                unread.append(str(error))
+        if shown:
+            blocks.append(Pictures(f"{prefix}{title}", "", shown))
+        blocks += [Note(f"{prefix}{title}: a picture cannot be shown: {text}") for text in unread]
+    return blocks
+
+
+def _shown(entry: Mapping[str, Any], kind: str) -> Shown:
+    picture = read_picture(entry["file"])
+    height, width = picture.size
+    boxes = [_box("object", each, each["class"]) for each in entry["truth"] if not each["fault"]]
+    boxes += [_box("missed", each, each["class"]) for each in entry["truth"] if each["fault"]]
+    for each in entry["found"]:
+        words = f"{each['class']} {each['score']:.2f}"
+        if each["object"] is not None:
+            words += f", IoU {each['iou']:.2f}"
+        boxes.append(_box(each["fault"] or "right", each, words))
+    faults = [box for box in boxes if box[0] == kind]
+    names = [box[5] for box in faults[:6]]
+    words = f"{len(faults)} {kind}: {'; '.join(names)}"
+    words += f" and {len(faults) - 6} more" if len(faults) > 6 else ""
+    title = readable(entry["file"]).rpartition("/")[2]
+    image = data_uri(picture.to_pillow(), _SIDE)
+    return Shown(title, image, (width, height), boxes, words)
+
+
+def _box(
+    kind: str, entry: Mapping[str, Any], words: str
+) -> tuple[str, float, float, float, float, str]:
+    x, y, width, height = entry["box"]
+    return kind, x, y, width, height, words

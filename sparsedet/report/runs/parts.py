@@ -1,0 +1,203 @@
+"""What a report is made of: sections of tables, charts, pictures and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = [
+    "Bar",
+    "Box",
+    "Cell",
+    "Chart",
+    "Commands",
+    "Line",
+    "Note",
+    "Pictures",
+    "Section",
+    "Shown",
+    "Table",
+    "number",
+    "share",
+]
+
+NONE = "-"
+
+
+def number(value: object, digits: int = 1) -> str:
+    """A number as text; a dash where there is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return NONE
+    return f"{value:.{digits}f}"
+
+
+def share(value: object, digits: int = 0) -> str:
+    """A share in [0, 1] in percent; a dash where there is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return NONE
+    return f"{100 * value:.{digits}f} %"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A cell with a bar.
+
+    Attributes:
+        text: what stands in it.
+        share: length of the bar, in [0, 1].
+    """
+
+    text: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Box:
+    """A cell of a heat map.
+
+    Attributes:
+        text: what stands in it.
+        share: strength of its color, in [0, 1].
+        right: whether it is as it should be.
+    """
+
+    text: str
+    share: float
+    right: bool
+
+
+Cell = str | Bar | Box
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column names the rows.
+
+    Attributes:
+        title: of the table.
+        head: names of the columns.
+        rows: cells.
+        words: whether the cells are words rather than numbers.
+        note: below the table.
+        folded: whether it is opened by a click.
+    """
+
+    kind: ClassVar[str] = "table"
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    words: bool = False
+    note: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        name: in the legend.
+        points: x and y.
+        color: number of its color, from 0.
+        dots: whether each point is marked.
+        dashed: whether it is dashed.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color: int
+    dots: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over a common axis.
+
+    Attributes:
+        title: of the chart.
+        x: what its horizontal axis is.
+        y: what its vertical axis is.
+        lines: to be drawn.
+        numbers: the same in a table.
+        log: whether the vertical axis is logarithmic.
+        note: below the chart.
+        svg: the drawing; empty where nothing can draw it.
+    """
+
+    kind: ClassVar[str] = "chart"
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    numbers: Table
+    log: bool = False
+    note: str = ""
+    svg: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture with boxes.
+
+    Attributes:
+        title: of the picture.
+        image: a data URI.
+        size: width and height of the file.
+        boxes: kind, x, y, width, height and words of each box.
+        words: what went wrong.
+    """
+
+    title: str
+    image: str
+    size: tuple[float, float]
+    boxes: Sequence[tuple[str, float, float, float, float, str]]
+    words: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures beside each other."""
+
+    kind: ClassVar[str] = "pictures"
+    title: str
+    note: str
+    pictures: Sequence[Shown]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Lines for a shell, each with what it does."""
+
+    kind: ClassVar[str] = "commands"
+    title: str
+    lines: Sequence[tuple[str, str]]
+
+
+Block = Table | Chart | Pictures | Note | Commands
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a report.
+
+    Attributes:
+        id: its anchor.
+        title: its heading.
+        blocks: what is in it.
+        files: that its numbers come from; what is said of those that are missing stands in it.
+    """
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+    files: Sequence[str] = ()

@@ -1,0 +1,163 @@
+"""What was reached, in a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsedet.report.runs.accuracy import sizes_of
+from sparsedet.report.runs.findings import Finding, findings
+from sparsedet.report.runs.folder import RunFolder
+from sparsedet.report.runs.parts import NONE, Bar, Cell, Table, number, share
+from sparsedet.report.runs.series import points
+from sparsedet.report.runs.tokens import gflops_of
+
+__all__ = ["Card", "Summary", "comparison", "summary"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A number that a reader looks for first.
+
+    Attributes:
+        name: of the number.
+        value: as text.
+        note: below it.
+    """
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in a few lines.
+
+    Attributes:
+        name: of the run.
+        path: of its folder.
+        state: how far it came, in words.
+        cards: its numbers.
+        findings: what stands out.
+        notes: what is to be known of the numbers.
+    """
+
+    name: str
+    path: str
+    state: str
+    cards: Sequence[Card]
+    findings: Sequence[Finding]
+    notes: Sequence[str]
+
+
+def summary(run: RunFolder) -> Summary:
+    """A run in a few lines."""
+    best = _best(run)
+    sizes = "  ".join(f"{name} {number(ap)}" for name, ap in sizes_of(run).items())
+    cards = [
+        Card("AP", number(run.metric("bbox/AP")), "best " + best if best else ""),
+        Card("AP50", number(run.metric("bbox/AP50")), f"AP75 {number(run.metric('bbox/AP75'))}"),
+        Card("AP by size", sizes or NONE),
+        Card("Kept tokens", share(run.metric("keep_ratio"), 1), "mean over the encoder layers"),
+        Card("Cost of a picture", _cost(run), _speed(run)),
+        Card("Training", _duration(run), _pace(run)),
+    ]
+    notes = []
+    if run.is_evaluated_since:
+        notes.append(
+            "`sparsedet eval` has run in this folder since the run ended: precision, confusion and "
+            "pictures are of that evaluation, the numbers here of the run's own."
+        )
+    path = str(run.path)
+    return Summary(run.name, path, _state(run), cards, findings(run), notes)
+
+
+def comparison(runs: Sequence[RunFolder]) -> Table:
+    """The main numbers of several runs, a row for each."""
+    values = [run.metric("bbox/AP") for run in runs]
+    top = max((each for each in values if each is not None), default=None)
+    rows: list[Sequence[Cell]] = []
+    for run, ap in zip(runs, values, strict=True):
+        cell = number(ap) if ap is None else Bar(number(ap), max(ap, 0.0) / 100)
+        rows.append(
+            [
+                f"{run.name} (highest AP)" if ap is not None and ap == top else run.name,
+                cell,
+                *(number(run.metric(f"bbox/{name}")) for name in ("AP50", "AP75")),
+                *(number(run.metric(f"bbox/{name}")) for name in ("APs", "APm", "APl")),
+                number(run.metric("keep_ratio"), 3),
+                number(gflops_of(run), 2),
+                _milliseconds(run),
+                _duration(run),
+                _state(run),
+            ]
+        )
+    head = ["run", "AP", "AP50", "AP75", "APs", "APm", "APl", "keep ratio", "GFLOPs"]
+    return Table("Beside each other", [*head, "ms per picture", "training", "state"], rows)
+
+
+def _best(run: RunFolder) -> str:
+    best = run.results.get("best")
+    if not best:
+        line = points(run.evaluations, "bbox/AP")
+        if not line:
+            return ""
+        iteration, value = max(line, key=lambda point: point[1])
+        return f"{value:.1f} at iteration {iteration:.0f}"
+    name = "" if best["metric"] == "bbox/AP" else f"{best['metric']} "
+    return f"{name}{number(best['value'])} at iteration {best['iteration']}"
+
+
+def _state(run: RunFolder) -> str:
+    if run.has_ended:
+        ended = str(run.results.get("ended", ""))
+        done = f"{run.results['iterations']} iterations"
+        return done if ended.startswith("all iterations") else f"{done}, {ended}"
+    if not run.rows:
+        return "evaluated only" if run.results else "no iteration is logged yet"
+    whole = f" of {run.max_iter}" if run.max_iter else ""
+    return f"not ended: iteration {run.iteration}{whole}"
+
+
+def _cost(run: RunFolder) -> str:
+    flops = gflops_of(run)
+    return NONE if flops is None else f"{flops:.3g} GFLOPs"
+
+
+def _milliseconds(run: RunFolder) -> str:
+    seconds = run.metric("seconds_per_image")
+    return NONE if seconds is None else f"{1e3 * seconds:.3g}"
+
+
+def _speed(run: RunFolder) -> str:
+    milliseconds = _milliseconds(run)
+    if milliseconds == NONE:
+        return ""
+    return f"{milliseconds} ms in the evaluation, on {run.about.get('device', 'its device')}"
+
+
+def _seconds(run: RunFolder) -> float | None:
+    known = run.results.get("seconds_training")
+    if known is not None:
+        return known
+    times = points(run.rows, "seconds_per_iteration")
+    starts = [0.0, *(x for x, _ in times)]
+    lengths = (y * (x - start) for (x, y), start in zip(times, starts, strict=False))
+    return sum(lengths) if times else None
+
+
+def _duration(run: RunFolder) -> str:
+    seconds = _seconds(run)
+    if seconds is None:
+        return NONE
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minute:02d} min"
+    return f"{minute} min {second:02d} s" if minute else f"{second} s"
+
+
+def _pace(run: RunFolder) -> str:
+    pace = run.results.get("seconds_per_iteration")
+    return _state(run) + ("" if pace is None else f", {pace:.3g} s each")

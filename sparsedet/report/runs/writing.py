@@ -1,0 +1,161 @@
+"""The page: sections of what the folders of runs hold, and what is not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sparsedet import __version__
+from sparsedet.report.page import readable, render, write_page
+from sparsedet.report.runs.accuracy import accuracy
+from sparsedet.report.runs.charts import COLORS, can_draw, draw
+from sparsedet.report.runs.folder import RunFolder, find_runs, read_run
+from sparsedet.report.runs.mistakes import mistakes
+from sparsedet.report.runs.parts import Chart, Note, Section
+from sparsedet.report.runs.progress import progress
+from sparsedet.report.runs.settings import commands, data, environment, settings
+from sparsedet.report.runs.summary import comparison, summary
+from sparsedet.report.runs.tokens import tokens
+
+__all__ = ["NAME", "Report", "write_report"]
+
+NAME = "report.html"
+"""What the page is called in the folder of a run."""
+
+_SECTIONS: Mapping[str, Callable[[Sequence[RunFolder]], Section]] = {
+    "Accuracy": accuracy,
+    "Mistakes": mistakes,
+    "Losses, rates and time": progress,
+    "Tokens and cost": tokens,
+    "Data": data,
+    "Settings": settings,
+    "Environment": environment,
+    "Commands": commands,
+}
+_NO_CHARTS = (
+    "Charts are tables here, because matplotlib is not installed. Run: pip install "
+    "'sparsedet[plot]', and make this page anew."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        path: the HTML file.
+        runs: how many are in it.
+        num_bytes: its size.
+    """
+
+    path: Path
+    runs: int
+    num_bytes: int
+
+
+def write_report(
+    folders: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str] | None = None
+) -> Report:
+    """Write the report of one run, or of several beside each other.
+
+    The numbers come from the files that training and evaluation have written. What is missing is
+    named in the page, with the command that makes it.
+
+    Args:
+        folders: of runs, or with runs in them.
+        path: of the HTML file, which is replaced; None = `report.html` in the folder of the run,
+            or in the one that all of them share.
+
+    Raises:
+        RunError: a folder is not there, or has no run in it.
+        OSError: the file cannot be written.
+    """
+    found = find_runs(folders)
+    runs = [read_run(each, name) for each, name in zip(found, _names(found), strict=True)]
+    target = Path(_shared(found) if path is None else path)
+    sections = [_section(title, make, runs) for title, make in _SECTIONS.items()]
+    several = len(runs) > 1
+    content = {
+        "summaries": [summary(run) for run in runs],
+        "comparison": comparison(runs) if several else None,
+        "sections": [(each, _lacking(each, runs)) for each in sections],
+        "links": [_link(run, target) for run in runs] if several else [],
+        "notes": [] if can_draw() else [_NO_CHARTS],
+        "colors": COLORS,
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "version": __version__,
+    }
+    write_page(
+        target,
+        title=f"Report of {len(runs)} runs" if several else f"Report of {readable(runs[0].name)}",
+        subtitle="" if several else readable(runs[0].path),
+        body=render("run/body.html", content),
+        styles=["run/run.css"],
+    )
+    return Report(target, len(runs), target.stat().st_size)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What tells the folders from each other."""
+    if len(folders) == 1:
+        return [readable(folders[0].resolve().name)]
+    whole = [each.resolve() for each in folders]
+    shared = Path(os.path.commonpath(whole))
+    return [readable(each.relative_to(shared)) if each != shared else each.name for each in whole]
+
+
+def _shared(folders: Sequence[Path]) -> Path:
+    if len(folders) == 1:
+        return folders[0] / NAME
+    return Path(os.path.commonpath([each.resolve() for each in folders])) / NAME
+
+
+def _section(
+    title: str, make: Callable[[Sequence[RunFolder]], Section], runs: Sequence[RunFolder]
+) -> Section:
+    """A section with its charts drawn; one whose files have another form says so."""
+    try:
+        made = make(runs)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        made = make_unreadable(title, error)
+    if not can_draw():
+        return made
+    blocks = [replace(b, svg=draw(b)) if isinstance(b, Chart) else b for b in made.blocks]
+    return replace(made, blocks=blocks)
+
+
+def make_unreadable(title: str, error: Exception) -> Section:
+    """What stands in place of a section whose files are not as they are written here."""
+    text = (
+        f"This section cannot be shown: a file of it has another form than this version writes "
+        f"({type(error).__name__}: {error})."
+    )
+    return Section(title.split()[0].strip(",").lower(), title, [Note(text)])
+
+
+def _lacking(section: Section, runs: Sequence[RunFolder]) -> list[str]:
+    """What is said of the files that a section lacks; the same sentence of many runs once."""
+    found = []
+    for file in section.files:
+        lacking = [run for run in runs if file in run.lacking]
+        if len(lacking) > 2:
+            names = ", ".join(run.name for run in lacking)
+            found.append(f"{names}: {lacking[0].lacking[file]}")
+        else:
+            prefix = len(runs) > 1
+            found += [
+                f"{r.name}: {r.lacking[file]}" if prefix else r.lacking[file] for r in lacking
+            ]
+    return found
+
+
+def _link(run: RunFolder, target: Path) -> dict[str, Any]:
+    """The report of a run, if it has one."""
+    own = run.path / NAME
+    if not own.is_file() or own.resolve() == target.resolve():
+        return {"name": run.name, "href": ""}
+    return {"name": run.name, "href": os.path.relpath(own.resolve(), target.resolve().parent)}
