@@ -44,6 +44,7 @@ def draw(chart: Chart) -> str:
     """The SVG of a chart, an image for readers of the screen; its numbers stand beside it."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": chart.title}):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -54,6 +55,9 @@ def draw(chart: Chart) -> str:
         axes.grid(axis="y")
         if chart.log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.02)
         content = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -75,6 +79,11 @@ def _add(axes: Any, line: Any, *, dashed: bool) -> None:
     )
 
 
+def _shorter(attribute: re.Match[str]) -> str:
+    """Coordinates with two decimals: a hundredth of a unit is not to be seen."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute[0])
+
+
 def _of_page(svg: str, title: str) -> str:
     """The element alone, in the colors of the page, without names that other charts have too."""
     svg = svg[svg.index("<svg") :]
@@ -82,7 +91,7 @@ def _of_page(svg: str, title: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.S)
     svg = re.sub(r"font-family: [^;]*; ", "", svg)
-    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # a hundredth of a unit is not to be seen
+    svg = re.sub(r'="[^"<>]*"', _shorter, svg)
     for color, name in _NAMES.items():
         svg = svg.replace(color, name)
     view = re.search(r'viewBox="[^"]*"', svg)

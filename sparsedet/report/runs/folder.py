@@ -15,6 +15,7 @@ __all__ = ["COSTS", "DATA", "RUN", "RunError", "RunFolder", "find_runs", "read_o
 COSTS, DATA, RUN = "analysis.json", "data.json", "run.json"
 _LOG, _RESULTS, _EVALUATED = "metrics.json", "results.json", "eval_results.json"
 _MARKS = (_LOG, _RESULTS, _EVALUATED, RUN)
+_OF_EVALUATION = ("curves.json", "confusion.json", "worst.json")
 _DEPTH = 3  # folders below one that is named, in which runs are looked for
 _PREFIX = "eval/"
 
@@ -174,6 +175,11 @@ def read_run(folder: Path, name: str) -> RunFolder:
             files[file] = content
         elif says:
             lacking[file] = f"{file} is missing: {says} {mend(folder, weights)}".strip()
+    if set(_OF_EVALUATION) <= set(lacking) and not any(map(files.get, (_RESULTS, _EVALUATED))):
+        lacking = {name: text for name, text in lacking.items() if name not in _OF_EVALUATION}
+        lacking[_OF_EVALUATION[0]] = (
+            f"{', '.join(_OF_EVALUATION)} are missing: no evaluation has been written yet."
+        )
     rows = _log_rows(folder / _LOG)
     if not rows:
         lacking[_LOG] = f"{_LOG} is missing or empty: there are no losses and no rates."

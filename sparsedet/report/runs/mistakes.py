@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ _SIDE = 420  # long side of a picture, in pixels
 _SHOWN_CLASSES = 15  # rows of a matrix that can be read
 _NAMED = 7  # classes with a line of their own
 _FEW_RUNS = 3
+_LISTED = 5  # faults that are named below a picture
 _KINDS = {
     "missed": "Most missed objects",
     "false": "Most false boxes",
@@ -118,15 +120,15 @@ def _matrix(confusion: Mapping[str, Any], prefix: str, *, folded: bool) -> Table
     for i in shown:
         whole = max(sum(matrix[i]), 1) if i != last else max(*matrix[i], 1)
         cells = [Box(str(matrix[i][j]), matrix[i][j] / whole, i == j) for j in shown]
-        rows.append([names[i], *cells])
+        rows.append([names[i] if i != last else "false", *cells])
     note = (
-        f"Rows are true classes, columns are predicted ones, at scores of at least "
-        f"{confusion['score_threshold']:g} and an IoU of at least {confusion['iou']:g}. The last "
-        "column has missed objects, the last row false boxes."
+        "Rows are true classes and columns predicted ones, at scores of at least "
+        f"{confusion['score_threshold']:g} and an IoU of at least {confusion['iou']:g}. Objects "
+        "without a box are missed, boxes without an object false."
     )
     if len(shown) < len(names):
         note += f" {len(shown) - 1} of {last} classes are shown: those with the most errors."
-    head = ["true class", *(names[j] for j in shown)]
+    head = ["true class", *(names[j] if j != last else "missed" for j in shown)]
     return Table(f"{prefix}Confusion matrix", head, rows, note=note, folded=folded)
 
 
@@ -163,7 +165,7 @@ def _pictures(worst: Mapping[str, Any], prefix: str, count: int) -> list[Block]:
             except (DatasetError, StorageError) as error:
                 unread.append(str(error))
         if shown:
-            blocks.append(Pictures(f"{prefix}{title}", "", shown))
+            blocks.append(Pictures(f"{prefix}{title}", shown, legend=not blocks))
         blocks += [Note(f"{prefix}{title}: a picture cannot be shown: {text}") for text in unread]
     return blocks
 
@@ -171,20 +173,28 @@ def _pictures(worst: Mapping[str, Any], prefix: str, count: int) -> list[Block]:
 def _shown(entry: Mapping[str, Any], kind: str) -> Shown:
     picture = read_picture(entry["file"])
     height, width = picture.size
-    boxes = [_box("object", each, each["class"]) for each in entry["truth"] if not each["fault"]]
-    boxes += [_box("missed", each, each["class"]) for each in entry["truth"] if each["fault"]]
+    boxes = [_box("missed", each, each["class"]) for each in entry["truth"] if each["fault"]]
     for each in entry["found"]:
         words = f"{each['class']} {each['score']:.2f}"
         if each["object"] is not None:
             words += f", IoU {each['iou']:.2f}"
+        if each["fault"] == "loose" == kind:
+            boxes.append(_box("object", entry["truth"][each["object"]], "where the object is"))
         boxes.append(_box(each["fault"] or "right", each, words))
+    boxes.sort(key=lambda box: box[0] == kind)  # what the picture is shown for is on top
     faults = [box for box in boxes if box[0] == kind]
-    names = [box[5] for box in faults[:6]]
-    words = f"{len(faults)} {kind}: {'; '.join(names)}"
-    words += f" and {len(faults) - 6} more" if len(faults) > 6 else ""
     title = readable(entry["file"]).rpartition("/")[2]
     image = data_uri(picture.to_pillow(), _SIDE)
-    return Shown(title, image, (width, height), boxes, words)
+    words = f"{len(faults)} {kind}: {_listed([box[5] for box in faults])}"
+    return Shown(title, kind, image, (width, height), boxes, words)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """The words, equal ones once with their number; no more than fit below a picture."""
+    counts = Counter(words)
+    found = [f"{count} {word}" if count > 1 else word for word, count in counts.most_common()]
+    more = sum(list(counts.values())[_LISTED:]) if len(found) > _LISTED else 0
+    return "; ".join(found[:_LISTED]) + (f" and {more} more" if more else "")
 
 
 def _box(

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 NONE = "-"
+_WIDE = 7  # columns of a table that fits beside another one
 
 
 def number(value: object, digits: int = 1) -> str:
@@ -91,6 +92,11 @@ class Table:
     note: str = ""
     folded: bool = False
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it takes the whole width of the page."""
+        return self.words or len(self.head) > _WIDE or isinstance(self.rows[0][1], Box)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -143,6 +149,7 @@ class Shown:
 
     Attributes:
         title: of the picture.
+        fault: the kind of box that it is shown for.
         image: a data URI.
         size: width and height of the file.
         boxes: kind, x, y, width, height and words of each box.
@@ -150,6 +157,7 @@ class Shown:
     """
 
     title: str
+    fault: str
     image: str
     size: tuple[float, float]
     boxes: Sequence[tuple[str, float, float, float, float, str]]
@@ -158,12 +166,18 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures beside each other."""
+    """Pictures beside each other.
+
+    Attributes:
+        title: of them.
+        pictures: to be shown.
+        legend: whether the colors of boxes are explained above.
+    """
 
     kind: ClassVar[str] = "pictures"
     title: str
-    note: str
     pictures: Sequence[Shown]
+    legend: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from sparsedet.report.runs.parts import Chart, Line, Table
 __all__ = ["Points", "chart", "loss_terms", "of_runs", "points", "thin"]
 
 Points = list[tuple[float, float]]
+_DECADES = 15  # the highest number over the lowest from which a logarithmic axis helps
 _MOST = 240  # points of a line; more are not to be seen
 
 
@@ -61,13 +62,14 @@ def chart(
         lines: name, points and color of each.
         digits: significant ones, in the table.
         dots: whether each point is marked.
-        log: whether the vertical axis is logarithmic, where all numbers allow it.
+        log: whether the vertical axis is logarithmic, where the numbers span a wide range.
         note: below the chart.
     """
     known = [(name, line, color) for name, line, color in lines if line]
     if not known:
         return None
-    log = log and all(y > 0 for _, line, _ in known for _, y in line)
+    values = [y for _, line, _ in known for _, y in line]
+    log = log and min(values) > 0 and max(values) > _DECADES * min(values)
     numbers = Table(
         title=f"{title}: numbers",
         head=["", "first", "lowest", "highest", "last", "at iteration"],

@@ -84,7 +84,7 @@ def _names(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _spread(values: Sequence[float] | None) -> str:
-    return "  ".join(f"{value:.0f}" for value in values) if values else "-"
+    return " / ".join(f"{value:.0f}" for value in values) if values else "-"
 
 
 def _small(part: Mapping[str, Any]) -> str:
@@ -139,12 +139,19 @@ def _to_recipe(run: RunFolder, several: bool) -> Block:
         found = config_differences(recipe, _trusted(run.config, str(run.path / "config.yaml")))
     except (ConfigError, CheckpointError, OSError) as error:
         return Note(f"{prefix}The config cannot be compared with its recipe {name}: {error}")
+    found = [each for each in found if not _follows(*each[:2])]
     if not found:
         return Note(f"{prefix}The config is that of its recipe {name}.")
     rows = [[key, _short(before), _short(now)] for key, before, now in found]
     title = f"{prefix}Changes of the recipe {name}"
     head = ["setting", "recipe", "run"]
     return Table(title, head, rows, words=True, folded=several or len(rows) > _OPEN)
+
+
+def _follows(key: str, before: Any) -> bool:
+    """Whether a value was filled in from the data, or is the place of the run alone."""
+    filled = key in ("dataset.num_classes", "dataset.class_names") and before is None
+    return filled or key == "train.output_dir"
 
 
 def _recipe(name: str) -> Any:
@@ -202,6 +209,8 @@ def environment(runs: Sequence[RunFolder]) -> Section:
     """Versions and machine."""
     facts = [_facts(run) for run in runs]
     names = list(dict.fromkeys(name for each in facts for name in each))
+    if not names:
+        return Section("environment", "Environment", [], files=(RUN,))
     rows = [[name, *(each.get(name, "-") for each in facts)] for name in names]
     head = ["", *(["value"] if len(runs) == 1 else [run.name for run in runs])]
     table = Table("Versions and machine", head, rows, words=True)
@@ -235,20 +244,24 @@ def commands(runs: Sequence[RunFolder]) -> Section:
             words += ["--resume"] if start.get("iteration") else []
             when = f"{run.name}, {start['time']}" if start.get("time") else run.name
             lines.append((when, shlex.join(words)))
-    blocks: list[Block] = [Commands("How the runs were started", lines)] if lines else []
+    blocks: list[Block] = [Commands("How it was started", lines)] if lines else []
     blocks.append(Commands("What next", _next(runs[0].path) if len(runs) == 1 else _beside(runs)))
     return Section("commands", "Commands", blocks)
 
 
 def _next(folder: Path) -> list[tuple[str, str]]:
     place = shlex.quote(str(folder))
-    weights = f"{place}/model_best.pth"
+    again = [("Make this page anew", f"sparsedet report {place}")]
+    best = next((n for n in ("model_best.pth", "model_final.pth") if (folder / n).is_file()), None)
+    if best is None:
+        return again
+    weights = f"{place}/{best}"
     return [
         ("Find objects in pictures", f"sparsedet predict {weights} photo.jpg --output found"),
         ("See which tokens are kept", f"sparsedet explain {weights} photo.jpg"),
         ("Evaluate again, with plots", f"sparsedet eval {weights} dataloader.evaluator.plots=true"),
         ("Export for onnxruntime", f"sparsedet export {weights} detector.onnx"),
-        ("Make this page anew", f"sparsedet report {place}"),
+        *again,
     ]
 
 

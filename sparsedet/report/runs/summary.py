@@ -54,20 +54,22 @@ class Summary:
 def summary(run: RunFolder) -> Summary:
     """A run in a few lines."""
     best = _best(run)
-    sizes = "  ".join(f"{name} {number(ap)}" for name, ap in sizes_of(run).items())
+    ap75 = "" if run.metric("bbox/AP75") is None else f"AP75 {number(run.metric('bbox/AP75'))}"
+    kept = run.metric("keep_ratio")
+    sizes = sizes_of(run)
     cards = [
         Card("AP", number(run.metric("bbox/AP")), "best " + best if best else ""),
-        Card("AP50", number(run.metric("bbox/AP50")), f"AP75 {number(run.metric('bbox/AP75'))}"),
-        Card("AP by size", sizes or NONE),
-        Card("Kept tokens", share(run.metric("keep_ratio"), 1), "mean over the encoder layers"),
+        Card("AP50", number(run.metric("bbox/AP50")), ap75),
+        Card("AP by size", " / ".join(map(number, sizes.values())) or NONE, " / ".join(sizes)),
+        Card("Kept tokens", share(kept, 1), "" if kept is None else "mean over the layers"),
         Card("Cost of a picture", _cost(run), _speed(run)),
         Card("Training", _duration(run), _pace(run)),
     ]
     notes = []
     if run.is_evaluated_since:
         notes.append(
-            "`sparsedet eval` has run in this folder since the run ended: precision, confusion and "
-            "pictures are of that evaluation, the numbers here of the run's own."
+            "sparsedet eval has run in this folder since the run ended. Precision, confusion and "
+            "pictures are those of that evaluation; the numbers above are those of the run."
         )
     path = str(run.path)
     return Summary(run.name, path, _state(run), cards, findings(run), notes)

@@ -79,14 +79,15 @@ def _one_cost(run: RunFolder) -> list[Block]:
             [
                 stage.replace("_", " "),
                 Bar(cell, flops / total) if flops is not None and total else cell,
-                number(times.get(stage)),
                 number(parameters.get(stage, 0) / 1e6, 3),
+                *([number(times.get(stage))] if times else []),
             ]
         )
     whole = (found.get("latency") or {}).get("total")
     millions = number(found["parameters"]["total"] / 1e6, 3)
-    rows.append(["total", number(counted["total"], 3), number(whole), millions])
-    head = ["stage", "GFLOPs", "ms", "parameters in millions"]
+    rows.append(["total", number(counted["total"], 3), millions])
+    rows[-1] += [number(whole)] if times else []
+    head = ["stage", "GFLOPs", "parameters in millions", *(["ms"] if times else [])]
     return [Table("Cost by stage", head, rows, note=_cost_note(counted, bool(times), run))]
 
 
