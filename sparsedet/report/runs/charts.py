@@ -59,6 +59,8 @@ def draw(chart: Chart) -> str:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.02)
+        if chart.from_zero:
+            axes.set_xlim(0, 1.1 * max(x for line in chart.lines for x, _ in line.points))
         content = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(content, format="svg", transparent=True, metadata=nothing)

@@ -31,6 +31,7 @@ _SIDE = 420  # long side of a picture, in pixels
 _SHOWN_CLASSES = 15  # rows of a matrix that can be read
 _NAMED = 7  # classes with a line of their own
 _FEW_RUNS = 3
+_EACH = 4  # pictures of each kind
 _LISTED = 5  # faults that are named below a picture
 _KINDS = {
     "missed": "Most missed objects",
@@ -52,7 +53,7 @@ def mistakes(runs: Sequence[RunFolder]) -> Section:
             blocks.append(_matrix(confusion, prefix, folded=several))
         if worst := run.file("worst.json"):
             blocks.append(Note(prefix + _totals(worst)))
-            blocks += _pictures(worst, prefix, count=2 if several else 4)
+            blocks += _pictures(worst, prefix, several=several)
     files = ("curves.json", "confusion.json", "worst.json")
     return Section("mistakes", "Mistakes", blocks, files=files)
 
@@ -145,6 +146,8 @@ def _most_confused(matrix: Sequence[Sequence[int]]) -> list[int]:
 def _totals(worst: Mapping[str, Any]) -> str:
     totals = worst["totals"]
     objects, found = max(totals["objects"], 1), max(totals["detections"], 1)
+    if not totals["detections"]:
+        return f"No box scores at least {worst['score_threshold']:g}: all objects are missed."
     return (
         f"Of {totals['objects']} objects, {share(totals['missed'] / objects)} are missed. Of "
         f"{totals['detections']} boxes that score at least {worst['score_threshold']:g}, "
@@ -154,20 +157,23 @@ def _totals(worst: Mapping[str, Any]) -> str:
     )
 
 
-def _pictures(worst: Mapping[str, Any], prefix: str, count: int) -> list[Block]:
-    blocks: list[Block] = []
+def _pictures(worst: Mapping[str, Any], prefix: str, *, several: bool) -> list[Block]:
+    """The worst pictures by kind; of several runs one of each kind, all in a row."""
+    groups: dict[str, list[Shown]] = {}
+    unread = []
     for kind, title in _KINDS.items():
-        chosen = [worst["pictures"][place] for place in worst[kind][:count]]
-        shown, unread = [], []
-        for entry in chosen:
+        for place in worst[kind][: 1 if several else _EACH]:
             try:
-                shown.append(_shown(entry, kind))
+                shown = _shown(worst["pictures"][place], kind)
             except (DatasetError, StorageError) as error:
                 unread.append(str(error))
-        if shown:
-            blocks.append(Pictures(f"{prefix}{title}", shown, legend=not blocks))
-        blocks += [Note(f"{prefix}{title}: a picture cannot be shown: {text}") for text in unread]
-    return blocks
+            else:
+                groups.setdefault("Worst pictures" if several else title, []).append(shown)
+    blocks: list[Block] = [
+        Pictures(prefix + title, shown, legend=not place)
+        for place, (title, shown) in enumerate(groups.items())
+    ]
+    return [*blocks, *(Note(f"{prefix}A picture cannot be shown: {text}") for text in unread)]
 
 
 def _shown(entry: Mapping[str, Any], kind: str) -> Shown:

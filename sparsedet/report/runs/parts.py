@@ -128,6 +128,7 @@ class Chart:
         lines: to be drawn.
         numbers: the same in a table.
         log: whether the vertical axis is logarithmic.
+        from_zero: whether the horizontal axis begins at 0.
         note: below the chart.
         svg: the drawing; empty where nothing can draw it.
     """
@@ -139,6 +140,7 @@ class Chart:
     lines: Sequence[Line]
     numbers: Table
     log: bool = False
+    from_zero: bool = False
     note: str = ""
     svg: str = ""
 

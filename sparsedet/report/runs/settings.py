@@ -44,7 +44,7 @@ def data(runs: Sequence[RunFolder]) -> Section:
             continue
         seen.append(parts)
         prefix = f"{run.name}: " if len(runs) > 1 else ""
-        blocks += [_parts(parts, prefix), _classes(parts, prefix)]
+        blocks += [_parts(parts, prefix), _classes(parts, prefix, folded=len(runs) > 1)]
         blocks += [Note(text) for text in found.get("misfits", [])]
         blocks += _audits(found.get("parts") or [], prefix)
     if len(runs) > 1 and len(seen) == 1 and all(run.file(DATA) for run in runs):
@@ -91,7 +91,7 @@ def _small(part: Mapping[str, Any]) -> str:
     return share((part["input"] or {}).get("share_small"), 1)
 
 
-def _classes(parts: Sequence[Mapping[str, Any]], prefix: str) -> Table:
+def _classes(parts: Sequence[Mapping[str, Any]], prefix: str, *, folded: bool) -> Table:
     counts = [{row["class"]: row for row in part["classes"]} for part in parts]
     names = list(dict.fromkeys(name for each in counts for name in each))
     rows = [
@@ -99,7 +99,7 @@ def _classes(parts: Sequence[Mapping[str, Any]], prefix: str) -> Table:
         for name in names
     ]
     head = ["class", *(f"{name} {key}" for name in _names(parts) for key in _COUNTED)]
-    return Table(f"{prefix}Classes", head, rows, folded=len(rows) > _OPEN)
+    return Table(f"{prefix}Classes", head, rows, folded=folded or len(rows) > _OPEN)
 
 
 _COUNTED = ("boxes", "pictures")

@@ -51,7 +51,7 @@ def _against_ap(runs: Sequence[RunFolder]) -> Chart | None:
         return None
     title = "AP against kept tokens"
     numbers = Table(f"{title}: numbers", ["", "keep ratio", "AP"], rows)
-    return Chart(title, "keep ratio", "AP in percent", lines, numbers)
+    return Chart(title, "keep ratio", "AP in percent", lines, numbers, from_zero=True)
 
 
 def _swept(run: RunFolder) -> list[tuple[float, float]]:
