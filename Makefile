@@ -113,7 +113,8 @@ quickstart: $(VENV)/.installed
 	  --weights $(QUICKSTART)/model_best.pth $(SHAPES)/val/00000[0-3].png
 	$(VENV)/bin/sparsedet predict $(QUICKSTART)/model_best.pth $(SHAPES)/val/00000[0-3].png \
 	  --output $(QUICKSTART)/predictions
-	@echo "results: $(QUICKSTART)/results.json   kept tokens: $(QUICKSTART)/tokens/"
+	@echo "report: $(QUICKSTART)/report.html   numbers: $(QUICKSTART)/results.json"
+	@echo "kept tokens: $(QUICKSTART)/tokens/"
 	@echo "pictures with what was found: $(QUICKSTART)/predictions/"
 	@echo "to begin anew: rm -r $(QUICKSTART)"
 

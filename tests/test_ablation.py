@@ -20,6 +20,7 @@ from sparsedet.ablation import (
 )
 from sparsedet.cli.main import main
 from sparsedet.config import ConfigError
+from sparsedet.report import runs as runs_report
 
 GRID = ("model.selector.keep_ratio=0.1,0.3", "model.criterion.stage.0.weight=0.5,1.5")
 
@@ -194,3 +195,22 @@ def test_the_command_writes_the_table(tmp_path, capsys):
     assert "| 0.3 | 1.5 | 2/2 | 6.5 (6.0 to 7.0) |" in (output / "ablation.md").read_text()
     rows = json.loads((output / "ablation.json").read_text())["rows"]
     assert [entry["AP"] for row in rows for entry in row["runs"]] == list(range(8))
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "<title>Report of 8 runs</title>" in page
+    assert "keep_ratio=0.3,weight=1.5/seed1 (highest AP)" in page
+
+
+def test_a_report_that_fails_does_not_take_the_table(tmp_path, capsys, monkeypatch):
+    output = tmp_path / "grid"
+    for index, run in enumerate(plan(read_grid(GRID), 1, output)):
+        write_results(run, float(index))
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(runs_report, "write_report", fail)
+    command = ["sweep-config", "quickstart", "--grid", *GRID, "--output", str(output)]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert str(output / "ablation.json") in printed.out
+    assert f"(no space left). Mend this, then run: sparsedet report {output}" in printed.err

@@ -9,7 +9,8 @@ The runs follow one after the other, each in its own folder in DIR. The same com
 interrupted sweep: it skips finished runs, and continues a stopped run from its last checkpoint. A
 run that fails does not end the others.
 `ablation.json` has the metrics of every run. The table, also in `ablation.md`, has a line for each
-point: mean (lowest to highest) over the seeds, AP in percent.
+point: mean (lowest to highest) over the seeds, AP in percent. `report.html` shows the runs beside
+each other.
 Without --grid, one config is trained with every seed.
 Exit codes: 0 done; 1 a run failed; 2 an input is wrong (one sentence says which); 128 + n stopped
 by signal n.
@@ -27,7 +28,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsedet.cli.common import add_config, answer, make_parser, split_overrides, take_config
+from sparsedet.cli.common import (
+    add_config,
+    answer,
+    make_parser,
+    print_error,
+    split_overrides,
+    take_config,
+)
 from sparsedet.config import ConfigError, read_config
 from sparsedet.tables import format_table
 
@@ -87,7 +95,24 @@ def run(args: argparse.Namespace) -> int:
         ablation.write_table(output, args.config_file, rows)
         print(format_table(ablation.table(rows), left=range(len(rows[0]["point"]))))
         print(output / "ablation.json")
+        _report(output, runs)
     return stopped or int(bool(failed))
+
+
+def _report(output: Path, runs: Sequence[Run]) -> None:
+    """Write the report of the runs that have begun; the table does not depend on it."""
+    from sparsedet.report.runs import is_run, write_report
+
+    begun = [run.folder for run in runs if is_run(run.folder)]
+    if not begun:
+        return
+    try:
+        print(write_report(begun, output / "report.html").path)
+    except Exception as error:
+        print_error(
+            f"the report could not be written ({error}). Mend this, then run: sparsedet report "
+            f"{output}"
+        )
 
 
 def _grid_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -27,7 +27,9 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
+def opened(
+    browser: Any, path: Path, ready: str = "html[data-picture]", **options: Any
+) -> Iterator[Any]:
     """A page from disk that must neither complain nor ask for anything else."""
     page = browser.new_page(**{"viewport": {"width": 1300, "height": 900}, **options})
     faults: list[str] = []
@@ -36,7 +38,7 @@ def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(path.as_uri())
-    page.wait_for_selector("html[data-picture]")
+    page.wait_for_selector(ready)
     yield page
     page.close()
     assert not faults

@@ -1,8 +1,9 @@
-"""Screenshots of an explorer page, for the documentation.
+"""Screenshots of a page, for the documentation.
 
     python -m tests.report.screenshots output/explorer/explorer.html docs/images
+    python -m tests.report.screenshots output/quickstart/report.html docs/images
 
-It writes explorer.jpg and explorer_dark.jpg.
+The first writes explorer.jpg and explorer_dark.jpg, the second report.jpg and report_mistakes.jpg.
 """
 
 from __future__ import annotations
@@ -12,10 +13,23 @@ from pathlib import Path
 
 from tests.report.browsing import chromium, opened
 
-# file: width, height, colors, keys that are pressed
+# page: what is there when it is drawn, and for each file width, height, colors, keys that are
+# pressed, and where it begins
 SHOTS = {
-    "explorer.jpg": (1280, 1000, "light", ["n", "n", "n", "n", "n", "n", ".", "l", "l", "j"]),
-    "explorer_dark.jpg": (1280, 1000, "dark", ["n", "n", "n", "2"]),
+    "explorer.html": (
+        "html[data-picture]",
+        {
+            "explorer.jpg": (1280, 1000, "light", [*"nnnnnn.llj"], None),
+            "explorer_dark.jpg": (1280, 1000, "dark", [*"nnn2"], None),
+        },
+    ),
+    "report.html": (
+        "#commands",
+        {
+            "report.jpg": (1100, 880, "light", [], None),
+            "report_mistakes.jpg": (1100, 880, "dark", [], "h3:text('Confusion matrix')"),
+        },
+    ),
 }
 
 
@@ -25,10 +39,13 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
+    ready, shots = SHOTS[args.page.name]
     with chromium() as browser:
-        for name, (width, height, colors, keys) in SHOTS.items():
-            size = {"width": width, "height": height}
-            with opened(browser, args.page.resolve(), viewport=size, color_scheme=colors) as page:
+        for name, (width, height, colors, keys, start) in shots.items():
+            look = {"viewport": {"width": width, "height": height}, "color_scheme": colors}
+            with opened(browser, args.page.resolve(), ready, **look) as page:
+                if start is not None:
+                    page.locator(start).evaluate("(each) => each.scrollIntoView()")
                 for key in keys:
                     page.keyboard.press(key)
                     page.wait_for_timeout(200)

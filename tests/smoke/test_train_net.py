@@ -154,6 +154,7 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
         "checkpoint_0000006.pth",
         "model_best.pth",
         "model_final.pth",
+        "report.html",
     }
     rows = _rows(trained)
     assert [row["iteration"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]

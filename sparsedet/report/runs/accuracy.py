@@ -21,6 +21,8 @@ _WORDS: Mapping[str, str] = {
     "t": "tiny",
     "vt": "very tiny",
 }
+# of a class: key, name of the column, digits
+_COLUMNS = (("AP50", "AP50", 1), ("AR", "AR", 1), ("boxes", "boxes", 0), ("images", "pictures", 0))
 _OPEN = 25  # classes; longer tables are folded
 
 
@@ -108,13 +110,13 @@ def _by_class(runs: Sequence[RunFolder]) -> Table | None:
         return None
     order = sorted(names, key=lambda name: _or_least(rows[0].get(name, {}).get("AP")))
     if len(runs) == 1:
-        head = ["class", "AP", "AP50", "AR", "boxes", "pictures"]
+        columns = [each for each in _COLUMNS if any(each[0] in row for row in rows[0].values())]
+        head = ["class", "AP", *(name for _, name, _ in columns)]
         cells = [
             [
                 name,
                 _bar(rows[0][name].get("AP")),
-                *(number(rows[0][name].get(key)) for key in ("AP50", "AR")),
-                *(number(rows[0][name].get(key), 0) for key in ("boxes", "images")),
+                *(number(rows[0][name].get(key), digits) for key, _, digits in columns),
             ]
             for name in order
         ]

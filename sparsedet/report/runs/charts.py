@@ -94,6 +94,7 @@ def _of_page(svg: str, title: str) -> str:
     svg = re.sub(r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.S)
     svg = re.sub(r"font-family: [^;]*; ", "", svg)
     svg = re.sub(r'="[^"<>]*"', _shorter, svg)
+    svg = svg.replace("xlink:href", "href")
     for color, name in _NAMES.items():
         svg = svg.replace(color, name)
     view = re.search(r'viewBox="[^"]*"', svg)

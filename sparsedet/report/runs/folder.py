@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COSTS", "DATA", "RUN", "RunError", "RunFolder", "find_runs", "read_object", "read_run"]
+__all__ = [
+    "COSTS",
+    "DATA",
+    "RUN",
+    "RunError",
+    "RunFolder",
+    "find_runs",
+    "is_run",
+    "read_object",
+    "read_run",
+]
 
 COSTS, DATA, RUN = "analysis.json", "data.json", "run.json"
 _LOG, _RESULTS, _EVALUATED = "metrics.json", "results.json", "eval_results.json"
@@ -99,11 +109,16 @@ class RunFolder:
         """Iterations of the whole run; None where that is not known."""
         if known := self.file(RUN).get("max_iter"):
             return known
-        epochs = re.search(r"^train:\n(?:  .*\n)*?  epochs: ([\d.]+)$", self.config or "", re.M)
+        train = re.search(r"^train:\n((?:  .*\n?)*)", self.config or "", re.M)
+        settings = (
+            dict(re.findall(r"^  (max_iter|epochs): ([\d.]+)$", train[1], re.M)) if train else {}
+        )
         row = self.rows[-1] if self.rows else {}
-        if epochs is None or not row.get("epoch"):
+        if "max_iter" in settings:
+            return int(settings["max_iter"])
+        if "epochs" not in settings or not row.get("epoch"):
             return None
-        return round(float(epochs[1]) * row["iteration"] / row["epoch"])
+        return round(float(settings["epochs"]) * row["iteration"] / row["epoch"])
 
     @property
     def has_ended(self) -> bool:
@@ -132,7 +147,7 @@ def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
         if not each.is_dir():
             what = "is a file" if each.exists() else "does not exist"
             raise RunError(f"{each} {what}. Name the folder of a run: its train.output_dir.")
-        runs = [each] if _is_run(each) else sorted(_runs_below(each, _DEPTH))
+        runs = [each] if is_run(each) else sorted(_runs_below(each, _DEPTH))
         if not runs:
             raise RunError(
                 f"{each} has no {' and no '.join(_MARKS)}, and neither has a folder in it, so "
@@ -142,14 +157,15 @@ def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return list(found)
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder has a file of a training run or of an evaluation."""
     return any((folder / name).is_file() for name in _MARKS)
 
 
 def _runs_below(folder: Path, depth: int) -> Iterable[Path]:
     for each in folder.iterdir():
         if each.is_dir() and not each.is_symlink():
-            if _is_run(each):
+            if is_run(each):
                 yield each
             elif depth > 1:
                 yield from _runs_below(each, depth - 1)

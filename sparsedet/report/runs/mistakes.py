@@ -53,7 +53,8 @@ def mistakes(runs: Sequence[RunFolder]) -> Section:
             blocks.append(_matrix(confusion, prefix, folded=several))
         if worst := run.file("worst.json"):
             blocks.append(Note(prefix + _totals(worst)))
-            blocks += _pictures(worst, prefix, several=several)
+            explained = any(isinstance(block, Pictures) for block in blocks)
+            blocks += _pictures(worst, prefix, several=several, explained=explained)
     files = ("curves.json", "confusion.json", "worst.json")
     return Section("mistakes", "Mistakes", blocks, files=files)
 
@@ -157,8 +158,17 @@ def _totals(worst: Mapping[str, Any]) -> str:
     )
 
 
-def _pictures(worst: Mapping[str, Any], prefix: str, *, several: bool) -> list[Block]:
-    """The worst pictures by kind; of several runs one of each kind, all in a row."""
+def _pictures(
+    worst: Mapping[str, Any], prefix: str, *, several: bool, explained: bool
+) -> list[Block]:
+    """The worst pictures by kind; of several runs one of each kind, all in a row.
+
+    Args:
+        worst: of ``worst.json``.
+        prefix: of the titles.
+        several: whether there are several runs.
+        explained: whether the colors of boxes are explained already.
+    """
     groups: dict[str, list[Shown]] = {}
     unread = []
     for kind, title in _KINDS.items():
@@ -171,7 +181,7 @@ def _pictures(worst: Mapping[str, Any], prefix: str, *, several: bool) -> list[B
                 groups.setdefault("Worst pictures" if several else title, []).append(shown)
     blocks: list[Block] = [
         Pictures(prefix + title, shown, legend=not place)
-        for place, (title, shown) in enumerate(groups.items())
+        for place, (title, shown) in enumerate(groups.items(), start=int(explained))
     ]
     return [*blocks, *(Note(f"{prefix}A picture cannot be shown: {text}") for text in unread)]
 

@@ -73,7 +73,7 @@ def chart(
     numbers = Table(
         title=f"{title}: numbers",
         head=["", "first", "lowest", "highest", "last", "at iteration"],
-        rows=[[name, *_extremes(line, digits)] for name, line, _ in known],
+        rows=[[n if len(known) > 1 else y, *_extremes(line, digits)] for n, line, _ in known],
     )
     drawn = [Line(name, thin(line), color, dots=dots) for name, line, color in known]
     return Chart(title, "iteration", y, drawn, numbers, log=log, note=note)

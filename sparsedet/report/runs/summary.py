@@ -136,7 +136,8 @@ def _speed(run: RunFolder) -> str:
     milliseconds = _milliseconds(run)
     if milliseconds == NONE:
         return ""
-    return f"{milliseconds} ms in the evaluation, on {run.about.get('device', 'its device')}"
+    device = run.about.get("device")
+    return f"{milliseconds} ms in the evaluation" + (f", on {device}" if device else "")
 
 
 def _seconds(run: RunFolder) -> float | None:
