@@ -119,18 +119,17 @@ def finish_run(folder: Path, model: nn.Module, loader: Any) -> None:
 
 
 def _write_costs(path: Path, model: Any, loader: Any) -> None:
-    """Parameters and GFLOPs by stage, in the form of `sparsedet analyze`."""
-    parameters = count_parameters(model)
+    """Parameters and GFLOPs by stage, in the form of `sparsedet analyze`, where one size tells."""
+    size = _usual_size(loader)
+    if size is None or depends_on_image(model):
+        return
+    parameters, flops = count_parameters(model), count_flops(model, size)
+    stages = {"stages": dict(flops.stages), "total": flops.total}
     content = {
         "parameters": {**asdict(parameters), "total": parameters.total},
-        "gflops": None,
+        "gflops": {**stages, "sizes": [[*size, 1]]},
         "latency": None,
     }
-    size = _usual_size(loader)
-    if size is not None and not depends_on_image(model):
-        flops = count_flops(model, size)
-        stages = {"stages": dict(flops.stages), "total": flops.total}
-        content["gflops"] = {**stages, "sizes": [[*size, 1]]}
     write_json(path, content)
 
 

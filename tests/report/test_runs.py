@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -142,6 +143,33 @@ def test_names_of_classes_and_folders_are_never_html(tmp_path):
     folder = make_run(tmp_path / "<script>alert(1)<", evaluated=True)
     page = write_report([folder]).path.read_text(encoding="utf-8")
     assert "<script>alert" not in page and "<b>bolt" not in page
+
+
+def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path):
+    folder = make_run(tmp_path / "my runs")
+    for name in ("results.json", "data.json", "analysis.json"):
+        (folder / name).unlink()
+    shown = words(write_report([folder]).path)
+    commands = [line.rpartition("un: ")[2] for line in shown if f"{folder}" in line]
+    found = [line for line in commands if line.startswith("sparsedet ")]
+    assert len(found) >= 4
+    for command in found:
+        assert any(each.startswith(str(folder)) for each in shlex.split(command)), command
+
+
+def test_a_sweep_in_the_folder_is_shown(tmp_path):
+    folder = make_run(tmp_path / "run")
+    rows = [{"keep_ratio": x, "AP": y} for x, y in ((0.4, 32.0), (0.1, 25.0), (None, 1.0))]
+    (folder / "sweep").mkdir()
+    (folder / "sweep/sweep.json").write_text(json.dumps({"models": [{"rows": rows}]}))
+    shown = words(write_report([folder]).path)
+    place = shown.index("of AP against kept tokens") + 1
+    assert shown[place : place + 8] == [
+        *("keep ratio", "AP"),
+        *("run", "0.100", "25.0"),
+        *("run", "0.400", "32.0"),
+    ]
+    assert not any(line.startswith("AP at other keep ratios is not known") for line in shown)
 
 
 # --- what is missing -----------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def _unfinished(run: RunFolder) -> Finding | None:
     whole = f" of {run.max_iter}" if run.max_iter else ""
     return Finding(
         f"The run has not ended: its log stops at iteration {run.iteration}{whole}.",
-        f"If it is not running, resume it: sparsedet train {run.path}/config.yaml --resume",
+        f"If it is not running, resume it: sparsedet train {run.place}/config.yaml --resume",
         "bad",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,11 @@ class RunFolder:
     def file(self, name: str) -> Mapping[str, Any]:
         """The content of a JSON file; empty where it is not there."""
         return self.files.get(name, {})
+
+    @property
+    def place(self) -> str:
+        """The folder as a shell takes it."""
+        return shlex.quote(str(self.path))
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -180,17 +186,18 @@ def read_run(folder: Path, name: str) -> RunFolder:
     """
     files: dict[str, Mapping[str, Any]] = {}
     lacking: dict[str, str] = {}
+    place = shlex.quote(str(folder))
     weights = next((n for n in ("model_best.pth", "model_final.pth") if (folder / n).is_file()), "")
     for file, (says, mend) in _FILES.items():
         try:
             content = read_object(folder / file)
         except ValueError as error:
-            lacking[file] = f"{error} {mend(folder, weights)}".strip()
+            lacking[file] = f"{error} {mend(place, weights)}".strip()
             continue
         if content is not None:
             files[file] = content
         elif says:
-            lacking[file] = f"{file} is missing: {says} {mend(folder, weights)}".strip()
+            lacking[file] = f"{file} is missing: {says} {mend(place, weights)}".strip()
     if set(_OF_EVALUATION) <= set(lacking) and not any(map(files.get, (_RESULTS, _EVALUATED))):
         lacking = {name: text for name, text in lacking.items() if name not in _OF_EVALUATION}
         lacking[_OF_EVALUATION[0]] = (
@@ -248,17 +255,17 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(_PREFIX): value for key, value in row.items()}
 
 
-Mend = Callable[[Path, str], str]
+Mend = Callable[[str, str], str]
 
 
-def _nothing(folder: Path, weights: str) -> str:
+def _nothing(folder: str, weights: str) -> str:
     return ""
 
 
-def _evaluate(folder: Path, weights: str) -> str:
+def _evaluate(folder: str, weights: str) -> str:
     if not weights:
         return ""
-    return f"Run: sparsedet eval {folder / weights} train.output_dir={folder}"
+    return f"Run: sparsedet eval {folder}/{weights} train.output_dir={folder}"
 
 
 # what it means that a file is missing, and how to get it; "" = it is not missed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sparsedet.changes import config_differences
@@ -245,12 +244,12 @@ def commands(runs: Sequence[RunFolder]) -> Section:
             when = f"{run.name}, {start['time']}" if start.get("time") else run.name
             lines.append((when, shlex.join(words)))
     blocks: list[Block] = [Commands("How it was started", lines)] if lines else []
-    blocks.append(Commands("What next", _next(runs[0].path) if len(runs) == 1 else _beside(runs)))
+    blocks.append(Commands("What next", _next(runs[0]) if len(runs) == 1 else _beside(runs)))
     return Section("commands", "Commands", blocks)
 
 
-def _next(folder: Path) -> list[tuple[str, str]]:
-    place = shlex.quote(str(folder))
+def _next(run: RunFolder) -> list[tuple[str, str]]:
+    folder, place = run.path, run.place
     again = [("Make this page anew", f"sparsedet report {place}")]
     best = next((n for n in ("model_best.pth", "model_final.pth") if (folder / n).is_file()), None)
     if best is None:

@@ -27,12 +27,11 @@ def gflops_of(run: RunFolder) -> float | None:
 
 def _how_to_sweep(runs: Sequence[RunFolder]) -> str:
     run = runs[0]
-    weights = run.path / "model_best.pth"
-    if not weights.is_file():
+    if not (run.path / "model_best.pth").is_file():
         return "AP at other keep ratios is not known: there are no best weights to sweep."
     return (
-        f"AP at other keep ratios is not known. Run: sparsedet sweep {run.path}/config.yaml "
-        f"--weights {weights} --ratios 0.1 0.2 0.4 0.75"
+        f"AP at other keep ratios is not known. Run: sparsedet sweep {run.place}/config.yaml "
+        f"--weights {run.place}/model_best.pth --ratios 0.1 0.2 0.4 0.75"
     )
 
 
@@ -66,11 +65,11 @@ def _one_cost(run: RunFolder) -> list[Block]:
     found = run.file(COSTS)
     if not found:
         return []
-    counted = found["gflops"] or {"stages": {}, "total": None, "sizes": []}
-    times = (found.get("latency") or {}).get("stages") or {}
+    counted, latency = found["gflops"], found.get("latency") or {}
+    times = latency.get("stages") or {}
     parameters = found["parameters"]["by_stage"]
     stages = dict.fromkeys([*counted["stages"], *parameters])
-    total = counted["total"] or 0.0
+    total = counted["total"]
     rows: list[list[Cell]] = []
     for stage in stages:
         flops = counted["stages"].get(stage)
@@ -83,10 +82,9 @@ def _one_cost(run: RunFolder) -> list[Block]:
                 *([number(times.get(stage))] if times else []),
             ]
         )
-    whole = (found.get("latency") or {}).get("total")
     millions = number(found["parameters"]["total"] / 1e6, 3)
     rows.append(["total", number(counted["total"], 3), millions])
-    rows[-1] += [number(whole)] if times else []
+    rows[-1] += [number(latency.get("total"))] if times else []
     head = ["stage", "GFLOPs", "parameters in millions", *(["ms"] if times else [])]
     return [Table("Cost by stage", head, rows, note=_cost_note(counted, bool(times), run))]
 
@@ -96,12 +94,10 @@ def _cost_note(counted: Mapping[str, Any], timed: bool, run: RunFolder) -> str:
     if len(counted["sizes"]) == 1:
         height, width, _ = counted["sizes"][0]
         note = f"For an input of {width} x {height} pixels; a multiply-add counts as 1."
-    if not counted["sizes"]:
-        note = "What the model computes depends on the picture, so GFLOPs are not counted here."
     if not timed:
         note += (
-            f" Milliseconds have not been measured. Run: sparsedet analyze {run.path}/config.yaml "
-            f"--latency --output {run.path / COSTS}"
+            f" Milliseconds have not been measured. Run: sparsedet analyze {run.place}/config.yaml "
+            f"--latency --output {run.place}/{COSTS}"
         )
     return note
 
