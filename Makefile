@@ -158,7 +158,7 @@ format: $(VENV)/.lint
 
 # A warning is an error. The variable silences a notice about another program.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build $(ARGS)
 	@echo "documentation: site/index.html"
 
 bench: $(VENV)/.installed

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import griffe
+import messages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -67,8 +68,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the table of its components where a page names a family."""
-    return PLACE.sub(lambda found: component_table(found[1]), markdown)
+    """Put tables of components, and lists of messages, where a page names them."""
+    return messages.with_messages(PLACE.sub(lambda found: component_table(found[1]), markdown))
 
 
 # --- pages that are made
