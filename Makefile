@@ -159,7 +159,7 @@ format: $(VENV)/.lint
 # A warning is an error. The variable silences a notice about another program.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build $(ARGS)
-	@echo "documentation: site/index.html"
+	@echo "documentation: site/index.html; with its search: $(PY) -m http.server --directory site"
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/sparsedet benchmark --suite cpu --json $(BENCH)/cpu.json --markdown $(BENCH)/cpu.md \
