@@ -32,6 +32,7 @@ SOURCES = (
     "CONTRIBUTING.md",
     "LICENSE",
 )
+BOOSTS = {"docs/troubleshooting.md": 8}
 PROTOCOLS = "sparsedet.modeling.parts"
 PLACE = re.compile(r"^<!-- components: (\w+) -->$", re.M)
 
@@ -68,7 +69,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put tables of components, and lists of messages, where a page names them."""
+    """Put tables of components, and lists of messages, where a page names them.
+
+    A message that is searched for shares its words with many pages: its paragraph comes first.
+    """
+    path = page.file.src_uri
+    page.meta["search"] = {"boost": 0.5 if path.startswith("api/") else BOOSTS.get(path, 1)}
     return messages.with_messages(PLACE.sub(lambda found: component_table(found[1]), markdown))
 
 
