@@ -42,7 +42,7 @@ def write_world(folder: Path) -> Path:
     for part in ("train", "val"):
         shutil.copytree(source / part, folder / "mine" / part)
         shutil.copy(source / f"annotations/instances_{part}.json", folder / f"mine/{part}.json")
-    shutil.copytree(folder / "mine/images", folder / "photos/images")
+    shutil.copytree(folder / "mine/images/train", folder / "photos")
     run = folder / "output/quickstart"
     shutil.copy(run / "model_best.pth", folder)
     shutil.copytree(run / "val", folder / "val")
