@@ -41,7 +41,7 @@ DIST := dist
 WHEEL ?= $(lastword $(sort $(wildcard $(DIST)/*cp310-abi3*.whl)))
 SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help quickstart test interop lint format bench wheel wheel-cuda wheel-pure sdist \
+.PHONY: help quickstart test interop lint format docs bench wheel wheel-cuda wheel-pure sdist \
   test-wheel clean
 .DEFAULT_GOAL := help
 
@@ -51,6 +51,7 @@ help:
 	@echo "make interop      the tests beside detectron2 and detrex: DETECTRON2=CLONE DETREX=CLONE"
 	@echo "make lint         ruff, pyright and clang-format"
 	@echo "make format       let ruff and clang-format rewrite the source"
+	@echo "make docs         the documentation in site/, with all of its links checked"
 	@echo "make bench        measure speed on the CPU (half an hour; ARGS='--quick' takes five minutes)"
 	@echo "make wheel        a wheel with the CPU kernels in $(DIST)/"
 	@echo "make wheel-cuda   one with the CPU and the CUDA kernels, which needs nvcc"
@@ -104,6 +105,11 @@ $(VENV)/.lint: $(VENV)/.parity
 	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" lint)
 	@touch $@
 
+# mkdocs-material, mkdocstrings, nbclient and ipykernel, about 60 MB
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" docs)
+	@touch $@
+
 # --- targets
 
 quickstart: $(VENV)/.installed
@@ -150,6 +156,11 @@ format: $(VENV)/.lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(SOURCES)
+
+# A warning is an error. The variable silences a notice about another program.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build $(ARGS)
+	@echo "documentation: site/index.html; with its search: $(PY) -m http.server --directory site"
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/sparsedet benchmark --suite cpu --json $(BENCH)/cpu.json --markdown $(BENCH)/cpu.md \
@@ -201,7 +212,7 @@ test-wheel: $(VENV)/.installed
 	WHEEL=$(abspath $(WHEEL)) $(PY) -m pytest tests/packaging/test_installed.py -m slow $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis sparsedet/*.so \
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis sparsedet/*.so \
 	  sparsedet/_kernels.json
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
-	rm -f $(VENV)/.installed $(VENV)/.parity $(VENV)/.lint $(VENV)/.release
+	rm -f $(VENV)/.installed $(VENV)/.parity $(VENV)/.lint $(VENV)/.docs $(VENV)/.release

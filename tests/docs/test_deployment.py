@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 
 from sparsedet import Predictor
 from sparsedet.cli.main import main
+from tests.docs.running import commands, run_line
 from tests.house.source import ROOT
 from tests.house.test_readme import blocks
 from tests.predictor.trained import write_run
@@ -37,24 +36,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(3):
         pixels.rotate(30 * number).save(folder / "photos" / f"{number}.png")
     return folder
-
-
-def run_shell(text: str) -> None:
-    for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        variables = {}
-        while words and re.match(r"\w+=", words[0]):
-            name, _, value = words.pop(0).partition("=")
-            variables[name] = value
-        if not words:
-            continue
-        assert words[0] == "sparsedet", f"what would run {line}?"
-        if variables or "--allocator" in words:
-            command = [sys.executable, "-m", *words]
-            done = subprocess.run(command, env={**os.environ, **variables}, check=False)
-            assert done.returncode == 0, line
-        else:
-            assert main(words[1:]) == 0, line
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +63,8 @@ def test_blocks_of_the_page_run(section, run, root, monkeypatch, request):
     page = run / "section.md"
     page.write_text(sections(root)[section], encoding="utf-8")
     for block in blocks(page, "bash"):
-        run_shell(block)
+        for line in commands(block):
+            run_line(line)
     python = blocks(page, "python")
     if section == ALONE:
         request.getfixturevalue("files")

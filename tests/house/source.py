@@ -15,7 +15,8 @@ GUESTS = ROOT / "projects/interop"  # configs that load where their guest is: te
 BASELINES = ROOT / "projects/torchvision_detectors"  # tests/projects/test_torchvision.py does
 UNPUBLISHED = ROOT / "projects/large_images"  # configs of this package, which no paper has
 LINKS = {("sparsedet", "configs"), ("sparsedet", "projects")}
-OUTSIDE = {".git", ".venv", "build", "dist", "output", "outputs", "data", "datasets", "weights"}
+OUTSIDE = {".git", ".venv", "build", "dist", "site"}
+OUTSIDE |= {"output", "outputs", "data", "datasets", "weights"}
 
 
 def files(*folders: str, suffix: str = ".py") -> list[Path]:

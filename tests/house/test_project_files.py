@@ -46,7 +46,7 @@ def test_every_python_that_is_promised_runs_the_same_as_here(project, jobs):
     assert commands(jobs["tests"]) == [".ci/run"]
     run = ROOT / ".ci/run"
     assert run.stat().st_mode & 0o111
-    assert re.findall(r"^make (\w+)", run.read_text(), re.M) == ["test", "lint"]
+    assert re.findall(r"^make (\w+)", run.read_text(), re.M) == ["test", "lint", "docs"]
 
 
 def test_the_workflow_names_what_exists(jobs):
