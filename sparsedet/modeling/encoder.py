@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sparsedet.layers.arguments import require_layers, require_positive
+from sparsedet.layers.attention import attend
 from sparsedet.layers.deformable_attention import MultiScaleDeformableAttention, tile_places
 from sparsedet.layers.mlp import FeedForward
 from sparsedet.modeling.encoding import Along, encode
@@ -117,8 +118,8 @@ class ObjectAttention(nn.Module):
     ) -> Float[Tensor, "B O C"]:
         """Update ``tokens``; those that are not ``valid`` are not seen by others."""
         q = tokens + pos
-        masked = None if valid is None else ~valid
-        attended = self.attention(q, q, tokens, key_padding_mask=masked, need_weights=False)[0]
+        seen = None if valid is None else valid[:, None, None]
+        attended = attend(self.attention, q, tokens, seen)
         return self.norm(tokens + self.dropout(attended))
 
 
@@ -342,7 +343,7 @@ class DualAttentionEncoder(nn.Module):
         category = heads.decoder(-1) if self.category_head == "decoder" else heads.proposal
         found: list[ObjectTokens] = []
 
-        def attend(index: int, rows: Tensor, pos: Tensor, kept: TokenSelection) -> Tensor:
+        def update_objects(index: int, rows: Tensor, pos: Tensor, kept: TokenSelection) -> Tensor:
             logits = None if scores is None else kept.gather(scores.logits)
             rating = self.object_scorer(rows, logits, category)
             objects = best_rows(rating, kept, features, self.num_objects)
@@ -352,7 +353,7 @@ class DualAttentionEncoder(nn.Module):
             )
             return objects.scatter(rows, updated)
 
-        encoded = _encode(self, features, selections, heads, aux=aux, before_layer=attend)
+        encoded = _encode(self, features, selections, heads, aux=aux, before_layer=update_objects)
         return replace(encoded, objects=tuple(found))
 
 

@@ -27,6 +27,7 @@ from sparsedet.export.formats import read, write
 from sparsedet.export.graph import DeployedDetector, any_size, require_exportable, trace
 from sparsedet.modeling import ChannelMapper, TokenSparseDetector
 from sparsedet.modeling.parts import CalibratedSelector
+from sparsedet.modeling.stages import Size
 from sparsedet.registry import SCORERS, SELECTORS
 from tests.export.configured import configured
 from tests.modeling import glancing, small, test_teacher
@@ -130,7 +131,8 @@ def _traced(model: TokenSparseDetector, kind: str) -> tuple[ExportedProgram, lis
 def _compared(
     model: TokenSparseDetector, program: ExportedProgram, kind: str, inputs: list[np.ndarray]
 ) -> Differences:
-    run = program.module() if kind in FORMATS[3:] else written(program, kind)
+    size = (inputs[0].shape[2], inputs[0].shape[3])
+    run = program.module() if kind in FORMATS[3:] else written(program, kind, size)
     with torch.inference_mode():
         got = [[np.asarray(y) for y in run(_as(x, kind))] for x in inputs]
         own = [[y.numpy() for y in DeployedDetector(model)(torch.from_numpy(x))] for x in inputs]
@@ -141,10 +143,10 @@ def _as(x: np.ndarray, kind: str) -> np.ndarray | torch.Tensor:
     return torch.from_numpy(x) if kind in FORMATS[3:] else x
 
 
-def written(program: ExportedProgram, kind: str) -> Callable:
+def written(program: ExportedProgram, kind: str, size: Size = SIZE) -> Callable:
     """What runs the file of a program; the rest of its contract is that of all files."""
     contract = Contract(
-        size=(1, 1), any_size=None, dynamic_batch=False, fill=(0.0, 0.0, 0.0), class_names=("a",),
+        size=size, any_size=None, dynamic_batch=False, fill=(0.0, 0.0, 0.0), class_names=("a",),
         score_threshold=0.5, precision="float32", custom_op=False, value_range=None,
         max_pixels=10**6, version="0",
     )  # fmt: skip
