@@ -44,7 +44,7 @@ model.pixel_std = [128.0, 128.0, 128.0]
 model.neck.in_channels = dict(res2=24, res3=40, res4=112, res5=320)
 model.neck.strides = [4, 8, 16, 32]
 # largest distance to the sides of a box, in pixels, that each level answers for
-model.criterion.stage[0].size_ranges = [[-1, 24], [12, 48], [24, 96], [48, 999999]]
+model.criterion.unmatched[0].size_ranges = [[-1, 24], [12, 48], [24, 96], [48, 999999]]
 
 optimizer.lr = 1.6e-3  # the backbone's is a tenth of it
 train.max_iter = 2000

@@ -23,7 +23,7 @@ model.backbone = L(TimmBackbone)(
 model.neck.in_channels = dict(res2=32, res3=64, res4=128, res5=192)
 model.neck.strides = [4, 8, 16, 32]
 # largest distance to the sides of a box, in pixels, that each level answers for
-model.criterion.stage[0].size_ranges = [[-1, 16], [8, 32], [16, 64], [32, 999999]]
+model.criterion.unmatched[0].size_ranges = [[-1, 16], [8, 32], [16, 64], [32, 999999]]
 
 dataloader.train.total_batch_size = 8
 optimizer.lr = 1.6e-3

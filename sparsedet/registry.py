@@ -43,6 +43,23 @@ FAMILIES: dict[str, Registry] = {
 }
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+def register_alias(registry: Registry, name: str, cls: _Class) -> _Class:
+    """Register a class under a second name, such as the one that its paper uses.
+
+    Saved configs hold the class's own name.
+
+    Args:
+        registry: of the family.
+        name: the second name.
+        cls: the class, which is returned.
+    """
+    registry._do_register(name, cls)
+    return cls
+
+
 def _components() -> dict[str, dict[str, Any]]:
     importlib.import_module("sparsedet.modeling")  # the components register themselves on import
     return {family: dict(registry) for family, registry in FAMILIES.items()}
@@ -71,7 +88,6 @@ def find_component(name: str) -> Any:
 # --- arguments that are gone
 
 
-_Class = TypeVar("_Class", bound=type)
 Sentence = Callable[[str, Mapping[str, Any]], str]
 
 
@@ -105,6 +121,14 @@ def retires(argument: str, sentence: Sentence) -> Callable[[_Class], _Class]:
         return cls
 
     return decorate
+
+
+def renamed(old: str, new: str) -> Sentence:
+    """The sentence of an argument that has another name now, see :func:`retires`.
+
+    Saved configs and overrides are translated (``sparsedet.config.earlier``) and do not get it.
+    """
+    return lambda name, given: f"{name}.{old} is called {new} now. Write {new} instead of {old}."
 
 
 def retired_arguments(target: Any) -> Mapping[str, Sentence]:

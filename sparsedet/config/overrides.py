@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sparsedet.config.calls import is_plain, own_keys, raw_value, structure, value_at
 from sparsedet.config.components import find_class, with_dotted_targets
+from sparsedet.config.earlier import EARLIER_NAMES, present_argument, rename
 from sparsedet.config.files import parse_yaml, raw_values
 from sparsedet.config.naming import (
     ConfigError,
@@ -143,6 +144,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """See :meth:`sparsedet.config.LazyConfig.apply_overrides`."""
     parsed = sorted(map(Override.parse, overrides), key=lambda each: not each.swaps)
     for override in parsed:
+        override = _in_present_terms(cfg, override)
         if override.swaps:
             swap = swap_component(cfg, ".".join(override.parts[:-1]), override.value)
             level = logging.WARNING if swap.dropped or swap.missing else logging.INFO
@@ -151,6 +153,29 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             _refuse_retired(cfg, override, parsed)
             _apply(cfg, override)
     return cfg
+
+
+def _in_present_terms(cfg: DictConfig, override: Override) -> Override:
+    """The override with the present names of arguments that its key names by an earlier one."""
+    node: Any = cfg
+    parts: list[str] = []
+    for part in override.parts:
+        renamed = None
+        if isinstance(node, DictConfig) and not _is_there(node, part) and part in EARLIER_NAMES:
+            renamed = present_argument(_path(_target(node)), part)
+        parts.append(renamed or part)
+        is_node = isinstance(node, (DictConfig, ListConfig))
+        node = _child(node, parts[-1]) if is_node else None
+    present = dataclasses.replace(override, parts=tuple(parts))
+    if present != override and not is_describing():
+        logger.warning("%s is called %s now", override.key, present.key)
+    return present
+
+
+def _path(target: Any) -> str:
+    """Where a class is defined; a stand-in knows it too."""
+    is_class = isinstance(target, type)
+    return f"{target.__module__}.{target.__qualname__}" if is_class else str(target)
 
 
 def _refuse_retired(cfg: DictConfig, override: Override, typed: Sequence[Override]) -> None:
@@ -185,10 +210,13 @@ def _apply(cfg: DictConfig, override: Override) -> None:
     if not override.adds:
         if isinstance(override.value, dict) and _keeps_the_rest(old, override.value):
             for key, value in override.value.items():
-                _apply(cfg, Override((*override.parts, str(key)), value))
+                inner = Override((*override.parts, str(key)), value)
+                _apply(cfg, _in_present_terms(cfg, inner))
             return
         _check_kind(override, old)
-    _set(node, last, with_dotted_targets(override.value, override.key), override.key)
+    value = with_dotted_targets(override.value, override.key)
+    rename(value, override.key)
+    _set(node, last, value, override.key)
 
 
 def _keeps_the_rest(old: Any, typed: dict[str, Any]) -> bool:

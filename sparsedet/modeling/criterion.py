@@ -13,9 +13,9 @@ from torch import Tensor
 from sparsedet import comm
 from sparsedet.modeling.losses import SupervisedStages
 from sparsedet.modeling.matcher import HungarianMatcher
-from sparsedet.modeling.parts import Assembly, StageTerm, TokenTarget, check_part
+from sparsedet.modeling.parts import Assembly, TokenTarget, UnmatchedTerm, check_part
 from sparsedet.modeling.stages import DenoisingOutput, DetectorOutput, Prediction, Targets
-from sparsedet.registry import LOSSES, SCORERS
+from sparsedet.registry import LOSSES, SCORERS, renamed, retires
 
 
 @runtime_checkable
@@ -37,6 +37,7 @@ class MatchedTerm(Protocol):
         ...
 
 
+@retires("stage", renamed("stage", "unmatched"))
 class SetCriterion:
     """Sum of weighted terms over decoder layers, proposals, encoder heads, denoising and scorer.
 
@@ -47,8 +48,8 @@ class SetCriterion:
     Args:
         matcher: matches predictions and objects, anew for every stage.
         matched: terms for every supervised prediction.
-        stage: terms that look at the whole output, such as ``DecoderAttentionLoss``, see
-            ``sparsedet.modeling.parts.StageTerm``.
+        unmatched: terms on the whole output, whose predictions need no matching, such as
+            ``DecoderAttentionLoss``. See ``sparsedet.modeling.parts.UnmatchedTerm``.
         regions: such terms, for the scorer that says where to look (``model.regions``). They see
             the pass as that scorer does, see ``DetectorOutput.at_glance``, and objects that are
             smaller than its cells as large as these.
@@ -59,21 +60,21 @@ class SetCriterion:
         matcher: HungarianMatcher,
         matched: Sequence[MatchedTerm],
         *,
-        stage: Sequence[StageTerm] = (),
-        regions: Sequence[StageTerm] = (),
+        unmatched: Sequence[UnmatchedTerm] = (),
+        regions: Sequence[UnmatchedTerm] = (),
     ) -> None:
         self.matcher = matcher
         self.matched = tuple(matched)
-        self.stage, self.regions = tuple(stage), tuple(regions)
-        families = (("matched", self.matched), ("stage", self.stage), ("regions", self.regions))
-        for family, terms in families:
+        self.unmatched, self.regions = tuple(unmatched), tuple(regions)
+        for family in ("matched", "unmatched", "regions"):
+            terms = getattr(self, family)
             names = [getattr(term, "name", term) for term in terms]
             if any(not isinstance(name, str) for name in names) or len(set(names)) < len(names):
                 raise ValueError(
                     f"SetCriterion.{family} must be terms of different names, got {names}. "
                     f"Set model.criterion.{family}."
                 )
-        for term in (*self.matched, *self.stage, *self.regions):
+        for term in (*self.matched, *self.unmatched, *self.regions):
             weight = getattr(term, "weight", None)
             if isinstance(weight, bool) or not isinstance(weight, Real):
                 raise ValueError(
@@ -101,17 +102,17 @@ class SetCriterion:
 
     @property
     def requires(self) -> frozenset[str]:
-        """What the detector must record for the stage terms."""
-        terms = (*self.stage, *self.regions)
+        """What the detector must record for the unmatched terms."""
+        terms = (*self.unmatched, *self.regions)
         return frozenset().union(*(getattr(term, "requires", ()) for term in terms))
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse a scorer that no stage term teaches, and terms that teach something else.
+        """Refuse a scorer that no unmatched term teaches, and terms that teach something else.
 
         Raises:
             ValueError: the message says what to change.
         """
-        _check_terms(self.stage, assembly, "stage")
+        _check_terms(self.unmatched, assembly, "unmatched")
         if self.regions and assembly.regions is None:
             raise ValueError(
                 "TokenSparseDetector.criterion: the terms of regions train what says where to "
@@ -123,13 +124,13 @@ class SetCriterion:
         """Weighted losses; their sum is the objective.
 
         Keys read ``"<stage>/<term>"``, for instance ``"decoder.5/box_l1"`` or
-        ``"scorer/decoder_attention"``; a stage term that teaches no scorer has its name as key, and
-        those of the regions read ``"regions/<term>"``. The
-        box terms are divided by the number of objects, averaged over the processes, at least 1;
-        those of denoising also by the number of groups.
+        ``"scorer/decoder_attention"``. The key of an unmatched term that teaches no scorer is its
+        name, and keys of terms in ``regions`` read ``"regions/<term>"``. The box terms are divided
+        by the number of objects, averaged over the processes, at least 1; for denoising queries
+        also by the number of groups.
         """
         losses = self.matched_losses(dict(_supervised(output)), targets, output.denoising)
-        for term in self.stage:
+        for term in self.unmatched:
             key = term.name if _taught(term) is None else f"scorer/{term.name}"
             losses[key] = term.weight * term(output, targets)
         if self.regions and output.glance is not None:
@@ -178,7 +179,7 @@ class SetCriterion:
         }
 
 
-def _check_terms(terms: Sequence[StageTerm], assembly: Assembly, family: str) -> None:
+def _check_terms(terms: Sequence[UnmatchedTerm], assembly: Assembly, family: str) -> None:
     """Refuse a scorer that no term teaches, and terms that teach something else."""
     scorer = assembly.scorer
     learns = None if scorer is None else _kind(scorer, "learns")
@@ -191,7 +192,7 @@ def _check_terms(terms: Sequence[StageTerm], assembly: Assembly, family: str) ->
         check_part(term, assembly)
 
 
-def _taught(term: StageTerm) -> type[TokenTarget] | None:
+def _taught(term: UnmatchedTerm) -> type[TokenTarget] | None:
     """The kind of target that a term teaches to the scorer."""
     return _kind(term, "teaches")
 
@@ -211,7 +212,7 @@ def _fits(kind: type[TokenTarget] | None, learns: type[TokenTarget] | None) -> b
 
 
 def _untrained(
-    scorer: Any, learns: type[TokenTarget], terms: Sequence[StageTerm], family: str
+    scorer: Any, learns: type[TokenTarget], terms: Sequence[UnmatchedTerm], family: str
 ) -> str:
     """Which terms would teach a scorer that none of ``terms`` teaches."""
     fitting = [name for name, term in LOSSES if _fits(getattr(term, "teaches", None), learns)]
@@ -223,11 +224,11 @@ def _untrained(
     )
 
 
-def _idle(term: StageTerm, kind: type[TokenTarget], scorer: Any, family: str) -> str:
+def _idle(term: UnmatchedTerm, kind: type[TokenTarget], scorer: Any, family: str) -> str:
     """Why nobody learns what a term teaches, and what to change."""
-    fitting = [name for name, each in SCORERS if _fits(kind, getattr(each, "learns", None))]
+    fitting = {each.__name__ for _, each in SCORERS if _fits(kind, getattr(each, "learns", None))}
     known = " or ".join(sorted(fitting)) or f"scorer whose learns is {kind.__name__}"
-    owner = "model.scorer" if family == "stage" else "model.regions.scorer"
+    owner = "model.scorer" if family == "unmatched" else "model.regions.scorer"
     there, mend = f"the scorer is {type(scorer).__name__}", f" or {owner}._target_={known}"
     if scorer is None:
         there = "there is no scorer"

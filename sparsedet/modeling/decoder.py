@@ -26,7 +26,7 @@ from sparsedet.modeling.decoding import (
 from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Queries
-from sparsedet.registry import DECODERS
+from sparsedet.registry import DECODERS, renamed, retires
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -96,6 +96,7 @@ class DeformableDecoderLayer(nn.Module):
 
 
 @DECODERS.register()
+@retires("conditional_pos", renamed("conditional_pos", "makes_pos"))
 class DeformableDecoder(nn.Module):
     """Deformable decoder, with or without iterative box refinement (Deformable DETR, appendix A.4).
 
@@ -113,8 +114,8 @@ class DeformableDecoder(nn.Module):
             that become references are made from the output itself (DINO's released code).
         look_forward_twice: a layer's boxes are relative to the previous layer's with their gradient
             (DINO, section 3.5).
-        conditional_pos: positions of the queries are made in every layer from their references, by
-            a network of two layers on the sine embedding (DAB-DETR, section 4.2). For queries that
+        makes_pos: every layer makes the positions of the queries from their references, by a
+            network of two layers on the sine embedding (DAB-DETR, section 4.2). For queries that
             come without positions.
         scale_pos: after the first layer, multiply those positions by a function of the queries
             (Conditional DETR, section 3.3).
@@ -140,7 +141,7 @@ class DeformableDecoder(nn.Module):
         refine: bool = True,
         output_norm: bool = False,
         look_forward_twice: bool = False,
-        conditional_pos: bool = False,
+        makes_pos: bool = False,
         scale_pos: bool = False,
         eps: float = 1e-5,
         activation_checkpointing: bool = False,
@@ -156,17 +157,15 @@ class DeformableDecoder(nn.Module):
         )
         if look_forward_twice and not refine:
             refuse_without("DeformableDecoder", "look_forward_twice", "refine")
-        if scale_pos and not conditional_pos:
-            refuse_without("DeformableDecoder", "scale_pos", "conditional_pos")
+        if scale_pos and not makes_pos:
+            refuse_without("DeformableDecoder", "scale_pos", "makes_pos")
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.refine, self.look_forward_twice, self.eps = refine, look_forward_twice, eps
-        self.makes_pos = conditional_pos
+        self.makes_pos = makes_pos
         self.activation_checkpointing = activation_checkpointing
         self.norm = nn.LayerNorm(embed_dim) if output_norm else None
         self.pos_mlp = (
-            MLP(2 * embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2)
-            if conditional_pos
-            else None
+            MLP(2 * embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2) if makes_pos else None
         )
         self.pos_scale = (
             MLP(embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2) if scale_pos else None

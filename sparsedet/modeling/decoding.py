@@ -115,7 +115,7 @@ def check_positions(decoder: Decoder, assembly: Assembly) -> None:
         raise ValueError(
             f"TokenSparseDetector.decoder must {'not ' if provides else ''}make positions for "
             f"{name}, whose queries {'have' if provides else 'lack'} them, got "
-            f"{decoder.makes_pos}. Set model.decoder.conditional_pos={not provides}."
+            f"{decoder.makes_pos}. Set model.decoder.makes_pos={not provides}."
         )
     if decoder.makes_pos and queries.reference_dim != 4:
         raise ValueError(

@@ -31,7 +31,7 @@ from sparsedet.modeling.decoding import (
 from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Queries
-from sparsedet.registry import DECODERS
+from sparsedet.registry import DECODERS, renamed, retires
 
 _SMALLEST_SIDE = 1e-6  # of a box that something is divided by
 Cross = Literal["plain", "conditional"]
@@ -112,6 +112,7 @@ class GlobalDecoderLayer(nn.Module):
 
 
 @DECODERS.register()
+@retires("conditional_pos", renamed("conditional_pos", "makes_pos"))
 class GlobalDecoder(nn.Module):
     """Decoder whose queries attend to all unpadded tokens (DETR, section A.3).
 
@@ -134,7 +135,7 @@ class GlobalDecoder(nn.Module):
             all layers start from the initial reference.
         look_forward_twice: a layer's boxes are relative to the previous layer's with their gradient
             (DINO, section 3.5; DAB-DETR's released code).
-        conditional_pos: see ``DeformableDecoder``. For queries that come without positions.
+        makes_pos: see ``DeformableDecoder``. For queries that come without positions.
         cross: "plain" = positions are added to queries and keys. "conditional" = contents and
             positions meet apart, the position of a query being the sine embedding of its reference,
             after the first layer multiplied by a function of the query (Conditional DETR, section
@@ -166,7 +167,7 @@ class GlobalDecoder(nn.Module):
         norm_first: bool = False,
         refine: bool = False,
         look_forward_twice: bool = False,
-        conditional_pos: bool = False,
+        makes_pos: bool = False,
         cross: Cross = "plain",
         modulate_size: bool = False,
         eps: float = 1e-5,
@@ -188,11 +189,11 @@ class GlobalDecoder(nn.Module):
             refuse_without("GlobalDecoder", "modulate_size", "cross", value="conditional")
         self.embed_dim, self.num_layers = embed_dim, num_layers
         self.refine, self.look_forward_twice, self.eps = refine, look_forward_twice, eps
-        self.makes_pos = conditional_pos
+        self.makes_pos = makes_pos
         self.activation_checkpointing = activation_checkpointing
         self.norm = nn.LayerNorm(embed_dim)
         two_layers = partial(MLP, hidden_dim=embed_dim, num_layers=2)
-        self.pos_mlp = two_layers(2 * embed_dim, embed_dim) if conditional_pos else None
+        self.pos_mlp = two_layers(2 * embed_dim, embed_dim) if makes_pos else None
         scales = conditional and num_layers > 1
         self.sine_scale = two_layers(embed_dim, embed_dim) if scales else None
         self.size_scale = two_layers(embed_dim, 2) if modulate_size else None

@@ -30,7 +30,7 @@ from sparsedet.modeling.stages import (
     class_logits,
 )
 from sparsedet.modeling.tokens import gather_rows
-from sparsedet.registry import DECODERS
+from sparsedet.registry import DECODERS, renamed, retires
 
 
 class KeypointSampler(nn.Module):
@@ -96,6 +96,7 @@ class KeypointSampler(nn.Module):
 
 
 @DECODERS.register()
+@retires("conditional_pos", renamed("conditional_pos", "makes_pos"))
 class InterleavedDecoder(GlobalDecoder):
     """Encoder and decoder layers in turns, so that the encoder sees what was found so far (IMFA).
 
@@ -121,7 +122,7 @@ class InterleavedDecoder(GlobalDecoder):
         refine: see ``GlobalDecoder``. The boxes that are pointed out are the references where they
             are refined, otherwise what the layer before predicts.
         look_forward_twice: see ``GlobalDecoder``.
-        conditional_pos: see ``GlobalDecoder``.
+        makes_pos: see ``GlobalDecoder``.
         cross: see ``GlobalDecoder``.
         modulate_size: see ``GlobalDecoder``.
         eps: see ``GlobalDecoder``.
@@ -148,7 +149,7 @@ class InterleavedDecoder(GlobalDecoder):
         activation: Activation = "relu",
         refine: bool = False,
         look_forward_twice: bool = False,
-        conditional_pos: bool = False,
+        makes_pos: bool = False,
         cross: Cross = "plain",
         modulate_size: bool = False,
         eps: float = 1e-5,
@@ -170,7 +171,7 @@ class InterleavedDecoder(GlobalDecoder):
             activation=activation,
             refine=refine,
             look_forward_twice=look_forward_twice,
-            conditional_pos=conditional_pos,
+            makes_pos=makes_pos,
             cross=cross,
             modulate_size=modulate_size,
             eps=eps,

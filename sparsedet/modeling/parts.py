@@ -72,10 +72,10 @@ class Neck(Protocol):
 
 
 class TokenTarget:
-    """What a stage term teaches a scorer to predict. Subclasses are kinds; none is instantiated.
+    """What an unmatched term teaches a scorer to predict.
 
-    A scorer says in ``learns`` which kind it needs, a stage term in ``teaches`` which one it gives.
-    A method of your own declares a kind of its own.
+    Subclasses are kinds of targets and are not instantiated. A scorer's ``learns`` is the kind that
+    it needs, a term's ``teaches`` the kind that it gives. Your own method declares its own kind.
     """
 
 
@@ -97,7 +97,8 @@ class Scorer(Protocol):
     Attributes:
         needs_token_embedding: it calls ``heads.token_embedding``.
         needs_head: it calls ``heads.scorer`` and returns the prediction for supervision.
-        learns: the kind of target that a stage term must teach it; None if it needs no such term.
+        learns: the kind of target that an unmatched term must teach it; None if it needs no such
+            term.
     """
 
     needs_token_embedding: bool
@@ -326,7 +327,7 @@ class Decoder(Protocol):
 
 
 @runtime_checkable
-class StageTerm(Protocol):
+class UnmatchedTerm(Protocol):
     """A loss on anything that the detector produced, apart from matched predictions.
 
     A term may also have

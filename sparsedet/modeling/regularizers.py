@@ -35,7 +35,8 @@ class PollRegularizer:
         if assembly.scorer is None:
             raise ValueError(
                 "TokenSparseDetector.criterion: PollRegularizer keeps the scores of a scorer low, "
-                "and there is no scorer. Remove it from model.criterion.stage or set model.scorer."
+                "and there is no scorer. Remove it from model.criterion.unmatched or set "
+                "model.scorer."
             )
 
     def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:

@@ -530,7 +530,9 @@ def test_the_criterion_hands_targets_to_terms_of_the_scorer(prediction, term):
     scores = TokenScores(torch.randn(features.padding_mask.shape))
     found = replace(output(two, features=features), scores=scores)
     targets = pixel_targets(*OBJECTS)
-    losses = SetCriterion(HungarianMatcher(), [FocalLoss(weight=1.0)], stage=[term])(found, targets)
+    losses = SetCriterion(HungarianMatcher(), [FocalLoss(weight=1.0)], unmatched=[term])(
+        found, targets
+    )
     torch.testing.assert_close(losses[f"scorer/{term.name}"], 1.5 * term(found, targets))
     assert term.teaches is Foreground
 

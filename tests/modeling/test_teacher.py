@@ -33,7 +33,7 @@ DENSE = (
     "model.scorer=null",
     "model.selector._target_=DenseSelector",
     "model.encoder._target_=DeformableEncoder",
-    "model.criterion.stage=[]",
+    "model.criterion.unmatched=[]",
 )
 KEEP = 0.3
 
@@ -61,7 +61,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def student(teacher: tuple[str, str], *overrides: str) -> TokenSparseDetector:
     words = ["model.scorer._target_=TeacherScorer", "model.encoder._target_=DeformableEncoder"]
     words += [f"model.scorer.config={teacher[0]}", f"model.scorer.weights={teacher[1]}"]
-    words += ["model.criterion.stage=[]", f"model.selector.keep_ratio={KEEP}", *overrides]
+    words += ["model.criterion.unmatched=[]", f"model.selector.keep_ratio={KEEP}", *overrides]
     return small.randomize(instantiate(config(*words).model), seed=2)
 
 

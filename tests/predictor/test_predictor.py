@@ -231,7 +231,7 @@ def test_files_are_read_as_the_config_says(run: Path, tmp_path: Path) -> None:
 def test_a_dense_model_has_no_keep_ratio(run: Path, files: list[str]) -> None:
     cfg = LazyConfig.load(run / "config.yaml")
     dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
-    LazyConfig.apply_overrides(cfg, [*dense, "model.criterion.stage=[]"])
+    LazyConfig.apply_overrides(cfg, [*dense, "model.criterion.unmatched=[]"])
     predictor = Predictor(run / "model_best.pth", cfg, device="cpu")
     assert predictor(files[0]).keep_ratio == 1
     with pytest.raises(ValueError, match=r"got DenseSelector\. Leave keep_ratio out"):

@@ -53,6 +53,6 @@ model = L(TokenSparseDetector)(
     criterion=L(SetCriterion)(
         matcher=L(HungarianMatcher)(class_cost=2.0, box_cost=5.0, giou_cost=2.0),
         matched=[L(FocalLoss)(weight=2.0), L(BoxL1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)],
-        stage=[],
+        unmatched=[],
     ),
 )

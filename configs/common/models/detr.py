@@ -61,6 +61,6 @@ model = L(TokenSparseDetector)(
             L(BoxL1Loss)(weight=5.0),
             L(GIoULoss)(weight=2.0),
         ],
-        stage=[],
+        unmatched=[],
     ),
 )

@@ -4,7 +4,7 @@ from sparsedet.config import LazyCall as L
 from sparsedet.modeling import (
     DualAttentionEncoder,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     GlanceAndLook,
     TopKSelector,
 )
@@ -19,17 +19,15 @@ model.regions = L(GlanceAndLook)(
     tile=256,
     halo=32,
     look_ratio=0.1,
-    scorer=L(ForegroundTokenSelector)(
-        embed_dim="${...embed_dim}", num_levels="${...neck.num_levels}"
-    ),
+    scorer=L(ForegroundScorer)(embed_dim="${...embed_dim}", num_levels="${...neck.num_levels}"),
     min_visible=16,
     taught_passes=20000,
 )
-model.scorer = L(ForegroundTokenSelector)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
+model.scorer = L(ForegroundScorer)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
 model.selector = L(TopKSelector)(keep_ratio=0.1, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1])
 model.encoder._target_ = DualAttentionEncoder
 # largest distance to the sides of a box, in pixels, that each level answers for
-model.criterion.stage = [
+model.criterion.unmatched = [
     L(ForegroundLoss)(
         weight=1.5,
         size_ranges=[

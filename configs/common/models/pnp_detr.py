@@ -11,4 +11,4 @@ model.selector = L(ElasticSelector)(
 )
 model.encoder.input_norm = True
 model.encoder.pool = L(PoolSampler)(embed_dim="${..embed_dim}", num_tokens=30)
-model.criterion.stage = [L(PollRegularizer)(weight=1e-4)]
+model.criterion.unmatched = [L(PollRegularizer)(weight=1e-4)]

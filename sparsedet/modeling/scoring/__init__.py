@@ -2,7 +2,7 @@
 
 from sparsedet.modeling.scoring.baselines import ObjectnessScorer, OracleScorer, RandomScorer
 from sparsedet.modeling.scoring.dam import DAMPredictor
-from sparsedet.modeling.scoring.foreground import ForegroundTokenSelector
+from sparsedet.modeling.scoring.foreground import ForegroundScorer, ForegroundTokenSelector
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
 from sparsedet.modeling.scoring.multi_category import MultiCategoryScorer
 from sparsedet.modeling.scoring.poll import PollScorer
@@ -10,6 +10,7 @@ from sparsedet.modeling.scoring.teacher import TeacherScorer
 
 __all__ = [
     "DAMPredictor",
+    "ForegroundScorer",
     "ForegroundTokenSelector",
     "MaskPredictor",
     "MultiCategoryScorer",

@@ -15,19 +15,22 @@ from sparsedet.modeling.heads import TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.parts import Foreground
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor, embedded_tokens
 from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
-from sparsedet.registry import SCORERS
+from sparsedet.registry import SCORERS, register_alias
 
 DIRECTIONS = ("top_down", "bottom_up", "none")
 
 
 @SCORERS.register()
-class ForegroundTokenSelector(nn.Module):
+class ForegroundScorer(nn.Module):
     """Predicts which tokens lie in objects of the size of their level (Focus-DETR, section 3.2).
 
     One network scores the levels in turn. The scores of a level, resized to the next one, modulate
     its tokens before they are scored (equation 2): ``tokens * (1 + resize(alpha * scores))``. The
     network's mean over the tokens is taken level by level. Scores are resized between the valid
-    parts of the maps, so padding has no say.
+    parts of the maps, so padding has no effect.
+
+    The paper calls it a foreground token selector, and ``ForegroundTokenSelector`` is another name
+    of this class. It only scores tokens; which ones are kept is up to the selector.
 
     The network starts with a LayerNorm, which takes a positive factor of its input away again. So
     the factor is applied to the normalized tokens. The released code applies it before: there only
@@ -68,12 +71,10 @@ class ForegroundTokenSelector(nn.Module):
         own_embedding: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(
-            num_levels, "ForegroundTokenSelector.num_levels", key="model.scorer.num_levels"
-        )
+        require_positive(num_levels, "ForegroundScorer.num_levels", key="model.scorer.num_levels")
         if direction not in DIRECTIONS:
             raise ValueError(
-                f"ForegroundTokenSelector.direction must be one of {list(DIRECTIONS)}, got "
+                f"ForegroundScorer.direction must be one of {list(DIRECTIONS)}, got "
                 f"{direction!r}. Set model.scorer.direction."
             )
         self.embed_dim, self.num_levels = embed_dim, num_levels
@@ -101,7 +102,7 @@ class ForegroundTokenSelector(nn.Module):
         """
         if len(features.spatial_shapes) != self.num_levels:
             raise ValueError(
-                f"ForegroundTokenSelector.num_levels must be {len(features.spatial_shapes)} as in "
+                f"ForegroundScorer.num_levels must be {len(features.spatial_shapes)} as in "
                 f"the features, got {self.num_levels}. Set model.scorer.num_levels to "
                 "'${..num_levels}'."
             )
@@ -170,6 +171,10 @@ class ForegroundTokenSelector(nn.Module):
             share = resize(torch.ones_like(scores))
             resized = resized / share.clamp(min=torch.finfo(share.dtype).tiny)
         return features.of_map(resized, target)
+
+
+ForegroundTokenSelector = register_alias(SCORERS, "ForegroundTokenSelector", ForegroundScorer)
+"""The paper's name of ``ForegroundScorer``."""
 
 
 def interpolation(

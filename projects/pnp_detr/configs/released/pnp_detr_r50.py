@@ -8,4 +8,4 @@ model = get_config("common/models/pnp_detr.py").model
 model.num_classes = 91
 model.backbone.weights = None
 model.selector = L(TopKSelector)(keep_ratio=0.33, one_more=False)
-model.criterion.stage[0].count_fillers = True
+model.criterion.unmatched[0].count_fillers = True
