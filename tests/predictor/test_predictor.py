@@ -329,7 +329,7 @@ def test_bfloat16(run: Path, predictor: Predictor, files: list[str]) -> None:
 def test_classes_that_are_nowhere(run: Path) -> None:
     cfg = LazyConfig.load(run / "config.yaml")
     cfg.dataset.update(class_names=None, num_classes=None, val_json="none.json")
-    with pytest.raises(ConfigError, match="does not say which classes there are"):
+    with pytest.raises(ConfigError, match="does not name the classes"):
         Predictor(run / "model_best.pth", cfg)
 
 

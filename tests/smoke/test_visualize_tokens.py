@@ -224,7 +224,7 @@ def test_classes_come_from_the_annotation_file(
         (["{run}/a.png", "--config-file={run}/model.yaml"], ("model.yaml", "dataloader, dataset")),
         (
             ["{run}/a.png", *NAMELESS, "dataset.train_json=none.json", "dataset.val_json=null"],
-            ("none.json", "which classes"),
+            ("none.json", "name the classes"),
         ),
         (["{run}/a.png", "model.scorer._target_=OracleScorer"], ("ForegroundLoss",)),
         (["{run}/a.png", "--beside", "{run}/config.yaml", "{run}/none.pth"], ("none.pth",)),
