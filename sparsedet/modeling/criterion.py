@@ -32,7 +32,7 @@ class MatchedTerm(Protocol):
 
         Args:
             stages: predictions of all supervised stages and their objects.
-            num_boxes: what the sum over the objects of each stage is to be divided by.
+            num_boxes: the divisor of each stage's sum over objects.
         """
         ...
 
@@ -41,18 +41,18 @@ class MatchedTerm(Protocol):
 class SetCriterion:
     """Sum of weighted terms over decoder layers, proposals, encoder heads, denoising and scorer.
 
-    Its loss on the classes says how these are told apart: with ``CrossEntropyLoss`` by a softmax
-    with a class of no object, otherwise by a sigmoid each. Heads, matching costs and the scores of
-    detections follow.
+    The classification loss determines the activation of the class logits: with ``CrossEntropyLoss``
+    a softmax with a "no object" class, otherwise a sigmoid for each class. Heads, matching costs
+    and the scores of detections follow it.
 
     Args:
-        matcher: matches predictions and objects, anew for every stage.
+        matcher: matches predictions to objects, separately for every stage.
         matched: terms for every supervised prediction.
         unmatched: terms on the whole output, whose predictions need no matching, such as
             ``DecoderAttentionLoss``. See ``sparsedet.modeling.parts.UnmatchedTerm``.
-        regions: such terms, for the scorer that says where to look (``model.regions``). They see
-            the pass as that scorer does, see ``DetectorOutput.at_glance``, and objects that are
-            smaller than its cells as large as these.
+        regions: unmatched terms for the scorer of the glance (``model.regions``). They get
+            ``DetectorOutput.at_glance``, and objects smaller than the cells of the glance are
+            enlarged to the size of a cell.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SetCriterion:
         kinds.pop(None, None)
         if len(kinds) > 1:
             raise ValueError(
-                "SetCriterion.matched must tell classes apart in one way, got "
+                "SetCriterion.matched must hold one kind of classification loss, got "
                 f"{' and '.join(sorted(kinds.values()))}. Remove one from model.criterion.matched."
             )
         self.softmax = any(kinds)
@@ -107,7 +107,7 @@ class SetCriterion:
         return frozenset().union(*(getattr(term, "requires", ()) for term in terms))
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse a scorer that no unmatched term teaches, and terms that teach something else.
+        """Refuse a scorer that no unmatched term trains, and terms that train another scorer.
 
         Raises:
             ValueError: the message says what to change.
@@ -115,8 +115,8 @@ class SetCriterion:
         _check_terms(self.unmatched, assembly, "unmatched")
         if self.regions and assembly.regions is None:
             raise ValueError(
-                "TokenSparseDetector.criterion: the terms of regions train what says where to "
-                "look, and there are no regions. Set model.criterion.regions=[] or model.regions."
+                "TokenSparseDetector.criterion: the terms in regions train the scorer of "
+                "model.regions, which is None. Set model.criterion.regions=[] or model.regions."
             )
         _check_terms(self.regions, assembly.at_glance, "regions")
 
@@ -146,10 +146,10 @@ class SetCriterion:
         targets: Targets,
         denoising: DenoisingOutput | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted losses of the matched terms alone, for a detector of another codebase.
+        """Weighted losses of only the matched terms, for a detector of another codebase.
 
         Args:
-            stages: by name, such as "decoder.5": predictions that are to be matched.
+            stages: predictions to match, by name such as "decoder.5".
             targets: the objects.
             denoising: predictions for noised objects, if there are any.
 
@@ -180,7 +180,7 @@ class SetCriterion:
 
 
 def _check_terms(terms: Sequence[UnmatchedTerm], assembly: Assembly, family: str) -> None:
-    """Refuse a scorer that no term teaches, and terms that teach something else."""
+    """Refuse a scorer that no term trains, and terms that train another scorer."""
     scorer = assembly.scorer
     learns = None if scorer is None else _kind(scorer, "learns")
     taught = {term: _taught(term) for term in terms}
@@ -214,7 +214,7 @@ def _fits(kind: type[TokenTarget] | None, learns: type[TokenTarget] | None) -> b
 def _untrained(
     scorer: Any, learns: type[TokenTarget], terms: Sequence[UnmatchedTerm], family: str
 ) -> str:
-    """Which terms would teach a scorer that none of ``terms`` teaches."""
+    """The message for a scorer that none of ``terms`` trains."""
     fitting = [name for name, term in LOSSES if _fits(getattr(term, "teaches", None), learns)]
     wanted = " or ".join(sorted(fitting)) or f"a term whose teaches is {learns.__name__}"
     given = sorted(type(term).__name__ for term in terms)
@@ -225,7 +225,7 @@ def _untrained(
 
 
 def _idle(term: UnmatchedTerm, kind: type[TokenTarget], scorer: Any, family: str) -> str:
-    """Why nobody learns what a term teaches, and what to change."""
+    """The message for a term whose target the scorer does not learn."""
     fitting = {each.__name__ for _, each in SCORERS if _fits(kind, getattr(each, "learns", None))}
     known = " or ".join(sorted(fitting)) or f"scorer whose learns is {kind.__name__}"
     owner = "model.scorer" if family == "unmatched" else "model.regions.scorer"
@@ -258,7 +258,7 @@ def _supervised(output: DetectorOutput) -> Iterator[tuple[str, Prediction]]:
 def _num_boxes(
     targets: Targets, groups: Sequence[int], device: torch.device
 ) -> Float[Tensor, " S"]:
-    """What each stage is divided by, made without waiting for the device."""
+    """The divisor of each stage, made without synchronizing with the device."""
     total = torch.full((), float(sum(targets.counts)), device=device)
     count = comm.all_reduce_mean(total).clamp(min=1)
     return count * torch.tensor(groups, dtype=torch.float32).to(device, non_blocking=True)

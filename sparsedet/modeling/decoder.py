@@ -1,4 +1,4 @@
-"""Decoders: queries read from the encoded map and become predictions."""
+"""Decoders: queries attend to the encoded map and become predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sparsedet.registry import DECODERS, renamed, retires
 
 
 class DeformableDecoderLayer(nn.Module):
-    """Self-attention, deformable cross-attention, feed-forward block, each normalized after.
+    """Self-attention, deformable cross-attention, feed-forward block, each followed by LayerNorm.
 
     Deformable DETR, section 4.1.
 
@@ -75,9 +75,9 @@ class DeformableDecoderLayer(nn.Module):
         reference: Float[Tensor, "B Q L D"],
         memory: MultiScaleFeatures,
     ) -> tuple[Float[Tensor, "B Q C"], Tensor, Tensor]:
-        """Update ``x``; also the cross-attention's sampling locations and attention weights.
+        """Update ``x``; also return the cross-attention's sampling locations and attention weights.
 
-        ``mask`` is that of ``query_mask``.
+        ``mask`` is the result of ``query_mask``.
         """
         attended = attend(self.self_attention, x + pos, x, mask)
         x = self.self_attention_norm(x + self.dropout(attended))
@@ -110,8 +110,9 @@ class DeformableDecoder(nn.Module):
         num_layers: layers.
         refine: the boxes of a layer, without gradient, are the next layer's references. Otherwise
             all layers start from the initial reference.
-        output_norm: predict from a LayerNorm of every layer's output, which all layers share; boxes
-            that become references are made from the output itself (DINO's released code).
+        output_norm: predict from the normalized output of every layer, with one LayerNorm for all
+            layers; boxes that become references are predicted from the output itself (DINO's
+            released code).
         look_forward_twice: a layer's boxes are relative to the previous layer's with their gradient
             (DINO, section 3.5).
         makes_pos: every layer makes the positions of the queries from their references, by a
@@ -120,12 +121,12 @@ class DeformableDecoder(nn.Module):
         scale_pos: after the first layer, multiply those positions by a function of the queries
             (Conditional DETR, section 3.3).
         eps: clamp of the inverse sigmoid of references. Weights trained with detrex need 1e-3.
-        activation_checkpointing: in training, keep only the inputs of the layers and compute what
-            the backward needs anew: less memory, a second forward of the layers.
+        activation_checkpointing: in training, store only the inputs of the layers and recompute the
+            rest in the backward pass: less memory, a second forward of the layers.
 
     Raises:
         ValueError: for numbers that are not positive integers, heads that do not divide
-            ``embed_dim``, and options without the one that they need.
+            ``embed_dim``, and options that need another one which is not set.
     """
 
     def __init__(
@@ -183,7 +184,7 @@ class DeformableDecoder(nn.Module):
         )
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse queries whose positions nobody makes, or two do.
+        """Refuse queries without positions, or with two sources of them.
 
         Raises:
             ValueError: the message says what to change.
@@ -201,7 +202,7 @@ class DeformableDecoder(nn.Module):
         """Decode.
 
         Args:
-            queries: what to start from.
+            queries: the input queries.
             memory: encoded features.
             heads: the heads of the decoder layers.
             record: ``{"token_mass"}`` to accumulate the cross-attention mass on the tokens.
@@ -261,22 +262,21 @@ def attention_mass(
 ) -> Float[Tensor, "B N"]:
     """Attention that the matching queries pay to each token (DAM of Sparse DETR, section 3.3).
 
-    Every sampled point gives its weight to the four cells around it, in the shares of the bilinear
-    sampling that reads them. The released code splats half a cell further to the bottom right than
-    the attention reads.
+    The weight of every sampled point is distributed to the four cells around it, as in the bilinear
+    sampling. The released code adds it half a cell further to the bottom right than the attention
+    samples.
 
-    The sum over the layers of a decoder is what ``DecoderAttentionLoss`` takes. A decoder of
-    another codebase gives it, too: ``MultiScaleDeformableAttention`` returns locations and weights
+    ``DecoderAttentionLoss`` takes the sum over the layers of a decoder. It can also be computed for
+    a decoder of another codebase: ``MultiScaleDeformableAttention`` returns locations and weights
     with ``return_sampling=True``.
 
     Args:
-        features: the map that the queries read from; its sizes alone count.
+        features: the map that the queries attend to; only its sizes are used.
         locations: where the cross-attention of one layer samples, x and y in [0, 1] of the padded
             map of each level.
-        weights: how much each sample counts, after the softmax.
-        valid: False = a query that fills up an image with fewer of them; None = all count.
-        num_denoising: that many queries come first which stand for noised objects; they are left
-            out.
+        weights: attention weight of each sample, after the softmax.
+        valid: False = filler query, which is left out; None = no fillers.
+        num_denoising: number of denoising queries, which come first and are left out.
     """
     matching = slice(num_denoising, None)
     locations, weights = locations[:, matching].float(), weights[:, matching].float()

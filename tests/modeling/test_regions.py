@@ -475,7 +475,7 @@ def test_terms_and_scorers_of_the_glance_go_together():
         TokenSparseDetector(**given)
     given = {**small.parts(small.PLAIN)}
     given["criterion"].regions = (ForegroundLoss(weight=1.0),)
-    with pytest.raises(ValueError, match=r"there are no regions"):
+    with pytest.raises(ValueError, match=r"which is None"):
         TokenSparseDetector(**given)
 
 

@@ -163,7 +163,7 @@ def test_it_says_what_it_cannot_take(teacher, tmp_path):
         TeacherScorer(str(tmp_path / "none.yaml"), teacher[1])
     with pytest.raises(CheckpointError, match=r"none\.pth.*does not exist"):
         TeacherScorer(teacher[0], str(tmp_path / "none.pth"))
-    with pytest.raises(ValueError, match="must be that of a dense model"):
+    with pytest.raises(ValueError, match="must be the config of a dense model"):
         TeacherScorer(*save(tmp_path, ()))
     with pytest.raises(ValueError, match=r"strides must be \[8, 16, 32\].*got \[4, 8, 16\]"):
         strides = "model.neck.strides=[4, 8, 16]"

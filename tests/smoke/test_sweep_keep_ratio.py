@@ -357,7 +357,7 @@ def test_what_cannot_be_calibrated(
         ),
         (
             ["model.selector._target_=AdaptiveSelector"],
-            ("AdaptiveSelector must know", "sparsedet calibrate"),
+            ("AdaptiveSelector derives its threshold", "sparsedet calibrate"),
         ),
         (["--beside", "config.yaml"], ("--beside", "CONFIG:WEIGHTS", "'config.yaml'")),
     ],

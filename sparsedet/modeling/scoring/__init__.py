@@ -1,4 +1,4 @@
-"""Token scorers: they decide how good a token is, never how many are kept."""
+"""Token scorers: they score the tokens, and selectors decide how many are kept."""
 
 from sparsedet.modeling.scoring.baselines import ObjectnessScorer, OracleScorer, RandomScorer
 from sparsedet.modeling.scoring.dam import DAMPredictor
