@@ -135,7 +135,7 @@ class ForegroundScorer(nn.Module):
         return levels[::-1] if self.direction == "top_down" else levels
 
     def _matrices(self, features: MultiScaleFeatures) -> list[Float[Tensor, "B pairs _ _"]]:
-        """Interpolation matrices of rows and of columns, for each level and the next coarser one."""
+        """Interpolation matrices of rows and columns, for each level and the next coarser one."""
         matrices = []
         for lengths, valid in zip(
             zip(*features.spatial_shapes, strict=True), features.valid_sizes.unbind(2), strict=True
