@@ -18,7 +18,7 @@ from sparsedet.modeling import (
 
 model = L(TokenSparseDetector)(
     embed_dim=256,
-    # None, which the model refuses with what to set, where the config has no dataset
+    # None without a dataset; the model then says what to set
     num_classes="${oc.select:dataset.num_classes,null}",
     num_levels=4,
     backbone=L(TorchvisionResNet)(name="resnet50", weights="IMAGENET1K_V1", freeze_at=2),

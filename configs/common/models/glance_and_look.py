@@ -26,7 +26,7 @@ model.regions = L(GlanceAndLook)(
 model.scorer = L(ForegroundScorer)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
 model.selector = L(TopKSelector)(keep_ratio=0.1, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1])
 model.encoder._target_ = DualAttentionEncoder
-# largest distance to the sides of a box, in pixels, that each level answers for
+# largest distance to the sides of a box, in pixels, that each level is responsible for
 model.criterion.unmatched = [
     L(ForegroundLoss)(
         weight=1.5,
@@ -40,7 +40,7 @@ model.criterion.unmatched = [
         ],
     )
 ]
-# the first level of the glance answers for what is too small for it, and is to be looked at
+# the first level of the glance is responsible for objects that are too small for the glance
 model.criterion.regions = [
     L(ForegroundLoss)(weight=1.5, size_ranges=[[-1, 64], [64, 512], [256, 1024], [512, 999999]])
 ]

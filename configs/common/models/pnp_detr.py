@@ -1,4 +1,4 @@
-"""PnP-DETR with ResNet-50: DETR that reads a share of the tokens and 30 means of the others."""
+"""PnP-DETR with ResNet-50: DETR on a share of the tokens and 30 means of the others."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import ElasticSelector, PollRegularizer, PollScorer, PoolSampler

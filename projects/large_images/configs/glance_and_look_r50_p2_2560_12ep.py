@@ -1,4 +1,4 @@
-"""Glance and look with a level of stride 4, which is there in the tiles alone."""
+"""Glance and look with an additional level of stride 4 in the tiles."""
 
 from sparsedet.config import get_config
 

@@ -1,4 +1,4 @@
-"""A small PnP-DETR beside `configs/photos.py`: its data, backbone, iterations and evaluation."""
+"""A small PnP-DETR with the data, backbone, iterations and evaluation of `configs/photos.py`."""
 
 from sparsedet.config import get_config
 

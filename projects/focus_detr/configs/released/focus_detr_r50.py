@@ -1,4 +1,4 @@
-"""The model of detrex's 12-epoch weights: where its code leaves the paper, see the README."""
+"""The model of detrex's 12-epoch weights: see the README for its differences from the paper."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.config import get_config

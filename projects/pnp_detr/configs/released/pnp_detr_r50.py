@@ -1,4 +1,4 @@
-"""The model of the published code: COCO's 91 category ids; any ``keep_ratio`` may be chosen."""
+"""The model of the published code: COCO's 91 category ids; for any ``keep_ratio``."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.config import get_config
