@@ -1,7 +1,7 @@
 """Large pictures with small objects, trained and evaluated as a whole.
 
 Pictures are resized to a long side of `dataset.max_size` pixels. `test_short_side` is out of reach,
-so only the long side matters. Boxes are learned relative to the picture, so a model that was trained
+so only the long side matters. Boxes are learned relative to the picture, so a model trained
 on crops does not work on whole pictures.
 """
 
