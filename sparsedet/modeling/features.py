@@ -67,8 +67,7 @@ class MultiScaleFeatures:
     Attributes:
         tokens: the features.
         pos: position plus level embedding of every token.
-        padding_mask: True = padding, or filler in an image with fewer tokens than others of the
-            batch.
+        padding_mask: True = padding, or filler in an image with fewer tokens than others.
         valid_ratios: valid share (w, h) of each level's map.
         reference_points: centers (x, y) of the cells, in [0, 1] of the valid part of their own
             level.
@@ -307,8 +306,8 @@ class MultiScaleFeatures:
 
         Args:
             x: value of every token, 0 for padding and fillers.
-            levels: number of finest levels. Their values are added to the cell of the next level
-                that contains them.
+            levels: number of finest levels, whose values are added to the containing cells of the
+                next level.
         """
         maps = [self.map_of(own, level) for level, own in enumerate(self.split_levels(x))]
         whole, (rows, columns) = maps[levels], self.spatial_shapes[levels]
