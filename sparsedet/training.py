@@ -223,9 +223,7 @@ class Job:
         sets = {
             name: (loader.source, loader.mapper)
             for name, loader in loaders.items()
-            if isinstance(
-                getattr(loader, "source", None), AnnotatedDataset
-            )  # other loaders give no facts
+            if isinstance(getattr(loader, "source", None), AnnotatedDataset)  # others have no facts
         }
         for name, (source, _) in sets.items():
             logger.info("%s: %s", name, source)
