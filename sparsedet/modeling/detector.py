@@ -67,9 +67,9 @@ class TokenSparseDetector(ImageDetector):
         scorer: scores the tokens for the selector; None for a dense encoder.
         selector: chooses the tokens; None = all of them.
         denoising: adds queries that start from noised objects in training; None = no such queries.
-        regions: decides which parts of the images the backbone sees; None = whole images. It
-            changes the number of levels: ``num_levels`` counts its levels, which may differ from
-            the number of levels of the neck.
+        regions: decides which parts of the images the backbone sees; None = whole images. They may
+            change the number of levels: ``num_levels`` is the number after them, and the neck has
+            its own.
         position_embedding: embedding of the cells; None = ``SinePositionEmbedding(embed_dim)``.
         level_embed: add a learned embedding of the level to the positions of its cells.
         shared_heads: one head for all decoder layers (Deformable DETR without refinement).

@@ -42,7 +42,7 @@ class KeypointSampler(nn.Module):
     Args:
         embed_dim: channels, divisible by 4: the matrices project to a quarter of them and back.
         num_levels: feature levels.
-        num_points: points around a box; they are at most its width and height away from its center.
+        num_points: points around a box, at most its width and height away from its center.
         temperature: of the sine embedding of the points.
     """
 
@@ -70,7 +70,7 @@ class KeypointSampler(nn.Module):
         Args:
             x: queries.
             boxes: their boxes.
-            features: the maps to sample; padding must be zero, as the maps are outside.
+            features: the maps to sample; padding must be zero, like places outside the maps.
         """
         center, size = boxes[:, :, None].split(2, dim=-1)
         points = (self.num_points, -1)
@@ -193,7 +193,7 @@ class InterleavedDecoder(GlobalDecoder):
         )
 
     def check(self, assembly: Assembly) -> None:
-        """Check as ``GlobalDecoder`` does, and that points are embedded like the cells.
+        """Check as ``GlobalDecoder`` does, and check that points are embedded like cells.
 
         Raises:
             ValueError: the message says what to change.

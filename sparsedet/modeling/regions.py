@@ -62,7 +62,7 @@ class GlanceAndLook(nn.Module):
             ``TopKSelector`` does. None = decided by the selector.
         scorer: scores the tokens of the glance; None if the selector uses no scores.
         selector: chooses the tiles; None = ``TopKSelector(look_ratio)``.
-        min_visible: pixels of the glance. An object whose longer side is shorter counts as too
+        min_visible: length in pixels of the glance; an object whose longer side is shorter is too
             small for the glance.
         taught_passes: training passes after which only the scores decide.
 
@@ -246,7 +246,7 @@ class GlanceAndLook(nn.Module):
     def _taught(
         self, looked: TokenSelection, tiles: MultiScaleFeatures, targets: Targets
     ) -> TokenSelection:
-        """Choose as many tiles, first those that the glance cannot see, the others with noise."""
+        """Choose the same number of tiles, first those with invisible objects, then with noise."""
         assert looked.indices is not None
         logits = tiles.tokens[..., 0]
         self.passes.add_(1)

@@ -99,7 +99,7 @@ class AdaptiveSelector(ShareSelector):
         """One selection for each of ``num_layers`` layers, as many as ``layer_ratios``.
 
         Raises:
-            ValueError: there is no calibration in evaluation.
+            ValueError: in evaluation, if there is no calibration.
         """
         best = best_tokens(scores, features, self._counts(self.max_ratio / self._peak, features))
         limits = None

@@ -121,7 +121,7 @@ class ShareSelector(nn.Module):
 
 
 def part_of(number: int, share: float) -> int:
-    """A share of a number, rounded down, but not by rounding errors: 0.29 of 100 are 29.
+    """A share of a number, rounded down but corrected for rounding errors: 0.29 of 100 are 29.
 
     Computed with integers, since fractions in exported programs may have single precision.
 
@@ -174,9 +174,8 @@ def cascade(
     factors = (1.0,) * num_layers if factors is None else factors
     check_length(factors, num_layers, name)
     if any(later > earlier for earlier, later in pairwise(factors)):
-        best = replace(
-            best, ranking=None
-        )  # a layer may keep tokens that the one before did not update
+        # a layer may keep tokens that the one before did not update
+        best = replace(best, ranking=None)
     selections = {1.0: best if limits is None else limited(best, limits)}
     for factor in factors:
         if factor in selections:
