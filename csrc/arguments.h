@@ -1,6 +1,6 @@
-// What both back ends need to know of the arguments of sparsedet::ms_deform_attn.
+// Sizes and argument checks of sparsedet::ms_deform_attn that both back ends share.
 //
-// Only torch's stable ABI as of torch 2.10 is used. The Python face has checked the arguments with
+// Only torch's stable ABI as of torch 2.10 is used. The Python interface checks the arguments with
 // better messages; the checks here keep a direct call of the operator from reading out of bounds.
 #pragma once
 
@@ -98,7 +98,7 @@ inline Sizes check_arguments(const Tensor& value, const std::vector<int64_t>& sp
   return s;
 }
 
-// What stands in the order is not checked: it is on the device.
+// The contents of the order are not checked, because they are on the device.
 inline void check_query_order(const std::optional<Tensor>& order, const Sizes& s) {
   if (!order) return;
   STD_TORCH_CHECK(order->dim() == 2 && order->size(0) == s.batch && order->size(1) == s.queries,

@@ -1,4 +1,4 @@
-"""Whether the machines of a run were given the same: versions, settings and annotations."""
+"""Whether all machines of a run have the same versions, settings and annotations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparsedet.files import file_digest
 
 __all__ = ["require_agreement", "require_same_start"]
 
-# every machine may have its data, weights and results where it likes
+# paths of data, weights and results may differ between machines
 _OWN_PLACES = re.compile(
     r"\s*(path|train_json|train_images|val_json|val_images|output_dir|init_checkpoint|weights):"
 )
@@ -28,16 +28,16 @@ _ANNOTATIONS = ("dataset.train_json", "dataset.val_json", "dataset.path")
 
 
 def require_agreement(cfg: Any) -> None:
-    """Compare what the first process of each machine has; every process must call it.
+    """Compare the first processes of all machines; every process must call this.
 
-    Compared are the versions of the packages that compute, the lines of the config without the
-    places of files, and the content of annotation files.
+    It compares the versions of the packages that compute, the lines of the config except for paths
+    of files, and the contents of annotation files.
 
     Args:
         cfg: the config of the run.
 
     Raises:
-        ConfigError: two machines differ; the same message on all.
+        ConfigError: two machines differ; all processes get the same message.
     """
     facts = _facts(cfg) if comm.get_local_rank() == 0 else None
     found = comm.all_gather((socket.gethostname(), facts))
@@ -52,14 +52,14 @@ def require_agreement(cfg: Any) -> None:
 
 
 def require_same_start(path: Path | None, folder: Path) -> None:
-    """Refuse to go on from a checkpoint that not all processes have; every process must call it.
+    """Refuse to resume from a checkpoint that not all processes have; every process must call this.
 
     Args:
-        path: what this process goes on from; None = it begins at the start.
-        folder: where it looked.
+        path: the checkpoint that this process resumes from; None = it starts a new run.
+        folder: where it looked for a checkpoint.
 
     Raises:
-        ConfigError: two processes would begin at different places; the same message on all.
+        ConfigError: two processes would start differently; all processes get the same message.
     """
     found = comm.all_gather((socket.gethostname(), path.name if path is not None else "nothing"))
     for rank, (host, name) in enumerate(found):

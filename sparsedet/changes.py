@@ -1,4 +1,4 @@
-"""What is not as it was in the run to resume, and what of it would make another run of it."""
+"""What differs from the run to resume, and which differences would affect its results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Change", "changes", "config_differences", "run_facts", "schedule_cha
 
 logger = logging.getLogger(__name__)
 
-# What the weights at the end of a run follow from ...
+# What determines the final weights of a run ...
 _BENDING = (
     "model",
     "optimizer",
@@ -37,8 +37,8 @@ _BENDING = (
     "train.clip_grad",
     "train.model_ema",
 )
-# ... except for these: places (contents are compared), evaluation, what resuming does not look at,
-# and how fast batches are made.
+# ... except for these: paths (contents are compared), evaluation, what resuming ignores, and how
+# fast batches are made.
 _HARMLESS = (
     "model.backbone.weights",
     "model.backbone.pretrained",
@@ -68,13 +68,13 @@ _POINTS = 1000
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is not as it was.
+    """A difference between the run to resume and the present one.
 
     Attributes:
-        name: a key of the config, or what it is.
-        before: in the run to resume.
-        now: here.
-        bends: whether the resumed run would be neither the old one nor a new one.
+        name: a key of the config, or the name of a fact.
+        before: the value in the run to resume.
+        now: the present value.
+        bends: whether it affects results, so that the resumed run would mix two settings.
     """
 
     name: str
@@ -89,16 +89,16 @@ class Change:
 
 
 def run_facts(device: torch.device, loaders: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run depends on beside its config, for its checkpoints.
+    """What a run depends on besides its config; its checkpoints record it.
 
     Args:
-        device: where it computes.
-        loaders: its loaders, by what they are for ("training", ...); of those that know their data
-            set the annotations count.
+        device: the device that the run uses.
+        loaders: its loaders by purpose ("training", ...). A digest of the annotations is recorded
+            for each loader that knows its data set.
     """
     facts: dict[str, Any] = {
         "sparsedet": __version__,
-        "torch": str(torch.__version__),  # a class of its own, which safe loading refuses
+        "torch": str(torch.__version__),  # a subclass of str, which safe loading refuses
         "the number of processes": comm.get_world_size(),
         "the device": device.type,
     }
@@ -118,13 +118,13 @@ def _digest(dataset: AnnotatedDataset) -> str:
 def changes(
     checkpoint: Mapping[str, Any], source: str, *, config: str | None, facts: Mapping[str, Any]
 ) -> list[Change]:
-    """What of the config and the facts is not as it was; what is not known of either is left out.
+    """Differences in config and facts; what the checkpoint does not record is left out.
 
     Args:
-        checkpoint: of the run to resume.
-        source: where it is from, for messages.
-        config: the text of the config here.
-        facts: those here, see `run_facts`.
+        checkpoint: the checkpoint to resume from.
+        source: where it was read from, for messages.
+        config: the text of the present config.
+        facts: the facts of the present run, see `run_facts`.
 
     Raises:
         CheckpointError: the checkpoint holds a config that cannot be read.
@@ -163,18 +163,18 @@ def _is_under(key: str, groups: tuple[str, ...]) -> bool:
 
 
 def _images(cfg: Any) -> int | None:
-    """Images of an iteration, where the loader is one that says it."""
+    """Images per iteration; None if the config of the loader does not say."""
     numbers = [setting(cfg, key) for key in _BATCH]
     return numbers[0] * numbers[1] if all(isinstance(n, int) for n in numbers) else None
 
 
 def schedule_change(cfg: Any, before: Any, now: int) -> Change | None:
-    """The length of the run, if it is another; it bends a schedule that depends on it.
+    """The change of the length of the run, if any; it bends a schedule that depends on the length.
 
     Args:
         cfg: the config, with an `lr_multiplier`.
         before: iterations of the run to resume.
-        now: iterations here.
+        now: iterations of the present run.
     """
     if not isinstance(before, int) or before < 1 or before == now:
         return None
@@ -187,7 +187,7 @@ def schedule_change(cfg: Any, before: Any, now: int) -> Change | None:
 
 
 def _schedule(cfg: Any, length: int) -> Any:
-    """The multiplier of the learning rate in a run of some length; its config may refer to it."""
+    """The learning rate multiplier of a run of this length, to which its config may refer."""
     present, cfg.train.max_iter = cfg.train.max_iter, length
     try:
         return instantiate(cfg.lr_multiplier)
@@ -196,15 +196,15 @@ def _schedule(cfg: Any, length: int) -> Any:
 
 
 def tell(found: list[Change], path: Path, *, accept: bool) -> None:
-    """Say what has changed; refuse what would bend the run unless it is accepted.
+    """Log all changes; refuse those that affect results unless they are accepted.
 
     Args:
         found: the changes.
-        path: the checkpoint to resume.
-        accept: the user knows.
+        path: the checkpoint to resume from.
+        accept: the user accepts changes that affect results.
 
     Raises:
-        ConfigError: names what would bend the run.
+        ConfigError: a change affects results and is not accepted; the message names it.
     """
     bending = [change for change in found if change.bends]
     if bending and not accept:
@@ -231,13 +231,13 @@ def config_differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 def _differences(
     old: Any, new: Any, key: str, configs: tuple[Any, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Where two configs differ: key, before, now. A call of something else is one difference.
+    """Where two configs differ: key, before, now. Calls of different targets are one difference.
 
     Args:
         old: a part of the first config.
         new: the same part of the second.
-        key: where it stands.
-        configs: both, as a whole, which references in the parts are to.
+        key: the key of this part.
+        configs: the two whole configs, in which references are resolved.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = dict.fromkeys([*old, *new])
@@ -246,7 +246,9 @@ def _differences(
         for name in names:
             path = f"{key}.{name}" if key else str(name)
             before, now = _said(old, new, name), _said(new, old, name)
-            if name not in old or name not in new:  # a default says what a reference is to
+            if (
+                name not in old or name not in new
+            ):  # compare a default with the value of a reference
                 before, now = map(_meant, (before, now), configs)
             yield from _differences(before, now, path, configs)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
@@ -260,9 +262,9 @@ def _differences(
 
 
 def _said(call: Mapping[str, Any], other: Mapping[str, Any], name: Any) -> Any:
-    """What a call says of an argument that one of the two may leave to its default.
+    """The value of an argument in a call, or its default if only the other call gives it.
 
-    So an argument that a later version has in its configs is no change.
+    So an argument that a later version adds to its configs is no change.
     """
     target = call.get("_target_")
     if name in call or not isinstance(target, str) or target != other.get("_target_"):
@@ -278,7 +280,7 @@ def _said(call: Mapping[str, Any], other: Mapping[str, Any], name: Any) -> Any:
 
 
 def _meant(value: Any, cfg: Any) -> Any:
-    """The value with what its references are to."""
+    """The value with its references resolved."""
     if isinstance(value, Mapping):
         return {name: _meant(each, cfg) for name, each in value.items()}
     reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None

@@ -65,7 +65,7 @@ def multi_scale_deformable_attn_pytorch(
 
 
 ms_deform_attn_core_pytorch = multi_scale_deformable_attn_pytorch
-"""The name of Deformable DETR, DINO, Mask2Former and Mask DINO for it."""
+"""The name of it in Deformable DETR, DINO, Mask2Former and Mask DINO."""
 
 
 def ms_deform_attn_forward(
@@ -106,7 +106,7 @@ class MultiScaleDeformableAttnFunction:
 
 
 MSDeformAttnFunction = MultiScaleDeformableAttnFunction
-"""The name of Deformable DETR, DINO, Mask2Former and Mask DINO for it."""
+"""The name of it in Deformable DETR, DINO, Mask2Former and Mask DINO."""
 
 
 def ms_deform_attn_backward(
@@ -221,7 +221,7 @@ def _check_gradients(
 def _tokens_of_levels(
     value: Tensor, shapes: Sequence[Sequence[int]], starts: Tensor | Sequence[int]
 ) -> Tensor | None:
-    """The tokens that the levels name; None where these are all, one level after the other."""
+    """Indices of the tokens of the levels; None if the levels are all tokens in order."""
     check_spatial_shapes(shapes)
     check_value(value)
     firsts = starts.tolist() if isinstance(starts, Tensor) else starts
@@ -235,9 +235,9 @@ def _tokens_of_levels(
         for first, size in zip(firsts, sizes, strict=True)
     ):
         raise ValueError(
-            "MultiScaleDeformableAttnFunction.value_level_start_index must name the first token of "
-            f"each of the levels {list(shapes)} in a value of {value.shape[1]} tokens, got "
-            f"{firsts}. Pass the sums of height * width of the levels before."
+            "MultiScaleDeformableAttnFunction.value_level_start_index must be the index of the "
+            f"first token of each of the levels {list(shapes)} in a value of {value.shape[1]} "
+            f"tokens, got {firsts}. Pass the cumulative sums of height * width, starting at 0."
         )
     index = torch.arange(value.shape[1], device=value.device)
     return torch.cat([index[first:][:size] for first, size in zip(firsts, sizes, strict=True)])

@@ -38,7 +38,7 @@ def require_same_classes(cfg: Any) -> None:
     """Refuse a model whose number of classes differs from that of the data.
 
     Args:
-        cfg: configuration with a ``model``, and with the ``dataset`` as it was resolved.
+        cfg: configuration with a ``model`` and a resolved ``dataset``.
 
     Raises:
         ConfigError: ``model.num_classes`` is not ``dataset.num_classes``.
@@ -47,8 +47,8 @@ def require_same_classes(cfg: Any) -> None:
     if classes in (None, found):
         return
     ids = (
-        " Published weights of COCO's 91 category ids fit it once `sparsedet convert-weights "
-        "--classes contiguous` has picked the 80 that there are."
+        " To use published weights of COCO's 91 category ids, reduce them to the 80 classes with "
+        "`sparsedet convert-weights --classes contiguous`."
     )
     raise ConfigError(
         f"model.num_classes is {classes}, and the data has {found} classes. Set "
@@ -63,15 +63,15 @@ def load_detector(
 
     Args:
         cfg: configuration with a ``model``; its backbone fetches no weights (changed in place).
-            ``train.device`` says where the model goes ("auto" without).
+            ``train.device`` is the device of the model (default "auto").
         weights: checkpoint of a whole detector, or the name of published weights; None = random
             weights.
-        device: goes before ``train.device``.
+        device: replaces ``train.device``.
 
     Raises:
-        CheckpointError: the file cannot be read or fetched, does not fit, or holds a part of a
-            detector alone.
-        ValueError: the parts of the model do not go together.
+        CheckpointError: the file cannot be read or fetched, does not fit, or holds only a part of
+            a detector.
+        ValueError: the parts of the model do not fit together.
     """
     place = device or resolve_device(cfg.get("train", {}).get("device", "auto"))
     leave_out_pretrained(cfg)
@@ -82,8 +82,8 @@ def load_detector(
         report = None if weights is None else load_weights(model, weights_file(weights))
         if report is not None and report.module:
             raise CheckpointError(
-                f"checkpoint {weights} has weights of model.{report.module} alone. Give those of a "
-                "whole detector."
+                f"checkpoint {weights} holds only the weights of model.{report.module}. Give a "
+                "checkpoint of a whole detector."
             )
     return model.to(place).eval()
 
@@ -96,8 +96,8 @@ def load(weights: str | os.PathLike[str], device: str | torch.device = "auto") -
     Args:
         weights: the name of published weights, which are fetched the first time (`sparsedet
             weights` lists them); a checkpoint of a training run; a folder that `sparsedet publish`
-            has written, or a model that it has pushed to Hugging Face, such as ``owner/model``.
-        device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
+            wrote, or a model that it pushed to Hugging Face, such as ``owner/model``.
+        device: "auto" (the accelerator if there is one), or a name such as "cpu" or "cuda:1".
 
     Raises:
         CheckpointError: the file cannot be read or fetched, does not fit, or has no config.
@@ -109,21 +109,21 @@ def load(weights: str | os.PathLike[str], device: str | torch.device = "auto") -
 
 
 def find_device(device: str | torch.device, name: str) -> torch.device:
-    """A device that a user names.
+    """Find the device that a user names.
 
     Args:
-        device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
-        name: of the argument, for the message.
+        device: "auto" (the accelerator if there is one), or a name such as "cpu" or "cuda:1".
+        name: the name of the argument, for the message.
 
     Raises:
-        ValueError: this machine has none of that name.
+        ValueError: this machine has no such device.
     """
     if device == "auto":
         return torch.device(resolve_device("auto"))
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, TypeError, AssertionError) as error:  # the last where torch has no CUDA
+    except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{name} must be auto or a device of this machine, got {str(device)!r} ({reason})."
@@ -132,15 +132,15 @@ def find_device(device: str | torch.device, name: str) -> torch.device:
 
 
 def require_tokens(model: torch.nn.Module) -> TokenSparseDetector:
-    """Refuse a detector of another kind where tokens are looked at.
+    """Refuse a detector without tokens, for commands that look at tokens.
 
     Raises:
-        ConfigError: the model is no ``TokenSparseDetector``.
+        ConfigError: the model is not a ``TokenSparseDetector``.
     """
     if not isinstance(model, TokenSparseDetector):
         raise ConfigError(
-            f"{type(model).__name__} has no tokens to look at, as a TokenSparseDetector has. "
-            "`sparsedet predict` and `sparsedet eval` take it as it is."
+            f"{type(model).__name__} has no tokens to look at; only a TokenSparseDetector has. "
+            "`sparsedet predict` and `sparsedet eval` work with every model."
         )
     return model
 
@@ -148,7 +148,7 @@ def require_tokens(model: torch.nn.Module) -> TokenSparseDetector:
 def _require_module(model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(
-            f"model must be a component that makes a detector, got {type(model).__name__}. Set "
+            f"model must be a component that builds a detector, got {type(model).__name__}. Set "
             "model._target_."
         )
 
@@ -159,14 +159,14 @@ def stored_setting(checkpoint: Mapping[str, Any], weights: str | os.PathLike[str
     Args:
         checkpoint: the loaded file.
         weights: its path, for messages.
-        key: of the setting, such as ``dataset.class_names``, the class names in the order of the
-            weights.
+        key: the key of the setting, such as ``dataset.class_names``, the class names in the order
+            of the weights.
 
     Returns:
-        None where the checkpoint does not tell.
+        The value; None if the checkpoint does not have it.
 
     Raises:
-        CheckpointError: the config cannot be read, or would compute the setting.
+        CheckpointError: the config cannot be read, or running code is needed to get the setting.
     """
     if not isinstance(checkpoint.get("config"), str):
         return None
@@ -180,7 +180,7 @@ def _setting(cfg: Any, weights: str | os.PathLike[str], key: str) -> Any:
 
 
 def class_names_of(weights: str | os.PathLike[str]) -> Any:
-    """Class names in the order of the weights; None where nothing tells them.
+    """Class names in the order of the weights; None if they are not recorded.
 
     Args:
         weights: as for :func:`load`.
@@ -199,16 +199,16 @@ def class_names_of(weights: str | os.PathLike[str]) -> Any:
 def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
     """The config that a training run left in its checkpoint, or that of published weights.
 
-    A checkpoint may come from anywhere, so what its config would call is looked at before, see
+    A checkpoint may come from anywhere, so what its config would call is checked first, see
     :func:`sparsedet.config.trust.require_trusted`. Parts that are not asked for are left out.
 
     Args:
-        weights: as for :func:`load`; for this, no weights are fetched.
+        weights: as for :func:`load`; no weights are fetched.
         keys: which parts of the config will be built, such as ``dataloader.test``.
 
     Raises:
         CheckpointError: the file cannot be read, holds no config, or the config has no such part
-            or would call something else.
+            or would call code that is not trusted.
         ConfigError: it looks like a name, and there are no published weights of that name.
     """
     published = find_published(weights)
@@ -219,7 +219,7 @@ def trained_config(weights: str | os.PathLike[str], *keys: str) -> Any:
     for key in keys:
         if setting(cfg, key) is None:
             raise CheckpointError(
-                f"the config in checkpoint {weights} has no {key}. Give one that has."
+                f"the config in checkpoint {weights} has no {key}. Give a checkpoint that has it."
             )
     return cfg
 
@@ -228,14 +228,14 @@ def _config_in(weights: str | os.PathLike[str]) -> Any:
     cfg = _config_of(weights)
     if cfg is None:
         raise CheckpointError(
-            f"checkpoint {weights} holds no config of its model. Give it, too: "
+            f"checkpoint {weights} holds no config of its model. Give the config, too: "
             "`sparsedet eval CONFIG --weights FILE`, `sparsedet predict FILE --config-file CONFIG`."
         )
     return cfg
 
 
 def _config_of(weights: str | os.PathLike[str]) -> Any:
-    """The config in a checkpoint or beside the weights of a folder; None where there is none."""
+    """The config in a checkpoint or in a folder beside the weights; None if there is none."""
     source = f"checkpoint {weights}"
     if (folder := find_folder(weights)) is not None:
         return _load_stored(folder.file(CONFIG), source)
@@ -251,7 +251,7 @@ def _require_trusted(cfg: Any, weights: str | os.PathLike[str]) -> None:
 
 
 def _leave_out_others(cfg: Any, keys: Sequence[str]) -> None:
-    """Remove the parts of which no key is asked for, in place; no reference is followed."""
+    """Remove, in place, the parts that contain none of the keys; no reference is followed."""
     for name in list(cfg):
         below = {key.partition(".")[2] for key in keys if key.partition(".")[0] == name}
         if not below:
@@ -263,15 +263,15 @@ def _leave_out_others(cfg: Any, keys: Sequence[str]) -> None:
 def name_classes(cfg: Any, source: str | os.PathLike[str]) -> None:
     """Set ``dataset.class_names`` and ``dataset.num_classes``, as training resolves them.
 
-    Names are taken from the annotations of the training set, or from those of the validation set,
-    where the config has none; where neither is there, the number of classes may be known.
+    If the config has no names, they are taken from the annotations of the training set or of the
+    validation set. If neither file exists, the number of classes may be known.
 
     Args:
         cfg: configuration with a ``model`` and a ``dataset``; changed in place.
-        source: where it is from, for messages.
+        source: where the configuration was read from, for messages.
 
     Raises:
-        ConfigError: it does not say which classes there are, or the model has another number.
+        ConfigError: the classes are not known, or the model has another number of classes.
         DatasetError: the annotation file cannot be read.
     """
     dataset = cfg.dataset
@@ -279,22 +279,22 @@ def name_classes(cfg: Any, source: str | os.PathLike[str]) -> None:
     if dataset.num_classes is None:
         files = [dataset[key] for key in ("train_json", "val_json") if dataset[key] is not None]
         raise ConfigError(
-            f"{source} does not say which classes there are, and {' and '.join(files)} do not "
-            "exist. Use the config.yaml of the training run, or set dataset.val_json."
+            f"{source} does not name the classes, and {' and '.join(files)} do not exist. Use the "
+            "config.yaml of the training run, or set dataset.val_json."
         )
     if dataset.class_names is not None:
         require_same_classes(cfg)
 
 
 def stored_config(text: str, source: str) -> Any:
-    """The config that a checkpoint holds as text; nothing in it is called.
+    """Read the config that a checkpoint holds as text; nothing in it is called.
 
     Args:
         text: YAML.
-        source: where it is from, for messages.
+        source: where it was read from, for messages.
 
     Raises:
-        CheckpointError: it is no config.
+        CheckpointError: the text is not a config.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
@@ -311,7 +311,7 @@ def _load_stored(path: Path, source: str) -> Any:
 
 
 def build_on_meta(cfg: Any) -> TokenSparseDetector:
-    """The model of a config without memory for its weights.
+    """Build the model of a config without allocating its weights.
 
     Args:
         cfg: configuration with a ``model``; its backbone fetches no weights (changed in place).
@@ -324,15 +324,15 @@ def build_on_meta(cfg: Any) -> TokenSparseDetector:
 def fitting_configs(weights: Mapping[str, Tensor], published: int) -> list[str]:
     """The released configs whose model has these tensors, with the override that makes it fit.
 
-    Configs of as many classes as were published go first; those of another number count where
-    none of these fits.
+    Configs with the published number of classes are tried first, and the others only if none of
+    them fits.
 
     Args:
-        weights: converted ones.
-        published: classes before some were picked.
+        weights: converted weights.
+        published: number of classes in the published file, before some were picked.
 
     Raises:
-        CheckpointError: no model has them; it names the nearest and what is different.
+        CheckpointError: no model fits; the message names the nearest one and the differences.
     """
     classes = num_classes(weights)
     others: list[tuple[str, Differences]] = []
@@ -356,5 +356,5 @@ def fitting_configs(weights: Mapping[str, Tensor], published: int) -> list[str]:
     name, differences = min(others, key=lambda other: len(other[1]))
     raise CheckpointError(
         f"the file fits no released config. The nearest is {name}: tensors {differences}. "
-        "If the file is whole, name the config of its model with --config-file."
+        "If the file is complete, name the config of its model with --config-file."
     )

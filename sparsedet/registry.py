@@ -1,7 +1,7 @@
-"""One registry per component family: a name typed by a person crosses here, nowhere else.
+"""One registry per component family, for names that a user types.
 
-Configs import classes; a shell override such as ``model.scorer._target_=DAMPredictor`` looks its
-name up here. No registry builds anything.
+Configs import classes; an override such as ``model.scorer._target_=DAMPredictor`` looks up its name
+here. A registry does not build anything.
 """
 
 from __future__ import annotations
@@ -43,6 +43,23 @@ FAMILIES: dict[str, Registry] = {
 }
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+def register_alias(registry: Registry, name: str, cls: _Class) -> _Class:
+    """Register a class under a second name, such as the one that its paper uses.
+
+    Saved configs hold the class's own name.
+
+    Args:
+        registry: of the family.
+        name: the second name.
+        cls: the class, which is returned.
+    """
+    registry._do_register(name, cls)
+    return cls
+
+
 def _components() -> dict[str, dict[str, Any]]:
     importlib.import_module("sparsedet.modeling")  # the components register themselves on import
     return {family: dict(registry) for family, registry in FAMILIES.items()}
@@ -57,7 +74,7 @@ def find_component(name: str) -> Any:
     """Return the class registered as ``name`` in any family.
 
     Raises:
-        KeyError: if no family knows the name; the message lists every known one by family.
+        KeyError: if no family has the name; the message lists the known names by family.
     """
     for members in _components().values():
         if name in members:
@@ -68,22 +85,20 @@ def find_component(name: str) -> Any:
     raise KeyError(f"no component is registered as {name!r}. Known components: {known}")
 
 
-# --- arguments that are gone
+# --- removed arguments
 
 
-_Class = TypeVar("_Class", bound=type)
 Sentence = Callable[[str, Mapping[str, Any]], str]
 
 
 def retires(argument: str, sentence: Sentence) -> Callable[[_Class], _Class]:
-    """Class decorator: a constructor argument is gone, and who gives it is told what to write.
+    """Class decorator: a constructor argument was removed, and using it is an error with advice.
 
-    Its old values must not be taken for new ones, so every way to give it ends in one sentence:
-    from Python, in a saved config, and as an override.
+    The same sentence is raised for Python calls, saved configs and overrides.
 
     Args:
-        argument: the name that the constructor took.
-        sentence: makes the sentence of the class's name and the arguments that were given.
+        argument: the name of the removed argument.
+        sentence: makes the sentence from the class's name and the given arguments.
     """
 
     def decorate(cls: _Class) -> _Class:
@@ -107,6 +122,15 @@ def retires(argument: str, sentence: Sentence) -> Callable[[_Class], _Class]:
     return decorate
 
 
+def renamed(old: str, new: str) -> Sentence:
+    """The sentence for a renamed argument, see :func:`retires`.
+
+    Only Python calls get it; saved configs and overrides are translated, see
+    ``sparsedet.config.earlier``.
+    """
+    return lambda name, given: f"{name}.{old} is called {new} now. Write {new} instead of {old}."
+
+
 def retired_arguments(target: Any) -> Mapping[str, Sentence]:
-    """Constructor arguments of a class that are gone, see :func:`retires`."""
+    """Removed constructor arguments of a class, see :func:`retires`."""
     return getattr(target, "_retired_arguments", {})

@@ -1,4 +1,4 @@
-"""Where a run begins: at the start, from weights, or where the one in its folder stopped."""
+"""How a run starts: anew, from given weights, or from the last checkpoint in its folder."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Found = tuple[dict[str, Any], Path]
-"""A checkpoint and where it is from."""
+"""A checkpoint and its path."""
 Resume = bool | Literal["auto"]
-"""Whether to go on from the last checkpoint; "auto" = if there is one."""
+"""Whether to resume from the last checkpoint; "auto" = if there is one."""
 
 
 def trained_classes(settings: Any) -> list[str] | None:
-    """Class names in the order of the weights that will be evaluated, where their file tells."""
+    """Class names in the order of the weights to evaluate; None if their file has none."""
     weights = settings.init_checkpoint
     if weights:
         found = find_published(weights) or find_folder(weights)
         known = found is not None or Path(weights).is_file()
-        return class_names_of(weights) if known else None  # said when the weights are loaded
+        return class_names_of(weights) if known else None  # an error comes when they are loaded
     found = CheckpointStore(settings.output_dir).load_last()
     return None if found is None else stored_setting(*found, "dataset.class_names")
 
 
 def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) -> Found | None:
-    """What the run begins from, read, and its path; None where it begins at the start.
+    """Read the checkpoint that the run resumes from; None for a new run.
 
     Args:
-        store: of the output folder.
-        resume: go on from the last checkpoint in it; "auto" = if there is one.
-        eval_only: nothing will be trained, so that checkpoints of another run are not in the way.
+        store: the checkpoints of the output folder.
+        resume: resume from the last checkpoint in it; "auto" = if there is one.
+        eval_only: nothing will be trained, so checkpoints of another run are allowed.
 
     Raises:
         CheckpointError: there is nothing to resume, no checkpoint can be read, or the folder holds
-            those of another run.
+            checkpoints of another run.
     """
     if not resume:
         if not eval_only and store.paths():
@@ -89,12 +89,12 @@ def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) 
 
 
 def earlier_seed(last: Found | None) -> int | None:
-    """The seed of the run to resume, which one without a seed goes on with; None if not known."""
+    """The seed of the run to resume, used if the config sets none; None if it is not known."""
     return None if last is None else stored_setting(*last, "train.seed")
 
 
 def config_text(cfg: Any) -> str | None:
-    """The config as `config.yaml` has it; None, with a warning, where it cannot be written."""
+    """The text of `config.yaml`; None, with a warning, if the config cannot be written."""
     try:
         return dump_yaml(cfg)
     except ConfigError as error:  # e.g. a function in a config of detrex
@@ -103,9 +103,9 @@ def config_text(cfg: Any) -> str | None:
 
 
 def save_config(text: str | None, store: CheckpointStore) -> None:
-    """Write `config.yaml` beside the checkpoints, if there is a text, on the main process.
+    """Write `config.yaml` beside the checkpoints, if there is a text, in the main process.
 
-    What a killed process left half written there is deleted.
+    Incomplete files that a killed process left there are deleted.
     """
     if not comm.is_main_process():
         return
@@ -116,12 +116,12 @@ def save_config(text: str | None, store: CheckpointStore) -> None:
 
 
 def initialize(model: nn.Module, settings: Any, *, eval_only: bool) -> None:
-    """Fill a model with the weights that the config names, and say which.
+    """Load the weights that the config names into a model, and log which tensors were loaded.
 
     Args:
         model: changed in place.
         settings: `cfg.train`, with an `init_checkpoint`: as for `sparsedet.load`.
-        eval_only: the model will be evaluated as it is.
+        eval_only: the model will be evaluated without training.
 
     Raises:
         CheckpointError: the file cannot be read or fetched, or does not fit.
@@ -132,19 +132,19 @@ def initialize(model: nn.Module, settings: Any, *, eval_only: bool) -> None:
     report = load_weights(model, path, reinit_class_heads=reinit)
     if eval_only and report.module:
         raise CheckpointError(
-            f"{path} holds the {report.module} alone, and --eval-only needs a whole model. "
+            f"{path} holds only the {report.module}, and --eval-only needs a whole model. "
             "Train it first, without --eval-only."
         )
     _log_report(report, path)
 
 
 def load_for_evaluation(model: nn.Module, settings: Any, last: Found | None) -> None:
-    """Fill a model with the weights of the last checkpoint, unless the config names others.
+    """Load the weights of the last checkpoint into a model, unless the config names others.
 
     Args:
         model: changed in place.
         settings: `cfg.train`.
-        last: the checkpoint, where the run was to be resumed.
+        last: the last checkpoint, if `--resume` was given.
 
     Raises:
         ConfigError: there are no weights.
@@ -160,14 +160,14 @@ def load_for_evaluation(model: nn.Module, settings: Any, last: Found | None) -> 
 
 
 def take_up(trainer: Trainer, last: Found) -> None:
-    """Put a trainer where the run to resume stopped.
+    """Restore the state of the run to resume.
 
     Args:
         trainer: changed in place.
         last: the checkpoint.
 
     Raises:
-        CheckpointError: it is no full checkpoint, does not fit, or is not finite.
+        CheckpointError: it is not a full checkpoint, does not fit, or is not finite.
     """
     checkpoint, path = last
     try:
@@ -178,7 +178,7 @@ def take_up(trainer: Trainer, last: Found) -> None:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(
-            f"checkpoint {path} cannot be resumed: it does not hold what a run writes "
+            f"checkpoint {path} cannot be resumed: its content is not that of a training run "
             f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete it to "
             "resume from the one before, or use it as train.init_checkpoint."
         ) from e

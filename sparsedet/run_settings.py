@@ -1,4 +1,4 @@
-"""The `train` dictionary of a config: ours, or that of detectron2 or detrex in our terms."""
+"""The `train` dictionary of a config: ours, or detectron2's or detrex's translated to ours."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sparsedet.weights.table import HUB
 
 logger = logging.getLogger(__name__)
 
-# Where theirs keep what ours have under another name.
+# Keys of theirs that have another name in ours.
 _ELSEWHERE = {"wandb.params.project": "wandb.project", "wandb.params.name": "wandb.name"}
-# What they have and we do not, and its value that asks for nothing; None = any value does.
+# Keys of theirs that we do not have, and the value that asks for nothing; None = any value.
 _WITHOUT_EFFECT = {
     "fast_dev_run.enabled": False,
     "ddp.fp16_compression": False,
@@ -30,7 +30,7 @@ _TAKEN_AS_THEY_ARE = ("clip_grad.params", "ddp.broadcast_buffers")
 _COUNT = Rule(int, least=1)
 _PERIOD = Rule(int | None, least=0)
 _NAME = Rule(str | None)
-# What is of the kind of the value in `configs/common/train.py`, and not negative, needs no rule.
+# Without a rule, a value must be of the type in `configs/common/train.py` and not negative.
 _RULES = {
     "output_dir": Rule(str, place=True, here=True, empty=False),
     "init_checkpoint": Rule(str | None, place=True, here=True, fetched=HUB),
@@ -61,17 +61,17 @@ _RULES = {
 def run_settings(train: Any) -> Any:
     """Settings of a run, with every key of ``configs/common/train.py``.
 
-    Keys that it lacks, as one that an earlier version saved does, get the values of
-    ``configs/common/train.py``, and a line of the log names them. A dictionary without ``epochs``
-    is read as one of detectron2 or detrex, whose length is ``max_iter``. Features that it does not
-    set are off.
+    Missing keys, as in a config that an earlier version saved, get the values of
+    ``configs/common/train.py``, and the log names them. A dictionary without ``epochs`` is read as
+    one of detectron2 or detrex, whose length is ``max_iter``; features that it does not set are
+    off.
 
     Args:
         train: ``cfg.train``; changed in place.
 
     Raises:
-        ConfigError: a key is unknown, a value is none that a run can have, or asks for a feature
-            that this library lacks.
+        ConfigError: a key is unknown, a value is invalid, or it asks for a feature that this
+            library lacks.
     """
     ours = get_config("common/train.py").train
     found = _in_our_terms(train, ours.copy())
@@ -107,14 +107,14 @@ def _in_our_terms(train: Any, ours: Any) -> Any:
         else:
             check_keys({key: value}, dict.fromkeys(dict(_leaves(ours))), "train")
     if isinstance(ours.seed, int) and ours.seed < 0:
-        ours.seed = None  # theirs for "draw one"
+        ours.seed = None  # their value for "draw one"
     return ours
 
 
 def _fill(settings: Any, ours: Any, path: str = "") -> list[str]:
-    """Give settings the keys of ours that they lack, those of groups too; which and their values.
+    """Add missing keys with our values, also inside groups; return the added keys and values.
 
-    A key that is still to be set (``???``) is there.
+    A key that is still to be set (``???``) is not missing.
     """
     filled, present = [], list(settings)
     for key, value in ours.items():

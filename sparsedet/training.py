@@ -1,4 +1,4 @@
-"""Training and evaluating what a config describes, from its data set to `results.json`."""
+"""Train and evaluate what a config describes, from its data set to `results.json`."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
 
     Args:
         cfg: the config; changed in place.
-        evaluates: nothing will be trained: classes are those of the weights where their file
-            tells, and the training split may be absent.
+        evaluates: nothing will be trained, so the classes are those of the weights if their file
+            has them, and the training split may be missing.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -85,7 +85,7 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
     cfg.train = run_settings(cfg.train)
     _require_evaluations(cfg.train)
     if "dataset" not in cfg:
-        return  # the loaders of detectron2 and detrex know their sets by themselves
+        return  # the loaders of detectron2 and detrex have their own data sets
     if evaluates and cfg.dataset.get("class_names") is None:
         cfg.dataset.class_names = trained_classes(cfg.train)
     resolve_dataset(cfg, ("val",) if evaluates else ("train", "val"))
@@ -93,21 +93,21 @@ def resolve_run(cfg: Any, *, evaluates: bool = False) -> None:
 
 
 class Job:
-    """Everything that a config describes, built and wired; nothing has run yet.
+    """A training or evaluation job: everything that a config describes, built but not run yet.
 
     Args:
         cfg: The config after `resolve_run`.
-        device: Where this process computes.
-        resume: Go on from the last checkpoint in `train.output_dir`; "auto" = if there is one.
-        eval_only: Build what evaluation needs; weights are those of `train.init_checkpoint`, or
-            with `resume` of the last checkpoint.
-        accept_changes: Go on although the resumed run is neither the old one nor a new one.
-        origin: What `results.json` tells of where the config comes from.
+        device: The device of this process.
+        resume: Resume from the last checkpoint in `train.output_dir`; "auto" = if there is one.
+        eval_only: Build only what evaluation needs. The weights are those of
+            `train.init_checkpoint`, or with `resume` those of the last checkpoint.
+        accept_changes: Resume even if settings have changed that affect the results.
+        origin: Entries of `results.json` on the origin of the config.
 
     Raises:
-        ConfigError: The parts of the config do not fit together, or are not as they were in the
-            run to resume.
-        CheckpointError: A checkpoint cannot be read, does not fit, is that of another run, or there
+        ConfigError: The parts of the config do not fit together, or settings that affect the
+            results differ from the run to resume.
+        CheckpointError: A checkpoint cannot be read, does not fit, belongs to another run, or there
             is none to resume.
     """
 
@@ -158,11 +158,11 @@ class Job:
         self._trainer.hooks = self._build_hooks()
 
     def train(self) -> dict[str, Any] | int:
-        """Run to the end and write `results.json`.
+        """Train to the end and write `results.json`.
 
         Returns:
-            The results of the last evaluation, which the main process alone has (the others: an
-            empty dict), or the signal that stopped the run before.
+            The results of the last evaluation (an empty dict in all processes but the main one), or
+            the number of the signal that stopped the run.
         """
         trainer = self._trainer
         with logging_redirect_tqdm([logging.getLogger("sparsedet")]):
@@ -190,7 +190,7 @@ class Job:
         return evaluation["results"]
 
     def standing(self) -> str:
-        """Where a run that has ended early can be taken up again, for a person."""
+        """A sentence that says from where a run that ended early can be resumed."""
         if self._eval_only or self._trainer.iteration == 0:
             return ""
         if not comm.is_main_process():  # the main process may be writing one right now
@@ -207,7 +207,7 @@ class Job:
         return f"{where} Add --resume to continue."
 
     def evaluate_only(self) -> dict[str, Any]:
-        """Evaluate once; write `eval_results.json` and return what is in it."""
+        """Evaluate once, write the results to `eval_results.json` and return them."""
         results = plain_metrics(self._evaluate(self._model.eval()))
         if comm.is_main_process():
             self._write_results("eval_results.json", results)
@@ -216,14 +216,14 @@ class Job:
     # --- building -------------------------------------------------------------------------------
 
     def _log_survey(self) -> Survey | None:
-        """Say what was read, how the model will see it, and what of it does not fit."""
+        """Log the data, how the model will see it, and settings that do not fit it."""
         if not comm.is_main_process():
             return None
         loaders = {"training": self._train_loader, "validation": self._test_loader}
         sets = {
             name: (loader.source, loader.mapper)
             for name, loader in loaders.items()
-            if isinstance(getattr(loader, "source", None), AnnotatedDataset)  # others tell nothing
+            if isinstance(getattr(loader, "source", None), AnnotatedDataset)  # others have no facts
         }
         for name, (source, _) in sets.items():
             logger.info("%s: %s", name, source)
@@ -232,7 +232,7 @@ class Job:
             logger.info("%s", line)
         counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
         logger.info(
-            "%s, %.2f million parameters, of which %.2f million learn",
+            "%s, %.2f million parameters, %.2f million trainable",
             describe_device(self._device),
             sum(number for number, _ in counts) / 1e6,
             sum(number for number, learns in counts if learns) / 1e6,
@@ -242,7 +242,7 @@ class Job:
         return survey
 
     def _compare(self, last: Found, text: str | None, accept: bool) -> None:
-        """Tell what is not as it was in the run to resume."""
+        """Log what differs from the run to resume."""
         if not comm.is_main_process():
             return
         checkpoint, path = last
@@ -254,7 +254,7 @@ class Job:
         settings = self._cfg.train
         if replaced or settings.init_checkpoint:
             for key in leave_out_pretrained(self._cfg):
-                logger.info("model.%s: not fetched, a checkpoint takes their place", key)
+                logger.info("model.%s: not fetched, a checkpoint replaces them", key)
         with within_memory():
             model = instantiate(self._cfg.model)
             if isinstance(model, (TokenSparseDetector, TorchvisionDetector)):
@@ -268,8 +268,8 @@ class Job:
         model = self._model
         if setting(cfg, "optimizer.params._target_") is None:
             raise ConfigError(
-                "optimizer.params must be a component that takes the model and gives groups of its "
-                "parameters. Set optimizer.params._target_."
+                "optimizer.params must be a component that takes the model and returns groups of "
+                "its parameters. Set optimizer.params._target_."
             )
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
@@ -369,7 +369,7 @@ class Job:
         return None if length is None else length / self._cfg.train.accumulation_steps
 
     def _require_lengths(self) -> None:
-        """Refuse lengths in epochs where nobody knows how long an epoch is."""
+        """Refuse lengths in epochs if the length of an epoch is not known."""
         settings = self._cfg.train
         lengths = {
             "train.max_iter": (settings.max_iter, settings.epochs),
@@ -387,7 +387,7 @@ class Job:
             )
 
     def _iterations(self, iterations: int | None, epochs: float) -> int:
-        """A length in iterations: as given, or from one in epochs (at least 1 unless 0)."""
+        """A length in iterations: as given, or converted from epochs (at least 1 unless 0)."""
         if iterations is not None:
             return iterations
         return math.ceil(epochs * (self._iterations_per_epoch or 0))
@@ -425,7 +425,7 @@ class Job:
 
 
 def _require_evaluations(settings: Any) -> None:
-    """Refuse early stopping where nothing is evaluated before the end."""
+    """Refuse early stopping without evaluations before the end."""
     patience, period = settings.early_stopping.patience, settings.eval_period
     if patience is not None and not (settings.eval_epochs if period is None else period):
         raise ConfigError(
@@ -436,10 +436,10 @@ def _require_evaluations(settings: Any) -> None:
 
 
 def _check_parts_fit(model: nn.Module) -> None:
-    """Evaluate the model on a small empty image: parts that do not fit are found before training.
+    """Evaluate the model on a small blank image, to find parts that do not fit before training.
 
     Raises:
-        ConfigError: naming what failed.
+        ConfigError: with the reason of the failure.
     """
     nothing = Instances((64, 64), gt_boxes=Boxes(torch.zeros(0, 4)))
     nothing.gt_classes = torch.zeros(0, dtype=torch.long)
@@ -459,17 +459,17 @@ def _check_parts_fit(model: nn.Module) -> None:
         )
     if not torch.isfinite(found["instances"].scores).all():
         raise ConfigError(
-            "model gives scores that are not finite before it has learned anything. Look for a "
-            "number in model that is far too large or small, such as in model.pixel_std."
+            "model gives scores that are not finite before training. Look for a number in model "
+            "that is far too large or small, such as in model.pixel_std."
         )
     model.train()
 
 
 def _check_schedule(lr_multiplier: Any) -> None:
-    """Look at a schedule before training does.
+    """Check a schedule before training.
 
     Raises:
-        ConfigError: it gives something else than factors of learning rates.
+        ConfigError: its values are not valid factors of learning rates.
     """
     for where in (0.0, 0.25, 0.5, 0.75, 1 - 1e-6):
         try:

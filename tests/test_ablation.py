@@ -22,7 +22,7 @@ from sparsedet.cli.main import main
 from sparsedet.config import ConfigError
 from sparsedet.report import runs as runs_report
 
-GRID = ("model.selector.keep_ratio=0.1,0.3", "model.criterion.stage.0.weight=0.5,1.5")
+GRID = ("model.selector.keep_ratio=0.1,0.3", "model.criterion.unmatched.0.weight=0.5,1.5")
 
 
 def write_results(run: Run, ap: float, config: str = "quickstart") -> None:
@@ -46,7 +46,7 @@ def test_every_combination_has_every_seed(runs, tmp_path):
     assert last.overrides == (
         "train.epochs=1",
         "model.selector.keep_ratio=0.3",
-        "model.criterion.stage.0.weight=1.5",
+        "model.criterion.unmatched.0.weight=1.5",
         "train.seed=1",
         f"train.output_dir={last.folder}",
     )

@@ -1,4 +1,4 @@
-"""COCO, 12 epochs: what the configs of DINO and Focus-DETR share beside the model."""
+"""COCO, 12 epochs: shared settings of the configs of DINO and Focus-DETR, without the model."""
 
 from .data.coco import dataloader, dataset
 from .optim import dino_optimizer as optimizer

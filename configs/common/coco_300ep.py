@@ -1,4 +1,4 @@
-"""COCO, 300 epochs: DETR's shorter recipe, beside the model."""
+"""COCO, 300 epochs: DETR's shorter recipe, without the model."""
 
 from .data.coco import dataloader, dataset
 from .optim import detr_optimizer as optimizer

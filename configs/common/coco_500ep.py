@@ -1,4 +1,4 @@
-"""COCO, 500 epochs: what the longest recipes of global attention share beside the model."""
+"""COCO, 500 epochs: shared settings of the longest global-attention recipes, without the model."""
 
 from .data.coco import dataloader, dataset
 from .optim import detr_optimizer as optimizer

@@ -1,4 +1,4 @@
-"""COCO, 50 epochs: what the configs of one family share beside the model."""
+"""COCO, 50 epochs: shared settings of many recipes, without the model."""
 
 from .data.coco import dataloader, dataset
 from .optim import lr_multiplier, optimizer

@@ -1,4 +1,4 @@
-"""Large pictures, 12 epochs: what the configs of `projects/large_images` share beside the model."""
+"""Large pictures, 12 epochs: shared settings of `projects/large_images`, without the model."""
 
 from .data.large import dataloader, dataset
 from .optim import dino_optimizer as optimizer

@@ -1,4 +1,4 @@
-"""AdamW and the schedules of the Deformable DETR family, and those of DINO's."""
+"""AdamW and learning rate schedules of the Deformable DETR, DINO and DETR families."""
 
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch.optim import AdamW
@@ -21,12 +21,12 @@ optimizer = L(AdamW)(
     lr=2e-4,
     betas=(0.9, 0.999),
     weight_decay=1e-4,
-    # on the CPU 3 ms a step for 5M parameters; the default takes 10
+    # on the CPU, 3 ms per step for 5M parameters; the default takes 10
     fused=True,
 )
 
-# DN-Deformable-DETR, DINO and Focus-DETR: half the rate, none of it less but the backbone's, and
-# no decay of the norms
+# DN-Deformable-DETR, DINO and Focus-DETR: half the rate, a lower one only for the backbone, and no
+# weight decay of the norms
 dino_optimizer = L(AdamW)(
     params=L(param_groups)(
         base_lr="${..lr}",
@@ -40,7 +40,7 @@ dino_optimizer = L(AdamW)(
     fused=True,
 )
 
-# DETR and its kin with global attention: the same rate, and the norms decay, too
+# DETR and its variants with global attention: the same rate, with weight decay of the norms
 detr_optimizer = L(AdamW)(
     params=L(param_groups)(
         base_lr="${..lr}",

@@ -19,8 +19,8 @@ struct Steps {
   }
 };
 
-// Fetches the corners of a sample, the first two lines of each: what follows, the processor
-// guesses.
+// Prefetches the corners of a sample, the first two cache lines of each; the processor predicts the
+// others.
 template <int kBytes, typename T>
 SPARSEDET_HOT void fetch(const T* value, const Steps& steps) {
   for (int c = 0; c < kCorners; ++c) {
@@ -30,9 +30,9 @@ SPARSEDET_HOT void fetch(const T* value, const Steps& steps) {
   }
 }
 
-// Sums over corners of kRegisters registers of channels; of the last one `tail` channels alone
-// where kTail is set. Where there is room each corner has its own sums, so that few additions wait
-// for each other.
+// Sums over corners of kRegisters registers of channels; only `tail` channels of the last one if
+// kTail is set. If there are enough registers, each corner has its own sums, so that few additions
+// depend on each other.
 template <typename V, int kRegisters, bool kTail>
 struct Sums {
   static constexpr int kSets = kRegisters <= 2 ? 4 : kRegisters <= 4 ? 2 : 1;
@@ -116,7 +116,7 @@ SPARSEDET_HOT void sum_channels(const Inputs<T, typename V::Real>& in, const T* 
   }
 }
 
-// Queries [first, last) of an image and head, in the order in which they are worked on.
+// Queries [first, last) of an image and head, in processing order.
 template <typename V, typename T>
 struct Queries {
   using Real = typename V::Real;
@@ -132,7 +132,7 @@ struct Queries {
   SPARSEDET_HOT const T* value() const {
     return in.value + image * in.strides.batch + head * in.strides.head;
   }
-  // Prepares a query, and fetches what will be needed to prepare one of those after it.
+  // Prepares a query, and prefetches what the preparation of a later query needs.
   SPARSEDET_HOT void prepare(int64_t position, const Corners<V>& corners) const {
     constexpr int64_t kAhead = 3;
     const int64_t samples = in.sizes.samples(), now = row(position) * samples;

@@ -10,7 +10,7 @@
 #include "problem.h"
 #include "target.h"
 
-// Of the tunings tried, the one with which GCC made the fastest loop over samples.
+// The tuning, of those tried, with which GCC made the fastest loop over samples.
 SPARSEDET_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,tune=znver2")
 
 #include "backward.h"

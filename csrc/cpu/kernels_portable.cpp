@@ -1,4 +1,4 @@
-// Kernels for whatever the library is compiled for.
+// Kernels for the instruction set that the library is compiled for.
 
 #include "backward.h"
 

@@ -22,7 +22,7 @@ std::atomic<int64_t> most_allowed{kAvx512};
 int64_t instruction_set() {
   int64_t widest = kPortable;
 #if defined(__x86_64__)
-  // What has AVX2 converts halves too; not every compiler knows that feature by name.
+  // Processors with AVX2 also convert halves; not every compiler has a name for that feature.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     widest = kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -53,8 +53,8 @@ bool heads_share_tokens(const Tensor& value) {
   return value.stride(2) == 0;
 }
 
-// With adjacent channels; and head by head where the queries read a token so often that it pays to
-// bring together what a head reads.
+// With adjacent channels, and grouped by head if the queries read each token so often that this
+// copy saves time.
 Tensor to_read(const Tensor& value, const Sizes& s) {
   const bool adjacent = value.stride(3) == 1 || s.channels == 1;
   const bool packed = adjacent && (value.stride(1) <= s.channels || heads_share_tokens(value));
@@ -67,7 +67,7 @@ Tensor to_read(const Tensor& value, const Sizes& s) {
   return torch::stable::transpose(head_major, 1, 2);
 }
 
-// Each query once: the kernels write where the order says.
+// The order must contain each query once, because the kernels write to the rows that it names.
 void check_is_permutation(const Tensor& order, const Sizes& s) {
   const auto* query = static_cast<const int64_t*>(order.const_data_ptr());
   for (int64_t image = 0; image < s.batch; ++image, query += s.queries) {
@@ -128,8 +128,8 @@ Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, const T
     using A = std::remove_pointer_t<decltype(real)>;
     const Plan<A> plan(spatial_shapes, s, heads_share_tokens(packed.value));
     auto in = packed.inputs<T, A>(plan);
-    // The map of one head is in reach whatever the order is, and locations and outputs are read and
-    // written fastest as they lie; the map of all heads is larger than caches are.
+    // The map of one head fits into the caches whatever the order is, and locations and outputs are
+    // read and written fastest in memory order; the map of all heads does not fit.
     if (packed.order && heads_share_tokens(packed.value)) {
       in.order = static_cast<const int64_t*>(packed.order->const_data_ptr());
     }
@@ -143,7 +143,7 @@ Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, const T
   return output;
 }
 
-// Sums of the gradient of value, (B, M, N, D): the gradient itself where it has that layout and the
+// Sums of the gradient of value, (B, M, N, D): the gradient itself if it has that layout and the
 // type of the sums.
 Tensor sums_for(const Tensor& grad_value, const Tensor& locations, const Sizes& s) {
   const Tensor head_major = torch::stable::transpose(grad_value, 1, 2);

@@ -1,4 +1,4 @@
-// What the kernels are told of the levels, and how the work is cut into tasks.
+// The levels as the kernels need them, and the division of the work into tasks.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 
 namespace sparsedet::cpu {
 
-// A value that is not head by head is copied where its tokens are read at least that often: about
-// there the copy takes the time that it saves (measured).
+// A value that is not grouped by head is copied if its tokens are read at least this often: at
+// about this number the copy takes as long as it saves (measured).
 constexpr int64_t kReadsThatPayForCopy = 16;
 
 inline int64_t padded(int64_t samples) {
@@ -75,14 +75,14 @@ struct Plan {
   }
 };
 
-// Tasks of the backward for an image and head: one for each level where the threads would be loaded
-// unevenly otherwise. That costs more preparation in all.
+// Tasks of the backward for an image and head: one for each level if the threads would be loaded
+// unevenly otherwise. This costs more preparation in total.
 inline int64_t parts_of_backward(const Sizes& s, int64_t threads) {
   const int64_t tasks = s.batch * s.heads;
   return tasks % threads == 0 || tasks >= 4 * threads ? 1 : s.levels;
 }
 
-// Memory of a thread, from a cache line on.
+// Memory of a thread, aligned to a cache line.
 template <typename A>
 struct Work {
   std::vector<A> numbers;

@@ -1,8 +1,8 @@
-// What the CPU kernels are told.
+// The inputs of the CPU kernels.
 //
-// They are compiled once for each instruction set (kernels_*.cpp). What those files share with each
-// other is plain data: of an inline function the linker keeps one copy for all processors, and it
-// might keep the one compiled for AVX-512.
+// They are compiled once for each instruction set (kernels_*.cpp). These files share only plain
+// data: the linker keeps one copy of an inline function for all processors, and it might keep the
+// one compiled for AVX-512.
 #pragma once
 
 #include <cstdint>
@@ -19,14 +19,14 @@ constexpr int kMostLanes = 16;  // samples in a register of any instruction set
 template <typename A>
 using IntOf = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
 
-// A level of the pyramid. Its steps lead to the next column and row, in tokens; they are zero where
-// there is only one.
+// A level of the pyramid. Its steps are the distances to the next column and row, in tokens; zero
+// if there is only one.
 struct Level {
   int64_t start, tokens, column_step, row_step;
 };
 
 // Facts of the level of each sample (level, point) of a query and head, padded so that a register
-// may be filled from any sample on.
+// may be filled starting at any sample.
 template <typename A>
 struct SampleLevels {
   const A *width, *height;
@@ -59,9 +59,8 @@ struct Gradients {
   int64_t parts;  // tasks of an image and head: one, or one for each level
 };
 
-// Kernels for one instruction set. They run the tasks [begin, end), and work in memory of their own
-// that begins with a cache line: two prepared queries and, in the backward, kCorners sums of each
-// sample.
+// Kernels for one instruction set. They run the tasks [begin, end) in their own memory, which is
+// aligned to a cache line: two prepared queries and, in the backward, kCorners sums of each sample.
 template <typename T, typename A>
 struct Kernels {
   void (*forward)(const Inputs<T, A>& in, T* output, A* work, int64_t begin, int64_t end);
@@ -69,7 +68,7 @@ struct Kernels {
                    int64_t end);
 };
 
-// Where kernels_<set>.cpp put theirs.
+// Defined in kernels_<set>.cpp.
 struct Portable {
   template <typename T, typename A>
   static Kernels<T, A> kernels();

@@ -1,5 +1,6 @@
-// Compiles what stands between BEGIN and END for an instruction set, whatever the file is compiled
-// for. Headers of the standard library and of torch must come before: what they define is shared.
+// Compiles the code between BEGIN and END for an instruction set, whatever the file is compiled
+// for. Headers of the standard library and of torch must come before, because their definitions are
+// shared.
 #pragma once
 
 #define SPARSEDET_PRAGMA(text) _Pragma(#text)

@@ -2,7 +2,7 @@
 //
 // GCC's vector extension (also in clang) is arithmetic on a fixed number of lanes; it becomes SSE2,
 // NEON or whatever the file is compiled for. vector_avx2.h and vector_avx512.h have the same
-// members for float32 in intrinsics, since compilers made code of very different speed of the
+// members for float32 in intrinsics, because the speed of compiled code varied widely for
 // operations that are not plain arithmetic.
 #pragma once
 
@@ -34,8 +34,8 @@ struct Vector {
 
   static SPARSEDET_HOT Reals set(A x) { return x - Reals{}; }
 
-  // Elements of value are widened to the type of the sums, and rounded to nearest on their way
-  // back.
+  // Elements of value are widened to the type of the sums, and rounded to nearest when they are
+  // stored.
   template <typename T>
   static SPARSEDET_HOT Reals load(const T* from) {
     return load_some(from, kLanes);
@@ -89,7 +89,7 @@ struct Vector {
   static SPARSEDET_HOT Reals fma(Reals a, Reals b, Reals c) { return a * b + c; }
   static SPARSEDET_HOT Ints add(Ints a, Ints b) { return a + b; }
   static SPARSEDET_HOT Ints multiply(Ints a, Ints b) { return a * b; }
-  // The second argument where the first is not a number.
+  // The second argument where the first is NaN.
   static SPARSEDET_HOT Reals max(Reals x, Reals least) { return x > least ? x : least; }
   static SPARSEDET_HOT Reals min(Reals x, Reals most) { return x < most ? x : most; }
   static SPARSEDET_HOT Reals abs(Reals x) { return x < Reals{} ? -x : x; }

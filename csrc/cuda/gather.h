@@ -1,10 +1,10 @@
 // Gathering kernels: the output, and the gradients of locations and weights. Also compiles for the
-// host, where the tests run it: Machine is what a thread knows and does that only a GPU has.
+// host, where the tests run it: Machine provides what only a thread on a GPU has.
 //
-// The kLanes lanes of a row place a chunk of kLanes samples, one each, and hand them to each other;
-// then every lane goes through the chunk with its own channels. Where the channels of a head need
-// only half of the lanes, the other half reads the right column of the four corners: the row is
-// then read in pieces as long as with all lanes.
+// The kLanes lanes of a row place a chunk of kLanes samples, one each, and exchange them; then
+// every lane goes through the chunk with its own channels. Where the channels of a head need only
+// half of the lanes, the other half reads the right column of the four corners: the row is then
+// read in pieces as long as with all lanes.
 #pragma once
 
 #include "samples.h"
@@ -133,7 +133,7 @@ SPARSEDET_INLINE void add_chunk(const Inputs<T, A>& in, const Lane<G>& lane, int
   for (int i = 0; i < kLanes; i += step) {
     if (first + i >= in.samples()) break;
     const Steps steps = lane.steps(level_of<G>(in, first + i));
-    // Several loads are on their way before the first is needed.
+    // Several loads are issued before the first result is needed.
     constexpr int at_once = smaller(step, kLoadsAtOnce * G::kColumns / 4);
     SPARSEDET_UNROLL
     for (int p = 0; p < step; p += at_once) {
@@ -144,7 +144,7 @@ SPARSEDET_INLINE void add_chunk(const Inputs<T, A>& in, const Lane<G>& lane, int
   }
 }
 
-// The dot products of two samples for the two halves of the lanes: the lower half goes on with
+// The dot products of two samples for the two halves of the lanes: the lower half continues with
 // the sample of `low`, the upper one with that of `high`.
 template <typename G, typename A, typename Machine>
 SPARSEDET_INLINE void split_pair(bool is_upper, const A (&low)[Corners<G>::kCount],
@@ -212,8 +212,8 @@ struct GatherMemory {
   Sample<A> chunk[kGatherRows][kLanes + 1];
 };
 
-// Calls visit(row, is_there) for the rows of a tile that fall to the thread. All threads of a warp
-// come along: those after the last row with the last row again and is_there false.
+// Calls visit(row, is_there) for the rows of a tile that belong to the thread. All threads of a
+// warp take part: those after the last row repeat it with is_there false.
 template <typename T, typename A, typename Visit>
 SPARSEDET_INLINE void visit_rows(const Inputs<T, A>& in, int32_t image, int32_t head, int32_t tile,
                                  int thread, const Visit& visit) {

@@ -1,4 +1,4 @@
-// The kernels, and what a thread knows and does that only a GPU has.
+// The kernels, and what only a thread on a GPU has.
 #pragma once
 
 #include <cuda_runtime.h>

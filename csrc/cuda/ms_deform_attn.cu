@@ -32,7 +32,7 @@ inline bool is_aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kVectorBytes == 0;
 }
 
-// Contiguous and at a multiple of the size of a vector, where the kernels read whole vectors.
+// Contiguous, and aligned to the size of a vector if the kernels read whole vectors.
 inline Tensor packed(const Tensor& tensor) {
   const Tensor contiguous = torch::stable::contiguous(tensor);
   return is_aligned(contiguous) ? contiguous : torch::stable::clone(contiguous);
@@ -65,7 +65,7 @@ struct Arguments {
       order = torch::stable::contiguous(*order_in);
     }
     STD_TORCH_CHECK(sizes.levels <= kMostLevels, "there must be at most 64 levels");
-    // Far from their limit, so that rounding up to whole tiles and chunks does not pass it.
+    // Far below their limit, so that rounding up to whole tiles and chunks does not exceed it.
     for (const int64_t size :
          {sizes.batch, sizes.queries, sizes.heads, sizes.channels, sizes.samples()}) {
       STD_TORCH_CHECK(size <= kMost / 2, "an axis must be shorter than 2^30");
@@ -191,7 +191,7 @@ void launch_rounding(const ValueGradient<A, Sum>& from, Tensor& grad_value) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// The sums lie in memory as the gradient does, which has no gaps.
+// The sums have the memory layout of the gradient, which has no gaps.
 template <typename A, typename Sum>
 ValueGradient<A, Sum> value_gradient(const Tensor& grad_value, Tensor& sums) {
   const Strides s = strides_of(grad_value);

@@ -1,5 +1,5 @@
-// Arguments of the kernels, and one sample brought into the form in which threads hand it on.
-// Also compiles for the host, where the tests run it.
+// Arguments of the kernels, and one sample in the form in which threads exchange it. Also compiles
+// for the host, where the tests run it.
 #pragma once
 
 #include <cmath>
@@ -98,7 +98,7 @@ SPARSEDET_INLINE const char* address_of(const char* base, int32_t token, uint32_
 #endif
 }
 
-// kVector adjacent elements, read and written at once: they lie at a multiple of their size.
+// kVector adjacent elements, read and written at once; they are aligned to their size.
 template <typename T, int kVector>
 struct Vector {
   T element[kVector];

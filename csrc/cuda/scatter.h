@@ -1,7 +1,7 @@
-// The gradient of value. Also compiles for the host, where the tests run it: Machine is what a
-// thread knows and does that only a GPU has.
+// The gradient of value. Also compiles for the host, where the tests run it: Machine provides what
+// only a thread on a GPU has.
 //
-// Neighbouring queries add to the same tokens, and additions in global memory are what costs. A
+// Neighbouring queries add to the same tokens, and additions in global memory dominate the cost. A
 // block takes a tile of queries, one head and a chunk of samples; it sorts the corners of all
 // samples by token (a hash table in shared memory counts them, so that any token may come), goes
 // through them in that order with the sums in registers, and adds once per token.
@@ -46,8 +46,8 @@ struct ScatterMemory {
   int32_t items;
 };
 
-// Where the gradient of value is summed: in A, or in int64 counts of a small unit, of which the
-// sum does not depend on the order.
+// Where the gradient of value is summed: in A, or in int64 counts of a small unit, whose sum does
+// not depend on the order.
 template <typename A, typename Sum>
 struct ValueGradient {
   int64_t image_stride, token_stride, head_stride, channel_stride;
@@ -159,8 +159,8 @@ SPARSEDET_INLINE void store_items(const ItemsOfSample<A>& corners, ScatterMemory
   }
 }
 
-// Channel number v of a lane: adjacent where they are added as a vector, else those of all lanes
-// are.
+// Channel number v of a lane: the channels of a lane are adjacent if they are added as a vector,
+// otherwise those of adjacent lanes are.
 template <typename Sum, int kVector>
 SPARSEDET_INLINE int32_t channel_of(int lane, int v) {
   return std::is_same_v<Sum, int64_t> ? v * kLanes + lane : lane * kVector + v;

@@ -1,6 +1,6 @@
-"""What a detector costs and what it looks at: parameters, GFLOPs, milliseconds, kept tokens, Corr.
+"""Analysis of a detector: parameters, GFLOPs, milliseconds, kept tokens, Corr.
 
-The formulas are stated in ``docs/analysis.md``; ``sparsedet analyze`` prints all of it.
+``docs/analysis.md`` states the formulas; ``sparsedet analyze`` prints the results.
 """
 
 from sparsedet.analysis.calibration import calibrate_selector

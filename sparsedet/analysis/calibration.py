@@ -1,4 +1,4 @@
-"""Calibration of selectors whose counts depend on the scores."""
+"""Calibration of selectors that choose a number of tokens by their scores."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sparsedet.modeling.parts import CalibratedSelector
 def calibrate_selector(
     model: TokenSparseDetector, batches: Iterable[Sequence[Mapping[str, Any]]]
 ) -> int:
-    """Show selectors the scores of some images, such that a ``keep_ratio`` is their mean.
+    """Fit selectors to the scores of some images, so that ``keep_ratio`` is the mean over them.
 
-    They are the selector of the tokens and the selector of the tiles, where regions have one; those
-    that need no calibration are left as they are. What they knew before is forgotten. Only
-    backbone, neck and scorers run. Which tokens there are depends on the tiles, so the tiles come
-    first, and the images are gone through once for each.
+    This calibrates the selector of the tokens and, with regions, the selector of the tiles; a
+    selector that needs no calibration is not changed. Earlier calibrations are discarded. Only
+    backbone, neck and scorers run. The tokens depend on the chosen tiles, so the selector of the
+    tiles is calibrated first, and the images are processed once for each of the two.
 
     Args:
         model: its selectors are changed in place; it runs in eval mode.
-        batches: lists of samples as ``model.forward`` takes them, of the images that the model is
-            for. A few hundred will do. It must be iterable twice where both are calibrated.
+        batches: lists of samples as ``model.forward`` takes them, of typical images. A few hundred
+            images are enough. It must be iterable twice if both selectors are calibrated.
 
     Returns:
-        How many images there were.
+        The number of images.
 
     Raises:
         ValueError: if no selector needs calibration, or there are no images.
@@ -39,7 +39,7 @@ def calibrate_selector(
     calibrated = _calibrated_selectors(model)
     if not calibrated:
         raise ValueError(
-            "calibrate_selector.model must have a selector that is calibrated, got "
+            "calibrate_selector.model must have a selector that needs calibration, got "
             f"{type(model.selector).__name__}. Set model.selector._target_=AdaptiveSelector."
         )
     images = 0
@@ -56,18 +56,18 @@ def calibrate_selector(
         if not images:
             raise ValueError(
                 "calibrate_selector.batches must hold at least one image, got none. Pass a list, "
-                "or what can be gone through twice."
+                "or an iterable that can be iterated twice."
             )
     return images
 
 
 class _Shown(Exception):
-    """A selector has seen the scores of a batch, and nothing after it is needed."""
+    """Ends a pass after a selector has seen the scores of a batch."""
 
 
 @contextmanager
 def calibrated_for_a_while(model: nn.Module) -> Iterator[None]:
-    """Selectors that need calibration choose by the images of these passes; then it is undone."""
+    """Calibrate selectors with the images of the passes inside, and undo it afterwards."""
     selectors = _calibrated_selectors(model)
     known = [copy.deepcopy(cast(nn.Module, each).state_dict()) for each in selectors]
     with ExitStack() as shown:
@@ -79,7 +79,7 @@ def calibrated_for_a_while(model: nn.Module) -> Iterator[None]:
 
 
 def _calibrated_selectors(model: nn.Module) -> list[CalibratedSelector]:
-    """In the order in which they choose: that of the tiles comes first."""
+    """In the order in which they run: the selector of the tiles comes first."""
     selectors = [getattr(getattr(model, "regions", None), "selector", None)]
     selectors += [getattr(model, "selector", None)]
     return [each for each in selectors if isinstance(each, CalibratedSelector)]
@@ -87,7 +87,7 @@ def _calibrated_selectors(model: nn.Module) -> list[CalibratedSelector]:
 
 @contextmanager
 def _showing(selector: Any, *, and_stop: bool = False) -> Iterator[None]:
-    """A selector is shown what it is to choose from, at which a pass may end."""
+    """Show a selector the scores that it chooses from; the pass may end there."""
 
     def show(_: Any, given: tuple[Any, ...]) -> None:
         selector.calibrate(*given[:2])

@@ -1,4 +1,4 @@
-"""How the share of the tokens that an image keeps goes with what it shows."""
+"""How the share of tokens that an image keeps depends on its content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsedet.modeling.stages import Size
 
 _GREY = 128
 Measure = Callable[[Mapping[str, Any]], float]
-"""A share that a model took of a picture, by its answer."""
+"""A share that a model kept of a picture, computed from its output."""
 
 
 def _keep_ratio(output: Mapping[str, Any]) -> float:
@@ -24,7 +24,7 @@ def _keep_ratio(output: Mapping[str, Any]) -> float:
 
 
 def depends_on_image(model: nn.Module) -> bool:
-    """Whether the number of chosen tokens, or tiles, depends on what an image shows."""
+    """Whether the number of chosen tokens, or tiles, depends on the content of an image."""
     parts = (model, getattr(model, "regions", None))
     selectors = [getattr(part, "selector", None) for part in parts]
     return any(getattr(selector, "depends_on_image", False) for selector in selectors)
@@ -32,10 +32,10 @@ def depends_on_image(model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class ImageShare:
-    """What one image keeps beside what it shows.
+    """The share that one image keeps, and its content.
 
     Attributes:
-        image_id: of the data set.
+        image_id: id in the data set.
         kept: kept / all tokens, the mean over the encoder layers; or another share.
         objects: number of objects.
         area: summed areas of their boxes / area of the image.
@@ -49,12 +49,12 @@ class ImageShare:
 
 @dataclass
 class WatchedEvaluator:
-    """An evaluator that also writes down what every image keeps.
+    """An evaluator that also records the share that every image keeps.
 
     Attributes:
-        evaluator: the one that evaluates.
-        share: what an image keeps, by the model's answer.
-        shares: the images that were processed.
+        evaluator: the evaluator that computes the results.
+        share: computes the share from the model's output for an image.
+        shares: one entry for each processed image.
     """
 
     evaluator: Any
@@ -62,12 +62,12 @@ class WatchedEvaluator:
     shares: list[ImageShare] = field(default_factory=list)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Discard everything recorded so far."""
         self.shares.clear()
         self.evaluator.reset()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the samples of a batch, with their instances, and the model's answers."""
+        """Take the samples of a batch, with their instances, and the model's outputs."""
         for sample, output in zip(inputs, outputs, strict=True):
             boxes = sample["instances"].gt_boxes
             height, width = sample["image"].shape[-2:]
@@ -82,10 +82,10 @@ class WatchedEvaluator:
 
 
 def share_by_content(shares: Sequence[ImageShare]) -> dict[str, dict[str, float | None]]:
-    """How kept shares go with the ``area`` and with the number of ``objects``.
+    """How kept shares depend on the ``area`` and on the number of ``objects``.
 
-    For each of both: ``correlation`` (Pearson's; None where all are alike), and the mean share of
-    the eighth of the images with least (``plain``) and with most (``busy``) of it.
+    For each of the two: ``correlation`` (Pearson's; None if all values are equal), and the mean
+    share of the eighth of the images with the lowest (``plain``) and the highest (``busy``) value.
 
     Args:
         shares: at least one image.
@@ -107,7 +107,7 @@ def share_by_content(shares: Sequence[ImageShare]) -> dict[str, dict[str, float 
 def blank_share(
     model: TokenSparseDetector, image_size: Size, share: Measure = _keep_ratio
 ) -> float:
-    """What a grey picture of this size (h, w) keeps: the share of its tokens, or another one."""
+    """The share that a grey picture of this size (h, w) keeps: of its tokens, or another share."""
     sample: Mapping[str, Any] = {"image": torch.full((3, *image_size), _GREY, dtype=torch.uint8)}
     with evaluating(model), torch.inference_mode():
         return share(model([sample])[0])

@@ -25,9 +25,9 @@ from sparsedet.modeling.stages import Size
 from sparsedet.structures import pad_images
 
 BILINEAR_READ = 4
-"""Multiply-adds of reading one value between four cells, as fvcore counts ``grid_sample``."""
+"""Multiply-adds of one bilinear read, as fvcore counts ``grid_sample``."""
 WEIGHTED_READ = 5
-"""The same with the one of the attention-weighted sum."""
+"""The same plus the multiply-add of the attention-weighted sum."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ParameterCount:
 
     Attributes:
         by_stage: all parameters of each stage. ``auxiliary_heads`` (of encoder layers) and
-            ``denoising`` serve training alone.
-        trainable_by_stage: those that require a gradient.
+            ``denoising`` are used only in training.
+        trainable_by_stage: parameters of each stage that require a gradient.
     """
 
     by_stage: Mapping[str, int]
@@ -58,7 +58,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters by stage, see ``count_flops`` for the stages.
 
     Raises:
-        ValueError: the model is no detector of this package.
+        ValueError: the model is not a detector of this package.
     """
     every, trainable = Counter(), Counter()
     for stage, parameter in _owned_parameters(model):
@@ -89,15 +89,15 @@ def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 @dataclass(frozen=True)
 class Counting:
-    """What counts; the defaults count what our model computes.
+    """Options of counting; the defaults count what our model computes.
 
     Attributes:
         sampling_cost: multiply-adds per sampled value of deformable attention, ``BILINEAR_READ`` or
             ``WEIGHTED_READ``.
         frozen_norms: count ``FrozenBatchNorm2d`` like batch norm, 2 per element. fvcore counts
-            detectron2's class of that name, and does not count torchvision's.
-        all_proposal_boxes: count first-stage boxes of all tokens, which released DINO code
-            computes, where the model only makes those of the tokens that it selects.
+            detectron2's class of that name, but not torchvision's.
+        all_proposal_boxes: count first-stage boxes of all tokens, as the released DINO code
+            computes them; our model computes only those of the selected tokens.
     """
 
     sampling_cost: int = BILINEAR_READ
@@ -107,11 +107,11 @@ class Counting:
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Multiply-adds of one image, a multiply-add being 1 FLOP.
+    """Multiply-adds of one image; a multiply-add counts as 1 FLOP.
 
     Attributes:
         stages: GFLOPs of each stage.
-        sizes: how many images of each size (h, w) the numbers are the mean of.
+        sizes: the number of images of each size (h, w) in the mean.
     """
 
     stages: Mapping[str, float]
@@ -130,33 +130,33 @@ def count_flops(
     image: Float[Tensor, "3 h w"] | None = None,
     counting: Counting = Counting(),
 ) -> FlopCount:
-    """Count the multiply-adds of ``model.detect`` on one image, without computing it.
+    """Count the multiply-adds of ``model.detect`` on one image, without computing the result.
 
-    A stage counts what it calls (the encoder its category head, the query initializer the
-    first-stage head); only the heads of the decoder are a stage of their own. ``scorer`` is scorer
-    and selector.
+    A stage includes what it calls (the encoder its category head, the query initializer the
+    first-stage head); only the heads of the decoder are a separate stage. ``scorer`` includes the
+    selector.
 
-    Counted are matrix products and convolutions (one per multiply-add, by the formulas of
-    ``torch.utils.flop_counter``), deformable attention (``sampling_cost * Q * L * P * C`` beside
+    The count includes matrix products and convolutions (one per multiply-add, by the formulas of
+    ``torch.utils.flop_counter``), deformable attention (``sampling_cost * Q * L * P * C`` besides
     its four projections), LayerNorm and GroupNorm (5 per element, 4 without gain), batch norm that
-    is not frozen (2, or 1) and bilinear upsampling (4 per output element), the last three as fvcore
-    does. Not counted are additions, activations, softmax, pooling, top-k and ``FrozenBatchNorm2d``.
+    is not frozen (2, or 1) and bilinear upsampling (4 per output element), the last three as in
+    fvcore. It excludes additions, activations, softmax, pooling, top-k and ``FrozenBatchNorm2d``.
 
-    A ``TorchvisionDetector`` really runs, on noise where no image is given: the heads of Faster
-    R-CNN cost what the number of its proposals makes them cost.
+    A ``TorchvisionDetector`` really runs, on noise if no image is given: the cost of the heads of
+    Faster R-CNN depends on the number of proposals.
 
-    What inference leaves out by itself still counts, as in the figures that papers state: the
-    projection of tokens that nobody reads, and the first-stage boxes of tokens that are not chosen.
+    The count includes work that our inference skips, as the figures in papers do: the projection of
+    tokens that are never read, and the first-stage boxes of tokens that are not chosen.
 
     Args:
         model: in any mode, on any device; it runs in eval mode.
-        image_size: (h, w) of the image, padded as the backbone asks for.
-        image: a normalized image of this size. Then the model really runs on it, which is needed
-            where the selector looks at the scores to say how many tokens are kept.
-        counting: what counts.
+        image_size: (h, w) of the image, padded as the backbone needs it.
+        image: a normalized image of this size. If given, the model really runs on it, which is
+            needed if the number of kept tokens depends on the scores.
+        counting: what to count.
 
     Raises:
-        ValueError: if the cost depends on the image and none is given.
+        ValueError: if the cost depends on the image and no image is given.
     """
     stages = {name: 0 for name, _ in stage_modules(model)}
     with ExitStack() as contexts:
@@ -178,8 +178,8 @@ def count_flops(
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             kind = type(getattr(model, "selector", model)).__name__
             raise ValueError(
-                f"count_flops.image must be given for {kind}: what the model costs depends on "
-                "the image, got None. Pass a normalized image."
+                f"count_flops.image must be given for {kind}, whose cost depends on the image, "
+                "got None. Pass a normalized image."
             ) from error
     return FlopCount({name: count / 1e9 for name, count in stages.items()}, {image_size: 1})
 
@@ -197,12 +197,12 @@ def mean_flops(
     Args:
         model: see ``count_flops``.
         image_sizes: (h, w) of every image, as the model gets it.
-        max_images: take at most so many images, at even distances in the order of their area.
-        counting: what counts.
-        progress: called with (sizes done, sizes in all).
+        max_images: use at most this many images, evenly spaced in the order of their area.
+        counting: what to count.
+        progress: called with (sizes done, number of sizes).
 
     Raises:
-        ValueError: without sizes, or if the cost depends on more than the size.
+        ValueError: if there are no sizes, or the cost depends on more than the size.
     """
     if not image_sizes or (max_images is not None and max_images < 1):
         raise ValueError(
@@ -223,7 +223,7 @@ def mean_flops(
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Adds the multiply-adds of every operator to the stage that runs."""
+    """Add the multiply-adds of every operator to the stage that is running."""
 
     def __init__(
         self, stages: dict[str, int], current: Callable[[], str], sampling_cost: int
@@ -252,14 +252,14 @@ class _FlopCounter(TorchDispatchMode):
         return result
 
     def add(self, count: int) -> None:
-        """Count for the stage that runs."""
+        """Add to the stage that is running."""
         stage = self._current()
         self._stages[stage] = self._stages.get(stage, 0) + count
 
 
 @contextmanager
 def _uncounted(model: Detector, counter: _FlopCounter, counting: Counting) -> Iterator[None]:
-    """What a protocol counts beyond the operators that run."""
+    """Count what a protocol includes beyond the operators that run."""
     tokens: list[int] = []
 
     def count_norm(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -309,7 +309,7 @@ _OWN_FORMULAS: dict[Any, Callable[[Sequence[Any], Any], int]] = {
     _ATEN.cudnn_batch_norm: _normalization(2, 1, gain=1),
     _ATEN.upsample_bilinear2d: _interpolation,
     _ATEN.grid_sampler_2d: _interpolation,
-    # the formula of the kernel of other devices: not every version of torch has this one's
+    # the formula of the kernel on other devices: not every torch version has one for the CPU kernel
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _halved(
         flop_registry[_ATEN._scaled_dot_product_flash_attention]
     ),
@@ -318,7 +318,7 @@ _OWN_FORMULAS: dict[Any, Callable[[Sequence[Any], Any], int]] = {
 
 @contextmanager
 def _current_stage(model: Detector) -> Iterator[Callable[[], str]]:
-    """A function that says which stage runs."""
+    """Yield a function that returns the stage that is running."""
     running: list[str] = []
 
     def current() -> str:

@@ -17,7 +17,7 @@ from sparsedet.modeling.stages import Size
 from sparsedet.structures import pad_images
 
 FIRST_STAGE = "backbone"
-"""The stage that a pass begins with."""
+"""The first stage of a pass."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Latency:
     """Milliseconds of ``model.detect`` on one image, medians over the repetitions.
 
     Attributes:
-        stages: of each stage; ``neck`` includes the embedding, ``decoder`` its heads, and the last
-            one of torchvision the suppression of duplicates. Where regions look at tiles,
+        stages: the time of each stage; ``neck`` includes the embedding, ``decoder`` its heads, and
+            the last stage of torchvision's detectors non-maximum suppression. With regions,
             ``backbone`` and ``neck`` are those of the glance.
-        total: of the whole; the median of the sums, not the sum of the medians.
+        total: the whole pass; the median of the sums, not the sum of the medians.
         protocol: what the numbers depend on.
     """
 
@@ -47,18 +47,18 @@ def measure_latency(
 ) -> Latency:
     """Time the stages of ``model.detect`` on a batch of one image.
 
-    On the CPU by the clock, on an accelerator by events on its stream, so that nothing waits
-    within a repetition. Preprocessing and postprocessing are not part of it.
+    The CPU is timed by the clock, an accelerator by events on its stream, so that a repetition has
+    no synchronization. Preprocessing and postprocessing are excluded.
 
     Args:
         model: in any mode; it runs in eval mode, on its device.
-        image_size: (h, w) of the image, padded as the backbone asks for.
+        image_size: (h, w) of the image, padded as the backbone needs it.
         image: a normalized image of this size; None = noise.
-        repetitions: passes that are timed.
-        warm_up: passes before them.
+        repetitions: number of timed passes.
+        warm_up: number of passes before them.
 
     Raises:
-        ValueError: if there is no repetition.
+        ValueError: if ``repetitions`` is less than 1 or ``warm_up`` is negative.
     """
     if repetitions < 1 or warm_up < 0:
         raise ValueError(
@@ -81,14 +81,14 @@ def measure_latency(
 
 
 def noise(model: Detector, image_size: Size) -> tuple[Float[Tensor, "1 3 H W"], tuple[Size, ...]]:
-    """A picture of noise as ``model.detect`` takes it: padded as the backbone asks for."""
+    """A picture of noise as ``model.detect`` takes it, padded as the backbone needs it."""
     image = torch.randn(3, *image_size, generator=torch.Generator().manual_seed(0))
     return pad_images([image.to(model.device)], model.size_divisibility)
 
 
 @contextmanager
 def stage_marks(model: Detector, clock: Clock) -> Iterator[None]:
-    """Mark on a clock that runs where the next stage of the detector begins."""
+    """Mark the start of every stage of the detector on a running clock."""
     looking = False  # at tiles, by backbone and neck
 
     def enter(stage: str) -> None:

@@ -1,4 +1,4 @@
-"""A pass of the detector that is watched: which module belongs to which stage."""
+"""The stages of a detector and their modules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules in the order in which they run, with the stage that each belongs to.
 
     Raises:
-        ValueError: the model is no detector of this package.
+        ValueError: the model is not a detector of this package.
     """
     if isinstance(model, TorchvisionDetector):
         found = {"backbone": model.backbone, "neck": getattr(model.detector.backbone, "fpn", None)}
@@ -29,7 +29,7 @@ def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
         return [(name, part) for name, part in found.items() if part is not None]
     if not isinstance(model, TokenSparseDetector):
         raise ValueError(
-            "The stages of TokenSparseDetector and TorchvisionDetector are known, got a "
+            "The model must be a TokenSparseDetector or a TorchvisionDetector, got a "
             f"{type(model).__name__}."
         )
     regions = model.regions
@@ -50,7 +50,7 @@ def stage_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every module's own mode back afterwards."""
+    """Switch to evaluation mode, and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

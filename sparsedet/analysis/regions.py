@@ -1,4 +1,4 @@
-"""Whether regions look at what there is to see."""
+"""Whether regions look at the objects."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def tile_recall(
 ) -> list[dict[str, float]]:
     """Share of the objects whose center lies in a tile that the model looks at.
 
-    Each picture is glanced at once, whatever the number of ratios.
+    There is one glance for each picture, whatever the number of ratios.
 
     Args:
-        model: with regions; it runs in eval mode, backbone, neck and scorer of the glance alone.
-        batches: lists of samples with instances, of a test loader for instance.
+        model: with regions; only backbone, neck and scorer of the glance run, in eval mode.
+        batches: lists of samples with instances, for instance from a test loader.
         ratios: shares of the tiles in (0, 1], as ``regions.look_ratio``; None = the model's own.
-        area_bounds: what divides objects into sizes, see ``COCOEvaluator``; in square pixels of
-            the original image.
+        area_bounds: bounds between size classes of objects, see ``COCOEvaluator``; in square pixels
+            of the original image.
 
     Returns:
-        For each ratio what ``sparsedet.evaluation.tiles.tile_recall`` gives, beside ``ratio``.
+        For each ratio the result of ``sparsedet.evaluation.tiles.tile_recall``, with ``ratio``.
 
     Raises:
         ValueError: the model has no regions, or no scorer for other ratios, or there is no object.
@@ -68,7 +68,7 @@ def tile_recall(
 
 
 def _at_ratio(glance: Glance, selector: Any, ratio: float) -> Glance:
-    """What would be looked at of the same glance at another ratio."""
+    """The tiles that another ratio would choose at the same glance."""
     scores = TokenScores(glance.tiles.tokens[..., 0])
     if not hasattr(selector, "keep_ratio"):
         return replace(glance, looked=TopKSelector(ratio)(scores, glance.tiles, 1)[0])
@@ -87,7 +87,7 @@ def _ratio_of(selector: Any, ratio: float) -> Iterator[Selector]:
 
 
 def _looked(glance: Glance, image: int, sample: Mapping[str, Any]) -> LookedTiles:
-    """One sample; sizes are those in the original image."""
+    """The tiles of one sample; sizes are in the original image."""
     h, w = glance.features.image_sizes[image]
     height, width = sample.get("height", h), sample.get("width", w)
     boxes = sample["instances"].gt_boxes.tensor.double().cpu().numpy()

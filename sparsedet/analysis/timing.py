@@ -1,4 +1,4 @@
-"""Milliseconds measured side by side, and the facts about a machine that they depend on."""
+"""Time several things side by side, and record the facts about the machine."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import torch
 from sparsedet.layers import has_compiled_kernel
 
 Parts = dict[str, float]
-"""Milliseconds of one pass by its parts."""
+"""Milliseconds of one pass, by part."""
 _END = "end"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds over the passes of one thing.
+    """Statistics over the passes of one thing, in milliseconds.
 
     Attributes:
-        median: half of the passes took less.
-        p10: a tenth of them took less.
-        p90: a tenth of them took more.
-        passes: how many there were.
+        median: the median.
+        p10: the 10th percentile.
+        p90: the 90th percentile.
+        passes: the number of passes.
     """
 
     median: float
@@ -38,7 +38,7 @@ class Timing:
 
     @classmethod
     def of(cls, milliseconds: Sequence[float]) -> Timing:
-        """Summarize passes, at least one."""
+        """Summarize at least one pass."""
         if len(milliseconds) == 1:
             return cls(milliseconds[0], milliseconds[0], milliseconds[0], 1)
         deciles = statistics.quantiles(milliseconds, n=10, method="inclusive")
@@ -46,13 +46,13 @@ class Timing:
 
 
 class Clock:
-    """Takes the time between marks: by the clock on the CPU, else by events on the stream.
+    """Measures the time between marks: by the clock on the CPU, else by events on the stream.
 
-    Events let nothing wait between the marks; ``parts`` waits for the last one.
+    Events do not synchronize at the marks; ``parts`` waits for the last event.
 
     Args:
-        device: where the work is done.
-        recorded: events to use again, for work that is recorded once and replayed.
+        device: the device that does the work.
+        recorded: events to reuse, for work that is recorded once and replayed.
     """
 
     def __init__(self, device: torch.device, recorded: Sequence[Any] = ()) -> None:
@@ -61,21 +61,21 @@ class Clock:
         self._marks: list[tuple[str, Any]] = []
 
     def mark(self, part: str) -> None:
-        """A part begins here and ends at the next mark, or where the clock stops."""
+        """Start a part; it ends at the next mark or when the clock stops."""
         self._marks.append((part, self._now()))
 
     @property
     def part(self) -> str | None:
-        """The part that runs; None before the first mark and when stopped."""
+        """The part that is running; None before the first mark and after the stop."""
         part = self._marks[-1][0] if self._marks else _END
         return None if part == _END else part
 
     def stop(self) -> None:
-        """The last part ends here."""
+        """End the last part."""
         self.mark(_END)
 
     def clear(self) -> None:
-        """Forget the marks."""
+        """Delete the marks."""
         self._marks.clear()
 
     def parts(self) -> Parts:
@@ -105,8 +105,8 @@ def timed(call: Callable[[], object], clock: Clock, first: str = "total") -> Cal
 
     Args:
         call: the work.
-        clock: takes its time; the work may mark further parts.
-        first: name of the part that the work begins with.
+        clock: measures its time; the work may mark further parts.
+        first: name of the first part.
     """
 
     def run() -> Parts:
@@ -128,18 +128,18 @@ def time_in_turns(
     rounds: int = 3,
     warm_up: int = 1,
 ) -> dict[str, list[Parts]]:
-    """Run several things in turns, so that what else the machine does hits all of them alike.
+    """Run several things in turns, so that other load on the machine affects them equally.
 
-    A round runs each once, in another order every time.
+    A round runs each of them once, in a new order every time.
 
     Args:
         passes: what to run; each call returns its milliseconds by part.
-        seconds: go on for so long.
-        rounds: and for at least so many rounds.
-        warm_up: rounds before them that do not count.
+        seconds: minimum duration.
+        rounds: minimum number of rounds.
+        warm_up: number of rounds before them that do not count.
 
     Returns:
-        For every name the parts of each round; the i-th of all names are of the same round.
+        For every name the parts of each round; entries with the same index are of the same round.
     """
     order, shuffle = list(passes), random.Random(0).shuffle
     rows: dict[str, list[Parts]] = {name: [] for name in passes}
@@ -156,20 +156,20 @@ def time_in_turns(
 
 
 def summarize(rows: Sequence[Parts]) -> dict[str, Timing]:
-    """One ``Timing`` for every part over the rounds, and one for their sum, ``total``."""
+    """A ``Timing`` over the rounds for every part, and one for their sum, ``total``."""
     timings = {part: Timing.of([row[part] for row in rows]) for part in rows[0]}
     return {**timings, "total": Timing.of([sum(row.values()) for row in rows])}
 
 
 def round_ratio(first: Sequence[Parts], second: Sequence[Parts]) -> float:
-    """How many times the first takes as long as the second: the median over their rounds."""
+    """The median over the rounds of the ratio of both times, first / second."""
     return statistics.median(
         sum(one.values()) / sum(other.values()) for one, other in zip(first, second, strict=True)
     )
 
 
 def machine_facts(device: torch.device) -> dict[str, object]:
-    """What milliseconds depend on, beside the work itself."""
+    """Facts that milliseconds depend on, besides the work itself."""
     name = platform.processor()
     if device.type != "cpu":
         name = torch.get_device_module(device).get_device_name(device)

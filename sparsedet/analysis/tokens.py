@@ -14,27 +14,27 @@ from sparsedet.analysis.passes import evaluating
 from sparsedet.modeling import TokenSparseDetector, TopKSelector
 from sparsedet.modeling.stages import DetectorOutput, TokenScores
 
-REFERRED = 0.99  # of the attention: what the tokens hold that the decoder refers to
+REFERRED = 0.99  # share of the attention mass that defines the referred tokens
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What the encoder keeps and where the decoder looks, each image counting the same.
+    """What the encoder keeps and where the decoder looks; every image has the same weight.
 
     Attributes:
-        num_images: images.
-        tokens: tokens by level, padding and absent ones not counted, the mean over the images.
-        kept: tokens that an encoder layer updates, by layer and level, the mean over the images.
-        keep_ratio: kept / all tokens, the mean over layers and images.
-        pooled: tokens that stand for those which are not kept, the mean over the images; None where
-            the encoder pools none.
+        num_images: number of images.
+        tokens: tokens by level without padding and absent tokens; mean over the images.
+        kept: tokens that an encoder layer updates, by layer and level; mean over the images.
+        keep_ratio: kept / all tokens; mean over layers and images.
+        pooled: pooled tokens, which represent the tokens that are not kept; mean over the images.
+            None if the encoder does not pool.
         share: the share of ``corr``.
         corr: share of the decoder's cross-attention mass that falls on this ``share`` of the tokens
             with the best scores (Focus-DETR, table 3); None without a scorer.
-        corr_kept: share that falls on the tokens which any encoder layer updates.
-        mass: share that falls on each level.
+        corr_kept: share of the mass on the tokens that any encoder layer updates.
+        mass: share of the mass on each level.
         referred: share of each level's tokens that the decoder refers to, see ``referred_tokens``.
-        referred_ratio: the same of all tokens.
+        referred_ratio: the same for all tokens.
     """
 
     num_images: int
@@ -71,7 +71,7 @@ def _layer_masks(output: DetectorOutput) -> list[Bool[Tensor, "B N"]]:
 
 
 def best_tokens(output: DetectorOutput, share: float) -> Bool[Tensor, "B N"]:
-    """True at this share of each image's tokens with the best scores, counted as a selector does.
+    """True at this share of each image's tokens with the best scores, rounded as in a selector.
 
     Raises:
         ValueError: if the model has no scorer, or for a share outside of (0, 1].
@@ -85,7 +85,7 @@ def best_tokens(output: DetectorOutput, share: float) -> Bool[Tensor, "B N"]:
 def attention_share(output: DetectorOutput, tokens: Bool[Tensor, "B N"]) -> Float[Tensor, "B"]:
     """Share of each image's decoder cross-attention mass that falls on some of its tokens.
 
-    The mass is that of the matching queries, summed over layers and heads; padding has no part.
+    The mass is summed over matching queries, layers and heads, without padding.
 
     Args:
         output: of ``model.detect(..., record={"token_mass"})``.
@@ -101,12 +101,12 @@ def attention_share(output: DetectorOutput, tokens: Bool[Tensor, "B N"]) -> Floa
 def referred_tokens(output: DetectorOutput, share: float = REFERRED) -> Bool[Tensor, "B N"]:
     """True at the tokens that the decoder refers to (Sparse DETR, section 1).
 
-    They are the fewest of an image that together hold this share of its decoder cross-attention
-    mass; the mass is that of ``attention_share``.
+    They are the smallest set of an image's tokens that holds this share of its decoder
+    cross-attention mass, as in ``attention_share``.
 
     Args:
         output: of ``model.detect(..., record={"token_mass"})``.
-        share: of the mass.
+        share: the share of the mass.
 
     Raises:
         ValueError: if the mass was not recorded, or for a share outside of (0, 1].
@@ -155,11 +155,11 @@ def token_statistics(
 
     Args:
         model: in any mode; it runs in eval mode.
-        batches: lists of samples as ``model.forward`` takes them, of a test loader for instance.
-        share: of the tokens with the best scores, for ``corr``; the paper compares a tenth.
+        batches: lists of samples as ``model.forward`` takes them, for instance from a test loader.
+        share: share of the tokens with the best scores, for ``corr``; the paper uses a tenth.
 
     Raises:
-        ValueError: without images, or for a share outside of (0, 1].
+        ValueError: if there are no images, or for a share outside (0, 1].
     """
     sums = _Sums()
     with evaluating(model), torch.inference_mode():

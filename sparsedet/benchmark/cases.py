@@ -242,7 +242,7 @@ def configure(cfg: Any, keep: str) -> None:
         return
     if keep == "dense":
         model.scorer, model.selector, model.encoder_aux_loss = None, None, False
-        model.criterion.stage = []
+        model.criterion.unmatched = []
         model.encoder._target_ = DeformableEncoder
         for key in ("num_objects", "object_scorer"):
             model.encoder.pop(key, None)

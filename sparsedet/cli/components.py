@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     if args.family not in (None, *FAMILIES):
         raise ConfigError(f"There is no family '{args.family}'. {nearest(args.family, FAMILIES)}")
     rows = [
-        [family, name, _first_line(find_component(name))]
+        [family, name, _what_it_is(name, find_component(name))]
         for family, names in list_components().items()
         if args.family in (None, family)
         for name in names
@@ -42,5 +42,7 @@ def run(args: argparse.Namespace) -> None:
     print(format_table([["family", "component", "what it is"], *rows], left=(0, 1, 2)))
 
 
-def _first_line(component: object) -> str:
+def _what_it_is(name: str, component: type) -> str:
+    if name != component.__name__:
+        return f"another name of {component.__name__}"
     return (component.__doc__ or "").strip().partition("\n")[0]

@@ -1,7 +1,7 @@
 r"""Train a config at every point of a grid of overrides, with several seeds; make the table.
 
     sparsedet sweep-config CONFIG --grid model.selector.keep_ratio=0.1,0.3 \
-        model.criterion.stage.0.weight=0.5,1.5 --seeds 3 --output DIR key=value
+        model.criterion.unmatched.0.weight=0.5,1.5 --seeds 3 --output DIR key=value
     sparsedet sweep-config ... --table                     only the table of what is finished
     sparsedet sweep-config ... --script slurm > array.sh   a job for each run
 

@@ -1,9 +1,9 @@
-"""Lazy configuration: Python files that describe calls; loaded, overridden, saved, carried out.
+"""Lazy configuration: Python files that describe calls, which are loaded, overridden and made.
 
-A config file imports classes and wraps them in :class:`LazyCall`; what it exports is a tree of
-nodes with a ``_target_`` and keyword arguments. The format is detectron2's, so that both loaders
-read the files and both instantiators accept the trees. This is the only room that knows omegaconf:
-:func:`instantiate` hands plain lists, dicts and values to what it calls.
+A config file imports classes and wraps them in :class:`LazyCall`; it exports a tree of nodes with a
+``_target_`` and keyword arguments. The format is detectron2's, so both loaders read the files and
+both instantiators accept the trees. This is the only package that knows omegaconf:
+:func:`instantiate` passes plain lists, dicts and values to what it calls.
 """
 
 from sparsedet.config.calls import LazyCall, check_keys, instantiate

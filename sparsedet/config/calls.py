@@ -1,4 +1,4 @@
-"""Describing calls (LazyCall), making them (instantiate), and checking what no call checks."""
+"""Describe calls (LazyCall), make them (instantiate), and check settings that no call checks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sparsedet.registry import FAMILIES, retired_arguments
 FLAGS = {"allow_objects": True}  # config nodes may hold classes and functions
 
 _OWN_SENTENCE = re.compile(r"[A-Za-z_]\w*\.(\w+)")  # Class.argument must be ...
-# Whose annotations can be relied upon.
+# Packages whose annotations are reliable.
 _ANNOTATED = ("sparsedet.", "torch.optim.", "fvcore.common.param_scheduler")
 _SHOWN = (type(None), bool, int, float, str, list, dict)
 
@@ -67,18 +67,17 @@ class LazyCall:
 def instantiate(cfg: Any) -> Any:
     """Make the calls that a config describes, arguments first.
 
-    Every node with a ``_target_`` becomes what the target returns; if the target is a node too,
-    what that one returns is called. The node of a dataclass becomes an instance of it, lists become
-    lists and other mappings dicts. What is not a config is returned as it is.
+    Every node with a ``_target_`` becomes the result of calling the target; if the target is itself
+    a node, its result is called. The node of a dataclass becomes an instance, lists become lists,
+    and other mappings become dicts. Anything that is not a config is returned unchanged.
 
     Args:
-        cfg: a config node, or anything that holds some.
+        cfg: a config node, or anything that contains config nodes.
 
     Raises:
-        ConfigError: if a target cannot be found, does not take an argument, needs one that is
-            missing, or refuses a value, by whatever error; and if an argument of a part of this
-            library is of another kind than its annotation. The message carries the path of the
-            node in the config.
+        ConfigError: if a target cannot be found, does not take an argument, misses a required one,
+            or raises an error; or if an argument of a component of this library does not match its
+            annotation. The message has the path of the node in the config.
     """
     path = cfg._get_full_key(None) if isinstance(cfg, (DictConfig, ListConfig)) else ""
     return _instantiate(cfg, str(path or ""))
@@ -107,23 +106,23 @@ def _is_plain_python(cfg: Any) -> bool:
 
 
 def structure(node: Any) -> type | None:
-    """The class of the dataclass that a node was made of; None for other nodes and values."""
+    """The dataclass that a node was made from; None for other nodes and values."""
     found = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
     return None if found in (dict, type(None)) else found
 
 
 def own_keys(node: Any) -> list[Any]:
-    """The keys of a node; those of a dataclass are the ones that its constructor takes."""
+    """The keys of a node; for a dataclass, the ones that its constructor takes."""
     dataclass = structure(node)
     named, takes_any = (dataclass and keyword_parameters(dataclass)) or ({}, True)
     return [key for key in node if takes_any or key in named]
 
 
 def value_at(cfg: Any, key: Any, path: str) -> Any:
-    """The child of a node, its references followed.
+    """The child of a node, with references resolved.
 
     Raises:
-        ConfigError: if it refers to nothing or is still to be set (``???``).
+        ConfigError: if the reference leads nowhere or the value is not set yet (``???``).
     """
     try:
         return plain(cfg[key])
@@ -156,7 +155,7 @@ def _call(target: Any, kwargs: dict[str, Any], path: str, node: Any) -> Any:
 
 
 def _made(target: Any, kwargs: dict[str, Any], path: str, mend: str | None, node: Any) -> Any:
-    """What a call returns; what it raises is told with its place in the config."""
+    """Call the target; an error gets the place in the config."""
     try:
         return target(**kwargs)
     except Exception as error:
@@ -164,21 +163,21 @@ def _made(target: Any, kwargs: dict[str, Any], path: str, mend: str | None, node
             if mend is None and _is_telling(error):
                 raise
             raise ConfigError(_refusal(error, target, kwargs, path, mend, node)) from error
-    raise ConfigError(  # not caused by an error of memory, which a run could go on after
+    raise ConfigError(  # not "from" the memory error, which a run could recover from
         f"{path or 'top level'}: there is not enough memory for {_name(target)} with "
         f"{_given(kwargs)}. Lower the argument that makes it so large."
     )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was not enough memory, as Python, torch and C++ say it."""
+    """Whether an error of Python, torch or C++ says that memory ran out."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     texts = ("can't allocate memory", "bad_alloc", "CUDA out of memory")
     return named or any(text in str(error) for text in texts)
 
 
 def _is_telling(error: Exception) -> bool:
-    """Whether an error is the machine's, or of a class that names its own file or key."""
+    """Whether an error comes from the machine, or its message names its own file or key."""
     special = isinstance(error, ValueError) and type(error).__module__ != "builtins"
     return special or isinstance(error, OSError)
 
@@ -191,7 +190,7 @@ def _refusal(
     mend: str | None,
     node: Any,
 ) -> str:
-    """The sentence for what a call raised: its own one where it has one, else what was given."""
+    """The message for an error of a call: its own sentence if it has one, else the arguments."""
     text, place = one_line(error), path or "top level"
     own = _OWN_SENTENCE.match(text) if isinstance(error, (ValueError, TypeError)) else None
     text = _at_its_place(text, target, path)
@@ -209,7 +208,7 @@ def _refusal(
 
 
 def _at_its_place(text: str, target: Any, path: str) -> str:
-    """A sentence of a component, which knows where its family usually is, not where it is."""
+    """A component's sentence with its own path in place of the usual path of its family."""
     for family, registry in FAMILIES.items():
         if path and any(each is target for _, each in registry):
             return text.replace(f"Set model.{family}.", f"Set {path}.")
@@ -228,7 +227,7 @@ def _given(kwargs: Mapping[str, Any]) -> str:
 
 
 def _place(node: Any, key: str, path: str) -> str:
-    """Where the value of an argument is set: at the end of its references."""
+    """The key where the value of an argument is set, after following references."""
     found = node._get_node(key) if isinstance(node, DictConfig) and key in node else None
     if isinstance(found, Node) and found._is_interpolation():
         whole = found._maybe_dereference_node()
@@ -257,12 +256,12 @@ def _check_arguments(target: Any, kwargs: Mapping[str, Any], path: str) -> None:
 
 
 def check_keys(cfg: Any, valid: Any, path: str = "") -> None:
-    """Refuse keys of plain settings, which no call checks, that a reference does not have.
+    """Refuse unknown keys in plain settings, which no call checks.
 
     Args:
         cfg: the settings, for instance ``cfg.train``.
-        valid: a mapping with every valid key, for instance that of ``configs/common/train.py``.
-        path: where ``cfg`` sits in the whole config, for the message.
+        valid: a mapping with every valid key, for instance from ``configs/common/train.py``.
+        path: the key of ``cfg`` in the whole config, for the message.
 
     Raises:
         ConfigError: for the first unknown key, with the nearest valid ones.
@@ -277,7 +276,7 @@ def check_keys(cfg: Any, valid: Any, path: str = "") -> None:
 
 
 def raw_value(cfg: Any, key: Any) -> Any:
-    """A child that is neither a reference to another key nor still to be set; else None."""
+    """A child; None if it is a reference to another key or not set yet (``???``)."""
     if isinstance(cfg, (DictConfig, ListConfig)) and (
         OmegaConf.is_interpolation(cfg, key) or OmegaConf.is_missing(cfg, key)
     ):

@@ -16,7 +16,7 @@ from sparsedet.config.naming import (
 )
 from sparsedet.registry import find_component, list_components
 
-# Where other libraries have what configs name beside the parts of a detector.
+# Modules of other libraries whose classes configs name, besides the parts of a detector.
 _OTHERS = ("torch.optim", "fvcore.common.param_scheduler", "torch.utils.data")
 
 
@@ -24,12 +24,12 @@ def find_class(key: str, name: str, current: Any = None) -> Any:
     """The class that a target names.
 
     Args:
-        key: the component, such as ``model.scorer``; its last part may tell the family.
+        key: the component, such as ``model.scorer``; its last part may be the family.
         name: a registered name, or a dotted path.
-        current: the target that is there, whose family is meant if the key tells none.
+        current: the present target, which determines the family if the key does not.
 
     Raises:
-        ConfigError: if there is none; the message has the key and the nearest names.
+        ConfigError: if there is no such class; the message has the key and the nearest names.
     """
     if "." in name:
         try:
@@ -57,7 +57,7 @@ def find_class(key: str, name: str, current: Any = None) -> Any:
 
 
 def _beside(name: str, current: Any) -> list[str]:
-    """Dotted paths of classes of such a name, beside the present one or in other libraries."""
+    """Dotted paths of classes with a similar name, in the present target's module or others."""
     try:
         current = locate(current) if isinstance(current, str) else current
         modules = [dotted_name(current).rpartition(".")[0]] if current is not None else []
@@ -73,7 +73,7 @@ def _beside(name: str, current: Any) -> list[str]:
 
 
 def with_dotted_targets(value: Any, key: str) -> Any:
-    """Write the dotted path for registered names inside a list or mapping that was typed."""
+    """Replace registered names by dotted paths inside a list or mapping of an override."""
     if isinstance(value, list):
         return [with_dotted_targets(each, join(key, i)) for i, each in enumerate(value)]
     if not isinstance(value, dict):

@@ -34,22 +34,22 @@ from sparsedet.config.stand_ins import stand_in
 from sparsedet.config.yaml_bounds import read_bounded, read_start
 
 _PACKAGE = "sparsedet._config_files"
-# The files that are being run, because one loads the next.
+# The chain of files that are being run: each one loads the next.
 _RUNNING: ContextVar[tuple[Path, ...]] = ContextVar("running", default=())
 
 
 def run_python(path: Path) -> dict[str, Any]:
     """Run a config file and return its namespace.
 
-    Relative imports in it find other config files by place. They are served through the
-    ``__builtins__`` of the file's own namespace: the import system of the process stays as it is.
+    Relative imports in it find other config files by their path. They are served through the
+    ``__builtins__`` of the file's own namespace, so the import system of the process is unchanged.
 
     Args:
         path: the file.
 
     Raises:
         ConfigError: if the file fails; the message names the file and the line. It is also an
-            ImportError where an import fails.
+            ImportError if an import fails.
     """
     path = path.resolve()
     running = _RUNNING.get()
@@ -73,7 +73,7 @@ def run_python(path: Path) -> dict[str, Any]:
 
 
 def _importer(path: Path) -> Callable[..., Any]:
-    """What stands in for `__import__` in a config file."""
+    """The replacement of `__import__` in a config file."""
 
     def import_(
         name: str,
@@ -94,7 +94,7 @@ def _importer(path: Path) -> Callable[..., Any]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turns what a config file raises into a sentence with the file and the line."""
+    """Turn an error of a config file into a message with the file and the line."""
     try:
         yield
     except ConfigError:
@@ -110,7 +110,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _place(error: BaseException, path: Path) -> str:
-    """The config file, and the line in it, at which an error came up."""
+    """The config file and the line where an error was raised."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
@@ -125,7 +125,7 @@ def _import_config(
     """Serve ``from ..name import fromlist`` in a config file."""
     if not name or not fromlist:
         raise ImportError(
-            "a relative import in a config file names a file and what it takes from it: "
+            "a relative import in a config file must name a file and what to import from it: "
             "from ..folder.file import name."
         )
     folder = importer.parents[min(level, len(importer.parents)) - 1]
@@ -149,7 +149,7 @@ def as_config(value: Any) -> Any:
     """Turn a plain dict into a config node.
 
     Raises:
-        ConfigError: it has a key or a value that no config holds.
+        ConfigError: it has a key or a value that a config cannot hold.
     """
     try:
         return DictConfig(value, flags=FLAGS) if isinstance(value, dict) else value
@@ -157,7 +157,7 @@ def as_config(value: Any) -> Any:
         raise ConfigError(f"{first_line(error)}.") from error
 
 
-# --- YAML. Scalars are those of version 1.2: 1e-4 is a number; yes, 1:30 and dates are strings.
+# --- YAML with the scalars of version 1.2: 1e-4 is a number; yes, 1:30 and dates are strings.
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {
@@ -173,12 +173,12 @@ _SCALARS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader; of Python's tags it knows tuples and references to importable objects."""
+    """Safe loader that also knows two Python tags: tuples and references to importable objects."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """A number; an error of YAML where Python reads none, such as of thousands of digits."""
+        """Read a number; one that Python cannot read (thousands of digits) is a YAML error."""
         read = self.construct_yaml_int if node.tag.endswith("int") else self.construct_yaml_float
         try:
             return read(node)
@@ -188,7 +188,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe dumper that quotes a string which a reader of either version could take for another."""
+    """Safe dumper that quotes strings which YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -213,17 +213,17 @@ _Dumper.add_representer(
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Read YAML text. Nothing is imported or made, whatever it holds, and its size is bounded.
+    """Read YAML text of bounded size. Nothing that it names is imported or called.
 
     Raises:
-        yaml.YAMLError: if it is none.
-        ConfigError: if it is larger or deeper than a config is.
+        yaml.YAMLError: if it is not YAML.
+        ConfigError: if it is too large or too deep for a config.
     """
     return read_bounded(text, _Loader, "config")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML config file; one that an earlier version saved is in present terms then.
+    """Read a YAML config file; one of an earlier version is translated to present terms.
 
     Raises:
         ConfigError: if it is not YAML, or not a mapping; the message names the file and the line.
@@ -243,10 +243,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def dump_yaml(content: Any) -> str:
     """The YAML text of a config, with targets and other callables as references.
 
-    The nodes of dataclasses become calls of them.
+    Nodes of dataclasses become calls.
 
     Raises:
-        ConfigError: if there is a value that no file can hold; the message names its key.
+        ConfigError: if a value cannot be written to a file; the message names its key.
     """
     plain = _to_plain(content, "")
     return yaml.dump(plain, Dumper=_Dumper, default_flow_style=None, sort_keys=False, width=100)
@@ -261,7 +261,7 @@ def _to_plain(value: Any, path: str) -> Any:
         return [_to_plain(each, join(path, i)) for i, each in enumerate(value)]
     is_target = path.rpartition(".")[2] == "_target_"
     if is_target and isinstance(value, str) and "." not in value:
-        value = find_class(path.rpartition(".")[0], value)  # other loaders know no short names
+        value = find_class(path.rpartition(".")[0], value)  # other loaders do not know short names
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, os.PathLike):
@@ -276,9 +276,9 @@ def _to_plain(value: Any, path: str) -> Any:
 
 
 def raw_values(node: DictConfig | ListConfig) -> Any:
-    """What a node holds, its references as text; inside, dataclasses are still nodes.
+    """The content of a node with references as text; dataclasses inside stay nodes.
 
-    That of a dataclass is the call of it.
+    The node of a dataclass becomes its call.
     """
     if structure(node) is None:
         return OmegaConf.to_container(

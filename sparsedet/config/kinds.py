@@ -1,8 +1,7 @@
-"""Whether an argument is of the kind that its annotation says, and the words for a kind.
+"""Check arguments against their annotations, and describe an annotation in words.
 
-Constructors check what they can use; a value of another kind (text where a number belongs) would
-fail inside of torch, or run and mean something else. What is not a plain value of a config file is
-not looked at.
+Constructors check ranges; a value of the wrong type (text in place of a number) would fail inside
+torch, or run and mean something else. Only plain values, as a config file holds them, are checked.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _WORDS = {
 }
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
-# What an argument may be by its name, of parts of this library: from and to. Of modules there are
-# as many as such a number says, one after the other, and of workers; nobody waits for more.
+# Bounds of arguments of this library by their name. Such a number of modules (or workers) is built
+# one after the other, so a far too large one would take forever.
 _MODULES = 1000
 _BOUNDS = (
     (re.compile(r"num_(layers|levels|heads|points|workers)"), 0, _MODULES),
@@ -45,12 +44,12 @@ _MAPPINGS = (dict, collections.abc.Mapping)
 
 @dataclass(frozen=True)
 class Wrong:
-    """An argument that cannot be.
+    """An invalid argument.
 
     Attributes:
-        name: of the argument.
-        sentence: about it, without a full stop.
-        endless: whether a call with it might not end.
+        name: the name of the argument.
+        sentence: what is wrong with it, without a full stop.
+        endless: whether a call with it might take forever.
     """
 
     name: str
@@ -59,14 +58,14 @@ class Wrong:
 
 
 def wrong_kind(target: Any, arguments: Mapping[str, Any]) -> Wrong | None:
-    """The first argument of another kind than its annotation's, or of a number that it cannot be.
+    """The first argument that does not match its annotation, or is out of bounds.
 
     Args:
         target: a class or function.
-        arguments: what it is given, by name.
+        arguments: its arguments by name.
 
     Returns:
-        None where all fit, or annotations do not tell.
+        None if all are valid or have no readable annotation.
     """
     called = getattr(target, "__qualname__", repr(target))
     for name, kind in _kinds(target, arguments).items():
@@ -81,7 +80,7 @@ def wrong_kind(target: Any, arguments: Mapping[str, Any]) -> Wrong | None:
 
 
 def _bounds(name: str, value: float) -> str | None:
-    """What a number must be by the name of its argument; None if it is."""
+    """The bounds for an argument of this name, if the number is outside of them; else None."""
     if math.isinf(value):
         return "finite"
     for names, low, high in _BOUNDS:
@@ -91,7 +90,7 @@ def _bounds(name: str, value: float) -> str | None:
 
 
 def impossible_number(arguments: Any) -> Any:
-    """A number that nothing can be: not a number, or whole and beyond 64 bits; else None.
+    """A number that is valid nowhere: NaN, or an integer beyond 64 bits; None if there is none.
 
     Args:
         arguments: values, mappings and lists of them.
@@ -109,7 +108,7 @@ def impossible_number(arguments: Any) -> Any:
 
 
 def _kinds(target: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The annotations of those arguments that have one which can be read here."""
+    """The annotations of the arguments, as far as they can be resolved."""
     parameters = (keyword_parameters(target) or ({}, True))[0]
     made = target.__init__ if isinstance(target, type) else target
     names = getattr(inspect.unwrap(made), "__globals__", {})
@@ -121,12 +120,12 @@ def _kinds(target: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found[name] = eval(kind, names) if isinstance(kind, str) else kind
         except (NameError, AttributeError, TypeError, SyntaxError):
-            continue  # imported for type checkers alone
+            continue  # imported only for type checkers
     return found
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind, an annotation. What no config file holds always is."""
+    """Whether a value matches an annotation. Values that no config file holds always match."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if not isinstance(value, _PLAIN) or kind in (Any, object):
         return True
@@ -165,7 +164,7 @@ def _fit_items(values: Any, kinds: tuple[Any, ...], counted: bool) -> bool:
 
 
 def words(kind: Any) -> str:
-    """A kind for a message, such as "a list of whole numbers or null"."""
+    """An annotation in words, such as "a list of whole numbers or null"."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(words, inner)))

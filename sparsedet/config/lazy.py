@@ -1,4 +1,4 @@
-"""LazyConfig: whole configs, from a file and back to one."""
+"""LazyConfig: load whole configs from files and save them."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class LazyConfig:
     def load(path: str | os.PathLike[str], keys: str | Sequence[str] | None = None) -> Any:
         """Load a config file.
 
-        Of a Python file the result holds the top-level dicts and calls whose names do not begin
+        For a Python file, the result holds the top-level dicts and calls whose names do not start
         with an underscore. Relative imports (``from ..models.dino import model``) take values from
-        other config files, each time afresh; they do not need packages.
+        other config files, which run anew for each import; no packages are needed.
 
         Args:
             path: a ``.py`` file, or a ``.yaml`` file as :meth:`save` writes it.
-            keys: take only the value of this name, or a tuple of the values of these names. Of a
+            keys: return only the value of this name, or a tuple of the values of these names. In a
                 Python file it may be any value, such as a number.
 
         Raises:
             ConfigError: if the file does not exist or fails; the message names file and line. It is
-                also an ImportError where an import fails, and a KeyError where a key is absent.
+                also an ImportError if an import fails, and a KeyError if a key is missing.
         """
         path = Path(path)
         if path.suffix not in (".py", ".yaml", ".yml"):
@@ -79,7 +79,7 @@ class LazyConfig:
     def load_rel(path: str | os.PathLike[str], keys: str | Sequence[str] | None = None) -> Any:
         """Load a config file whose path is relative to the file that calls this.
 
-        In a config file it does what a relative import does, for names that Python cannot import
+        In a config file it replaces a relative import for file names that Python cannot import
         (``LazyConfig.load_rel("../models/r50-4scale.py", "model")``).
 
         Args:
@@ -93,21 +93,20 @@ class LazyConfig:
         if not caller.is_file():
             raise ConfigError(
                 f"LazyConfig.load_rel('{path}') is relative to the file that calls it, and "
-                f"{caller} is none. Use LazyConfig.load."
+                f"{caller} is not a file. Use LazyConfig.load."
             )
         return LazyConfig.load(caller.parent / path, keys)
 
     @staticmethod
     def save(cfg: DictConfig, path: str | os.PathLike[str]) -> None:
-        """Save a config as YAML from which :meth:`load` makes an equal one.
+        """Save a config as YAML; :meth:`load` reads an equal config from it.
 
-        Classes are written as dotted paths, dataclasses as calls of them, and references between
-        keys stay references. The file is replaced at once: a reader sees the old one or the new
-        one.
+        Classes are written as dotted paths, dataclasses as calls, and references between keys stay
+        references. The file is replaced atomically.
 
         Args:
             cfg: the config.
-            path: the ``.yaml`` file; its folder is made.
+            path: the ``.yaml`` file; its folder is created.
 
         Raises:
             ConfigError: if a value cannot be written, such as a lambda; the message names its key.
@@ -123,12 +122,12 @@ class LazyConfig:
     def to_py(cfg: Any, prefix: str = "cfg.") -> str:
         """A config as lines of Python, to read rather than to run.
 
-        A call is shown as the call that :func:`sparsedet.config.instantiate` makes, with the
-        values that references have now; other settings are one line each.
+        A call is shown as :func:`sparsedet.config.instantiate` makes it, with references replaced
+        by their present values; other settings get one line each.
 
         Args:
             cfg: the config.
-            prefix: what stands before the keys.
+            prefix: text before each key.
 
         Raises:
             ConfigError: if a reference leads nowhere; the message names its key.
@@ -140,13 +139,13 @@ class LazyConfig:
         """Change a config in place by ``key=value`` and ``+key=value``, and return it.
 
         Values are YAML scalars or lists (``1e-4``, ``true``, ``null``, ``[0.5, 0.3]``), or Python's
-        ``None`` and tuples. In the place of text they are text as typed (``train.output_dir=7``),
-        and what is quoted is text also in the place of a number (``'"123"'``). Keys lead
-        through groups, arguments and list items (``model.criterion.matched.0.weight``). A key
-        must exist or be an argument of its component; ``+`` adds one, or sets a value of another
-        kind; ``++`` sets one that exists and adds one that does not.
-        ``model.scorer._target_=Name`` swaps a component, see
-        :func:`sparsedet.config.swap_component`; swaps are done before other overrides.
+        ``None`` and tuples. A value that replaces text is taken as text (``train.output_dir=7``),
+        and a quoted value is text even if it replaces a number (``'"123"'``). Keys go through
+        groups, arguments and list items (``model.criterion.matched.0.weight``). A key must exist or
+        be an argument of its component; ``+`` adds a key, or sets a value of another type; ``++``
+        sets a key that exists and adds one that does not. ``model.scorer._target_=Name`` swaps a
+        component, see :func:`sparsedet.config.swap_component`; swaps are done before other
+        overrides.
 
         Args:
             cfg: the config.
@@ -154,12 +153,12 @@ class LazyConfig:
 
         Raises:
             ConfigError: for an unknown key or component, with the nearest valid ones, and for a
-                value of the wrong kind. For an unknown key it is also a KeyError.
+                value of the wrong type. For an unknown key it is also a KeyError.
         """
         return apply_overrides(cfg, overrides)
 
 
-# What commands and training look into, where it is there.
+# Sections that commands and training read; each may be missing.
 _SECTIONS = ("model", "dataset", "dataloader", "train", "optimizer", "lr_multiplier")
 
 
@@ -167,12 +166,12 @@ def get_config(name: str) -> DictConfig:
     """Load one of the configs that come with the package.
 
     Args:
-        name: as `sparsedet configs` lists it (``focus_detr_r50_12ep``), or a path under
-            ``configs/`` (``common/train.py``, ``quickstart.py``), or one that begins with
+        name: a name that `sparsedet configs` lists (``focus_detr_r50_12ep``), a path under
+            ``configs/`` (``common/train.py``, ``quickstart.py``), or a path that starts with
             ``projects/``.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if there is no such config.
     """
     if not name.endswith(".py"):
         return LazyConfig.load(find_config(name))
@@ -187,20 +186,21 @@ def get_config(name: str) -> DictConfig:
 def read_config(
     name: str | os.PathLike[str], overrides: Sequence[str] = (), *, needs: Sequence[str] = ()
 ) -> DictConfig:
-    """Load a config for a command: by name or file, with what was typed, checked.
+    """Load a config for a command, by name or file, and apply checked overrides.
 
-    The overrides are checked before the modules of the components are imported, so that a mistyped
-    key is answered at once. A ``.yaml`` file may come from anywhere: what it would call is looked
-    at (:func:`sparsedet.config.trusting` lifts it), while overrides are the user's own words.
+    The overrides are checked before the modules of the components are imported, so a mistyped key
+    is an immediate error. A ``.yaml`` file may come from anywhere, so what it would call is checked
+    (:func:`sparsedet.config.trusting` turns this off). Overrides come from the user, so they are
+    trusted.
 
     Args:
         name: as :func:`sparsedet.config.find_config` takes it.
         overrides: changes, see :meth:`LazyConfig.apply_overrides`.
-        needs: keys that must be there, such as ``model`` or ``train.output_dir``.
+        needs: required keys, such as ``model`` or ``train.output_dir``.
 
     Raises:
-        ConfigError: the config cannot be read, a file of data would call foreign code, an override
-            is wrong or a key is absent.
+        ConfigError: the config cannot be read, a ``.yaml`` file would call code that is not
+            trusted, an override is wrong, or a required key is missing.
     """
     check_overrides(name, overrides)
     path = find_config(name)
@@ -216,17 +216,17 @@ def read_config(
     absent = [key for key in needs if not setting(cfg, key)]
     if absent:
         raise ConfigError(
-            f"{path} has no {', '.join(absent)}, which this needs. Use the config of a training "
-            "run, or write one like it."
+            f"{path} has no {', '.join(absent)}, which this command needs. Use the config of a "
+            "training run, or write one like it."
         )
     return cfg
 
 
 def check_overrides(name: str | os.PathLike[str], overrides: Sequence[str]) -> None:
-    """Refuse mistyped names and keys by a description of the config, at once.
+    """Refuse mistyped names and keys quickly, without importing what the config names.
 
-    Nothing that the config names is imported. Where its description is not enough to tell, nothing
-    is refused: :func:`read_config` tells then.
+    If the source of a config is not enough to decide, nothing is refused here, and
+    :func:`read_config` finds the error.
 
     Args:
         name: as :func:`sparsedet.config.find_config` takes it.

@@ -1,8 +1,8 @@
-r"""Texts that are data, in a config: how they are written so that they come out as they were.
+r"""Escape texts that are data in a config.
 
-In a config ``${...}`` is a reference and ``???`` a value that is still to be set. A backslash
-before it makes it text: omegaconf reads ``\${`` as ``${``, and :func:`instantiate` and
-:func:`texts` read ``\???`` as ``???``.
+In a config ``${...}`` is a reference and ``???`` a value that is not set yet. A backslash before it
+makes it plain text: omegaconf reads ``\${`` as ``${``, and :func:`instantiate` and :func:`texts`
+read ``\???`` as ``???``.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _MISSING = re.compile(r"\\*\?\?\?")
 
 
 def literal(text: str) -> str:
-    """The text that stands for ``text`` in a config."""
+    """The escaped form of ``text`` in a config."""
     if _MISSING.fullmatch(text):
         return f"\\{text}"
     return _REFERENCE.sub(lambda found: found[1] * 2 + r"\${", text)
 
 
 def plain(value: Any) -> Any:
-    """What a value that omegaconf gave stands for."""
+    """The meaning of a value that omegaconf returned."""
     escaped = isinstance(value, str) and value.startswith("\\") and _MISSING.fullmatch(value)
     return value[1:] if escaped else value
 
 
 def texts(node: Iterable[Any]) -> list[Any]:
-    """The items of a list in a config, as they are meant.
+    """The items of a list of texts in a config, unescaped.
 
     Raises:
-        ConfigError: one is a reference to nothing, or still to be set (``???``).
+        ConfigError: an item is a reference that leads nowhere, or is not set yet (``???``).
     """
     try:
         return [plain(each) for each in node]

@@ -1,4 +1,4 @@
-"""Names of objects and of config keys: finding, writing, and helping after a mistyped one."""
+"""Names of objects and config keys: find them, write them, and suggest names after a typo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ConfigError(ValueError):
 
 
 class ConfigImportError(ConfigError, ImportError):
-    """What a config imports or names cannot be imported. It is also an ImportError."""
+    """Something that a config imports or names cannot be imported. It is also an ImportError."""
 
 
 class ConfigKeyError(ConfigError, KeyError):
@@ -24,7 +24,7 @@ class ConfigKeyError(ConfigError, KeyError):
 
 
 class Reference:
-    """The dotted path of an object, in the place of the object: a file names, and imports nothing.
+    """The dotted path of an object in place of the object, so that reading a file imports nothing.
 
     Args:
         path: the dotted path, such as ``torch.nn.functional.relu``.
@@ -44,18 +44,18 @@ class Reference:
 
 
 def close_matches(name: str, names: Iterable[str]) -> list[str]:
-    """The few names that a mistyped one may have meant, best first."""
+    """The few names that a mistyped name may mean, best first."""
     by_folded = {each.lower(): each for each in map(str, names)}
     return [by_folded[each] for each in difflib.get_close_matches(name.lower(), by_folded)]
 
 
 def nearest(name: str, names: Iterable[str], parent: str = "") -> str:
-    """The sentence that helps after a mistyped name: the closest valid ones, or else all of them.
+    """A sentence with the valid names closest to a mistyped one, or with all valid names.
 
     Args:
-        name: what was given.
-        names: what would have been valid.
-        parent: path of the config node whose keys the names are, shown before each.
+        name: the name that was given.
+        names: the valid names.
+        parent: path of the config node whose keys the names are; shown before each.
     """
     valid = sorted(set(names))
     if not valid:
@@ -73,17 +73,17 @@ def join(path: str, key: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says; omegaconf and torch add lines about their own state."""
+    """The first line of an error message; omegaconf and torch add lines about their state."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 def one_line(text: object) -> str:
-    """A text of several lines on one."""
+    """A text of several lines as one line."""
     return " ".join(str(text).split())
 
 
 def shown(value: Any, length: int = 80) -> str:
-    """A value for a message: on one line, and its middle left out where it is long."""
+    """A value for a message: on one line, with the middle left out if it is long."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # Python does not write whole numbers of thousands of digits
@@ -96,7 +96,8 @@ def locate(path: str) -> Any:
     """The object at a dotted path such as ``torch.nn.Linear``.
 
     Raises:
-        ConfigError: if there is none, or if importing its module fails; also an ImportError.
+        ConfigError: if there is no such object, or importing its module fails; also an
+            ImportError.
     """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
@@ -109,7 +110,7 @@ def locate(path: str) -> Any:
 
 
 def _import(module: str, path: str) -> Any:
-    """The module, or None if there is none of that name; its own failures are errors."""
+    """Import a module; None if it does not exist. An error inside the module is raised."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -132,7 +133,7 @@ def dotted_name(target: Any) -> str:
     """The shortest dotted path under which :func:`locate` finds a class or function.
 
     Raises:
-        ConfigError: if there is none, as for a lambda or for what a config file defines.
+        ConfigError: if there is none, as for a lambda or an object that a config file defines.
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     if not module or not name or "<" in name:
@@ -149,9 +150,9 @@ def dotted_name(target: Any) -> str:
 
 
 def keyword_parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool] | None:
-    """The parameters of a callable that can be given by name, and whether it takes any others.
+    """The parameters that can be given by name, and whether the callable takes ``**kwargs``.
 
-    None if the callable does not tell, as some written in C.
+    None if the callable has no signature, as some written in C.
     """
     if isinstance(target, type):
         constructor = next(each for each in target.__mro__ if "__init__" in vars(each))

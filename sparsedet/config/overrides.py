@@ -1,4 +1,4 @@
-"""Overrides typed by a person: ``key=value``, ``+key=value``, and swapping components by name."""
+"""Overrides from the command line: ``key=value``, ``+key=value``, and component swaps by name."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sparsedet.config.calls import is_plain, own_keys, raw_value, structure, value_at
 from sparsedet.config.components import find_class, with_dotted_targets
+from sparsedet.config.earlier import EARLIER_NAMES, present_argument, rename
 from sparsedet.config.files import parse_yaml, raw_values
 from sparsedet.config.naming import (
     ConfigError,
@@ -52,11 +53,11 @@ class Override:
     """One override.
 
     Attributes:
-        parts: the key.
-        value: what to set.
-        adds: whether ``+`` stood before the key.
-        sets: whether ``++`` stood there: the key is added where it is not there.
-        typed: the value as it was typed; None where it was not.
+        parts: the parts of the key.
+        value: the value to set.
+        adds: whether the key has the prefix ``+``.
+        sets: whether the key has the prefix ``++``: it is added if it does not exist.
+        typed: the value as typed; None if it was not typed.
     """
 
     parts: tuple[str, ...]
@@ -67,17 +68,17 @@ class Override:
 
     @property
     def quoted(self) -> bool:
-        """Whether the value is text in quotes."""
+        """Whether the value is quoted text."""
         return self.typed is not None and self.typed.startswith(_QUOTES)
 
     @property
     def key(self) -> str:
-        """The key as it is written."""
+        """The dotted key."""
         return ".".join(self.parts)
 
     @property
     def swaps(self) -> bool:
-        """Whether a component is named."""
+        """Whether it swaps a component by name."""
         return len(self.parts) > 1 and self.parts[-1] == "_target_" and isinstance(self.value, str)
 
     @classmethod
@@ -99,7 +100,7 @@ class Override:
 
 
 def _parse_value(text: str) -> Any:
-    """A YAML scalar, a flow list or mapping, or a tuple; what is none is taken as it stands."""
+    """A YAML scalar, a flow list or mapping, or a tuple; anything else is plain text."""
     collection, quoted = text.startswith(("[", "{")), text.startswith(_QUOTES)
     if text.startswith(("(", "[")) and "(" in text:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
@@ -118,16 +119,16 @@ def _parse_value(text: str) -> Any:
 
 
 def _as_lists(value: Any) -> Any:
-    """Tuples, as Python writes them, as the lists that configs hold."""
+    """Replace Python tuples by lists, which configs hold."""
     return [_as_lists(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _meant(override: Override, old: Any, is_there: bool) -> Any:
-    """What a person means by a value, by what is in its place.
+    """Interpret a typed value by the value that it replaces.
 
-    Text takes what was typed, also where it reads like a number: ``train.output_dir=2024``.
-    Python's ``None`` is null, unless it is quoted; so is ``none``, except in the place of a text
-    or of nothing, where it may be the name of something.
+    A value that replaces text is text, even if it looks like a number: ``train.output_dir=2024``.
+    Python's ``None`` is null unless it is quoted. So is ``none``, unless it replaces text or a
+    missing value, where it may be a name.
     """
     typed = override.typed
     if typed is None or override.quoted:
@@ -143,6 +144,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """See :meth:`sparsedet.config.LazyConfig.apply_overrides`."""
     parsed = sorted(map(Override.parse, overrides), key=lambda each: not each.swaps)
     for override in parsed:
+        override = _in_present_terms(cfg, override)
         if override.swaps:
             swap = swap_component(cfg, ".".join(override.parts[:-1]), override.value)
             level = logging.WARNING if swap.dropped or swap.missing else logging.INFO
@@ -153,10 +155,33 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def _refuse_retired(cfg: DictConfig, override: Override, typed: Sequence[Override]) -> None:
-    """Refuse an argument that is gone, by what was typed beside it: that has the old meaning too.
+def _in_present_terms(cfg: DictConfig, override: Override) -> Override:
+    """The override with the present names of renamed arguments in its key."""
+    node: Any = cfg
+    parts: list[str] = []
+    for part in override.parts:
+        renamed = None
+        if isinstance(node, DictConfig) and not _is_there(node, part) and part in EARLIER_NAMES:
+            renamed = present_argument(_path(_target(node)), part)
+        parts.append(renamed or part)
+        is_node = isinstance(node, (DictConfig, ListConfig))
+        node = _child(node, parts[-1]) if is_node else None
+    present = dataclasses.replace(override, parts=tuple(parts))
+    if present != override and not is_describing():
+        logger.warning("%s is called %s now", override.key, present.key)
+    return present
 
-    A config that has the argument itself is refused when the call is made.
+
+def _path(target: Any) -> str:
+    """Where a class is defined; a stand-in knows it too."""
+    is_class = isinstance(target, type)
+    return f"{target.__module__}.{target.__qualname__}" if is_class else str(target)
+
+
+def _refuse_retired(cfg: DictConfig, override: Override, typed: Sequence[Override]) -> None:
+    """Refuse an override of a removed argument; the other overrides have their old meaning too.
+
+    A config that contains the argument is refused when the call is made.
     """
     node, argument = _parent(cfg, override), override.parts[-1]
     target = _target(node)
@@ -185,19 +210,22 @@ def _apply(cfg: DictConfig, override: Override) -> None:
     if not override.adds:
         if isinstance(override.value, dict) and _keeps_the_rest(old, override.value):
             for key, value in override.value.items():
-                _apply(cfg, Override((*override.parts, str(key)), value))
+                inner = Override((*override.parts, str(key)), value)
+                _apply(cfg, _in_present_terms(cfg, inner))
             return
         _check_kind(override, old)
-    _set(node, last, with_dotted_targets(override.value, override.key), override.key)
+    value = with_dotted_targets(override.value, override.key)
+    rename(value, override.key)
+    _set(node, last, value, override.key)
 
 
 def _keeps_the_rest(old: Any, typed: dict[str, Any]) -> bool:
-    """Whether typed settings go into what is there, rather than into its place."""
+    """Whether typed settings are merged into the present value instead of replacing it."""
     return is_plain(old) or (isinstance(old, DictConfig) and "_target_" not in typed)
 
 
 def _set(node: DictConfig | ListConfig, part: str, value: Any, key: str) -> None:
-    """Set a child; dataclasses check it, and a frozen one is as free to edit as any."""
+    """Set a child; dataclasses check the value, and frozen ones can be edited too."""
     frozen = OmegaConf.is_readonly(node) and not OmegaConf.is_readonly(node._get_root())
     try:
         with read_write(node) if frozen else nullcontext():
@@ -207,14 +235,14 @@ def _set(node: DictConfig | ListConfig, part: str, value: Any, key: str) -> None
 
 
 def _index(node: DictConfig | ListConfig, part: str) -> Any:
-    """The key or index that a part of an override means: keys may be numbers."""
+    """The key or index for a part of an override; keys may be numbers."""
     if isinstance(node, ListConfig):
         return int(part)
     return next((key for key in node if str(key) == part), part)
 
 
 def _parent(cfg: DictConfig, override: Override) -> Any:
-    """The node that holds the last part of the key; ``+`` makes the groups on the way."""
+    """The node that holds the last part of the key; ``+`` creates missing groups on the way."""
     node: Any = cfg
     for position, part in enumerate(override.parts[:-1]):
         child = _child(node, part)
@@ -242,7 +270,7 @@ def _is_there(node: Any, part: str) -> bool:
 
 
 def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
-    """What may be set at a node: the keys it has, and the other arguments of its target."""
+    """Valid keys of a node: its present keys and the other arguments of its target."""
     if isinstance(node, ListConfig):
         return [str(i) for i in range(len(node))]
     keys = [str(key) for key in own_keys(node)]
@@ -255,7 +283,7 @@ def _valid_keys(node: DictConfig | ListConfig) -> list[str]:
 
 
 def _target(node: DictConfig | ListConfig) -> Any:
-    """What a node calls, None if it calls nothing."""
+    """The target of a node; None if it has none."""
     target = structure(node) or (node.get("_target_") if isinstance(node, DictConfig) else None)
     if not isinstance(target, str):
         return target
@@ -278,7 +306,7 @@ def _unknown_key(cfg: DictConfig, override: Override, position: int, node: Any) 
 
 
 def _takes_more(node: DictConfig, override: Override) -> bool:
-    """Whether a key that is added there is of any use."""
+    """Whether adding a new key to the node makes sense."""
     target = _target(node)
     if target is None:
         return override.parts[0] != "train"  # whose keys are all known
@@ -299,7 +327,7 @@ def _all_keys(node: Any, path: str) -> list[str]:
 
 
 def _check_kind(override: Override, old: Any) -> None:
-    """Refuse a scalar in the place of a group, and text in that of a component or number."""
+    """Refuse a scalar in place of a group, and text in place of a component or number."""
     key, new = override.key, override.value
     text = isinstance(new, str) and "${" not in new
     other = text or isinstance(new, (int, float, list))
@@ -321,14 +349,14 @@ def _check_kind(override: Override, old: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ComponentSwap:
-    """What swapping a component changed.
+    """The changes that a component swap made.
 
     Attributes:
-        key: where.
+        key: the key of the component.
         target: dotted path of the new class.
-        dropped: arguments that the new class does not take.
-        filled: arguments of the new class taken from ``model.*``, which has values of those names.
-        missing: arguments that the new class needs and that are still to be set.
+        dropped: removed arguments, which the new class does not take.
+        filled: arguments of the new class that now refer to ``model.*`` values of the same name.
+        missing: required arguments of the new class that are not set yet.
     """
 
     key: str
@@ -346,14 +374,14 @@ class ComponentSwap:
 
 
 def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
-    """Put another class in the place of a component, in place.
+    """Replace the class of a component, in place.
 
-    Arguments that the new class does not take are dropped. Those that are not set and for which
-    ``model`` has a value of the same name (``embed_dim``, ``num_levels``) become references to it.
+    Arguments that the new class does not take are dropped. Missing arguments for which ``model``
+    has a value of the same name (``embed_dim``, ``num_levels``) become references to it.
 
     Args:
         cfg: the whole config.
-        key: the component, such as ``model.scorer``; it may be null so far.
+        key: the component, such as ``model.scorer``; its present value may be null.
         name: a registered name of the component's family, or a dotted path.
 
     Raises:
@@ -375,7 +403,7 @@ def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
         _set(holder, last, fields, key)
         node = _child(holder, last)
     named, takes_any = keyword_parameters(target) or ({}, True)
-    taken = ("_target_", *named, *retired_arguments(target))  # the call refuses those that are gone
+    taken = ("_target_", *named, *retired_arguments(target))  # the call refuses removed arguments
     dropped = [k for k in node if k not in taken and not takes_any]
     for each in dropped:
         del node[each]
@@ -390,6 +418,6 @@ def swap_component(cfg: DictConfig, key: str, name: str) -> ComponentSwap:
 
 
 def _shared(cfg: DictConfig, name: str) -> bool:
-    """Whether ``model`` has a plain value of this name that its components can refer to."""
+    """Whether ``model`` has a plain value of this name, to which components can refer."""
     model = cfg["model"]
     return name in model and not isinstance(raw_value(model, name), (DictConfig, ListConfig))

@@ -17,9 +17,9 @@ _SUFFIXES = (".py", ".yaml", ".yml")
 def packaged_configs() -> dict[str, Path]:
     """Name and file of every config that describes a model of this library.
 
-    ``focus_detr_r50_12ep`` is a recipe to train by, ``released/focus_detr_r50`` the model of
-    published weights. Those of ``projects/interop`` load beside another library alone, and are
-    named by their path.
+    ``focus_detr_r50_12ep`` is a training recipe, ``released/focus_detr_r50`` the model of published
+    weights. Configs in ``projects/interop`` need another library and are not listed; they are named
+    by their path.
     """
     found = {path.stem: path for path in sorted((PACKAGE / "configs").glob("*.py"))}
     for path in sorted((PACKAGE / "projects").glob("*/configs/*.py")):
@@ -31,11 +31,11 @@ def packaged_configs() -> dict[str, Path]:
 
 
 def config_index() -> dict[str, dict[str, Any]]:
-    """What there is to say of every packaged config, without loading it.
+    """Facts about every packaged config, by name, without loading the configs.
 
-    By name: ``method``, ``backbone``, ``keep_ratio`` (mean share of the tokens over the encoder
-    layers; None where it is not one number), ``epochs`` (None for the released ones),
-    ``published_ap`` (on COCO val2017; None where none is published) and ``parameters`` (trainable
+    The facts are ``method``, ``backbone``, ``keep_ratio`` (mean share of the tokens over the
+    encoder layers; None if it is not one number), ``epochs`` (None for released models),
+    ``published_ap`` (on COCO val2017; None if none is published) and ``parameters`` (trainable
     ones, without the encoder's auxiliary heads).
     """
     return json.loads((PACKAGE / "configs/index.json").read_text(encoding="utf-8"))
@@ -45,11 +45,11 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     """The file of a config.
 
     Args:
-        name: the name of a packaged config; or a ``.py`` or ``.yaml`` file, also the path that a
-            packaged one has in the repository (``projects/dino/configs/...``).
+        name: the name of a packaged config, a ``.py`` or ``.yaml`` file, or the path of a packaged
+            config in the repository (``projects/dino/configs/...``).
 
     Raises:
-        ConfigError: there is none of that name; the message lists the nearest.
+        ConfigError: there is no such config; the message lists the nearest names.
     """
     path = Path(name)
     if path.suffix in _SUFFIXES:

@@ -1,4 +1,4 @@
-"""What plain settings may be, which no constructor checks: kinds, bounds, places."""
+"""Types and bounds of plain settings, which no constructor checks."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from sparsedet.config.kinds import fits, words
 from sparsedet.config.naming import ConfigError, join, shown
 from sparsedet.files import ADDRESS
 
-_MOST = 1e12  # where nothing else is said: no run is longer, no picture larger
+_MOST = 1e12  # the default bound: no run is longer, no picture larger
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a setting may be.
+    """The valid values of a setting.
 
     Args:
         kind: an annotation, such as ``int | None``.
-        least: smallest number.
-        above: what numbers exceed.
-        most: largest number.
-        below: what numbers stay below.
-        choices: of texts; none given = any.
-        place: whether it is the path of a file or folder; a number from 0 on is the name of one.
-        here: whether it must be on this machine: addresses are not fetched.
-        fetched: beginning of addresses that are.
+        least: inclusive lower bound.
+        above: exclusive lower bound.
+        most: inclusive upper bound.
+        below: exclusive upper bound.
+        choices: valid texts; empty = any.
+        place: whether it is the path of a file or folder; a number of at least 0 becomes a path.
+        here: whether it must be on this machine; URLs are not fetched.
+        fetched: prefix of URLs that are fetched nevertheless.
         empty: whether a text may be empty.
     """
 
@@ -46,7 +46,7 @@ class Rule:
     empty: bool = True
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is of the kind and within the bounds."""
+        """Whether a value is of the right type and within the bounds."""
         if not fits(value, self.kind):
             return False
         if isinstance(value, str):
@@ -59,7 +59,7 @@ class Rule:
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
-            and value <= self.most  # so NaN, which is not, is none
+            and value <= self.most  # False for NaN
         )
 
     def __str__(self) -> str:
@@ -84,18 +84,18 @@ class Rule:
 def check_settings(
     settings: Any, rules: Mapping[str, Rule], *, reference: Any = None, path: str = ""
 ) -> None:
-    """Refuse values that no run can have, before anything is made of them.
+    """Refuse invalid values before they are used.
 
-    A number where a path belongs becomes text, in place: it is the name of a file or folder.
+    A number in place of a path is replaced by text: it is the name of a file or folder.
 
     Args:
         settings: a group of settings, such as ``cfg.train``.
-        rules: by dotted key below ``path``.
-        reference: the group as it ships; where no rule stands, the kind of its value holds.
-        path: where the group sits in the config.
+        rules: rules by dotted key below ``path``.
+        reference: the group as it ships; without a rule, a value must be of the type in here.
+        path: the key of the group in the config.
 
     Raises:
-        ConfigError: naming the key, what it may be and what it is.
+        ConfigError: a value is invalid; the message has the key, the valid values and the value.
     """
     for key in list(settings):
         where = join(path, key)
@@ -123,12 +123,12 @@ def _check(settings: Any, key: str, value: Any, rule: Rule, where: str) -> None:
     if rule.here and isinstance(value, str) and ADDRESS.match(value) and not is_fetched:
         raise ConfigError(
             f"{where} must be on this machine, got the address {shown(value)}. Addresses are not "
-            f"fetched: download it, and set {where} to the path."
+            f"fetched: download the file, and set {where} to its path."
         )
 
 
 def _shipped_rule(value: Any) -> Rule | None:
-    """The kind of a value that ships; whole numbers are counts, which are not negative."""
+    """The rule for a default value: its type; whole numbers are counts and not negative."""
     if isinstance(value, (bool, str)):
         return Rule(type(value))
     if isinstance(value, (int, float)):

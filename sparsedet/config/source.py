@@ -14,7 +14,7 @@ _WIDTH = 88
 
 
 class _Group:
-    """What stands in brackets: a call, a dict or a list, its items with what stands before each."""
+    """A bracketed expression: a call, a dict or a list; each item has a label before it."""
 
     def __init__(self, opening: str, items: list[tuple[str, _Group | str]], closing: str) -> None:
         self.opening, self.items, self.closing = opening, items, closing
@@ -26,7 +26,7 @@ class _Group:
         return ", ".join(f"{label}{value}" for label, value in self.items)
 
     def lines(self, label: str, end: str, indent: str) -> str:
-        """On one line if there is room, else the content on its own line, else item by item."""
+        """On one line if it fits, else the content on its own line, else one item per line."""
         whole, inner = f"{indent}{label}{self}{end}", f"{indent}    "
         if len(whole) <= _WIDTH:
             return whole
@@ -48,7 +48,7 @@ def to_source(cfg: Any, prefix: str) -> str:
 
 
 def _assignments(node: Any, name: str, path: str) -> Iterator[str]:
-    """One for every call and value below a group of settings."""
+    """An assignment for every call and value below a group of settings."""
     if not (is_plain(node) and structure(node) is None and len(node)):
         yield _lines(f"{name} = ", _source(node, path), "", "")
         return
@@ -85,7 +85,7 @@ def _is_missing(node: Any, key: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """A value as Python would read it; classes and functions by their path."""
+    """A value as Python source; classes and functions by their dotted path."""
     try:
         return dotted_name(value)
     except ConfigError:

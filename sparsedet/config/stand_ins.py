@@ -1,8 +1,8 @@
-"""Reading a Python config without importing what it names.
+"""Read a Python config without importing what it names.
 
-A config names classes of torch, timm and this package, whose import takes seconds. To tell whether
-a key exists, their dotted paths are enough: while a config is described, imports in it give
-stand-ins that know their path, and what a class takes is read from its source.
+A config names classes of torch, timm and this package, whose import takes seconds. Their dotted
+paths are enough to check whether a key exists: in this mode, imports in a config return stand-ins
+that know their path, and the arguments of a class are read from its source.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _DESCRIBING: ContextVar[bool] = ContextVar("describing", default=False)
 
 
 class CannotDescribe(Exception):
-    """Only the imported objects themselves can tell."""
+    """The question can only be answered by importing the objects."""
 
 
 class StandIn:
-    """Takes the place of an imported object in a config that is only described.
+    """Replaces an imported object in a config that is only described.
 
     Args:
         dotted: the path of the object.
@@ -51,13 +51,13 @@ class StandIn:
 
 
 def is_describing() -> bool:
-    """Whether configs are only described, here and now."""
+    """Whether configs are only described at present, see :func:`describing`."""
     return _DESCRIBING.get()
 
 
 @contextmanager
 def describing() -> Iterator[None]:
-    """Inside, configs are not carried out: they hold stand-ins for what they import or name."""
+    """Inside this context, configs hold stand-ins for what they import or name."""
     token = _DESCRIBING.set(True)
     try:
         yield
@@ -66,7 +66,7 @@ def describing() -> Iterator[None]:
 
 
 def stand_in(module: str, fromlist: Sequence[str]) -> StandIn | None:
-    """What an import in a config file gives; None if it is to be carried out."""
+    """The result of an import in a config file; None if the import is to be made."""
     root = module.partition(".")[0]
     own = module == "sparsedet" or f"{module}.".startswith("sparsedet.config.")
     if not is_describing() or own or root in sys.stdlib_module_names:
@@ -74,14 +74,14 @@ def stand_in(module: str, fromlist: Sequence[str]) -> StandIn | None:
     return StandIn(module if fromlist else root)
 
 
-# --- what a callable takes, by its source
+# --- arguments of a callable, from its source
 
 
 def described_parameters(target: StandIn) -> list[str]:
     """Names of the arguments that the object takes.
 
     Raises:
-        CannotDescribe: its source does not tell.
+        CannotDescribe: they cannot be read from its source.
     """
     found = source_parameters(str(target))
     if found is None:
@@ -90,7 +90,7 @@ def described_parameters(target: StandIn) -> list[str]:
 
 
 def described_retired(target: StandIn) -> set[str]:
-    """Names of the arguments of a class that are gone, see :func:`sparsedet.registry.retires`."""
+    """Names of removed arguments of a class, see :func:`sparsedet.registry.retires`."""
     calls = getattr(_found(str(target)), "decorator_list", [])
     return {
         call.args[0].value
@@ -107,7 +107,7 @@ def source_parameters(dotted: str) -> list[str] | None:
         dotted: its path.
 
     Returns:
-        None where its source does not tell: what it inherits, decorators that may change it,
+        None if its source is not enough: inherited constructors, decorators that may change it,
         ``**kwargs``, code that is not Python.
     """
     node = _found(dotted)
@@ -125,7 +125,7 @@ def _is_call(node: ast.AST, *names: str) -> bool:
 
 
 def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
-    """The class's own, unless something else may make its instances."""
+    """The class's own ``__init__``; None if something else may construct its instances."""
     registered = all(_is_call(each, ".register", "retires") for each in node.decorator_list)
     own = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
     plain = registered and not node.keywords and "__new__" not in own
@@ -140,7 +140,7 @@ def _found(dotted: str) -> ast.AST | None:
 
 
 def _definition(dotted: str, hops: int) -> ast.AST | None:
-    """The class or function, followed through the modules that hand it on."""
+    """The definition of the class or function, found through re-exports."""
     parts = dotted.split(".")
     path = _source(parts[:-1])
     if path is None or not hops:
@@ -167,7 +167,7 @@ def _body(path: Path) -> list[ast.stmt]:
 
 
 def _source(module: list[str]) -> Path | None:
-    """The file of a module, found without importing its packages."""
+    """The file of a module, found without importing its parent packages."""
     spec = importlib.util.find_spec(module[0]) if module else None
     for part in module[1:]:
         folders = spec.submodule_search_locations if spec else None

@@ -1,8 +1,8 @@
-"""What a config that is data may call: a file from elsewhere must not become code.
+"""What a config that is data may call: a file from elsewhere must not run arbitrary code.
 
-A ``.py`` config is code, and running it is its reader's decision. A ``.yaml`` file, and the config
-inside a checkpoint, only name what is built, so the names are looked at before anything is built:
-parts of detectors, data sets, optimizers and schedules, from libraries that are installed anyway.
+A ``.py`` config is code, and the user decides to run it. A ``.yaml`` file and the config inside a
+checkpoint only name what is built, so the names are checked before anything is built. Allowed are
+parts of detectors, data sets, optimizers and schedules of libraries that are installed anyway.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sparsedet.config.naming import ConfigError, Reference, join, locate
 
 LIBRARIES = ("sparsedet", "torch", "torchvision", "timm", "fvcore")
 
-# Where the classes and functions are defined that a config from a file may name. The rest of these
-# libraries runs commands, loads pickles, fetches files and compiles sources.
+# Modules whose classes and functions a config from a file may name. The rest of these libraries can
+# run commands, load pickles, fetch files and compile sources.
 _HOMES = (
     "sparsedet.modeling",
     "sparsedet.layers",
@@ -54,7 +54,7 @@ _HOMES_OF_CLASSES = ("sparsedet.data", "sparsedet.evaluation")
 _FUNCTIONS = ("sparsedet.data.dataset.open_dataset", "timm.models._factory.create_model")
 _CLOSED = re.compile(r"timm\.models\._|sparsedet\.interop\.detrex\.configs")
 
-# Arguments by which timm reads a file of weights with whatever is in it, or one from an address.
+# Arguments that make timm load a weights file unsafely, or from a URL.
 _READS_ANYTHING = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "weights_only")
 _ELSEWHERE = ("hf-hub", "local-dir")
 
@@ -69,7 +69,7 @@ _TRUSTING: ContextVar[bool] = ContextVar("trusting", default=False)
 
 @contextmanager
 def trusting(trust: bool = True) -> Iterator[None]:
-    """Inside, config files may call anything, as ``--trust-config`` says on the command line.
+    """Inside this context, config files may call anything; ``--trust-config`` enters it.
 
     Args:
         trust: False changes nothing.
@@ -87,18 +87,18 @@ def is_trusting() -> bool:
 
 
 def require_trusted(cfg: Any, source: str, key: str = "") -> None:
-    """Refuse a config from a file, or a part of it, that would call foreign code.
+    """Refuse a config from a file, or a part of it, that would call other code.
 
     Nothing is called, and only modules of :data:`LIBRARIES` are imported.
 
     Args:
-        cfg: as it was read, before it was changed.
+        cfg: the config as it was read, before any change.
         source: the file, for the message.
-        key: which part of the config it is.
+        key: the key of the part; empty for a whole config.
 
     Raises:
-        ConfigError: it names something else; the message has the name, its key and the file. Never
-            inside of :func:`trusting`.
+        ConfigError: it names something that is not allowed; the message has the name, its key and
+            the file. Never raised inside :func:`trusting`.
     """
     if _TRUSTING.get():
         return
@@ -130,7 +130,7 @@ def _check(value: Any, key: str, source: str) -> None:
 
 
 def _check_composed(node: DictConfig | ListConfig, key: str, source: str) -> None:
-    """Look at the texts that references make, which were found to be plain ones."""
+    """Check the texts that plain references resolve to."""
     if node._is_none() or node._is_missing() or node._is_interpolation():
         return
     names: Any = node if isinstance(node, DictConfig) else range(len(node))
@@ -139,7 +139,7 @@ def _check_composed(node: DictConfig | ListConfig, key: str, source: str) -> Non
         if isinstance(inner, (DictConfig, ListConfig)):
             _check_composed(inner, join(key, name), source)
         elif inner._is_interpolation():
-            with suppress(OmegaConfBaseException, RecursionError):  # said when it is used
+            with suppress(OmegaConfBaseException, RecursionError):  # an error comes when it is used
                 _check_place(node[name], join(key, name), source)
 
 
@@ -166,14 +166,14 @@ def _check_text(text: str, key: str, source: str) -> None:
 def _check_name(path: str, key: str, source: str) -> None:
     try:
         known = _is_known(path)
-    except ConfigError as error:  # there is nothing of that name
+    except ConfigError as error:  # nothing has that name
         raise type(error)(f"{source}: {key}: {error}") from error
     if not known:
         raise _refusal(f"would call {path} for {key}", source)
 
 
 def _is_known(path: str) -> bool:
-    """Whether a dotted path is that of a part which any config may name."""
+    """Whether any config may name the object at a dotted path."""
     parts = path.split(".")
     private = any(part.startswith("_") for part in parts) and not path.startswith("torch._C._nn.")
     if parts[0] not in LIBRARIES or private:
@@ -181,7 +181,7 @@ def _is_known(path: str) -> bool:
     found = locate(path)
     home, name = getattr(found, "__module__", None), getattr(found, "__qualname__", ".")
     if not callable(found) or not isinstance(home, str) or "." in name:
-        return False  # a module, a value, or a method whose first argument would be anything
+        return False  # a module, a value, or a method, whose first argument could be anything
     if f"{home}.{name}" in _FUNCTIONS:
         return True
     homes = (*_HOMES, *_HOMES_OF_CLASSES) if isinstance(found, type) else _HOMES

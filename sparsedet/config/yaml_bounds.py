@@ -1,8 +1,7 @@
-"""YAML of unknown origin: how much of it is read, and that each key stands there once.
+"""YAML of unknown origin: its size is bounded, and no key may appear twice.
 
-A few lines of aliases stand for billions of values (a billion laughs), and a reader that follows
-each level with a call ends at the depth of Python's stack. So the nodes are measured before
-anything is made of them.
+A few lines of aliases can expand to billions of values (a billion laughs), and a recursive reader
+fails at the depth of Python's stack. So the nodes are counted before they are constructed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _MOST_LEVELS = 40
 
 
 def read_start(path: str | os.PathLike[str]) -> bytes:
-    """The content of a file, of which no more is read than shows that it is too large."""
+    """Read a file, but at most one byte more than the bound."""
     with open(path, "rb") as file:
         return file.read(_MOST_BYTES + 1)
 
@@ -30,13 +29,13 @@ def read_bounded(text: str | bytes, loader: type[yaml.SafeLoader], what: str) ->
     """Read YAML text of bounded size.
 
     Args:
-        text: of one document.
-        loader: makes values of the nodes.
-        what: is read, for the message, such as "config".
+        text: the text of one document.
+        loader: constructs values from the nodes.
+        what: what is read, for the message, such as "config".
 
     Raises:
-        yaml.YAMLError: if it is none, or has a key twice.
-        ConfigError: if it is larger or deeper than such a file is.
+        yaml.YAMLError: if it is not YAML, or has a key twice.
+        ConfigError: if it is too large or too deep.
     """
     if len(text) > _MOST_BYTES:
         raise ConfigError(f"it is larger than {_MOST_BYTES >> 20} MB, which no {what} is.")
@@ -58,11 +57,11 @@ def read_bounded(text: str | bytes, loader: type[yaml.SafeLoader], what: str) ->
 
 
 class _TooLarge(Exception):
-    """There are more nodes than any file of use has."""
+    """There are more nodes than any real file has."""
 
 
 def _measure(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many nodes there are below one, each alias counted as what it stands for."""
+    """The number of nodes below a node, with aliases expanded."""
     if id(node) in above or len(above) > _MOST_LEVELS:
         raise RecursionError
     if isinstance(node, yaml.ScalarNode):
@@ -79,7 +78,7 @@ def _measure(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> 
 
 
 def _refuse_twice(keys: Sequence[yaml.Node]) -> None:
-    """Of a key that stands there twice, YAML's reader would silently take the last."""
+    """Refuse duplicate keys, of which PyYAML would silently take the last."""
     seen = set()
     for key in keys:
         if isinstance(key, yaml.ScalarNode):

@@ -1,4 +1,4 @@
-"""Checks of arguments, and the forms in which they may come."""
+"""Argument checks and types."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SpatialShapes = Sequence[Sequence[int]] | Tensor | np.ndarray
 
 
 def on_host(sizes: SpatialShapes) -> Sequence[tuple[int, int]]:
-    """Sizes as host numbers: what is no tensor or array is returned as it is.
+    """Sizes as numbers on the host; a sequence is returned unchanged.
 
-    A tensor on an accelerator waits for the device, so who calls often keeps sizes in a list.
+    Reading a tensor on an accelerator waits for the device, so frequent callers pass a list.
 
     Args:
         sizes: pairs of numbers.
@@ -29,16 +29,16 @@ def on_host(sizes: SpatialShapes) -> Sequence[tuple[int, int]]:
 
 
 def require_positive(value: int, name: str, *, key: str, least: int = 1) -> None:
-    """Refuse what is not an integer of at least 1.
+    """Refuse a value that is not an integer of at least ``least``.
 
     Args:
         value: the argument.
-        name: the class and the argument, as ``"DeformableEncoder.num_layers"``.
+        name: the class and the argument, such as ``"DeformableEncoder.num_layers"``.
         key: the config key that sets it.
-        least: the smallest number that is accepted.
+        least: the smallest valid number.
 
     Raises:
-        ValueError: saying all three.
+        ValueError: with the name, the value and the key.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(
@@ -56,19 +56,19 @@ def require_layers(
     num_layers: int,
     fewest: int = 1,
 ) -> None:
-    """Refuse sizes that no stack of attention layers can have.
+    """Refuse invalid sizes of a stack of attention layers.
 
     Args:
-        owner: the class, as ``"DeformableEncoder"``.
-        key: the config key of its arguments, as ``"model.encoder"``.
+        owner: the class, such as ``"DeformableEncoder"``.
+        key: the config key of the component, such as ``"model.encoder"``.
         embed_dim: channels, which ``num_heads`` must divide.
         num_heads: attention heads.
         feedforward_dim: hidden channels of the feed-forward blocks.
         num_layers: layers.
-        fewest: the smallest number of layers.
+        fewest: the smallest valid number of layers.
 
     Raises:
-        ValueError: naming the class, the argument and the key.
+        ValueError: with the class, the argument and the key.
     """
     require_positive(num_layers, f"{owner}.num_layers", key=f"{key}.num_layers", least=fewest)
     sizes = {

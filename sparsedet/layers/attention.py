@@ -18,15 +18,15 @@ def read_heads(
     mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What the queries read from the values ("Attention is all you need", section 3.2).
+    """Multi-head scaled dot-product attention ("Attention is all you need", section 3.2).
 
     Args:
         query: projected queries ``[B Q C]``.
         key: projected keys ``[B N C]``.
         value: projected values ``[B N D]``; ``D`` may differ from ``C``.
         num_heads: heads, each of consecutive channels.
-        mask: ``[B or 1, heads or 1, Q or 1, N]``; bool with True = is seen, or numbers that are
-            added to the logits; None = all is seen.
+        mask: ``[B or 1, heads or 1, Q or 1, N]``; bool with True = may be attended to, or numbers
+            that are added to the logits; None = no mask.
         dropout: probability on the attention weights.
 
     Returns:
@@ -41,17 +41,17 @@ def read_heads(
 def received_attention(
     query: Tensor, key: Tensor, num_heads: int, counted: Tensor, *, mask: Tensor | None = None
 ) -> Tensor:
-    """Attention that every key gets, summed over the heads and the counted queries.
+    """Attention that every key receives, summed over the heads and the counted queries.
 
     Args:
         query: as in ``read_heads``.
         key: as in ``read_heads``.
         num_heads: as in ``read_heads``.
-        counted: ``[B Q]``, the factor of each query.
+        counted: ``[B Q]``, the weight of each query in the sum.
         mask: bool, as in ``read_heads``.
 
     Returns:
-        ``[B N]`` in float32, without gradient; of each counted query 1 per head in all.
+        ``[B N]`` in float32, without gradient. A query of weight 1 contributes 1 per head in total.
     """
     with without_autocast(query.device):
         q, k = (_heads(x.float(), num_heads) for x in (query, key))
@@ -68,10 +68,10 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 def attend(
     attention: nn.MultiheadAttention, q: Tensor, value: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """``attention`` of queries among themselves, with a mask that heads and layers share.
+    """Self-attention of the queries, with a mask that heads and layers share.
 
     Args:
-        attention: whose weights are used.
+        attention: the module with the weights.
         q: queries and keys ``[B Q C]``.
         value: values ``[B Q C]``.
         mask: see ``read_heads``.
@@ -85,7 +85,7 @@ def attend(
 
 
 class PlainAttention(nn.Module):
-    """Positions are added to what queries and keys are projected from (DETR, section A.3).
+    """Attention with positions added to queries and keys before projection (DETR, section A.3).
 
     Args:
         embed_dim: channels.
@@ -114,19 +114,20 @@ class PlainAttention(nn.Module):
         counted: Tensor | None = None,
         sine: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What ``x`` reads from ``tokens``.
+        """Let ``x`` attend to ``tokens``.
 
         Args:
-            x: what reads, ``[B Q C]``.
-            pos: its positions, ``[B Q C]``.
-            tokens: what is read, ``[B N C]``.
-            tokens_pos: their positions, ``[B N C]``.
+            x: queries, ``[B Q C]``.
+            pos: positions of the queries, ``[B Q C]``.
+            tokens: keys and values, ``[B N C]``.
+            tokens_pos: positions of the tokens, ``[B N C]``.
             mask: see ``read_heads``.
-            counted: see ``received_attention``; None = nothing is counted.
+            counted: see ``received_attention``; None = received attention is not computed.
             sine: not used here.
 
         Returns:
-            ``[B Q C]``, and what every token got from the counted queries, ``[B N]``, or None.
+            The output ``[B Q C]``, and the attention that every token received from the counted
+            queries, ``[B N]``, or None.
         """
         inputs = (x + pos, tokens + tokens_pos, tokens)
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
@@ -135,7 +136,9 @@ class PlainAttention(nn.Module):
 
 
 class SplitAttention(nn.Module):
-    """Contents and positions are projected apart, then added (Conditional DETR's self-attention).
+    """Attention on the sum of separate projections of content and position.
+
+    This is the self-attention of Conditional DETR.
 
     Args:
         embed_dim: channels.
@@ -163,24 +166,25 @@ class SplitAttention(nn.Module):
         counted: Tensor | None = None,
         sine: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What ``x`` reads from ``tokens``, see ``PlainAttention.forward``."""
+        """Let ``x`` attend to ``tokens``, see ``PlainAttention.forward``."""
         query = self.query_content(x) + self.query_pos(pos)
         key = self.key_content(tokens) + self.key_pos(tokens_pos)
         return _read(self, query, key, self.value(tokens), mask, counted)
 
 
 class ConditionalAttention(nn.Module):
-    """Contents and positions meet apart: their products are added (Conditional DETR, section 3.3).
+    """Conditional cross-attention: content and position are compared separately.
 
-    In every head the channels of content and position follow each other. The position of a query is
-    the sine embedding of where it looks.
+    The logit is the sum of both dot products (Conditional DETR, section 3.3): in every head, the
+    channels of content and position are concatenated. The position of a query is the sine embedding
+    of its reference point.
 
     Args:
         embed_dim: channels.
         num_heads: heads.
         dropout: probability on the attention weights.
-        with_pos: also add the positions to the contents, as in the first layer of a decoder, where
-            queries have no content of their own.
+        with_pos: also add the positions to the contents, as in the first decoder layer, where the
+            queries have no content yet.
     """
 
     def __init__(
@@ -206,9 +210,9 @@ class ConditionalAttention(nn.Module):
         counted: Tensor | None = None,
         sine: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What ``x`` reads from ``tokens``, see ``PlainAttention.forward``.
+        """Let ``x`` attend to ``tokens``, see ``PlainAttention.forward``.
 
-        ``sine`` ``[B Q C]`` is the embedding of where each query looks.
+        ``sine`` ``[B Q C]`` is the sine embedding of the reference point of each query.
         """
         assert sine is not None
         query, key = self.query_content(x), self.key_content(tokens)
@@ -219,7 +223,7 @@ class ConditionalAttention(nn.Module):
         return _read(self, query, key, self.value(tokens), mask, counted)
 
     def _beside(self, content: Tensor, position: Tensor) -> Tensor:
-        """Channels of both, head by head."""
+        """Concatenate the channels of content and position in every head."""
         parts = [x.unflatten(-1, (self.num_heads, -1)) for x in (content, position)]
         return torch.cat(parts, dim=-1).flatten(-2)
 
@@ -232,7 +236,7 @@ def _read(
     mask: Tensor | None,
     counted: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What is read of the projected tokens, projected, and what the counted queries give."""
+    """The projected attention output, and the attention received from counted queries."""
     heads, dropout = attention.num_heads, attention.dropout
     rate = dropout.p if dropout.training else 0.0
     read = read_heads(query, key, value, heads, mask=mask, dropout=rate)
@@ -243,17 +247,17 @@ def _read(
 
 
 def before(x: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor:
-    """What a block starts from."""
+    """The input of a block: normalized if ``norm_first``."""
     return norm(x) if norm_first else x
 
 
 def after(x: Tensor, update: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor:
-    """A block's update joined with what it is to update."""
+    """The residual sum of a block: normalized unless ``norm_first``."""
     return x + update if norm_first else norm(x + update)
 
 
 def draw_matrices(module: nn.Module) -> None:
-    """Draw every matrix anew as the released codes of the DETR family do."""
+    """Initialize every matrix as the released code of the DETR family does (Xavier)."""
     for parameter in module.parameters():
         if parameter.ndim > 1:
             nn.init.xavier_uniform_(parameter)

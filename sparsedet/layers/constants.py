@@ -1,4 +1,4 @@
-"""Numbers of the host on a device."""
+"""Host numbers as a tensor on a device."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 def constants(
     numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A row of host numbers, filled on the device one by one: for the few that a pass needs.
+    """A vector of a few host numbers, filled on the device one by one.
 
-    A copy from the host would wait for what the device has still to do, and a CUDA graph cannot
-    hold one.
+    A copy from the host would wait for pending work of the device, and a CUDA graph cannot contain
+    one.
 
     Args:
         numbers: at least one.
-        device: where the row is made.
-        dtype: of the row.
+        device: the device of the vector.
+        dtype: the dtype of the vector.
 
     >>> constants([2, 3], torch.device("cpu"))
     tensor([2., 3.])

@@ -32,8 +32,8 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-# Hidden numbers that a CPU keeps at a time: they stay in its caches, and in memory that the
-# allocator hands out again instead of asking the system for new pages.
+# Hidden numbers that are computed at a time on a CPU: few enough for its caches and for memory that
+# the allocator reuses instead of asking the system for new pages.
 _HIDDEN_AT_A_TIME = 2**21
 
 
@@ -43,7 +43,7 @@ Activation = Literal["relu", "prelu"]
 class FeedForward(nn.Module):
     """Position-wise feed-forward block of a transformer layer, without residual and norm.
 
-    A CPU infers block by block of the tokens.
+    Inference on a CPU processes the tokens in blocks.
 
     Args:
         embed_dim: input and output channels.
@@ -91,5 +91,5 @@ class FeedForward(nn.Module):
 
 
 def _relu(x: Tensor) -> Tensor:
-    """ReLU, in place without gradients: autograd copies what is changed through a view, as here."""
+    """ReLU; in place only without gradients, since autograd would copy the view that is changed."""
     return F.relu(x, inplace=not torch.is_grad_enabled())

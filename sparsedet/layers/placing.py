@@ -1,4 +1,4 @@
-"""Rows of fewer places than a map has, put where they belong."""
+"""Scatter rows into the cells of maps."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 def in_places(
     rows: Shaped[Tensor, "B N *_"], places: Int[Tensor, "B N"], num_cells: int
 ) -> Shaped[Tensor, "B cells *_"]:
-    """Maps that hold rows in some of their cells, and zero in the others.
+    """Scatter rows into some cells of zero maps.
 
     Args:
-        rows: for each image what some of its cells hold.
-        places: the cell of each row, counted over the maps of all images, each cell once; a row
-            with the number after the last one goes nowhere.
-        num_cells: cells of the map of an image.
+        rows: the rows of each image.
+        places: the cell of each row, numbered over the maps of all images; no cell occurs twice. A
+            row whose number is one past the last cell is discarded.
+        num_cells: cells of the map of one image.
     """
     batch = rows.shape[0]
-    # one more cell, for what goes nowhere
+    # one more cell, for discarded rows
     whole = rows.new_zeros(batch * num_cells + 1, *rows.shape[2:])
     whole.index_copy_(0, places.flatten(), rows.flatten(0, 1))
     return whole[:-1].unflatten(0, (batch, num_cells))
@@ -32,13 +32,13 @@ def whole_maps(
     padding_mask: Bool[Tensor, "B N"] | None,
     places: Int[Tensor, "B N"] | None,
 ) -> Float[Tensor, "B cells C"]:
-    """All cells of some levels, zero where there is no token.
+    """The values of all cells of the levels, zero in cells without a token.
 
     Args:
-        value: of every token.
+        value: the value of every token.
         spatial_shapes: (height, width) of each level.
-        padding_mask: True = no token; None = all are. Not needed beside ``places``.
-        places: see ``in_places``; None = the tokens are the cells.
+        padding_mask: True = padding; None = no padding. Not needed with ``places``.
+        places: see ``in_places``; None = there is one token for each cell.
     """
     if places is not None:
         return in_places(value, places, sum(height * width for height, width in spatial_shapes))

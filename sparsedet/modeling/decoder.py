@@ -1,4 +1,4 @@
-"""Decoders: queries read from the encoded map and become predictions."""
+"""Decoders: queries attend to the encoded map and become predictions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from sparsedet.modeling.decoding import (
 from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Queries
-from sparsedet.registry import DECODERS
+from sparsedet.registry import DECODERS, renamed, retires
 
 
 class DeformableDecoderLayer(nn.Module):
-    """Self-attention, deformable cross-attention, feed-forward block, each normalized after.
+    """Self-attention, deformable cross-attention, feed-forward block, each followed by LayerNorm.
 
     Deformable DETR, section 4.1.
 
@@ -75,9 +75,9 @@ class DeformableDecoderLayer(nn.Module):
         reference: Float[Tensor, "B Q L D"],
         memory: MultiScaleFeatures,
     ) -> tuple[Float[Tensor, "B Q C"], Tensor, Tensor]:
-        """Update ``x``; also the cross-attention's sampling locations and attention weights.
+        """Update ``x``; also return the cross-attention's sampling locations and attention weights.
 
-        ``mask`` is that of ``query_mask``.
+        ``mask`` is the result of ``query_mask``.
         """
         attended = attend(self.self_attention, x + pos, x, mask)
         x = self.self_attention_norm(x + self.dropout(attended))
@@ -96,6 +96,7 @@ class DeformableDecoderLayer(nn.Module):
 
 
 @DECODERS.register()
+@retires("conditional_pos", renamed("conditional_pos", "makes_pos"))
 class DeformableDecoder(nn.Module):
     """Deformable decoder, with or without iterative box refinement (Deformable DETR, appendix A.4).
 
@@ -109,22 +110,23 @@ class DeformableDecoder(nn.Module):
         num_layers: layers.
         refine: the boxes of a layer, without gradient, are the next layer's references. Otherwise
             all layers start from the initial reference.
-        output_norm: predict from a LayerNorm of every layer's output, which all layers share; boxes
-            that become references are made from the output itself (DINO's released code).
+        output_norm: predict from the normalized output of every layer, with one LayerNorm for all
+            layers; boxes that become references are predicted from the output itself (DINO's
+            released code).
         look_forward_twice: a layer's boxes are relative to the previous layer's with their gradient
             (DINO, section 3.5).
-        conditional_pos: positions of the queries are made in every layer from their references, by
-            a network of two layers on the sine embedding (DAB-DETR, section 4.2). For queries that
+        makes_pos: every layer makes the positions of the queries from their references, by a
+            network of two layers on the sine embedding (DAB-DETR, section 4.2). For queries that
             come without positions.
         scale_pos: after the first layer, multiply those positions by a function of the queries
             (Conditional DETR, section 3.3).
         eps: clamp of the inverse sigmoid of references. Weights trained with detrex need 1e-3.
-        activation_checkpointing: in training, keep only the inputs of the layers and compute what
-            the backward needs anew: less memory, a second forward of the layers.
+        activation_checkpointing: in training, store only the inputs of the layers and recompute the
+            rest in the backward pass: less memory, a second forward of the layers.
 
     Raises:
         ValueError: for numbers that are not positive integers, heads that do not divide
-            ``embed_dim``, and options without the one that they need.
+            ``embed_dim``, and options that need another one which is not set.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class DeformableDecoder(nn.Module):
         refine: bool = True,
         output_norm: bool = False,
         look_forward_twice: bool = False,
-        conditional_pos: bool = False,
+        makes_pos: bool = False,
         scale_pos: bool = False,
         eps: float = 1e-5,
         activation_checkpointing: bool = False,
@@ -156,17 +158,15 @@ class DeformableDecoder(nn.Module):
         )
         if look_forward_twice and not refine:
             refuse_without("DeformableDecoder", "look_forward_twice", "refine")
-        if scale_pos and not conditional_pos:
-            refuse_without("DeformableDecoder", "scale_pos", "conditional_pos")
+        if scale_pos and not makes_pos:
+            refuse_without("DeformableDecoder", "scale_pos", "makes_pos")
         self.embed_dim, self.num_levels, self.num_layers = embed_dim, num_levels, num_layers
         self.refine, self.look_forward_twice, self.eps = refine, look_forward_twice, eps
-        self.makes_pos = conditional_pos
+        self.makes_pos = makes_pos
         self.activation_checkpointing = activation_checkpointing
         self.norm = nn.LayerNorm(embed_dim) if output_norm else None
         self.pos_mlp = (
-            MLP(2 * embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2)
-            if conditional_pos
-            else None
+            MLP(2 * embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2) if makes_pos else None
         )
         self.pos_scale = (
             MLP(embed_dim, embed_dim, hidden_dim=embed_dim, num_layers=2) if scale_pos else None
@@ -184,7 +184,7 @@ class DeformableDecoder(nn.Module):
         )
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse queries whose positions nobody makes, or two do.
+        """Refuse queries without positions, or with two sources of them.
 
         Raises:
             ValueError: the message says what to change.
@@ -202,7 +202,7 @@ class DeformableDecoder(nn.Module):
         """Decode.
 
         Args:
-            queries: what to start from.
+            queries: the input queries.
             memory: encoded features.
             heads: the heads of the decoder layers.
             record: ``{"token_mass"}`` to accumulate the cross-attention mass on the tokens.
@@ -262,22 +262,21 @@ def attention_mass(
 ) -> Float[Tensor, "B N"]:
     """Attention that the matching queries pay to each token (DAM of Sparse DETR, section 3.3).
 
-    Every sampled point gives its weight to the four cells around it, in the shares of the bilinear
-    sampling that reads them. The released code splats half a cell further to the bottom right than
-    the attention reads.
+    The weight of every sampled point is distributed to the four cells around it, as in the bilinear
+    sampling. The released code adds it half a cell further to the bottom right than the attention
+    samples.
 
-    The sum over the layers of a decoder is what ``DecoderAttentionLoss`` takes. A decoder of
-    another codebase gives it, too: ``MultiScaleDeformableAttention`` returns locations and weights
+    ``DecoderAttentionLoss`` takes the sum over the layers of a decoder. It can also be computed for
+    a decoder of another codebase: ``MultiScaleDeformableAttention`` returns locations and weights
     with ``return_sampling=True``.
 
     Args:
-        features: the map that the queries read from; its sizes alone count.
+        features: the map that the queries attend to; only its sizes are used.
         locations: where the cross-attention of one layer samples, x and y in [0, 1] of the padded
             map of each level.
-        weights: how much each sample counts, after the softmax.
-        valid: False = a query that fills up an image with fewer of them; None = all count.
-        num_denoising: that many queries come first which stand for noised objects; they are left
-            out.
+        weights: attention weight of each sample, after the softmax.
+        valid: False = filler query, which is left out; None = no fillers.
+        num_denoising: number of denoising queries, which come first and are left out.
     """
     matching = slice(num_denoising, None)
     locations, weights = locations[:, matching].float(), weights[:, matching].float()

@@ -1,4 +1,4 @@
-"""The loop of all decoders: what every layer predicts, and where the next one begins."""
+"""The loop over the layers of a decoder, with the predictions and references of each."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def decode(
     """Let every layer update the queries and predict.
 
     Args:
-        layer: maps (number of the layer, queries, references) to updated queries.
+        layer: maps (index of the layer, queries, references) to updated queries.
         num_layers: layers.
-        queries: what to start from.
+        queries: the input queries.
         heads: the heads of the layers.
-        norm: what predictions are made from is normalized by this first; boxes that become
-            references are not.
+        norm: normalizes the output of a layer before its predictions; boxes that become references
+            are predicted from the output itself.
         refine: boxes of a layer, without gradient, are the next one's references.
         look_forward_twice: a layer's boxes are relative to the previous layer's with their
             gradient.
@@ -58,10 +58,10 @@ def decode(
 
 
 def query_mask(queries: Queries) -> Float[Tensor, "_ 1 _ Q"] | None:
-    """What to add to the attention logits of the queries: -inf where one must not see another.
+    """Additive self-attention mask of the queries: -inf where one must not attend to another.
 
-    One mask for all layers and heads, of size 1 where images or queries do not differ. (The mask
-    that ``nn.MultiheadAttention`` makes of its two has every head's own, in every layer.)
+    One mask for all layers and heads, with size 1 in a dimension over which it does not vary.
+    (``nn.MultiheadAttention`` would merge its two masks into one for every head, in every layer.)
     """
     blocked = queries.attn_mask
     if queries.valid is not None:
@@ -86,13 +86,13 @@ def reference_sine(reference: Float[Tensor, "B Q D"], num_features: int) -> Floa
 
 
 def refuse_without(owner: str, name: str, needed: str, value: str = "True") -> None:
-    """Refuse an option of a decoder without the one that it needs.
+    """Refuse an option of a decoder without another option that it needs.
 
     Args:
         owner: the decoder's class.
         name: the option.
-        needed: the other one.
-        value: what the other one must be.
+        needed: the other option.
+        value: the value that the other option must have.
 
     Raises:
         ValueError: always, saying which of the two to change.
@@ -104,7 +104,7 @@ def refuse_without(owner: str, name: str, needed: str, value: str = "True") -> N
 
 
 def check_positions(decoder: Decoder, assembly: Assembly) -> None:
-    """Refuse queries whose positions nobody makes, or two do.
+    """Refuse queries without positions, or with two sources of them.
 
     Raises:
         ValueError: the message says what to change.
@@ -115,10 +115,10 @@ def check_positions(decoder: Decoder, assembly: Assembly) -> None:
         raise ValueError(
             f"TokenSparseDetector.decoder must {'not ' if provides else ''}make positions for "
             f"{name}, whose queries {'have' if provides else 'lack'} them, got "
-            f"{decoder.makes_pos}. Set model.decoder.conditional_pos={not provides}."
+            f"{decoder.makes_pos}. Set model.decoder.makes_pos={not provides}."
         )
     if decoder.makes_pos and queries.reference_dim != 4:
         raise ValueError(
-            "TokenSparseDetector.decoder makes positions from boxes, the references of "
+            "TokenSparseDetector.decoder makes positions from boxes, but the references of "
             f"{name} are points. Set model.query_initializer."
         )

@@ -27,7 +27,7 @@ from sparsedet.structures import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 
 class _NoisedQueries(nn.Module):
-    """What both kinds of denoising share: labels become queries, groups do not see each other."""
+    """Base of both kinds of denoising: labels become queries, groups are masked from each other."""
 
     supervise_unused = True
 
@@ -53,7 +53,7 @@ class _NoisedQueries(nn.Module):
             )
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse queries that noised objects cannot join, and labels of other classes.
+        """Refuse queries that denoising does not work with, and another number of classes.
 
         Raises:
             ValueError: the message says what to change.
@@ -77,8 +77,8 @@ class _NoisedQueries(nn.Module):
     def prepend(self, queries: Queries, noised: NoisedTargets) -> Queries:
         """Put the noised objects before the matching queries.
 
-        The matching queries do not see them, a group does not see another group (DN-DETR,
-        section 4.3); all see the matching queries.
+        Matching queries do not attend to them, and groups do not attend to each other (DN-DETR,
+        section 4.3); all denoising queries attend to the matching queries.
         """
         total = noised.labels.shape[1]
         used = noised.valid[..., None]
@@ -130,13 +130,13 @@ def _rows(prediction: Prediction, rows: slice) -> Prediction:
 def group_mask(
     num_denoising: int, num_groups: int, num_queries: int, device: torch.device
 ) -> Bool[Tensor, "Q Q"]:
-    """True where a query (row) must not see another (column).
+    """True where a query (row) must not attend to another (column).
 
     Args:
         num_denoising: queries of noised objects; they come first.
         num_groups: groups of the same size.
         num_queries: all queries.
-        device: where the mask lives.
+        device: device of the mask.
     """
     index = torch.arange(num_queries, device=device)
     size = num_denoising // num_groups
@@ -145,7 +145,7 @@ def group_mask(
 
 
 def match_slots(targets: Targets, slots: int, num_groups: int) -> Matching:
-    """Slot j of every group of ``slots`` answers for object j of its image."""
+    """Match slot j of every group of ``slots`` to object j of its image."""
     pairs, start = [], 0
     for index, count in enumerate(targets.counts):
         own = torch.arange(count)
@@ -155,7 +155,7 @@ def match_slots(targets: Targets, slots: int, num_groups: int) -> Matching:
         pairs.append(torch.stack((image, query, target, start + target)))
         start += count
     boxes, labels = torch.cat(targets.boxes), torch.cat(targets.labels)
-    # Made on the host, of its numbers, and copied at once: the device is not waited for.
+    # Built on the host and copied at once, without synchronizing with the device.
     image, query, target, place = torch.cat(pairs, dim=1).to(boxes.device, non_blocking=True)
     return Matching(image, query, target, boxes[place], labels[place])
 
@@ -163,7 +163,7 @@ def match_slots(targets: Targets, slots: int, num_groups: int) -> Matching:
 def _pad(
     targets: Targets,
 ) -> tuple[Int[Tensor, "B n"], Float[Tensor, "B n 4"], Bool[Tensor, "B n"]]:
-    """Labels, boxes and which are used, in as many slots as the fullest image needs, at least 1."""
+    """Labels, boxes and used slots; as many slots as the largest number of objects, at least 1."""
     counts = torch.tensor(targets.counts)
     slots = max(1, *targets.counts)
     labels, boxes = (
@@ -181,22 +181,22 @@ def _pad(
 class Denoising(_NoisedQueries):
     """Groups of noised copies of all objects (DN-DETR, section 4).
 
-    Centers move by up to ``box_noise`` of half the size, sizes change by up to ``box_noise`` of
-    themselves, all numbers are clamped to [0, 1]. The last channel of a denoising query is 1, that
-    of ``AnchorQueries`` is 0 (the indicator of section 4.3). One label more than there are classes
-    stands for "unknown" and may be drawn as noise.
+    Centers move by up to ``box_noise`` times half the size, sizes change by up to ``box_noise``
+    times themselves, and all numbers are clamped to [0, 1]. The last channel is an indicator
+    (section 4.3): 1 for denoising queries, 0 for those of ``AnchorQueries``. One additional label
+    means "unknown" and may be drawn as noise.
 
     Args:
         embed_dim: channels.
         num_classes: classes.
         num_groups: copies of every object.
-        label_noise: probability that a label is replaced by one drawn from all.
+        label_noise: probability that a label is replaced by a random one.
         box_noise: see above.
         eps: clamp of the inverse sigmoid. Weights trained with detrex need 1e-3.
-        mask_unused: slots that an image with fewer objects than its companions leaves empty are
-            neither seen nor supervised. In the released codes their group sees them.
-        supervise_unused: where they are seen, they have to answer that there is no object, as in
-            detrex's code. DN-DETR's own leaves them out of the losses.
+        mask_unused: unused slots, of images with fewer objects than others of the batch, are masked
+            in attention and not supervised. In the released code, their group attends to them.
+        supervise_unused: if unused slots are not masked, train them to predict "no object", as in
+            detrex's code. DN-DETR's released code leaves them out of the losses.
 
     Raises:
         ValueError: for numbers outside of their ranges.
@@ -247,19 +247,20 @@ class ContrastiveDenoising(_NoisedQueries):
 
     A group holds one positive slot for every object, then one negative. Each corner coordinate
     moves by r times half the size, times ``box_noise``: r is drawn from (0, 1) for positives, from
-    (1, 2) for negatives, either way along the axis. Corners are clamped to the image.
+    (1, 2) for negatives, in a random direction. Corners are clamped to the image.
 
     Args:
         embed_dim: channels.
         num_classes: classes.
-        num_queries: about as many positive slots; there are ``num_queries // n`` groups, at least
-            1, where the fullest image has n objects.
-        label_noise: probability that a label is replaced by one drawn from all (half of the ratio
-            that the paper gives).
+        num_queries: approximate number of positive slots. There are ``num_queries // n`` groups, at
+            least 1, if n is the largest number of objects of an image.
+        label_noise: probability that a label is replaced by a random one (half of the ratio in the
+            paper).
         box_noise: see above.
         eps: clamp of the inverse sigmoid. Weights trained with detrex need 1e-3.
-        mask_unused: slots that an image with fewer objects than its companions leaves empty are
-            neither seen nor supervised. The released code lets them be both.
+        mask_unused: unused slots, of images with fewer objects than others of the batch, are masked
+            in attention and not supervised. In the released code they are attended to and
+            supervised.
 
     Raises:
         ValueError: for numbers outside of their ranges.
@@ -285,7 +286,7 @@ class ContrastiveDenoising(_NoisedQueries):
         self.label_noise, self.box_noise = label_noise, box_noise
 
     def sample(self, targets: Targets) -> NoisedTargets:
-        """Draw noise for as many groups as fit."""
+        """Draw noise for all groups, see ``num_queries``."""
         labels, boxes, used = _pad(targets)
         num_groups = max(self.num_queries // labels.shape[1], 1)
         copies = 2 * num_groups
@@ -296,7 +297,7 @@ class ContrastiveDenoising(_NoisedQueries):
         return NoisedTargets(labels, noised.flatten(1, 2), used, num_groups)
 
     def _move_corners(self, boxes: Float[Tensor, "B G n 4"]) -> Float[Tensor, "B G n 4"]:
-        """Groups at even places are positive, at odd ones negative."""
+        """Groups with an even index are positive, others negative."""
         negative = torch.arange(boxes.shape[1], device=boxes.device)[:, None, None] % 2
         sign = 2.0 * torch.randint_like(boxes, 2) - 1
         distance = sign * (torch.rand_like(boxes) + negative) * self.box_noise

@@ -56,7 +56,7 @@ class TokenSparseDetector(ImageDetector):
 
     Args:
         backbone: images to named maps.
-        neck: named maps to one map per level; gives ``strides``.
+        neck: named maps to one map per level; has ``strides``.
         encoder: updates the selected tokens.
         query_initializer: makes the decoder's queries from the encoded map.
         decoder: makes the predictions.
@@ -67,20 +67,21 @@ class TokenSparseDetector(ImageDetector):
         scorer: scores the tokens for the selector; None for a dense encoder.
         selector: chooses the tokens; None = all of them.
         denoising: adds queries that start from noised objects in training; None = no such queries.
-        regions: decides which parts of the images the backbone sees; None = all of them. It changes
-            the levels: ``num_levels`` counts those that it gives, the neck has its own number.
-        position_embedding: embedding of the cells; None = the paper's.
+        regions: decides which parts of the images the backbone sees; None = whole images. They may
+            change the number of levels: ``num_levels`` is the number after them, and the neck has
+            its own.
+        position_embedding: embedding of the cells; None = ``SinePositionEmbedding(embed_dim)``.
         level_embed: add a learned embedding of the level to the positions of its cells.
         shared_heads: one head for all decoder layers (Deformable DETR without refinement).
-        encoder_aux_loss: supervise every encoder layer but the last with a head of its own
-            (Sparse DETR, section 3.4).
+        encoder_aux_loss: supervise every encoder layer but the last with its own head (Sparse DETR,
+            section 3.4).
         unmasked_border: see ``Heads``; published weights need it.
         pixel_mean: mean of the RGB channels, images being in 0..255.
         pixel_std: their standard deviation.
         max_detections: detections per image, the best of all queries and classes.
 
     Raises:
-        ValueError: if the parts do not go together; the message says what to change.
+        ValueError: if the parts do not fit together; the message says what to change.
     """
 
     neck: Neck
@@ -151,21 +152,22 @@ class TokenSparseDetector(ImageDetector):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Format of the weights."""
+        """The dtype of the weights."""
         return self.heads.decoder(0).class_embed.weight.dtype
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Train or predict.
 
         Args:
-            batched_inputs: samples as detectron2 has them: ``image`` (3, h, w) in 0..255 RGB, and
+            batched_inputs: samples in detectron2's format: ``image`` (3, h, w) in 0..255 RGB, and
                 for training ``instances`` with ``gt_boxes`` and ``gt_classes``; ``height`` and
-                ``width`` are the size in which detections are given (default: that of the image).
+                ``width`` are the size to which detections are scaled (default: the size of the
+                image).
 
         Returns:
             Training: a dict of weighted losses whose sum is the objective. Evaluation: for each
             sample ``{"instances": Instances, "keep_ratio": kept / valid tokens, the mean over the
-            encoder layers}``, and where regions choose tiles ``"tiles"``, see ``make_tiles``.
+            encoder layers}``, and with regions ``"tiles"``, see ``make_tiles``.
 
         Raises:
             ValueError: for pictures that are not (3, h, w) in 0..255, samples without instances in
@@ -196,7 +198,8 @@ class TokenSparseDetector(ImageDetector):
         """Flatten maps and add their position and level embeddings.
 
         Args:
-            maps: one map per level, fine to coarse; of the coarsest levels, where these are fewer.
+            maps: one map per level, fine to coarse. If there are fewer maps than levels, they are
+                the coarsest levels.
             image_sizes: (h, w) of each unpadded image.
         """
         strides = self.strides[-len(maps) :]
@@ -231,14 +234,15 @@ class TokenSparseDetector(ImageDetector):
     ) -> DetectorOutput:
         """Tensors in, ``DetectorOutput`` out.
 
-        Half precision is by autocast, or for inference by weights: ``model.to(torch.bfloat16)``.
-        Scores, references and boxes are computed in fp32 in both.
+        For half precision, use autocast, or for inference convert the weights:
+        ``model.to(torch.bfloat16)``. In both cases, scores, references and boxes are computed in
+        fp32.
 
         Args:
-            images: normalized and zero-padded; they become of the format of the weights.
-            image_sizes: (h, w) of each unpadded image, host integers; one entry where all are of
-                that size.
-            targets: for training, and for scorers that look at them.
+            images: normalized and zero-padded; they are converted to the dtype of the weights.
+            image_sizes: (h, w) of each unpadded image, as Python integers; a single entry if all
+                images have this size.
+            targets: for training, and for scorers that use them.
             record: what to record for the criterion, see ``SetCriterion.requires``.
         """
         features, glance = self.see(images, image_sizes, targets)
@@ -251,15 +255,16 @@ class TokenSparseDetector(ImageDetector):
         image_sizes: Sequence[Size],
         targets: Targets | None = None,
     ) -> tuple[MultiScaleFeatures, Glance | None]:
-        """What the backbone and the neck see: embedded features, and where they looked.
+        """Run backbone and neck; return the embedded features, and the glance of the regions.
 
         Args:
             images: see ``detect``.
             image_sizes: see ``detect``.
-            targets: for regions that are taught where to look.
+            targets: for regions, which use them in training.
 
         Raises:
-            ValueError: sizes that do not fit into the images, or maps of other strides.
+            ValueError: sizes that exceed the images, or maps whose strides are not those of the
+                neck.
         """
         h, w = images.shape[-2:]
         if any(height > h or width > w for height, width in image_sizes):
@@ -286,7 +291,7 @@ class TokenSparseDetector(ImageDetector):
         image_sizes: Sequence[Size],
         targets: Targets | None = None,
     ) -> Glance:
-        """Where the regions of the detector look; they are glanced at alone.
+        """Where the regions of the detector would look; runs only the glance.
 
         Args:
             images: see ``detect``.
@@ -311,7 +316,7 @@ class TokenSparseDetector(ImageDetector):
         )[1]
 
     def _maps_of_any_size(self, images: Float[Tensor, "b 3 h w"], num_levels: int) -> list[Tensor]:
-        """The neck's finest maps of images that the backbone may ask to be padded."""
+        """The neck's finest maps, from images that are padded as the backbone needs it."""
         divisor = self.size_divisibility
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % divisor, 0, -height % divisor))
@@ -321,7 +326,7 @@ class TokenSparseDetector(ImageDetector):
         return [x[..., :rows, :columns] for x, (rows, columns) in zip(maps, sizes, strict=True)]
 
     def _maps(self, images: Float[Tensor, "b 3 h w"], num_levels: int) -> Sequence[Tensor]:
-        """The neck's finest maps; coarser ones are not made where backbone and neck can stop."""
+        """The neck's finest maps; coarser ones are skipped if backbone and neck can stop early."""
         neck, strides = cast(Callable[..., Sequence[Tensor]], self.neck), self.neck.strides
         backbone = cast(Callable[..., Mapping[str, Tensor]], self.backbone)
         finest, until = {}, {}
@@ -335,7 +340,7 @@ class TokenSparseDetector(ImageDetector):
         got = [(x.shape[-2], x.shape[-1]) for x in maps]
         if got != expected:
             raise ValueError(
-                f"TokenSparseDetector.neck: strides {list(strides)} say maps of "
+                f"TokenSparseDetector.neck: strides {list(strides)} imply maps of "
                 f"{expected} for images of {h} x {w}, got {got}. Set model.neck.strides."
             )
         return maps
@@ -348,7 +353,7 @@ class TokenSparseDetector(ImageDetector):
         images: Float[Tensor, "B 3 H W"] | None = None,
         record: Collection[str] = (),
     ) -> DetectorOutput:
-        """``detect`` from the embedded features on; the images are for scorers that need them."""
+        """``detect`` after the embedding; the images are for scorers that need them."""
         scores = self.score(features, targets, images)
         selections = self.selector(scores, features, self.encoder.num_layers)
         encoded = self.encoder(features, selections, scores, self.heads, aux=self.training)
@@ -373,7 +378,7 @@ class TokenSparseDetector(ImageDetector):
         targets: Targets | None = None,
         images: Float[Tensor, "B 3 H W"] | None = None,
     ) -> TokenScores | None:
-        """What the scorer says of the tokens; None without one."""
+        """The scores of the tokens; None without a scorer."""
         if self.scorer is None:
             return None
         if getattr(self.scorer, "needs_images", False):
@@ -399,11 +404,11 @@ class TokenSparseDetector(ImageDetector):
     def postprocess(
         self, output: DetectorOutput, batched_inputs: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """The best ``max_detections`` of all queries and classes, in the original image."""
+        """The best ``max_detections`` over queries and classes, in pixels of the original image."""
         scores, labels, boxes = top_detections(output.decoder[-1], self.max_detections)
         results, keep_ratios = [], output.keep_ratios
         for index, sample in enumerate(batched_inputs):
-            kept = scores[index] >= 0  # fillers are marked by a score of -1
+            kept = scores[index] >= 0  # fillers have the score -1
             instances = make_instances(
                 sample,
                 output.features.image_sizes[index],
@@ -420,7 +425,7 @@ class TokenSparseDetector(ImageDetector):
 def _make_heads(
     parts: Assembly, *, shared: bool, encoder_aux: bool, unmasked_border: bool
 ) -> Heads:
-    """The heads that the parts ask for."""
+    """The heads that the parts need."""
     decoder, queries = parts.decoder, parts.query_initializer
     from_points = 0
     if queries.reference_dim == 2:
@@ -453,8 +458,7 @@ def top_detections(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, 
 def top_queries(prediction: Prediction, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Best ``count`` of all queries and classes: scores, labels and queries, ``[B n]`` each.
 
-    Classes that exclude each other compete within a query, which gives its best one alone. Fillers
-    have the score -1.
+    With a softmax, each query contributes only its best class. Fillers have the score -1.
     """
     scores = prediction.scores
     if prediction.valid is not None:

@@ -1,4 +1,4 @@
-"""Encoders. Dense and sparse are the same loop: a selection says which tokens a layer updates."""
+"""Encoders; dense and sparse ones share a loop, in which a selection says what a layer updates."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class DeformableEncoderLayer(nn.Module):
         cell_sizes: Float[Tensor, "L 2"] | None = None,
         value_places: Int[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B K C"]:
-        """Update ``tokens``, which read from the whole map ``value``."""
+        """Update ``tokens``, which attend to the whole map ``value``."""
         attended = self.attention(
             tokens + pos,
             reference_points,
@@ -116,7 +116,7 @@ class ObjectAttention(nn.Module):
         pos: Float[Tensor, "B O C"],
         valid: Bool[Tensor, "B O"] | None,
     ) -> Float[Tensor, "B O C"]:
-        """Update ``tokens``; those that are not ``valid`` are not seen by others."""
+        """Update ``tokens``; no token attends to those that are not ``valid``."""
         q = tokens + pos
         seen = None if valid is None else valid[:, None, None]
         attended = attend(self.attention, q, tokens, seen)
@@ -128,12 +128,12 @@ class DeformableEncoder(nn.Module):
     """Deformable encoder whose layers update the selected tokens of the map.
 
     Deformable DETR, section 4.1; Sparse DETR, section 3.1 and equation 2: kept tokens are the
-    queries, the value is the whole map in its current state, tokens that no layer keeps stay as
-    they came in.
+    queries, the value is the whole map in its current state, and tokens that no layer keeps are not
+    changed.
 
-    Where a selection has weights, they multiply its tokens when these are gathered from the map,
-    as in the poll sampler of PnP-DETR (section 3.2). A layer that goes on with the rows of the
-    previous one does not multiply them again.
+    Weights of a selection multiply its tokens when they are gathered from the map, as in the poll
+    sampler of PnP-DETR (section 3.2). A layer that continues with the rows of the previous layer
+    does not multiply them again.
 
     Args:
         embed_dim: channels.
@@ -143,10 +143,11 @@ class DeformableEncoder(nn.Module):
         feedforward_dim: hidden channels of the feed-forward block.
         dropout: probability.
         num_layers: layers.
-        value_source: "updated" = each layer reads the map as the previous one left it; "input" =
-            each layer reads the encoder's input (as the released Focus-DETR code does).
-        activation_checkpointing: in training, keep only the inputs of the deformable layers and
-            compute what the backward needs anew: less memory, a second forward of these layers.
+        value_source: "updated" = each layer attends to the map as updated by the previous layer;
+            "input" = each layer attends to the encoder's input (as in the released Focus-DETR
+            code).
+        activation_checkpointing: in training, store only the inputs of the deformable layers and
+            recompute the rest in the backward pass: less memory, a second forward of these layers.
 
     Raises:
         ValueError: for another ``value_source``, numbers that are not positive integers, and heads
@@ -204,7 +205,7 @@ class DeformableEncoder(nn.Module):
         Args:
             features: the encoder's input.
             selections: tokens to update, one selection per layer. A layer whose selection is the
-                same object as the previous layer's goes on with its rows.
+                same object as the previous layer's continues with its rows.
             scores: token scores (not used here).
             heads: auxiliary heads; None = there are none.
             aux: evaluate the auxiliary heads that exist.
@@ -216,12 +217,12 @@ class DeformableEncoder(nn.Module):
 class DualAttentionEncoder(nn.Module):
     """``DeformableEncoder`` in which the most object-like kept tokens first attend to each other.
 
-    Focus-DETR, section 3.3 and algorithm 1. Before each deformable layer the object scorer rates
-    the kept tokens, the best ``num_objects`` of every image (all, if it keeps fewer) attend to each
-    other and are written back among the kept ones. It works with any selection, dense ones too,
-    and with any token scorer or none. The released code takes the value from the encoder's input,
-    reads the classes from the first stage's head, multiplies logits instead of probabilities and
-    fails for images that keep fewer tokens than ``num_objects``.
+    Focus-DETR, section 3.3 and algorithm 1. Before each deformable layer, the object scorer scores
+    the kept tokens; the best ``num_objects`` of every image (all, if it keeps fewer) attend to each
+    other and are written back to the kept tokens. It works with any selection, including dense
+    ones, and with any token scorer or none. The released code takes the value from the encoder's
+    input, reads the classes from the first stage's head, multiplies logits instead of probabilities
+    and fails for images that keep fewer tokens than ``num_objects``.
 
     Args:
         embed_dim: channels.
@@ -234,12 +235,12 @@ class DualAttentionEncoder(nn.Module):
         value_source: see ``DeformableEncoder``.
         activation_checkpointing: see ``DeformableEncoder``.
         num_objects: tokens of an image that attend to each other.
-        object_scorer: rates the kept tokens (``sparsedet.modeling.parts.ObjectScorer``); None =
+        object_scorer: scores the kept tokens (``sparsedet.modeling.parts.ObjectScorer``); None =
             ``MultiCategoryScorer()``.
-        category_head: the class head that the object scorer reads: "decoder" = that of the last
-            decoder layer, as in the paper, on any host; "proposal" = that of the first stage, as
-            the released Focus-DETR weights were trained; the first stage must tell classes apart.
-            The scorer is without gradient: the head learns from its own predictions alone.
+        category_head: the class head that the object scorer uses: "decoder" = the head of the last
+            decoder layer, as in the paper; "proposal" = the head of the first stage, as in the
+            released Focus-DETR weights; this first stage must distinguish classes. Object scores
+            have no gradient, so the head learns only from its own predictions.
 
     Raises:
         ValueError: for another ``value_source`` or ``category_head``, numbers that are not positive
@@ -301,7 +302,7 @@ class DualAttentionEncoder(nn.Module):
         )
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse the class head of a first stage that is not there, or tells no classes apart.
+        """Refuse ``category_head="proposal"`` without a first stage that distinguishes classes.
 
         Raises:
             ValueError: the message says what to change.
@@ -311,8 +312,8 @@ class DualAttentionEncoder(nn.Module):
         if self.category_head == "proposal" and not tells:
             raise ValueError(
                 "DualAttentionEncoder.category_head must be 'decoder' for "
-                f"{type(queries).__name__}, which has no first stage that tells classes apart, got "
-                "'proposal'. Set model.encoder.category_head=decoder."
+                f"{type(queries).__name__}, which has no first stage that distinguishes classes, "
+                "got 'proposal'. Set model.encoder.category_head=decoder."
             )
 
     def forward(
@@ -330,13 +331,12 @@ class DualAttentionEncoder(nn.Module):
             features: the encoder's input.
             selections: tokens to update, see ``DeformableEncoder.forward``.
             scores: token scores for the object scorer.
-            heads: auxiliary heads, and those of which ``category_head`` names one. Outside of our
-                detector any object does whose ``decoder(-1)``, or ``proposal``, has
-                ``logits(tokens)``.
+            heads: auxiliary heads and the head that ``category_head`` names. Outside our detector,
+                any object works whose ``decoder(-1)`` (or ``proposal``) has ``logits(tokens)``.
             aux: evaluate the auxiliary heads that exist.
 
         Raises:
-            ValueError: without the class head.
+            ValueError: the class head is missing.
         """
         require_heads(heads, self, self.category_head)
         assert heads is not None
@@ -360,16 +360,16 @@ class DualAttentionEncoder(nn.Module):
 def best_rows(
     rating: Float[Tensor, "B K"], kept: TokenSelection, features: MultiScaleFeatures, count: int
 ) -> TokenSelection:
-    """The best-rated ``count`` of the kept tokens, at most those that an image keeps.
+    """The ``count`` kept tokens with the highest rating, or all if an image keeps fewer.
 
     Args:
         rating: rating of every kept token.
         kept: the kept tokens.
-        features: the map that they are kept from.
-        count: tokens of every image.
+        features: the map that the tokens belong to.
+        count: number of tokens of every image.
 
     Returns:
-        A selection whose indices count among the kept tokens.
+        A selection whose indices are into the kept tokens.
     """
     fillers = features.padding_mask if kept.indices is None else None
     if kept.valid is not None:
@@ -404,7 +404,7 @@ def _encode(
     aux: bool,
     before_layer: Callable[[int, Tensor, Tensor, TokenSelection], Tensor] | None = None,
 ) -> EncoderOutput:
-    """The pass of both encoders.
+    """The forward pass of both encoders.
 
     ``before_layer(layer, rows, pos, selection)`` returns the rows that a layer starts from.
     """
@@ -436,7 +436,7 @@ def _encode(
 def _orders(
     selections: Sequence[TokenSelection], features: MultiScaleFeatures
 ) -> list[Int[Tensor, "B K"] | None]:
-    """Orders in which kept tokens that are near each other follow each other: they read alike."""
+    """Spatial orders of the kept tokens: neighbours sample similar places."""
     orders: list[Tensor | None] = [None] * len(selections)
     if all(selection.indices is None for selection in selections):
         return orders

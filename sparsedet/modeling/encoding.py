@@ -1,4 +1,4 @@
-"""The loop of all encoders: which rows a layer updates, and where they go afterwards."""
+"""The loop over the layers of an encoder: gather rows, update them, write them back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparsedet.modeling.stages import (
 )
 
 Along = tuple[Tensor, ...]
-"""What goes with the rows of the kept tokens, such as their positions."""
+"""Tensors that are gathered with the rows of the kept tokens, such as their positions."""
 Inputs = Callable[[int, Tensor, Along, TokenSelection, Tensor], tuple[Any, ...]]
 
 
@@ -37,21 +37,21 @@ def encode(
 ) -> EncoderOutput:
     """Let every layer update the tokens of its selection.
 
-    A layer whose tokens are the first of the previous layer's goes on with their rows; another one
-    gathers its rows from the map, multiplied by the weights of the selection if it has any. The
-    updated rows are written into the map. Pooled tokens of the features follow these rows in every
-    layer and are updated as they are.
+    A layer whose tokens are a prefix of the previous layer's continues with their rows. Another
+    layer gathers its rows from the map and multiplies them by the weights of the selection, if any.
+    Updated rows are written back to the map. Pooled tokens of the features are appended to the rows
+    in every layer and are updated with them.
 
     Args:
         layers: each maps its inputs to updated rows ``[B K C]``, pooled ones last.
-        inputs: maps (layer, rows and pooled ones, what goes along with the rows, selection, map) to
-            those inputs.
+        inputs: maps (layer, rows and pooled tokens, tensors gathered with the rows, selection, map)
+            to these inputs.
         features: the encoder's input.
         selections: one per layer.
         heads: auxiliary heads; None = there are none.
-        along: tensors ``[B N ...]`` of all tokens that are gathered as the rows are.
+        along: tensors ``[B N ...]`` of all tokens that are gathered with the rows.
         aux: evaluate the auxiliary heads that exist.
-        recompute: keep only the inputs of the layers for the backward.
+        recompute: store only the inputs of the layers, and recompute the rest in the backward pass.
     """
     supervised = heads.num_encoder if aux and heads is not None else 0
     proposals = heads.proposals(features) if heads is not None and supervised else None
@@ -84,7 +84,7 @@ def _joined(rows: Tensor, without_cell: Tensor) -> Float[Tensor, "B S C"]:
 def _written(
     selection: TokenSelection, memory: Tensor, rows: Tensor, given: Tensor
 ) -> Float[Tensor, "B N C"]:
-    """``memory`` with the updated rows: a copy of the caller's map, or when autograd records."""
+    """``memory`` with the updated rows; copied if it is the caller's map or autograd records."""
     if selection.indices is None or memory is given or torch.is_grad_enabled():
         return selection.scatter(memory, rows)
     return selection.scatter_(memory, rows)

@@ -1,4 +1,4 @@
-"""Feature maps of a padded batch as one row of tokens: all level arithmetic lives here.
+"""Feature maps of a padded batch as one sequence of tokens, and all arithmetic on levels.
 
 Axes as in ``sparsedet.modeling.stages``.
 """
@@ -36,16 +36,15 @@ Embed = Callable[[Tensor, Sequence[Size], "Sequence[Tensor | None]"], Float[Tens
 
 @dataclass(frozen=True)
 class PartialMap:
-    """A level of which some cells alone are there, where a backbone saw parts of the pictures.
+    """A level that has only some cells, because the backbone saw only parts of the pictures.
 
     Attributes:
-        tokens: the features of these cells, as many for every image.
-        cells: their numbers in the padded map, rows first.
-        there: False = a filler, of which neither ``tokens`` nor ``cells`` count; others are
-            distinct.
+        tokens: the features of these cells; the same number for every image.
+        cells: their indices in the padded map, row by row.
+        there: False = filler, whose ``tokens`` and ``cells`` are ignored; other cells are distinct.
         shape: (H, W) of the padded map.
-        counts: the most cells that each image has, host integers, padding not counted.
-        exact: whether every image has that many.
+        counts: upper bound of the cells of each image, as Python integers, without padding.
+        exact: whether every image has exactly that many.
     """
 
     tokens: Float[Tensor, "B n C"]
@@ -60,15 +59,15 @@ class PartialMap:
 class MultiScaleFeatures:
     """Feature maps of a padded batch, flattened to tokens.
 
-    A fine level may be there in parts, see ``PartialMap``: its other cells are absent. They have no
-    tokens, so nothing is computed or kept of them, and read as zero, as a place outside of the map
-    does. ``N`` counts tokens then, which are fewer than the cells of the maps; whoever needs a map
-    asks for it by ``to_cells``, and ``of_cells`` is the way back.
+    A fine level may be partial, see ``PartialMap``: some of its cells are absent. Absent cells have
+    no tokens, so nothing is computed or stored for them, and sampling them gives zero, as outside
+    the map. ``N`` is then the number of tokens, which is smaller than the number of cells.
+    ``to_cells`` converts token values to maps, and ``of_cells`` converts maps to token values.
 
     Attributes:
         tokens: the features.
         pos: position plus level embedding of every token.
-        padding_mask: True = no token: padding, or a filler of an image with fewer than another.
+        padding_mask: True = padding, or filler in an image with fewer tokens than others.
         valid_ratios: valid share (w, h) of each level's map.
         reference_points: centers (x, y) of the cells, in [0, 1] of the valid part of their own
             level.
@@ -76,13 +75,13 @@ class MultiScaleFeatures:
         valid_sizes: ``level_sizes`` on the device.
         spatial_shapes: (H, W) of each level's padded map, fine to coarse.
         strides: pixels per cell of each level.
-        image_sizes: (h, w) of each unpadded image in pixels, or one entry for any number of them.
+        image_sizes: (h, w) of each unpadded image in pixels, or one entry for all images.
         level_sizes: valid (rows, columns) per image and level, the size the map would have for that
             image alone.
-        level_counts: tokens of each image and level; the most there can be, unless ``exact``.
-        cells: of each level the numbers of the tokens' cells in its map; None = all, in order.
+        level_counts: tokens of each image and level; an upper bound unless ``exact``.
+        cells: for each level the cell indices of its tokens; None = all cells, in order.
         exact: whether the host knows how many tokens each image has.
-        pooled: set by an encoder that pools the tokens which it does not keep.
+        pooled: pooled tokens, set by an encoder that pools the tokens which it does not keep.
     """
 
     tokens: Float[Tensor, "B N C"]
@@ -112,29 +111,29 @@ class MultiScaleFeatures:
         strides: Sequence[int] | None = None,
         image_sizes: SpatialShapes | None = None,
     ) -> MultiScaleFeatures:
-        """Features of tokens that are flattened already, as the encoders of other codebases get.
+        """Features from flattened tokens, as encoders of other codebases take them.
 
-        What the host knows of the padding is read from the mask, with one wait for the device. Two
-        ways avoid it: no mask where nothing is padded, and ``image_sizes`` in place of a mask.
+        The padding is read from the mask, which synchronizes with the device once. To avoid this,
+        pass no mask if nothing is padded, or ``image_sizes`` instead of a mask.
 
         Args:
-            tokens: the features, levels one after the other, fine to coarse, rows first.
-            pos: position plus level embedding of every token, as other encoders get it, too.
+            tokens: the features, level by level from fine to coarse, each row by row.
+            pos: position plus level embedding of every token.
             spatial_shapes: (H, W) of each level's padded map: pairs of ints, or an integer tensor
-                or array ``[L 2]`` (a tensor on an accelerator waits for the device once more).
-            padding_mask: True or 1 = padding; bool or uint8. The images are at the top left. The
-                attention masks of the transformers package are the reverse: pass ``~mask.bool()``.
-            strides: pixels per cell of each level; None = 8, 16, 32, ... They count where boxes
-                meet tokens in pixels, as in ``ForegroundLoss``.
-            image_sizes: (h, w) of each unpadded image in pixels. None = as many pixels as the valid
-                cells of the finest level cover, up to one cell more than there are. Without a mask,
-                the rows and columns that an image has on a map are ``level_size`` of its size.
+                or array ``[L 2]`` (a tensor on an accelerator synchronizes once more).
+            padding_mask: True or 1 = padding; bool or uint8. The images are at the top left.
+                Attention masks of the transformers package are inverted: pass ``~mask.bool()``.
+            strides: pixels per cell of each level; None = 8, 16, 32, ... They matter where boxes
+                and tokens are compared in pixels, as in ``ForegroundLoss``.
+            image_sizes: (h, w) of each unpadded image in pixels. None = the pixels that the valid
+                cells of the finest level cover, up to one cell more than the image. Without a mask,
+                the valid rows and columns of a map are ``level_size`` of the image size.
 
         Returns:
-            The features. Their ``level_sizes`` and ``valid_ratios`` are those of the mask.
+            The features. Their ``level_sizes`` and ``valid_ratios`` follow the mask.
 
         Raises:
-            ValueError: the arguments do not go together; the message says what to change.
+            ValueError: the arguments do not fit together; the message says what to change.
         """
         shapes = checked_shapes(spatial_shapes, tokens, pos)
         steps = [8 * 2**level for level in range(len(shapes))] if strides is None else strides
@@ -145,7 +144,7 @@ class MultiScaleFeatures:
         if padding_mask is not None:
             found = sizes_in_mask(padding_mask, shapes, tokens)
             if images is not None:
-                # masks that take the nearest pixel round otherwise
+                # masks resized by nearest neighbour round differently
                 require_fit(sizes, found, steps, lambda own, there: abs(own - there) <= 1)
             sizes = found
         elif images is not None:
@@ -157,17 +156,17 @@ class MultiScaleFeatures:
 
     @property
     def batch_size(self) -> int:
-        """Images of the batch."""
+        """Number of images."""
         return self.tokens.shape[0]
 
     @property
     def num_cells(self) -> int:
-        """Cells of the padded maps of all levels."""
+        """Number of cells of the padded maps of all levels."""
         return sum(h * w for h, w in self.spatial_shapes)
 
     @property
     def level_lengths(self) -> tuple[int, ...]:
-        """How many of the ``N`` tokens belong to each level."""
+        """Number of tokens of each level."""
         return _lengths(self.cells, self.spatial_shapes)
 
     @property
@@ -177,22 +176,22 @@ class MultiScaleFeatures:
 
     @property
     def in_parts(self) -> bool:
-        """Whether there are levels of which some cells are absent."""
+        """Whether some cells of a level are absent."""
         return any(own is not None for own in self.cells)
 
     @property
     def num_valid(self) -> tuple[int, ...]:
-        """Tokens of each image, padding not counted; at most so many, unless ``exact``."""
+        """Number of tokens of each image without padding; an upper bound unless ``exact``."""
         return tuple(map(sum, self.level_counts))
 
     @property
     def least_side(self) -> int:
-        """Pixels of the smallest box that holds the center of a cell wherever it lies."""
+        """Side in pixels of the smallest box that contains a cell center wherever the box lies."""
         return self.strides[0] + 1
 
     @property
     def padding_if_any(self) -> Bool[Tensor, "B N"] | None:
-        """``padding_mask``, or None where the host knows that it is False everywhere."""
+        """``padding_mask``, or None if the host knows that it is False everywhere."""
         full = self.exact and all(count == self.num_tokens for count in self.num_valid)
         return None if full else self.padding_mask
 
@@ -205,9 +204,9 @@ class MultiScaleFeatures:
 
     @property
     def places(self) -> Int[Tensor, "B N"] | None:
-        """The cell of every token among those of all levels and images; None = in that order.
+        """The cell index of every token over all levels and images; None = cells in order.
 
-        What is no token has the number after the last one.
+        Padding and fillers have the index after the last cell.
         """
         if not self.in_parts:
             return None
@@ -221,26 +220,26 @@ class MultiScaleFeatures:
         return (torch.cat(per_level, dim=1) + first).masked_fill(self.padding_mask, batch * start)
 
     def to_cells(self, x: Shaped[Tensor, "B N *_"]) -> Shaped[Tensor, "B cells *_"]:
-        """What the tokens have, by cells of the padded maps; zero at absent ones."""
+        """Convert token values to values of the cells of the padded maps; zero at absent cells."""
         places = self.places
         return x if places is None else in_places(x, places, self.num_cells)
 
     def of_cells(self, x: Shaped[Tensor, "B cells"]) -> Shaped[Tensor, "B N"]:
-        """What the cells of the padded maps have, by tokens; zero where there is none."""
+        """Convert values of the cells of the padded maps to token values; zero at fillers."""
         if not self.in_parts:
             return x
         found = by_tokens(x, self.cells, self.spatial_shapes)
         return found.masked_fill(self.padding_mask, 0)
 
     def map_of(self, x: Shaped[Tensor, "B n"], level: int) -> Shaped[Tensor, "B H W"]:
-        """What the tokens of a level have, as its padded map; zero at absent cells."""
+        """Convert the token values of a level to its padded map; zero at absent cells."""
         shape, own = self.spatial_shapes[level], self.cells[level]
         if own is None:
             return x.unflatten(1, shape)
         return self.level(level).to_cells(x).unflatten(1, shape)
 
     def of_map(self, x: Shaped[Tensor, "B H W"], level: int) -> Shaped[Tensor, "B n"]:
-        """What the cells of a level's padded map have, by its tokens."""
+        """Convert the padded map of a level to token values."""
         own = self.cells[level]
         return x.flatten(1) if own is None else x.flatten(1).gather(1, own)
 
@@ -251,10 +250,10 @@ class MultiScaleFeatures:
     def readable(
         self,
     ) -> tuple[Float[Tensor, "B S C"], Float[Tensor, "B S C"], Bool[Tensor, "B S"] | None]:
-        """What attention over the whole map reads, its positions, and where there is something.
+        """The tokens for attention over the whole map, their positions, and a mask of valid ones.
 
-        These are all tokens that are there; if some are ``pooled``, the kept ones and these.
-        The last is None where all of them are to be read.
+        These are all tokens, or the kept and the pooled tokens if there are ``pooled`` ones. The
+        mask is None if all of them are valid.
         """
         padding, pooled = self.padding_if_any, self.pooled
         valid = None if padding is None else ~padding
@@ -266,7 +265,7 @@ class MultiScaleFeatures:
         return torch.cat((tokens, pooled.tokens), 1), torch.cat((pos, pooled.pos), 1), seen
 
     def level(self, index: int) -> MultiScaleFeatures:
-        """One level as features of their own."""
+        """One level as separate features."""
         parts = (self.tokens, self.pos, self.padding_mask, self.reference_points)
         tokens, pos, padding, points = (self.split_levels(x)[index] for x in parts)
         counts = tuple((own[index],) for own in self.level_counts)
@@ -303,11 +302,12 @@ class MultiScaleFeatures:
         return x.split(self.level_lengths, dim=1)
 
     def fold(self, x: Float[Tensor, "B N"], levels: int) -> Float[Tensor, "B _"]:
-        """What the tokens of the other levels have, in the first of which falls what finer ones do.
+        """Values of the cells of the coarser levels, with the values of finer levels added.
 
         Args:
-            x: of every token, 0 where there is none.
-            levels: finest levels, whose numbers are added to those of the cell that they lie in.
+            x: value of every token, 0 for padding and fillers.
+            levels: number of finest levels, whose values are added to the containing cells of the
+                next level.
         """
         maps = [self.map_of(own, level) for level, own in enumerate(self.split_levels(x))]
         whole, (rows, columns) = maps[levels], self.spatial_shapes[levels]
@@ -328,12 +328,12 @@ class MultiScaleFeatures:
     def proposals(self) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
         """One box per token for two-stage detection (Deformable DETR, appendix A.4).
 
-        The box is centered on the cell, its sides are ``0.05 * 2**level`` of the image, at most
-        0.8, which is that of a fifth level.
+        The box is centered on the cell, its sides are ``0.05 * 2**level`` of the image, at most 0.8
+        (the value of a fifth level).
 
         Returns:
-            The boxes in logit space, clamped to [0.01, 0.99] (always finite), and which tokens are
-            there and have a box wholly inside of these bounds.
+            The boxes in logit space, clamped to [0.01, 0.99] (always finite), and a mask of the
+            valid tokens whose box lies inside these bounds.
         """
         centers = self.reference_points
         sides = torch.cat(
@@ -388,7 +388,7 @@ def _assemble(
     image_sizes: tuple[Size, ...],
     parts: Sequence[PartialMap | None],
 ) -> MultiScaleFeatures:
-    """Tokens with all that follows from the sizes of their maps."""
+    """Features with everything that follows from the sizes of the maps."""
     device = tokens.device
     map_sizes = _on_device((shapes,), device)
     padded = _are_padded(sizes, shapes)
@@ -423,7 +423,7 @@ def _assemble(
 def _counts(
     sizes: tuple[tuple[Size, ...], ...], parts: Sequence[PartialMap | None]
 ) -> tuple[tuple[int, ...], ...]:
-    """Tokens of each image and level, at most."""
+    """Upper bound of the tokens of each image and level."""
     return tuple(
         tuple(
             h * w if part is None else part.counts[image]
@@ -442,7 +442,7 @@ def _lengths(cells: Sequence[Tensor | None], shapes: Sequence[Size]) -> tuple[in
 def _without_fillers(
     padding: Bool[Tensor, "B N"], parts: Sequence[PartialMap | None], shapes: Sequence[Size]
 ) -> Bool[Tensor, "B N"]:
-    """``padding`` that is True at fillers, too."""
+    """``padding``, also True at fillers."""
     if not any(parts):
         return padding
     lengths = _lengths([None if part is None else part.cells for part in parts], shapes)
@@ -453,10 +453,10 @@ def _without_fillers(
 def by_tokens(
     x: Shaped[Tensor, "B cells *_"], cells: Sequence[Tensor | None], shapes: Sequence[Size]
 ) -> Shaped[Tensor, "B N *_"]:
-    """What the cells of the padded maps have, by tokens.
+    """Values of the cells of the padded maps, gathered for the tokens.
 
     Args:
-        x: what they have.
+        x: value of every cell.
         cells: see ``MultiScaleFeatures``.
         shapes: (H, W) of each level.
     """
@@ -473,7 +473,7 @@ def _at(x: Tensor, cells: Int[Tensor, "B n"]) -> Tensor:
 def _sizes_of_levels(
     batch: int, shapes: tuple[Size, ...], strides: Sequence[int], images: Sequence[Size] | None
 ) -> tuple[tuple[Size, ...], ...]:
-    """Valid rows and columns of each image and level, the whole maps where no size is known."""
+    """Valid rows and columns of each image and level; the whole maps if no size is known."""
     if images is None:
         return (shapes,) * batch
     return tuple(tuple(level_size(size, stride) for stride in strides) for size in images)
@@ -484,14 +484,14 @@ def _are_padded(sizes: Sequence[tuple[Size, ...]], shapes: tuple[Size, ...]) -> 
 
 
 def _on_device(sizes: Sequence[tuple[Size, ...]], device: torch.device) -> Float[Tensor, "B L 2"]:
-    """Sizes of every image and level; filled once where the images are alike."""
+    """Sizes of every image and level; filled once if the images are alike."""
     kinds = sizes[:1] if all(each == sizes[0] for each in sizes) else sizes
     numbers = constants([n for image in kinds for size in image for n in size], device)
     return numbers.view(len(kinds), -1, 2).expand(len(sizes), -1, -1)
 
 
 def _of_axes(axes: Shaped[Tensor, "B L 2 _"], shapes: Sequence[Size]) -> Shaped[Tensor, "B N 2"]:
-    """What the rows and columns of every level say, as pairs (column's, row's) of the cells."""
+    """Values of the columns and rows of every level, as a pair (column, row) for each cell."""
     per_level = []
     for level, (h, w) in enumerate(shapes):
         y = axes[:, level, 0, :h, None].expand(-1, -1, w)

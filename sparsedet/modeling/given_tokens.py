@@ -1,4 +1,4 @@
-"""Tokens that another codebase flattened, looked at before features are made of them."""
+"""Checks of tokens that another codebase flattened."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sparsedet.modeling.tokens import Size
 
 
 def pairs(sizes: SpatialShapes) -> tuple[Size, ...]:
-    """Sizes as Python integers; a tensor on an accelerator waits for it."""
+    """Sizes as Python integers; reading a tensor on an accelerator synchronizes."""
     return tuple((int(h), int(w)) for h, w in on_host(sizes))
 
 
 def checked_shapes(spatial_shapes: SpatialShapes, tokens: Tensor, pos: Tensor) -> tuple[Size, ...]:
-    """(H, W) of each level, which go with tokens and positions.
+    """(H, W) of each level, checked against tokens and positions.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not fit.
     """
     for name, given in (("tokens", tokens), ("pos", pos)):
         if not isinstance(given, Tensor):
@@ -35,13 +35,13 @@ def checked_shapes(spatial_shapes: SpatialShapes, tokens: Tensor, pos: Tensor) -
         raise given_error(
             "tokens",
             f"of shape (B, {total}, C) for maps of {list(shapes)}",
-            f"{tuple(tokens.shape)}. Pass tokens.transpose(0, 1) where the batch is second",
+            f"{tuple(tokens.shape)}. Pass tokens.transpose(0, 1) if the batch is second",
         )
     if pos.shape != tokens.shape:
         raise given_error(
             "pos",
             f"of shape {tuple(tokens.shape)} as tokens",
-            f"{tuple(pos.shape)}. Expand it over the batch, the level embedding added",
+            f"{tuple(pos.shape)}. Expand it over the batch, with the level embedding added",
         )
     return shapes
 
@@ -52,7 +52,7 @@ def sizes_in_mask(
     """Valid rows and columns of each image and level, by one copy to the host.
 
     Raises:
-        ValueError: the mask has another shape or form.
+        ValueError: the shape, dtype or pattern of the mask is wrong.
     """
     kinds = (torch.bool, torch.uint8)
     if not isinstance(padding_mask, Tensor):
@@ -97,10 +97,10 @@ def require_fit(
     """Refuse sizes of images, or strides, that do not fit the maps.
 
     Args:
-        sizes: what the sizes of the images say for each image and level.
-        found: what the maps hold.
-        strides: with which ``sizes`` were made.
-        fits: whether a length of the first goes with one of the second.
+        sizes: map size of each image and level that follows from the image size.
+        found: the actual map sizes.
+        strides: the strides from which ``sizes`` were computed.
+        fits: whether an expected length fits an actual one.
 
     Raises:
         ValueError: they do not fit.
@@ -118,5 +118,5 @@ def require_fit(
 
 
 def given_error(argument: str, expected: str, got: str) -> ValueError:
-    """The error of an argument that is not what it must be."""
+    """The error for an invalid argument."""
     return ValueError(f"MultiScaleFeatures.from_tokens: {argument} must be {expected}, got {got}.")

@@ -1,4 +1,4 @@
-"""The encoder whose tokens attend to all tokens."""
+"""The encoder with global attention: every token attends to all tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GlobalEncoderLayer(nn.Module):
         dropout: probability, in the residual branches, on the attention weights and after the
             activation.
         activation: see ``FeedForward``.
-        norm_first: normalize what enters the blocks instead of what leaves them.
+        norm_first: normalize the inputs of the blocks instead of their outputs.
         split_pos: see ``GlobalEncoder``.
     """
 
@@ -88,32 +88,32 @@ class GlobalEncoderLayer(nn.Module):
 class GlobalEncoder(nn.Module):
     """Encoder whose layers let the selected tokens attend to each other (DETR, section A.3).
 
-    With all tokens it is DETR's. With a selection, kept tokens see each other alone and are written
-    back into the map; other tokens stay as they came in and are read by the decoder. With a
-    ``pool``, pooled tokens stand for the others instead: they go through all layers with the kept
-    ones, and the decoder reads these and no others (PnP-DETR). It takes features of any number of
-    levels as one sequence.
+    Without a selection it is DETR's encoder. With a selection, kept tokens attend only to each
+    other and are written back to the map; other tokens are unchanged, and the decoder reads them
+    too. With a ``pool``, pooled tokens replace the others: they pass through all layers with the
+    kept tokens, and the decoder reads only kept and pooled tokens (PnP-DETR). The levels of the
+    features form one sequence.
 
-    Where a selection has weights, they multiply its tokens as in ``DeformableEncoder``.
+    Weights of a selection multiply its tokens as in ``DeformableEncoder``.
 
     Args:
         embed_dim: channels.
         num_heads: attention heads.
         feedforward_dim: hidden channels of the feed-forward block.
         dropout: probability.
-        num_layers: layers; 0 leaves the map as it is.
+        num_layers: layers; 0 = the map is not changed.
         activation: see ``FeedForward``.
-        norm_first: normalize what enters the blocks instead of what leaves them, and the whole map
+        norm_first: normalize the inputs of the blocks instead of their outputs, and the whole map
             at the end (DETR's ``pre_norm``, with which UP-DETR was trained).
-        scale_pos: multiply the positions in every layer by a function of the tokens, one for all
-            layers (DAB-DETR's released code).
-        split_pos: project contents and positions of queries and keys apart, then add them.
+        scale_pos: multiply the positions in every layer by a function of the tokens, which all
+            layers share (DAB-DETR's released code).
+        split_pos: project contents and positions of queries and keys separately, then add them.
         input_norm: normalize every token of the map first, without gain and bias (PnP-DETR's
             released code).
-        pool: makes the tokens that stand for the left-out ones, such as ``PoolSampler``; None = no
-            such tokens.
-        activation_checkpointing: in training, keep only the inputs of the layers and compute what
-            the backward needs anew.
+        pool: makes tokens that summarize the left-out ones, such as ``PoolSampler``; None = no
+            pooled tokens.
+        activation_checkpointing: in training, store only the inputs of the layers and recompute the
+            rest in the backward pass.
 
     Raises:
         ValueError: for numbers that are not positive integers, and heads that do not divide
@@ -172,16 +172,16 @@ class GlobalEncoder(nn.Module):
         self.pool = pool
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse to pool what nobody leaves out, or for a decoder that does not read it.
+        """Refuse a pool without left-out tokens or without a decoder that reads it.
 
-        And scores that no layer reads.
+        Scores that no layer uses are refused, too.
 
         Raises:
             ValueError: the message says what to change.
         """
         if not self.num_layers and assembly.selector.needs_scorer:
             raise ValueError(
-                "GlobalEncoder.num_layers must be positive where "
+                "GlobalEncoder.num_layers must be positive if "
                 f"{type(assembly.selector).__name__} chooses the tokens of the layers, got 0. Set "
                 "model.encoder.num_layers, or model.selector=null and model.scorer=null."
             )
@@ -248,12 +248,12 @@ class GlobalEncoder(nn.Module):
         *,
         aux: bool = False,
     ) -> EncoderOutput:
-        """Let some of the layers update the selected tokens, and pooled ones if there are any.
+        """Run some of the layers on the selected tokens, and on pooled tokens if there are any.
 
         Args:
-            layers: of ``layers``.
-            features: their input.
-            selections: one for each of them.
+            layers: some of ``self.layers``.
+            features: the input of these layers.
+            selections: one for each of these layers.
             heads: see ``forward``.
             aux: see ``forward``.
         """

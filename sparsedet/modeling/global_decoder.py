@@ -1,4 +1,4 @@
-"""The decoder whose queries attend to all tokens."""
+"""The decoder with global cross-attention: queries attend to all tokens."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from sparsedet.modeling.decoding import (
 from sparsedet.modeling.heads import Heads, require_heads
 from sparsedet.modeling.parts import Assembly
 from sparsedet.modeling.stages import DecoderOutput, MultiScaleFeatures, Queries
-from sparsedet.registry import DECODERS
+from sparsedet.registry import DECODERS, renamed, retires
 
-_SMALLEST_SIDE = 1e-6  # of a box that something is divided by
+_SMALLEST_SIDE = 1e-6  # of a box, before a division by its sides
 Cross = Literal["plain", "conditional"]
 Readable = tuple[
     Float[Tensor, "B S C"], Float[Tensor, "B S C"], Bool[Tensor, "B S"] | None
@@ -50,9 +50,9 @@ class GlobalDecoderLayer(nn.Module):
         dropout: probability, in the residual branches, on the attention weights and after the
             activation.
         activation: see ``FeedForward``.
-        norm_first: normalize what enters the blocks instead of what leaves them.
+        norm_first: normalize the inputs of the blocks instead of their outputs.
         cross: see ``GlobalDecoder``.
-        is_first: it is the first layer of its decoder.
+        is_first: whether it is the first layer of its decoder.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class GlobalDecoderLayer(nn.Module):
         seen: Bool[Tensor, "B 1 1 N"] | None,
         counted: Float[Tensor, "B Q"] | None,
     ) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B N"] | None]:
-        """Update ``x``; also the attention that the tokens get from the counted queries."""
+        """Update ``x``; also return the attention that tokens receive from the counted queries."""
         first = self.norm_first
         y = before(x, self.self_attention_norm, norm_first=first)
         read, _ = self.self_attention(y, pos, y, pos, mask)
@@ -112,15 +112,16 @@ class GlobalDecoderLayer(nn.Module):
 
 
 @DECODERS.register()
+@retires("conditional_pos", renamed("conditional_pos", "makes_pos"))
 class GlobalDecoder(nn.Module):
     """Decoder whose queries attend to all unpadded tokens (DETR, section A.3).
 
-    With ``cross="conditional"`` it is that of Conditional DETR; with boxes as references, of which
-    positions are made, and ``modulate_size=True`` it is that of DAB-DETR.
+    With ``cross="conditional"`` it is the decoder of Conditional DETR; with boxes as references,
+    ``makes_pos=True`` and ``modulate_size=True`` it is also the decoder of DAB-DETR.
 
-    Where the encoder pools tokens, they attend to the kept and the pooled ones instead. It takes
-    features of any number of levels as one sequence. Predictions are made from a LayerNorm
-    of every layer's output, which all layers share.
+    If the encoder pools tokens, the queries attend only to kept and pooled tokens. The levels of
+    the features form one sequence. Predictions are made from the normalized output of every layer,
+    with one LayerNorm for all layers.
 
     Args:
         embed_dim: channels.
@@ -129,26 +130,27 @@ class GlobalDecoder(nn.Module):
         dropout: probability.
         num_layers: layers.
         activation: see ``FeedForward``.
-        norm_first: normalize what enters the blocks instead of what leaves them.
+        norm_first: normalize the inputs of the blocks instead of their outputs.
         refine: the boxes of a layer, without gradient, are the next layer's references. Otherwise
             all layers start from the initial reference.
         look_forward_twice: a layer's boxes are relative to the previous layer's with their gradient
             (DINO, section 3.5; DAB-DETR's released code).
-        conditional_pos: see ``DeformableDecoder``. For queries that come without positions.
+        makes_pos: see ``DeformableDecoder``. For queries that come without positions.
         cross: "plain" = positions are added to queries and keys. "conditional" = contents and
-            positions meet apart, the position of a query being the sine embedding of its reference,
-            after the first layer multiplied by a function of the query (Conditional DETR, section
-            3.3).
-        modulate_size: divide the two halves of that embedding by the sides of the query's box and
-            multiply them by those that the query expects (DAB-DETR, section 4.4), for conditional
-            cross-attention.
+            positions have separate dot products; the position of a query is the sine embedding of
+            its reference, multiplied after the first layer by a function of the query (Conditional
+            DETR, section 3.3).
+        modulate_size: divide the two halves of that embedding by the sides of the query's box, and
+            multiply them by sides predicted from the query (DAB-DETR, section 4.4). Needs
+            conditional cross-attention.
         eps: clamp of the inverse sigmoid of references.
-        activation_checkpointing: in training, keep only the inputs of the layers and compute what
-            the backward needs anew.
+        activation_checkpointing: in training, store only the inputs of the layers and recompute the
+            rest in the backward pass.
 
     Raises:
         ValueError: for numbers that are not positive integers, and heads that do not divide
-            ``embed_dim``; for another ``cross``, and options without the one that they need.
+            ``embed_dim``; for another ``cross``, and options that need another one which is not
+            set.
     """
 
     num_levels = None  # any
@@ -166,7 +168,7 @@ class GlobalDecoder(nn.Module):
         norm_first: bool = False,
         refine: bool = False,
         look_forward_twice: bool = False,
-        conditional_pos: bool = False,
+        makes_pos: bool = False,
         cross: Cross = "plain",
         modulate_size: bool = False,
         eps: float = 1e-5,
@@ -188,11 +190,11 @@ class GlobalDecoder(nn.Module):
             refuse_without("GlobalDecoder", "modulate_size", "cross", value="conditional")
         self.embed_dim, self.num_layers = embed_dim, num_layers
         self.refine, self.look_forward_twice, self.eps = refine, look_forward_twice, eps
-        self.makes_pos = conditional_pos
+        self.makes_pos = makes_pos
         self.activation_checkpointing = activation_checkpointing
         self.norm = nn.LayerNorm(embed_dim)
         two_layers = partial(MLP, hidden_dim=embed_dim, num_layers=2)
-        self.pos_mlp = two_layers(2 * embed_dim, embed_dim) if conditional_pos else None
+        self.pos_mlp = two_layers(2 * embed_dim, embed_dim) if makes_pos else None
         scales = conditional and num_layers > 1
         self.sine_scale = two_layers(embed_dim, embed_dim) if scales else None
         self.size_scale = two_layers(embed_dim, 2) if modulate_size else None
@@ -213,7 +215,7 @@ class GlobalDecoder(nn.Module):
         draw_matrices(self)
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse queries whose positions nobody makes, or two do, and sizes that are not there.
+        """Refuse queries without positions or with two sources, and ``modulate_size`` for points.
 
         Raises:
             ValueError: the message says what to change.
@@ -238,7 +240,7 @@ class GlobalDecoder(nn.Module):
         """Decode.
 
         Args:
-            queries: what to start from.
+            queries: the input queries.
             memory: encoded features.
             heads: the heads of the decoder layers.
             record: ``{"token_mass"}`` to accumulate the cross-attention mass on the tokens.
@@ -277,17 +279,17 @@ class GlobalDecoder(nn.Module):
     def _reads(
         self, queries: Queries, memory: MultiScaleFeatures, heads: Heads
     ) -> Callable[[int, Tensor, Tensor], Readable]:
-        """What a layer reads, by its number, the queries that come to it and their references."""
+        """What a layer reads, as a function of its index, input queries and references."""
         readable = memory.readable()
         return lambda index, x, reference: readable
 
     def spread_mass(
         self, masses: Sequence[Tensor], memory: MultiScaleFeatures
     ) -> Float[Tensor, "B N"]:
-        """The attention that the tokens of the map get, summed over layers.
+        """The attention that the tokens of the map receive, summed over layers.
 
         Args:
-            masses: attention that each layer pays to what it reads, ``[B S]``.
+            masses: attention that the tokens read by each layer receive, ``[B S]``.
             memory: encoded features that the decoder got.
         """
         mass = reduce(torch.add, masses)
@@ -296,7 +298,7 @@ class GlobalDecoder(nn.Module):
     def _positions(
         self, index: int, queries: Queries, x: Tensor, reference: Float[Tensor, "B Q D"]
     ) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"] | None]:
-        """Positions of the queries, and the embedding of where they look."""
+        """Positions of the queries, and the sine embedding of their references."""
         if self.pos_mlp is None and not self.is_conditional:
             assert queries.pos is not None
             return queries.pos, None
@@ -305,7 +307,7 @@ class GlobalDecoder(nn.Module):
         assert pos is not None
         if not self.is_conditional:
             return pos, None
-        sine = sine[..., : self.embed_dim]  # of the center, its row first
+        sine = sine[..., : self.embed_dim]  # of the center, y first
         if self.sine_scale is not None and index > 0:
             sine = sine * self.sine_scale(x)
         if self.size_scale is not None:
@@ -318,7 +320,7 @@ class GlobalDecoder(nn.Module):
 
 
 def counted_queries(queries: Queries) -> Float[Tensor, "B Q"]:
-    """1 for the queries whose attention counts: those that are matched and stand for something."""
+    """1 for queries whose attention counts: matching queries that are not fillers; 0 for others."""
     counted = torch.ones(queries.content.shape[:2], device=queries.content.device)
     if queries.valid is not None:
         counted = counted * queries.valid

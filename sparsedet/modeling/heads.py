@@ -1,4 +1,4 @@
-"""Prediction heads and the token embedding, owned by the detector and handed to the stages."""
+"""Prediction heads and the token embedding, owned by the detector and passed to the stages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sparsedet.layers.mlp import MLP
 from sparsedet.layers.precision import in_float32
 from sparsedet.modeling.stages import MultiScaleFeatures, Prediction
 
-# A first-stage box of the released codes on a token whose proposal leaves the image: sigmoid gives
-# 1 whatever the head adds, and the number stays finite.
+# Box logit of the released code for a token whose proposal leaves the image: its sigmoid is 1
+# whatever the head adds, and it is finite.
 _OUTSIDE_LOGIT = 1e4
 
 
 def require_classes(num_classes: int, owner: str) -> None:
-    """Refuse a number of classes that is none, such as that of data which nobody has looked at.
+    """Refuse an invalid number of classes, such as None before the data set was read.
 
     Args:
         num_classes: the argument.
@@ -41,11 +41,11 @@ class Head(nn.Module):
     Args:
         embed_dim: channels of the input.
         num_classes: class logits.
-        size_bias: initial bias of the two size logits. The paper starts boxes that are not relative
-            to a box with -2, others with 0.
-        softmax: add a logit of no object, the last one, and take the classes to exclude each other
-            (DETR, section 3.1). Boxes start at random then, as in the released code of DETR.
-            Otherwise they start as what they are relative to, and classes at a probability of 1 %.
+        size_bias: initial bias of the two size logits. In the paper it is -2 for boxes that are not
+            relative to a box, and 0 for others.
+        softmax: add a "no object" logit as the last one, for a softmax over the classes (DETR,
+            section 3.1). Initial boxes are then random, as in the released code of DETR. Otherwise
+            they equal their references, and initial class probabilities are 1 %.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Head(nn.Module):
         nn.init.constant_(last.bias[2:], size_bias)
 
     def logits(self, x: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q classes"]:
-        """Class logits in fp32, also under autocast (ties of a short format change a top-k)."""
+        """Class logits in fp32, also under autocast (ties in half precision change a top-k)."""
         logits = in_float32(self.class_embed, x)
         if self.no_object is None:
             return logits
@@ -76,7 +76,7 @@ class Head(nn.Module):
     def box_logits(
         self, x: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q D"]
     ) -> Float[Tensor, "B Q 4"]:
-        """Box logits: what the head says of ``x``, added to the logits of a point or a box."""
+        """Box logits: the output for ``x``, added to the logits of a point or a box."""
         delta = self.box_embed(x.to(self.class_embed.weight.dtype)).float()
         if reference.shape[-1] == 4:
             return delta + reference
@@ -95,8 +95,8 @@ class Head(nn.Module):
         Args:
             x: queries or tokens.
             reference: **logits** of the points (x, y) or boxes that the boxes are relative to.
-            valid: handed on to the prediction.
-            class_agnostic: handed on to the prediction.
+            valid: passed on to the prediction.
+            class_agnostic: passed on to the prediction.
         """
         boxes = self.box_logits(x, reference).sigmoid()
         return Prediction(self.logits(x), boxes, valid, class_agnostic, self.softmax)
@@ -104,7 +104,7 @@ class Head(nn.Module):
 
 @runtime_checkable
 class TokenEmbedder(Protocol):
-    """What most scorers ask of ``heads``: any object that embeds tokens will do."""
+    """What most scorers need of ``heads``: any object that embeds tokens."""
 
     def token_embedding(
         self, features: MultiScaleFeatures, *, with_pos: bool
@@ -116,8 +116,8 @@ class TokenEmbedder(Protocol):
 class TokenEmbedding(nn.Module):
     """Linear + LayerNorm on masked tokens: the input of proposals and of token scorers.
 
-    Sparse DETR and Focus-DETR use the same instance for both. Outside of a detector one may be
-    handed to a scorer as its ``heads``.
+    Sparse DETR and Focus-DETR use the same instance for both. Outside of a detector, it can be
+    passed to a scorer as its ``heads``.
 
     Args:
         embed_dim: input and output channels.
@@ -133,9 +133,9 @@ class TokenEmbedding(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "B N C"], masked: Bool[Tensor, "B N"] | None
     ) -> Float[Tensor, "B N C"]:
-        """Embed ``tokens``; those that are ``masked`` enter as zero, none if that is None.
+        """Embed ``tokens``; ``masked`` ones enter as zero. None = no token is masked.
 
-        In fp32, also under autocast: token scores are made from the result.
+        Computed in fp32, also under autocast, because token scores are made from the result.
         """
         if masked is not None:
             tokens = tokens.masked_fill(masked[..., None], 0.0)
@@ -155,16 +155,16 @@ class TokenEmbedding(nn.Module):
 
 
 def require_heads(heads: Any, part: object, *names: str, mend: str = "") -> None:
-    """Refuse heads that lack what a part asks for, such as None.
+    """Refuse heads that lack what a part needs, such as None.
 
     Args:
-        heads: what the part was called with.
-        part: whose call it is.
+        heads: the heads that the part was called with.
+        part: the part that was called.
         names: attributes that it needs.
         mend: what to do instead of passing such heads.
 
     Raises:
-        ValueError: saying which are needed, and what to do.
+        ValueError: an attribute is missing; the message says what to do.
     """
     missing = [name for name in names if not hasattr(heads, name)]
     if missing:
@@ -177,19 +177,21 @@ def require_heads(heads: Any, part: object, *names: str, mend: str = "") -> None
 
 
 class Heads(nn.Module):
-    """All heads of a detector. The detector creates those that its parts ask for.
+    """All heads of a detector. The detector creates those that its parts need.
 
     Args:
         embed_dim: channels.
         num_classes: class logits of every head.
-        size_biases: ``Head.size_bias`` of each decoder head; a single one is shared by all layers.
+        size_biases: ``Head.size_bias`` of each decoder head; a single entry = all layers share one
+            head.
         proposal: create the first-stage head.
         num_encoder: encoder layers with an auxiliary head, counted from the first.
         scorer: create a head for a scorer that is supervised as a detector.
         token_embedding: create the token embedding.
-        unmasked_border: how the released codes treat tokens whose proposal leaves the image: their
-            features enter the token embedding as zero, their box is (1, 1, 1, 1) and they may be
-            selected as proposals. By default they are scored by what they show and never proposed.
+        unmasked_border: treat tokens whose proposal leaves the image as the released code does:
+            their features enter the token embedding as zero, their box is (1, 1, 1, 1) and they may
+            be selected as proposals. By default they are scored by their features and never
+            proposed.
         softmax: see ``Head``.
     """
 
@@ -216,7 +218,7 @@ class Heads(nn.Module):
         self.embedding = TokenEmbedding(embed_dim) if token_embedding else None
 
     def decoder(self, layer: int) -> Head:
-        """Head of a decoder layer, -1 being the last; the same one for all layers when shared."""
+        """Head of a decoder layer, -1 = the last; the same one for all layers if it is shared."""
         return cast(Head, self.decoder_heads[layer % len(self.decoder_heads)])
 
     def encoder(self, layer: int) -> Head:
@@ -233,7 +235,7 @@ class Heads(nn.Module):
         """First-stage head.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such head.
         """
         if self.proposal_head is None:
             raise ValueError("Heads.proposal must be True for a first stage, got False. Set it.")
@@ -244,14 +246,14 @@ class Heads(nn.Module):
         """Head of a scorer that is supervised as a detector.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such head.
         """
         if self.scorer_head is None:
             raise ValueError("Heads.scorer must be True for such a scorer, got False. Set it.")
         return self.scorer_head
 
     def proposals(self, features: MultiScaleFeatures) -> tuple[Tensor, Tensor]:
-        """Box logits ``[B N 4]`` of the tokens and which of them ``[B N]`` may be proposed."""
+        """Box logits ``[B N 4]`` of the tokens, and a mask ``[B N]`` of valid proposals."""
         boxes, valid = features.proposals()
         if not self.unmasked_border:
             return boxes, valid

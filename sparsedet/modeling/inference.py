@@ -1,4 +1,4 @@
-"""A detector made ready for inference."""
+"""Prepare a detector for inference."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Detector = TypeVar("Detector", bound=nn.Module)
 
 
 class _OneDNNLinear(nn.Linear):
-    """``nn.Linear`` that a CPU computes by oneDNN, as torch does for other formats than fp32.
+    """``nn.Linear`` that uses oneDNN on a CPU, as torch does for dtypes other than fp32.
 
-    For fp32, ``F.linear`` takes the BLAS that torch was built with, MKL as a rule, which reaches
-    four fifths of oneDNN's speed on processors that are not Intel's.
+    For fp32, ``F.linear`` uses the BLAS that torch was built with, usually MKL, which reaches four
+    fifths of oneDNN's speed on processors that are not made by Intel.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -29,38 +29,38 @@ class _OneDNNLinear(nn.Linear):
             x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.numel() > 0
-            and not torch.is_grad_enabled()  # what follows has no gradient
+            and not torch.is_grad_enabled()  # the oneDNN operator has no gradient
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         )
 
 
 def prepare_for_inference(model: Detector) -> Detector:
-    """A copy of a detector that answers the same, but for rounding, and sooner.
+    """A faster copy of a detector, with the same outputs up to rounding.
 
-    The batch norms of a ``TorchvisionResNet`` become part of its convolutions, and convolutions
-    keep their weights with the channels last, whereby maps become tokens without a transpose. On
-    CPUs matrix products in fp32 are oneDNN's where torch has it. The copy is in eval mode and its
-    parameters require no gradient. It is not for training, and where norms were folded its state
-    dict has other keys: load checkpoints before. A shorter format comes after:
+    The batch norms of a ``TorchvisionResNet`` are folded into its convolutions, and convolution
+    weights are stored channels-last, so that maps become tokens without a transpose. On CPUs, fp32
+    matrix products use oneDNN if torch has it. The copy is in eval mode and its parameters require
+    no gradient. It is not for training, and if norms were folded, its state dict has other keys, so
+    load checkpoints first. Convert to half precision afterwards:
     ``prepare_for_inference(model).to(torch.bfloat16)``.
 
     Args:
-        model: a detector with its weights, in any mode, on any device; it stays as it is. One of
-            another codebase may have no ``backbone``.
+        model: a detector with its weights, in any mode, on any device; it is not changed. A
+            detector of another codebase may have no ``backbone``.
 
     Returns:
         The copy, on the device of the model.
 
     Raises:
-        TypeError: the model is no detector.
+        TypeError: the model is not a detector.
     """
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise TypeError(f"prepare_for_inference.model must be a detector, got {kind}.")
     copy = deepcopy(model).eval()
     backbone = getattr(copy, "backbone", None)
-    fold = getattr(backbone, "fold_norms_", None)  # other backbones have no norms to fold
+    fold = getattr(backbone, "fold_norms_", None)  # other backbones fold nothing
     if fold is not None:
         fold()
     copy.requires_grad_(False)

@@ -1,6 +1,6 @@
-"""What a detector is handed, looked at before anything is computed, and what it hands back.
+"""Inputs of a detector, checked before anything is computed, and its outputs.
 
-A picture in the wrong range or layout would pass through a detector and come out as nonsense.
+Without the checks, a picture in the wrong range or layout would give nonsense.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Batch:
 
 
 class ImageDetector(nn.Module):
-    """What all detectors do with the pictures that they are handed.
+    """Base of all detectors: preprocessing of the pictures.
 
-    Their ``backbone`` may say by ``size_divisibility`` what the sides of a batch are multiples of.
+    The sides of a batch become multiples of ``backbone.size_divisibility``, if it exists.
 
     Args:
         num_classes: classes.
@@ -46,7 +46,7 @@ class ImageDetector(nn.Module):
         pixel_std: their standard deviation.
 
     Raises:
-        ValueError: for a number of classes that is none, or a deviation that is not positive.
+        ValueError: for an invalid number of classes, or a deviation that is not positive.
     """
 
     pixel_mean: Tensor
@@ -68,12 +68,12 @@ class ImageDetector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device of the model."""
         return self.pixel_mean.device
 
     @property
     def size_divisibility(self) -> int:
-        """What the sides of the backbone's input must be multiples of."""
+        """The number of which the sides of the backbone's input must be multiples."""
         return getattr(self.backbone, "size_divisibility", 0) or 1
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Batch:
@@ -88,7 +88,7 @@ class ImageDetector(nn.Module):
         owner = type(self).__name__
         check_samples(batched_inputs, owner)
         images = [
-            # bytes travel, and become numbers on the device
+            # bytes are copied, and become floats on the device
             (each["image"].to(self.device, non_blocking=True).float() - self.pixel_mean)
             / self.pixel_std
             for each in batched_inputs
@@ -99,7 +99,7 @@ class ImageDetector(nn.Module):
         return Batch(padded, sizes, self._make_targets(batched_inputs, sizes))
 
     def require_targets(self, batch: Batch) -> Targets:
-        """What a batch is to be learned from.
+        """The targets of a batch.
 
         Raises:
             ValueError: a sample had no instances.
@@ -131,12 +131,12 @@ class ImageDetector(nn.Module):
 def make_instances(
     sample: Mapping[str, Any], image_size: Size, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor
 ) -> Instances:
-    """Detections in the size in which a sample wants them.
+    """Detections scaled to the size that a sample asks for.
 
     Args:
-        sample: ``height`` and ``width``, if it has them, are that size.
-        image_size: (h, w) of the unpadded image, which it is otherwise.
-        boxes_xyxy: ``[n 4]`` in [0, 1] of the image; what lies outside is cut off.
+        sample: its ``height`` and ``width``, if present, are that size.
+        image_size: (h, w) of the unpadded image; the size otherwise.
+        boxes_xyxy: ``[n 4]`` in [0, 1] of the image; boxes are clipped to the image.
         scores: ``[n]``.
         labels: ``[n]``.
     """
@@ -148,7 +148,7 @@ def make_instances(
 
 
 def make_tiles(glance: Glance, image: int, size: Size) -> Instances:
-    """The tiles of one image, row by row, in the size in which it is shown.
+    """The tiles of one image, row by row, scaled to a given size.
 
     Args:
         glance: of a pass of the detector.
@@ -156,8 +156,8 @@ def make_tiles(glance: Glance, image: int, size: Size) -> Instances:
         size: (height, width) of the image for ``boxes``.
 
     Returns:
-        ``boxes`` (xyxy), ``scores`` (logits; 0 where nothing scores tiles) and ``looked``, True at
-        the tiles that were looked at.
+        ``boxes`` (xyxy), ``scores`` (logits; 0 without a scorer) and ``looked``, True at the chosen
+        tiles.
     """
     tiles, (h, w) = glance.tiles, glance.tiles.image_sizes[image]
     rows, columns = tiles.level_sizes[image][0]
@@ -186,10 +186,10 @@ _LAYOUTS = {
 
 
 def check_samples(batched_inputs: Any, detector: str = "TokenSparseDetector") -> None:
-    """Refuse what is no list of samples with pictures in 0..255, channels first.
+    """Refuse anything but a list of samples with pictures in 0..255, channels first.
 
     Args:
-        batched_inputs: what a detector's ``forward`` was called with.
+        batched_inputs: the argument of a detector's ``forward``.
         detector: name of its class, for the message.
 
     Raises:
@@ -213,13 +213,13 @@ def check_samples(batched_inputs: Any, detector: str = "TokenSparseDetector") ->
 
 
 def check_image(image: Any, name: str) -> None:
-    """Refuse what is no RGB picture (3, h, w) in 0..255.
+    """Refuse anything but an RGB picture (3, h, w) in 0..255.
 
-    Values are looked at where that costs no wait for a device: on the host, outside of graphs.
+    Values are checked only if this needs no synchronization: on the host, outside of graphs.
 
     Args:
-        image: to be checked.
-        name: how the message calls it.
+        image: the picture to check.
+        name: its name in the message.
 
     Raises:
         ValueError: one sentence that says what is wrong and what to pass instead.
@@ -253,7 +253,7 @@ def _check_range(image: Tensor, name: str) -> None:
         got = f"values in [{low:.4g}, {high:.4g}]"
         mend = "Leave normalization out: the model subtracts its mean itself."
     else:
-        got, mend = "values that are no numbers (NaN)", "Look where they come from."
+        got, mend = "values that are not numbers (NaN)", "Find out where they come from."
     raise ValueError(f"{name} must hold values in 0..255, got {got}. {mend}")
 
 

@@ -1,4 +1,4 @@
-"""A decoder with an encoder of its own, whose layers take turns (IMFA)."""
+"""A decoder with its own encoder layers, which alternate with its decoder layers (IMFA)."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from sparsedet.modeling.stages import (
     class_logits,
 )
 from sparsedet.modeling.tokens import gather_rows
-from sparsedet.registry import DECODERS
+from sparsedet.registry import DECODERS, renamed, retires
 
 
 class KeypointSampler(nn.Module):
-    """Tokens read from all levels at a few points around each box (IMFA, section 3).
+    """Tokens sampled from all levels at a few points around each box (IMFA, section 3).
 
-    The points, how much each level counts at each of them, and the matrices that the token of a
-    point passes through are functions of the box's query.
+    The points, the weights of the levels at each point, and the matrices that are applied to the
+    token of a point are functions of the box's query.
 
     Args:
-        embed_dim: channels, divisible by 4: the matrices lead to a quarter of them and back.
+        embed_dim: channels, divisible by 4: the matrices project to a quarter of them and back.
         num_levels: feature levels.
-        num_points: points around a box; they reach as far from its center as it is wide and high.
+        num_points: points around a box, at most its width and height away from its center.
         temperature: of the sine embedding of the points.
     """
 
@@ -65,12 +65,12 @@ class KeypointSampler(nn.Module):
         boxes: Float[Tensor, "B R 4"],
         features: MultiScaleFeatures,
     ) -> tuple[Float[Tensor, "B S C"], Float[Tensor, "B S C"]]:
-        """Tokens and their positions, the points of a box after each other.
+        """Tokens and their positions; the points of a box are contiguous.
 
         Args:
             x: queries.
             boxes: their boxes.
-            features: what is read; padding must hold zeros, as is read beyond the maps.
+            features: the maps to sample; padding must be zero, like places outside the maps.
         """
         center, size = boxes[:, :, None].split(2, dim=-1)
         points = (self.num_points, -1)
@@ -88,7 +88,7 @@ class KeypointSampler(nn.Module):
         return self._mix(x, read), sine.to(read.dtype)
 
     def _mix(self, x: Float[Tensor, "B R C"], read: Float[Tensor, "B S C"]) -> Tensor:
-        """What was read, through the matrices that its query makes."""
+        """Apply the matrices that a query generates to its sampled tokens."""
         there, back = self.matrices(x).chunk(2, dim=-1)
         rows = read.unflatten(1, (-1, self.num_points))
         hidden = F.relu(self.hidden_norm(rows @ there.unflatten(-1, (read.shape[-1], -1))))
@@ -96,42 +96,42 @@ class KeypointSampler(nn.Module):
 
 
 @DECODERS.register()
+@retires("conditional_pos", renamed("conditional_pos", "makes_pos"))
 class InterleavedDecoder(GlobalDecoder):
-    """Encoder and decoder layers in turns, so that the encoder sees what was found so far (IMFA).
+    """Alternating encoder and decoder layers; the encoder uses what was found so far (IMFA).
 
     Zhang et al., *Towards Efficient Use of Multi-Scale Features in Transformer-Based Object
-    Detectors*, CVPR 2023. It encodes the coarsest level of its memory, which therefore comes from
-    the neck as it is: ``GlobalEncoder(num_layers=0)``. Layer by layer the tokens of this level
-    attend to each other, then the queries attend to them. From the second layer on, the queries
-    that are surest of their class point out ``num_regions`` boxes, and ``KeypointSampler`` reads
-    tokens from all levels around them. These join the level in both layers and are gone
-    afterwards. From the third layer on, what the first encoder layer made of the level is added to
-    it before its layer.
+    Detectors*, CVPR 2023. It encodes the coarsest level of its memory itself, so the memory must be
+    the unchanged output of the neck: ``GlobalEncoder(num_layers=0)``. In every layer, the tokens of
+    this level attend to each other, then the queries attend to them. From the second layer on, the
+    queries with the highest class scores select ``num_regions`` boxes, and ``KeypointSampler``
+    samples tokens from all levels around them. These tokens join those of the level in the encoder
+    and the decoder layer and are discarded afterwards. From the third layer on, the output of the
+    first encoder layer is added to the level before its encoder layer.
 
-    The cross-attention mass that it records is that of the level; what the sampled tokens get is
-    left out.
+    The recorded cross-attention mass is that of the level, without the attention to sampled tokens.
 
     Args:
         embed_dim: channels.
         num_heads: attention heads.
         feedforward_dim: hidden channels of the feed-forward blocks.
         dropout: probability.
-        num_layers: layers of each of the two.
+        num_layers: number of encoder layers, and of decoder layers.
         activation: see ``FeedForward``.
-        refine: see ``GlobalDecoder``. The boxes that are pointed out are the references where they
-            are refined, otherwise what the layer before predicts.
+        refine: see ``GlobalDecoder``. With it, the selected boxes are the references, otherwise the
+            predictions of the previous layer.
         look_forward_twice: see ``GlobalDecoder``.
-        conditional_pos: see ``GlobalDecoder``.
+        makes_pos: see ``GlobalDecoder``.
         cross: see ``GlobalDecoder``.
         modulate_size: see ``GlobalDecoder``.
         eps: see ``GlobalDecoder``.
         num_levels: feature levels.
-        num_regions: boxes that are pointed out, a fifth of the queries in the paper; all where
-            there are fewer queries. Denoising queries point out none.
-        num_points: tokens of each box.
-        temperature: that of the map's position embedding.
+        num_regions: selected boxes, a fifth of the queries in the paper; all if there are fewer
+            queries. Denoising queries are not selected.
+        num_points: sampled tokens of each box.
+        temperature: temperature of the position embedding of the map.
         scale_tokens_pos: ``GlobalEncoder.scale_pos`` of its encoder.
-        activation_checkpointing: see ``GlobalDecoder``; of both kinds of layers.
+        activation_checkpointing: see ``GlobalDecoder``; for both kinds of layers.
     """
 
     num_levels: int
@@ -148,7 +148,7 @@ class InterleavedDecoder(GlobalDecoder):
         activation: Activation = "relu",
         refine: bool = False,
         look_forward_twice: bool = False,
-        conditional_pos: bool = False,
+        makes_pos: bool = False,
         cross: Cross = "plain",
         modulate_size: bool = False,
         eps: float = 1e-5,
@@ -170,7 +170,7 @@ class InterleavedDecoder(GlobalDecoder):
             activation=activation,
             refine=refine,
             look_forward_twice=look_forward_twice,
-            conditional_pos=conditional_pos,
+            makes_pos=makes_pos,
             cross=cross,
             modulate_size=modulate_size,
             eps=eps,
@@ -193,7 +193,7 @@ class InterleavedDecoder(GlobalDecoder):
         )
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse what ``GlobalDecoder`` refuses, and points with other positions than the cells.
+        """Check as ``GlobalDecoder`` does, and check that points are embedded like cells.
 
         Raises:
             ValueError: the message says what to change.
@@ -203,7 +203,7 @@ class InterleavedDecoder(GlobalDecoder):
             got = getattr(assembly.position_embedding, name, own)
             if got != own:
                 raise ValueError(
-                    f"InterleavedDecoder gives points the positions of cell centers, of "
+                    f"InterleavedDecoder embeds points like cell centers, with "
                     f"temperature {self.sampler.temperature}: position_embedding.{name} must be "
                     f"{own}, got {got}. Set model.position_embedding.{name} or "
                     "model.decoder.temperature."
@@ -225,7 +225,7 @@ class InterleavedDecoder(GlobalDecoder):
     def _reads(
         self, queries: Queries, memory: MultiScaleFeatures, heads: Heads
     ) -> Callable[[int, Tensor, Tensor], Readable]:
-        """Each call is the turn of an encoder layer."""
+        """Each call of the result runs an encoder layer."""
         padding, coarsest = memory.padding_if_any, memory.level(self.num_levels - 1)
         if padding is not None:
             memory = memory.with_tokens(memory.tokens.masked_fill(padding[..., None], 0.0))
@@ -249,13 +249,13 @@ class InterleavedDecoder(GlobalDecoder):
     def _regions(
         self, index: int, x: Tensor, reference: Tensor, queries: Queries, heads: Heads
     ) -> tuple[Float[Tensor, "B R C"], Float[Tensor, "B R 4"], Bool[Tensor, "B R"] | None]:
-        """The queries that are surest after ``index`` layers, their boxes, and which are some."""
+        """The best queries after ``index`` layers, their boxes, and a mask of valid ones."""
         matching, head = slice(queries.num_denoising, None), heads.decoder(index - 1)
         x, reference = x[:, matching], reference[:, matching]
         valid = None if queries.valid is None else queries.valid[:, matching]
         with torch.no_grad():
             shown = x if self.refine else self.norm(x)
-            # of equal scores that of the first query is the better one, on any device
+            # for equal scores, the first query comes first on any device
             falling = self._scores(shown, head, valid).sort(dim=1, descending=True, stable=True)
             chosen = falling.indices[:, : self.num_regions]
             boxes = gather_rows(reference, chosen)
@@ -277,7 +277,7 @@ class InterleavedDecoder(GlobalDecoder):
         memory: MultiScaleFeatures,
         everything: TokenSelection,
     ) -> PooledTokens:
-        """The tokens of the boxes; those of a filler are not seen."""
+        """The sampled tokens of the boxes; tokens of fillers are masked."""
         tokens, pos = self.sampler(x, boxes, memory)
         if valid is not None:
             valid = valid.repeat_interleave(self.sampler.num_points, dim=1)
@@ -286,7 +286,7 @@ class InterleavedDecoder(GlobalDecoder):
     def spread_mass(
         self, masses: Sequence[Tensor], memory: MultiScaleFeatures
     ) -> Float[Tensor, "B N"]:
-        """See ``GlobalDecoder``; sampled tokens have no cell, so theirs is left out."""
+        """See ``GlobalDecoder``; attention to sampled tokens, which have no cell, is left out."""
         length = memory.level_lengths[-1]
         level = reduce(torch.add, [mass[:, :length] for mass in masses])
         return F.pad(level, (memory.num_tokens - length, 0))

@@ -15,18 +15,18 @@ from torch.nn.utils.rnn import pad_sequence
 from sparsedet.modeling.stages import Matching, Prediction, Targets
 from sparsedet.structures import cxcywh_to_xyxy, generalized_iou
 
-_FORBIDDEN = 1e8  # cost of a prediction that is not finite: the losses tell of it
-_FILLER = 2e8  # cost of a filler, which is never matched; exact in fp32, as the other one
+_FORBIDDEN = 1e8  # cost of a prediction that is not finite; the losses will show it
+_FILLER = 2e8  # cost of a filler, which is never matched; both are exact in fp32
 
 
 class HungarianMatcher:
     """Hungarian matching (DETR, section 3.1).
 
-    The class cost is the focal one of Deformable DETR (A.3); for predictions by softmax it is minus
-    the probability of the object's class, as in DETR.
+    The class cost is the focal cost of Deformable DETR (A.3); for softmax predictions it is the
+    negative probability of the object's class, as in DETR.
 
     Args:
-        class_cost: weight of the class cost (the focal one has alpha 0.25, gamma 2).
+        class_cost: weight of the class cost (the focal cost has alpha 0.25, gamma 2).
         box_cost: weight of the L1 distance of cxcywh boxes in [0, 1].
         giou_cost: weight of the negative generalized IoU.
     """
@@ -45,20 +45,20 @@ class HungarianMatcher:
     ) -> list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]:
         """(source, target) indices of every image, as the criteria of the DETR family take them.
 
-        For a criterion of another codebase, whose dictionaries hold what the two nouns name:
-        ``matcher.pairs(Prediction(out["pred_logits"], out["pred_boxes"]), Targets(...))``.
+        For a criterion of another codebase: ``matcher.pairs(Prediction(out["pred_logits"],
+        out["pred_boxes"]), Targets(...))``.
 
         Returns:
-            For each image int64 tensors of its matched queries, rising, and of their objects, on
-            the device of the prediction.
+            For each image, int64 tensors of its matched queries (ascending) and of their objects,
+            on the device of the prediction.
         """
         return self(prediction, targets).pairs(len(targets.labels))
 
     @torch.no_grad()
     def match(self, predictions: Sequence[Prediction], targets: Targets) -> tuple[Matching, ...]:
-        """Match every stage by itself: costs are computed and brought to the host all at once.
+        """Match every stage separately; the costs of all stages are copied to the host at once.
 
-        That is the only time the criterion waits for the device.
+        This is the only point where the criterion synchronizes with the device.
         """
         boxes = pad_sequence(list(targets.boxes), batch_first=True)
         labels = pad_sequence(list(targets.labels), batch_first=True)
@@ -78,7 +78,7 @@ class HungarianMatcher:
     def _costs(
         self, predictions: Sequence[Prediction], boxes: Tensor, labels: Sequence[Tensor]
     ) -> Float[Tensor, "B Q n"]:
-        """Costs of the queries of all predictions, one after the other."""
+        """Costs of the queries of all predictions, concatenated."""
         predicted = torch.cat([p.boxes for p in predictions], dim=1).float()
         distance = torch.cdist(predicted, boxes, p=1)
         giou = generalized_iou(
@@ -114,7 +114,7 @@ def _focal_cost(p: Tensor) -> Tensor:
 
 
 def _validity(predictions: Sequence[Prediction]) -> Tensor | None:
-    """``valid`` ``[B Q]`` of all predictions, one after the other; None where none has fillers."""
+    """``valid`` ``[B Q]`` of all predictions, concatenated; None if there are no fillers."""
     if all(p.valid is None for p in predictions):
         return None
     valid = [

@@ -16,15 +16,16 @@ from sparsedet.registry import NECKS
 
 @NECKS.register()
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution per backbone map, and strided 3x3 ones for coarser levels, each normalized.
+    """A 1x1 convolution per backbone map, and strided 3x3 ones for coarser levels, with norms.
 
-    Deformable DETR, section 4.1: the extra level is made from the coarsest backbone map itself.
+    Deformable DETR, section 4.1: the extra level is computed from the coarsest backbone map itself.
 
     Args:
         in_channels: channels of each backbone map by name, fine to coarse.
         strides: pixels per cell of these maps.
-        embed_dim: channels of the result, divisible by 32 where they are normalized in groups.
-        num_levels: levels of the result; those beyond the backbone maps are made by convolutions.
+        embed_dim: channels of the result, divisible by 32 for GroupNorm.
+        num_levels: levels of the result; levels beyond the backbone maps come from strided
+            convolutions.
         norm: "group" = GroupNorm of 32 groups after every convolution; None = no norm (DETR).
 
     Raises:
@@ -75,7 +76,7 @@ class ChannelMapper(nn.Module):
         )
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse strides that are not those of the backbone, where it tells them.
+        """Refuse strides that differ from those of the backbone, if it has ``strides``.
 
         Raises:
             ValueError: the message says what to change.
@@ -87,12 +88,12 @@ class ChannelMapper(nn.Module):
         got = list(self.strides[: len(expected)])
         if got != expected:
             raise ValueError(
-                f"ChannelMapper.strides must be {expected} as those of "
+                f"ChannelMapper.strides must be {expected} as in "
                 f"{type(assembly.backbone).__name__}, got {got}. Set model.neck.strides."
             )
 
     def coarsest_map(self, num_levels: int) -> str:
-        """The coarsest backbone map that the finest ``num_levels`` levels are made from."""
+        """The coarsest backbone map that the finest ``num_levels`` levels need."""
         return self.in_features[min(num_levels, len(self.in_features)) - 1]
 
     def forward(
@@ -101,8 +102,8 @@ class ChannelMapper(nn.Module):
         """Map the named ``[B c h w]`` to one ``[B embed_dim h w]`` per level, fine to coarse.
 
         Args:
-            maps: of the backbone; coarser ones than ``coarsest_map`` may be missing.
-            num_levels: so many, the finest ones; None = all.
+            maps: the maps of the backbone; those coarser than ``coarsest_map`` may be missing.
+            num_levels: number of levels to compute, the finest ones; None = all.
 
         Raises:
             ValueError: if the backbone does not give a map of that name and width.
@@ -122,7 +123,7 @@ class ChannelMapper(nn.Module):
 class Pyramid(FeaturePyramidNetwork):
     """torchvision's feature pyramid of named maps, with five levels.
 
-    To four maps it adds a level by subsampling, to three maps two by convolutions.
+    With four maps it adds one level by subsampling, with three maps two by convolutions.
 
     Args:
         in_channels: channels of the maps by name, fine to coarse.
@@ -151,7 +152,7 @@ class Pyramid(FeaturePyramidNetwork):
         self.in_channels = dict(in_channels)
 
     def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map the named ``[B c h w]`` to ``[B embed_dim h w]``, those added by further names.
+        """Map the named ``[B c h w]`` to ``[B embed_dim h w]``; added levels get further names.
 
         Raises:
             ValueError: if the backbone does not give a map of that name and width.
@@ -166,7 +167,7 @@ def _require_maps(
     """Refuse maps of other names or widths."""
     if missing := [name for name in in_channels if name not in maps]:
         raise ValueError(
-            f"{owner}.in_channels names {missing}, the backbone gives {sorted(maps)}. "
+            f"{owner}.in_channels names {missing}, but the backbone has {sorted(maps)}. "
             f"Set {key} to maps of model.backbone."
         )
     widths = {name: maps[name].shape[1] for name in in_channels}
@@ -187,9 +188,9 @@ def _block(in_channels: int, out_channels: int, *, kernel: int, norm: str | None
 
 
 class _GroupNorm(nn.GroupNorm):
-    """Takes a group of one number, too: one channel on a map of one cell, which becomes the bias.
+    """Also accepts groups of one value (one channel, one cell), whose result is the bias.
 
-    torch refuses that for one image alone, and takes it for two.
+    torch refuses this for a batch of one image, but not for two.
     """
 
     def forward(self, input: Tensor) -> Tensor:

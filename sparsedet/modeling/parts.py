@@ -1,13 +1,13 @@
-"""What the detector asks of each family of parts. A class of yours that fits may take its place.
+"""The protocol of each family of parts; any class that follows it can be used.
 
 Every part is an ``nn.Module`` (loss terms and the criterion need not be); these protocols name the
-attributes and the call. Beside them, a part of any family may have
+attributes and the call. In addition, a part of any family may have
 
-- ``embed_dim`` and ``num_levels``, which must then be those of the detector;
-- ``check(assembly)``, called once by the detector's constructor: it raises a ``ValueError`` where
-  the part does not go with the others, and says what to change;
-- ``not_exportable``: why no exported program can hold the part and what to set instead, as the end
-  of a sentence that begins with the name of its class.
+- ``embed_dim`` and ``num_levels``, which must then equal those of the detector;
+- ``check(assembly)``, called once by the detector's constructor: it raises a ``ValueError`` that
+  says what to change if the part does not fit the others;
+- ``not_exportable``: why the part cannot be exported and what to set instead, as the rest of a
+  sentence that starts with the name of its class.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from sparsedet.modeling.stages import (
 class Backbone(Protocol):
     """Images to named maps.
 
-    One that can leave its coarsest maps out says so by ``takes_coarsest = True``; where these are
-    not needed, it is called with ``coarsest=``, the name of the last one to make.
+    A backbone with ``takes_coarsest = True`` can skip its coarsest maps: if they are not needed, it
+    is called with ``coarsest=``, the name of the coarsest map to compute.
     """
 
     def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
@@ -54,9 +54,9 @@ class Backbone(Protocol):
 class Neck(Protocol):
     """Named backbone maps to one map per level.
 
-    One that can leave its coarsest levels out says so by ``takes_num_levels = True``; where these
-    are not needed, it is called with ``num_levels=``, how many of the finest ones to make, and the
-    backbone with what its ``coarsest_map(num_levels)`` says that they are made from.
+    A neck with ``takes_num_levels = True`` can skip its coarsest levels: if they are not needed, it
+    is called with ``num_levels=``, the number of finest levels to compute. Its
+    ``coarsest_map(num_levels)`` is the coarsest backbone map that these levels need.
 
     Attributes:
         embed_dim: channels of the result.
@@ -72,10 +72,10 @@ class Neck(Protocol):
 
 
 class TokenTarget:
-    """What a stage term teaches a scorer to predict. Subclasses are kinds; none is instantiated.
+    """What an unmatched term teaches a scorer to predict.
 
-    A scorer says in ``learns`` which kind it needs, a stage term in ``teaches`` which one it gives.
-    A method of your own declares a kind of its own.
+    Subclasses are kinds of targets and are not instantiated. A scorer's ``learns`` is the kind that
+    it needs, a term's ``teaches`` the kind that it gives. Your own method declares its own kind.
     """
 
 
@@ -89,15 +89,16 @@ class Foreground(TokenTarget):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Decides how good a token is.
+    """Scores the tokens: a higher score means a more important token.
 
-    One that looks at the images themselves says so by ``needs_images = True``; it is called with
-    ``images=`` then, normalized and zero-padded, which ``detect`` has and ``detect_features`` not.
+    A scorer with ``needs_images = True`` is also called with ``images=``, normalized and
+    zero-padded; ``detect`` has them, ``detect_features`` only if they are passed.
 
     Attributes:
         needs_token_embedding: it calls ``heads.token_embedding``.
         needs_head: it calls ``heads.scorer`` and returns the prediction for supervision.
-        learns: the kind of target that a stage term must teach it; None if it needs no such term.
+        learns: the kind of target that an unmatched term must teach it; None if it needs no such
+            term.
     """
 
     needs_token_embedding: bool
@@ -107,7 +108,7 @@ class Scorer(Protocol):
     def __call__(
         self, features: MultiScaleFeatures, heads: Any, targets: Targets | None = None
     ) -> TokenScores:
-        """Score every token; ``heads`` are the detector's, or any object with what is called."""
+        """Score every token; ``heads`` are the detector's or any object with its methods."""
         ...
 
 
@@ -128,8 +129,8 @@ class ObjectScorer(Protocol):
 class Selector(Protocol):
     """Decides how many tokens each encoder layer updates, and which.
 
-    One whose counts depend on what an image shows says so by ``depends_on_image = True``; one that
-    has to see scores before it can be used has ``calibrate``, see ``CalibratedSelector``.
+    A selector whose counts depend on the content of an image has ``depends_on_image = True``; one
+    that must see scores before it can be used has ``calibrate``, see ``CalibratedSelector``.
 
     Attributes:
         needs_scorer: it reads the scores.
@@ -146,17 +147,17 @@ class Selector(Protocol):
 
 @runtime_checkable
 class Regions(Protocol):
-    """Decides which parts of the pictures the backbone sees, and how large.
+    """Decides which parts of the pictures the backbone sees, and at which resolution.
 
     Attributes:
-        scorer: says where to look; None where that needs no scores. The terms of
+        scorer: scores the tokens of the glance; None if no scores are needed. The terms of
             ``SetCriterion.regions`` train it.
     """
 
     scorer: Scorer | None
 
     def strides(self, own: Sequence[int]) -> tuple[int, ...]:
-        """Pixels per cell of each level of the result, where the neck's are ``own``."""
+        """Pixels per cell of each level of the result, given the strides ``own`` of the neck."""
         ...
 
     def __call__(
@@ -170,17 +171,17 @@ class Regions(Protocol):
         heads: Any,
         targets: Targets | None = None,
     ) -> tuple[MultiScaleFeatures, Glance]:
-        """Features of the pictures, some cells of which may be absent, and where it looked.
+        """Features of the pictures, some cells of which may be absent, and the glance.
 
         Args:
             images: normalized and zero-padded, ``[B 3 H W]``.
             image_sizes: (h, w) of each unpadded image.
-            see: backbone and neck: images ``[b 3 h w]`` of any size, and how many levels, to one
-                map for each of the finest ones.
+            see: runs backbone and neck: images ``[b 3 h w]`` of any size and a number of levels to
+                one map for each of that many finest levels.
             embed: as ``TokenSparseDetector.embed``.
             strides: pixels per cell of the levels that ``see`` gives.
             heads: for the scorer.
-            targets: in training, and for scorers that look at them.
+            targets: in training, and for scorers that use them.
         """
         ...
 
@@ -195,13 +196,13 @@ class Regions(Protocol):
         heads: Any,
         targets: Targets | None = None,
     ) -> tuple[Sequence[Tensor], Glance]:
-        """The beginning of a call, which says where it would look, with the maps of it."""
+        """The first part of a call: the maps of the glance, and the glance itself."""
         ...
 
 
 @runtime_checkable
 class Pooler(Protocol):
-    """Makes tokens that stand for those which the selections of a pass leave out."""
+    """Makes tokens that summarize those which the selections of a pass leave out."""
 
     def __call__(
         self, features: MultiScaleFeatures, selections: Sequence[TokenSelection]
@@ -212,10 +213,10 @@ class Pooler(Protocol):
 
 @runtime_checkable
 class CalibratedSelector(Selector, Protocol):
-    """A selector that has to know how the scores of some images lie."""
+    """A selector that needs to know the distribution of the scores of some images."""
 
     def forget(self) -> None:
-        """Begin the calibration anew."""
+        """Discard the calibration."""
         ...
 
     def calibrate(self, scores: TokenScores | None, features: MultiScaleFeatures) -> None:
@@ -228,7 +229,7 @@ class Encoder(Protocol):
     """Updates the selected tokens of the map.
 
     Attributes:
-        num_layers: layers, each with a selection of its own.
+        num_layers: layers, each with its own selection.
     """
 
     embed_dim: int
@@ -297,10 +298,10 @@ class Decoder(Protocol):
     """Makes the predictions.
 
     Attributes:
-        refine: boxes of a layer are references of the next.
+        refine: boxes of a layer are the references of the next.
         makes_pos: it makes the positions of the queries from their references.
 
-    One that reads the pooled tokens of the memory has ``reads_pooled = True``.
+    A decoder that reads the pooled tokens of the memory has ``reads_pooled = True``.
     """
 
     embed_dim: int
@@ -326,7 +327,7 @@ class Decoder(Protocol):
 
 
 @runtime_checkable
-class StageTerm(Protocol):
+class UnmatchedTerm(Protocol):
     """A loss on anything that the detector produced, apart from matched predictions.
 
     A term may also have
@@ -348,8 +349,8 @@ class StageTerm(Protocol):
 class Criterion(Protocol):
     """The training objective.
 
-    It may have ``softmax``: True = classes exclude each other, and the heads get a logit of no
-    object, see ``Head``. Without it every class is a sigmoid of its own.
+    It may have ``softmax``: True = a softmax over the classes and "no object", see ``Head``.
+    Without it, each class has an independent sigmoid.
     """
 
     @property
@@ -364,7 +365,7 @@ class Criterion(Protocol):
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of one detector and the sizes that they share: what a part checks itself against.
+    """The parts of one detector and their shared sizes, for the checks of the parts.
 
     Attributes:
         embed_dim: channels of all parts.
@@ -389,13 +390,13 @@ class Assembly:
 
     @property
     def at_glance(self) -> Assembly:
-        """What the scorer of the regions, and the terms that train it, check themselves against."""
+        """The assembly from the view of the scorer of the regions and the terms that train it."""
         if self.regions is None:
             return replace(self, scorer=None)
         return replace(self, scorer=self.regions.scorer, num_levels=len(self.neck.strides))
 
     def check(self) -> None:
-        """Refuse parts that do not go together.
+        """Refuse parts that do not fit together.
 
         Raises:
             ValueError: the message says what to change.
@@ -407,7 +408,7 @@ class Assembly:
         for name, part in parts.items():
             _check_protocol(name, part)
         for name, part in parts.items():
-            if name != "backbone":  # its widths are its own affair, and the neck's
+            if name != "backbone":  # its widths concern only the neck
                 self._check_sizes(name, part)
         for part in parts.values():
             check_part(part, self)
@@ -425,7 +426,7 @@ class Assembly:
         sizes = {"embed_dim": getattr(part, "embed_dim", None), "num_levels": levels}
         for size, got in sizes.items():
             expected = getattr(self, size)
-            if got not in (None, expected):  # some parts fit any
+            if got not in (None, expected):  # some parts accept any
                 raise ValueError(
                     f"TokenSparseDetector.{name}: {size} must be {expected} as in the detector, "
                     f"got {got}. Set model.{name}.{size} to '${{..{size}}}'."
@@ -459,10 +460,10 @@ def _check_protocol(name: str, part: Any) -> None:
 
 
 def check_part(part: Any, assembly: Assembly) -> None:
-    """Let a part check itself, if it does.
+    """Call the ``check`` of a part, if it has one.
 
     Raises:
-        ValueError: the part does not go with the others, or cannot be asked.
+        ValueError: the part does not fit the others, or its ``check`` fails.
     """
     if isinstance(part, type):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Poolers: a few tokens that stand for all those which a selection leaves out."""
+"""Poolers: a few tokens that summarize all those which a selection leaves out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sparsedet.registry import POOLERS
 class PoolSampler(nn.Module):
     """A fixed number of weighted means of the left-out tokens (PnP-DETR, section 3.2).
 
-    Each pooled token has an attention map of its own over the unpadded cells that no layer keeps.
-    Its content is a linear function of their mean by this map, its position is the mean of theirs.
-    The released code takes a softmax of nothing, NaN, where no cell is left; here such an image has
-    no pooled token.
+    Each pooled token has its own attention map over the unpadded cells that no layer keeps. Its
+    content is a linear function of the mean of their features, weighted by this map, and its
+    position is the weighted mean of their positions. If no cell is left, the released code gets NaN
+    from an empty softmax; here such an image has no pooled token.
 
     Args:
         embed_dim: channels.
@@ -60,7 +60,7 @@ class PoolSampler(nn.Module):
         return PooledTokens(tokens, pool @ features.pos, shares, valid, kept)
 
     def _shares(self, tokens: Tensor, left: Tensor) -> Tensor:
-        """Softmax over the cells that are ``left``, all zero where none is."""
+        """Softmax over the cells that are ``left``; all zero if none is."""
         logits = in_float32(self.share, tokens).transpose(1, 2)
         lowest = torch.finfo(logits.dtype).min
         return logits.masked_fill(~left, lowest).softmax(-1).masked_fill(~left, 0.0)

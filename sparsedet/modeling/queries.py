@@ -1,4 +1,4 @@
-"""Query initializers: where the decoder starts."""
+"""Query initializers: the input queries of the decoder."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class LearnedQueries(nn.Module):
 
 @QUERY_INITIALIZERS.register()
 class PositionQueries(nn.Module):
-    """Learned positions; the content is 0 at first (DETR, section A.3).
+    """Learned positions; the initial content is 0 (DETR, section A.3).
 
-    Boxes are relative to nothing: the reference is the box (0.5, 0.5, 0.5, 0.5), whose logits are
-    0. With ``points`` it is a point that is predicted from the position (Conditional DETR, section
+    Predicted boxes are absolute: the reference is the box (0.5, 0.5, 0.5, 0.5), whose logits are 0.
+    With ``points``, the reference is a point predicted from the position (Conditional DETR, section
     3.3).
 
     Args:
@@ -108,7 +108,8 @@ class PositionQueries(nn.Module):
 class AnchorQueries(nn.Module):
     """Learned content and learned boxes; the decoder makes positions from the boxes.
 
-    The logits of the boxes start as normal numbers, as in the released code of DAB-DETR.
+    The logits of the boxes are initialized from a normal distribution, as in the released code of
+    DAB-DETR.
 
     DAB-DETR, section 4.2, as DN-DETR uses it: the last channel of the content is 0, that of
     denoising queries is 1 (the indicator of section 4.3 there).
@@ -116,9 +117,9 @@ class AnchorQueries(nn.Module):
     Args:
         embed_dim: channels.
         num_queries: boxes, and queries unless there are patterns.
-        num_patterns: so many contents, each with every box: ``num_patterns * num_queries`` queries,
-            those of a pattern after each other (Anchor DETR, section 3.2). 0 = the content is 0, as
-            in DAB-DETR; None = every box has a content of its own.
+        num_patterns: number of learned contents, each combined with every box: ``num_patterns *
+            num_queries`` queries, grouped by pattern (Anchor DETR, section 3.2). 0 = the content is
+            0, as in DAB-DETR; None = every box has its own content.
         indicator: the last channel of the content is 0. Otherwise it is learned, too.
 
     Raises:
@@ -192,10 +193,11 @@ class _ProposalQueries(nn.Module):
     ) -> tuple[Prediction, Int[Tensor, "B Q"], Float[Tensor, "B Q 4"], Bool[Tensor, "B Q"] | None]:
         """The first-stage prediction, and the best proposals.
 
-        The loss looks at all tokens. Where there will be none, boxes are made of the best alone.
+        The loss needs all tokens. Without a loss, boxes are computed only for the best ones.
 
         Returns:
-            The prediction; token indices, boxes without gradient, and False at fillers.
+            The prediction; token indices, boxes without gradient, and a mask that is False at
+            fillers.
         """
         require_heads(heads, self, "proposals", "token_embedding", "proposal")
         boxes, valid = heads.proposals(memory)
@@ -228,12 +230,12 @@ class _ProposalQueries(nn.Module):
 class TwoStageQueries(_ProposalQueries):
     """Content and position are both made from the boxes of the best proposals.
 
-    Deformable DETR, appendix A.4 (two-stage). The first stage tells object from background only:
-    its score is the logit of class 0 and its loss sees every label as 0.
+    Deformable DETR, appendix A.4 (two-stage). The first stage only separates objects from
+    background: its score is the logit of class 0, and its loss treats every label as 0.
 
     Args:
         embed_dim: channels.
-        num_queries: queries; fewer where the map has fewer tokens.
+        num_queries: queries; fewer if the map has fewer tokens.
     """
 
     def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
@@ -242,7 +244,7 @@ class TwoStageQueries(_ProposalQueries):
         )
 
     def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
-        """Queries, and the first-stage prediction: on all tokens, on the best ones at inference."""
+        """Queries, and the first-stage prediction (for the best tokens only at inference)."""
         proposals, _, boxes, valid = self._propose(memory, heads)
         pos, content = self._position(boxes).chunk(2, dim=-1)
         return Queries(content, boxes, pos, valid), proposals
@@ -257,14 +259,14 @@ class EfficientQueries(_ProposalQueries):
 
     Args:
         embed_dim: channels.
-        num_queries: queries; fewer where the map has fewer tokens.
+        num_queries: queries; fewer if the map has fewer tokens.
     """
 
     def __init__(self, embed_dim: int = 256, num_queries: int = 300) -> None:
         super().__init__(num_queries, embed_dim=embed_dim, pos_dim=embed_dim, class_agnostic=False)
 
     def forward(self, memory: MultiScaleFeatures, heads: Heads) -> tuple[Queries, Prediction]:
-        """Queries, and the first-stage prediction: on all tokens, on the best ones at inference."""
+        """Queries, and the first-stage prediction (for the best tokens only at inference)."""
         proposals, indices, boxes, valid = self._propose(memory, heads)
         content = gather_rows(memory.tokens, indices)
         return Queries(content, boxes, self._position(boxes), valid), proposals
@@ -274,12 +276,12 @@ class EfficientQueries(_ProposalQueries):
 class MixedQueries(nn.Module):
     """Learned content, boxes of the best proposals (DINO, section 3.4: mixed query selection).
 
-    The content belongs to the rank of the proposal. The first-stage prediction holds the selected
-    tokens alone, true classes and all.
+    Each rank of the proposals has its own content. The first-stage prediction covers only the
+    selected tokens, with their real classes.
 
     Args:
         embed_dim: channels.
-        num_queries: queries; fewer where the map has fewer tokens.
+        num_queries: queries; fewer if the map has fewer tokens.
     """
 
     needs_proposals = True

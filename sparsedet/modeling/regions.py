@@ -35,37 +35,36 @@ _FIRST = 1e4  # more than any score: tiles with it come first
 
 @REGIONS.register()
 class GlanceAndLook(nn.Module):
-    """The whole picture at a fraction of its size, and some of its tiles as they are.
+    """The whole picture at a reduced resolution, and some of its tiles at full resolution.
 
-    At a glance, the backbone and the neck see the picture with both sides divided by
-    ``glance_factor``, the mean of that many pixels each way. A scorer rates the tokens of these
-    maps, and a tile is as good as the best token that it holds on the finest of them. A selector
-    keeps some tiles. The same backbone and neck look at these, ``halo`` pixels wider on every side,
-    as one batch. The levels of the result are those of a tile that are finer than the glance's,
-    there where it looked and absent elsewhere, then those of the glance. So encoder and decoder see
-    one picture, with one set of queries: there are no borders and no duplicates to remove.
+    For the glance, the picture is downsampled by ``glance_factor`` (by averaging) and passes
+    through backbone and neck. A scorer scores the tokens of these maps, and the score of a tile is
+    the best score of its tokens on the finest map. A selector keeps some tiles. The same backbone
+    and neck process these tiles as one batch, with ``halo`` pixels of context on every side. The
+    levels of the result are the tile levels that are finer than the glance, whose cells outside the
+    chosen tiles are absent, then the levels of the glance. So encoder and decoder see one picture,
+    with one set of queries: there are no borders and no duplicates to remove.
 
-    Inside of a tile, maps equal those of the whole picture where the backbone's receptive field
-    reaches less far than the halo and nothing is normalized over the map; what lies beyond the
-    picture is zero to both. ``GroupNorm`` of the neck takes its statistics from a tile with its
-    halo, so a tile's maps do not depend on which other tiles were looked at.
+    Inside a tile, the maps equal those of the whole picture if the receptive field of the backbone
+    does not exceed the halo and nothing is normalized over the map; outside the picture, both see
+    zeros. ``GroupNorm`` in the neck takes its statistics from a tile with its halo, so the maps of
+    a tile do not depend on the other chosen tiles.
 
-    Training needs no other loss than those of ``SetCriterion.regions`` for the scorer. At first the
-    tiles that hold objects too small for the glance come before others, and which others is a
-    matter of scores and of chance. Both fade, until the scores alone decide.
+    The only additional losses in training are those of ``SetCriterion.regions`` for the scorer.
+    Early in training, tiles with objects too small for the glance are often chosen first, and
+    random noise is added to the scores. Both fade until only the scores decide.
 
     Args:
-        glance_factor: what the sides are divided by for the glance, at least 2.
+        glance_factor: downsampling factor of the glance, at least 2.
         tile: side of a tile in pixels, a multiple of the glance's finest stride.
-        halo: pixels around a tile that are seen with it, a multiple of the coarsest stride of the
-            levels that tiles give.
-        look_ratio: share of a picture's tiles that are looked at, in (0, 1]; they are counted as
-            ``TopKSelector`` counts tokens. None = what the selector says.
-        scorer: rates the tokens of the glance; None where the selector reads no scores.
+        halo: pixels of context around a tile, a multiple of the coarsest stride of the tile levels.
+        look_ratio: share of the tiles of a picture that are chosen, in (0, 1]; rounded as
+            ``TopKSelector`` does. None = decided by the selector.
+        scorer: scores the tokens of the glance; None if the selector uses no scores.
         selector: chooses the tiles; None = ``TopKSelector(look_ratio)``.
-        min_visible: pixels of the glance that the longer side of an object has if it can be found
-            without a look.
-        taught_passes: training passes after which the scores alone decide.
+        min_visible: length in pixels of the glance; an object whose longer side is shorter is too
+            small for the glance.
+        taught_passes: training passes after which only the scores decide.
 
     Raises:
         ValueError: for numbers outside of these ranges, or both or none of ``look_ratio`` and
@@ -94,7 +93,7 @@ class GlanceAndLook(nn.Module):
         self._check_numbers()
         if (look_ratio is None) == (selector is None):
             both = "both" if selector is not None else "neither"
-            raise _error("look_ratio", "given unless selector is, and not beside it", both)
+            raise _error("look_ratio", "given without a selector, and only then", both)
         if selector is None and not is_share(look_ratio):
             raise _error("look_ratio", "a number in (0, 1]", repr(look_ratio))
         self.scorer = scorer
@@ -149,15 +148,15 @@ class GlanceAndLook(nn.Module):
 
     @property
     def look_ratio(self) -> float | None:
-        """Share of the tiles that are looked at; None where the selector has none."""
+        """Share of the tiles that are chosen; None if the selector has none."""
         return getattr(self.selector, "keep_ratio", None)
 
     def strides(self, own: Sequence[int]) -> tuple[int, ...]:
-        """Pixels per cell of each level of the result, where the neck's are ``own``."""
+        """Pixels per cell of each level of the result, given the strides ``own`` of the neck."""
         return (*self._fine(own), *(self.glance_factor * stride for stride in own))
 
     def _fine(self, own: Sequence[int]) -> tuple[int, ...]:
-        """Strides of the levels that tiles give."""
+        """Strides of the tile levels."""
         return tuple(stride for stride in own if stride < self.glance_factor * own[0])
 
     def forward(
@@ -247,12 +246,13 @@ class GlanceAndLook(nn.Module):
     def _taught(
         self, looked: TokenSelection, tiles: MultiScaleFeatures, targets: Targets
     ) -> TokenSelection:
-        """As many tiles of every image, first what the glance cannot see, others also by chance."""
+        """Choose the same number of tiles, first those with invisible objects, then with noise."""
         assert looked.indices is not None
         logits = tiles.tokens[..., 0]
         self.passes.add_(1)
         chance = (1 - self.passes / (self.taught_passes + 1)).clamp(min=0)
-        # Gumbel's noise draws tiles with chances as the exponentials of their scores
+        # Gumbel noise samples tiles with probabilities proportional to the exponentials of their
+        # scores
         noise = -torch.empty_like(logits).exponential_().log()
         taught = torch.rand(len(logits), 1, device=logits.device) < chance
         first = taught & invisible_tiles(tiles, targets, self.min_visible * self.glance_factor)
@@ -264,7 +264,7 @@ class GlanceAndLook(nn.Module):
 
 
 class _Look(nn.Module):
-    """What the chosen tiles add to the glance."""
+    """Computes the levels of the chosen tiles."""
 
     def __init__(self, tile: int, halo: int) -> None:
         super().__init__()
@@ -278,9 +278,9 @@ class _Look(nn.Module):
         see: Callable[[Tensor, int], Sequence[Tensor]],
         strides: Sequence[int],
     ) -> list[Tensor | PartialMap]:
-        """Levels of the pictures with these strides, there in the tiles alone.
+        """Levels of the pictures with these strides, with cells only in the chosen tiles.
 
-        A CPU infers tile by tile, which takes the memory of one.
+        Inference on a CPU processes one tile at a time, to save memory.
         """
         crops = self._crops(images, looked, tiles)
         together = crops.device.type != "cpu" or torch.is_grad_enabled()
@@ -299,7 +299,7 @@ class _Look(nn.Module):
         see: Callable[[Tensor, int], Sequence[Tensor]],
         strides: Sequence[int],
     ) -> list[Float[Tensor, "b n C"]]:
-        """Tokens of the tiles without what is around them, by level."""
+        """Tokens of the tiles without their halo, by level."""
         levels = []
         for maps, stride in zip(see(crops, len(strides)), strides, strict=True):
             inner = slice(self.halo // stride, (self.halo + self.tile) // stride)
@@ -309,7 +309,7 @@ class _Look(nn.Module):
     def _crops(
         self, images: Float[Tensor, "B 3 H W"], looked: TokenSelection, tiles: MultiScaleFeatures
     ) -> Float[Tensor, "b 3 s s"]:
-        """The chosen tiles with what is around them, image by image."""
+        """The chosen tiles with their halo, image by image."""
         (rows, columns), halo = tiles.spatial_shapes[0], self.halo
         right, below = columns * self.tile - images.shape[-1], rows * self.tile - images.shape[-2]
         padded = F.pad(images, (halo, right + halo, halo, below + halo))
@@ -329,7 +329,7 @@ class _Look(nn.Module):
         stride: int,
         shape: Size,
     ) -> Tensor | PartialMap:
-        """One level of the chosen tiles, ``n`` cells of each."""
+        """One level of the chosen tiles, with ``n`` cells each."""
         tokens = tokens.unflatten(0, (tiles.batch_size, -1))
         if looked.weight is not None:
             tokens = tokens * looked.weight[..., None, None].to(tokens.dtype)
@@ -358,7 +358,7 @@ class _Look(nn.Module):
         tiles: MultiScaleFeatures,
         shape: Size,
     ) -> Float[Tensor, "B C H W"]:
-        """The map of a level of which every tile is there."""
+        """The map of a level if every tile is chosen."""
         batch, side = tokens.shape[0], math.isqrt(tokens.shape[2])
         rows, columns = tiles.spatial_shapes[0]
         cells = tokens.flatten(2)
@@ -372,7 +372,7 @@ class _Look(nn.Module):
 def tile_numbers(
     tiles: MultiScaleFeatures, image: int, boxes: Float[Tensor, "n 4"]
 ) -> Int[Tensor, " n"]:
-    """The tiles that hold the centers of boxes, numbered as the tokens of ``Glance.tiles``.
+    """Indices, as in the tokens of ``Glance.tiles``, of the tiles that contain box centers.
 
     Args:
         tiles: see ``Glance``.

@@ -1,4 +1,4 @@
-"""Stage terms that look at what was selected instead of at objects."""
+"""Unmatched terms that depend on the selected tokens instead of on objects."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sparsedet.registry import LOSSES
 class PollRegularizer:
     """Mean score of the kept tokens (PnP-DETR, section 3.2): it keeps the scores low.
 
-    The released code also counts what fills up the rows of images that keep fewer tokens than their
-    companions: their next best tokens, and padding after these.
+    The released code also counts the fillers of images that keep fewer tokens than others of the
+    batch: their next best tokens, and padding after these.
 
     Args:
         weight: factor in the objective.
-        count_fillers: count them.
+        count_fillers: count these fillers, too.
     """
 
     name = "poll"
@@ -30,12 +30,13 @@ class PollRegularizer:
         """Refuse a detector without a scorer.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no scorer.
         """
         if assembly.scorer is None:
             raise ValueError(
                 "TokenSparseDetector.criterion: PollRegularizer keeps the scores of a scorer low, "
-                "and there is no scorer. Remove it from model.criterion.stage or set model.scorer."
+                "and there is no scorer. Remove it from model.criterion.unmatched or set "
+                "model.scorer."
             )
 
     def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:

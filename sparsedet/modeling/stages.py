@@ -222,8 +222,8 @@ class Queries:
     Attributes:
         content: the queries.
         reference: points (x, y) or boxes, in [0, 1] of the unpadded image.
-        pos: position embedding added to the queries in every layer; None = the decoder derives it
-            from the references (conditional query positions).
+        pos: position embedding added to the queries in every layer; None = the decoder makes it
+            from the references (``makes_pos``).
         valid: False = filler in an image with fewer tokens than queries; None = all valid.
         attn_mask: True = the query of the row must not attend to the query of the column; None =
             no mask.

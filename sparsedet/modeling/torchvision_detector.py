@@ -1,4 +1,4 @@
-"""Detectors of torchvision, trained and evaluated as ours are, to compare with."""
+"""Detectors of torchvision, trained and evaluated like ours, for comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparsedet.modeling.neck import Pyramid
 from sparsedet.modeling.stages import Size, Targets
 from sparsedet.structures import cxcywh_to_xyxy
 
-_KINDS = ("fasterrcnn", "retinanet", "fcos", "ssd")  # others need masks or keypoints, too
+_KINDS = ("fasterrcnn", "retinanet", "fcos", "ssd")  # others also need masks or keypoints
 
 
 class TorchvisionDetector(ImageDetector):
@@ -28,9 +28,10 @@ class TorchvisionDetector(ImageDetector):
     Args:
         name: builder in ``torchvision.models.detection``, such as "fasterrcnn_resnet50_fpn".
         num_classes: classes, not counting the background of Faster R-CNN and SSD.
-        backbone: replaces that of the builder; not for SSD.
-        in_channels: channels of its maps by name, fine to coarse. A level is added to four maps by
-            subsampling (Faster R-CNN), to three maps two by convolutions (RetinaNet, FCOS).
+        backbone: replaces the backbone of the builder; not for SSD.
+        in_channels: channels of its maps by name, fine to coarse. With four maps, a level is added
+            by subsampling (Faster R-CNN); with three maps, two levels by convolutions (RetinaNet,
+            FCOS).
         weights: torchvision weights of the builder's backbone, such as "IMAGENET1K_V1".
         anchor_scale: factor of torchvision's anchor sizes, which are for short sides of 800.
         max_detections: detections per image.
@@ -38,7 +39,7 @@ class TorchvisionDetector(ImageDetector):
         pixel_std: their standard deviation.
 
     Raises:
-        ValueError: for an unknown name, or arguments that do not go with it.
+        ValueError: for an unknown name, or arguments that do not fit it.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class TorchvisionDetector(ImageDetector):
             model: Any = get_model(name, weights_backbone=weights, num_classes=outputs)
         except (KeyError, OSError) as error:
             raise ValueError(
-                f"TorchvisionDetector.weights {weights!r} of {name} could not be had ({error}). "
-                "Set model.weights=null to begin from random ones."
+                f"TorchvisionDetector.weights {weights!r} of {name} could not be loaded ({error}). "
+                "Set model.weights=null to start from random weights."
             ) from error
         self.detector = model
         if name.startswith("ssd") and (backbone is not None or anchor_scale != 1):
@@ -112,10 +113,10 @@ class TorchvisionDetector(ImageDetector):
     def detect(
         self, images: Tensor, image_sizes: Sequence[Size], targets: Targets | None = None
     ) -> Any:
-        """What torchvision answers to normalized images ``[B 3 H W]``: losses, or detections.
+        """The output of torchvision for normalized images ``[B 3 H W]``: losses, or detections.
 
         Detections are dicts of ``boxes`` (xyxy in pixels of the unpadded image), ``labels`` (from 1
-        where there is a background) and ``scores``.
+        if there is a background class) and ``scores``.
         """
         given = [image[:, :h, :w] for image, (h, w) in zip(images, image_sizes, strict=True)]
         wanted = targets and [
@@ -142,12 +143,12 @@ class TorchvisionDetector(ImageDetector):
 
 
 def _in_float(backbone: nn.Module, images: Any, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Maps whose format, which becomes that of the anchors, can hold coordinates."""
+    """Maps in a dtype that can represent coordinates, since anchors take the dtype of maps."""
     return {name: x.float() for name, x in maps.items()}
 
 
 class _AsGiven(GeneralizedRCNNTransform):
-    """Pads images; their size and colors stay."""
+    """Pads images without resizing or normalizing them."""
 
     def normalize(self, image: Tensor) -> Tensor:
         return image

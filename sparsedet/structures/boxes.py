@@ -1,8 +1,8 @@
 """Every box format and every overlap formula of the package.
 
 Formats, always in the last dimension: `xyxy` = left, top, right, bottom; `xywh` = left, top,
-width, height; `cxcywh` = center, width, height. The functions do not care whether the numbers
-are pixels or fractions of the image, as long as both arguments agree.
+width, height; `cxcywh` = center, width, height. Numbers may be pixels or fractions of the image, as
+long as both arguments agree.
 """
 
 from enum import IntEnum
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Areas below this count as zero: a division by it stays finite in fp32, forward and backward.
+# Areas below this count as zero; a division by it is finite in fp32, forward and backward.
 _MIN_AREA = 1e-16
 
 
@@ -60,14 +60,14 @@ def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Generalized IoU (Rezatofighi et al. 2019, eq. 3) of boxes at equal places.
+    """Generalized IoU (Rezatofighi et al. 2019, eq. 3) of corresponding boxes.
 
     Args:
         a_xyxy: boxes (..., 4).
         b_xyxy: boxes (..., 4) that broadcast with `a_xyxy`.
 
     Returns:
-        Values (...) in [-1, 1], finite also for boxes of no size and for crossing corners, with a
+        Values (...) in [-1, 1], also finite for boxes of zero size and for crossed corners, with a
         finite gradient. Half-precision input is computed and returned in fp32.
     """
     a, b = _at_least_float32(a_xyxy), _at_least_float32(b_xyxy)
@@ -99,7 +99,7 @@ def _at_least_float32(boxes: Tensor) -> Tensor:
 
 
 class BoxMode(IntEnum):
-    """How the four numbers of a record's box are to be read; the values are detectron2's."""
+    """The format of the four numbers of a box in a record; values as in detectron2."""
 
     XYXY_ABS = 0
     XYWH_ABS = 1
@@ -114,10 +114,10 @@ class BoxMode(IntEnum):
         Args:
             box: one box as a list or tuple, or boxes (..., 4) as an array or a tensor.
             from_mode: mode of `box`.
-            to_mode: mode wanted.
+            to_mode: mode of the result.
 
         Returns:
-            Boxes of the type that was given.
+            Boxes of the same type as `box`.
 
         Raises:
             ValueError: a mode other than `XYXY_ABS` and `XYWH_ABS`, or not four numbers.

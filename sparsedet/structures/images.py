@@ -9,17 +9,17 @@ from torch import Tensor
 def pad_images(
     images: Sequence[Tensor], size_divisor: int = 1
 ) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """Puts images into one batch, with zeros to the right of and below the smaller ones.
+    """Puts images into one batch, padded with zeros on the right and at the bottom.
 
     Args:
         images: tensors (C, h, w) of one dtype and device, at least one.
-        size_divisor: height and width of the batch become multiples of it.
+        size_divisor: height and width of the batch are rounded up to multiples of this.
 
     Returns:
         The batch (B, C, H, W) and the (h, w) of each image.
 
     Raises:
-        ValueError: no image, or shapes that do not go together.
+        ValueError: there is no image, or the numbers of channels differ.
 
     >>> batch, sizes = pad_images([torch.ones(3, 2, 5), torch.ones(3, 4, 1)])
     >>> tuple(batch.shape), sizes

@@ -1,9 +1,9 @@
 """Boxes and other per-object fields of one image, in detectron2's vocabulary.
 
-The classes are our own; they agree with detectron2's by shape, so that samples and results pass
-through either side without a conversion. What asks for its classes by `isinstance` refuses ours,
-first of all its own `Instances.cat` and `Boxes.cat`; for those
-`sparsedet.interop.detectron2.to_detectron2` converts.
+The classes are our own and have the interface of detectron2's, so samples and results need no
+conversion in either direction. Code that tests for detectron2's classes with `isinstance` refuses
+ours, such as detectron2's `Instances.cat` and `Boxes.cat`;
+`sparsedet.interop.detectron2.to_detectron2` converts for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,7 +77,7 @@ class Boxes:
         return self.tensor.device
 
     def __getitem__(self, item: Any) -> "Boxes":
-        """Boxes chosen by an int, a slice, a mask or indices; always still `Boxes`."""
+        """Boxes chosen by an int, a slice, a mask or indices; the result is always `Boxes`."""
         if isinstance(item, int):
             return Boxes(self.tensor[item][None])
         return Boxes(self.tensor[item])
@@ -104,13 +104,12 @@ class Instances:
     Fields are read and set as attributes: `gt_boxes` and `gt_classes` of a sample, `pred_boxes`,
     `scores` and `pred_classes` of a result. Boxes are corners in pixels of `image_size`.
 
-    `Instances.cat` of this class joins its own, that of detectron2 its own: it looks at the class
-    before it looks at the fields. Join first and convert afterwards, by
-    `sparsedet.interop.detectron2.to_detectron2`.
+    `Instances.cat` joins instances of this class only, and detectron2's joins only its own. Join
+    first, then convert with `sparsedet.interop.detectron2.to_detectron2`.
 
     Args:
         image_size: (height, width) of the image that the boxes belong to.
-        **fields: initial fields; each must have a length, and all the same.
+        **fields: initial fields, all of the same length.
 
     >>> found = Instances((4, 6), scores=torch.tensor([0.9, 0.2]))
     >>> len(found[found.scores > 0.5])
@@ -148,21 +147,21 @@ class Instances:
         """
         if self._fields and len(value) != len(self):
             raise ValueError(
-                f"Instances.{name} must have length {len(self)} as {sorted(self._fields)} have, "
+                f"Instances.{name} must have length {len(self)} like {sorted(self._fields)}, "
                 f"got {len(value)}."
             )
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
-        """Whether the field is there."""
+        """Whether the field exists."""
         return name in self._fields
 
     def get(self, name: str) -> Any:
-        """Field by name; KeyError when absent."""
+        """Field by name; KeyError if it does not exist."""
         return self._fields[name]
 
     def remove(self, name: str) -> None:
-        """Deletes a field; KeyError when absent."""
+        """Deletes a field; KeyError if it does not exist."""
         del self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
@@ -170,7 +169,7 @@ class Instances:
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
-        """Copy with every field that has a `to` moved; arguments as for `Tensor.to`."""
+        """Copy with every field that has a `to` method moved; arguments as for `Tensor.to`."""
         moved = Instances(self.image_size)
         for name, value in self._fields.items():
             moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
@@ -180,7 +179,7 @@ class Instances:
         """Objects chosen by an int, a slice, a mask (N,) or indices.
 
         Raises:
-            IndexError: an int outside of the instances.
+            IndexError: an int is out of range.
         """
         if isinstance(item, int):
             if not -len(self) <= item < len(self):

@@ -168,7 +168,7 @@ def _ranges(cfg: Any) -> tuple[Ranges, ...]:
     found = []
     terms = [
         (f"model.criterion.{group}.{place}", term)
-        for group in ("stage", "regions")
+        for group in ("unmatched", "regions")
         for place, term in enumerate(setting(cfg, f"model.criterion.{group}") or ())
     ]
     for name, term in terms:

@@ -247,7 +247,7 @@ def test_numbers_that_no_training_has(shapes, capsys, override, option):
 
 
 def test_size_ranges_that_are_no_pairs(shapes, capsys):
-    assert main([*words(shapes), "model.criterion.stage.0.size_ranges=[[1]]"]) == 2
+    assert main([*words(shapes), "model.criterion.unmatched.0.size_ranges=[[1]]"]) == 2
     assert "size_ranges must be pairs [low, high]" in capsys.readouterr().err
 
 

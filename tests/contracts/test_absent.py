@@ -184,7 +184,7 @@ def test_a_map_that_is_there_entirely_is_an_ordinary_one(name):
 
 def test_losses_do_not_look_at_absent_tokens():
     model = small.detector(small.NAMED["focus"])
-    term = model.criterion.stage[0]
+    term = model.criterion.unmatched[0]
     features = features_in_parts(model, padding.SIZES[:3])
     objects = small.targets((4, 3, 2))
     logits = torch.randn(features.padding_mask.shape)

@@ -21,7 +21,7 @@ from sparsedet.modeling import (
     DualAttentionEncoder,
     EfficientQueries,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     MixedQueries,
     MultiScaleFeatures,
     ObjectnessScorer,
@@ -34,7 +34,7 @@ from sparsedet.modeling import (
 from tests.modeling import small
 
 SIZES = ((64, 96), (128, 70))
-SCORERS = [DAMPredictor, ForegroundTokenSelector]
+SCORERS = [DAMPredictor, ForegroundScorer]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_parts_that_need_heads_say_so(features):
     queries = AnchorQueries(small.EMBED_DIM, 5)(features)[0]
     calls = [
         (DAMPredictor(32), (features,), "token_embedding.*own_embedding=True"),
-        (ForegroundTokenSelector(32), (features, None), "token_embedding.*own_embedding=True"),
+        (ForegroundScorer(32), (features, None), "token_embedding.*own_embedding=True"),
         (ObjectnessScorer(), (features, TokenEmbedding(32)), "proposals and scorer, got TokenEmb"),
         (EfficientQueries(32), (features, None), "token_embedding and proposal, got None"),
         (MixedQueries(32), (features, None), "token_embedding and proposal, got None"),

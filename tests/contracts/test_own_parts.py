@@ -123,13 +123,13 @@ class SmallMemory:
 OVERRIDES = {
     "scorer": (
         "NormScorer",
-        ["model.scorer._target_=own_parts.NormScorer", "model.criterion.stage=[]"],
+        ["model.scorer._target_=own_parts.NormScorer", "model.criterion.unmatched=[]"],
     ),
     "scorer with a loss": (
         "TaughtScorer",
         [
             "model.scorer._target_=own_parts.TaughtScorer",
-            "model.criterion.stage=[{_target_: own_parts.DepthLoss}]",
+            "model.criterion.unmatched=[{_target_: own_parts.DepthLoss}]",
         ],
     ),
     "selector": (
@@ -137,7 +137,7 @@ OVERRIDES = {
         [
             "model.selector._target_=own_parts.FirstTokens",
             "model.scorer=null",
-            "model.criterion.stage=[]",
+            "model.criterion.unmatched=[]",
         ],
     ),
     "encoder": ("LinearEncoder", ["model.encoder._target_=own_parts.LinearEncoder"]),
@@ -191,7 +191,7 @@ def test_a_loss_on_anything_else_is_named_by_itself(own_parts):
     """Beside the loss of the scorer, by the override that adds an item to the list."""
     plain, term = build(), "{_target_: own_parts.SmallMemory, factor: 3.0}"
     foreground = "{_target_: ForegroundLoss, weight: 1.5}"
-    model = build(f"model.criterion.stage=[{foreground}, {term}]")
+    model = build(f"model.criterion.unmatched=[{foreground}, {term}]")
     losses = train_once(model)
     assert set(losses) == {*train_once(plain), "small_memory"}
     batch = model.preprocess(small.samples(((64, 96), (96, 64)), (2, 1)))
@@ -201,7 +201,7 @@ def test_a_loss_on_anything_else_is_named_by_itself(own_parts):
     own = model.criterion(output, batch.targets)["small_memory"]
     torch.testing.assert_close(own, 0.1 * 3 * output.memory.tokens.square().mean())
     dense = ("model.scorer=null", "model.selector._target_=DenseSelector")
-    assert "small_memory" in train_once(build(*dense, f"model.criterion.stage=[{term}]"))
+    assert "small_memory" in train_once(build(*dense, f"model.criterion.unmatched=[{term}]"))
 
 
 def test_own_parts_check_themselves(own_parts):
@@ -223,7 +223,7 @@ def test_a_check_that_is_broken_names_its_part(own_parts, monkeypatch):
 def test_terms_whose_attributes_are_of_another_kind(own_parts, monkeypatch):
     import own_parts as module  # pyright: ignore[reportMissingImports]
 
-    term = "model.criterion.stage=[{_target_: own_parts.SmallMemory}]"
+    term = "model.criterion.unmatched=[{_target_: own_parts.SmallMemory}]"
     for name, value in (("weight", "x"), ("weight", None), ("requires", "token_mass")):
         with monkeypatch.context() as patch:
             patch.setattr(module.SmallMemory, name, value, raising=False)
@@ -231,21 +231,21 @@ def test_terms_whose_attributes_are_of_another_kind(own_parts, monkeypatch):
                 build(term)
     monkeypatch.setattr(module.NormScorer, "learns", "Depth")
     with pytest.raises(ConfigError, match=r"NormScorer\.learns must be a subclass"):
-        build("model.scorer._target_=own_parts.NormScorer", "model.criterion.stage=[]")
+        build("model.scorer._target_=own_parts.NormScorer", "model.criterion.unmatched=[]")
 
 
 def test_a_kind_of_target_that_nobody_teaches_or_learns_is_refused(own_parts):
     _, (scorer, loss) = OVERRIDES["scorer with a loss"]
     with pytest.raises(
         ConfigError,
-        match=r"TaughtScorer is trained by a term whose teaches is Depth, got stage terms "
+        match=r"TaughtScorer is trained by a term whose teaches is Depth, got unmatched terms "
         r"\['ForegroundLoss'\]",
     ):
         build(scorer)
     with pytest.raises(
         ConfigError,
         match=r"DepthLoss trains a scorer whose learns is Depth, and the scorer is NormScorer\. "
-        r"Set model\.criterion\.stage=\[\]\.",
+        r"Set model\.criterion\.unmatched=\[\]\.",
     ):
         build("model.scorer._target_=own_parts.NormScorer", loss)
 

@@ -183,7 +183,7 @@ def per_image_sum(model, losses: dict, targets: Targets, output) -> dict[str, fl
     """Losses as sums over the images: they add up whatever the batch."""
     boxes = max(sum(targets.counts), 1)
     images = len(targets.counts)
-    means = {f"scorer/{term.name}" for term in model.criterion.stage}
+    means = {f"scorer/{term.name}" for term in model.criterion.unmatched}
     means |= {f"regions/{term.name}" for term in model.criterion.regions}
     factors = dict.fromkeys(losses, boxes) | dict.fromkeys(means & losses.keys(), images)
     if model.criterion.softmax:  # the mean over weighted queries

@@ -23,7 +23,7 @@ from sparsedet.modeling import (
     EfficientQueries,
     FocalLoss,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     LearnedQueries,
     LevelScheduleSelector,
     MixedQueries,
@@ -47,8 +47,8 @@ def neck(**changes) -> ChannelMapper:
     return ChannelMapper(CHANNELS, **{"strides": (8, 16, 32), "embed_dim": 32, **changes})
 
 
-def criterion(*stage) -> SetCriterion:
-    return SetCriterion(small.HungarianMatcher(), [FocalLoss(weight=1.0)], stage=stage)
+def criterion(*unmatched) -> SetCriterion:
+    return SetCriterion(small.HungarianMatcher(), [FocalLoss(weight=1.0)], unmatched=unmatched)
 
 
 DAM_LOSS = DecoderAttentionLoss(weight=1.0)
@@ -111,23 +111,23 @@ MISFITS = {
         r"denoising: embed_dim.*32.*64.*model\.denoising\.embed_dim",
     ),
     "foreground scorer width": (
-        dict(scorer=ForegroundTokenSelector(64)),
+        dict(scorer=ForegroundScorer(64)),
         r"scorer: embed_dim.*64.*model\.scorer\.embed_dim",
     ),
     "queries without positions": (
         dict(query_initializer=MixedQueries(32, 5)),
         r"decoder must make positions for MixedQueries, whose queries lack them, got False.*"
-        r"model\.decoder\.conditional_pos=True",
+        r"model\.decoder\.makes_pos=True",
     ),
     "queries with positions": (
-        dict(decoder=small.build(DeformableDecoder, conditional_pos=True)),
+        dict(decoder=small.build(DeformableDecoder, makes_pos=True)),
         r"decoder must not make positions for EfficientQueries, whose queries have them, got True.*"
-        r"model\.decoder\.conditional_pos=False",
+        r"model\.decoder\.makes_pos=False",
     ),
     "positions from points": (
         dict(
             query_initializer=points_without_positions(),
-            decoder=small.build(DeformableDecoder, conditional_pos=True),
+            decoder=small.build(DeformableDecoder, makes_pos=True),
         ),
         r"makes positions from boxes, the references of LearnedQueries are points.*"
         r"model\.query_initializer",
@@ -149,7 +149,7 @@ MISFITS = {
     "denoising of fewer classes": (
         dict(
             query_initializer=MixedQueries(32, 5),
-            decoder=small.build(DeformableDecoder, conditional_pos=True),
+            decoder=small.build(DeformableDecoder, makes_pos=True),
             denoising=ContrastiveDenoising(32, 2),
         ),
         r"ContrastiveDenoising\.num_classes must be 3 as in the detector, got 2\. "
@@ -172,7 +172,7 @@ MISFITS = {
     ),
     "scorer levels": (
         dict(
-            scorer=ForegroundTokenSelector(32, 3),
+            scorer=ForegroundScorer(32, 3),
             selector=TopKSelector(0.4),
             criterion=criterion(ForegroundLoss(weight=1.0)),
         ),
@@ -180,7 +180,7 @@ MISFITS = {
     ),
     "ranges of sizes": (
         dict(
-            scorer=ForegroundTokenSelector(32, 4),
+            scorer=ForegroundScorer(32, 4),
             selector=TopKSelector(0.4),
             criterion=criterion(ForegroundLoss(weight=1.0, size_ranges=[(-1, 64), (64, 999)])),
         ),
@@ -189,12 +189,12 @@ MISFITS = {
     ),
     "supervised though built without": (
         dict(
-            scorer=ForegroundTokenSelector(32, 4, supervised=False),
+            scorer=ForegroundScorer(32, 4, supervised=False),
             selector=TopKSelector(0.4),
             criterion=criterion(ForegroundLoss(weight=1.0)),
         ),
-        r"ForegroundLoss trains a ForegroundTokenSelector, and this .* built without supervision.*"
-        r"model\.criterion\.stage=\[\] or model\.scorer\.supervised=True",
+        r"ForegroundLoss trains a ForegroundScorer, and this .* built without supervision.*"
+        r"model\.criterion\.unmatched=\[\] or model\.scorer\.supervised=True",
     ),
     "levels of too few layers": (
         dict(scorer=None, criterion=criterion(), selector=LevelScheduleSelector(((0, 1),))),
@@ -224,21 +224,21 @@ MISFITS = {
     ),
     "untrained scorer": (
         dict(criterion=criterion()),
-        r"DAMPredictor is trained by DecoderAttentionLoss, got .*model\.criterion\.stage",
+        r"DAMPredictor is trained by DecoderAttentionLoss, got .*model\.criterion\.unmatched",
     ),
     "untrained foreground scorer": (
-        dict(scorer=ForegroundTokenSelector(32)),
-        r"ForegroundTokenSelector is trained by ForegroundLoss or SalienceLoss, got stage terms "
+        dict(scorer=ForegroundScorer(32)),
+        r"ForegroundScorer is trained by ForegroundLoss or SalienceLoss, got unmatched terms "
         r"\['DecoderAttentionLoss'\]\. Add ForegroundLoss or SalienceLoss to model\.criterion",
     ),
     "foreground loss of another scorer": (
         dict(scorer=DAMPredictor(32), criterion=criterion(ForegroundLoss(weight=1.0), DAM_LOSS)),
-        r"ForegroundLoss trains a ForegroundTokenSelector, and the scorer is DAMPredictor",
+        r"ForegroundLoss trains a ForegroundScorer, and the scorer is DAMPredictor",
     ),
     "loss without scorer": (
         dict(scorer=None, selector=None),
         r"DecoderAttentionLoss trains a DAMPredictor, and there is no scorer\. "
-        r"Set model\.criterion\.stage=\[\] or model\.scorer\._target_=DAMPredictor\.",
+        r"Set model\.criterion\.unmatched=\[\] or model\.scorer\._target_=DAMPredictor\.",
     ),
     "loss of another scorer": (
         dict(scorer=RandomScorer(), criterion=criterion(DecoderAttentionLoss(weight=1.0))),
@@ -284,7 +284,7 @@ BAD_ARGUMENTS = {
     ),
     "scaled positions": (
         lambda: small.build(DeformableDecoder, scale_pos=True),
-        r"scale_pos must be False without conditional_pos.*model\.decoder\.conditional_pos=True",
+        r"scale_pos must be False without makes_pos.*model\.decoder\.makes_pos=True",
     ),
     "queries": (
         lambda: MixedQueries(32, 0),

@@ -294,7 +294,7 @@ def test_a_selector_of_tiles_is_calibrated():
     """Beside that of the tokens; weights of another one serve."""
     model = make("focus", selector=AdaptiveSelector(0.3)).eval()
     images = small.samples(((130, 280), (270, 90), (260, 260)), (1, 1, 1))
-    with pytest.raises(ValueError, match="AdaptiveSelector must know"):
+    with pytest.raises(ValueError, match="AdaptiveSelector derives its threshold"):
         model(images)
     assert calibrate_selector(model, [images]) == 3
     prepared = model.preprocess(images)

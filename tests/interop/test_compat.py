@@ -130,7 +130,7 @@ def test_gradients_are_of_the_dtypes_of_their_inputs(dtype):
 @pytest.mark.parametrize("starts", [[0, 35], [0, 35, 48], [-1, 35, 47]])
 def test_levels_outside_of_the_value_are_refused(starts):
     value, shapes, _, locations, weights = arguments()
-    with pytest.raises(ValueError, match=r"value_level_start_index must name .* got \["):
+    with pytest.raises(ValueError, match=r"value_level_start_index must be .* got \["):
         compat.MSDeformAttnFunction.apply(
             value, shapes, torch.tensor(starts), locations, weights, 64
         )
@@ -194,8 +194,8 @@ def test_another_module_is_not_replaced():
         (0, lambda value: None, "value must be a tensor, got NoneType"),
         (1, lambda shapes: shapes.flatten(), "spatial_shapes must be"),
         (1, lambda shapes: None, "spatial_shapes must be"),
-        (2, lambda starts: None, "value_level_start_index must name"),
-        (2, lambda starts: ["x"] * len(starts), "value_level_start_index must name"),
+        (2, lambda starts: None, "value_level_start_index must be"),
+        (2, lambda starts: ["x"] * len(starts), "value_level_start_index must be"),
         (3, lambda locations: locations[..., :1], "sampling_locations must be of shape"),
         (3, lambda locations: locations.tolist(), "sampling_locations must be a tensor, got list"),
         (4, lambda weights: weights[:, 1:], "attention_weights must be of shape"),

@@ -22,7 +22,7 @@ from sparsedet.modeling import (
     DualAttentionEncoder,
     FocalLoss,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     GIoULoss,
     HungarianMatcher,
     ObjectnessScorer,
@@ -44,7 +44,7 @@ from tests.interop.hosts import (
 HOSTS = {"dino": DINO, "deformable_detr": DEFORMABLE, "two_stage": TWO_STAGE}
 LEARNED = {
     "dam": (L(DAMPredictor)(), L(DecoderAttentionLoss)(weight=0.5)),
-    "foreground": (L(ForegroundTokenSelector)(), L(ForegroundLoss)(weight=1.5)),
+    "foreground": (L(ForegroundScorer)(), L(ForegroundLoss)(weight=1.5)),
 }
 
 
@@ -238,7 +238,7 @@ def test_the_host_does_not_spoil_the_initialization(parts):
     torch.manual_seed(3)
     encoder = parts.SparseEncoder(
         DeformableEncoder(num_layers=1),
-        ForegroundTokenSelector(),
+        ForegroundScorer(),
         selector=TopKSelector(0.3),
         losses=[ForegroundLoss(weight=1.0)],
     )
@@ -378,7 +378,7 @@ def test_what_does_not_go_together_is_refused(parts):
     attention, foreground = DecoderAttentionLoss(weight=1.0), ForegroundLoss(weight=1.0)
     cases = {
         "DAMPredictor is trained by DecoderAttentionLoss, got \\[\\]": (DAMPredictor(),),
-        "trained by ForegroundLoss or SalienceLoss, got": (ForegroundTokenSelector(), attention),
+        "trained by ForegroundLoss or SalienceLoss, got": (ForegroundScorer(), attention),
         "ForegroundLoss must train a scorer that learns from it": (
             DAMPredictor(),
             attention,
@@ -441,9 +441,9 @@ def test_the_criterion_says_what_the_hosts_own_says(parts, host, objects):
 
 def test_a_criterion_with_stage_terms_is_refused(parts):
     terms = SetCriterion(
-        HungarianMatcher(), [FocalLoss(weight=1.0)], stage=[ForegroundLoss(weight=1.0)]
+        HungarianMatcher(), [FocalLoss(weight=1.0)], unmatched=[ForegroundLoss(weight=1.0)]
     )
-    with pytest.raises(ValueError, match=r"no stage terms, got \['foreground'\]"):
+    with pytest.raises(ValueError, match=r"no unmatched terms, got \['foreground'\]"):
         parts.Criterion(terms)
 
 

@@ -321,7 +321,7 @@ def collate(rows: list[dict[str, object]]) -> dict[str, object]:
     return pixels | {"labels": [row["labels"] for row in rows]}
 
 
-@pytest.mark.parametrize("scorer", ["DAMPredictor", "ForegroundTokenSelector"])
+@pytest.mark.parametrize("scorer", ["DAMPredictor", "ForegroundScorer"])
 @pytest.mark.filterwarnings("ignore")  # those of the trainer
 def test_trainer_trains_it_and_its_folder_is_read_again(scorer, tmp_path, monkeypatch):
     pytest.importorskip("accelerate", reason="needs accelerate: pip install 'sparsedet[parity]'")

@@ -23,7 +23,7 @@ HERE = f"does not fit torch {torch.__version__} with CUDA 13.0: "
 @pytest.mark.parametrize(
     ("built", "record", "messages"),
     [
-        ((), None, [["no compiled deformable attention for cpu", "To build them, have a C++"]]),
+        ((), None, [["no compiled deformable attention for cpu", "To build them, install a C++"]]),
         (
             (),
             {"CPU": {"left_out": "g++ failed: error: no x.h"}},

@@ -15,20 +15,20 @@ from functools import partial
 VARIANTS = {
     "quickstart": [],
     "dense": [
-        "model.criterion.stage=[]",
+        "model.criterion.unmatched=[]",
         "model.scorer=null",
         "model.selector._target_=DenseSelector",
         "model.encoder._target_=DeformableEncoder",
     ],
     "decoder attention": [
         "model.scorer._target_=DAMPredictor",
-        "model.criterion.stage=[{_target_: DecoderAttentionLoss, weight: 1.0}]",
+        "model.criterion.unmatched=[{_target_: DecoderAttentionLoss, weight: 1.0}]",
     ],
-    "objectness": ["model.scorer._target_=ObjectnessScorer", "model.criterion.stage=[]"],
+    "objectness": ["model.scorer._target_=ObjectnessScorer", "model.criterion.unmatched=[]"],
     "adaptive": [
         "model.selector._target_=AdaptiveSelector",
         "model.selector.keep_ratio=0.4",
-        "model.criterion.stage=[{_target_: SalienceLoss, weight: 1.0}]",
+        "model.criterion.unmatched=[{_target_: SalienceLoss, weight: 1.0}]",
     ],
     "anchors": [
         "model.query_initializer._target_=AnchorQueries",
@@ -38,19 +38,19 @@ VARIANTS = {
     "learned queries": [
         "model.query_initializer._target_=LearnedQueries",
         "model.denoising=null",
-        "model.decoder.conditional_pos=false",
+        "model.decoder.makes_pos=false",
     ],
     "two stages": [
         "model.query_initializer._target_=TwoStageQueries",
         "model.denoising=null",
-        "model.decoder.conditional_pos=false",
+        "model.decoder.makes_pos=false",
     ],
     "no refinement": [
         "model.decoder.refine=false",
         "model.decoder.look_forward_twice=false",
         "model.query_initializer._target_=LearnedQueries",
         "model.denoising=null",
-        "model.decoder.conditional_pos=false",
+        "model.decoder.makes_pos=false",
     ],
 }
 PARTS = ("a wrong shape", "named systems", "pairs of choices", *VARIANTS)

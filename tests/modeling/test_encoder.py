@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sparsedet.modeling import (
     DeformableEncoder,
     DualAttentionEncoder,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     MultiCategoryScorer,
 )
 from sparsedet.modeling.encoder import best_rows
@@ -118,7 +118,7 @@ def test_auxiliary_predictions_know_fillers(selection):
 def test_weights_train_a_scorer_without_supervision(name):
     model = small.detector(small.Combination(encoder=name))
     features = small.features(model, SIZES)
-    scorer = small.randomize(ForegroundTokenSelector(small.EMBED_DIM, 4, supervised=False))
+    scorer = small.randomize(ForegroundScorer(small.EMBED_DIM, 4, supervised=False))
     scores = scorer(features, model.heads)
     kept_tokens = kept(features, (40, 25))
     weighted = replace(kept_tokens, weight=kept_tokens.gather(scores.logits).sigmoid())

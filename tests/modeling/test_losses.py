@@ -110,9 +110,12 @@ def test_cross_entropy_is_the_mean_over_weighted_queries(prediction, matching):
     )
 
 
-def test_classes_are_told_apart_in_one_way():
+def test_there_is_one_kind_of_classification_loss():
     terms = [FocalLoss(weight=1.0), CrossEntropyLoss(weight=1.0)]
-    with pytest.raises(ValueError, match=r"in one way, got CrossEntropyLoss and FocalLoss.*model"):
+    with pytest.raises(
+        ValueError,
+        match=r"one kind of classification loss, got CrossEntropyLoss and FocalLoss.*model",
+    ):
         SetCriterion(HungarianMatcher(), terms)
     assert SetCriterion(HungarianMatcher(), terms[1:]).softmax
     assert not SetCriterion(HungarianMatcher(), terms[:1]).softmax
@@ -530,7 +533,9 @@ def test_the_criterion_hands_targets_to_terms_of_the_scorer(prediction, term):
     scores = TokenScores(torch.randn(features.padding_mask.shape))
     found = replace(output(two, features=features), scores=scores)
     targets = pixel_targets(*OBJECTS)
-    losses = SetCriterion(HungarianMatcher(), [FocalLoss(weight=1.0)], stage=[term])(found, targets)
+    losses = SetCriterion(HungarianMatcher(), [FocalLoss(weight=1.0)], unmatched=[term])(
+        found, targets
+    )
     torch.testing.assert_close(losses[f"scorer/{term.name}"], 1.5 * term(found, targets))
     assert term.teaches is Foreground
 

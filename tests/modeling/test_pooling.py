@@ -203,7 +203,7 @@ def test_the_regularizer_is_part_of_the_objective():
     parts = small.parts(PNP)
     given = parts["criterion"]
     term = PollRegularizer(weight=0.5)
-    parts["criterion"] = SetCriterion(given.matcher, given.matched, stage=[term])
+    parts["criterion"] = SetCriterion(given.matcher, given.matched, unmatched=[term])
     losses = TokenSparseDetector(**parts).train()(small.samples(SIZES[:2], (2, 1)))
     assert 0 < float(losses["poll"].detach()) < 0.5
 
@@ -243,7 +243,7 @@ def test_a_regularizer_without_a_scorer_is_refused():
     parts = small.parts(small.DETR)
     given = parts["criterion"]
     term = PollRegularizer(weight=1e-4)
-    parts["criterion"] = SetCriterion(given.matcher, given.matched, stage=[term])
+    parts["criterion"] = SetCriterion(given.matcher, given.matched, unmatched=[term])
     with pytest.raises(ValueError, match=r"there is no scorer\. Remove it from model\.criterion"):
         TokenSparseDetector(**parts)
 

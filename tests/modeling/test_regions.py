@@ -19,7 +19,7 @@ from sparsedet.modeling import (
     DenseSelector,
     ElasticSelector,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     GlanceAndLook,
     OracleScorer,
     PollScorer,
@@ -428,7 +428,7 @@ BAD = {
         r"layer_ratios must be null",
     ),
     "levels": (
-        dict(scorer=ForegroundTokenSelector(EMBED, 6, supervised=False)),
+        dict(scorer=ForegroundScorer(EMBED, 6, supervised=False)),
         r"scorer\.num_levels must be 4",
     ),
     "width": (dict(scorer=PollScorer(64)), r"scorer\.embed_dim must be 32"),
@@ -449,7 +449,7 @@ def test_what_does_not_fit_is_refused(case):
     ("name", "part"),
     [
         ("selector", L(TopKSelector)(keep_ratio=2)),
-        ("scorer", L(ForegroundTokenSelector)(num_levels=0)),
+        ("scorer", L(ForegroundScorer)(num_levels=0)),
     ],
 )
 def test_a_component_of_a_config_is_told_by_its_place(name, part):
@@ -462,7 +462,7 @@ def test_a_component_of_a_config_is_told_by_its_place(name, part):
 
 
 def test_terms_and_scorers_of_the_glance_go_together():
-    given = parts("efficient", scorer=ForegroundTokenSelector(EMBED))
+    given = parts("efficient", scorer=ForegroundScorer(EMBED))
     with pytest.raises(ValueError, match=r"Add ForegroundLoss or .* to model\.criterion\.regions"):
         TokenSparseDetector(**given)
     given = parts("efficient", scorer=RandomScorer(), term=ForegroundLoss(weight=1.0))
@@ -475,7 +475,7 @@ def test_terms_and_scorers_of_the_glance_go_together():
         TokenSparseDetector(**given)
     given = {**small.parts(small.PLAIN)}
     given["criterion"].regions = (ForegroundLoss(weight=1.0),)
-    with pytest.raises(ValueError, match=r"there are no regions"):
+    with pytest.raises(ValueError, match=r"which is None"):
         TokenSparseDetector(**given)
 
 

@@ -227,7 +227,7 @@ def test_an_adaptive_choice_of_tiles_is_calibrated_before_that_of_tokens():
     batch = small.samples(SIZES, (2, 2))
     adaptive = AdaptiveSelector(0.3)
     model = detector("efficient", scorer=RandomScorer(), selector=adaptive).eval()
-    with pytest.raises(ValueError, match="AdaptiveSelector must know"):
+    with pytest.raises(ValueError, match="AdaptiveSelector derives its threshold"):
         model(batch)
     assert calibrate_selector(model, [batch]) == 2
     (row,) = tile_recall(model, [batch])

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sparsedet.modeling import (
-    ForegroundTokenSelector,
+    ForegroundScorer,
     MultiCategoryScorer,
     OracleScorer,
     RandomScorer,
@@ -138,8 +138,8 @@ def host():
     return small.detector(small.NAMED["efficient"])
 
 
-def foreground(**arguments) -> ForegroundTokenSelector:
-    scorer = small.randomize(ForegroundTokenSelector(small.EMBED_DIM, 4, **arguments))
+def foreground(**arguments) -> ForegroundScorer:
+    scorer = small.randomize(ForegroundScorer(small.EMBED_DIM, 4, **arguments))
     if scorer.alpha is not None:
         scorer.alpha.data.copy_(torch.tensor([0.9, -0.7, 1.3]))
     return scorer
@@ -265,7 +265,7 @@ def test_levels_are_scored_alone_without_modulation(host):
 
 
 def test_one_level_has_nothing_to_modulate(host):
-    scorer = ForegroundTokenSelector(small.EMBED_DIM, 1)
+    scorer = ForegroundScorer(small.EMBED_DIM, 1)
     assert scorer.alpha is None
     one = flatten_maps(
         [torch.randn(1, small.EMBED_DIM, 3, 5)],
@@ -278,13 +278,13 @@ def test_one_level_has_nothing_to_modulate(host):
 
 @pytest.mark.parametrize("direction", ["top_down", "bottom_up"])
 def test_coefficients_start_small_and_learn(host, direction):
-    fresh = ForegroundTokenSelector(small.EMBED_DIM, 4, direction=direction).alpha
+    fresh = ForegroundScorer(small.EMBED_DIM, 4, direction=direction).alpha
     assert fresh.shape == (3,) and fresh.abs().max() <= 0.3 and fresh.unique().numel() == 3
     features = small.features(host, SIZES)
     gradients = {}
     for before_norm in (False, True):
         scorer = small.randomize(
-            ForegroundTokenSelector(
+            ForegroundScorer(
                 small.EMBED_DIM, 4, direction=direction, modulate_before_norm=before_norm
             )
         )
@@ -318,12 +318,12 @@ def test_bad_arguments_of_the_foreground_scorer(host):
     with pytest.raises(
         ValueError, match=r"direction must be one of \['top_down', .*'up'\. Set model\.scorer\.dir"
     ):
-        ForegroundTokenSelector(32, 4, direction="up")
+        ForegroundScorer(32, 4, direction="up")
     with pytest.raises(ValueError, match=r"num_levels must be an integer of at least 1, got 0"):
-        ForegroundTokenSelector(32, 0)
+        ForegroundScorer(32, 0)
     features = small.features(host, SIZES)
     with pytest.raises(ValueError, match=r"num_levels must be 4 as in the features, got 3\. Set"):
-        ForegroundTokenSelector(32, 3)(features, host.heads)
+        ForegroundScorer(32, 3)(features, host.heads)
 
 
 @pytest.fixture

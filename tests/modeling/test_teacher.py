@@ -33,7 +33,7 @@ DENSE = (
     "model.scorer=null",
     "model.selector._target_=DenseSelector",
     "model.encoder._target_=DeformableEncoder",
-    "model.criterion.stage=[]",
+    "model.criterion.unmatched=[]",
 )
 KEEP = 0.3
 
@@ -61,7 +61,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def student(teacher: tuple[str, str], *overrides: str) -> TokenSparseDetector:
     words = ["model.scorer._target_=TeacherScorer", "model.encoder._target_=DeformableEncoder"]
     words += [f"model.scorer.config={teacher[0]}", f"model.scorer.weights={teacher[1]}"]
-    words += ["model.criterion.stage=[]", f"model.selector.keep_ratio={KEEP}", *overrides]
+    words += ["model.criterion.unmatched=[]", f"model.selector.keep_ratio={KEEP}", *overrides]
     return small.randomize(instantiate(config(*words).model), seed=2)
 
 
@@ -163,7 +163,7 @@ def test_it_says_what_it_cannot_take(teacher, tmp_path):
         TeacherScorer(str(tmp_path / "none.yaml"), teacher[1])
     with pytest.raises(CheckpointError, match=r"none\.pth.*does not exist"):
         TeacherScorer(teacher[0], str(tmp_path / "none.pth"))
-    with pytest.raises(ValueError, match="must be that of a dense model"):
+    with pytest.raises(ValueError, match="must be the config of a dense model"):
         TeacherScorer(*save(tmp_path, ()))
     with pytest.raises(ValueError, match=r"strides must be \[8, 16, 32\].*got \[4, 8, 16\]"):
         strides = "model.neck.strides=[4, 8, 16]"

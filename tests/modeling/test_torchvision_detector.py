@@ -187,7 +187,7 @@ def test_a_new_pyramid_has_the_norms_of_the_old_one(suffix):
     [
         (dict(name="maskrcnn_resnet50_fpn"), r"name must be one of \['fasterrcnn_.*got 'maskrcnn"),
         (dict(num_classes=0), r"TorchvisionDetector\.num_classes must be an integer"),
-        (dict(weights="NONE"), r"weights 'NONE' of ssdlite.* could not be had .*weights=null"),
+        (dict(weights="NONE"), r"weights 'NONE' of ssdlite.* could not be loaded .*weights=null"),
         (dict(anchor_scale=0.5), r"SSD keeps.*anchor_scale=0\.5.*Set .*model\.anchor_scale=1"),
         (dict(pixel_std=(1.0, 0.0, 1.0)), r"TorchvisionDetector\.pixel_std must be positive"),
         (

@@ -231,7 +231,7 @@ def test_files_are_read_as_the_config_says(run: Path, tmp_path: Path) -> None:
 def test_a_dense_model_has_no_keep_ratio(run: Path, files: list[str]) -> None:
     cfg = LazyConfig.load(run / "config.yaml")
     dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
-    LazyConfig.apply_overrides(cfg, [*dense, "model.criterion.stage=[]"])
+    LazyConfig.apply_overrides(cfg, [*dense, "model.criterion.unmatched=[]"])
     predictor = Predictor(run / "model_best.pth", cfg, device="cpu")
     assert predictor(files[0]).keep_ratio == 1
     with pytest.raises(ValueError, match=r"got DenseSelector\. Leave keep_ratio out"):
@@ -329,7 +329,7 @@ def test_bfloat16(run: Path, predictor: Predictor, files: list[str]) -> None:
 def test_classes_that_are_nowhere(run: Path) -> None:
     cfg = LazyConfig.load(run / "config.yaml")
     cfg.dataset.update(class_names=None, num_classes=None, val_json="none.json")
-    with pytest.raises(ConfigError, match="does not say which classes there are"):
+    with pytest.raises(ConfigError, match="does not name the classes"):
         Predictor(run / "model_best.pth", cfg)
 
 

@@ -27,7 +27,7 @@ def config(folder: Path) -> Any:
     model.encoder.num_layers, model.decoder.num_layers = 2, 1
     model.query_initializer.num_queries = 20
     model.selector.keep_ratio = 0.25
-    model.criterion.stage[0].size_ranges = model.criterion.stage[0].size_ranges[1:]
+    model.criterion.unmatched[0].size_ranges = model.criterion.unmatched[0].size_ranges[1:]
     cfg.dataset.test_short_side, cfg.dataset.max_size = 64, 128
     cfg.dataset.class_names, cfg.dataset.num_classes = NAMES, len(NAMES)
     cfg.dataset.val_json, cfg.dataset.val_images = str(folder / "val.json"), str(folder / "val")

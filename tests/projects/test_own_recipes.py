@@ -53,7 +53,7 @@ def constants(cfg: DictConfig) -> dict[str, Any]:
     model, data, train = cfg.model, cfg.dataset, cfg.train
     schedule = instantiate(cfg.lr_multiplier)
     augmentation = cfg.dataloader.train.mapper.transforms[0]
-    terms = (*model.criterion.matched, *model.criterion.stage)
+    terms = (*model.criterion.matched, *model.criterion.unmatched)
     counts = (model.encoder.num_layers, model.decoder.num_layers)
     chosen = (model.query_initializer.num_queries, model.encoder.num_objects)
     return {
@@ -64,7 +64,7 @@ def constants(cfg: DictConfig) -> dict[str, Any]:
         "batch": cfg.dataloader.train.total_batch_size,
         "tokens": (model.selector.keep_ratio, model.selector.layer_ratios),
         "losses": [term.weight for term in terms],
-        "size_ranges": model.criterion.stage[0].size_ranges,
+        "size_ranges": model.criterion.unmatched[0].size_ranges,
         "sizes": (model.embed_dim, *counts, *chosen),
         "detections": model.max_detections,
         "sides": (data.short_sides, data.test_short_side, data.max_size),
@@ -117,7 +117,7 @@ HOSTED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", HOSTED)
 def test_a_model_beside_photos_is_the_one_that_was_measured(name: str) -> None:
     cfg = get_config(name)
-    model, terms = cfg.model, (*cfg.model.criterion.matched, *cfg.model.criterion.stage)
+    model, terms = cfg.model, (*cfg.model.criterion.matched, *cfg.model.criterion.unmatched)
     encoder = getattr(model.encoder._target_, "__name__", model.encoder._target_).split(".")[-1]
     assert {
         "rate": cfg.optimizer.lr,

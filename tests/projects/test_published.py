@@ -64,7 +64,7 @@ DENOISING = (
         "decoder": ("DeformableDecoder", 6, 8, 4, 2048, 0.0),
         "queries": ("AnchorQueries", 300),
         "denoising": ("Denoising", 5, 0.2, 0.4),
-        "decoder_options": {"conditional_pos", "scale_pos"},
+        "decoder_options": {"makes_pos", "scale_pos"},
         "losses": {"FocalLoss": 1.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
         "max_detections": 300,
     }
@@ -72,7 +72,7 @@ DENOISING = (
 # DINO (ICLR 2023), section 4.1 and appendix D: 900 queries, 100 denoising queries; half of 0.5 of
 # the labels are drawn anew, boxes move by up to their own size; look forward twice: section 3.5
 DINO = DENOISING | {
-    "decoder_options": {"conditional_pos", "look_forward_twice", "output_norm"},
+    "decoder_options": {"makes_pos", "look_forward_twice", "output_norm"},
     "queries": ("MixedQueries", 900),
     "denoising": ("ContrastiveDenoising", 100, 0.25, 1.0),
 }
@@ -98,7 +98,7 @@ def _loss(kind: str) -> Facts:
 
 # Focus-DETR (ICCV 2023): keep ratio 0.3, the cascade of table 7, loss weight 1.5 (section 3.4)
 CASCADE = [0.5, 0.4, 0.3, 0.3, 0.2, 0.1]
-FOCUS = {"tokens": ("ForegroundTokenSelector", "TopKSelector", 0.3, CASCADE)} | _loss("foreground")
+FOCUS = {"tokens": ("ForegroundScorer", "TopKSelector", 0.3, CASCADE)} | _loss("foreground")
 
 
 def dual(host: Facts) -> Facts:
@@ -187,7 +187,7 @@ DAB = CONDITIONAL | {
     "eps": 1e-3,
     "losses": {"FocalLoss": 1.0, "BoxL1Loss": 5.0, "GIoULoss": 2.0},
     "max_detections": 300,
-    "decoder_options": {"conditional_pos", "look_forward_twice"},
+    "decoder_options": {"makes_pos", "look_forward_twice"},
     "global": BOXES | {"patterns": 0},
 }
 THREE_PATTERNS = {"global": BOXES | {"patterns": 3, "indicator": False}}
@@ -365,11 +365,11 @@ TRAINED: dict[str, Facts] = {
         f"focus_detr_r50_{name}_12ep": DINO | FOCUS | dual(DINO) | change | NEW | EP12
         for name, change in {
             "adaptive": {
-                "tokens": ("ForegroundTokenSelector", "AdaptiveSelector", 0.3, CASCADE),
+                "tokens": ("ForegroundScorer", "AdaptiveSelector", 0.3, CASCADE),
                 "selector_options": {"max_ratio": 0.9},
             },
             "elastic": {
-                "tokens": ("ForegroundTokenSelector", "ElasticSelector", 0.3, CASCADE),
+                "tokens": ("ForegroundScorer", "ElasticSelector", 0.3, CASCADE),
                 "selector_options": {"train_ratios": [0.06, 0.12, 0.21, 0.3, 0.51]},
             },
             "salience": {"stage_losses": {"SalienceLoss": 1.5}},
@@ -468,7 +468,7 @@ RELEASED: dict[str, Facts] = {
 }
 
 
-DECODER_OPTIONS = ("conditional_pos", "look_forward_twice", "output_norm", "scale_pos")
+DECODER_OPTIONS = ("makes_pos", "look_forward_twice", "output_norm", "scale_pos")
 
 # --- what the configs say -------------------------------------------------------------------------
 
@@ -520,7 +520,7 @@ def of_model(model: DictConfig) -> Facts:
         "encoder_aux_loss": model.get("encoder_aux_loss", False),
         "costs": tuple(model.criterion.matcher[f"{k}_cost"] for k in ("class", "box", "giou")),
         "losses": weights(model.criterion.matched),
-        "stage_losses": weights(model.criterion.stage),
+        "stage_losses": weights(model.criterion.unmatched),
         "max_detections": model.get("max_detections", 100),
         "position": (position.get("temperature", 10000.0), position.get("offset", -0.5)),
         "eps": model.decoder.get("eps", 1e-5),
@@ -540,7 +540,7 @@ def of_model(model: DictConfig) -> Facts:
     }
     if called(model.decoder) in ("GlobalDecoder", "InterleavedDecoder"):
         facts["global"] = _global(model)
-    for term in model.criterion.stage:
+    for term in model.criterion.unmatched:
         if "size_ranges" in term:
             facts["size_ranges"] = [tuple(pair) for pair in term.size_ranges]
     if denoising is not None:
@@ -566,7 +566,7 @@ def _global(model: DictConfig) -> dict[str, Any]:
     found["indicator"] = model.query_initializer.get("indicator")
     found["input_norm"], pool = model.encoder.get("input_norm"), model.encoder.get("pool")
     found["pool"] = pool and (called(pool), pool.num_tokens)
-    for term in model.criterion.stage:
+    for term in model.criterion.unmatched:
         found["count_fillers"] = term.get("count_fillers")
     for part_ in ("encoder", "decoder"):
         found[f"{part_}.norm_first"] = model[part_].get("norm_first")
@@ -661,7 +661,7 @@ DEFAULTS: dict[type, Mapping[str, Any]] = {
     # detrex's code of Focus-DETR: 300 object tokens; algorithm 1: the value is what was updated
     modeling.DualAttentionEncoder: {"num_objects": 300, "value_source": "updated"},
     modeling.MultiCategoryScorer: {"product": "probability"},  # equation 3
-    modeling.ForegroundTokenSelector: {"direction": "top_down", "align_corners": False},  # table 5
+    modeling.ForegroundScorer: {"direction": "top_down", "align_corners": False},  # table 5
     SinePositionEmbedding: {"temperature": 10000.0, "offset": -0.5},
     modeling.DeformableDecoder: {"eps": 1e-5, "look_forward_twice": False, "output_norm": False},
     modeling.TokenSparseDetector: {

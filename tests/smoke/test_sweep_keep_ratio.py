@@ -35,7 +35,7 @@ def small(cfg: Any, folder: Path) -> Any:
     model.neck.in_channels, model.neck.strides = dict(res3=48, res4=192, res5=96), [8, 16, 32]
     model.encoder.num_layers, model.decoder.num_layers = 2, 1
     model.query_initializer.num_queries = 10
-    model.criterion.stage[0].size_ranges = [[-1, 16], [8, 32], [16, 999999]]
+    model.criterion.unmatched[0].size_ranges = [[-1, 16], [8, 32], [16, 999999]]
     model.selector = LazyCall(ElasticSelector)(keep_ratio=0.5, train_ratios=[0.1, 0.5])
     for split in ("train", "val"):
         dataset[f"{split}_json"] = str(folder / f"set/annotations/instances_{split}.json")
@@ -68,7 +68,7 @@ def work(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg = small(LazyConfig.load(root / "configs/quickstart.py"), folder)
     save(cfg, folder / "run", 0)
     dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
-    LazyConfig.apply_overrides(cfg, [*dense, "model.criterion.stage=[]"])
+    LazyConfig.apply_overrides(cfg, [*dense, "model.criterion.unmatched=[]"])
     save(cfg, folder / "dense", 1)
     (folder / "model.yaml").write_text("model: {}\n")
     return folder
@@ -357,7 +357,7 @@ def test_what_cannot_be_calibrated(
         ),
         (
             ["model.selector._target_=AdaptiveSelector"],
-            ("AdaptiveSelector must know", "sparsedet calibrate"),
+            ("AdaptiveSelector derives its threshold", "sparsedet calibrate"),
         ),
         (["--beside", "config.yaml"], ("--beside", "CONFIG:WEIGHTS", "'config.yaml'")),
     ],

@@ -649,7 +649,11 @@ def test_evaluation_keeps_the_order_of_the_classes_of_the_weights(
 def test_trained_weights_serve_other_scorers(
     train_net: Callable[..., int], trained: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--eval-only", "model.scorer._target_=OracleScorer", "model.criterion.stage=[]")
+    arguments = (
+        "--eval-only",
+        "model.scorer._target_=OracleScorer",
+        "model.criterion.unmatched=[]",
+    )
     weights = f"train.init_checkpoint={trained}/model_final.pth"
     output = f"train.output_dir={tmp_path}/run"
     assert train_net(*arguments, weights, output, config=trained / "config.yaml") == 0

@@ -30,7 +30,7 @@ def small(cfg: Any) -> Any:
     model.encoder.num_layers, model.decoder.num_layers = 2, 1
     model.query_initializer.num_queries = 10
     model.selector.keep_ratio, model.selector.layer_ratios = 0.25, None
-    model.criterion.stage[0].size_ranges = model.criterion.stage[0].size_ranges[1:]
+    model.criterion.unmatched[0].size_ranges = model.criterion.unmatched[0].size_ranges[1:]
     cfg.dataset.test_short_side, cfg.dataset.max_size = 64, 128
     cfg.dataset.class_names, cfg.dataset.num_classes = ["cat", "dog"], 2
     cfg.train.device = "cpu"
@@ -94,7 +94,7 @@ def test_overrides_scores_and_another_folder(
     assert tool([*plain, "model.selector.layer_ratios=[1.0,0.5]"]) == 0
     assert "tokens kept" in capsys.readouterr().out
     dense = ["model.selector._target_=DenseSelector", "model.scorer=null"]
-    dense += ["model.criterion.stage=[]", f"--output={tmp_path}/dense"]
+    dense += ["model.criterion.unmatched=[]", f"--output={tmp_path}/dense"]
     assert tool([*arguments, *dense, image]) == 0  # the weights of the scorer are left out
     assert "100.0%" in capsys.readouterr().out
     assert tool([*arguments, "--scores", "--output", str(tmp_path / "scores"), image]) == 0
@@ -128,7 +128,7 @@ def test_layers_and_levels_have_figures_of_their_own(
     arguments = ["--config-file", str(run / "config.yaml"), "--weights", weights, image]
     dense = LazyConfig.load(run / "config.yaml")
     dense.model.selector._target_, dense.model.scorer = "DenseSelector", None
-    dense.model.criterion.stage = []
+    dense.model.criterion.unmatched = []
     del dense.model.selector.keep_ratio, dense.model.selector.layer_ratios
     LazyConfig.save(dense, tmp_path / "dense.yaml")
     beside = ["--beside", str(tmp_path / "dense.yaml"), weights]
@@ -224,7 +224,7 @@ def test_classes_come_from_the_annotation_file(
         (["{run}/a.png", "--config-file={run}/model.yaml"], ("model.yaml", "dataloader, dataset")),
         (
             ["{run}/a.png", *NAMELESS, "dataset.train_json=none.json", "dataset.val_json=null"],
-            ("none.json", "which classes"),
+            ("none.json", "name the classes"),
         ),
         (["{run}/a.png", "model.scorer._target_=OracleScorer"], ("ForegroundLoss",)),
         (["{run}/a.png", "--beside", "{run}/config.yaml", "{run}/none.pth"], ("none.pth",)),
@@ -254,7 +254,7 @@ def test_scorers_that_look_at_the_truth_say_so(
     tool: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """There are no annotations here; a picture of what an empty image keeps would mislead."""
-    overrides = ["model.scorer._target_=OracleScorer", "model.criterion.stage=[]"]
+    overrides = ["model.scorer._target_=OracleScorer", "model.criterion.unmatched=[]"]
     config = LazyConfig.apply_overrides(LazyConfig.load(run / "config.yaml"), overrides)
     LazyConfig.save(config, tmp_path / "config.yaml")
     save_checkpoint({"model": instantiate(config.model).state_dict()}, tmp_path / "model.pth")

@@ -45,9 +45,9 @@ def test_tiles_that_hold_a_hidden_object_are_counted(tmp_path):
 @pytest.mark.parametrize("config", [LOOKS, "glance_and_look_r50_2560_12ep"])
 def test_ranges_are_those_of_the_configs(config):
     settings = read_settings(get_config(config))
-    stage, glance = ([list(map(int, pair)) for pair in each.pairs] for each in settings.ranges)
+    whole, glance = ([list(map(int, pair)) for pair in each.pairs] for each in settings.ranges)
     bound = settings.looking.bound
-    assert wanted_ranges(bound, 6, glance=False) == stage
+    assert wanted_ranges(bound, 6, glance=False) == whole
     assert wanted_ranges(bound, 4, glance=True) == glance
 
 
@@ -61,7 +61,7 @@ def test_a_finer_glance_for_objects_that_leave_no_trace(tmp_path):
     cfg.model.backbone.weights = None
     model = instantiate(cfg.model)
     assert model.strides == (8, 16, 32, 64, 128)
-    terms = [*model.criterion.stage, *model.criterion.regions]
+    terms = [*model.criterion.unmatched, *model.criterion.regions]
     assert [len(term.size_ranges) for term in terms] == [5, 4]
     assert not suggested(tmp_path, [(2250, 4000, [(10, 10, 0)] * 5)] * 4, LOOKS, *words).overrides
 

@@ -100,13 +100,13 @@ def test_boxes_that_no_size_of_input_saves(tmp_path):
 )
 def test_boxes_outside_of_all_size_ranges(tmp_path, distance, low, high, share):
     parts = [make_part(tmp_path, [(160, 160, [(40, 40, 0), (80, 80, 0)])])]
-    ranges = (Ranges("model.criterion.stage.0.size_ranges", ((low, high),) * 4, distance),)
+    ranges = (Ranges("model.criterion.unmatched.0.size_ranges", ((low, high),) * 4, distance),)
     found = misfits(parts, ranges=ranges)
     if share is None:
         assert found == []
     else:
         assert f"{share} % of the training boxes" in found[0]
-        assert "model.criterion.stage.0.size_ranges=[[-1," in found[0]
+        assert "model.criterion.unmatched.0.size_ranges=[[-1," in found[0]
 
 
 def test_classes_that_training_never_shows(tmp_path):

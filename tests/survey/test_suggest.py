@@ -74,7 +74,7 @@ def test_dense_pictures_get_queries_and_detections(tmp_path):
 @pytest.mark.parametrize("longer, first", [(30, 16), (40, None), (48, None), (76, 40), (200, 48)])
 def test_the_median_object_belongs_to_the_middle_levels(tmp_path, longer, first):
     found = suggestion_for(tmp_path, [(240, 320, [(longer, longer, 0)] * 3)])
-    got = values(found).get("model.criterion.stage.0.size_ranges")
+    got = values(found).get("model.criterion.unmatched.0.size_ranges")
     if first is None:
         assert got is None, "the config's begin at 24"
     else:

@@ -3,8 +3,8 @@
 Every path, size and batch size is an override: `dataset.train_json=...`, and
 `dataset.test_short_side=480 'dataset.short_sides=[320,400,480]' dataset.max_size=800` for smaller
 images. `dataset.path` is a set with its parts (the data.yaml of YOLO, a folder of Pascal VOC or
-COCO) and takes the place of the four paths. `num_classes` and `class_names` follow from the
-annotations where they are None.
+COCO) and replaces the four paths. `num_classes` and `class_names` are read from the annotations
+if they are None.
 
 `value_range` is for pictures of more than 8 bits: the values (black, white) of the sensor, such as
 [0, 4095], or what each file declares. `max_image_pixels` is the largest picture that is decoded, at

@@ -1,8 +1,8 @@
 """Large pictures with small objects, trained and evaluated as a whole.
 
-`dataset.max_size` is the long side in pixels, to which pictures are brought. `test_short_side` is
-out of reach, so that the long side alone decides. Boxes are learned as shares of the picture, so
-what crops teach does not hold in whole pictures.
+Pictures are resized to a long side of `dataset.max_size` pixels. `test_short_side` is out of reach,
+so only the long side matters. Boxes are learned relative to the picture, so a model trained
+on crops does not work on whole pictures.
 """
 
 from sparsedet.config import LazyCall as L

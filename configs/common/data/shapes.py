@@ -1,4 +1,4 @@
-"""The embedded procedural set, made by `python -m sparsedet.data.shapes --output datasets/shapes`.
+"""The procedural set, written by `python -m sparsedet.data.shapes --output datasets/shapes`.
 
 Its images are small, so "small" and "large" in AP by size mean below 12 and above 32 pixels.
 """
@@ -16,7 +16,7 @@ dataset.update(
     max_size=320,
 )
 dataloader["train"].num_workers = 1
-# how large an object is tells its class here, so nothing is enlarged
+# the size of an object determines its class here, so nothing is enlarged
 dataloader["train"].mapper.transforms[0].crop_probability = 0.0
 dataloader["test"].num_workers = 0
 dataloader["test"].batch_size = 16

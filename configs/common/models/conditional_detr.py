@@ -1,4 +1,4 @@
-"""Conditional DETR (ICCV 2021) with ResNet-50: a query looks around a point."""
+"""Conditional DETR (ICCV 2021) with ResNet-50: every query attends around a point."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import FocalLoss

@@ -13,7 +13,7 @@ model.query_initializer = L(AnchorQueries)(
 model.decoder.update(
     activation="prelu",
     dropout=0.0,
-    conditional_pos=True,
+    makes_pos=True,
     modulate_size=True,
     refine=True,
     look_forward_twice=True,

@@ -18,7 +18,7 @@ from sparsedet.modeling import (
 
 model = L(TokenSparseDetector)(
     embed_dim=256,
-    # None, which the model refuses with what to set, where the config has no dataset
+    # None without a dataset; the model then says what to set
     num_classes="${oc.select:dataset.num_classes,null}",
     num_levels=4,
     backbone=L(TorchvisionResNet)(name="resnet50", weights="IMAGENET1K_V1", freeze_at=2),
@@ -53,6 +53,6 @@ model = L(TokenSparseDetector)(
     criterion=L(SetCriterion)(
         matcher=L(HungarianMatcher)(class_cost=2.0, box_cost=5.0, giou_cost=2.0),
         matched=[L(FocalLoss)(weight=2.0), L(BoxL1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)],
-        stage=[],
+        unmatched=[],
     ),
 )

@@ -1,4 +1,4 @@
-"""The host of global attention: DETR with ResNet-50, every token and query sees every token."""
+"""The host of global attention: DETR with ResNet-50."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.layers.positional import SinePositionEmbedding
@@ -18,7 +18,7 @@ from sparsedet.modeling import (
 
 model = L(TokenSparseDetector)(
     embed_dim=256,
-    # None, which the model refuses with what to set, where the config has no dataset
+    # None without a dataset; the model then says what to set
     num_classes="${oc.select:dataset.num_classes,null}",
     num_levels=1,
     backbone=L(TorchvisionResNet)(
@@ -61,6 +61,6 @@ model = L(TokenSparseDetector)(
             L(BoxL1Loss)(weight=5.0),
             L(GIoULoss)(weight=2.0),
         ],
-        stage=[],
+        unmatched=[],
     ),
 )

@@ -21,7 +21,7 @@ model.decoder.update(
     refine=True,
     output_norm=True,
     look_forward_twice=True,
-    conditional_pos=True,
+    makes_pos=True,
 )
 model.shared_heads = False
 model.criterion.matched[0].weight = 1.0

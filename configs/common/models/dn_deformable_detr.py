@@ -15,9 +15,7 @@ model.denoising = L(Denoising)(
     label_noise=0.2,
     box_noise=0.4,
 )
-model.decoder.update(
-    feedforward_dim=2048, dropout=0.0, refine=True, conditional_pos=True, scale_pos=True
-)
+model.decoder.update(feedforward_dim=2048, dropout=0.0, refine=True, makes_pos=True, scale_pos=True)
 model.shared_heads = False
 model.criterion.matched[0].weight = 1.0
 model.max_detections = 300

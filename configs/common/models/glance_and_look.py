@@ -4,7 +4,7 @@ from sparsedet.config import LazyCall as L
 from sparsedet.modeling import (
     DualAttentionEncoder,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     GlanceAndLook,
     TopKSelector,
 )
@@ -19,17 +19,15 @@ model.regions = L(GlanceAndLook)(
     tile=256,
     halo=32,
     look_ratio=0.1,
-    scorer=L(ForegroundTokenSelector)(
-        embed_dim="${...embed_dim}", num_levels="${...neck.num_levels}"
-    ),
+    scorer=L(ForegroundScorer)(embed_dim="${...embed_dim}", num_levels="${...neck.num_levels}"),
     min_visible=16,
     taught_passes=20000,
 )
-model.scorer = L(ForegroundTokenSelector)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
+model.scorer = L(ForegroundScorer)(embed_dim="${..embed_dim}", num_levels="${..num_levels}")
 model.selector = L(TopKSelector)(keep_ratio=0.1, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1])
 model.encoder._target_ = DualAttentionEncoder
-# largest distance to the sides of a box, in pixels, that each level answers for
-model.criterion.stage = [
+# largest distance to the sides of a box, in pixels, that each level is responsible for
+model.criterion.unmatched = [
     L(ForegroundLoss)(
         weight=1.5,
         size_ranges=[
@@ -42,7 +40,7 @@ model.criterion.stage = [
         ],
     )
 ]
-# the first level of the glance answers for what is too small for it, and is to be looked at
+# the first level of the glance is responsible for objects that are too small for the glance
 model.criterion.regions = [
     L(ForegroundLoss)(weight=1.5, size_ranges=[[-1, 64], [64, 512], [256, 1024], [512, 999999]])
 ]

@@ -1,4 +1,4 @@
-"""PnP-DETR with ResNet-50: DETR that reads a share of the tokens and 30 means of the others."""
+"""PnP-DETR with ResNet-50: DETR on a share of the tokens and 30 means of the others."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import ElasticSelector, PollRegularizer, PollScorer, PoolSampler
@@ -11,4 +11,4 @@ model.selector = L(ElasticSelector)(
 )
 model.encoder.input_norm = True
 model.encoder.pool = L(PoolSampler)(embed_dim="${..embed_dim}", num_tokens=30)
-model.criterion.stage = [L(PollRegularizer)(weight=1e-4)]
+model.criterion.unmatched = [L(PollRegularizer)(weight=1e-4)]

@@ -1,4 +1,4 @@
-"""A small DETR beside `configs/photos.py`: its data, backbone, iterations and evaluation."""
+"""A small DETR with the data, backbone, iterations and evaluation of `configs/photos.py`."""
 
 from sparsedet.config import get_config
 

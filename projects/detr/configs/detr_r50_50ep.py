@@ -1,4 +1,4 @@
-"""DETR in the 50 epochs of Deformable DETR, where it is far from trained."""
+"""DETR in the 50 epochs of Deformable DETR, which are far too few for it."""
 
 from sparsedet.config import get_config
 

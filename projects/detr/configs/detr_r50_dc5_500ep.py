@@ -1,4 +1,4 @@
-"""DETR-DC5: the last stage dilated, four times the tokens; batches of one image per process."""
+"""DETR-DC5: a dilated last stage, four times the tokens; batches of one image per process."""
 
 from .detr_r50_500ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 

@@ -11,6 +11,6 @@ model = _host.model
 model.scorer = model.selector = None
 model.encoder._target_ = DeformableEncoder
 del model.encoder["num_objects"]
-model.criterion.stage = []
+model.criterion.unmatched = []
 
 train.output_dir = "output/dino_photos"

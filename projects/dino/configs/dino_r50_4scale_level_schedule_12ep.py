@@ -1,4 +1,4 @@
-"""DINO whose encoder updates the finest level in every third layer only (after Lite DETR)."""
+"""DINO whose encoder updates the finest level only in every third layer (after Lite DETR)."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import LevelScheduleSelector

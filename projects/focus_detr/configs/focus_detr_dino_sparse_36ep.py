@@ -11,5 +11,5 @@ model, optimizer, lr_multiplier = _host.model, _host.optimizer, _host.lr_multipl
 model.scorer = L(DAMPredictor)(embed_dim="${..embed_dim}")
 model.selector = L(TopKSelector)(keep_ratio=0.3)
 model.encoder_aux_loss = True
-model.criterion.stage = [L(DecoderAttentionLoss)(weight=1.0)]
+model.criterion.unmatched = [L(DecoderAttentionLoss)(weight=1.0)]
 train.output_dir = "output/focus_detr_dino_sparse_36ep"

@@ -1,4 +1,4 @@
-"""Focus-DETR that keeps the tokens above one threshold, and 30 % in the mean over the images."""
+"""Focus-DETR that keeps the tokens above one threshold, 30 % on average over the images."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import AdaptiveSelector

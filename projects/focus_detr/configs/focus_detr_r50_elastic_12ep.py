@@ -1,4 +1,4 @@
-"""Focus-DETR trained with changing keep ratios, so that one set of weights serves any of them."""
+"""Focus-DETR trained with random keep ratios, so that one set of weights works at any ratio."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import ElasticSelector

@@ -12,5 +12,5 @@ from .focus_detr_r50_12ep import (
     train,
 )
 
-model.criterion.stage = [L(SalienceLoss)(weight=1.5)]
+model.criterion.unmatched = [L(SalienceLoss)(weight=1.5)]
 train.output_dir = "output/focus_detr_r50_salience_12ep"

@@ -5,7 +5,7 @@ from sparsedet.interop import detrex as _detrex
 from sparsedet.modeling import (
     DualAttentionEncoder,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     TopKSelector,
 )
 
@@ -15,7 +15,7 @@ optimizer, lr_multiplier = _host.optimizer, _host.lr_multiplier
 
 model.transformer.encoder = L(_detrex.SparseEncoder)(
     encoder=L(DualAttentionEncoder)(feedforward_dim=2048, dropout=0.0),
-    scorer=L(ForegroundTokenSelector)(),
+    scorer=L(ForegroundScorer)(),
     selector=L(TopKSelector)(keep_ratio=0.3, layer_ratios=[0.5, 0.4, 0.3, 0.3, 0.2, 0.1]),
     losses=[L(ForegroundLoss)(weight=1.5)],
 )

@@ -8,7 +8,7 @@ learned as shares of the picture, so what crops teach does not hold in whole pic
 from sparsedet.config import LazyCall as L
 from sparsedet.config import get_config
 from sparsedet.data import RandomHorizontalFlip
-from sparsedet.modeling import ForegroundTokenSelector, GlanceAndLook
+from sparsedet.modeling import ForegroundScorer, GlanceAndLook
 
 _host = get_config("photos")
 dataset, dataloader, train = _host.dataset, _host.dataloader, _host.train
@@ -27,12 +27,10 @@ model.regions = L(GlanceAndLook)(
     tile=256,
     halo=32,
     look_ratio=0.2,
-    scorer=L(ForegroundTokenSelector)(
-        embed_dim="${...embed_dim}", num_levels="${...neck.num_levels}"
-    ),
+    scorer=L(ForegroundScorer)(embed_dim="${...embed_dim}", num_levels="${...neck.num_levels}"),
     min_visible=16,
     taught_passes=1000,
 )
 _seen = get_config("common/models/glance_and_look.py").model.criterion
-model.criterion.stage, model.criterion.regions = _seen.stage, _seen.regions
+model.criterion.unmatched, model.criterion.regions = _seen.unmatched, _seen.regions
 train.output_dir = "output/glance_and_look_photos"

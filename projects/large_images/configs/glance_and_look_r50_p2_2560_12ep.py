@@ -1,4 +1,4 @@
-"""Glance and look with a level of stride 4, which is there in the tiles alone."""
+"""Glance and look with an additional level of stride 4 in the tiles."""
 
 from sparsedet.config import get_config
 
@@ -11,5 +11,5 @@ model.backbone.out_features = ["res2", "res3", "res4", "res5"]
 model.neck.in_channels = dict(res2=256, res3=512, res4=1024, res5=2048)
 model.neck.strides = [4, 8, 16, 32]
 _levels = [[-1, 32], [32, 128], [64, 256], [128, 512], [256, 1024], [512, 999999]]
-model.criterion.stage[0].size_ranges = _levels
+model.criterion.unmatched[0].size_ranges = _levels
 train.output_dir = "output/glance_and_look_r50_p2_2560_12ep"

@@ -1,4 +1,4 @@
-"""A small PnP-DETR beside `configs/photos.py`: its data, backbone, iterations and evaluation."""
+"""A small PnP-DETR with the data, backbone, iterations and evaluation of `configs/photos.py`."""
 
 from sparsedet.config import get_config
 
@@ -10,6 +10,6 @@ model = _host.model
 _sampling = get_config("common/models/pnp_detr.py").model
 model.scorer, model.selector = _sampling.scorer, _sampling.selector
 model.encoder.input_norm, model.encoder.pool = True, _sampling.encoder.pool
-model.criterion.stage = _sampling.criterion.stage
+model.criterion.unmatched = _sampling.criterion.unmatched
 
 train.output_dir = "output/pnp_detr_photos"

@@ -1,4 +1,4 @@
-"""PnP-DETR-DC5: the last stage dilated, four times the tokens, of which 100 means are pooled."""
+"""PnP-DETR-DC5: a dilated last stage, four times the tokens, and 100 pooled ones."""
 
 from .pnp_detr_r50_500ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 

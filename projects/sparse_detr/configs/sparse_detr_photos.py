@@ -12,6 +12,6 @@ model = _host.model
 model.scorer = L(DAMPredictor)(embed_dim="${..embed_dim}")
 model.selector = L(TopKSelector)(keep_ratio=0.3)
 model.encoder_aux_loss = True
-model.criterion.stage = [L(DecoderAttentionLoss)(weight=1.0)]
+model.criterion.unmatched = [L(DecoderAttentionLoss)(weight=1.0)]
 
 train.output_dir = "output/sparse_detr_photos"

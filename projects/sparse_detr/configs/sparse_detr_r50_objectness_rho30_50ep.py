@@ -13,5 +13,5 @@ from .sparse_detr_r50_rho30_50ep import (
 )
 
 model.scorer = L(ObjectnessScorer)()
-model.criterion.stage = []
+model.criterion.unmatched = []
 train.output_dir = "output/sparse_detr_r50_objectness_rho30_50ep"

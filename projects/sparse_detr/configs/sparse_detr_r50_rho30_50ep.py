@@ -13,7 +13,7 @@ model = get_config("common/models/efficient_detr.py").model
 model.scorer = L(DAMPredictor)(embed_dim="${..embed_dim}")
 model.selector = L(TopKSelector)(keep_ratio=0.3)
 model.encoder_aux_loss = True
-model.criterion.stage = [L(DecoderAttentionLoss)(weight=1.0)]
+model.criterion.unmatched = [L(DecoderAttentionLoss)(weight=1.0)]
 
 optimizer.lr = L(scaled_lr)(lr=2e-4, batch_size="${dataloader.train.total_batch_size}")
 optimizer.params.rules[1].pattern = "sampling_offsets"

@@ -1,4 +1,4 @@
-"""Faster R-CNN beside `configs/photos.py`: its data, backbone, iterations and evaluation."""
+"""Faster R-CNN with the data, backbone, iterations and evaluation of `configs/photos.py`."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.config import get_config
@@ -13,7 +13,7 @@ model = L(TorchvisionDetector)(
     num_classes="${dataset.num_classes}",
     backbone=_host.model.backbone,
     in_channels=_host.model.neck.in_channels,
-    # short sides of 240 pixels, where torchvision's anchors are for 800
+    # short sides of 240 pixels; torchvision's anchors are for 800
     anchor_scale=0.5,
     pixel_mean=_host.model.pixel_mean,
     pixel_std=_host.model.pixel_std,

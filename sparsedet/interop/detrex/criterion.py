@@ -23,15 +23,15 @@ class Criterion(nn.Module):
             (two-stage Deformable DETR).
 
     Raises:
-        ValueError: for a criterion with stage terms.
+        ValueError: for a criterion with unmatched terms.
     """
 
     def __init__(self, criterion: SetCriterion, *, class_agnostic_proposals: bool = False) -> None:
         super().__init__()
-        if criterion.stage:
+        if criterion.unmatched:
             raise ValueError(
-                "Criterion.criterion must have no stage terms, got "
-                f"{[term.name for term in criterion.stage]}. Give them to SparseEncoder.losses."
+                "Criterion.criterion must have no unmatched terms, got "
+                f"{[term.name for term in criterion.unmatched]}. Give them to SparseEncoder.losses."
             )
         self.criterion = criterion
         self.class_agnostic_proposals = class_agnostic_proposals

@@ -27,7 +27,7 @@ from sparsedet.modeling import (
     attention_mass,
 )
 from sparsedet.modeling.features import Size
-from sparsedet.modeling.parts import Encoder, Scorer, Selector, StageTerm
+from sparsedet.modeling.parts import Encoder, Scorer, Selector, UnmatchedTerm
 from sparsedet.registry import LOSSES
 from sparsedet.structures import xyxy_to_cxcywh
 
@@ -112,7 +112,7 @@ class SparseEncoder(nn.Module):
         scorer: Scorer | None = None,
         *,
         selector: Selector,
-        losses: Sequence[StageTerm] = (),
+        losses: Sequence[UnmatchedTerm] = (),
         strides: Sequence[int] = (8, 16, 32, 64),
     ) -> None:
         super().__init__()
@@ -300,12 +300,12 @@ def _check_parts(owner: SparseEncoder) -> None:
     if scorer is not None and scorer.needs_head:
         raise ValueError(
             f"SparseEncoder.scorer must be trained by losses on tokens, {type(scorer).__name__} is "
-            "trained as a detector. Choose DAMPredictor or ForegroundTokenSelector."
+            "trained as a detector. Choose DAMPredictor or ForegroundScorer."
         )
     _check_teaching(scorer, owner.losses)
 
 
-def _check_teaching(scorer: Scorer | None, losses: Sequence[StageTerm]) -> None:
+def _check_teaching(scorer: Scorer | None, losses: Sequence[UnmatchedTerm]) -> None:
     learns = getattr(scorer, "learns", None)
     given = [type(term).__name__ for term in losses]
     if learns is not None and not any(_teaches(term, learns) for term in losses):

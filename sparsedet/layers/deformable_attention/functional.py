@@ -24,27 +24,27 @@ def ms_deform_attn(
 ) -> Tensor:
     """Sample every level of a feature pyramid bilinearly and sum with attention weights.
 
-    Deformable DETR, equation 3, without the projections. A location ``x`` reads at the
-    continuous column ``x * W - 0.5`` of its level (pixel centres); what lies outside of the
-    level counts as zero, and so does a location that is not finite.
+    Deformable DETR, equation 3, without the projections. A location ``x`` reads at the continuous
+    column ``x * W - 0.5`` of its level (pixel centres); places outside the level, and locations
+    that are not finite, read zero.
 
     Args:
-        value: Features (B, N, M, D), levels one after the other, rows first; any strides.
-            float64, float32, float16 or bfloat16.
+        value: Features (B, N, M, D), level by level, each row by row; any strides. float64,
+            float32, float16 or bfloat16.
         spatial_shapes: (height, width) per level; their areas add up to N. A sequence of pairs of
-            Python ints, or an integer tensor or array (L, 2). A tensor on an accelerator waits for
-            the device in every call, and compiled or exported graphs cannot hold one: the layers of
-            a model should share one list.
+            Python ints, or an integer tensor or array (L, 2). Reading a tensor on an accelerator
+            synchronizes in every call, and compiled or exported graphs cannot contain one, so the
+            layers of a model should share one list.
         sampling_locations: (B, Q, M, L, P, 2): x, y in units of the level, [0, 1] inside.
-        attention_weights: (B, Q, M, L, P). Locations and weights are taken in float32, or in
-            float64 where ``value`` is float64; sums are formed in the same precision.
+        attention_weights: (B, Q, M, L, P). Locations and weights are converted to float32, or to
+            float64 if ``value`` is float64; sums have the same precision.
         query_order: (B, Q) int64, for each image a permutation of its queries: the order in which
-            they are worked on. It changes speed alone (and in the backward, where float sums
-            depend on their order, the last bits): queries that look at neighbouring places should
-            follow each other (see :func:`tile_order`). Without it, queries that are all tokens
-            are worked on by tiles of the levels, others as they come. An order that is no
-            permutation is an error on the CPU; CUDA does not check it and leaves the rows of the
-            queries that are missing from it unwritten.
+            they are processed. It only changes the speed (and the last bits of the backward, where
+            float sums depend on their order): queries that sample neighbouring places should follow
+            each other (see :func:`tile_order`). Without it, queries that are all tokens are
+            processed by tiles of the levels, and other queries in the given order. An order that is
+            not a permutation is an error on the CPU; CUDA does not check it, and leaves the rows of
+            missing queries unwritten.
 
     Returns:
         (B, Q, M * D) in the dtype of ``value``.
@@ -96,7 +96,7 @@ def ms_deform_attn_reference(
 def tile_order(tokens: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
     """Order queries that are tokens of a pyramid by tiles of 8 x 8, for ``query_order``.
 
-    Worth its sort where several calls share the queries, as the layers of an encoder do.
+    The sort pays off if several calls share the queries, as in the layers of an encoder.
 
     Args:
         tokens: (B, Q) int64: which tokens the queries of each image are, in any order.
@@ -109,11 +109,11 @@ def tile_order(tokens: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
 
 
 def tile_places(spatial_shapes: SpatialShapes, device: torch.device) -> Tensor:
-    """The numbers by which :func:`tile_order` sorts, for several selections of one pyramid.
+    """The sort keys of :func:`tile_order`, for several selections of one pyramid.
 
     Args:
         spatial_shapes: See :func:`ms_deform_attn`.
-        device: where they are made.
+        device: device of the result.
 
     Returns:
         (N,) int64, one for each token.
@@ -137,7 +137,7 @@ def _error(argument: str, expected: str, got: object) -> ValueError:
     return ValueError(f"ms_deform_attn.{argument} must be {expected}, got {got}.")
 
 
-# Messages are made only when they are raised: printing a size would fix it in an exported graph.
+# Messages are built only when they are raised: printing a size would fix it in an exported graph.
 
 
 def check_arguments(
@@ -146,7 +146,7 @@ def check_arguments(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> None:
-    """Refuse what :func:`ms_deform_attn` cannot compute.
+    """Refuse arguments that :func:`ms_deform_attn` cannot use.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit; the message names the argument.
@@ -170,7 +170,7 @@ def check_arguments(
 
 
 def check_value(value: Tensor) -> None:
-    """Refuse values that no levels can lie in.
+    """Refuse values with a wrong dtype or number of axes.
 
     Raises:
         ValueError: If it has another dtype or number of axes.
@@ -203,10 +203,10 @@ def _check_tensor(name: str, tensor: Tensor, value: Tensor) -> None:
 
 
 def check_spatial_shapes(spatial_shapes: Sequence[Sequence[int]]) -> None:
-    """Refuse what are no sizes of levels.
+    """Refuse invalid sizes of levels.
 
     Raises:
-        ValueError: If they are no pairs of positive ints.
+        ValueError: If they are not pairs of positive ints.
     """
     if not isinstance(spatial_shapes, Sequence) or not all(
         isinstance(shape, Sequence) for shape in spatial_shapes

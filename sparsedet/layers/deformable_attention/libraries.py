@@ -1,4 +1,4 @@
-"""The compiled libraries beside the package: which are there, and whether they fit this torch."""
+"""The compiled libraries of the package: which exist, and whether they fit this torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 _KINDS = {"cpu": "CPU", "cuda": "CUDA"}
 _SOURCE = "install sparsedet from its source where torch is installed"
 _MEND = {
-    "cpu": f"To build them, have a C++ compiler and {_SOURCE}.",
-    "cuda": f"To build them, have nvcc, set SPARSEDET_BUILD_CUDA=1 and {_SOURCE}.",
+    "cpu": f"To build them, install a C++ compiler and {_SOURCE}.",
+    "cuda": f"To build them, install nvcc, set SPARSEDET_BUILD_CUDA=1 and {_SOURCE}.",
 }
 
 
@@ -25,10 +25,10 @@ class MissingKernelWarning(UserWarning):
 
 
 def load_libraries() -> set[str]:
-    """Load the libraries that were built beside the package, if any (see setup.py).
+    """Load the libraries that were built with the package, if any (see setup.py).
 
     Returns:
-        Device types whose library does not fit this torch; a `MissingKernelWarning` has said so.
+        Device types whose library does not fit this torch, after a `MissingKernelWarning`.
     """
     unfit = set()
     for device_type, library in _libraries():
@@ -50,7 +50,7 @@ def load_libraries() -> set[str]:
 
 
 def why_missing(device_type: str) -> str:
-    """One or two sentences on why a device has no kernel and how to mend it."""
+    """One or two sentences that say why a device has no kernel and how to get one."""
     left_out = _record(device_type).get("left_out")
     mend = _MEND.get(device_type, "Only the CPU and CUDA have compiled kernels.")
     if sys.platform == "win32":
@@ -65,7 +65,7 @@ def _libraries() -> Iterator[tuple[str, Path]]:
 
 
 def _record(device_type: str) -> dict[str, Any]:
-    """What setup.py wrote of a library: versions it was built for, or why it was left out."""
+    """The record of setup.py for a library: its versions, or why it was left out."""
     path = _PACKAGE / "_kernels.json"
     if not path.is_file():
         return {}
@@ -73,7 +73,7 @@ def _record(device_type: str) -> dict[str, Any]:
 
 
 def _check_cuda(built: str | None) -> None:
-    """Refuse kernels of another CUDA, which load where the machine has that CUDA beside torch's."""
+    """Refuse kernels for another CUDA, which load if the machine also has that CUDA."""
     own = torch.version.cuda
     if built and own and built.split(".")[0] != own.split(".")[0]:
         raise OSError("the major versions of CUDA differ")

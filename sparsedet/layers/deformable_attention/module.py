@@ -15,22 +15,22 @@ from sparsedet.layers.deformable_attention.operator import has_compiled_kernel
 from sparsedet.layers.deformable_attention.reference import accumulation_dtype
 from sparsedet.layers.placing import whole_maps
 
-# Queries per token up to which a CPU projects what was sampled instead of every token.
+# Queries per token up to which a CPU projects the samples instead of every token.
 _FEW_QUERIES = 0.15
-# Without it, sampling first would copy the map for every head.
+# Without a kernel, sampling first would copy the map for every head.
 _HAS_KERNEL = has_compiled_kernel("cpu")
 
 
 class MultiScaleDeformableAttention(nn.Module):
     """Multi-scale deformable attention (Deformable DETR, section 4.1, equation 3).
 
-    Each query reads ``num_points`` places per level and head, at learned offsets from its
-    reference, and sums them with learned weights that are a softmax over all levels and points.
+    Each query samples ``num_points`` places per level and head, at learned offsets from its
+    reference, and sums them with learned weights, a softmax over all levels and points.
 
-    The values are projected, then sampled. Where a CPU infers for few queries (a sparse encoder, a
-    decoder) that would project mostly what nobody reads, so there the order is the reverse.
+    The values are projected, then sampled. In CPU inference with few queries (a sparse encoder, a
+    decoder), most projected values would never be sampled, so the order is reversed.
 
-    The arguments are in the order that detrex and the first release of Deformable DETR have.
+    The arguments have the order of detrex and of the first release of Deformable DETR.
 
     Args:
         embed_dim: Channels of queries, values and output.
@@ -73,7 +73,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialize as the paper: head h looks into compass direction h, point p p+1 cells far."""
+        """Initialize as in the paper: head h looks in compass direction h, point p at p+1 cells."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
@@ -89,10 +89,10 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def init_weights(self) -> None:
-        """Do ``reset_parameters``, under the name by which detrex and mmcv call it.
+        """Call ``reset_parameters``; detrex and mmcv use this name.
 
-        Models of theirs draw all their matrices anew in an ``init_weights`` of their own, which
-        takes the compass directions of the offsets away; this call puts them back.
+        Their models initialize all matrices again in their own ``init_weights``, which removes the
+        compass directions of the offsets; this call restores them.
         """
         self.reset_parameters()
 
@@ -116,19 +116,19 @@ class MultiScaleDeformableAttention(nn.Module):
             reference_points: (B, Q, L, 2) points x, y or (B, Q, L, 4) boxes cx, cy, w, h, in
                 units of each level's full padded map. Offsets count cells of the level around
                 a point; around a box, ``num_points`` of them reach half its size.
-            value: (B, N, C), levels one after the other, rows first.
+            value: (B, N, C), level by level, each row by row.
             spatial_shapes: (height, width) per level; their areas add up to N, unless there are
                 ``value_places``. A sequence of pairs of Python ints, or an integer tensor or array;
                 see :func:`ms_deform_attn`.
             padding_mask: (B, N), bool or uint8, True or 1 = padding: such tokens read as zero.
-            query_order: (B, Q), the order in which the queries are worked on, for speed alone; see
+            query_order: (B, Q), the order in which the queries are processed, only for speed; see
                 :func:`ms_deform_attn`.
             cell_sizes: (L, 2), the reciprocals of (width, height) of each level, for layers that
-                share them; None = they are made here.
-            value_places: (B, N), int64, where ``value`` holds some cells of the levels alone: the
-                cell of each token, see :func:`in_places`; others read as zero. ``padding_mask`` is
-                not needed then. None = all cells, one after the other.
-            return_sampling: Also return where was sampled and how much it counted.
+                share them; None = they are computed here.
+            value_places: (B, N), int64, if ``value`` has only some cells of the levels: the cell of
+                each token, see :func:`in_places`; other cells read as zero. ``padding_mask`` is not
+                needed then. None = all cells, in order.
+            return_sampling: Also return the sampling locations and attention weights.
 
         Returns:
             (B, Q, C), and with ``return_sampling`` also the locations (B, Q, M, L, P, 2) and
@@ -167,7 +167,7 @@ class MultiScaleDeformableAttention(nn.Module):
     ) -> Tensor:
         projected = self.value_proj(value)
         if value.device.type == "cpu":
-            query_order = None  # for so few channels the jumps between the queries cost more
+            query_order = None  # with so few channels, the jumps between the queries cost more
         read = [
             ms_deform_attn(
                 whole(projected[..., channels]).unflatten(-1, (-1, self._head_dim)),
@@ -189,7 +189,7 @@ class MultiScaleDeformableAttention(nn.Module):
                 heads, spatial_shapes, locations, weights, query_order=query_order
             ).unflatten(-1, (self.num_heads, -1))
 
-        # The bias counts as much as was read inside of the maps and not of padding.
+        # The bias is scaled by the share that was sampled inside the maps and outside padding.
         shown = locations.new_ones(*value.shape[:2], 1)
         weight = self.value_proj.weight.unflatten(0, (self.num_heads, -1))
         bias = self.value_proj.bias.unflatten(0, (self.num_heads, -1))
@@ -209,7 +209,7 @@ class MultiScaleDeformableAttention(nn.Module):
         return self.embed_dim // self.num_heads
 
     def _parts(self, heads_at_a_time: int) -> list[tuple[slice, slice]]:
-        """Heads, and as many channels."""
+        """Slices of the heads, and of their channels."""
         heads = range(0, self.num_heads, heads_at_a_time)
         parts = [(first, min(first + heads_at_a_time, self.num_heads)) for first in heads]
         return [(slice(a, b), slice(a * self._head_dim, b * self._head_dim)) for a, b in parts]
@@ -229,7 +229,7 @@ class MultiScaleDeformableAttention(nn.Module):
             if cell_sizes is None:
                 cell_sizes = sizes_of_cells(spatial_shapes, offsets)
             step = self._of_points(cell_sizes.to(offsets.dtype)[None, None])
-        # the last axis holds all samples of a head: short axes are slow to broadcast over
+        # the last axis has all samples of a head, because broadcasting over short axes is slow
         locations = torch.addcmul(
             self._of_points(reference[..., :2])[:, :, None],
             offsets.unflatten(-1, (self.num_heads, -1)),
@@ -285,13 +285,13 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def sizes_of_cells(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """(L, 2), the reciprocals of (width, height) of each level, as ``like`` is."""
+    """(L, 2), the reciprocals of (width, height) of each level, as a tensor like ``like``."""
     sizes = [size for height, width in spatial_shapes for size in (width, height)]
     return 1 / constants(sizes, like.device, like.dtype).view(-1, 2)
 
 
 def _samples_first(query: Tensor, value: Tensor) -> bool:
-    """Whether to sample before the projection: a matter of speed, on CPUs and without gradients."""
+    """Whether to sample before the projection, which is faster on CPUs without gradients."""
     return (
         value.device.type == "cpu"
         and _HAS_KERNEL

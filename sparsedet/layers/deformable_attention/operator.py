@@ -1,8 +1,8 @@
 """The operator ``torch.ops.sparsedet.ms_deform_attn`` and its backward.
 
-Defined here: schema, default kernel (the PyTorch reference), fake kernel, gradient and autocast
-rule. The compiled libraries of ``csrc/`` only add CPU and CUDA kernels; whatever they do not cover
-runs the default kernel.
+This module defines schema, default kernel (the PyTorch reference), fake kernel, gradient and
+autocast rule. The compiled libraries of ``csrc/`` only add CPU and CUDA kernels; whatever they do
+not cover runs the default kernel.
 """
 
 import warnings
@@ -67,7 +67,7 @@ def _to_pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-# The reference treats all queries alike: query_order and deterministic are for compiled kernels.
+# The reference ignores query_order and deterministic, which are for compiled kernels.
 
 
 def _default_forward(
@@ -132,7 +132,7 @@ def _no_double_backward(ctx, *grads):
 
 
 def _register_autocast(device_type: str) -> None:
-    """Under autocast ``value`` keeps its dtype; locations and weights are lifted to its sums'."""
+    """Under autocast ``value`` keeps its dtype; locations and weights get the dtype of the sums."""
     key = "Autocast" + torch._C._dispatch_key_for_device(device_type)
     key_set = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 

@@ -18,7 +18,7 @@ def reference_forward(
     locations: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """Compute the output (B, Q, M * D); locations and weights are in the sums' precision."""
+    """Compute the output (B, Q, M * D); locations and weights have the precision of the sums."""
     batch, _, heads, channels = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     maps = _split_levels(value.to(locations.dtype), spatial_shapes)

@@ -1,7 +1,7 @@
 """Loss terms. A term owns its weight; the criterion multiplies by it, once.
 
-A *matched term* maps ``(SupervisedStages, num_boxes)`` to one number per stage, a *stage term*
-(``sparsedet.modeling.parts.StageTerm``) maps a ``DetectorOutput`` and the targets to a scalar.
+A *matched term* maps ``(SupervisedStages, num_boxes)`` to one number per stage, an *unmatched term*
+(``sparsedet.modeling.parts.UnmatchedTerm``) maps a ``DetectorOutput`` and the targets to a scalar.
 """
 
 from sparsedet.modeling.losses.matched import (

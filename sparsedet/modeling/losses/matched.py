@@ -1,4 +1,4 @@
-"""Loss terms of what is matched: classes and boxes, all stages at once."""
+"""Matched loss terms: classes and boxes, for all stages at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SupervisedStages:
         boxes: predicted boxes of the pairs, cxcywh, fp32.
         rows: row of every pair.
         target_boxes: box of the object of each pair.
-        labels: its class.
+        labels: class of the object of each pair.
         num_rows: rows of each stage, host integers.
         num_pairs: pairs of each stage, host integers.
     """
@@ -46,12 +46,12 @@ class SupervisedStages:
 
     @staticmethod
     def join(predictions: Sequence[Prediction], matchings: Sequence[Matching]) -> SupervisedStages:
-        """Put together what was predicted and matched in each stage."""
+        """Concatenate the predictions and matchings of all stages."""
         num_rows = tuple(p.boxes.shape[:2].numel() for p in predictions)
         num_pairs = tuple(len(m.query) for m in matchings)
         queries = [p.boxes.shape[1] for p in predictions]
         first = list(accumulate(num_rows, initial=0))[:-1]
-        # Sizes are known on the host, so nothing waits for the device.
+        # Sizes are known on the host, so nothing synchronizes with the device.
         sizes = torch.tensor([queries, first, num_pairs])
         sizes = sizes.to(predictions[0].boxes.device, non_blocking=True)
         width, start = sizes[:2].repeat_interleave(sizes[2], dim=1, output_size=sum(num_pairs))
@@ -94,8 +94,8 @@ def stage_sums(values: Float[Tensor, " n"], sizes: Sequence[int]) -> Float[Tenso
 class FocalLoss:
     """Sigmoid focal loss over all queries and classes, per object (RetinaNet, section 3).
 
-    Every logit is taken as that of an absent class, then the few of the objects are put right: no
-    array of targets is made.
+    All logits are first treated as negative, then the few positive ones are corrected, so no array
+    of targets is needed.
 
     Args:
         weight: factor in the objective.
@@ -127,14 +127,14 @@ class FocalLoss:
 
 @LOSSES.register()
 class CrossEntropyLoss:
-    """Cross-entropy of a softmax over the classes and no object (DETR, section 3.1).
+    """Cross-entropy of a softmax over the classes and "no object" (DETR, section 3.1).
 
-    Queries that are matched to nothing are to answer no object. The loss is the mean over all
-    queries of a stage, weighted by the class that each is to answer; it is not divided by objects.
+    The target of unmatched queries is "no object". The loss is the mean over all queries of a
+    stage, weighted by their target classes; it is not divided by the number of objects.
 
     Args:
         weight: factor in the objective.
-        no_object_weight: weight of a query that is to answer no object, others having 1.
+        no_object_weight: weight of a query whose target is "no object"; others have weight 1.
     """
 
     name = "cross_entropy"
@@ -160,7 +160,7 @@ class CrossEntropyLoss:
 
 @LOSSES.register()
 class BoxL1Loss:
-    """L1 distance of matched cxcywh boxes in [0, 1], summed over the numbers, per object.
+    """L1 distance of matched cxcywh boxes in [0, 1], summed over the four numbers, per object.
 
     Args:
         weight: factor in the objective.

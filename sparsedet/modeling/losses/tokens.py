@@ -1,4 +1,4 @@
-"""Loss terms of a stage that train the scorer: what its token scores are compared with."""
+"""Unmatched loss terms that train the scorer, and their target scores."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from sparsedet.structures import cxcywh_to_xyxy
 class DecoderAttentionLoss:
     """Binary cross-entropy of token scores against the tokens the decoder looks at most.
 
-    Sparse DETR, section 3.3. In each image the target is 1 for as many tokens as the first encoder
-    layer keeps (where a compiled selector decides, as it may keep at most), those with the most
-    cross-attention mass (and some). The loss is the mean over the unpadded tokens of an image, then
-    over images. The released code shifts the map by half a cell, counts padding in the mean and
-    fails for keep ratios near 1.
+    Sparse DETR, section 3.3. In each image the target is 1 for the tokens with the most (and
+    non-zero) cross-attention mass, as many as the first encoder layer keeps (in a compiled model,
+    as it may keep at most). The loss is the mean over the unpadded tokens of an image, then over
+    images. The released code shifts the map by half a cell, counts padding in the mean and fails
+    for keep ratios near 1.
 
     Args:
         weight: factor in the objective.
@@ -62,8 +62,8 @@ class DecoderAttentionLoss:
         """The unweighted loss, for a detector of another codebase.
 
         Args:
-            scores: what the scorer said of the tokens.
-            features: what it was asked about.
+            scores: the output of the scorer.
+            features: the input of the scorer.
             selection: tokens that the first encoder layer keeps.
             token_mass: cross-attention mass of the tokens, see ``attention_mass``, summed over the
                 decoder's layers.
@@ -81,7 +81,7 @@ class DecoderAttentionLoss:
 
 SizeRanges = Sequence[Sequence[int | float]]
 Distance = Literal["sides", "half_size", "center"]
-# Along one axis, from the distances to its two sides; the larger one of both axes counts.
+# The distance along one axis, from those to the two sides; the larger of both axes is used.
 _ALONG_AXIS: dict[Distance, Callable[[Tensor], Tensor]] = {
     "sides": lambda to_sides: to_sides.amax(-1),
     "half_size": lambda to_sides: to_sides.mean(-1),
@@ -97,24 +97,24 @@ class ForegroundLoss:
     inside a box and its distance is in its level's range. The loss is summed over the unpadded
     tokens of an image, divided by the positive ones (at least 1) and averaged over the images.
 
-    The paper and its released code take different distances: equation 1 the checkerboard distance
-    to the center of the box, the code the largest distance to the four sides. The published AP is
-    that of the code. At any token of a box, "center" is at most "half_size", and that at most
-    "sides". The ranges of the paper overlap, those of the released code do not; it also counts
-    padding and fails for a batch without any object.
+    The paper and its released code use different distances: equation 1 uses the checkerboard
+    distance to the center of the box, the code the largest distance to the four sides. The
+    published AP was reached with the code. Inside a box, "center" <= "half_size" <= "sides". The
+    ranges of the paper overlap, those of the released code do not. The code also counts padding and
+    fails for a batch without objects.
 
     Args:
         weight: factor in the objective.
         size_ranges: (low, high] in pixels for every level, fine to coarse.
-        distance: what has to be in the range: "sides" = the largest of the distances to the four
-            sides, as in the released code; "center" = the larger of the horizontal and the
+        distance: the distance that must be in the range: "sides" = the largest of the distances to
+            the four sides, as in the released code; "center" = the larger of the horizontal and the
             vertical distance to the center of the box, equation 1 as it is printed; "half_size" =
-            the largest that "center" gets in the box, half of its longer side.
+            half of the longer side, the largest "center" in the box.
         alpha: weight of the positive tokens, in [0, 1].
         gamma: exponent of the modulating factor.
 
     Raises:
-        ValueError: for ranges that are not pairs of rising numbers, or another ``distance``.
+        ValueError: for ranges that are not pairs of increasing numbers, or another ``distance``.
     """
 
     name = "foreground"
@@ -144,7 +144,7 @@ class ForegroundLoss:
         self.distance: Distance = distance
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse ranges that are not one for each level.
+        """Refuse a wrong number of ranges.
 
         Raises:
             ValueError: if there is not one range per level.
@@ -166,8 +166,8 @@ class ForegroundLoss:
         """The unweighted loss, for a detector of another codebase.
 
         Args:
-            scores: what the scorer said of the tokens.
-            features: what it was asked about; their ``strides`` and ``image_sizes`` count.
+            scores: the output of the scorer.
+            features: the input of the scorer; ``strides`` and ``image_sizes`` must be right.
             targets: the objects; their labels are not used.
 
         Raises:
@@ -179,18 +179,19 @@ class ForegroundLoss:
 
 @LOSSES.register()
 class SalienceLoss:
-    """Focal loss of token scores against targets that fall from the centers of the boxes.
+    """Focal loss of token scores against targets that decrease from the centers of the boxes.
 
     Hou et al., "Salience DETR: Enhancing Detection Transformer with Hierarchical Salience Filtering
-    Refinement", CVPR 2024, section 3.3: inside a box the target is 1 at its center and falls with
-    the distance, measured in widths and heights of the box, to about 0.29 at its corners; where
-    boxes overlap the larger target counts. It does not depend on the size of the box, and all
-    levels have the same targets (the released code of that paper still gives every level a range
-    of sizes). Normalized as ``ForegroundLoss``.
+    Refinement", CVPR 2024, section 3.3: inside a box the target is 1 at the center and decreases
+    with the distance, in units of width and height of the box, to about 0.29 at the corners. If
+    boxes overlap, the larger target is used. Targets do not depend on the size of the box, and all
+    levels have the same targets (the released code of that paper still gives every level a range of
+    sizes). It is normalized like ``ForegroundLoss``.
 
     Args:
         weight: factor in the objective.
-        alpha: weight of the targets, in [0, 1]; ``1 - alpha`` is that of what they lack to 1.
+        alpha: weight of the target, in [0, 1]; the complement of the target to 1 has weight ``1 -
+            alpha``.
         gamma: exponent of the modulating factor.
     """
 
@@ -221,7 +222,7 @@ def foreground_tokens(
     *,
     distance: Distance,
 ) -> Bool[Tensor, "B N"]:
-    """True at the unpadded tokens whose distance in a box is in the range of their level.
+    """True at the unpadded tokens in a box whose distance is in the range of their level.
 
     See ``ForegroundLoss``.
 
@@ -235,8 +236,8 @@ def foreground_tokens(
         x_distance, y_distance = _ALONG_AXIS[distance](x), _ALONG_AXIS[distance](y)
         across = (x > 0).all(-1) & (x_distance <= high)
         down = (y > 0).all(-1) & (y_distance <= high)
-        # The larger distance exceeds `low` where one of them does. A product of matrices finds the
-        # cells with any such box, without an array of cells times boxes.
+        # The larger distance exceeds `low` if one of both does. A matrix product finds the cells
+        # with such a box, without an array of cells times boxes.
         rows = torch.cat((down & (y_distance > low), down), dim=-1).float()
         columns = torch.cat((across, across & (x_distance > low)), dim=-1).float()
         levels.append((rows @ columns.transpose(1, 2) > 0).flatten(1))
@@ -270,7 +271,7 @@ def token_salience(features: MultiScaleFeatures, targets: Targets) -> Float[Tens
 
 
 def _sides(features: MultiScaleFeatures, targets: Targets) -> Float[Tensor, "B n 4"]:
-    """Boxes of all images as corners in pixels; what fills up has no size at the corner (0, 0)."""
+    """Boxes of all images as corners in pixels; fillers have size 0 at (0, 0)."""
     boxes = pad_sequence(list(targets.boxes), batch_first=True).float()
     sizes = torch.tensor([(w, h, w, h) for h, w in features.image_sizes], dtype=torch.float32)
     return cxcywh_to_xyxy(boxes) * sizes[:, None].to(boxes.device, non_blocking=True)
@@ -299,7 +300,7 @@ def _token_focal_loss(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """Focal loss for targets in [0, 1]; per image the sum over tokens by the positive ones."""
+    """Focal loss for targets in [0, 1]: sum over the tokens of an image / its positive tokens."""
     logits = scores.logits.float()
     probability = logits.sigmoid()
     factor = (

@@ -1,8 +1,8 @@
-"""Token scorers: they decide how good a token is, never how many are kept."""
+"""Token scorers: they score the tokens, and selectors decide how many are kept."""
 
 from sparsedet.modeling.scoring.baselines import ObjectnessScorer, OracleScorer, RandomScorer
 from sparsedet.modeling.scoring.dam import DAMPredictor
-from sparsedet.modeling.scoring.foreground import ForegroundTokenSelector
+from sparsedet.modeling.scoring.foreground import ForegroundScorer, ForegroundTokenSelector
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor
 from sparsedet.modeling.scoring.multi_category import MultiCategoryScorer
 from sparsedet.modeling.scoring.poll import PollScorer
@@ -10,6 +10,7 @@ from sparsedet.modeling.scoring.teacher import TeacherScorer
 
 __all__ = [
     "DAMPredictor",
+    "ForegroundScorer",
     "ForegroundTokenSelector",
     "MaskPredictor",
     "MultiCategoryScorer",

@@ -1,4 +1,4 @@
-"""Scorers to compare with: objectness (the paper's ablation), oracle, random (diagnostics)."""
+"""Baseline scorers: objectness (the paper's ablation), oracle and random (diagnostics)."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class ObjectnessScorer(nn.Module):
 
 @SCORERS.register()
 class OracleScorer(nn.Module):
-    """Scores by the ground truth: minus the distance to the nearest object in its half sizes.
+    """Scores from the ground truth: minus the distance to the nearest object, in its half sizes.
 
-    Tokens inside a box score above -1. A bound for what any scorer can reach, not a method: it
-    needs targets at evaluation too. The distance is that along the farther axis, and a little of
-    the other one: whole rows of tokens would score the same otherwise.
+    Tokens inside a box score above -1. It is an upper bound for scorers, not a method: it needs
+    targets in evaluation too. The distance is the larger of those along the two axes, with a small
+    share of the other one; otherwise whole rows of tokens would have equal scores.
     """
 
     needs_token_embedding = False
     needs_head = False
     learns = None
-    not_exportable = "looks at the objects that are to be found. Set another scorer."
+    not_exportable = "needs the objects that are to be found. Set another scorer."
 
     def forward(
         self,
@@ -61,7 +61,7 @@ class OracleScorer(nn.Module):
         """Score every token.
 
         Raises:
-            ValueError: without targets.
+            ValueError: there are no targets.
         """
         if targets is None:
             raise ValueError(
@@ -84,7 +84,7 @@ class OracleScorer(nn.Module):
 
 @SCORERS.register()
 class RandomScorer(nn.Module):
-    """A fixed pseudo-random score for every cell, the same whatever the padding or the batch.
+    """A fixed pseudo-random score for every cell, independent of padding and batch.
 
     Args:
         seed: changes the pattern.

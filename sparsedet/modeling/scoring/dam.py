@@ -20,8 +20,8 @@ class DAMPredictor(nn.Module):
 
     Args:
         embed_dim: channels of the tokens.
-        own_embedding: embed the tokens by a ``TokenEmbedding`` of its own, so that it needs no
-            ``heads``: for use outside of our detector. Otherwise by that of ``heads``.
+        own_embedding: embed the tokens with its own ``TokenEmbedding``, so that it needs no
+            ``heads`` outside of our detector. Otherwise the embedding of ``heads`` is used.
     """
 
     needs_token_embedding = True

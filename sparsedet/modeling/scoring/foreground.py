@@ -15,23 +15,26 @@ from sparsedet.modeling.heads import TokenEmbedder, TokenEmbedding
 from sparsedet.modeling.parts import Foreground
 from sparsedet.modeling.scoring.mask_predictor import MaskPredictor, embedded_tokens
 from sparsedet.modeling.stages import MultiScaleFeatures, Targets, TokenScores
-from sparsedet.registry import SCORERS
+from sparsedet.registry import SCORERS, register_alias
 
 DIRECTIONS = ("top_down", "bottom_up", "none")
 
 
 @SCORERS.register()
-class ForegroundTokenSelector(nn.Module):
+class ForegroundScorer(nn.Module):
     """Predicts which tokens lie in objects of the size of their level (Focus-DETR, section 3.2).
 
     One network scores the levels in turn. The scores of a level, resized to the next one, modulate
     its tokens before they are scored (equation 2): ``tokens * (1 + resize(alpha * scores))``. The
-    network's mean over the tokens is taken level by level. Scores are resized between the valid
-    parts of the maps, so padding has no say.
+    mean over the tokens in the network is taken level by level. Scores are resized between the
+    valid parts of the maps, so padding has no effect.
 
-    The network starts with a LayerNorm, which takes a positive factor of its input away again. So
-    the factor is applied to the normalized tokens. The released code applies it before: there only
-    the sign of the factor counts, and alpha gets hardly any gradient.
+    The paper calls it a foreground token selector, and ``ForegroundTokenSelector`` is another name
+    of this class. It only scores tokens; which ones are kept is up to the selector.
+
+    The network starts with a LayerNorm, which cancels a positive factor of its input. So the factor
+    is applied to the normalized tokens. The released code applies it before the LayerNorm, where
+    only the sign of the factor matters, and alpha gets almost no gradient.
 
     Args:
         embed_dim: channels of the tokens.
@@ -45,8 +48,8 @@ class ForegroundTokenSelector(nn.Module):
         supervised: a loss on the boxes trains it (``ForegroundLoss`` or ``SalienceLoss``).
             Otherwise the kept tokens are weighted by their scores, and training the detector trains
             it (table 4).
-        own_embedding: embed the tokens by a ``TokenEmbedding`` of its own, so that it needs no
-            ``heads``: for use outside of our detector. Otherwise by that of ``heads``.
+        own_embedding: embed the tokens with its own ``TokenEmbedding``, so that it needs no
+            ``heads`` outside of our detector. Otherwise the embedding of ``heads`` is used.
 
     Raises:
         ValueError: for another ``direction``, or levels that are not a positive integer.
@@ -68,12 +71,10 @@ class ForegroundTokenSelector(nn.Module):
         own_embedding: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(
-            num_levels, "ForegroundTokenSelector.num_levels", key="model.scorer.num_levels"
-        )
+        require_positive(num_levels, "ForegroundScorer.num_levels", key="model.scorer.num_levels")
         if direction not in DIRECTIONS:
             raise ValueError(
-                f"ForegroundTokenSelector.direction must be one of {list(DIRECTIONS)}, got "
+                f"ForegroundScorer.direction must be one of {list(DIRECTIONS)}, got "
                 f"{direction!r}. Set model.scorer.direction."
             )
         self.embed_dim, self.num_levels = embed_dim, num_levels
@@ -101,7 +102,7 @@ class ForegroundTokenSelector(nn.Module):
         """
         if len(features.spatial_shapes) != self.num_levels:
             raise ValueError(
-                f"ForegroundTokenSelector.num_levels must be {len(features.spatial_shapes)} as in "
+                f"ForegroundScorer.num_levels must be {len(features.spatial_shapes)} as in "
                 f"the features, got {self.num_levels}. Set model.scorer.num_levels to "
                 "'${..num_levels}'."
             )
@@ -134,7 +135,7 @@ class ForegroundTokenSelector(nn.Module):
         return levels[::-1] if self.direction == "top_down" else levels
 
     def _matrices(self, features: MultiScaleFeatures) -> list[Float[Tensor, "B pairs _ _"]]:
-        """Interpolations of rows and of columns for neighbouring levels, the finer one's number."""
+        """Interpolation matrices of rows and columns, for each level and the next coarser one."""
         matrices = []
         for lengths, valid in zip(
             zip(*features.spatial_shapes, strict=True), features.valid_sizes.unbind(2), strict=True
@@ -166,10 +167,14 @@ class ForegroundTokenSelector(nn.Module):
             return rows @ features.map_of(own, source) @ columns.transpose(1, 2)
 
         resized = resize(scores)
-        if features.cells[source] is not None:  # as beyond the border: of what is there alone
+        if features.cells[source] is not None:  # average only the present cells, as at the border
             share = resize(torch.ones_like(scores))
             resized = resized / share.clamp(min=torch.finfo(share.dtype).tiny)
         return features.of_map(resized, target)
+
+
+ForegroundTokenSelector = register_alias(SCORERS, "ForegroundTokenSelector", ForegroundScorer)
+"""The paper's name of ``ForegroundScorer``."""
 
 
 def interpolation(
@@ -179,15 +184,15 @@ def interpolation(
     *,
     align_corners: bool,
 ) -> Float[Tensor, "*rows target source"]:
-    """Matrices that resize rows of cells linearly, each row by its own valid part.
+    """Matrices that resize rows of cells linearly, each row within its valid part.
 
-    A product with a matrix has a gradient that does not depend on the order of additions, which
-    that of a gather does on a GPU; and these are small.
+    The gradient of a matrix product is deterministic, while that of a gather on a GPU depends on
+    the order of additions. The matrices are small.
 
     Args:
         source: valid cells of each row.
-        target: valid cells that they become.
-        padded: cells of both with padding.
+        target: valid cells of each resized row.
+        padded: numbers of cells of both, with padding.
         align_corners: the centers of the first and last cells meet; otherwise their outer ends.
     """
     old, new = source[..., None], target[..., None]

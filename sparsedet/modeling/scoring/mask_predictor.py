@@ -14,9 +14,9 @@ from sparsedet.modeling.stages import MultiScaleFeatures
 class MaskPredictor(nn.Module):
     """One score per token from its own features and the mean over the unpadded tokens.
 
-    Sparse DETR, section 3.3 (the form is that of DynamicViT): LayerNorm, linear, GELU; the second
-    half of the channels is replaced by its mean over the tokens; three more linear layers. The
-    released code counts padding in the mean, here it is left out.
+    Sparse DETR, section 3.3 (the form of DynamicViT): LayerNorm, linear, GELU; the second half of
+    the channels is replaced by its mean over the tokens; three more linear layers. The released
+    code includes padding in the mean; here it is left out.
 
     Args:
         embed_dim: channels of the tokens, divisible by 4.
@@ -67,7 +67,7 @@ def embedded_tokens(
     """Tokens with positions, embedded by the scorer's own ``embedding`` or else by ``heads``.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: there is neither.
     """
     own = getattr(scorer, "embedding", None)
     if own is not None:

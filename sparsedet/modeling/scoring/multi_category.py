@@ -17,12 +17,13 @@ from sparsedet.registry import OBJECT_SCORERS
 class MultiCategoryScorer(nn.Module):
     """Token score times the best class score of the token (Focus-DETR, equation 3).
 
-    It has no parameters of its own: the class head is the one that it is given, see
-    ``DualAttentionEncoder``. Without token scores, the class score counts alone.
+    It has no parameters: the class head is an argument, see ``DualAttentionEncoder``. Without token
+    scores, the result is the class score alone.
 
     Args:
-        product: "probability" = of the two probabilities, as in the paper; "logit" = of the two
-            logits, as in the released code, where two very negative ones make a high score.
+        product: "probability" = product of the two probabilities, as in the paper; "logit" =
+            product of the two logits, as in the released code, where two very negative logits give
+            a high score.
 
     Raises:
         ValueError: for another ``product``.

@@ -13,10 +13,10 @@ from sparsedet.registry import SCORERS
 
 @SCORERS.register()
 class PollScorer(nn.Module):
-    """Rates each token by itself, without positions and without a loss (PnP-DETR, section 3.2).
+    """Scores each token separately, without positions and its own loss (PnP-DETR, section 3.2).
 
-    The kept tokens are multiplied by their scores where they enter the encoder, which is how the
-    detector's training reaches it. ``PollRegularizer`` keeps the scores low.
+    The kept tokens are multiplied by their scores when they enter the encoder, so the losses of the
+    detector train it. ``PollRegularizer`` keeps the scores low.
 
     Args:
         embed_dim: channels of the tokens.

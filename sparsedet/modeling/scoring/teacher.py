@@ -1,4 +1,4 @@
-"""Scorer that a trained detector feeds: what its decoder really looks at."""
+"""Scorer from a trained detector: the attention of its decoder."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from sparsedet.registry import SCORERS
 
 @SCORERS.register()
 class TeacherScorer(nn.Module):
-    """Scores by the decoder attention of a dense detector that was trained before.
+    """Scores from the decoder attention of a dense detector that was trained before.
 
-    With it, a model updates the tokens that the decoder of its teacher refers to and no others
-    (Sparse DETR, section 1). A bound for scorers that predict this map, not a method: the whole
-    teacher runs on every image. It is frozen, read once, and no part of the state dict, so its
-    files must stay where they are. It gets the images as the model does: ``pixel_mean`` and
-    ``pixel_std`` of both must be the same. It is not exported: the many tokens that the teacher
-    never looks at score the same, and runtimes choose from them differently.
+    A model with it updates only the tokens that the decoder of the teacher refers to (Sparse DETR,
+    section 1). It is an upper bound for scorers that predict this map, not a method: the whole
+    teacher runs on every image. The teacher is frozen, loaded once, and not part of the state dict,
+    so its files must not move. It gets the same normalized images as the model, so ``pixel_mean``
+    and ``pixel_std`` of both must be the same. It cannot be exported: the many tokens that the
+    teacher never looks at have equal scores, and runtimes choose among them differently.
 
     Args:
         config: the ``config.yaml`` of the teacher's training run.
         weights: its checkpoint.
 
     Raises:
-        ValueError: the config is no .yaml file, or that of a model with a scorer.
+        ValueError: the config is not a .yaml file, or its model has a scorer.
         ConfigError: the config cannot be read.
         CheckpointError: the weights cannot be read, or do not fit the config.
     """
@@ -42,15 +42,15 @@ class TeacherScorer(nn.Module):
     needs_images = True
     learns = None
     not_exportable = (
-        "runs a second detector, and tokens that this one never looks at are in no order. Set "
+        "runs a second detector, and the tokens that it never looks at have equal scores. Set "
         "another scorer."
     )
 
-    teacher: Any  # a detector, which is made of parts that this file must not know
+    teacher: Any  # a detector, whose class this module must not import
 
     def __init__(self, config: str, weights: str) -> None:
         super().__init__()
-        # set beside the modules: not saved, not trained, in evaluation mode for good
+        # not registered as a module: not saved, not trained, always in evaluation mode
         self.__dict__["teacher"] = _frozen(config, weights)
 
     def check(self, assembly: Assembly) -> None:
@@ -63,7 +63,7 @@ class TeacherScorer(nn.Module):
         if own != strides:
             raise ValueError(
                 f"TeacherScorer.config: the teacher's strides must be {own} as in the detector, "
-                f"got {strides}. Set model.scorer.config to that of another teacher."
+                f"got {strides}. Set model.scorer.config to the config of another teacher."
             )
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class TeacherScorer(nn.Module):
         *,
         images: Float[Tensor, "B 3 H W"] | None = None,
     ) -> TokenScores:
-        """Score every token by the logarithm of its attention; features, too, give sizes alone.
+        """Score every token by the logarithm of its attention; only sizes of the features are used.
 
         Args:
             features: of the same images.
@@ -84,7 +84,7 @@ class TeacherScorer(nn.Module):
             images: normalized and zero-padded.
 
         Raises:
-            ValueError: without images.
+            ValueError: there are no images.
         """
         if images is None:
             raise ValueError(
@@ -98,7 +98,7 @@ class TeacherScorer(nn.Module):
 
 
 def _frozen(config: str, weights: str) -> Any:
-    if Path(config).suffix != ".yaml":  # as data: a part that is built must not run a file
+    if Path(config).suffix != ".yaml":  # data only: building a part must not run a file
         raise ValueError(
             f"TeacherScorer.config must be a .yaml file, got {config!r}. Set model.scorer.config "
             "to the config.yaml of the teacher's training run."
@@ -106,8 +106,8 @@ def _frozen(config: str, weights: str) -> Any:
     cfg = read_config(config, needs=("model",))
     if cfg.model.get("scorer") is not None:
         raise ValueError(
-            f"TeacherScorer.config must be that of a dense model, got {config!r}, whose model has "
-            "a scorer. Set model.scorer.config to that of another teacher."
+            f"TeacherScorer.config must be the config of a dense model, got {config!r}, whose "
+            "model has a scorer. Set model.scorer.config to the config of another teacher."
         )
     leave_out_pretrained(cfg)
     with torch.device("cpu"):

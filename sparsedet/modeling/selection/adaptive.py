@@ -1,4 +1,4 @@
-"""The selector of a threshold, above which an image's tokens are kept."""
+"""The selector that keeps the tokens above a score threshold."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSele
 from sparsedet.registry import SELECTORS, retires
 
 _UNCALIBRATED = (
-    "AdaptiveSelector must know how the scores of some images lie before it can take its threshold "
-    "from keep_ratio, and these weights come without that. Calibrate them with "
+    "AdaptiveSelector derives its threshold from keep_ratio and the scores of some images, and "
+    "these weights have no such calibration. Calibrate them with "
     "sparsedet calibrate or sparsedet.analysis.calibrate_selector(model, batches)."
 )
 
 
 def _without_mass(name: str, arguments: Mapping[str, Any]) -> str:
-    """What to write instead of a share of the summed scores, below a cap named ``keep_ratio``."""
+    """Advice for the removed ``mass``, a share of the summed scores with the cap ``keep_ratio``."""
     cap = arguments.get("keep_ratio")
     was_cap = "" if cap is None else f", and max_ratio={cap} for the cap that it was,"
     return (
@@ -43,34 +43,34 @@ def _without_mass(name: str, arguments: Mapping[str, Any]) -> str:
 @retires("mass", _without_mass)
 @retires("schedule", new_spelling)
 class AdaptiveSelector(ShareSelector):
-    """The tokens that score above a threshold, one for all images, so that plain images keep fewer.
+    """Keeps the tokens above one threshold for all images, so that plain images keep fewer.
 
-    Image i keeps its tokens whose score lies above the threshold: at least one, and at most what
-    ``TopKSelector`` keeps with ``max_ratio``. More or better-scored tokens never mean that fewer
-    are kept, an image without a good token keeps one, and an image's count depends on that image
-    alone.
+    An image keeps its tokens whose score is above the threshold: at least one, and at most as many
+    as ``TopKSelector`` keeps with ``max_ratio``. More tokens or higher scores never reduce the
+    number of kept tokens, and the count of an image depends on that image alone.
 
-    The threshold follows from ``keep_ratio``: it is the score above which that share of the tokens
-    lay, the mean over the layers and over the images that the selector was calibrated on. A
-    training pass adds its batch to what it knows, old batches fading, and uses what it knew before
-    (nothing in its first pass, which keeps the best ``keep_ratio`` of each image). With several
-    processes the images of the first one count, whose buffers ``DistributedDataParallel``
-    broadcasts. Weights that were trained with another selector, or are to be used on other images,
-    are calibrated by ``sparsedet.analysis.calibrate_selector`` or ``sparsedet calibrate``.
+    The threshold follows from ``keep_ratio``: it is the score that this share of the tokens
+    exceeds, in the mean over the layers and the calibration images. A training pass adds its batch
+    to the calibration, in which old batches fade, and uses the calibration before it (the first
+    pass has none, and keeps the best ``keep_ratio`` of each image). With several processes, the
+    images of the first one are used: ``DistributedDataParallel`` broadcasts its buffers. For
+    weights that were trained with another selector, or for other images, calibrate with
+    ``sparsedet.analysis.calibrate_selector`` or ``sparsedet calibrate``.
 
-    The host has to know the largest count of a batch, for which it waits once per batch. A compiled
-    or exported model does not wait, nor does one that a CUDA graph records: it computes as many
-    tokens as ``max_ratio`` allows and keeps those above the threshold, the same result at the cost
-    of ``max_ratio``. The target of ``DecoderAttentionLoss`` then counts as that cap does
-    (``TokenSelection.max_counts``).
+    The host needs the largest count of a batch, for which it synchronizes once per batch. A
+    compiled or exported model, or one recorded in a CUDA graph, does not synchronize: it computes
+    as many tokens as ``max_ratio`` allows and keeps those above the threshold, with the same result
+    at the cost of ``max_ratio``. The target of ``DecoderAttentionLoss`` then has as many tokens as
+    this cap (``TokenSelection.max_counts``).
 
     Args:
-        keep_ratio: share of the tokens that a layer updates, the mean over the encoder layers and
-            the images; None = the mean of ``layer_ratios``. Where the largest layer's is 1, every
+        keep_ratio: mean share of the tokens that a layer updates, over the encoder layers and the
+            images; None = the mean of ``layer_ratios``. If the largest ratio of a layer is 1, every
             image keeps ``max_ratio`` in it.
-        max_ratio: cap on the share that an image keeps in the layer that keeps most, in (0, 1].
-            Where it takes effect, the mean falls below ``keep_ratio``.
-        layer_ratios: see ``TopKSelector``; an image's layers keep shares of this shape.
+        max_ratio: cap on the share that an image keeps in the layer that keeps most, in (0, 1]. If
+            it takes effect, the mean is below ``keep_ratio``.
+        layer_ratios: see ``TopKSelector``; the shares of an image's layers are proportional to
+            them.
 
     Raises:
         ValueError: for numbers outside of these ranges.
@@ -90,16 +90,16 @@ class AdaptiveSelector(ShareSelector):
 
     @property
     def depends_on_image(self) -> bool:
-        """Whether how many tokens are kept depends on what an image shows."""
+        """Whether the number of kept tokens depends on the content of an image."""
         return self.keep_ratio * self._peak < 1 - ROUNDING
 
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
-        """One selection for each of ``num_layers`` layers, of which there are ``layer_ratios``.
+        """One selection for each of ``num_layers`` layers, as many as ``layer_ratios``.
 
         Raises:
-            ValueError: in evaluation without calibration.
+            ValueError: in evaluation, if there is no calibration.
         """
         best = best_tokens(scores, features, self._counts(self.max_ratio / self._peak, features))
         limits = None
@@ -108,7 +108,7 @@ class AdaptiveSelector(ShareSelector):
             if host_may_wait() and len(limits) == len(best.max_counts):  # not one count for all
                 best, limits = best.prefix(self._on_host(limits)), None
             elif not (self.training or torch.compiler.is_exporting()):
-                # the one check that a graph can hold; torch has no public name for it
+                # the only check that a graph can contain; torch has no public name for it
                 known = self.curve.num_images > 0
                 torch._assert_async(known, _UNCALIBRATED)  # pyright: ignore[reportPrivateImportUsage]
         if self.training:
@@ -116,17 +116,17 @@ class AdaptiveSelector(ShareSelector):
         return cascade(best, self._factors, num_layers, "AdaptiveSelector", limits)
 
     def forget(self) -> None:
-        """Begin the calibration anew."""
+        """Discard the calibration."""
         self.curve.forget()
 
     def calibrate(
         self, scores: TokenScores | None, features: MultiScaleFeatures, *, fading: bool = False
     ) -> None:
-        """Add the images of a batch to those that the threshold is taken from.
+        """Add the images of a batch to the calibration.
 
         Args:
-            scores: of the batch.
-            features: of the batch.
+            scores: token scores of the batch.
+            features: features of the batch.
             fading: see ``ScoreCurve.add``.
         """
         assert scores is not None
@@ -147,7 +147,7 @@ class AdaptiveSelector(ShareSelector):
         return limits.clamp(min=1).minimum(constants(best.max_counts, device, torch.int64))
 
     def _on_host(self, limits: Int[Tensor, " B"]) -> list[int]:
-        """The limits, once it is known that there is a threshold: both in one wait."""
+        """The limits on the host, after a check for a calibration; both in one synchronization."""
         *counts, num_images = torch.cat((limits, self.curve.num_images[None])).tolist()
         if not (num_images or self.training):
             raise ValueError(_UNCALIBRATED)
@@ -155,7 +155,7 @@ class AdaptiveSelector(ShareSelector):
 
 
 def host_may_wait() -> bool:
-    """Whether the device can be asked for numbers: not in a program, nor in a CUDA graph."""
+    """Whether the host may read numbers of the device: not in a program or a CUDA graph."""
     if torch.compiler.is_compiling():
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())

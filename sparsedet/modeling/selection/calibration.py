@@ -1,4 +1,4 @@
-"""How token scores are distributed over the images of a set, on the device."""
+"""The distribution of token scores over the images of a set, on the device."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ _NUM_EDGES = int(2 * _HIGHEST / _STEP) + 1
 class ScoreCurve(nn.Module):
     """The share of an image's unpadded tokens that score above a logit, the mean over images.
 
-    It is kept at fixed logits, so that images are added one after the other and the logit that a
-    given share scores above can be read off at any time. Every image counts the same, whatever its
-    size.
+    It is stored at fixed logits, so images can be added one by one, and the logit that a given
+    share exceeds can be read at any time. Every image has the same weight, whatever its size.
 
     Attributes:
-        shares: mean share above each of the logits, from -32 to 32; falling.
-        num_images: images that it was made of.
+        shares: mean share above each of the logits, from -32 to 32; decreasing.
+        num_images: number of images that were added.
     """
 
     shares: Float[Tensor, " edges"]
@@ -33,7 +32,7 @@ class ScoreCurve(nn.Module):
         self.register_buffer("num_images", torch.zeros((), dtype=torch.int64))
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Remove all images."""
         self.num_images.zero_()
 
     @torch.no_grad()
@@ -49,8 +48,8 @@ class ScoreCurve(nn.Module):
         Args:
             logits: score of every token.
             padding_mask: True = padding.
-            fading: the last fifty batches or so count, as scores that are still trained ask for;
-                False = every image counts the same.
+            fading: only about the last fifty batches count, for scores that are still being
+                trained; False = every image has the same weight.
         """
         ordered = logits.float().masked_fill(padding_mask, float("-inf")).sort(dim=1).values
         edges = torch.arange(_NUM_EDGES, device=logits.device) * _STEP - _HIGHEST
@@ -64,9 +63,9 @@ class ScoreCurve(nn.Module):
         self.num_images.add_(len(ordered))
 
     def threshold(self, share: float) -> Float[Tensor, "1"]:
-        """The logit that this share of the tokens scores above, linear between the known ones.
+        """The logit that this share of the tokens exceeds, interpolated linearly.
 
-        It never leaves the known logits: what lies beyond them cannot be told apart.
+        It stays within the stored logits: scores beyond them cannot be distinguished.
         """
         shares = self.shares.float()
         place = (shares > share).sum(0, keepdim=True).clamp(1, _NUM_EDGES - 1)

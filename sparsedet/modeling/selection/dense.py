@@ -19,10 +19,10 @@ class DenseSelector(nn.Module):
     needs_scorer = False
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse a scorer, whose scores nobody would read.
+        """Refuse a scorer, whose scores would not be used.
 
         Raises:
-            ValueError: if there is one.
+            ValueError: there is a scorer.
         """
         check_scorer(self, assembly)
 
@@ -37,12 +37,12 @@ class DenseSelector(nn.Module):
 class LevelScheduleSelector(nn.Module):
     """Each layer updates all tokens of some levels: coarse levels often, the finest one rarely.
 
-    A dense schedule to compare token selection with, in the manner of Lite DETR (Li et al., CVPR
-    2023, sections 3.4 and 3.5). The default is two of its blocks, of two layers for the three
-    coarse levels and one that includes the finest. Of that paper it is the schedule alone: the
-    attention stays the deformable one (no key-aware attention), and the feed-forward block of the
-    finest level is as wide as that of the others. In the last layer of a block the paper updates
-    the finest level, ``(0,)``; its released code updates all levels, which is the default here.
+    A dense schedule for comparison with token selection, in the manner of Lite DETR (Li et al.,
+    CVPR 2023, sections 3.4 and 3.5). The default is two of its blocks, each with two layers for the
+    three coarse levels and one that includes the finest. Only the schedule is from that paper:
+    attention is deformable (not key-aware), and the feed-forward block of the finest level is as
+    wide as that of the others. In the last layer of a block the paper updates the finest level,
+    ``(0,)``; its released code updates all levels, which is the default here.
 
     Args:
         levels: for every encoder layer the levels that it updates, 0 being the finest.
@@ -86,7 +86,7 @@ class LevelScheduleSelector(nn.Module):
         """One selection for each of ``num_layers`` layers; equal ones are the same object.
 
         Raises:
-            ValueError: if there are not ``num_layers`` entries, or not so many levels.
+            ValueError: if there are not ``num_layers`` entries, or a level does not exist.
         """
         self._check_levels(num_layers, len(features.spatial_shapes))
         selections = {entry: features.whole_levels(entry) for entry in self.levels}

@@ -1,4 +1,4 @@
-"""What selectors of a share of the tokens have in common."""
+"""Common parts of the selectors that keep a share of the tokens."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from sparsedet.modeling.parts import Assembly, Selector
 from sparsedet.modeling.stages import MultiScaleFeatures, TokenScores, TokenSelection, filler_mask
 
-ROUNDING = 1e-9  # more than numbers of tokens lose to the rounding of ratios: 0.29 of 100 are 29
-_FINEST = 10**7  # denominator of a share; times a number of tokens it is far from overflowing
+ROUNDING = 1e-9  # larger than the rounding errors of ratios: 0.29 of 100 are 29
+_FINEST = 10**7  # denominator of a share; its product with a number of tokens does not overflow
 
 
 def new_spelling(name: str, arguments: Mapping[str, Any]) -> str:
-    """What to write for a schedule: factors of the layers on a ``keep_ratio`` of the factor 1."""
+    """Advice for the removed ``schedule``: factors of the layers on ``keep_ratio``."""
     schedule, keep_ratio = arguments["schedule"], arguments.get("keep_ratio")
     keep_ratio = keep_ratio if is_share(keep_ratio) else None
     listed = schedule if isinstance(schedule, list | tuple) else ()
@@ -41,7 +41,7 @@ def new_spelling(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 class ShareSelector(nn.Module):
-    """What selectors of a share of the tokens have in common: the shares of the layers."""
+    """Base of the selectors that keep a share of the tokens: the shares of the layers."""
 
     needs_scorer = True
 
@@ -70,7 +70,7 @@ class ShareSelector(nn.Module):
 
     @property
     def keep_ratio(self) -> float:
-        """Share of the tokens that a layer updates, the mean over the encoder layers."""
+        """Mean share of the tokens that a layer updates, over the encoder layers."""
         return self._keep_ratio
 
     @keep_ratio.setter
@@ -80,12 +80,12 @@ class ShareSelector(nn.Module):
 
     @property
     def layer_ratios(self) -> tuple[float, ...] | None:
-        """Share of each encoder layer, with ``keep_ratio`` as their mean; None = all alike."""
+        """Share of each encoder layer, with ``keep_ratio`` as their mean; None = all equal."""
         largest, factors = self.keep_ratio * self._peak, self._factors
         return factors and tuple(round(largest * each, 12) for each in factors)
 
     def check(self, assembly: Assembly) -> None:
-        """Refuse ratios of another number of layers, and a detector without a scorer.
+        """Refuse a wrong number of ratios, and a detector without a scorer.
 
         Raises:
             ValueError: the message says what to change.
@@ -101,7 +101,7 @@ class ShareSelector(nn.Module):
             raise argument_error(name, argument, what, keep_ratio)
 
     def _counts(self, keep_ratio: float, features: MultiScaleFeatures) -> tuple[int, ...]:
-        """Tokens of each image in the layer that keeps most, where the mean is ``keep_ratio``."""
+        """Tokens of each image in the layer that keeps most, if the mean is ``keep_ratio``."""
         ratio = keep_ratio * self._peak
         if self.one_more:
             counts = [part_of(valid, ratio) + 1 for valid in features.num_valid]
@@ -111,7 +111,7 @@ class ShareSelector(nn.Module):
         return tuple(map(min, counts, features.num_valid))
 
     def _limits_of(self, keep_ratio: Float[Tensor, ""], num_valid: Int[Tensor, " B"]) -> Tensor:
-        """``_counts`` of a ratio that the host does not learn, in double precision."""
+        """``_counts`` for a ratio on the device, in double precision."""
         ratio = keep_ratio * self._peak
         if self.one_more:
             counts = (ratio * num_valid + ROUNDING).long() + 1
@@ -121,9 +121,9 @@ class ShareSelector(nn.Module):
 
 
 def part_of(number: int, share: float) -> int:
-    """A share of a number, rounded down; without what shares lose: 0.29 of 100 are 29.
+    """A share of a number, rounded down but corrected for rounding errors: 0.29 of 100 are 29.
 
-    In whole numbers, as programs compute with sizes: their fractions may be of single precision.
+    Computed with integers, since fractions in exported programs may have single precision.
 
     >>> part_of(100, 0.29)
     29
@@ -133,7 +133,7 @@ def part_of(number: int, share: float) -> int:
 
 
 def in_single(number: float) -> float:
-    """The number of single precision next to a positive one."""
+    """A positive number, rounded to single precision."""
     mantissa, exponent = frexp(number)
     return ldexp(round(ldexp(mantissa, 24)), exponent - 24)
 
@@ -141,7 +141,7 @@ def in_single(number: float) -> float:
 def best_tokens(
     scores: TokenScores | None, features: MultiScaleFeatures, counts: tuple[int, ...]
 ) -> TokenSelection:
-    """The best ``counts[i]`` tokens of image i that are there."""
+    """The best ``counts[i]`` valid tokens of image i."""
     assert scores is not None
     width = max(counts)
     masked = scores.logits.masked_fill(features.padding_mask, float("-inf"))
@@ -165,16 +165,17 @@ def cascade(
 
     Args:
         best: the tokens that a layer with the factor 1 updates.
-        factors: ratio of each layer by the largest one; None = 1 everywhere.
+        factors: ratio of each layer / the largest ratio; None = 1 everywhere.
         num_layers: encoder layers.
         name: class of the selector, for the message.
-        limits: tokens to keep of each image where the host does not know them; at most
+        limits: number of tokens to keep of each image, if only the device knows it; at most
             ``best.max_counts``.
     """
     factors = (1.0,) * num_layers if factors is None else factors
     check_length(factors, num_layers, name)
     if any(later > earlier for earlier, later in pairwise(factors)):
-        best = replace(best, ranking=None)  # a layer may keep what the one before did not update
+        # a layer may keep tokens that the one before did not update
+        best = replace(best, ranking=None)
     selections = {1.0: best if limits is None else limited(best, limits)}
     for factor in factors:
         if factor in selections:
@@ -187,7 +188,7 @@ def cascade(
 
 
 def limited(selection: TokenSelection, limits: Int[Tensor, " B"]) -> TokenSelection:
-    """The same rows, of which image i keeps the first ``limits[i]``, unknown to the host."""
+    """The same rows, of which image i keeps the first ``limits[i]``; they stay on the device."""
     assert selection.indices is not None
     places = torch.arange(selection.indices.shape[1], device=limits.device)
     valid = places < limits[:, None]
@@ -198,7 +199,7 @@ def limited(selection: TokenSelection, limits: Int[Tensor, " B"]) -> TokenSelect
 
 
 def check_scorer(selector: Selector, assembly: Assembly) -> None:
-    """A selector that reads scores needs a scorer, another one must not have any."""
+    """Refuse a selector that lacks its scorer, or a scorer that the selector does not use."""
     name, scorer = type(selector).__name__, assembly.scorer
     if selector.needs_scorer and scorer is None:
         raise ValueError(
@@ -227,7 +228,7 @@ def is_share(value: object) -> bool:
 
 
 def check_share(value: object, name: str, argument: str) -> None:
-    """Refuse what is no number in (0, 1]."""
+    """Refuse anything but a number in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise argument_error(name, argument, "a number", value)
     if not is_share(value):
@@ -245,7 +246,7 @@ def _checked_ratios(ratios: Sequence[float] | None, name: str) -> tuple[float, .
 
 
 def argument_error(name: str, argument: str, what: str, value: object) -> ValueError:
-    """The error of an argument that is not what it must be."""
+    """The error for an invalid argument."""
     return ValueError(
         f"{name}.{argument} must be {what}, got {value!r}. Set model.selector.{argument}."
     )

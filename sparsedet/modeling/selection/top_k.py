@@ -1,4 +1,4 @@
-"""Selectors that keep the best tokens, so many of each image."""
+"""Selectors that keep a number of best tokens of each image."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class TopKSelector(ShareSelector):
     A layer with the ratio r keeps ``int(r * valid_i) + 1`` tokens of image i, at most all. Counts
     are per image: the released code takes top-k of the batch maximum and fails for a ratio near 1.
 
-    Layers may have ratios of their own, as in the cascade of Focus-DETR, (0.5, 0.4, 0.3, 0.3, 0.2,
-    0.1). The largest ratio counts as above, and another one, f times as large, keeps the best
-    ``int(f * count_i)`` of these tokens, at least one. Ratios need not fall. With a ``keep_ratio``
-    beside them they are a shape, scaled to that mean.
+    Layers may have their own ratios, as in the cascade of Focus-DETR, (0.5, 0.4, 0.3, 0.3, 0.2,
+    0.1). The layer with the largest ratio keeps as many as above; a layer whose ratio is f times as
+    large keeps the best ``int(f * count_i)`` of these tokens, at least one. Ratios need not
+    decrease. If ``keep_ratio`` is given too, they are scaled to this mean.
 
     Args:
-        keep_ratio: share of the tokens that a layer updates, the mean over the encoder layers, in
-            (0, 1] (rho and alpha in the papers); None = the mean of ``layer_ratios``.
+        keep_ratio: mean share of the tokens that a layer updates, over the encoder layers, in (0,
+            1] (rho and alpha in the papers); None = the mean of ``layer_ratios``.
         layer_ratios: one ratio in (0, 1] per encoder layer; None = ``keep_ratio`` in all of them,
             which then update the same tokens.
         one_more: the 1 in the count above. False = ``trunc(r * valid_i)`` in single precision, at
             least 1, as in the released code of PnP-DETR.
 
     Raises:
-        ValueError: for numbers outside of these ranges, for none at all, or for a ``keep_ratio``
-            that would take the ratio of a layer above 1.
+        ValueError: for numbers outside of these ranges, if neither ratio is given, or for a
+            ``keep_ratio`` that would raise the ratio of a layer above 1.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TopKSelector(ShareSelector):
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
-        """One selection for each of ``num_layers`` layers, of which there are ``layer_ratios``."""
+        """One selection for each of ``num_layers`` layers, as many as ``layer_ratios``."""
         best = best_tokens(scores, features, self._counts(self.keep_ratio, features))
         return cascade(best, self._factors, num_layers, "TopKSelector")
 
@@ -68,23 +68,24 @@ class TopKSelector(ShareSelector):
 @SELECTORS.register()
 @retires("schedule", new_spelling)
 class ElasticSelector(ShareSelector):
-    """``TopKSelector`` with another ratio in every training pass: one model for any ratio.
+    """``TopKSelector`` with a random ratio in every training pass: one model for any ratio.
 
-    PnP-DETR (Wang et al., ICCV 2021) trains so that its number of tokens can be chosen afterwards;
-    slimmable networks (Yu et al., ICLR 2019) do it for the width of a network, Length-Adaptive
-    Transformers (Kim and Cho, ACL 2021) for the length of a text. Here the ratio is drawn from a
-    list, with equal chances, or from the range of its numbers: with torch's random numbers, once
-    for a whole batch. The first process draws for all of them.
+    PnP-DETR (Wang et al., ICCV 2021) is trained in this way so that its number of tokens can be
+    chosen afterwards; slimmable networks (Yu et al., ICLR 2019) do the same for the width of a
+    network, Length-Adaptive Transformers (Kim and Cho, ACL 2021) for the length of a text. Here the
+    ratio is drawn uniformly from a list, or from the range of its numbers, with torch's random
+    numbers, once per batch. The first process draws for all processes.
 
-    A compiled or exported training pass has shapes that cannot depend on what is drawn. It computes
-    the largest ratio of the list and keeps what was drawn: the same result at the highest cost. As
-    it cannot hear from other processes, each one then draws for itself. The target of
-    ``DecoderAttentionLoss`` counts as the largest ratio does (``TokenSelection.max_counts``).
+    The shapes of a compiled or exported training pass cannot depend on the drawn ratio. It computes
+    as many tokens as the largest ratio of the list and keeps those of the drawn one, with the same
+    result at the highest cost. It cannot communicate with other processes, so each process draws
+    its own ratio. The target of ``DecoderAttentionLoss`` has as many tokens as the largest ratio
+    (``TokenSelection.max_counts``).
 
     Args:
-        keep_ratio: in evaluation, see ``TopKSelector``.
-        train_ratios: what ``keep_ratio`` is drawn from in training: means over the encoder layers.
-        layer_ratios: see ``TopKSelector``; their shape is that of every ratio.
+        keep_ratio: the ratio in evaluation, see ``TopKSelector``.
+        train_ratios: ratios to draw from in training, as means over the encoder layers.
+        layer_ratios: see ``TopKSelector``; they are scaled to every ratio.
         continuous: draw any ratio from the smallest to the largest of ``train_ratios``, as PnP-DETR
             does from (1/3, 0.8).
         one_more: see ``TopKSelector``.
@@ -117,7 +118,7 @@ class ElasticSelector(ShareSelector):
     def forward(
         self, scores: TokenScores | None, features: MultiScaleFeatures, num_layers: int
     ) -> tuple[TokenSelection, ...]:
-        """One selection for each of ``num_layers`` layers, of which there are ``layer_ratios``."""
+        """One selection for each of ``num_layers`` layers, as many as ``layer_ratios``."""
         ratio, limits = self.keep_ratio, None
         if self.training and torch.compiler.is_compiling():
             ratio, limits = max(self.train_ratios), self._drawn_limits(features)
@@ -136,7 +137,7 @@ class ElasticSelector(ShareSelector):
         return ratios.index_select(0, drawn)[0]
 
     def _drawn_limits(self, features: MultiScaleFeatures) -> Int[Tensor, " B"]:
-        """Kept tokens of each image at a ratio that the host does not learn."""
+        """Kept tokens of each image for a ratio that is drawn on the device."""
         device = features.tokens.device
         num_valid = constants(features.num_valid, device, torch.int64)
         return self._limits_of(self._draw(device), num_valid)

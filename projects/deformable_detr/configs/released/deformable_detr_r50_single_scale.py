@@ -1,4 +1,4 @@
-"""The model of the published single-scale weights (stride 32 alone): COCO's 91 category ids."""
+"""The model of the published single-scale weights (only stride 32): COCO's 91 category ids."""
 
 from .deformable_detr_r50_plain import model
 

@@ -1,4 +1,4 @@
-"""The model of the published single-scale DC5 weights (stride 16 alone): 91 category ids."""
+"""The model of the published single-scale DC5 weights (only stride 16): 91 category ids."""
 
 from .deformable_detr_r50_single_scale import model
 

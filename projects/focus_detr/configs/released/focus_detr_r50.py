@@ -1,17 +1,17 @@
-"""The model of detrex's 12-epoch weights: where its code leaves the paper, see the README."""
+"""The model of detrex's 12-epoch weights: see the README for its differences from the paper."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.config import get_config
 from sparsedet.modeling import (
     DualAttentionEncoder,
     ForegroundLoss,
-    ForegroundTokenSelector,
+    ForegroundScorer,
     MultiCategoryScorer,
     TopKSelector,
 )
 
 model = get_config("projects/dino/configs/released/dino_r50_4scale.py").model
-model.scorer = L(ForegroundTokenSelector)(
+model.scorer = L(ForegroundScorer)(
     embed_dim="${..embed_dim}",
     num_levels="${..num_levels}",
     align_corners=True,
@@ -22,6 +22,6 @@ model.encoder._target_ = DualAttentionEncoder
 model.encoder.value_source = "input"
 model.encoder.category_head = "proposal"
 model.encoder.object_scorer = L(MultiCategoryScorer)(product="logit")
-model.criterion.stage = [
+model.criterion.unmatched = [
     L(ForegroundLoss)(weight=1.5, size_ranges=[(-1, 64), (64, 128), (128, 256), (256, 999999)])
 ]

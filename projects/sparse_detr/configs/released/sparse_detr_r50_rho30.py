@@ -10,5 +10,5 @@ model.backbone.weights = None
 model.scorer = L(DAMPredictor)(embed_dim="${..embed_dim}")
 model.selector = L(TopKSelector)(keep_ratio=0.3)
 model.encoder_aux_loss = True
-model.criterion.stage = [L(DecoderAttentionLoss)(weight=1.0)]
+model.criterion.unmatched = [L(DecoderAttentionLoss)(weight=1.0)]
 model.unmasked_border = True

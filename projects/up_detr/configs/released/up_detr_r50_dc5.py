@@ -1,4 +1,4 @@
-"""UP-DETR on a dilated last stage: COCO's 91 category ids. No weights of it were published."""
+"""UP-DETR with a dilated last stage: COCO's 91 category ids. No such weights were published."""
 
 from .up_detr_r50 import model
 
