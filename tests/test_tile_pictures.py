@@ -151,4 +151,4 @@ def test_visualize_counts_the_tiles(
 ) -> None:
     given = [str(run / "config.yaml"), "--weights", str(run / "model.pth"), str(run / "a.png")]
     assert main(["visualize", *given, "--output", str(tmp_path)]) == 0
-    assert "tiles looked at: 3 of 12: " in capsys.readouterr().out
+    assert "tiles processed: 3 of 12: " in capsys.readouterr().out

@@ -206,7 +206,7 @@ def test_the_command_says_what_it_wrote(run, capsys):
     out = run / "command.pt2"
     assert main(["export", str(run / "model_best.pth"), str(out), "--size", "64", "64"]) == 0
     told = capsys.readouterr().out
-    assert "pictures of 64 x 64" in told and "differences in a new process" in told
+    assert "pictures of 64 x 64" in told and "differences from the model" in told
     with zipfile.ZipFile(out) as archive:
         assert any(name.endswith(KEY) for name in archive.namelist())
     found = ["predict", str(out), str(run / "val"), "--output", str(run / "found")]
@@ -294,7 +294,7 @@ def test_predictors_of_files_can_be_pickled(made, run):
         (["made.onnx", "b.pt2"], "is an exported file"),
         (["model_best.pth", "b.pt2", "--size", "320000", "320000"], "pixels. Set a smaller one"),
         (["model_best.pth", "b.onnx", "--size", "-32", "64", "--int8", "val"], "must be positive"),
-        (["model_best.pth", "b.pt2", "--int8-pictures", "4"], "goes with --int8"),
+        (["model_best.pth", "b.pt2", "--int8-pictures", "4"], "needs --int8"),
         (["model_best.pth", "b.pt2", "--keep-ratio", "2"], "keep_ratio must be in"),
         (["model_best.pth", "b.pt2", "--score-threshold", "2"], "score_threshold must be in"),
     ],

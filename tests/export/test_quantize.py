@@ -164,9 +164,9 @@ def test_what_cannot_be_quantized_is_refused_before_any_work(predictor, run, tmp
     [
         (["out.onnx", "--int8", "nowhere"], "there is no file 'nowhere'"),
         (["out.onnx", "--int8", "{tmp}"], "has no pictures"),
-        (["out.onnx", "--int8", "{tmp}/films"], "names videos alone"),
+        (["out.onnx", "--int8", "{tmp}/films"], "names only videos"),
         (["out.onnx", "--int8", "{tmp}/bad/a.png"], "a.png"),
-        (["out.onnx", "--int8"], "name pictures: --int8 PICTURES"),
+        (["out.onnx", "--int8"], "name pictures to calibrate on: --int8 PICTURES"),
         (["out.onnx", "--int8", "{run}/val", "--int8-pictures", "0"], "must be at least 1"),
         (["out.onnx", "--int8", "{run}/val", "--half"], "Leave one of --half and --int8 out"),
         (["out.pt2", "--int8", "{run}/val"], "is no .onnx file"),

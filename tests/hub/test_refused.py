@@ -187,9 +187,9 @@ def test_a_validation_set_that_is_not_here(run: Path, tmp_path: Path, caplog) ->
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["RUN"], "Name a folder to write, or a model to push"),
-        (["RUN", "made", "--private"], "--private goes with --push"),
-        (["RUN", "--push", "me/a", "--name", "b"], "--name goes with FOLDER"),
+        (["RUN"], "Name a FOLDER to write"),
+        (["RUN", "made", "--private"], "--private needs --push"),
+        (["RUN", "--push", "me/a", "--name", "b"], "--name needs a FOLDER"),
         (["RUN", "--push", "animals"], "is owner/model, got 'animals'"),
         (
             ["WRITTEN", "--push", "me/a", "--license", "mit"],

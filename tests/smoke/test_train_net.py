@@ -430,7 +430,7 @@ def test_evaluation_by_the_config_in_the_file(
     assert main(["eval", str(tmp_path / "bare.pth")]) == 2
     assert "sparsedet eval CONFIG --weights" in capsys.readouterr().err
     for words, says in (
-        (["--weights", weights], "is a checkpoint, and --weights"),
+        (["--weights", weights], "are both weights"),
         (["--resume"], "--resume evaluates the last checkpoint of a run"),
     ):
         assert main(["eval", weights, *words, here]) == 2

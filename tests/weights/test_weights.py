@@ -132,8 +132,8 @@ def test_a_predictor(small: Server, tmp_path: Path) -> None:
 
 def test_predict_says_what_is_missing(tmp_path: Path, capsys) -> None:
     for words, says in (
-        (["--model", "small"], "No picture is given beside small."),
-        (["small"], "No picture is given beside small."),
+        (["--model", "small"], "No picture is given for small."),
+        (["small"], "No picture is given for small."),
         ([], "No weights are given."),
     ):
         assert main(["predict", *words, "--output", str(tmp_path)]) == 2
