@@ -135,7 +135,7 @@ def test_results_of_other_settings_are_not_taken(runs):
     with pytest.raises(ConfigError, match="Set another --output"):
         finished(other, "quickstart")
     (runs[0].folder / "results.json").write_text("[]")
-    with pytest.raises(ConfigError, match="has no results of a training"):
+    with pytest.raises(ConfigError, match="is not from a training run"):
         finished(runs[0], "quickstart")
 
 
@@ -189,7 +189,7 @@ def test_the_command_writes_the_table(tmp_path, capsys):
     command = ["sweep-config", "quickstart", "--grid", *GRID, "--seeds", "2"]
     assert main([*command, "--output", str(output)]) == 0  # all are finished: nothing is trained
     shown = capsys.readouterr().out
-    assert shown.count("finished before") == 8
+    assert shown.count("already finished") == 8
     assert "0.5 (0.0 to 1.0)" in shown
     assert "| 0.3 | 1.5 | 2/2 | 6.5 (6.0 to 7.0) |" in (output / "ablation.md").read_text()
     rows = json.loads((output / "ablation.json").read_text())["rows"]

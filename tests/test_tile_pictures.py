@@ -102,9 +102,9 @@ def test_figures_say_where_it_looked(run: Path, words: list[str]) -> None:
     picture = Image.open(run / "a.png")
     scores = found.tiles.scores
     expected = [
-        "looked at 3 of 12 tiles (25.0 %)",
+        "3 of 12 tiles processed (25.0 %)",
         "of 64 x 64 pixels of the input",
-        "best score in each tile at a glance",
+        "best score in each tile",
         f"logits, {scores.min():.2f} (violet) to {scores.max():.2f} (yellow)",
     ]
     for figure in (token_figure, layer_figure):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsedet.allocator import add_allocator, use_allocator
-from sparsedet.cli.common import make_parser, print_error
+from sparsedet.cli.common import answer, make_parser
 from sparsedet.config.naming import nearest
 
 MODES = ("op", "encoder", "model", "large", "deploy", "train-step", "dataloader", "eval", "gpu-op")
@@ -62,18 +62,19 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run a mode or a suite; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if words and words[0] in MODES:
-            _allocate(words)
-            from sparsedet.benchmark.modes import failures, run_mode
+    if words and not words[0].startswith("-"):
+        return answer(_mode, argparse.Namespace(words=words))
+    return answer(_suite, parser(prog).parse_args(words))
 
-            return int(failures(run_mode(words)))
-        if words and not words[0].startswith("-"):
-            raise ValueError(f"There is no mode {words[0]!r}. {nearest(words[0], MODES)}")
-        return _suite(parser(prog).parse_args(words))
-    except (ValueError, OSError) as error:
-        print_error(error)
-        return 2
+
+def _mode(args: argparse.Namespace) -> int:
+    name = args.words[0]
+    if name not in MODES:
+        raise ValueError(f"There is no mode {name!r}. {nearest(name, MODES)}")
+    _allocate(args.words)
+    from sparsedet.benchmark.modes import failures, run_mode
+
+    return int(failures(run_mode(args.words)))
 
 
 def _allocate(words: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from sparsedet.files import require_writable
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset
 
+_OVERLAP = 0.2  # share of a tile's side
 _OVERRIDE = re.compile(r"\+{0,2}(?!-)[\w.\[\]-]+\s*=")
 
 
@@ -76,6 +77,29 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
 
 
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    """Add the options for large pictures, see :func:`take_tiles`."""
+    parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
+    parser.add_argument(
+        "--overlap", type=float, metavar="SHARE", help=f"overlap of the tiles ({_OVERLAP})"
+    )
+
+
+def take_tiles(args: argparse.Namespace) -> None:
+    """Fill in the default of `overlap`.
+
+    Args:
+        args: as parsed; changed in place.
+
+    Raises:
+        ConfigError: `--overlap` is given without `--tiles`.
+    """
+    if args.overlap is None:
+        args.overlap = _OVERLAP
+    elif args.tiles is None:
+        raise ConfigError("--overlap needs --tiles. Add --tiles N, or leave --overlap out.")
+
+
 def open_source(args: argparse.Namespace) -> AnnotatedDataset:
     """Read and check the data set of :func:`add_source`.
 
@@ -124,6 +148,8 @@ def is_override(word: str) -> bool:
 def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """Run a command and return its exit code: 2, with one sentence, if an input is wrong.
 
+    Ctrl-C gives 130, as a shell reports it.
+
     `--trust-config` applies to every config that the command reads. `--allocator` may restart the
     process, before anything heavy is imported.
     """
@@ -137,6 +163,9 @@ def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Names
     except (ValueError, OSError) as error:
         print_error(error)
         return 2
+    except KeyboardInterrupt:
+        print_error("interrupted.")
+        return 130
 
 
 def answer_together(

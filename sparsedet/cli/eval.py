@@ -28,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 from sparsedet.cli.common import (
     add_config,
+    add_tiles,
     answer_together,
     is_override,
     make_parser,
     take_config,
+    take_tiles,
 )
 from sparsedet.cli.train import (
     NEEDED_TO_EVALUATE,
@@ -72,10 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         metavar="W",
         help="the same as train.init_checkpoint=W: .pth, .safetensors or NAME",
     )
-    parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
-    parser.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="overlap of the tiles (0.2)"
-    )
+    add_tiles(parser)
     parser.add_argument(
         "--dtype", default="float32", help="type of the weights: float32, bfloat16 or float16"
     )
@@ -87,6 +86,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if own:
         args.config_file, args.weights = args.weights, ""
     take_config(args)
+    take_tiles(args)
     given = Path(args.config_file)
     alone = own or given.suffix == ".pth" or given.is_dir() or is_exported(args.config_file)
     weights = args.config_file if alone else args.weights

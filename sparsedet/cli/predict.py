@@ -28,7 +28,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sparsedet.allocator import add_allocator
-from sparsedet.cli.common import add_trust, answer, make_parser, print_error
+from sparsedet.cli.common import (
+    add_tiles,
+    add_trust,
+    answer,
+    make_parser,
+    print_error,
+    take_tiles,
+)
 from sparsedet.weights import find_published
 
 if TYPE_CHECKING:
@@ -65,10 +72,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="leave out objects with lower scores (0.3, or the threshold of an exported file)",
     )
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens to keep")
-    parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
-    parser.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="overlap of the tiles (0.2)"
-    )
+    add_tiles(parser)
     parser.add_argument(
         "--whole", action="store_true", help="with --tiles, also process the whole picture"
     )
@@ -90,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: an input is wrong; nothing has been written then.
     """
     _take_weights(args)
+    take_tiles(args)
     from tqdm import tqdm
 
     from sparsedet.loading import require_tokens

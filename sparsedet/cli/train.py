@@ -167,10 +167,12 @@ def start(command: Command, config_file: str | None = None) -> int:
     needs = NEEDED_TO_EVALUATE if command.eval_only else _NEEDED_TO_TRAIN
     cfg = read_config(config_file or command.config, command.overrides, needs=needs)
     from sparsedet.engine.launch import check_processes, launch, resolve_device
+    from sparsedet.resuming import require_weights
     from sparsedet.training import resolve_run
 
     with _log_to(_terminal()):
         resolve_run(cfg, evaluates=command.eval_only)
+        require_weights(cfg.train, resume=command.resume)
     device_type = resolve_device(cfg.train.device)
     check_processes(command.num_gpus, device_type)
     make_folder(cfg.train.output_dir)

@@ -85,6 +85,7 @@ def test_the_config_of_the_set_may_be_the_checkpoints(run, capsys):
         (["model.num_classes=7"], "model.num_classes is fixed"),
         (["train.device=cuda"], "train.device is fixed"),
         (["--num-gpus", "2"], "is evaluated in one process"),
+        (["--overlap", "0.2"], "--overlap needs --tiles"),
         (["--dtype", "bfloat16"], "Predictor.dtype is fixed in an exported file"),
         (["--resume"], "--resume evaluates the last checkpoint of a run"),
         (["--weights", "other.pth"], "--weights other.pth are both weights"),

@@ -342,7 +342,7 @@ def test_a_test_set_without_annotations_gives_predictions(listed, tmp_path, capl
     results = evaluator.evaluate()["bbox"]
     assert math.isnan(results["AP"])
     assert (tmp_path / "predictions.json").is_file()
-    assert "has no annotated boxes, which AP needs" in caplog.text
+    assert "has no annotated boxes, so AP is undefined" in caplog.text
 
 
 # --- Pascal VOC -----------------------------------------------------------------------------------

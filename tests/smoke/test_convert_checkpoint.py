@@ -231,7 +231,7 @@ def test_an_incomplete_file_is_not_written(
         ("class_embed.0.bias", torch.tensor(1.0), "must have a row per class"),
         ("bbox_embed.0.layers.0.bias", torch.tensor(1.0), "has the shape ()"),
         ("transformer.encoder.layers.x.norm1.bias", torch.zeros(2), "are not of source"),
-        (7, torch.zeros(2), "tensors under names and nothing else"),
+        (7, torch.zeros(2), "maps names to tensors"),
     ],
 )
 def test_a_damaged_file_is_one_sentence(
