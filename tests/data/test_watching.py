@@ -89,7 +89,7 @@ def test_a_batch_that_is_long_in_coming_is_told_once(
 
     assert list(watched(slow(), "dataloader.test", 0.2)) == [0, 1, 2]  # no worker to give up
     (said,) = caplog.messages
-    assert said.startswith("no batch has come from dataloader.test for 0 s")
+    assert said.startswith("dataloader.test has given no batch for 0 s")
     caplog.clear()
     monkeypatch.setattr(watching, "_LONG", 10.0)
     assert list(watched(slow(), "dataloader.test", 0.0)) == [0, 1, 2] and not caplog.messages
