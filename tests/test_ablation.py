@@ -129,7 +129,7 @@ def test_a_run_that_fails_does_not_end_the_others(runs):
 def test_results_of_other_settings_are_not_taken(runs):
     write_results(runs[0], 1.0)
     assert finished(runs[0], "quickstart") is not None
-    with pytest.raises(ConfigError, match="has the results of `sparsedet train quickstart"):
+    with pytest.raises(ConfigError, match="has results of `sparsedet train quickstart"):
         finished(runs[0], "photos")
     other = Run(runs[0].point, 0, runs[0].folder, (*runs[0].overrides, "optimizer.lr=1"))
     with pytest.raises(ConfigError, match="Set another --output"):

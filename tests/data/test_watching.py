@@ -59,7 +59,7 @@ def test_a_worker_that_hangs(action) -> None:
     with pytest.raises(RuntimeError, match=r"timed out after 1\.5 seconds") as caught:
         list(watched(loader_of(action), "dataloader.train", 1.5))
     assert (
-        "No batch came from the worker processes of dataloader.train for 1.5 s"
+        "The worker processes of dataloader.train gave no batch for 1.5 s"
         in explain(caught.value).sentence
     )
     deadline = time.monotonic() + 10

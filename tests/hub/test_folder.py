@@ -154,7 +154,9 @@ def test_the_head_is_what_hugging_face_reads(folder: Path) -> None:
 
 def test_the_card_tells_of_the_run(run: Path, folder: Path) -> None:
     text, model = body(folder), sparsedet.load(folder, "cpu")
-    assert text.startswith("\n# animals\n\nIt finds objects of 3 classes in pictures: cat, dog, ")
+    assert text.startswith(
+        "\n# animals\n\nThis model detects objects of 3 classes in pictures: cat, dog, "
+    )
     assert "Its encoder updates 25% of the tokens" in text and "Keep ratio: 0.2512" in text
     assert "| AP | AP50 |\n| --- | --- |\n| 41.23 | 60.0 |" in text
     assert "| cat | 30.5 |\n| dog | 51.0 |" in text
@@ -199,10 +201,10 @@ def test_words_of_the_user(run: Path, tmp_path: Path) -> None:
     given = dict(picture=run / "val/gray.jpg", dataset="me/animals", name="me/the model")
     made = save_pretrained(run, tmp_path / "made", **given)
     assert head(made)["datasets"] == ["me/animals"] and "license" not in head(made)
-    assert "None is given" in body(made)
+    assert "No license is given" in body(made)
     assert 'Predictor("me/the model")' in body(made)
     assert "sparsedet predict 'me/the model' photo.jpg" in body(made)
-    assert "![Detections, and the tokens that the encoder keeps on each level](" in body(made)
+    assert "![Detections, and the tokens that the encoder keeps in each level](" in body(made)
     with Image.open(made / "detections.jpg") as picture:
         assert picture.width > 400, "the picture beside four levels"
     bare = save_pretrained(run, tmp_path / "bare", picture=None)
@@ -254,7 +256,7 @@ def test_figures_of_analyze(run: Path, tmp_path: Path, caplog) -> None:
     figures["parameters"]["total"] += 1
     (other / "analysis.json").write_text(json.dumps(figures))
     assert "| ms |" not in body(save_pretrained(other, tmp_path / "b", picture=None))
-    assert "analysis.json is not of this model" in caplog.text
+    assert "analysis.json is not used: it is of another model" in caplog.text
     (other / "analysis.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"analysis\.json is damaged"):
         save_pretrained(other, tmp_path / "c", picture=None)

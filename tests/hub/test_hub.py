@@ -89,7 +89,7 @@ def test_without_a_network_what_was_fetched_still_loads(
 def test_no_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}")
-    assert "Connection refused): get config.yaml and model.safetensors from" in refused()
+    assert "Connection refused). Save config.yaml and model.safetensors from" in refused()
 
 
 def test_without_its_client(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_what_cannot_be_pushed(
 ) -> None:
     assert "log in with `hf auth login`, or set HF_TOKEN" in push(written)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert "you may not do that at other/animals" in push(written, "other/animals")
+    assert "permission denied for other/animals" in push(written, "other/animals")
     hub.refuses = 413
     assert "Storage is full" in push(written)
     hub.refuses = 0

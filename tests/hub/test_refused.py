@@ -47,7 +47,7 @@ CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
         (CONFIG, lambda path: path.write_text("a: [\n"), "line 2: not YAML"),
         (CONFIG, lambda path: path.write_bytes(b"\xff\xfe\x00"), "unacceptable character"),
         (CONFIG, lambda path: change(path, "num_queries: 20", "num_queries: 21"), "does not fit"),
-        (CONFIG, lambda path: change(path, "[cat, dog, owl]", "[cat, dog]"), "for 3 classes"),
+        (CONFIG, lambda path: change(path, "[cat, dog, owl]", "[cat, dog]"), "3 classes"),
         (
             CONFIG,
             lambda path: change(path, "${oc.select:dataset.num_classes,null}", "5"),
@@ -119,7 +119,7 @@ def test_what_is_no_run(run: Path, written: Path, tmp_path: Path) -> None:
     for source, says in (
         (tmp_path / "empty", "empty has no model_best.pth and no model_final.pth"),
         (tmp_path / "absent.pth", "does not exist"),
-        (tmp_path / "bare.pth", "bare.pth holds no config of its model"),
+        (tmp_path / "bare.pth", "bare.pth has no config of its model"),
         (written, "is not a training run, but an already written model"),
     ):
         with pytest.raises(CheckpointError, match=says):

@@ -230,7 +230,7 @@ def test_an_incomplete_file_is_not_written(
     [
         ("class_embed.0.bias", torch.tensor(1.0), "must have a row per class"),
         ("bbox_embed.0.layers.0.bias", torch.tensor(1.0), "has the shape ()"),
-        ("transformer.encoder.layers.x.norm1.bias", torch.zeros(2), "are not of source"),
+        ("transformer.encoder.layers.x.norm1.bias", torch.zeros(2), "do not belong to source"),
         (7, torch.zeros(2), "maps names to tensors"),
     ],
 )
@@ -256,7 +256,7 @@ def test_a_damaged_file_is_one_sentence(
         (["{folder}/none.pth", "{out}/b.pth"], "deformable-detr", CONFIG, "does not exist"),
         (["{file}", "{out}/b.bin"], "deformable-detr", CONFIG, "must end in .pth or .safetensors"),
         (["{file}", "{file}"], "deformable-detr", CONFIG, "is also the input"),
-        (["{file}", "{out}/b.pth"], "huggingface", CONFIG, "are not of source 'huggingface'"),
+        (["{file}", "{out}/b.pth"], "huggingface", CONFIG, "do not belong to source 'huggingface'"),
         (["{file}", "{out}/b.pth", "a.b=1"], "deformable-detr", "", "a.b=1 overrides a config"),
         (["{file}", "{out}/b.pth", "model.embed_dm=1"], "deformable-detr", CONFIG, "embed_dim"),
         (["{file}", "{out}/b.pth"], "deformable-detr", "configs/common/train.py", "no model"),

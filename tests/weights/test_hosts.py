@@ -96,9 +96,11 @@ def test_google_drive(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(how["output"]).write_bytes(pth())
 
     monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=fetch))
-    with pytest.raises(CheckpointError, match=r"\(Failed to retrieve file url\): get the file"):
+    with pytest.raises(
+        CheckpointError, match=r"\(Failed to retrieve file url\)\. Download the file"
+    ):
         weights_file("small")
-    with pytest.raises(CheckpointError, match=r"\(no route\): get the file"):
+    with pytest.raises(CheckpointError, match=r"\(no route\)\. Download the file"):
         weights_file("small")
     assert weights_file("small").is_file()
     output = str(home / "small/fetched-small.pth")

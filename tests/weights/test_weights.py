@@ -202,7 +202,7 @@ def test_a_later_process_goes_on(small: Server, home: Path) -> None:
         ({"content": lambda: b"\n <!DOCTYPE HTML><html>Confirm</html>"}, "which is a web page"),
         ({"content": lambda: pth()[:-9000]}, "cannot be converted from"),
         ({"content": lambda: b"no checkpoint"}, "cannot be converted from"),
-        ({"content": lambda: pth("huggingface")}, "keys are not of source 'deformable-detr'"),
+        ({"content": lambda: pth("huggingface")}, "keys do not belong to source 'deformable-detr'"),
     ],
 )
 def test_what_is_no_file_of_these_weights(small: Server, home: Path, how: dict, says: str) -> None:
@@ -260,7 +260,7 @@ def test_a_known_size(server: Server, listed: Listed) -> None:
     server.files["/a.pth"] = Served(pth())
     for wrong in (1, 5):
         listed(small=entry(f"{server.address}/a.pth", megabytes=wrong))
-        assert f"are a file of {wrong} MB, and" in refused()
+        assert f"are a file of {wrong} MB, but" in refused()
     listed(small=entry(f"{server.address}/a.pth", megabytes=3))
     assert weights_file("small").is_file()
 
@@ -269,7 +269,7 @@ def test_a_later_file_that_is_another_one(small: Server, home: Path) -> None:
     weights_file("small").unlink()
     small.files["/v1/a.pth"] = Served(pth(seed=1), version='"2"')
     said = refused()
-    assert "is not the file that weights small were made of before (its SHA-256 is" in said
+    assert "is not the file that weights small were converted from before (its SHA-256 is" in said
     assert f"delete {home / 'origin.json'}" in said
     (home / "origin.json").write_text("{")
     assert f"{home / 'origin.json'} is damaged. Delete it." in refused()
