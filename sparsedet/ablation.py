@@ -1,4 +1,4 @@
-"""A grid of training runs with several seeds: the plan, what is finished, and the table."""
+"""A grid of training runs with several seeds: the plan, the finished runs, and the table."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _RESERVED = {"train.seed": "--seeds", "train.output_dir": "--output"}
 _OPENING, _CLOSING = "[{(", "]})"
 _LONGEST = 80
 _STOPPED = (129, 130, 138, 143)
-"""Exit codes of runs that a person or a job system stopped; 137 is out of memory."""
+"""Exit codes of runs that a user or a job scheduler stopped; 137 means out of memory."""
 
 Grid = Mapping[str, Sequence[str]]
-"""The values of each key, as overrides write them."""
+"""The values of each key, written as in overrides."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a grid.
+    """One training run of a grid.
 
     Attributes:
         point: the value of each key of the grid.
         seed: ``train.seed``.
         folder: ``train.output_dir``.
-        overrides: all changes of the config.
+        overrides: all overrides of the config.
     """
 
     point: Mapping[str, str]
@@ -87,11 +87,11 @@ def plan(grid: Grid, seeds: int, output: Path, overrides: Sequence[str] = ()) ->
     Args:
         grid: see :func:`read_grid`.
         seeds: number of seeds.
-        output: each run gets a folder in it.
-        overrides: changes of the config for all runs.
+        output: the folder that gets a folder for each run.
+        overrides: overrides of the config for all runs.
 
     Raises:
-        ConfigError: no seed, or an override that the grid sets.
+        ConfigError: there is no seed, or the grid sets one of the overrides.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}.")
@@ -114,7 +114,7 @@ def plan(grid: Grid, seeds: int, output: Path, overrides: Sequence[str] = ()) ->
 
 
 def short_names(grid: Grid) -> dict[str, str]:
-    """The shortest end of each key that no other key of the grid has."""
+    """The shortest suffix of each key that no other key of the grid has."""
     found = {}
     for key in grid:
         parts = key.lstrip("+").split(".")
@@ -131,19 +131,19 @@ def _folder(changes: Sequence[str]) -> str:
     name = re.sub(r"[^\w.,=+-]", "_", text)
     if name == text and len(name) <= _LONGEST:
         return name
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # other values may look the same
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # different values may look the same
     return f"{name[:_LONGEST]}-{digest}"
 
 
 def finished(run: Run, config: str) -> dict[str, Any] | None:
-    """The results of a run that reached its end, else None.
+    """The results of a finished run, else None.
 
     Args:
         run: a run of :func:`plan`.
         config: name or file of its config.
 
     Raises:
-        ConfigError: the folder has the results of a run with another config or other overrides.
+        ConfigError: the folder has results of a run with another config or other overrides.
     """
     path = run.folder / "results.json"
     if not path.is_file():
@@ -153,10 +153,10 @@ def finished(run: Run, config: str) -> dict[str, Any] | None:
         before = results["config"], list(results["overrides"])
         _ = results["metrics"]["bbox"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} has no results of a training. Move the folder away.") from error
+        raise ConfigError(f"{path} is not from a training run. Move the folder away.") from error
     if before != (config, list(run.overrides)):
         raise ConfigError(
-            f"{run.folder} has the results of `sparsedet train {before[0]} "
+            f"{run.folder} has results of `sparsedet train {before[0]} "
             f"{shlex.join(before[1])}`. Set another --output, or move the folder away."
         )
     return results
@@ -168,27 +168,25 @@ def run_missing(
     train: Callable[[Run], int],
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[int, int], int | None]:
-    """Run what is not finished, one after the other.
-
-    A run that fails does not end the others.
+    """Run the unfinished runs one after the other; if one fails, the others still run.
 
     Args:
         config: name or file of the config.
-        runs: of :func:`plan`.
-        train: trains one, resuming it from its last checkpoint; returns the exit code of
+        runs: the runs of :func:`plan`.
+        train: trains a run, or resumes it from its last checkpoint; returns the exit code of
             `sparsedet train`.
-        report: gets a line for each run.
+        report: called with a line of text for each run.
 
     Returns:
-        Exit codes of runs that failed, by their index; and the exit code of the run that a signal
-        stopped, after which no other was started, else None.
+        The exit codes of failed runs by their index; and the exit code of a run that a signal
+        stopped, after which no other was started, or None.
     """
     failed: dict[int, int] = {}
     done = [finished(run, config) is not None for run in runs]
     for index, run in enumerate(runs):
         title = f"run {index + 1} of {len(runs)}: {run.folder}"
         if done[index]:
-            report(f"{title}: finished before")
+            report(f"{title}: already finished")
             continue
         report(title)
         code = train(run)
@@ -257,13 +255,13 @@ def write_table(output: Path, config: str, rows: Sequence[Mapping[str, Any]]) ->
 
 
 def slurm_script(command: Sequence[str], runs: Sequence[Run], output: Path, num_gpus: int) -> str:
-    """A SLURM array job with a task for each run; a task that is started again resumes its run.
+    """A SLURM array job with a task for each run; a restarted task resumes its run.
 
     Args:
-        command: of the sweep, without `--script`.
-        runs: of :func:`plan`.
+        command: the command of the sweep, without `--script`.
+        runs: the runs of :func:`plan`.
         output: folder of the sweep, which also gets the logs.
-        num_gpus: of each task.
+        num_gpus: GPUs of each task.
     """
     return f"""#!/bin/bash
 #SBATCH --job-name={output.name}
@@ -283,7 +281,7 @@ def torchrun_script(config: str, runs: Sequence[Run], num_gpus: int) -> str:
 
     Args:
         config: name or file of the config.
-        runs: of :func:`plan`.
+        runs: the runs of :func:`plan`.
         num_gpus: processes of each run.
     """
     start = ("torchrun", "--standalone", f"--nproc-per-node={num_gpus}", "-m", "sparsedet", "train")

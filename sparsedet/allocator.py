@@ -1,7 +1,7 @@
-"""Settings of the C allocator under which a process keeps the memory that it has had.
+"""Settings of the C allocator with which a process reuses its memory instead of releasing it.
 
-glibc gives large blocks back to the system and gets them again, page by page, in every layer. It
-reads its settings when a process starts, so a command that is to have others starts itself anew.
+By default, glibc returns large blocks to the system and requests them again, page by page, in every
+layer. It reads its settings when a process starts, so a command must restart to change them.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ __all__ = ["ALLOCATORS", "TUNED", "add_allocator", "use_allocator"]
 
 ALLOCATORS = ("default", "tuned")
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-"""Variables of glibc (mallopt(3)): large blocks come from the heap, which does not shrink."""
+"""Environment variables of glibc (mallopt(3)): large blocks use the heap, which never shrinks."""
 _BY_HAND = " ".join(f"{name}={value}" for name, value in TUNED.items())
 
 
 def add_allocator(parser: argparse.ArgumentParser) -> None:
-    """Add the option whose value :func:`use_allocator` takes."""
+    """Add `--allocator`, the argument of :func:`use_allocator`."""
     parser.add_argument(
         "--allocator",
         choices=ALLOCATORS,
         default="default",
-        help="tuned: keep memory instead of giving it back to the system; faster on CPUs, and the "
-        "process holds its peak to its end (glibc)",
+        help="tuned: reuse memory instead of returning it to the system; faster on CPUs, but the "
+        "process keeps its peak memory until it ends (glibc only)",
     )
 
 
 def use_allocator(name: str) -> None:
-    """Go on with these settings; returns if the process has them.
+    """Return if the process already has these settings; otherwise restart the program with them.
 
-    Otherwise the program begins again in the same process, with the same command line and two more
-    variables of the environment, which processes that it starts inherit.
+    The program restarts in the same process, with the same command line and two more environment
+    variables, which child processes inherit.
 
     Args:
-        name: of :data:`ALLOCATORS`. "default" leaves everything as it is.
+        name: one of :data:`ALLOCATORS`; "default" changes nothing.
 
     Raises:
-        ValueError: the allocator of this process is not that of glibc, or the command was not given
-            on a command line.
+        ValueError: this process does not use glibc's allocator, or `--allocator` was not given on
+            a command line.
     """
     has = all(os.environ.get(key) == value for key, value in TUNED.items())
     if name == "default" or has:
@@ -49,8 +49,8 @@ def use_allocator(name: str) -> None:
     _require_glibc()
     if not any(word.endswith("tuned") for word in sys.argv[1:]) or not sys.executable:
         raise ValueError(
-            "--allocator tuned starts the command anew, which a program that calls it from Python "
-            f"would not survive. Start that program with {_BY_HAND}."
+            "--allocator tuned restarts the process, so it works only on a command line. Start "
+            f"your Python program with {_BY_HAND} instead."
         )
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -62,13 +62,13 @@ def _require_glibc() -> None:
     library = platform.libc_ver()[0]
     if library != "glibc":
         raise ValueError(
-            "--allocator tuned sets two variables of glibc, and this system has "
+            "--allocator tuned needs glibc, but this system has "
             f"{library or 'another C library'}. Leave it out."
         )
     if os.environ.get("LD_PRELOAD"):
         named = os.environ["LD_PRELOAD"]
         if any(other in named for other in ("jemalloc", "tcmalloc", "mimalloc")):
             raise ValueError(
-                f"--allocator tuned is of glibc's allocator, which LD_PRELOAD={named} replaces. "
+                f"--allocator tuned needs glibc's allocator, which LD_PRELOAD={named} replaces. "
                 "Leave one of them out."
             )

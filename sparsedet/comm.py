@@ -1,7 +1,7 @@
 """Rank, world size and the few collectives that the rest of the package uses.
 
-Everything here works without `torch.distributed` being initialized: the answers are then those of
-one process. Nothing here starts processes; see `sparsedet.engine.launch`.
+If `torch.distributed` is not initialized, all functions behave as with a single process. Nothing
+here starts processes; see `sparsedet.engine.launch`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def get_rank() -> int:
-    """Index of this process among all processes of the run (0 when there is one)."""
+    """Index of this process among all processes of the run (0 if there is only one)."""
     return dist.get_rank() if _is_initialized() else 0
 
 
@@ -40,7 +40,7 @@ def get_world_size() -> int:
 
 
 def get_local_rank() -> int:
-    """Index of this process on its machine, as its launcher says (0 when there is one)."""
+    """Index of this process on its machine, from its launcher (0 if there is only one)."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _is_initialized() else 0
 
 
@@ -50,7 +50,7 @@ def is_main_process() -> bool:
 
 
 def synchronize() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this call."""
     if get_world_size() > 1:
         dist.barrier(group=_host_group())
 
@@ -79,8 +79,7 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
         tensor: A floating tensor of the same shape everywhere; it is not changed.
 
     Returns:
-        A new tensor, detached, equal on all processes (the input itself, detached, when there is
-        one process).
+        A new tensor, detached and equal on all processes (with one process, the detached input).
     """
     tensor = tensor.detach()
     world_size = get_world_size()
@@ -92,10 +91,10 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:
-    """Give all processes the first one's values.
+    """Copy the values of the first process to all processes.
 
     Args:
-        tensors: On the device of the run, of the same shapes everywhere; filled in place.
+        tensors: On the device of the run, of the same shapes on all processes; filled in place.
     """
     if get_world_size() > 1:
         for tensor in tensors:
@@ -103,7 +102,7 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def of_first(number: float) -> float:
-    """What the first process gives; the same answer everywhere."""
+    """The number of the first process, on all processes."""
     if get_world_size() == 1:
         return number
     given = torch.tensor(number, dtype=torch.float64)
@@ -112,12 +111,12 @@ def of_first(number: float) -> float:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on at least one process; the same answer everywhere."""
+    """Whether the flag is set on at least one process; the same on all processes."""
     return smallest(0 if flag else None) is not None
 
 
 def smallest(number: int | None) -> int | None:
-    """The smallest number that a process gives, None if none does; the same answer everywhere."""
+    """The smallest number of all processes, None if all are None; the same on all processes."""
     if get_world_size() == 1:
         return number
     none = torch.iinfo(torch.int64).max
@@ -132,7 +131,7 @@ def _is_initialized() -> bool:
 
 
 def _host_group() -> Any:
-    """A group whose collectives take host tensors: the default one where it can."""
+    """A group whose collectives accept host tensors: the default group if possible."""
     if dist.get_backend() == "gloo":
         return None
     return _gloo_group(dist.group.WORLD)

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one."""
+"""Write files atomically: a file is either the old one or the complete new one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""The beginning of a URL, or of what is left of one in a `Path`."""
+"""The beginning of a URL, also after `Path` has removed one of its slashes."""
 EXPORTED = (".pt2", ".onnx")
-"""How the names of exported detectors end."""
+"""Suffixes of exported detectors."""
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` that takes its place, on disk, when the block ends well.
+    """Open a temporary file that replaces `path`, synced to disk, when the block succeeds.
 
-    Otherwise `path` is as it was, nothing else is left, and an error of the disk names `path`.
+    Otherwise `path` is unchanged, the temporary file is deleted, and a disk error names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -45,30 +45,30 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
         cause = _name_file(error, path)
         if cause is not None and isinstance(error, RuntimeError):
-            raise cause from None  # of which torch.save says that a position is unexpected
+            raise cause from None  # torch.save reports it as an unexpected position
         raise
     _sync_directory(path.parent)
 
 
 def is_exported(path: Any) -> bool:
-    """Whether a path is that of an exported detector, by its name."""
+    """Whether a path names an exported detector, judging by its suffix."""
     return isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() in EXPORTED
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a file that cannot be written, before the work that makes it.
+    """Check that a file can be written, before the work that creates it.
 
     Args:
-        path: of the file; folders that are missing can be made.
+        path: the file; missing folders are created later.
 
     Raises:
-        OSError: the path is a folder, or lies where nothing can be written.
+        OSError: the path is a folder, or cannot be written.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder. Name a file.")
     folder = next(each for each in path.absolute().parents if each.exists())
     try:
-        with TemporaryFile(dir=folder):  # what the rights say is not all that can be in the way
+        with TemporaryFile(dir=folder):  # file permissions alone do not tell
             pass
     except OSError as error:
         raise type(error)(
@@ -77,7 +77,7 @@ def require_writable(path: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what killed processes left half written; what is being written now stays."""
+    """Delete temporary files of killed processes; files that are being written are kept."""
     for path in directory.glob(".*.tmp"):
         if _LEFTOVER.fullmatch(path.name):
             with suppress(OSError), path.open("rb") as file:
@@ -86,8 +86,8 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Hold a file until it is closed, as a process that ends in any way does by itself."""
-    if sys.platform == "win32":  # leftovers stay there
+    """Lock a file until it is closed, which also happens when the process ends for any reason."""
+    if sys.platform == "win32":  # leftovers are not deleted there
         return False
     import fcntl
 
@@ -99,7 +99,7 @@ def _lock(file: IO[bytes]) -> bool:
 
 
 def _name_file(error: BaseException | None, path: Path) -> OSError | None:
-    """The error of the system that an error is or comes from, with the file added."""
+    """The system error that an error is or was caused by, with the file added."""
     while error is not None:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None
@@ -109,7 +109,7 @@ def _name_file(error: BaseException | None, path: Path) -> OSError | None:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of what a file holds, as text; computed again once the file has changed."""
+    """The SHA-256 of a file in hexadecimal; cached until the file changes."""
     state = path.stat()
     return _digest(path.resolve(), (state.st_mtime_ns, state.st_size, state.st_ino))
 
@@ -124,14 +124,14 @@ def _digest(path: Path, stamp: tuple[int, ...]) -> str:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
-    """Write all of a JSON file or nothing; numbers that are not finite become null."""
+    """Write a JSON file atomically; numbers that are not finite become null."""
     text = _json_text(content, indent)
     with atomic_write(path) as file:
         file.write((text + "\n").encode())
 
 
 def write_json_lists(path: Path, content: Mapping[str, Any]) -> None:
-    """`write_json` of an object with long lists; iterators are written entry by entry."""
+    """`write_json` for an object with long lists: iterators are written entry by entry."""
     with atomic_write(path) as file:
         for place, (key, value) in enumerate(content.items()):
             file.write(f"{', ' if place else '{'}{json.dumps(key)}: ".encode())
@@ -148,14 +148,14 @@ def write_json_lists(path: Path, content: Mapping[str, Any]) -> None:
 def _json_text(content: Any, indent: int | None = None) -> str:
     try:
         return json.dumps(content, indent=indent, allow_nan=False, default=_as_list)
-    except ValueError:  # JSON has no word for NaN and infinity
+    except ValueError:  # JSON cannot represent NaN and infinity
         return json.dumps(_finite(content), indent=indent, allow_nan=False, default=_as_list)
 
 
 def _as_list(value: Any) -> list:
     if isinstance(value, array):
         return _finite(value.tolist())
-    raise TypeError(f"{type(value).__name__} is no type of JSON")
+    raise TypeError(f"JSON cannot represent {type(value).__name__}")
 
 
 def _finite(value: Any) -> Any:
@@ -167,7 +167,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_figure(path: Path, figure: Any, *, dpi: int = 100) -> None:
-    """Write all of a PNG of a matplotlib figure or nothing."""
+    """Write a matplotlib figure as a PNG file atomically."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
     with atomic_write(path) as file:
@@ -175,7 +175,7 @@ def write_figure(path: Path, figure: Any, *, dpi: int = 100) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    with suppress(OSError):  # not every file system can do it
+    with suppress(OSError):  # not every file system supports it
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)

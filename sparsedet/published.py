@@ -1,4 +1,4 @@
-"""The published costs of the papers, and what our models cost by the same protocols."""
+"""Compare the published costs of papers with the costs of our models under the same protocols."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OWN = Counting()
 
 @dataclass(frozen=True)
 class Model:
-    """The config of ours that is to cost the same as a published model.
+    """The config that should have the same cost as a published model.
 
     Attributes:
-        config: its name.
-        overrides: changes of the config.
-        counting: what the published numbers count.
+        config: name of the config.
+        overrides: overrides of the config.
+        counting: the operations that the published numbers count.
     """
 
     config: str
@@ -153,35 +153,36 @@ REFERENCES: tuple[tuple[str, str, Size | None, float, str], ...] = (
 
 _STAGES = {"encoder": ("encoder",), "decoder": ("decoder", "heads")}
 _NOTES = """
-ours: counted as the reference counts. runs: what our model computes, where it is less. A
-multiply-add is 1, a sampled value of deformable attention 4; the values of every layer are those of
-all tokens. params: trainable millions, without the encoder's auxiliary heads; all else is GFLOPs.
-kakaobrain's code evaluates the box heads of the decoder twice where boxes are refined (0.24 G).
-detrex's code, and with it the rows of the Focus-DETR paper: frozen batch norms count 2 per element
-({norms:.2f} G at 800x1066), first-stage boxes are of all tokens ({boxes:.2f} G); our DINO makes
-those of the 900 selected. Its encoder of Focus-DETR includes the first-stage class head (0.37 G).
+ours: counted in the same way as the reference. runs: what our model computes, if it is less. A
+multiply-add is 1, a sampled value of deformable attention 4; every layer projects the values of all
+tokens. params: trainable millions, without the encoder's auxiliary heads; all else is GFLOPs.
+kakaobrain's code evaluates the decoder's box heads twice if boxes are refined (0.24 G).
+detrex's code, which also gives the rows of the Focus-DETR paper, counts 2 per element of frozen
+batch norms ({norms:.2f} G at 800x1066) and computes first-stage boxes of all tokens
+({boxes:.2f} G); our DINO computes only the 900 selected ones. Its encoder of Focus-DETR includes
+the first-stage class head (0.37 G).
 
-Like for like
-Sparse DETR's rows are those of an 800x1066 image, the dense rows beside them of an 850x1040 one.
+Comparison at equal input sizes
+Sparse DETR's rows are for an 800x1066 image, but the dense rows of its table for an 850x1040 image.
 At 800x1066 for both, rho 0.1 costs {sparse:.1f} of {dense:.1f} G: {saved:.0f} % less, not 41 %.
 279 G for DINO, 265 G for DN-Deformable-DETR, and 44M and 256 G for DAB-Deformable-DETR were not
 reproduced by any protocol tried; nor was 159 G for Efficient DETR with 3 + 1 layers.
-From DINO to Focus-DETR, both at 800x1066, it is {total:.0f} % less (the paper's table: 45 %),
-and in the encoder alone {encoder:.0f} % (its figure 2: 65 %).
+Focus-DETR costs {total:.0f} % less than DINO, both at 800x1066 (the paper's table: 45 %),
+and its encoder {encoder:.0f} % less (its figure 2: 65 %).
 The Focus-DETR paper does not state an input size; 850x1040 fits its other numbers best.
-DETR's 86 and 187 G are means over the first 100 images of COCO val2017, says its paper.
+According to its paper, DETR's 86 and 187 G are means over the first 100 images of COCO val2017.
 UP-DETR, DAB-DETR, DN-DETR and PnP-DETR publish no GFLOPs with their code.
 """
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Our costs beside the published ones.
+    """Our costs and the published ones.
 
     Attributes:
-        rows: `model`, `what`, `size`, `ours` as the reference counts, `reference`, `runs` = what
+        rows: `model`, `what`, `size`, `ours` counted like the reference, `reference`, `runs` = what
             our model computes, `difference_percent` and `source`.
-        notes: how to read them, with their own numbers.
+        notes: an explanation of the rows, with numbers.
     """
 
     rows: list[dict[str, Any]]
@@ -192,7 +193,7 @@ def compare_published(report: Callable[[str], None] = lambda name: None) -> Comp
     """Count our models under the protocols of the published numbers.
 
     Args:
-        report: gets the name of each model before it is counted.
+        report: called with the name of each model before it is counted.
 
     Raises:
         ValueError: a config does not load.
@@ -224,7 +225,7 @@ def _count(
     counts: dict[tuple[str, Size, Counting], FlopCount],
 ) -> None:
     cfg = read_config(model.config, model.overrides)
-    leave_out_pretrained(cfg)  # costs do not depend on them
+    leave_out_pretrained(cfg)  # costs do not depend on the weights
     detector = instantiate(cfg.model)
     count = count_parameters(detector)
     training_only = count.trainable_by_stage.get("auxiliary_heads", 0)
@@ -239,7 +240,7 @@ def _of(flops: FlopCount, what: str) -> float:
 
 
 def _notes(counts: dict[tuple[str, Size, Counting], FlopCount]) -> str:
-    """What the table means, with its own numbers."""
+    """The explanation of the table, with its numbers."""
     sparse = counts["Sparse R50 0.1", S, OWN].total
     dense = counts["Deformable R50 top-k", S, OWN].total
     dino, focus = counts["DINO R50", S, DETREX], counts["Focus R50", S, DETREX]

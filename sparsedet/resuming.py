@@ -16,6 +16,7 @@ from sparsedet.checkpoint import (
     describe,
     load_weights,
     non_finite,
+    require_file,
 )
 from sparsedet.config import ConfigError
 from sparsedet.config.files import dump_yaml
@@ -34,6 +35,7 @@ __all__ = [
     "find_checkpoint",
     "initialize",
     "load_for_evaluation",
+    "require_weights",
     "save_config",
     "take_up",
     "trained_classes",
@@ -56,6 +58,24 @@ def trained_classes(settings: Any) -> list[str] | None:
         return class_names_of(weights) if known else None  # an error comes when they are loaded
     found = CheckpointStore(settings.output_dir).load_last()
     return None if found is None else stored_setting(*found, "dataset.class_names")
+
+
+def require_weights(settings: Any, *, resume: Resume) -> None:
+    """Check that the weights of `train.init_checkpoint` exist, before a run makes its folder.
+
+    Published weights are downloaded. A run that resumes from its own checkpoint needs no others.
+
+    Args:
+        settings: `cfg.train`.
+        resume: as in :func:`find_checkpoint`.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be downloaded.
+        ConfigError: there are no published weights of that name.
+    """
+    resumes = resume and CheckpointStore(settings.output_dir).paths()
+    if settings.init_checkpoint and not resumes:
+        require_file(weights_file(settings.init_checkpoint))
 
 
 def find_checkpoint(store: CheckpointStore, *, resume: Resume, eval_only: bool) -> Found | None:

@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 
 
 def format_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
-    """Columns under their names.
+    """Format rows as aligned columns.
 
     Args:
         rows: the names of the columns, then the rows.
-        left: the columns of words, aligned to the left; those of numbers go to the right.
+        left: indices of the columns to align to the left; the others are aligned to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

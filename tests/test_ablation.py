@@ -130,13 +130,13 @@ def test_a_run_that_fails_does_not_end_the_others(runs):
 def test_results_of_other_settings_are_not_taken(runs):
     write_results(runs[0], 1.0)
     assert finished(runs[0], "quickstart") is not None
-    with pytest.raises(ConfigError, match="has the results of `sparsedet train quickstart"):
+    with pytest.raises(ConfigError, match="has results of `sparsedet train quickstart"):
         finished(runs[0], "photos")
     other = Run(runs[0].point, 0, runs[0].folder, (*runs[0].overrides, "optimizer.lr=1"))
     with pytest.raises(ConfigError, match="Set another --output"):
         finished(other, "quickstart")
     (runs[0].folder / "results.json").write_text("[]")
-    with pytest.raises(ConfigError, match="has no results of a training"):
+    with pytest.raises(ConfigError, match="is not from a training run"):
         finished(runs[0], "quickstart")
 
 
@@ -190,7 +190,7 @@ def test_the_command_writes_the_table(tmp_path, capsys):
     command = ["sweep-config", "quickstart", "--grid", *GRID, "--seeds", "2"]
     assert main([*command, "--output", str(output)]) == 0  # all are finished: nothing is trained
     shown = capsys.readouterr().out
-    assert shown.count("finished before") == 8
+    assert shown.count("already finished") == 8
     assert "0.5 (0.0 to 1.0)" in shown
     assert "| 0.3 | 1.5 | 2/2 | 6.5 (6.0 to 7.0) |" in (output / "ablation.md").read_text()
     rows = json.loads((output / "ablation.json").read_text())["rows"]

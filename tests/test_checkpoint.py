@@ -104,10 +104,10 @@ class _Custom:
         (b"no zip", "not a checkpoint"),
         (b"", "not a checkpoint"),
         ({"model": {"a": _Custom()}}, "_Custom, which safe loading refuses"),
-        ({"epoch": 3}, "holds no weights"),
-        ([1, 2], "holds no weights"),
-        ({0: torch.zeros(1)}, "tensors under names and nothing else"),
-        ({"model": {"a": torch.zeros(1), 7: torch.zeros(1)}}, "tensors under names"),
+        ({"epoch": 3}, "has no weights"),
+        ([1, 2], "has no weights"),
+        ({0: torch.zeros(1)}, "maps names to tensors"),
+        ({"model": {"a": torch.zeros(1), 7: torch.zeros(1)}}, "maps names to tensors"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, content: object, says: str) -> None:
@@ -154,10 +154,10 @@ def test_other_classes_are_an_error_that_names_the_way_out(tmp_path: Path) -> No
     with pytest.raises(CheckpointError) as caught:
         load_weights(Detector(3), path)
     message = str(caught.value)
-    assert "91 classes, the model for 3" in message
+    assert "91 classes, but the model has 3" in message
     assert f"{HEADS[0]} is (91, 4) in the file and (3, 4) in the model" in message
     assert "train.reinit_class_heads=True" in message and "contiguous" not in message
-    with pytest.raises(CheckpointError, match="--classes contiguous` picks the 80"):
+    with pytest.raises(CheckpointError, match="--classes contiguous` keeps COCO's 80"):
         load_weights(Detector(80), path)
 
 
@@ -296,7 +296,7 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     body = {f"body.{n}": v for n, v in state.items() if n.startswith("backbone.")}
     rest = {f"other.{n}": v for n, v in state.items() if not n.startswith("backbone.")}
     save_checkpoint({"model": body | rest}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="none of the model's tensors"):
+    with pytest.raises(CheckpointError, match="no tensor names of the model or its backbone"):
         load_weights(Detector(), tmp_path / "a.pth")
 
 

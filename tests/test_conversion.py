@@ -55,7 +55,7 @@ def test_swin_transformers_get_the_names_of_timm(prefix, source):
 
 
 def test_an_index_that_nothing_has_is_not_passed_over():
-    with pytest.raises(ValueError, match="are not of source"):
+    with pytest.raises(ValueError, match="do not belong to source"):
         convert({"elsewhere.attn.relative_position_index": torch.zeros(1)}, "detrex")
 
 
@@ -72,7 +72,7 @@ def test_an_index_that_nothing_has_is_not_passed_over():
 )
 def test_the_error_of_a_file_names_the_sources_that_know_it(key, answer):
     with pytest.raises(
-        ValueError, match=f"^convert: 1 keys are not of source 'detr': {key}. "
+        ValueError, match=f"^convert: 1 keys do not belong to source 'detr': {key}. "
     ) as e:
         convert({key: torch.zeros(1), "query_embed.weight": torch.zeros(1)}, "detr")
     assert str(e.value).endswith(answer)
@@ -108,7 +108,7 @@ def test_picked_rows_are_those_of_the_categories():
     assert picked["denoising.label_embedding.weight"][:, 0].tolist() == [*ids, 91]  # "unknown"
     assert len(picked["query_initializer.embedding.weight"]) == 91
     assert num_classes(picked) == 80 == len(set(ids))
-    with pytest.raises(ValueError, match="contiguous already"):
+    with pytest.raises(ValueError, match="already contiguous"):
         contiguous_classes(picked)
 
 
@@ -163,16 +163,18 @@ def test_a_picked_model_answers_as_before(path):
 
 def test_a_layer_without_a_number_is_named():
     name = "transformer.encoder.layers.x.attentions.0.value_proj.weight"
-    with pytest.raises(ValueError, match=rf"1 keys are not of source 'detrex': {re.escape(name)}"):
+    with pytest.raises(
+        ValueError, match=rf"1 keys do not belong to source 'detrex': {re.escape(name)}"
+    ):
         convert({name: torch.zeros(1)}, "detrex")
 
 
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (torch.tensor([1 / 3, 2.0]), "the two differ"),
+        (torch.tensor([1 / 3, 2.0]), "their values differ"),
         (torch.tensor([1 / 3, 1.0]).half(), r"one is of torch.float32, the other of torch.float16"),
-        (torch.tensor([1 / 3, torch.nan]), "NaN is in it"),
+        (torch.tensor([1 / 3, torch.nan]), "they have NaN"),
         (torch.tensor([[1 / 3, 1.0]]), r"one has the shape \(2,\), the other \(1, 2\)"),
         (torch.tensor(1.0), r"the other \(\)"),
     ],
@@ -183,7 +185,7 @@ def test_it_says_how_copies_differ(other, says):
     state = {f"{place}bbox_embed.0.layers.0.bias": one for place in ("", "transformer.decoder.")}
     assert len(convert(state, "sparse-detr")) == 1
     state["bbox_embed.0.layers.0.bias"] = other
-    with pytest.raises(ValueError, match=rf"but .*{says}.* The file is damaged or of another"):
+    with pytest.raises(ValueError, match=rf"but .*{says}.* The file is damaged or from another"):
         convert(dict(reversed(state.items())), "sparse-detr")
 
 
@@ -192,7 +194,7 @@ def test_copies_that_are_all_nan():
         f"{place}bbox_embed.0.layers.0.bias": torch.full((2,), torch.nan)
         for place in ("", "transformer.decoder.")
     }
-    with pytest.raises(ValueError, match="but NaN is in it"):
+    with pytest.raises(ValueError, match="but they have NaN"):
         convert(state, "sparse-detr")
 
 
@@ -200,9 +202,9 @@ def test_copies_that_are_all_nan():
 def test_projections_of_other_shapes_are_refused(bad):
     name = "model.decoder.layers.0.self_attn.{}_proj.weight"
     state = {name.format(part): torch.zeros(4, 4) for part in "qk"} | {name.format("v"): bad}
-    with pytest.raises(ValueError, match="must be of one shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         convert(state, "huggingface")
-    with pytest.raises(ValueError, match="must be of one shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         convert({name.format(part): torch.zeros(()) for part in "qkv"}, "huggingface")
 
 
@@ -224,5 +226,5 @@ def test_heads_without_rows(part, tensor):
 @pytest.mark.parametrize("rows", [(), (3, 4)])
 def test_heads_of_no_number_of_classes(rows):
     state = {f"heads.decoder_heads.{n}.class_embed.bias": torch.zeros(n) for n in rows}
-    with pytest.raises(ValueError, match=r"must have one number of rows, got \["):
+    with pytest.raises(ValueError, match=r"must have the same number of rows, got \["):
         num_classes(state)

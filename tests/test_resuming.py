@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sparsedet.checkpoint import CLASS_HEAD, save_checkpoint
-from sparsedet.resuming import initialize
+from sparsedet.checkpoint import CLASS_HEAD, CheckpointError, save_checkpoint
+from sparsedet.resuming import initialize, require_weights
 from tests.modeling import small
 
 
@@ -28,3 +28,15 @@ def test_an_evaluation_takes_the_class_heads_of_the_file(tmp_path: Path, eval_on
     for name, tensor in trained.state_dict().items():
         new = name in heads and not eval_only
         assert torch.equal(found[name], before[name] if new else tensor), name
+
+
+def test_only_a_run_with_a_checkpoint_needs_no_other_weights(tmp_path: Path) -> None:
+    settings = SimpleNamespace(init_checkpoint="gone.pth", output_dir=str(tmp_path))
+    for resume in (False, True, "auto"):
+        with pytest.raises(CheckpointError, match=r"gone\.pth does not exist"):
+            require_weights(settings, resume=resume)
+    (tmp_path / "checkpoint_0000010.pth").touch()
+    require_weights(settings, resume=True)
+    require_weights(settings, resume="auto")
+    with pytest.raises(CheckpointError, match=r"gone\.pth does not exist"):
+        require_weights(settings, resume=False)

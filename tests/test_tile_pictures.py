@@ -102,9 +102,9 @@ def test_figures_say_where_it_looked(run: Path, words: list[str]) -> None:
     picture = Image.open(run / "a.png")
     scores = found.tiles.scores
     expected = [
-        "looked at 3 of 12 tiles (25.0 %)",
+        "3 of 12 tiles processed (25.0 %)",
         "of 64 x 64 pixels of the input",
-        "best score in each tile at a glance",
+        "best score in each tile",
         f"logits, {scores.min():.2f} (violet) to {scores.max():.2f} (yellow)",
     ]
     for figure in (token_figure, layer_figure):
@@ -151,4 +151,4 @@ def test_visualize_counts_the_tiles(
 ) -> None:
     given = [str(run / "config.yaml"), "--weights", str(run / "model.pth"), str(run / "a.png")]
     assert main(["visualize", *given, "--output", str(tmp_path)]) == 0
-    assert "tiles looked at: 3 of 12: " in capsys.readouterr().out
+    assert "tiles processed: 3 of 12: " in capsys.readouterr().out

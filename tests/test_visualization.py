@@ -107,7 +107,7 @@ def test_absent_cells_are_no_tokens_and_black(words: list[str]) -> None:
     shown = np.asarray(draw_kept_tokens(white, fine, SIZES[0]))
     assert not shown[16:].any() and shown[:16].any(-1).all()
     token_figure(white, output, detections(size=(32, 48)))
-    assert "level 1, stride 8, 50.0 % looked at" in words and "level 2, stride 16" in words
+    assert "level 1, stride 8, 50.0 % processed" in words and "level 2, stride 16" in words
     output = replace(output, selections=(features.all_tokens,))
     token_figure(white, output, detections(size=(32, 48)))
     assert "dense encoder: all 18 tokens in each of 1 layers" in words
@@ -342,7 +342,7 @@ def test_figures_say_into_how_many_tokens_the_others_are_pooled(words: list[str]
         token_figure(*pictures, detections(), image=image)
         assert words[-1] == summary
         layer_figure(*pictures, detections(), image=image)
-        assert f"{summary};  the finest level that is kept in a place:" in words
+        assert f"{summary};  the finest level with a kept token:" in words
         level_figure(pictures[0], {"pnp": output}, image=image)
         assert words[-1] == f"pnp: {summary}  "
 

@@ -1,15 +1,16 @@
 """Checkpoints: written atomically, read safely, matched strictly.
 
-A checkpoint is a dict with at least `"model"` (a state dict). Full ones, written during training,
-also hold all that a resumed run needs to go on as if it had not stopped. Files are read without
-executing code from them (`weights_only`) once their checksums are verified, and every tensor that
-does not fit is named.
+A checkpoint is a dict with at least `"model"` (a state dict). Full checkpoints, written during
+training, also have the complete state that a resumed run needs. Checksums are verified, files are
+read without executing code from them (`weights_only`), and errors name every tensor that does not
+fit.
 """
 
 from sparsedet.checkpoint.files import (
     CheckpointError,
     load_checkpoint,
     model_weights,
+    require_file,
     save_checkpoint,
 )
 from sparsedet.checkpoint.store import CheckpointStore
@@ -43,6 +44,7 @@ __all__ = [
     "load_weights",
     "model_weights",
     "non_finite",
+    "require_file",
     "restore_model",
     "save_checkpoint",
 ]

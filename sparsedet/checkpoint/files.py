@@ -1,4 +1,4 @@
-"""Files of checkpoints: whole ones only, and no code in them."""
+"""Read and write checkpoint files: atomically, and without executing code from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsedet.checkpoint.integrity import DamagedError, digest, stored_digest, 
 from sparsedet.checkpoint.values import oddity
 from sparsedet.files import ADDRESS, atomic_write, is_exported
 
-__all__ = ["CheckpointError", "load_checkpoint", "model_weights", "save_checkpoint"]
+__all__ = ["CheckpointError", "load_checkpoint", "model_weights", "require_file", "save_checkpoint"]
 
 
 class CheckpointError(ValueError):
@@ -24,13 +24,13 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint so that the file is either the old one or the whole new one.
+    """Write a checkpoint atomically: the file is either the old one or the complete new one.
 
-    It carries a checksum, see `sparsedet.checkpoint.integrity`.
+    The file has a checksum, see `sparsedet.checkpoint.integrity`.
 
     Args:
         checkpoint: Tensors, numbers, strings, lists and dicts of these; `"model"` is a state dict.
-        path: Where; a name ending in `.safetensors` keeps the weights only.
+        path: The file to write; with the suffix `.safetensors` only the weights are written.
     """
     path = Path(path)
     with atomic_write(path) as file:
@@ -42,26 +42,27 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint onto the host, without running code from it.
+    """Read a checkpoint to the host, without executing code from it.
 
-    Its checksum is verified first; a file without one is read as it is.
+    Its checksum is verified first; a file without one is read without this check.
 
     Args:
-        path: A `.pth` or `.safetensors` file. A bare state dict, and one under `"state_dict"`,
-            count as weights; averaged ones (`"ema"`, `"model_ema"`) where there are no others.
+        path: A `.pth` or `.safetensors` file. A bare state dict and one under `"state_dict"` are
+            accepted as weights, and averaged weights (`"ema"`, `"model_ema"`) if there are no
+            others.
 
     Returns:
         A dict with at least `"model"`.
 
     Raises:
-        CheckpointError: If the file is missing, cut off, damaged, no checkpoint, holds objects that
-            safe loading refuses, or tensors that are no weights, such as sparse ones.
+        CheckpointError: If the file is missing, truncated, damaged or not a checkpoint, has objects
+            that safe loading refuses, or tensors that cannot be weights, such as sparse ones.
     """
     try:
-        path = _existing_file(path)
+        path = require_file(path)
         if is_exported(path):
             raise CheckpointError(
-                f"{path} is an exported file. Name the checkpoint that it was made of."
+                f"{path} is an exported file. Name the checkpoint that it was made from."
             )
         read = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
         content = _with_model(read(path), path)
@@ -73,7 +74,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def _existing_file(path: str | os.PathLike[str]) -> Path:
+def require_file(path: str | os.PathLike[str]) -> Path:
+    """Check that the file of a checkpoint exists; return its path.
+
+    Raises:
+        CheckpointError: it is not a file.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError(
             f"a checkpoint must be the path of a .pth or .safetensors file, got {path!r}."
@@ -96,7 +102,7 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
 def _read_pickle(path: Path) -> Any:
     try:
         verify_archive(path)
-        # the released DETR codes store their command line beside the weights: a plain container
+        # released DETR code stores its command line with the weights, in this plain container
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -113,10 +119,10 @@ def _read_pickle(path: Path) -> Any:
                 f"checkpoint {path} is not a checkpoint or is damaged."
             ) from error
         raise CheckpointError(
-            f"checkpoint {path} holds an object of type {refused[1]}, which safe loading refuses. "
+            f"checkpoint {path} has an object of type {refused[1]}, which safe loading refuses. "
             'Save it again as {"model": state_dict}, or as .safetensors.'
         ) from error
-    except Exception as error:  # what bytes from anywhere make of a reader has no common class
+    except Exception as error:  # errors caused by arbitrary bytes have no common class
         raise CheckpointError(
             f"checkpoint {path} is not a checkpoint or is truncated ({_reason(error)})."
         ) from error
@@ -164,13 +170,13 @@ def _with_model(content: Any, path: Path) -> dict[str, Any]:
         if _is_state_dict(content):
             return {"model": dict(content)}
     raise CheckpointError(
-        f'checkpoint {path} holds no weights: expected {{"model": state_dict}} or a state dict, '
-        f"which has tensors under names and nothing else{_first_other(content)}."
+        f'checkpoint {path} has no weights: expected {{"model": state_dict}} or a state dict, '
+        f"which maps names to tensors{_first_other(content)}."
     )
 
 
 def _first_other(content: Any) -> str:
-    """Which entry keeps what looks like a state dict from being one."""
+    """The first entry that does not belong in a state dict, for the message."""
     if isinstance(content, Mapping):
         content = content.get("model", content.get("state_dict", content))
     if not isinstance(content, Mapping):
@@ -187,19 +193,19 @@ def _require_plain(checkpoint: Mapping[str, Any], path: Path) -> None:
         for name, tensor in weights.items():
             if found := oddity(tensor, size):
                 raise CheckpointError(
-                    f"checkpoint {path}: {name} is {found}, and weights are dense tensors of "
-                    "numbers. Save it as one."
+                    f"checkpoint {path}: {name} is {found}, but weights must be dense tensors of "
+                    "numbers. Save it as a dense tensor."
                 )
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights that evaluation used: the averaged ones where the run kept an average."""
+    """The weights that evaluation used: the averaged weights if the run had an average."""
     averaged = _averaged(checkpoint)
     return dict(checkpoint["model"] if averaged is None else averaged)
 
 
 def _averaged(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor] | None:
-    """The averaged weights of a checkpoint, alone or with other facts of the average."""
+    """The averaged weights of a checkpoint, stored directly or under `"model"`."""
     for key in ("ema", "model_ema"):
         average = content.get(key)
         weights = average.get("model", average) if isinstance(average, Mapping) else None

@@ -1,8 +1,8 @@
-"""Whether the bytes of a checkpoint are those that were written, before anything is made of them.
+"""Verify the checksums of checkpoint files before they are loaded.
 
 A `.pth` file is a zip archive with a checksum (CRC-32) for each tensor, which `torch.load` does not
-look at. A `.safetensors` file has none of its own: what we write has one in its metadata, over
-names, types, shapes and values.
+verify. The `.safetensors` format has no checksums; the files that we write have one in their
+metadata, over names, types, shapes and values.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ __all__ = ["DamagedError", "digest", "stored_digest", "verify_archive"]
 
 _ZIP = b"PK\x03\x04"
 _BLOCK = 1 << 20
-# what a file says beside its tensors; a state dict of a thousand tensors takes 100 kB
+# limit for the list of tensors; that of a thousand tensors takes 100 kB
 _LARGEST_TABLE = 64 << 20
 _KEY = "sha256"
 
 
 class DamagedError(Exception):
-    """Bytes that are not those that were written, or a claim of more than there are."""
+    """A file whose bytes have changed, or that claims more bytes than it has."""
 
 
 def verify_archive(path: Path) -> None:
     """Compare every part of a `.pth` file with its checksum.
 
-    Files of torch's old format, and archives written without checksums, have nothing to compare.
+    Files in torch's old format and archives without checksums are not checked.
 
     Args:
         path: The file.
 
     Raises:
-        DamagedError: A checksum is another one, or the archive claims more bytes than there are.
+        DamagedError: A checksum differs, or the archive claims more bytes than it has.
     """
     with path.open("rb") as file:
         if file.read(len(_ZIP)) != _ZIP:
@@ -50,18 +50,18 @@ def verify_archive(path: Path) -> None:
                 _read_all(archive)
     except DamagedError:
         raise
-    except Exception as error:  # whatever the reader meets in bytes that make no archive
+    except Exception as error:  # the reader may fail in any way on damaged archives
         raise DamagedError(str(error) or type(error).__name__) from error
 
 
 def _check_sizes(parts: list[zipfile.ZipInfo], size: int) -> None:
     claimed = sum(part.file_size for part in parts)
     if claimed > size:
-        raise DamagedError(f"it claims to hold {claimed} bytes and has {size}")
+        raise DamagedError(f"it claims to have {claimed} bytes but has {size}")
     for part in parts:
         if part.filename.endswith("data.pkl") and part.file_size > _LARGEST_TABLE:
             raise DamagedError(
-                f"its list of tensors takes {part.file_size >> 20} MB, more than any model's"
+                f"its list of tensors has {part.file_size >> 20} MB, more than any model needs"
             )
 
 
@@ -73,10 +73,10 @@ def _read_all(archive: zipfile.ZipFile) -> None:
 
 
 def digest(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The checksum of weights, as the metadata of their file.
+    """The checksum of weights, as metadata of their file.
 
     Args:
-        weights: On the host.
+        weights: Tensors on the host.
     """
     content = hashlib.sha256()
     for name in sorted(weights):

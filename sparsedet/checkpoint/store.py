@@ -24,8 +24,8 @@ _PERIODIC = re.compile(r"checkpoint_(\d+)\.pth")
 class CheckpointStore:
     """The checkpoints of one run, in its output directory.
 
-    `checkpoint_<iteration>.pth` hold everything; `last_checkpoint` names the newest;
-    `model_<name>.pth` hold weights.
+    `checkpoint_<iteration>.pth` files have the complete state; `last_checkpoint` names the newest;
+    `model_<name>.pth` files have only weights.
 
     Args:
         directory: Created on the first write.
@@ -42,10 +42,10 @@ class CheckpointStore:
         self._max_to_keep = max_to_keep
 
     def save(self, checkpoint: Mapping[str, Any], iteration: int) -> Path:
-        """Write a full checkpoint, point to it, and delete others beyond `max_to_keep`.
+        """Write a full checkpoint, update `last_checkpoint`, and delete surplus checkpoints.
 
-        Deleted are first those of later iterations, from which the run did not go on (they cannot
-        be read, or the run was taken up again at an earlier one), then the oldest.
+        Checkpoints of later iterations are deleted first: the run was not resumed from them
+        (because they cannot be read, or it was resumed from an earlier one). Then the oldest.
         """
         path = self.directory / f"checkpoint_{iteration:07d}.pth"
         save_checkpoint(checkpoint, path)
@@ -53,7 +53,7 @@ class CheckpointStore:
             file.write(path.name.encode() + b"\n")
         others = sorted(self.paths(), key=lambda each: _iteration(each) <= iteration)
         for old in others[: -self._max_to_keep]:
-            with suppress(OSError):  # another one deleted it; it must not end the run
+            with suppress(OSError):  # already deleted; this must not end the run
                 old.unlink()
         return path
 
@@ -64,18 +64,18 @@ class CheckpointStore:
         return path
 
     def paths(self) -> list[Path]:
-        """The full checkpoints there are, oldest first."""
+        """The existing full checkpoints, oldest first."""
         found = [path for path in self.directory.glob("checkpoint_*.pth") if _iteration(path) >= 0]
         return sorted(found, key=_iteration)
 
     def load_last(self) -> tuple[dict[str, Any], Path] | None:
-        """The newest full checkpoint that can be read, and its path; None when there is none.
+        """The newest full checkpoint that can be read, and its path; None if there is none.
 
-        One that `last_checkpoint` names goes before newer ones, unless these were written after it.
-        What is passed over is said in a warning.
+        The checkpoint that `last_checkpoint` names takes precedence over later iterations, unless
+        those were written after it. A warning names every checkpoint that is skipped.
 
         Raises:
-            CheckpointError: If there are some, but none can be read.
+            CheckpointError: If there are checkpoints, but none can be read.
         """
         failures: list[CheckpointError] = []
         for path in self._newest_first():
@@ -86,7 +86,7 @@ class CheckpointStore:
                 failures.append(error)
                 continue
             for failure in failures:
-                logger.warning("%s Using an earlier one instead, %s.", failure, path)
+                logger.warning("%s Using an earlier checkpoint instead: %s.", failure, path)
             return checkpoint, path
         if failures:
             others = f" None of the {len(failures)} checkpoints of the run can be used."
@@ -94,7 +94,7 @@ class CheckpointStore:
         return None
 
     def clean(self) -> None:
-        """Delete what a killed process left half written."""
+        """Delete incomplete files of killed processes."""
         remove_leftovers(self.directory)
 
     @property
@@ -107,14 +107,14 @@ class CheckpointStore:
             return paths
         named = self._named()
         if named not in paths:
-            there = f"Using the newest one, {paths[0]}." if paths else "There is no other."
+            there = f"Using the newest one: {paths[0]}." if paths else "There is no other."
             logger.warning("%s names a checkpoint that does not exist. %s", self._pointer, there)
         elif _written(self._pointer) >= _written(paths[0]):
             paths.sort(key=lambda path: path != named)
         return paths
 
     def _named(self) -> Path | None:
-        """What the pointer names; None where it cannot be read."""
+        """The checkpoint that the pointer names; None if the pointer cannot be read."""
         try:
             return self.directory / self._pointer.read_text(encoding="utf-8").strip()
         except (OSError, ValueError):

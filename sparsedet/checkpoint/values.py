@@ -1,4 +1,4 @@
-"""What the tensors of a checkpoint are: plain ones, of the model's kind of number, finite."""
+"""Check the tensors of a checkpoint: plain, of the model's number type, finite."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SHOWN = 3
 
 
 def oddity(tensor: torch.Tensor, size: int) -> str:
-    """What keeps a tensor from being weights; empty for a plain one.
+    """Why a tensor cannot be weights; empty for a plain tensor.
 
     Args:
-        tensor: Of a file.
+        tensor: A tensor of a file.
         size: Bytes of the file.
     """
     if tensor.is_nested:
@@ -36,9 +36,9 @@ def oddity(tensor: torch.Tensor, size: int) -> str:
 def other_kinds(
     own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]
 ) -> dict[str, tuple[str, str]]:
-    """Types in a state dict (`given`) and in a model's (`own`) that do not stand for each other.
+    """Incompatible types in a state dict (`given`) and in a model's (`own`).
 
-    Floating-point types stand for each other, and so do whole numbers and truth values.
+    Floating-point types are compatible with each other, and so are integers and booleans.
     """
     return {
         name: (_type(given[name]), _type(tensor))
@@ -50,7 +50,7 @@ def other_kinds(
 def conversions(
     own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]
 ) -> dict[str, int]:
-    """How many tensors of a state dict (`given`) are of a type that is not the model's, by type."""
+    """Number of tensors in a state dict (`given`) whose type differs from the model's, by type."""
     return dict(
         Counter(
             _type(given[name])
@@ -61,10 +61,10 @@ def conversions(
 
 
 def non_finite(tensors: Mapping[str, Any]) -> dict[str, int]:
-    """How many values of each tensor are NaN or infinite; tensors without any are left out.
+    """Number of NaN or infinite values of each tensor; tensors without any are left out.
 
     Args:
-        tensors: By name; dicts and lists of them count under dotted names, all else is passed over.
+        tensors: Tensors by name; nested dicts and lists get dotted names, other values are ignored.
     """
     floats = {
         name: tensor.detach()
@@ -73,16 +73,16 @@ def non_finite(tensors: Mapping[str, Any]) -> dict[str, int]:
     }
     suspects = [name for name, finite in _sums_are_finite(floats).items() if not finite]
     counts = {name: int((~torch.isfinite(floats[name])).sum()) for name in suspects}
-    return {name: count for name, count in counts.items() if count}  # large sums are no NaN
+    return {name: count for name, count in counts.items() if count}  # a sum may just be large
 
 
 def has_nan(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a value is NaN, which no model has by design; infinity can be meant, as in a mask."""
+    """Whether a value is NaN; unlike infinity (in masks), NaN is never intended in a model."""
     return any(bool(tensor.isnan().any()) for tensor in weights.values())
 
 
 def describe(counts: Mapping[str, int]) -> str:
-    """The first of what `non_finite` found, as a part of a sentence."""
+    """The first entries that `non_finite` found, as part of a sentence."""
     shown = [f"{count} of {name}" for name, count in list(counts.items())[:_SHOWN]]
     more = len(counts) - len(shown)
     total, plural = sum(counts.values()), "s" * (len(counts) > 1)
@@ -91,7 +91,7 @@ def describe(counts: Mapping[str, int]) -> str:
 
 
 def _sums_are_finite(tensors: Mapping[str, torch.Tensor]) -> dict[str, bool]:
-    """A sum is not finite if a value is not; one look per device, at all sums together."""
+    """Whether the sum of each tensor is finite; one device synchronization for all sums."""
     sums: dict[torch.device, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         values = tensor.abs() if tensor.is_complex() else tensor

@@ -1,4 +1,4 @@
-"""Weights into models: every tensor that does not fit is named."""
+"""Load weights into models; errors name every tensor that does not fit."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ __all__ = [
 ]
 
 _SHOWN = 5
-# a backbone's own file has little beside it (a classifier); one of a whole detector has much
+# a backbone file has few other tensors (a classifier); the file of a whole detector has many
 _PART_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did.
+    """The result of `load_weights`.
 
     Attributes:
         module: The part that was filled, as a path inside the model; empty for the whole model.
         num_loaded: Number of tensors taken from the file.
-        reinitialized: Tensors of the classes, left at their initial values as it was asked for.
-        unused: Tensors of the file without a place in the part that was filled.
-        uncalibrated: What the selector is to learn of its images and the file does not have.
-        converted: How many tensors are of another floating-point type in the file, by that type.
+        reinitialized: Class-dependent tensors that kept their initial values on request.
+        unused: Tensors of the file that the filled part does not have.
+        uncalibrated: Calibrated tensors of the selector that the file does not have.
+        converted: Number of tensors with another floating-point type in the file, by that type.
     """
 
     module: str
@@ -54,12 +54,12 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Differences:
-    """What a state dict and a model do not have in common; as a text, the first few names.
+    """Differences between a state dict and a model; `str` gives the first few names.
 
     Attributes:
-        missing: Tensors of the model alone.
-        unexpected: Tensors of the state dict alone.
-        mismatched: Shapes in the state dict and in the model, where these differ.
+        missing: Tensors that only the model has.
+        unexpected: Tensors that only the state dict has.
+        mismatched: Shapes in the state dict and in the model, if they differ.
     """
 
     missing: list[str]
@@ -79,16 +79,15 @@ class Differences:
         return ", ".join(f"{len(parts[p])} {p} ({_shorten(parts[p])})" for p in parts if parts[p])
 
 
-# What has a row per class: the heads of all stages; the labels of denoising may have one more.
+# Tensors with a row per class: the heads of all stages; denoising labels may have one more row.
 CLASS_HEAD = re.compile(r"heads\..+\.class_embed\.(weight|bias)")
 LABEL_EMBEDDING = "denoising.label_embedding.weight"
-# A model may swap its scorer or its selector, or be dense, or train without denoising, and begin
-# from the weights of one that had another.
+# A model may be initialized from one with another scorer or selector, or with denoising.
 _SWAPPABLE = (
     "scorer.", "selector.", "regions.scorer.", "regions.selector.", "denoising.",
     "heads.scorer_head.", "heads.embedding.",
 )  # fmt: skip
-# What a selector knows of images is no weight; it says by itself when that is missing.
+# The calibration of a selector is not a weight; the selector reports by itself if it is missing.
 _CALIBRATED = ("selector.", "regions.selector.")
 
 
@@ -98,24 +97,24 @@ def load_weights(
     *,
     reinit_class_heads: bool = False,
 ) -> LoadReport:
-    """Initialize a model from a checkpoint; what does not fit is an error.
+    """Initialize a model from a checkpoint; tensors that do not fit are an error.
 
-    Surplus tensors of a scorer, a selector or of denoising are left out and reported, so that
-    trained weights serve a dense model, one with a scorer that has no weights, and one without
-    denoising. So are tensors that the model's selector has and the file lacks: it is to be
-    calibrated then.
+    Additional tensors of a scorer, a selector or denoising are ignored and reported. So trained
+    weights can be used in a dense model, in one whose scorer has no weights, and in one without
+    denoising. Tensors of the model's selector that the file lacks are reported as well; the
+    selector must then be calibrated.
 
-    The weights are those of the whole model, or of its backbone alone (a torchvision or timm
-    file): then the file has no key of the model and every key of one module of the model.
+    The file has the weights of the whole model, or only of its backbone (a torchvision or timm
+    file). In the second case it has no key of the model and every key of one of its modules.
 
     Args:
-        model: Filled in place; unchanged when an error is raised.
+        model: Filled in place; unchanged if an error is raised.
         path: A `.pth` or `.safetensors` file.
-        reinit_class_heads: Whether what belongs to the classes keeps its initial values, whatever
-            the file has: the class heads of all stages and the label embedding of denoising.
+        reinit_class_heads: Whether class-dependent tensors keep their initial values: the class
+            heads of all stages and the label embedding of denoising.
 
     Raises:
-        CheckpointError: If the file cannot be read, keys, shapes or kinds of numbers do not fit, or
+        CheckpointError: If the file cannot be read, keys, shapes or number types do not fit, or
             values are not finite.
     """
     weights = _drop_counters(model_weights(load_checkpoint(path)), model)
@@ -129,8 +128,8 @@ def load_weights(
     differences = compare_weights(own, weights)
     if sentence := _class_sentence(differences):
         raise CheckpointError(
-            f"checkpoint {path} {sentence} To fine-tune it with new class heads set "
-            "train.reinit_class_heads=True; else use a checkpoint of the same classes."
+            f"checkpoint {path} {sentence} To fine-tune it with new class heads, set "
+            "train.reinit_class_heads=True; otherwise use a checkpoint with the same classes."
         )
     unused = tuple(name for name in differences.unexpected if name.startswith(_SWAPPABLE))
     unexpected = [name for name in differences.unexpected if name not in unused]
@@ -153,22 +152,22 @@ def load_weights(
 def restore_model(
     model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
 ) -> None:
-    """Fill a model with the weights of its own earlier run.
+    """Load the weights of a run that is resumed.
 
     Args:
-        model: Filled in place; unchanged when an error is raised.
-        weights: A state dict of the same keys and shapes.
-        path: Where the weights come from, for the message.
+        model: Filled in place; unchanged if an error is raised.
+        weights: A state dict with the same keys and shapes.
+        path: The file of the weights, for the message.
 
     Raises:
-        CheckpointError: If keys, shapes or kinds of numbers differ, or values are not finite.
+        CheckpointError: If keys, shapes or number types differ, or values are not finite.
     """
     own = model.state_dict()
     differences = compare_weights(own, weights)
     if sentence := _class_sentence(differences):
         raise CheckpointError(
-            f"checkpoint {path} {sentence} A run is resumed with the classes it began with: set "
-            f"another train.output_dir, and to fine-tune train.init_checkpoint={path} "
+            f"checkpoint {path} {sentence} A run can be resumed only with the same classes. To "
+            f"fine-tune, set another train.output_dir, train.init_checkpoint={path} and "
             "train.reinit_class_heads=True."
         )
     _require_match(differences, path)
@@ -186,7 +185,7 @@ def check_weights(
 def compare_weights(
     own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]
 ) -> Differences:
-    """What the state dict of a model (`own`) and a `given` one do not have in common."""
+    """Compare a `given` state dict with that of a model (`own`)."""
     return Differences(
         missing=[name for name in own if name not in given],
         unexpected=[name for name in given if name not in own],
@@ -203,7 +202,7 @@ def _is_of_classes(name: str) -> bool:
 
 
 def _class_sentence(differences: Differences) -> str:
-    """What a file of other classes is for; empty unless that explains every mismatch."""
+    """A sentence about a file with other classes; empty unless that explains every mismatch."""
     mismatched = differences.mismatched
     heads = [name for name in mismatched if CLASS_HEAD.fullmatch(name)]
     if not heads or not all(map(_is_of_classes, mismatched)):
@@ -211,9 +210,9 @@ def _class_sentence(differences: Differences) -> str:
     if any(not given or given[1:] != own[1:] for given, own in mismatched.values()):
         return ""
     given, own = mismatched[heads[0]]
-    picks = " `sparsedet convert-weights --classes contiguous` picks the 80 of COCO's 91 ids."
+    picks = " `sparsedet convert-weights --classes contiguous` keeps COCO's 80 classes of 91 ids."
     return (
-        f"is for {given[0]} classes, the model for {own[0]} "
+        f"has {given[0]} classes, but the model has {own[0]} "
         f"({heads[0]} is {given} in the file and {own} in the model)."
         f"{picks if (given[0], own[0]) == (91, 80) else ''}"
     )
@@ -223,7 +222,7 @@ def _require_match(differences: Differences, path: str | os.PathLike[str]) -> No
     if differences:
         raise CheckpointError(
             f"checkpoint {path} does not fit the model. Tensors that differ: {differences}. "
-            "Use the config that the checkpoint was made with."
+            "Use the config with which the checkpoint was trained."
         )
 
 
@@ -232,7 +231,7 @@ def _require_numbers(
     given: Mapping[str, torch.Tensor],
     path: str | os.PathLike[str],
 ) -> None:
-    """Refuse values that the model cannot compute with; names and shapes are known to fit."""
+    """Refuse values that the model cannot use; names and shapes were checked before."""
     if kinds := other_kinds(own, given):
         named = [f"{name} is {was} instead of {needed}" for name, (was, needed) in kinds.items()]
         raise CheckpointError(
@@ -255,7 +254,7 @@ def _shorten(names: list[str]) -> str:
 
 
 def _drop_counters(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Without batch norm's step counters, which frozen batch norms do not have."""
+    """Remove batch norm's step counters if the model's batch norms are frozen and have none."""
     own = model.state_dict().keys()
     counter = ".num_batches_tracked"
     if any(name.endswith(counter) for name in own):
@@ -266,7 +265,7 @@ def _drop_counters(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[s
 def _load_part(
     model: nn.Module, weights: dict[str, torch.Tensor], path: str | os.PathLike[str]
 ) -> LoadReport:
-    """Fill the one module whose keys the file has, if they are nearly all of the file."""
+    """Fill the module whose keys the file has, if these are most of the file's tensors."""
     for name, module in model.named_modules():
         own = module.state_dict()
         if not name or len(own) < _PART_SHARE * len(weights):
@@ -284,13 +283,13 @@ def _load_part(
                 converted=conversions(own, kept),
             )
     raise CheckpointError(
-        f"checkpoint {path} has none of the model's tensors ({_shorten(list(weights))}), and its "
-        "names are not those of the backbone either. Convert it, or use another file."
+        f"checkpoint {path} has no tensor names of the model or its backbone, but "
+        f"{_shorten(list(weights))}. Convert it, or use another file."
     )
 
 
 def _prefixes(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
-    """What the keys of a module may begin with in a file that has all of them."""
+    """Possible prefixes of a module's keys in a file that has all of them."""
     first = next(iter(own))
     for key in given:
         prefix = key.removesuffix(first)
@@ -300,13 +299,13 @@ def _prefixes(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]
 
 
 def leave_out_pretrained(cfg: Any) -> list[str]:
-    """Unset the weights that the backbone would fetch: a checkpoint takes their place.
+    """Unset the pretrained weights of the backbone, since a checkpoint replaces them.
 
     Args:
         cfg: configuration with a ``model``; changed in place.
 
     Returns:
-        The keys of ``model`` that were set.
+        The keys of ``model`` that were unset.
     """
     found = []
     for prefix, node in (("", cfg.model), ("backbone.", cfg.model.get("backbone") or {})):

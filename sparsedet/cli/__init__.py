@@ -1,1 +1,1 @@
-"""The command ``sparsedet``: one module for each subcommand, imported when it is called."""
+"""The command ``sparsedet``: one module per subcommand, imported only when it is called."""

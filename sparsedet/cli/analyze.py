@@ -1,16 +1,16 @@
-"""What a detector costs and what it looks at: parameters, GFLOPs, milliseconds, tokens, Corr.
+"""Measure what a detector costs and keeps: parameters, GFLOPs, milliseconds, tokens, Corr.
 
     sparsedet analyze CONFIG                                           a 480 x 640 picture, resized
     sparsedet analyze CONFIG --size 800 1066 --latency key=value ...
     sparsedet analyze CONFIG --coco-sizes instances_val2017.json --max-images 100
     sparsedet analyze DIR/config.yaml --weights W --tokens --referred --images 100
-    sparsedet analyze DIR/config.yaml --weights W --look 0.05 0.1 0.2  where to look, of a glance
+    sparsedet analyze DIR/config.yaml --weights W --look 0.05 0.1 0.2  recall of the chosen tiles
     sparsedet analyze --paper-table                                    ours beside published numbers
 
-A multiply-add is 1 FLOP; docs/analysis.md states the formulas. --tokens runs the model on the
-images of the config's test set: tokens kept by encoder layer and level, and Corr, the share of the
-decoder's cross-attention that falls on a tenth of the tokens with the best scores. --referred: the
-share of the tokens that hold 99 % of that attention, of all and of each level.
+A multiply-add is 1 FLOP; docs/analysis.md states the formulas. --tokens runs the model on images
+of the config's test set. It reports the tokens kept in each encoder layer and level, and Corr: the
+share of the decoder's cross-attention that falls on the 10 % of tokens with the highest scores.
+--referred reports how many tokens hold 99 % of that attention, in total and in each level.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Show what was asked for, and write it where a file is named.
+    """Print the requested figures, and write them to `--output` if it is given.
 
     Raises:
         ValueError: an input is wrong; nothing has been computed then.
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         if args.look is not None:
             ratios, changes = split_overrides(args.look)
             args.look = [read_ratio(word, "--look") for word in ratios or LOOK_RATIOS]
-            args.words = [*args.words, *changes]  # changes may follow the list
+            args.words = [*args.words, *changes]  # overrides may follow the list
         take_config(args)
         _check_numbers(args)
         check_overrides(args.config_file, args.overrides)
@@ -87,13 +87,13 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--full-sampling",
         action="store_true",
-        help="count 5 instead of 4 per sampled value of deformable attention",
+        help="count 5 instead of 4 FLOPs per sampled value of deformable attention",
     )
     parser.add_argument(
-        "--latency", action="store_true", help="milliseconds by stage, and peak memory"
+        "--latency", action="store_true", help="milliseconds of each stage, and peak memory"
     )
     parser.add_argument(
-        "--repetitions", type=int, default=20, metavar="N", help="of --latency (%(default)s)"
+        "--repetitions", type=int, default=20, metavar="N", help="passes of --latency (%(default)s)"
     )
     parser.add_argument("--tokens", action="store_true", help="kept tokens and Corr (test set)")
     parser.add_argument(
@@ -103,14 +103,14 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--look",
         nargs="*",
         metavar="R",
-        help=f"recall of tiles at look ratios (test set); {' '.join(LOOK_RATIOS)} if none is given",
+        help=f"recall of tiles at these look ratios (test set; default {' '.join(LOOK_RATIOS)})",
     )
     parser.add_argument(
         "--images",
         type=int,
         default=100,
         metavar="N",
-        help="of --tokens, --referred and --look (%(default)s)",
+        help="images for --tokens, --referred and --look (%(default)s)",
     )
     parser.add_argument("--output", type=Path, metavar="JSON", help="also write the figures here")
     return parser
@@ -118,11 +118,13 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the model's input")
+    size.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="the model's input size"
+    )
     size.add_argument(
         "--coco-sizes",
         metavar="FILE",
-        help="mean GFLOPs over the images of an annotation file, resized as the config's test set",
+        help="mean GFLOPs over the images of an annotation file, resized as in the config's test",
     )
     size.add_argument(
         "--image", metavar="FILE", help="GFLOPs for this picture (for adaptive models)"
@@ -131,7 +133,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         "--max-images",
         type=int,
         metavar="N",
-        help="of --coco-sizes, at even distances in the order of their area",
+        help="use N images of --coco-sizes, evenly spaced in the order of their area",
     )
 
 
@@ -187,7 +189,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_images(model: Any, loader: Any, args: argparse.Namespace, bounds: Any) -> dict[str, Any]:
-    """What takes the images of the test set."""
+    """The figures that need the images of the test set."""
     from sparsedet.analysis import tile_recall, token_statistics
 
     figures: dict[str, Any] = {}
@@ -206,20 +208,20 @@ def _of_images(model: Any, loader: Any, args: argparse.Namespace, bounds: Any) -
 
 
 def require_regions(model: Any, config: str) -> None:
-    """Refuse a model that sees all of a picture.
+    """Refuse a model that does not choose tiles.
 
     Raises:
-        ConfigError: it has no regions, or nothing scores their tiles.
+        ConfigError: the model has no regions, or no scorer of their tiles.
     """
     if getattr(model.regions, "scorer", None) is None:
         raise ConfigError(
-            f"--look is of models that choose tiles by scores, and {config} has no "
+            f"--look needs a model that chooses tiles by their scores, but {config} has no "
             "model.regions.scorer. Name a config of projects/large_images."
         )
 
 
 def peak_memory(model: Any, size: Size, args: argparse.Namespace) -> dict[str, float]:
-    """Megabytes of one pass: of a process of its own on the CPU, of the allocator elsewhere."""
+    """Megabytes of one pass, measured in a new process on the CPU, by the allocator elsewhere."""
     from sparsedet.benchmark.memory import device_peak, process_peak
 
     if model.device.type == "cpu":
@@ -233,7 +235,7 @@ def peak_memory(model: Any, size: Size, args: argparse.Namespace) -> dict[str, f
 def loaded_pass(
     config: str, overrides: Sequence[str], weights: str | None, size: Size, trust: bool
 ) -> Callable[[], object]:
-    """A pass of a model that is loaded here, for the process that looks at its memory."""
+    """Load the model and return one pass; called in the process whose memory is measured."""
     from sparsedet.loading import load_detector
 
     with trusting(trust):
@@ -266,7 +268,7 @@ def _flops(
         return count_flops(model, size, image=batch.images[0], counting=counting)
     if depends_on_image(model):
         raise ConfigError(
-            f"What a model with {type(model.selector).__name__} costs depends on the image. Add "
+            f"The cost of a model with {type(model.selector).__name__} depends on the image. Add "
             "--image FILE."
         )
     return mean_flops(model, sizes, max_images=max_images, counting=counting)
@@ -283,22 +285,22 @@ def _check_numbers(args: argparse.Namespace) -> None:
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}.")
     if args.max_images is not None and not args.coco_sizes:
-        raise ValueError("--max-images goes with --coco-sizes. Add it, or leave both out.")
+        raise ValueError("--max-images needs --coco-sizes. Add it, or leave --max-images out.")
     if args.latency and args.coco_sizes:
-        raise ValueError("--latency is that of one size. Give --size H W instead of --coco-sizes.")
+        raise ValueError("--latency measures one size. Give --size H W instead of --coco-sizes.")
 
 
 def load_config(path: str | Path, overrides: Sequence[str], *, uses_set: bool = False) -> Any:
-    """The config with overrides, the number of its classes known.
+    """Read a config with overrides and fill in the number of classes.
 
     Args:
-        path: of the config.
-        overrides: changes.
-        uses_set: the images of the test set are needed.
+        path: name or file of the config.
+        overrides: overrides of the config.
+        uses_set: whether the images of the test set are needed.
 
     Raises:
-        ConfigError: it cannot be read, or lacks what is needed here.
-        DatasetError: the files that have the classes cannot be read.
+        ConfigError: the config cannot be read, or lacks what is needed here.
+        DatasetError: the files that define the classes cannot be read.
     """
     from sparsedet.checkpoint import leave_out_pretrained
     from sparsedet.data import resolve_classes, resolve_dataset
@@ -312,13 +314,13 @@ def load_config(path: str | Path, overrides: Sequence[str], *, uses_set: bool = 
         elif dataset.class_names is not None or dataset.num_classes is None:
             resolve_classes(cfg)
             if dataset.num_classes is None:
-                resolve_dataset(cfg, ("train",))  # says what is missing
-    leave_out_pretrained(cfg)  # costs do not depend on them
+                resolve_dataset(cfg, ("train",))  # its error says what is missing
+    leave_out_pretrained(cfg)  # costs do not depend on the weights
     return cfg
 
 
 def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
-    """Sizes (h, w) of the model's input to count on.
+    """Input sizes (h, w) to count the FLOPs of.
 
     Raises:
         ConfigError: the config cannot tell how images are resized.
@@ -343,14 +345,14 @@ def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
     sizes = [mapper.output_size(*size) for size in originals]
     if None in sizes:
         raise ConfigError(
-            "dataloader.test.mapper draws the size of its images. Set dataset.test_short_side to "
+            "dataloader.test.mapper draws random image sizes. Set dataset.test_short_side to "
             "one number, or add --size H W."
         )
     return sizes
 
 
 def _sample(cfg: Any, path: str) -> dict[str, Any]:
-    """A picture, as the test set would have it."""
+    """A picture as a sample with the transforms of the test set."""
     from sparsedet.predictor.pictures import make_sample, read_picture
 
     mapper = instantiate(cfg.dataloader.test.mapper)
@@ -368,7 +370,7 @@ def _first_images(loader: Any, count: int) -> Iterator[list[dict[str, Any]]]:
 def print_costs(
     parameters: ParameterCount, flops: FlopCount, latency: Latency | None, counting: Counting
 ) -> None:
-    """Parameters, GFLOPs and milliseconds, a line for each stage."""
+    """Print parameters, GFLOPs and milliseconds, a line for each stage."""
     from sparsedet.analysis.passes import LOOK
 
     stages = list(dict.fromkeys([*flops.stages, *parameters.by_stage]))
@@ -395,20 +397,20 @@ def print_costs(
     )
     print(f"GFLOPs: {where}, {counting.sampling_cost} per sampled value; a multiply-add is 1")
     if LOOK in flops.stages:
-        print(f"backbone, neck: those of the glance; {LOOK}: both on the chosen tiles")
+        print(f"backbone, neck: on the downscaled picture; {LOOK}: both on the chosen tiles")
     if latency is not None:
         facts = " ".join(f"{key}={value}" for key, value in latency.protocol.items())
-        print(f"ms: neck with the embedding, decoder with its heads; {facts}")
+        print(f"ms: the neck includes the embedding, the decoder its heads; {facts}")
 
 
 def print_memory(memory: Mapping[str, float] | None) -> None:
-    """Megabytes of one pass, where they were measured."""
+    """Print the megabytes of one pass, if they were measured."""
     if memory is not None:
-        print("memory: {peak_mb:.0f} MB at most, {before_mb:.0f} MB of it before".format(**memory))
+        print("memory: peak {peak_mb:.0f} MB, {before_mb:.0f} MB before the pass".format(**memory))
 
 
 def print_tokens(tokens: TokenStatistics) -> None:
-    """Kept tokens, a line for each encoder layer, and Corr."""
+    """Print the kept tokens, a line for each encoder layer, and Corr."""
     levels = range(len(tokens.tokens))
     rows = [
         [f"layer {index + 1}", *(f"{count:.1f}" for count in layer), f"{sum(layer):.1f}"]
@@ -420,16 +422,14 @@ def print_tokens(tokens: TokenStatistics) -> None:
     print(format_table([head, *rows]))
     print(f"means over {tokens.num_images} images; keep ratio {tokens.keep_ratio:.4f}")
     if tokens.pooled is not None:
-        print(f"pooled tokens, which stand for the others: {tokens.pooled:.1f}")
+        print(f"pooled tokens, which represent the dropped ones: {tokens.pooled:.1f}")
     if tokens.corr is not None:
-        print(
-            f"Corr: {tokens.corr:.4f} on the best {tokens.share:.0%} of the tokens by their score"
-        )
+        print(f"Corr: {tokens.corr:.4f} on the {tokens.share:.0%} of tokens with the best scores")
     print(f"Corr: {tokens.corr_kept:.4f} on the tokens that the encoder updates")
 
 
 def print_tiles(rows: Sequence[Mapping[str, float]]) -> None:
-    """Recall of tiles: three lines for each look ratio, a column for each size of objects."""
+    """Print the recall of tiles: three lines per look ratio, a column for each object size."""
     sizes = [name.removeprefix("recall") for name in rows[0] if name.startswith("recall")]
     head = ["look ratio", "tiles %", "chosen by", *(size.strip("-") or "all" for size in sizes)]
     lines = []
@@ -439,7 +439,7 @@ def print_tiles(rows: Sequence[Mapping[str, float]]) -> None:
             lines.append([*start, chosen, *(_share(row[kind + size]) for size in sizes)])
     print()
     print(format_table([head, *lines]))
-    print("objects whose center is in a chosen tile, in %; oracle: the most that so many can hold")
+    print("% of objects whose center is in a chosen tile; oracle: best choice of as many tiles")
 
 
 def _share(percent: float) -> str:
@@ -447,7 +447,7 @@ def _share(percent: float) -> str:
 
 
 def print_referred(tokens: TokenStatistics) -> None:
-    """Tokens that the decoder refers to, a line for each level."""
+    """Print the tokens that the decoder attends to, a line for each level."""
     from sparsedet.analysis.tokens import REFERRED
 
     names = [*(f"level {level + 1}" for level in range(len(tokens.tokens))), "all"]
@@ -463,7 +463,7 @@ def print_referred(tokens: TokenStatistics) -> None:
     print()
     print(format_table([["referred tokens", "tokens", "attention", "referred"], *rows]))
     print(
-        f"referred: the fewest tokens of an image that hold {REFERRED:.0%} of the decoder's "
+        f"referred: the smallest set of tokens that holds {REFERRED:.0%} of the decoder's "
         f"cross-attention; means over {tokens.num_images} images"
     )
 

@@ -4,9 +4,9 @@ r"""Calibrate the threshold of an adaptive selector for trained weights.
         model.selector._target_=AdaptiveSelector
 
 A model with `AdaptiveSelector` keeps the tokens that score above a threshold. Calibration derives
-the threshold for each keep ratio from the scores on training images, resized as the config's test
-set. NEW gets `config.yaml`, with the changes, and `model_calibrated.pth`. Any keep ratio can be set
-afterwards.
+the threshold for each keep ratio from the scores on training images, which are resized as the
+config resizes its test set. NEW gets `config.yaml`, with the overrides, and `model_calibrated.pth`.
+Any keep ratio can be set afterwards.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
@@ -36,7 +36,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         type=int,
         default=500,
         metavar="N",
-        help="about so many of the training set, at even distances (%(default)s)",
+        help="use about N evenly spaced training images (%(default)s)",
     )
     return parser
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if args.images < 1:
         raise ConfigError(f"--images must be at least 1, got {args.images}.")
     if (args.output / "config.yaml").exists():
-        raise ConfigError(f"{args.output} holds a run already. Name a new folder by --output.")
+        raise ConfigError(f"{args.output} already holds a run. Give --output a new folder.")
     check_overrides(args.config_file, args.overrides)
     from sparsedet.analysis import calibrate_selector
     from sparsedet.checkpoint import save_checkpoint
@@ -83,7 +83,7 @@ def _load_config(args: argparse.Namespace) -> Any:
 
 
 def _training_images(cfg: Any, count: int) -> Any:
-    """A loader of about so many training images, with the transforms of the test set."""
+    """A loader of about `count` training images, with the transforms of the test set."""
     shown = cfg.copy()
     shown.dataloader.test.dataset = cfg.dataloader.train.dataset
     loader = instantiate(shown.dataloader.test)

@@ -9,21 +9,21 @@
     sparsedet check-data mine/data.yaml --suggest
     sparsedet check-data mine/data.yaml --preview 9
 
-SOURCE is a value of `dataset.path` or `dataset.train_json`; all parts of a set are reported. Sizes
-at the model's input are those of the config `photos`, or of --config-file, with the key=value
-overrides. CONFIG key=value are the arguments of `sparsedet train`, which include the data set.
-CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file; ./NAME is a folder.
+SOURCE is a value of `dataset.path` or `dataset.train_json`; all parts of the set are reported. The
+input sizes are those of the config `photos`, or of --config-file, with the key=value overrides.
+Instead of SOURCE, give the arguments of `sparsedet train`: CONFIG key=value, with the data set.
+CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file; write ./NAME for a folder.
 
-The report lists all faults with what training does about them: training is refused, or the entry
-is left out, changed (such as a clipped box) or kept as it is. Every picture is decoded; the cache
-stores the hash of each intact one, so the next run need not decode it. --headers reads only the
+The report lists all faults and what training does about each: it refuses the set, leaves out the
+entry, changes it (for example, clips a box) or keeps it as it is. Every picture is decoded; a cache
+stores the hashes of intact ones, so the next run need not decode them. --headers reads only the
 headers, as training does before it starts.
---fix writes the usable part of a set as a COCO file, and keeps fields that are not used here. It
+--fix writes the usable part of a set as a COCO file, including fields that are not used here. It
 takes one part of a set (--split) and never overwrites a file.
 --suggest prints one line of overrides for `sparsedet train`, and the reasons to stderr.
-Exit codes: 0 the set can be used, or --fix has written a copy that can; 1 with --strict, the set
-can be used, but entries are left out or changed; 2 the set cannot be used, or an argument is wrong
-(one sentence says which).
+Exit codes: 0 the set can be used, or --fix has written a usable copy; 1 with --strict, the set can
+be used, but entries are left out or changed; 2 the set cannot be used, or an argument is wrong (one
+sentence says which).
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add = parser.add_argument
-    add("words", nargs="*", metavar="SOURCE|CONFIG key=value", help="a data set, or a run with one")
+    add("words", nargs="*", metavar="SOURCE|CONFIG key=value", help="a data set, or a training run")
     add(
         "--config-file",
         metavar="F",
-        help="CONFIG; with a SOURCE, the config to use instead of photos",
+        help="the same as CONFIG; with a SOURCE, the config to use instead of photos",
     )
     add("--strict", action="store_true", help="exit code 1 if entries are left out or changed")
     add("--json", type=Path, metavar="F.json", help="write the report with all entries as JSON")
@@ -84,19 +84,19 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="cache of intact pictures (default: ~/.cache/sparsedet/sound.sqlite)",
     )
     add("--no-cache", action="store_true", help="decode every picture again")
-    add("--suggest", action="store_true", help="print overrides that fit the data, and no report")
-    add("--preview", type=int, metavar="N", help="write a sheet of N training samples as augmented")
-    add("--output", type=Path, metavar="F.png", help="file of the sheet (default: preview.png)")
+    add("--suggest", action="store_true", help="print overrides that fit the data, not the report")
+    add("--preview", type=int, metavar="N", help="draw N augmented training samples on one sheet")
+    add("--output", type=Path, metavar="F.png", help="file for the sheet (default: preview.png)")
     add_reading(parser)
     add_trust(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, check, and print what was asked for.
+    """Read and check the data set, and print what was asked for.
 
     Raises:
-        ConfigError: what is given is no config and no data set.
+        ConfigError: the argument is neither a config nor a data set.
         DatasetError: the set cannot be used.
     """
     from sparsedet.files import write_json
@@ -127,7 +127,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.preview is not None and args.preview < 1:
         raise ConfigError(f"--preview must be at least 1, got {args.preview}. Give a number.")
     if args.output is not None and args.preview is None:
-        raise ConfigError("--output is where the sheet of --preview goes. Add --preview=9.")
+        raise ConfigError("--output names the sheet of --preview. Add --preview=9.")
     if args.preview is not None:
         args.output = args.output or Path("preview.png")
         check_output(args.output, ".png")
@@ -142,13 +142,13 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, cfg: Any, source: str | None, report: dict[str, Any]) -> int:
-    """Do what was asked for; returns the exit code."""
+    """Do what was asked for; return the exit code."""
     from sparsedet.survey import Survey
 
     parts = _parts_of_run(args, cfg) if source is None else _parts_of_source(args, cfg, source)
     if args.fix is not None and (source is None or len(parts) > 1):
         raise ConfigError(
-            "--fix writes one part of a set. Give its SOURCE, and --split where it has several."
+            "--fix writes one part of a set. Give its SOURCE, and --split if it has several parts."
         )
     audits = _audit(args, parts, report)
     if args.fix is not None:
@@ -173,7 +173,7 @@ def _check(args: argparse.Namespace, cfg: Any, source: str | None, report: dict[
 
 
 def _settings(args: argparse.Namespace) -> tuple[Any, str | None]:
-    """The config, and the data set where it is not the config's own."""
+    """The config, and the SOURCE; None if the data set is the config's own."""
     words = list(args.words)
     source = None
     if words and not is_override(words[0]) and not _is_config(words[0]):
@@ -185,20 +185,20 @@ def _settings(args: argparse.Namespace) -> tuple[Any, str | None]:
         name = words.pop(0)
     else:
         raise ConfigError(
-            "No data set is given. Name a file or folder of annotations, or a config and what it "
-            "is trained on, such as: photos dataset.path=mine/data.yaml"
+            "No data set is given. Name a file or folder of annotations, or a config with its data "
+            "set, such as: photos dataset.path=mine/data.yaml"
         )
     strange = [word for word in words if not is_override(word)]
     if strange:
         raise ConfigError(
-            f"'{strange[0]}' is one word too many: a data set or a config comes first, and "
-            "key=value after it."
+            f"'{strange[0]}' is unexpected. Give one data set or config, followed only by "
+            "key=value overrides."
         )
     return read_config(name, words, needs=_NEEDS), source
 
 
 def _is_config(word: str) -> bool:
-    """Whether a word is a config rather than a data set, which may be a .yaml file, too."""
+    """Whether a word is a config rather than a data set, which may also be a .yaml file."""
     if word in packaged_configs() or word.endswith(".py"):
         return True
     if not word.endswith((".yaml", ".yml")) or not Path(word).is_file():
@@ -208,24 +208,24 @@ def _is_config(word: str) -> bool:
     try:
         return "dataloader" in read_yaml(Path(word))
     except ConfigError:
-        return False  # read as a data set, whose messages fit
+        return False  # reading it as a data set gives the better message
 
 
 def _parts_of_run(args: argparse.Namespace, cfg: Any) -> dict[str, dict[str, Any]]:
-    """By the name of a part, how `sparsedet train` opens it."""
+    """The arguments with which `sparsedet train` opens each part, by the part's name."""
     from sparsedet.data import part_arguments
 
     for option in ("images", "split"):
         if getattr(args, option) is not None:
             raise ConfigError(
-                f"--{option} goes with a SOURCE; a config has dataset.train_json, "
-                "dataset.train_images, dataset.val_json, dataset.val_images and dataset.path."
+                f"--{option} needs a SOURCE. For a config, set dataset.path, or "
+                "dataset.train_json, dataset.train_images, dataset.val_json and dataset.val_images."
             )
     return {name: part_arguments(cfg, split) for split, name in _NAMES.items()}
 
 
 def _parts_of_source(args: argparse.Namespace, cfg: Any, source: str) -> dict[str, dict[str, Any]]:
-    """By their names, how all parts of a set are opened, or the one that was asked for."""
+    """The arguments that open each part of a set, or the part of `--split`, by its name."""
     from sparsedet.data import list_parts, picture_settings
 
     splits: list[str | None] = [args.split]
@@ -268,7 +268,7 @@ def _title(audit: Audit) -> str:
     if audit.checked is None:
         return f"{audit.source}: cannot be read"
     source = audit.checked.source
-    opened = "opened" if source.root is not None else "not opened, add --images"
+    opened = "pictures read" if source.root is not None else "pictures not read, add --images"
     number, total = len(audit.checked.images), audit.checked.num_images
     count = f"{number} images" if audit.dataset is not None else f"{number} of {total} images"
     usable = "" if audit.dataset is not None else " could be used"
@@ -281,7 +281,7 @@ def _looked_at(decoder: PictureDecoder) -> str:
 
 
 def _refuse(audit: Audit, arguments: dict[str, Any]) -> None:
-    """Raise what ends a training, with how to get a set that the configs name."""
+    """Raise the error that training would raise, and say how to get a known data set."""
     from sparsedet.data import DatasetError, how_to_get
 
     try:
@@ -301,7 +301,7 @@ def _fix(path: Path, audit: Audit) -> None:
 
 
 def _sets_of_run(cfg: Any) -> _Sets:
-    """Both parts, checked as `sparsedet train` does it."""
+    """Both parts, checked as in `sparsedet train`."""
     from sparsedet.config import instantiate
     from sparsedet.data import resolve_dataset
 
@@ -314,7 +314,7 @@ def _sets_of_run(cfg: Any) -> _Sets:
 
 
 def _sets_of_source(cfg: Any, parts: dict[str, dict[str, Any]]) -> _Sets:
-    """All parts, with the classes of the first."""
+    """All parts, opened with the classes of the first one."""
     from sparsedet.config import instantiate
     from sparsedet.data import open_dataset
 
@@ -329,7 +329,7 @@ def _sets_of_source(cfg: Any, parts: dict[str, dict[str, Any]]) -> _Sets:
 
 
 def _print_suggestion(survey: Survey) -> None:
-    """The line to stdout, so that it can be taken on; why to stderr."""
+    """Print the overrides to stdout, so that a shell can use them, and the reasons to stderr."""
     if not len(survey.parts[0].boxes):
         print(survey.misfits()[0], file=sys.stderr)
         return
@@ -338,7 +338,7 @@ def _print_suggestion(survey: Survey) -> None:
     if survey.suggestion.overrides:
         print(survey.suggestion)
     else:
-        print("the settings fit as they are", file=sys.stderr)
+        print("the settings already fit the data", file=sys.stderr)
 
 
 def _preview(count: int, path: Path, cfg: Any, first: tuple[AnnotatedDataset, Any]) -> None:
@@ -354,4 +354,4 @@ def _preview(count: int, path: Path, cfg: Any, first: tuple[AnnotatedDataset, An
     with atomic_write(path) as file:
         sheet.save(file, format="PNG")
     what = "1 sample" if count == 1 else f"{count} samples"
-    print(f"{what} of {dataset.source} as augmented are in {path}", file=sys.stderr)
+    print(f"{what} of {dataset.source}, augmented as in training: {path}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the subcommands share: their parser, the config and its changes, errors as one sentence."""
+"""What the subcommands share: the parser, the config and its overrides, one-sentence errors."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from sparsedet.files import require_writable
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset
 
+_OVERLAP = 0.2  # share of a tile's side
 _OVERRIDE = re.compile(r"\+{0,2}(?!-)[\w.\[\]-]+\s*=")
 
 
 def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the docstring of its module as it stands.
+    """A parser whose help shows the docstring of its module unchanged.
 
     Args:
         doc: the docstring.
-        prog: how the command was called; None = by the name of the script.
+        prog: the command as shown in the usage line; None = the name of the script.
     """
     return argparse.ArgumentParser(
         prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,11 +35,11 @@ def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
 
 
 def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
-    """Add the config and, at the end of the line, its changes.
+    """Add the config and its overrides.
 
     Args:
         parser: gets `--config-file` and `words`, see :func:`take_config`.
-        others: what else `words` may be, such as "IMAGE".
+        others: what else `words` may contain, such as "IMAGE".
     """
     parser.add_argument(
         "--config-file",
@@ -47,13 +48,13 @@ def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
     )
     metavar = "|".join([*others, "key=value"])
     parser.add_argument(
-        "words", nargs="*", metavar=f"CONFIG {metavar}", help="the config, and changes of it"
+        "words", nargs="*", metavar=f"CONFIG {metavar}", help="the config and its overrides"
     )
     add_trust(parser)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add the permission that :func:`answer` gives to configs from files."""
+    """Add `--trust-config`, which :func:`answer` applies to every config that is read."""
     parser.add_argument(
         "--trust-config",
         action="store_true",
@@ -62,29 +63,52 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add a data set and how to read it: the arguments of `sparsedet.data.open_dataset`."""
+    """Add the arguments of `sparsedet.data.open_dataset`: a data set and how to read it."""
     parser.add_argument("source", metavar="SOURCE", help="file or folder of annotations")
     add_reading(parser)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add how to read a data set."""
+    """Add the options that say how to read a data set."""
     add = parser.add_argument
-    add("--images", metavar="DIR", help="folder of the pictures, where SOURCE does not say it")
-    add("--split", metavar="NAME", help="which part of a set that has several: train, val, ...")
-    add("--format", default="auto", metavar="F", help="coco, voc or yolo (default: by SOURCE)")
+    add("--images", metavar="DIR", help="folder of the pictures, if SOURCE does not name it")
+    add("--split", metavar="NAME", help="which part of a set with several: train, val, ...")
+    add("--format", default="auto", metavar="F", help="coco, voc or yolo (default: from SOURCE)")
     add("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
 
 
-def open_source(args: argparse.Namespace) -> AnnotatedDataset:
-    """The data set of :func:`add_source`, read and checked.
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    """Add the options for large pictures, see :func:`take_tiles`."""
+    parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
+    parser.add_argument(
+        "--overlap", type=float, metavar="SHARE", help=f"overlap of the tiles ({_OVERLAP})"
+    )
+
+
+def take_tiles(args: argparse.Namespace) -> None:
+    """Fill in the default of `overlap`.
+
+    Args:
+        args: as parsed; changed in place.
 
     Raises:
-        DatasetError: it cannot be used.
+        ConfigError: `--overlap` is given without `--tiles`.
+    """
+    if args.overlap is None:
+        args.overlap = _OVERLAP
+    elif args.tiles is None:
+        raise ConfigError("--overlap needs --tiles. Add --tiles N, or leave --overlap out.")
+
+
+def open_source(args: argparse.Namespace) -> AnnotatedDataset:
+    """Read and check the data set of :func:`add_source`.
+
+    Raises:
+        DatasetError: the data set cannot be used.
     """
     from sparsedet.data import open_dataset
 
-    logging.basicConfig(format="%(message)s")  # what is left out is said in warnings
+    logging.basicConfig(format="%(message)s")  # warnings name the entries that are left out
     return open_dataset(
         args.source,
         args.images,
@@ -96,11 +120,11 @@ def open_source(args: argparse.Namespace) -> AnnotatedDataset:
 
 
 def take_config(args: argparse.Namespace, *, others: bool = False) -> None:
-    """Set `config_file`, `overrides` and, of what else was given, `words`.
+    """Split `words` into `config_file`, `overrides` and the remaining `words`.
 
     Args:
         args: as parsed; changed in place.
-        others: whether words that are no changes of the config mean something.
+        others: whether words that are not overrides are allowed, such as image files.
 
     Raises:
         ConfigError: no config was given.
@@ -117,35 +141,40 @@ def take_config(args: argparse.Namespace, *, others: bool = False) -> None:
 
 
 def is_override(word: str) -> bool:
-    """Whether a word is a change of the config rather than a file."""
+    """Whether a word is an override of the config rather than a file."""
     return _OVERRIDE.match(word) is not None and not Path(word).exists()
 
 
 def answer(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """The exit code of a command: 2, with one sentence, where an input is wrong.
+    """Run a command and return its exit code: 2, with one sentence, if an input is wrong.
 
-    `--trust-config` holds for every config that the command reads. `--allocator` may start the
-    command anew, before anything heavy is imported.
+    Ctrl-C gives 130, as a shell reports it.
+
+    `--trust-config` applies to every config that the command reads. `--allocator` may restart the
+    process, before anything heavy is imported.
     """
     try:
         use_allocator(getattr(args, "allocator", "default"))
         with trusting(getattr(args, "trust_config", False)):
             return run(args) or 0
-    except BrokenPipeError:  # who reads has enough, such as `head`
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
         print_error(error)
         return 2
+    except KeyboardInterrupt:
+        print_error("interrupted.")
+        return 130
 
 
 def answer_together(
     run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
 ) -> int:
-    """As `answer`; under torchrun the processes meet first, and what ends one of them ends all."""
+    """As `answer`; under torchrun all processes connect first, and a fault in one ends all."""
     if "RANK" not in os.environ:
         return answer(run, args)
-    if code := answer(lambda _: None, args):  # what starts anew does so before they meet
+    if code := answer(lambda _: None, args):  # a restart must come before the processes connect
         return code
     from sparsedet.engine.faults import REFUSED
     from sparsedet.engine.launch import together
@@ -161,18 +190,18 @@ def answer_together(
 
 
 def check_output(path: Path, suffix: str, option: str = "--output") -> None:
-    """Refuse a file that cannot be written, before any work.
+    """Check that an output file can be written, before any work starts.
 
     Args:
-        path: of the file; folders that are missing can be made.
-        suffix: that it must have, since that says the format.
-        option: that names it.
+        path: the file; missing folders are created later.
+        suffix: the suffix that the file must have.
+        option: the option that names the file, for the message.
 
     Raises:
-        ConfigError: the path is a folder, has another suffix or lies where nothing can be written.
+        ConfigError: the path is a folder, has another suffix or cannot be written.
     """
     if path.is_dir() or path.suffix.lower() != suffix:
-        kind = "a folder" if path.is_dir() else f"no {suffix} file"
+        kind = "a folder" if path.is_dir() else f"not a {suffix} file"
         raise ConfigError(f"{option} {path} is {kind}. Name a file that ends in {suffix}.")
     try:
         require_writable(path)
@@ -181,12 +210,12 @@ def check_output(path: Path, suffix: str, option: str = "--output") -> None:
 
 
 def print_error(error: Exception | str) -> None:
-    """One sentence to stderr."""
+    """Print one sentence to stderr."""
     print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Other words, and changes of the config, from an option that takes many."""
+    """Split words into those that are not overrides and those that are."""
     return (
         [word for word in words if not is_override(word)],
         [word for word in words if is_override(word)],
@@ -194,10 +223,14 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_ratio(word: str, option: str) -> float:
-    """A share in (0, 1] of an option.
+    """Parse a ratio in (0, 1].
+
+    Args:
+        word: the text.
+        option: the option that has it, for the message.
 
     Raises:
-        ConfigError: the word is something else.
+        ConfigError: the word is not a number in that range.
     """
     try:
         ratio = float(word)
@@ -209,6 +242,6 @@ def read_ratio(word: str, option: str) -> float:
 
 
 def names_with(rows: Mapping[str, Sequence[str]], words: Sequence[str]) -> list[str]:
-    """Names of the rows of a table that have all of some words, in any case."""
+    """Names of the rows that contain all of the words, ignoring case."""
     wanted = [word.lower() for word in words]
     return [name for name, row in rows.items() if all(w in " ".join(row).lower() for w in wanted)]

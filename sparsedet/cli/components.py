@@ -1,9 +1,9 @@
-"""List what a config can be built of, by family.
+"""List the components that a config can use, by family.
 
     sparsedet components
     sparsedet components scorer
 
-A component is swapped by its name: model.scorer._target_=RandomScorer.
+To swap a component, override its name: model.scorer._target_=RandomScorer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparsedet.tables import format_table
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and list."""
     parser = make_parser(__doc__, prog)
-    parser.add_argument("family", nargs="?", help="list this one alone")
+    parser.add_argument("family", nargs="?", help="list only this family")
     return answer(run, parser.parse_args(argv))
 
 

@@ -1,12 +1,12 @@
 """List the configs that come with the package.
 
     sparsedet configs
-    sparsedet configs focus r50          those with both words in their line
+    sparsedet configs focus r50          only lines with both words
     sparsedet configs --json
 
-keep: mean share of the tokens over the encoder layers (the cap of an adaptive one). AP: on COCO
-val2017, as published (not measured here). params: trainable parameters in millions. A name with
-released/ is the model of published weights, without a training recipe.
+keep: share of tokens that the encoder keeps, averaged over its layers (for adaptive models, the
+upper limit). AP: on COCO val2017, as published (not measured here). params: trainable parameters
+in millions. A name with released/ is the model of published weights, without a training recipe.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _HEAD = ["method", "config", "backbone", "keep", "epochs", "AP", "params M"]
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and list."""
     parser = make_parser(__doc__, prog)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="show lines with all of these")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only lines with all these words")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return answer(run, parser.parse_args(argv))
 
 

@@ -1,13 +1,13 @@
-"""Bring a data set to COCO's format, one file for each part.
+"""Convert a data set to COCO's format, one file for each part.
 
     sparsedet convert-data mine/data.yaml train.json --split train
     sparsedet convert-data VOCdevkit/VOC2007 val.json --split val
     sparsedet convert-data labels/ all.json --images photos/
 
-SOURCE is what `dataset.path` or `dataset.train_json` may be: a folder of Pascal VOC, a YOLO set's
-data.yaml, a COCO or LVIS file (polygons without a box get one). It is checked as before training.
-docs/data.md says what becomes of each field. Exit codes: 0 done; 2 an input is wrong (one
-sentence says which), and nothing is written.
+SOURCE is a value of `dataset.path` or `dataset.train_json`: a Pascal VOC folder, a YOLO set's
+data.yaml, or a COCO or LVIS file (polygons without a box get one). It is checked as before
+training. docs/data.md says how each field is converted. Exit codes: 0 done; 2 an input is wrong
+(one sentence says which), and nothing is written.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, check, write, and say how to train on the result.
+    """Read, check and write the data set, and print how to train on the result.
 
     Raises:
-        DatasetError: the set cannot be used, or the output is the source.
+        DatasetError: the data set cannot be used, or the output is the source.
     """
     from sparsedet.data import DatasetError, write_coco
 
     if args.output.exists() and args.output.samefile(args.source):
-        raise DatasetError(f"output {args.output} is the source. Choose another name.")
+        raise DatasetError(f"output {args.output} is also the source. Choose another name.")
     dataset = open_source(args)
     write_coco(dataset, args.output)
     print(

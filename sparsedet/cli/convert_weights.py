@@ -6,9 +6,9 @@
 
 Published heads have either 91 rows, one per COCO category id with gaps, or 80, one per class.
 ``--classes contiguous`` picks the 80 of 91, so that the result fits configs of COCO's 80 classes.
-Every tensor of the file is used or named in an error. The result must have every tensor, with the
-right shape, of the model of ``--config-file``, or else of one of the released configs that
-`sparsedet configs released` lists.
+Every tensor of the file is used, or an error names it. The result must have every tensor of the
+model, with the right shape; the model is that of ``--config-file`` or, without it, of one of the
+released configs that `sparsedet configs released` lists.
 docs/published_weights.md lists the known files. Exit codes: 0 done; 2 an input is wrong (one
 sentence says which), and nothing is written.
 """
@@ -41,22 +41,24 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
-    parser.add_argument("--source", required=True, choices=SOURCES, help="who made it")
     parser.add_argument(
-        "--classes", choices=["contiguous"], help="pick COCO's 80 classes of 91 category ids"
+        "--source", required=True, choices=SOURCES, help="the code base that wrote the checkpoint"
     )
     parser.add_argument(
-        "--config-file", metavar="F", help="a config, by name or file, whose model it must fit"
+        "--classes", choices=["contiguous"], help="keep COCO's 80 classes of the 91 category ids"
+    )
+    parser.add_argument(
+        "--config-file", metavar="F", help="config (name or file) whose model the result must fit"
     )
     add_trust(parser)
     parser.add_argument("input", type=Path, help=".pth or .safetensors file")
     parser.add_argument("output", type=Path, help=".pth or .safetensors file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert, check, write and say what was done.
+    """Convert, check and write the weights, and print what was done.
 
     Raises:
         ValueError: an input is wrong; nothing has been written then.
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if args.config_file is not None:
         check_overrides(args.config_file, args.overrides)
     elif args.overrides:
-        raise ConfigError(f"{args.overrides[0]} changes a config, and none is given. Add one.")
+        raise ConfigError(f"{args.overrides[0]} overrides a config. Add --config-file.")
     from sparsedet.checkpoint import (
         CheckpointError,
         check_weights,
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             f"output {args.output} must end in {' or '.join(_SUFFIXES)}. Choose such a name."
         )
     if args.output.exists() and args.output.samefile(args.input):
-        raise CheckpointError(f"output {args.output} is the input. Choose another name.")
+        raise CheckpointError(f"output {args.output} is also the input. Choose another name.")
     published = model_weights(load_checkpoint(args.input))
     weights = convert(published, args.source)
     found = num_classes(weights)
@@ -92,16 +94,15 @@ def run(args: argparse.Namespace) -> None:
         check_weights(load_model(args, num_classes(weights)), weights, args.input)
         configs = [args.config_file]
     save_checkpoint({"model": weights}, args.output)
-    joined = f"{len(published)} tensors of {args.input} became {len(weights)}"
-    print(f"{joined}, copies and parts joined: {args.output}")
+    print(f"converted {len(published)} tensors of {args.input} to {len(weights)}: {args.output}")
     if dropped := left_out(published, args.source):
-        print(f"left out, for pre-training alone: {', '.join(dropped)}")
+        print(f"left out, used only in pre-training: {', '.join(dropped)}")
     print(f"classes: {_classes(found, num_classes(weights))}")
     print(*(f"fits: {config}" for config in configs), sep="\n")
 
 
 def load_model(args: argparse.Namespace, classes: int) -> nn.Module:
-    """The model of the config, without memory for its weights.
+    """Build the model of the config on the meta device.
 
     Raises:
         ConfigError: the config has no model.
@@ -110,7 +111,7 @@ def load_model(args: argparse.Namespace, classes: int) -> nn.Module:
 
     cfg = read_config(args.config_file, args.overrides, needs=("model",))
     if "dataset" in cfg and cfg.dataset.get("num_classes") is None:
-        cfg.dataset.num_classes = classes  # follows from data that need not be here
+        cfg.dataset.num_classes = classes  # would be read from data, which need not be here
     return build_on_meta(cfg)
 
 
@@ -118,5 +119,5 @@ def _classes(before: int, after: int) -> str:
     if after != before:
         return f"{after} of {before}, in the order of COCO's category ids"
     if after == 91:
-        return "91, COCO's category ids (--classes contiguous picks the 80 that there are)"
+        return "91, COCO's category ids (--classes contiguous keeps the 80 that are in use)"
     return f"{after}, contiguous"

@@ -2,11 +2,11 @@
 
     sparsedet eval DIR/model_best.pth                     with the config in the file
     sparsedet eval CONFIG --weights W.pth dataset.val_json=FILE ...
-    sparsedet eval --weights NAME dataset.val_json=FILE ...      published weights, owner/model
-    sparsedet eval FOLDER dataset.val_json=FILE ...              of `sparsedet publish`
+    sparsedet eval --weights NAME dataset.val_json=FILE ...      published weights, or owner/model
+    sparsedet eval FOLDER dataset.val_json=FILE ...              written by `sparsedet publish`
     sparsedet eval DIR/config.yaml --resume               the last checkpoint of a run
-    sparsedet eval W.pth dataloader.evaluator.plots=true  with plots of curves and confusions
-    sparsedet eval W.pth --tiles 512                      pictures in tiles, see `sparsedet predict`
+    sparsedet eval W.pth dataloader.evaluator.plots=true  also plots curves and confusion
+    sparsedet eval W.pth --tiles 512                      in tiles, as `sparsedet predict --tiles`
     sparsedet eval W.pth --dtype bfloat16                 as `sparsedet predict --dtype`
     sparsedet eval detector.onnx dataset.val_json=FILE dataset.val_images=DIR      an exported file
     sparsedet eval CONFIG --weights detector.onnx         the same, on the test set of CONFIG
@@ -14,7 +14,7 @@
 The output folder gets predictions.json, curves.json, confusion.json, worst.json and
 eval_results.json; `sparsedet report` shows them.
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file. NAME is one that `sparsedet
-weights` lists. An exported file (.onnx, .pt2) brings its own classes and picture size.
+weights` lists. An exported file (.onnx, .pt2) has its own class names and picture size.
 Exit codes: 0 done; 2 an input is wrong; 3 something failed during the evaluation (as in
 `sparsedet train`; one sentence says which).
 """
@@ -29,10 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 from sparsedet.cli.common import (
     add_config,
+    add_tiles,
     answer_together,
     is_override,
     make_parser,
     take_config,
+    take_tiles,
 )
 from sparsedet.cli.train import (
     NEEDED_TO_EVALUATE,
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from sparsedet.predictor import Predictor
 
 _BUILT = ("model", "dataset", "dataloader.test", "dataloader.evaluator")
-# what is in an exported file already
+# settings that are fixed in an exported file
 _FIXED = (
     "model.",
     "dataset.test_short_side",
@@ -69,14 +71,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     add_config(parser)
     add_running(parser)
     parser.add_argument(
-        "--weights", metavar="W", help="as train.init_checkpoint=W: .pth, .safetensors or NAME"
+        "--weights",
+        metavar="W",
+        help="the same as train.init_checkpoint=W: .pth, .safetensors or NAME",
     )
-    parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
+    add_tiles(parser)
     parser.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="overlap of the tiles (0.2)"
-    )
-    parser.add_argument(
-        "--dtype", default="float32", help="format of the weights: float32, bfloat16 or float16"
+        "--dtype", default="float32", help="type of the weights: float32, bfloat16 or float16"
     )
     return answer_together(_evaluate, parse(parser, argv))
 
@@ -86,6 +87,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if own:
         args.config_file, args.weights = args.weights, ""
     take_config(args)
+    take_tiles(args)
     given = Path(args.config_file)
     alone = own or given.suffix == ".pth" or given.is_dir() or is_exported(args.config_file)
     weights = args.config_file if alone else args.weights
@@ -110,7 +112,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _with_config_of(weights: str, run: Callable[[str], int]) -> int:
-    """Run with the config that weights hold, as a file."""
+    """Write the config that is stored with the weights to a file, and run with it."""
     from sparsedet.loading import trained_config
 
     exported = is_exported(weights)
@@ -127,7 +129,7 @@ def _with_config_of(weights: str, run: Callable[[str], int]) -> int:
 
 
 def _without_set(path: str) -> Any:
-    """Settings of evaluations for a file that has none; the data set is to be named yet."""
+    """Evaluation settings for an exported file, which has none; without a data set."""
     cfg = get_config("photos")
     cfg.dataset.val_json = cfg.dataset.val_images = None
     cfg.train.output_dir = f"output/{Path(path).stem}"
@@ -135,35 +137,35 @@ def _without_set(path: str) -> Any:
 
 
 def _check(args: argparse.Namespace, alone: bool, weights: str, exported: bool) -> None:
-    """Refuse options of which one leaves the other no meaning."""
+    """Refuse options that contradict each other."""
     fixed = [word for word in args.overrides if word.lstrip("+").startswith(_FIXED)]
     if exported and fixed:
         raise ValueError(
             f"{weights} is an exported file, in which {fixed[0].partition('=')[0]} is fixed. Leave "
-            "it out, or export the checkpoint anew."
+            "the override out, or export the checkpoint again."
         )
     if alone and args.weights:
         raise ValueError(
-            f"{args.config_file} is a checkpoint, and --weights {args.weights} names another. Give "
-            "a config before --weights, or leave --weights out."
+            f"{args.config_file} and --weights {args.weights} are both weights. Give a config "
+            "instead of the first, or leave --weights out."
         )
     if weights and args.resume:
         raise ValueError(
-            f"--resume evaluates the last checkpoint of a run, and {weights} is named. Leave one "
-            "of them out."
+            f"--resume evaluates the last checkpoint of a run, but {weights} is also given. Leave "
+            "one of them out."
         )
     option = "--dtype" if args.dtype != "float32" else "--tiles" if args.tiles is not None else ""
     if (option or exported) and (not weights or args.num_gpus > 1):
-        one = f"{weights} is evaluated" if exported else f"{option} evaluates named weights"
+        one = f"{weights} is evaluated" if exported else f"{option} evaluates given weights"
         raise ValueError(
-            f"{one} in one process. Name them with --weights, and leave --num-gpus out."
+            f"{one} in one process. Name the weights with --weights, and leave --num-gpus out."
         )
 
 
 def _evaluate_predictor(
     command: Command, config: str | None, weights: str, args: argparse.Namespace
 ) -> int:
-    """Evaluate what `sparsedet predict` finds: in tiles, in another format, by an exported file."""
+    """Evaluate as `sparsedet predict` runs: in tiles, with a dtype, or with an exported file."""
     cfg = read_config(config or command.config, command.overrides, needs=NEEDED_TO_EVALUATE)
     from sparsedet.config import instantiate
     from sparsedet.engine.hooks import plain_metrics
@@ -184,7 +186,7 @@ def _evaluate_predictor(
 
 
 def _load(cfg: Any, weights: str, args: argparse.Namespace) -> Predictor:
-    """What is evaluated; `cfg` is resolved on the way, with the classes of an exported file."""
+    """Load the model to evaluate, and resolve `cfg` with the classes of an exported file."""
     from sparsedet.predictor import Predictor
     from sparsedet.predictor.exported import ExportedDetector
     from sparsedet.training import resolve_run

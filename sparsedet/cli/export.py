@@ -1,4 +1,4 @@
-"""Write a detector as one file that runs elsewhere, and check it in a new process.
+"""Export a detector to one file that runs elsewhere, and check the file in a new process.
 
     sparsedet export model_best.pth detector.onnx --size 640 640
     sparsedet export model_best.pth detector.pt2
@@ -7,15 +7,16 @@
     sparsedet export model_best.pth detector.onnx --dynamic batch --dynamic size
     sparsedet export weights.pth detector.onnx --config-file CONFIG --half
     sparsedet export focus_detr_r50_36ep detector.onnx
-    sparsedet export model_best.pth detector.onnx --int8           ranges from the training set
-    sparsedet export model_best.pth detector.onnx --int8 photos    ranges from these pictures
+    sparsedet export model_best.pth detector.onnx --int8           calibrated on the training set
+    sparsedet export model_best.pth detector.onnx --int8 photos    calibrated on these pictures
 
 A .onnx file uses only standard operators and runs in any ONNX runtime. torch.export.load reads a
-.pt2 file, which calls the compiled operator of sparsedet unless --no-custom-op is given. A
-.aoti.pt2 file is that program compiled for processors like this one; this needs a C++ compiler.
-`sparsedet predict FILE pictures` runs all of them: the file says how pictures are resized, and has
-the class names and the score threshold. A file takes one picture at a time, in one size, unless
---dynamic says otherwise. `sparsedet eval FILE` measures its AP, which --half and --int8 change.
+.pt2 file, which calls the compiled operator of sparsedet unless --no-custom-op is given. An
+.aoti.pt2 file is the same program compiled for this type of processor; it needs a C++ compiler.
+`sparsedet predict FILE pictures` runs all of them: the file stores how pictures are resized, the
+class names and the score threshold. A file takes one picture at a time, in one size, unless
+--dynamic is given. `sparsedet eval FILE` measures the AP of the file, which --half and --int8
+change.
 Exit codes: 0 done; 1 the file was written, but differs from the model by more than rounding
 (without --half and --int8); 2 an input is wrong, or the file does not run (one sentence says
 which).
@@ -48,7 +49,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add(
         "weights",
         metavar="WEIGHTS",
-        help="model_best.pth, the NAME of published weights, or a folder of `sparsedet publish`",
+        help="model_best.pth, the NAME of published weights, or a folder that `sparsedet publish` "
+        "wrote",
     )
     add("output", type=Path, metavar="OUT", help="file.onnx, file.pt2 or file.aoti.pt2")
     add("--config-file", metavar="CONFIG", help="for weights without a config")
@@ -58,32 +60,33 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="pixels that pictures are fitted into (default: as the test set, of 4:3 pictures)",
+        help="size in pixels that pictures are fitted into (default: the test size of a 4:3 "
+        "picture)",
     )
     add(
         "--dynamic",
         action="append",
         choices=("batch", "size"),
         default=[],
-        help="any number of pictures at a time, or pictures of any size (excludes --size); may be "
-        "given twice",
+        help="batch: any number of pictures at a time; size: pictures of any size (excludes "
+        "--size); may be given twice",
     )
-    add("--keep-ratio", type=float, metavar="R", help="share of the tokens that the file keeps")
+    add("--keep-ratio", type=float, metavar="R", help="share of the tokens to keep")
     add(
         "--score-threshold",
         type=float,
         default=0.3,
         metavar="S",
-        help="default of the file for `sparsedet predict` (%(default)s)",
+        help="default threshold of the file in `sparsedet predict` (%(default)s)",
     )
-    add("--no-custom-op", action="store_true", help="a .pt2 file that runs without sparsedet")
+    add("--no-custom-op", action="store_true", help="make a .pt2 file that runs without sparsedet")
     _add_precision(parser)
     return parser
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--half", action="store_true", help="weights in float16")
+    add("--half", action="store_true", help="store weights in float16")
     add(
         "--int8",
         nargs="?",
@@ -96,12 +99,12 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         "--int8-pictures",
         type=int,
         metavar="N",
-        help="how many of them at most, evenly spaced (100)",
+        help="use at most N of these pictures, evenly spaced (100)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, compare and tell.
+    """Export, compare the file with the model and print the result.
 
     Raises:
         ValueError: an input is wrong.
@@ -113,9 +116,12 @@ def run(args: argparse.Namespace) -> int:
     require_writable(args.output)
     find_published(args.weights)
     if is_exported(args.weights):
-        raise ValueError(f"{args.weights} is an exported file. Name the checkpoint it was made of.")
+        raise ValueError(
+            f"{args.weights} is already an exported file. Name the checkpoint that it was made "
+            "from."
+        )
     if args.int8 is None and args.int8_pictures is not None:
-        raise ValueError("--int8-pictures goes with --int8. Add it, or leave --int8-pictures out.")
+        raise ValueError("--int8-pictures needs --int8. Add --int8, or leave --int8-pictures out.")
     try:
         predictor = Predictor(args.weights, args.config_file, device="cpu")
         size = None if args.size is None else tuple(args.size)
@@ -131,45 +137,47 @@ def run(args: argparse.Namespace) -> int:
             keep_ratio=args.keep_ratio,
             score_threshold=args.score_threshold,
         )
-    except ImportError as error:  # an extra is missing, the message names it
+    except ImportError as error:  # an optional package is missing; the message names it
         print_error(error)
         return 2
     return _tell(made, files, half=args.half)
 
 
 def _tell(made: Exported, files: list[str] | None, *, half: bool) -> int:
-    """Print what was written and how it differs from the model; the exit code."""
+    """Print what was written and how it differs from the model; return the exit code."""
     print(f"{made.path}: {made.megabytes:.1f} MB, {_takes(made.contract)}")
     if files is not None:
-        print(f"int8, with the ranges of values on {len(files)} pictures")
-    rounded = half or files is not None  # that was asked for
-    which = f", scores from {made.contract.score_threshold} on" if rounded else ""
-    print(f"differences in a new process, {made.compared} pictures{which}: {made.differences}")
+        print(f"int8, calibrated on {len(files)} pictures")
+    rounded = half or files is not None  # the user asked for rounding
+    which = f", scores of at least {made.contract.score_threshold}" if rounded else ""
+    print(f"differences from the model, {made.compared} pictures{which}: {made.differences}")
     if rounded:
-        print(f"`sparsedet eval {made.path} dataset.val_json=FILE ...` measures its AP")
+        print(
+            f"to measure the AP of the file: sparsedet eval {made.path} dataset.val_json=FILE ..."
+        )
     if made.agrees and not made.differences.small:
-        print(f"the model itself moves as far if its pixels are rounded: {made.rounding}")
+        print(f"rounding the pixels changes the model's own output as much: {made.rounding}")
     if made.agrees or (rounded and math.isfinite(made.differences.scores)):
         return 0
-    print_error("These are more than rounding makes. Do not use the file without an evaluation.")
+    print_error("the differences are larger than rounding errors. Evaluate the file before use.")
     return 1
 
 
 def _takes(contract: Contract) -> str:
-    """What pictures a file takes."""
+    """The pictures that a file takes, in words."""
     number = "any number of pictures" if contract.dynamic_batch else "pictures"
     if contract.size is not None:
         return f"{number} of {contract.size[0]} x {contract.size[1]}"
     sizes = contract.any_size
     assert sizes is not None
-    return f"{number} of any size, in multiples of {sizes.multiple} from {sizes.least} on"
+    return f"{number} of any size, in multiples of {sizes.multiple}, at least {sizes.least}"
 
 
 def _calibration(args: argparse.Namespace) -> list[str]:
-    """Files of the pictures on which ranges are measured.
+    """Files of the pictures to calibrate on.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no pictures.
     """
     from sparsedet.predictor.sources import find_files
     from sparsedet.predictor.video import is_video
@@ -180,7 +188,7 @@ def _calibration(args: argparse.Namespace) -> list[str]:
     if args.int8:
         found = [file for file in find_files(args.int8) if not is_video(file)]
         if not found:
-            raise ValueError(f"--int8 {args.int8} names videos alone. Name pictures.")
+            raise ValueError(f"--int8 {args.int8} names only videos. Name pictures.")
     else:
         found = _training_pictures(args)
     step = max(1.0, len(found) / most)
@@ -197,5 +205,5 @@ def _training_pictures(args: argparse.Namespace) -> list[str]:
     try:
         dataset = open_dataset(**part_arguments(cfg, "train"))
     except DatasetError as error:
-        raise DatasetError(f"{error} Or name pictures: --int8 PICTURES.") from None
+        raise DatasetError(f"{error} Or name pictures to calibrate on: --int8 PICTURES.") from None
     return [record["file_name"] for record in dataset.records]

@@ -1,4 +1,4 @@
-"""Token-sparse detection transformers, from the command line."""
+"""Train, evaluate and run token-sparse detection transformers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ COMMANDS = {
     "publish": ("sparsedet.cli.publish", "write a model with its card, or push it to Hugging Face"),
     "analyze": ("sparsedet.cli.analyze", "parameters, GFLOPs, milliseconds, kept tokens"),
     "visualize": ("sparsedet.cli.visualize", "draw kept tokens and detections"),
-    "explain": ("sparsedet.cli.explain", "look into detectors, in an HTML file"),
+    "explain": ("sparsedet.cli.explain", "write an HTML page that shows what detectors keep"),
     "sweep": ("sparsedet.cli.sweep", "accuracy and cost over keep ratios"),
     "sweep-config": ("sparsedet.cli.sweep_config", "train at every point of a grid, with seeds"),
     "calibrate": ("sparsedet.cli.calibrate", "fit a content-adaptive selector to trained weights"),
-    "check-data": ("sparsedet.cli.check_data", "check a data set, and say what is in it"),
-    "convert-data": ("sparsedet.cli.convert_data", "bring a data set to COCO's format"),
-    "convert-weights": ("sparsedet.cli.convert_weights", "bring published weights to our names"),
-    "weights": ("sparsedet.cli.weights", "list the published weights that have a name here"),
+    "check-data": ("sparsedet.cli.check_data", "check a data set and report its contents"),
+    "convert-data": ("sparsedet.cli.convert_data", "convert a data set to COCO's format"),
+    "convert-weights": ("sparsedet.cli.convert_weights", "convert published weights to our names"),
+    "weights": ("sparsedet.cli.weights", "list the published weights that can be used by name"),
     "benchmark": ("sparsedet.cli.benchmark", "measure speed and memory"),
     "configs": ("sparsedet.cli.configs", "list the configs that come with the package"),
-    "components": ("sparsedet.cli.components", "list what a config can be built of"),
+    "components": ("sparsedet.cli.components", "list the components that a config can use"),
 }
 
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sparsedet",
         usage="sparsedet COMMAND ...",
         description=__doc__,
-        epilog="\n".join(["commands:", *lines, "", "sparsedet COMMAND --help tells more."]),
+        epilog="\n".join(["commands:", *lines, "", "Run sparsedet COMMAND --help for details."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sparsedet {__version__}")

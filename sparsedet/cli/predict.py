@@ -1,4 +1,4 @@
-"""Find objects in pictures, folders, videos, or what a camera sees.
+"""Detect objects in pictures, folders, videos or camera streams.
 
     sparsedet predict model_best.pth photo.jpg photos/ 'more/*.png' --output DIR
     sparsedet predict model_best.pth film.mp4 --keep-ratio 0.1
@@ -8,11 +8,12 @@
     sparsedet predict model_best.pth camera:0
 
 DIR gets annotated pictures and videos, and predictions.json in COCO's results format with the file
-name and, for videos, the frame number. Its class ids count from 1, in the order of the model. A
-camera or a stream runs until Ctrl-C. Folders include their subfolders. NAME is one of the published
-weights that `sparsedet weights` lists; they are fetched the first time.
-Exit codes: 0 done; 1 some files were left out (each is named); 2 an input is wrong (one
-sentence says which).
+name and, for videos, the frame number. Class ids start at 1, in the order of the model's classes. A
+camera or stream runs until Ctrl-C. Folders include their subfolders. NAME is one of the published
+weights that `sparsedet weights` lists, which are downloaded on first use, or a model on Hugging
+Face: owner/model.
+Exit codes: 0 done; 1 some files were left out (each is named); 2 an input is wrong (one sentence
+says which).
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sparsedet.allocator import add_allocator
-from sparsedet.cli.common import add_trust, answer, make_parser, print_error
+from sparsedet.cli.common import (
+    add_tiles,
+    add_trust,
+    answer,
+    make_parser,
+    print_error,
+    take_tiles,
+)
 from sparsedet.weights import find_published
 
 if TYPE_CHECKING:
@@ -44,16 +52,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
-    parser.add_argument("weights", nargs="?", metavar="WEIGHTS", help="model_best.pth, or NAME")
+    parser.add_argument("weights", nargs="?", metavar="WEIGHTS", help="model_best.pth or NAME")
     paths = "picture, video, folder, pattern, camera:0 or URL"
     parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
-    parser.add_argument("--model", metavar="NAME", help="in place of WEIGHTS")
+    parser.add_argument("--model", metavar="NAME", help="the model, instead of WEIGHTS")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("output/predictions"),
         metavar="DIR",
-        help="folder of the results (%(default)s)",
+        help="folder for the results (%(default)s)",
     )
     parser.add_argument("--config-file", metavar="CONFIG", help="for weights without a config")
     add_trust(parser)
@@ -61,16 +69,15 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--score-threshold",
         type=float,
         metavar="S",
-        help="leave out objects with lower scores (0.3, or what an exported file says)",
+        help="leave out objects with lower scores (0.3, or the threshold of an exported file)",
     )
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens to keep")
-    parser.add_argument("--tiles", type=int, metavar="N", help="process tiles of N x N pixels")
+    add_tiles(parser)
     parser.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="overlap of the tiles (0.2)"
+        "--whole", action="store_true", help="with --tiles, also process the whole picture"
     )
-    parser.add_argument("--whole", action="store_true", help="with --tiles, also the whole picture")
     parser.add_argument(
-        "--tokens", action="store_true", help="also draw kept tokens, and where a model looked"
+        "--tokens", action="store_true", help="also draw the kept tokens and the chosen tiles"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
@@ -81,12 +88,13 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect, draw and write; the number of files left out decides the exit code.
+    """Detect, draw and write; return 1 if files were left out.
 
     Raises:
         ValueError: an input is wrong; nothing has been written then.
     """
     _take_weights(args)
+    take_tiles(args)
     from tqdm import tqdm
 
     from sparsedet.loading import require_tokens
@@ -100,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         if args.tokens:
             require_tokens(predictor.model)
         total = _count(files)
-    except ImportError as error:  # an extra is missing, the message names it
+    except ImportError as error:  # an optional package is missing; the message names it
         print_error(error)
         return 2
     if args.score_threshold is None:
@@ -108,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     failures: list[str] = []
     pairs = _predict(predictor, files, args, failures)
     stopped = False
-    seconds = 0.1 if sys.stderr.isatty() else 30  # between lines; a log is not to be filled
+    seconds = 0.1 if sys.stderr.isatty() else 30  # between updates; fewer in a log file
     bar = tqdm(pairs, total=total, unit=" pictures", dynamic_ncols=True, mininterval=seconds)
     with Output(args.output, files) as output:
         try:
@@ -116,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
                 output.add(picture, found, tiles=args.tokens)
                 if args.tokens and picture.frame is None:
                     output.add_tokens(predictor, picture, args)
-        except KeyboardInterrupt:  # what there is stays
+        except KeyboardInterrupt:  # keep the results so far
             stopped = not any(map(is_live, files))
     print(f"{output.objects} objects in {output.pictures} pictures; results are in {args.output}")
     if not output.objects:
@@ -127,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _take_weights(args: argparse.Namespace) -> None:
-    """With `--model`, all words are pictures; without, the first names the weights.
+    """Take the weights from `--model`, or else from the first word; the rest are pictures.
 
     Raises:
         ValueError: there are no weights of that name, or no pictures.
@@ -136,9 +144,9 @@ def _take_weights(args: argparse.Namespace) -> None:
         args.paths = [each for each in (args.weights, *args.paths) if each is not None]
         args.weights = args.model
     if args.weights is None:
-        raise ValueError("No weights are given. Name a checkpoint, or published ones by --model.")
+        raise ValueError("No weights are given. Name a checkpoint or published weights.")
     if not args.paths:
-        raise ValueError(f"No picture is given beside {args.weights}. Name one or more.")
+        raise ValueError(f"No picture is given for {args.weights}. Name one or more.")
     find_published(args.weights)
 
 
@@ -149,11 +157,11 @@ def _check(args: argparse.Namespace, files: Sequence[str]) -> None:
     folders = {place for path in paths for place in (path.resolve().parent, path.parent.resolve())}
     if args.output.resolve() in folders:
         raise ValueError(
-            f"--output {args.output} is the folder of the pictures, which would be written over. "
-            "Name another one."
+            f"--output {args.output} is the folder of the pictures, which would be overwritten. "
+            "Name another folder."
         )
     if args.tokens and args.tiles is not None:
-        raise ValueError("--tokens draws what is kept of a whole picture. Leave --tiles out.")
+        raise ValueError("--tokens cannot draw tiled pictures. Leave out --tiles or --tokens.")
 
 
 def _load(args: argparse.Namespace) -> Predictor:
@@ -172,7 +180,7 @@ def _load(args: argparse.Namespace) -> Predictor:
 
 
 def _count(files: Sequence[str]) -> int | None:
-    """Pictures and frames of all files; None where one does not tell."""
+    """The number of pictures and frames in all files; None if a file does not tell."""
     from sparsedet.data import DatasetError
     from sparsedet.predictor.video import count_frames, is_video
 
@@ -181,7 +189,7 @@ def _count(files: Sequence[str]) -> int | None:
         try:
             count = count_frames(file) if is_video(file) else 1
         except DatasetError:
-            count = 0  # said when it is its turn
+            count = 0  # reported when the file is read
         if count is None:
             return None
         total += count
@@ -207,11 +215,11 @@ def _predict(
 
 
 class Output:
-    """The folder of the results; use it as a context manager.
+    """The folder of the results; a context manager.
 
     Args:
-        folder: where they go.
-        files: all that will be looked at.
+        folder: where the results go.
+        files: all files that will be processed.
 
     Attributes:
         pictures: number of pictures and frames so far.
@@ -240,7 +248,7 @@ class Output:
         return self._stack.__exit__(*error)
 
     def add(self, picture: Picture, found: Detections, *, tiles: bool = False) -> None:
-        """Write what was found, and the picture with it, and with the tiles if they are wanted."""
+        """Write the detections, and the picture with them drawn; `tiles` draws the tiles too."""
         assert picture.path is not None
         self.pictures += 1
         facts: dict[str, Any] = {"file_name": picture.path}
@@ -259,7 +267,7 @@ class Output:
             self._writer(picture.path).write(drawn)
 
     def add_tokens(self, predictor: Predictor, picture: Picture, args: argparse.Namespace) -> None:
-        """Draw which tokens the encoder keeps."""
+        """Draw the tokens that the encoder keeps."""
         from sparsedet.visualization import token_figure
 
         assert picture.path is not None
@@ -299,7 +307,7 @@ class Output:
 
 
 def _names(files: Sequence[str]) -> dict[str, str]:
-    """A file name in the output folder for each file, none twice."""
+    """A distinct file name in the output folder for each file."""
     from sparsedet.predictor.video import is_live, is_video
 
     names: dict[str, str] = {}
@@ -307,7 +315,7 @@ def _names(files: Sequence[str]) -> dict[str, str]:
     for file in files:
         first = stem = "live" if is_live(file) else Path(file).stem
         number = 1
-        while stem.casefold() in stems:  # some file systems do not tell a.jpg from A.jpg
+        while stem.casefold() in stems:  # to some file systems, a.jpg and A.jpg are the same
             number += 1
             stem = f"{first}_{number}"
         stems.add(stem.casefold())

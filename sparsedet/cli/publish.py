@@ -1,15 +1,16 @@
-"""Write a trained detector as a folder that loads anywhere, or push it to Hugging Face.
+"""Write a trained detector to a folder that loads anywhere, or push it to Hugging Face.
 
     sparsedet publish output/mine shared/mine --license apache-2.0 --picture photo.jpg
-    sparsedet publish output/mine --push owner/mine            write and upload at once
+    sparsedet publish output/mine --push owner/mine            write and upload in one step
     sparsedet publish shared/mine --push owner/mine            upload a folder as it is
-    sparsedet publish output/mine/model_final.pth shared/last  other weights than the best
+    sparsedet publish output/mine/model_final.pth shared/last  weights other than the best
 
 The folder has model.safetensors, config.yaml without paths of this machine, detections.jpg and
-README.md, a model card with the results, the cost, the data and the training of the run. Look at
-them before they are public: --picture is one of the validation set if nothing else is given. The
-milliseconds come from `sparsedet analyze DIR/config.yaml --latency --output DIR/analysis.json`. A
-published model loads by its name: `sparsedet predict owner/mine photo.jpg`.
+README.md, a model card with the results, the cost, the data and the training settings of the run.
+Check these files before you upload them: without --picture, detections.jpg shows a picture of the
+validation set. The card gets milliseconds if you first run
+`sparsedet analyze DIR/config.yaml --latency --output DIR/analysis.json`.
+A published model loads by its name: `sparsedet predict owner/mine photo.jpg`.
 Exit codes: 0 done; 2 an input is wrong, or the upload failed (one sentence says which).
 """
 
@@ -32,27 +33,29 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add = parser.add_argument
-    add("run", metavar="RUN", help="folder of a run, a checkpoint, or a folder that was written")
-    add("folder", nargs="?", type=Path, metavar="FOLDER", help="where to write; new or empty")
-    add("--push", metavar="NAME", help="upload it as owner/model")
+    add("run", metavar="RUN", help="folder of a run, a checkpoint, or a folder written before")
+    add("folder", nargs="?", type=Path, metavar="FOLDER", help="folder to write; new or empty")
+    add("--push", metavar="NAME", help="upload to Hugging Face as owner/model")
     add(
-        "--name", metavar="NAME", help="what the card calls it (default: NAME of --push, or FOLDER)"
+        "--name",
+        metavar="NAME",
+        help="the model's name in the card (default: that of --push, or the name of FOLDER)",
     )
-    add("--private", action="store_true", help="make a newly created model private")
-    add("--license", metavar="ID", help="such as apache-2.0, mit or other")
+    add("--private", action="store_true", help="make the model private if it is new")
+    add("--license", metavar="ID", help="apache-2.0, mit, other, ...")
     add("--dataset", metavar="NAME", help="name of the data set, such as owner/dataset")
     add(
         "--picture",
         default="auto",
         metavar="FILE",
-        help="for the card, or none (default: one of the validation set)",
+        help="picture for the card, or none (default: one of the validation set)",
     )
     add_trust(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write, upload and tell where.
+    """Write, upload and print where the model is.
 
     Raises:
         ValueError: an input is wrong, or the upload failed.
@@ -60,11 +63,11 @@ def run(args: argparse.Namespace) -> None:
     from sparsedet.hub import push_to_hub, require_name, save_pretrained
 
     if args.folder is None and args.push is None:
-        raise ConfigError("Name a folder to write, or a model to push by --push owner/model.")
+        raise ConfigError("Nothing to do. Name a FOLDER to write, or add --push owner/model.")
     if args.name is not None and args.folder is None:
-        raise ConfigError("--name goes with FOLDER. Name a folder, or leave --name out.")
+        raise ConfigError("--name needs a FOLDER. Name one, or leave --name out.")
     if args.private and args.push is None:
-        raise ConfigError("--private goes with --push. Add it, or leave --private out.")
+        raise ConfigError("--private needs --push. Add --push, or leave --private out.")
     if args.push:
         require_name(args.push)
     logging.basicConfig(format="%(message)s")

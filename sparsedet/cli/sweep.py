@@ -1,4 +1,4 @@
-r"""Evaluate one model at several shares of its tokens, or of its tiles: accuracy, cost and time.
+r"""Evaluate a model at several keep ratios or look ratios: accuracy, cost and time.
 
     sparsedet sweep DIR/config.yaml --weights DIR/model_best.pth --ratios 0.05 0.1 0.2 0.3 0.5
     sparsedet sweep CONFIG --weights W --fixed A/config.yaml:A/model_best.pth \
@@ -8,18 +8,18 @@ r"""Evaluate one model at several shares of its tokens, or of its tiles: accurac
 
 The selector of the model must have a keep_ratio; `ElasticSelector` trains a model for many ratios.
 --ratios sets keep_ratio as in configs. The column keep_ratio is the measured mean over layers and
-images, a little higher because the number of tokens is rounded up. --beside adds models that are
-swept, too; --fixed adds models that are evaluated as they are, dense or trained for one ratio.
+images, which is a little higher because the number of tokens is rounded up. --beside adds models
+to sweep as well; --fixed adds models that are evaluated unchanged, dense or trained for one ratio.
 Overrides apply to all models. Results that `sweep.json` already has for the same weights and
-settings are not measured again, so an interrupted sweep resumes.
+settings are not measured again, so the same command resumes an interrupted sweep.
 
-The results are JSON, a table and a plot.
---look sweeps the share of the tiles that a model with regions looks at, model.regions.look_ratio,
-instead. The rows of such a model also have the share of the objects whose center was looked at
-(tile_recall), the most that as many tiles can hold (oracle) and what chance would find (random).
+The results are written as JSON, a table and a plot.
+--look sweeps model.regions.look_ratio instead: the share of the tiles that a model with regions
+processes. Its rows also have the share of objects whose center is in a chosen tile (tile_recall),
+that share for the best choice of as many tiles (oracle) and for a random choice (random).
 
-`AdaptiveSelector` keeps a different share of each image: its cost is the mean over a few test
-images, and `kept.png` shows the share of each image against the area and the number of its objects.
+`AdaptiveSelector` keeps a different share of each image. Its cost is the mean over a few test
+images, and `kept.png` plots the share of each image against the area and number of its objects.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
@@ -64,7 +64,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="CONFIG:WEIGHTS",
-        help="models to show beside it, evaluated as they are",
+        help="models to show in comparison, evaluated unchanged",
     )
     parser.add_argument(
         "--output",
@@ -75,7 +75,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--image-size",
         metavar="HxW",
-        help="for GFLOPs and milliseconds (default: that of the test image of median area)",
+        help="input size for GFLOPs and milliseconds (default: the test image of median area)",
     )
     parser.add_argument(
         "--repetitions", type=int, default=20, metavar="N", help="timed passes (%(default)s)"
@@ -90,15 +90,15 @@ def _add_shares(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["0.05", "0.1", "0.2", "0.3", "0.5"],
         metavar="R",
-        help="of model.selector.keep_ratio, the mean over the encoder layers; default: %(default)s",
+        help="values of model.selector.keep_ratio, the mean over encoder layers (%(default)s)",
     )
     shares.add_argument(
-        "--look", nargs="+", metavar="R", help="of model.regions.look_ratio, instead of --ratios"
+        "--look", nargs="+", metavar="R", help="values of model.regions.look_ratio, not --ratios"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure what is missing, and show all of it.
+    """Measure the missing results, and print all of them.
 
     Raises:
         ValueError: an input is wrong; nothing has been measured then.
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     ratios, more = split_overrides(args.ratios if args.look is None else args.look)
     beside, others = split_overrides(args.beside)
     fixed, last = split_overrides(args.fixed)
-    args.words = [*args.words, *more, *others, *last]  # changes may follow any list
+    args.words = [*args.words, *more, *others, *last]  # overrides may follow any list
     take_config(args)
     if args.repetitions < 1:
         raise ConfigError(f"--repetitions must be at least 1, got {args.repetitions}.")

@@ -1,17 +1,16 @@
-r"""Train a config at every point of a grid of overrides, with several seeds; make the table.
+r"""Train a config at every point of a grid of overrides, with several seeds, and tabulate results.
 
     sparsedet sweep-config CONFIG --grid model.selector.keep_ratio=0.1,0.3 \
         model.criterion.unmatched.0.weight=0.5,1.5 --seeds 3 --output DIR key=value
-    sparsedet sweep-config ... --table                     only the table of what is finished
+    sparsedet sweep-config ... --table                     only print the table of finished runs
     sparsedet sweep-config ... --script slurm > array.sh   a job for each run
 
-The runs follow one after the other, each in its own folder in DIR. The same command resumes an
-interrupted sweep: it skips finished runs, and continues a stopped run from its last checkpoint. A
-run that fails does not end the others.
+The runs are trained one after the other, each in its own folder in DIR. The same command resumes
+an interrupted sweep: it skips finished runs and resumes a stopped run from its last checkpoint. If
+a run fails, the others still run.
 `ablation.json` has the metrics of every run. The table, also in `ablation.md`, has a line for each
 point: mean (lowest to highest) over the seeds, AP in percent. `report.html` shows the runs beside
-each other.
-Without --grid, one config is trained with every seed.
+each other. Without --grid, the config is trained once with each seed.
 Exit codes: 0 done; 1 a run failed; 2 an input is wrong (one sentence says which); 128 + n stopped
 by signal n.
 """
@@ -54,13 +53,13 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add_config(parser)
     add = parser.add_argument
-    add("--grid", nargs="+", default=[], metavar="KEY=A,B", help="values of each key")
+    add("--grid", nargs="+", default=[], metavar="KEY=A,B", help="keys, each with its values")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
     add("--output", type=Path, metavar="DIR", help="default: train.output_dir with '_grid' added")
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes of each run")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes for each run")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--only", type=int, metavar="I", help="only run I, counted from 0")
-    what.add_argument("--table", action="store_true", help="train nothing")
+    what.add_argument("--table", action="store_true", help="only make the table; train nothing")
     what.add_argument(
         "--script", choices=("slurm", "torchrun"), help="print a script of all runs; train nothing"
     )
@@ -68,7 +67,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is missing; print and write the table.
+    """Train the runs that are not finished; print and write the table.
 
     Raises:
         ValueError: an input is wrong; nothing has been trained then.
@@ -116,7 +115,7 @@ def _report(output: Path, runs: Sequence[Run]) -> None:
 
 
 def _grid_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Axes of the grid, and overrides of all runs: a key with a single value is one of these."""
+    """Axes of the grid, and overrides of all runs; a key with a single value is an override."""
     others, overrides = split_overrides(words)
     if others:
         raise ConfigError(f"--grid must be key=value,value,..., got {others[0]!r}.")
@@ -131,7 +130,7 @@ def _output_dir(args: argparse.Namespace) -> str:
 
 
 def _check(args: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Refuse a grid of which a run could not start."""
+    """Check every run of the grid before the first one starts."""
     from sparsedet.ablation import finished
 
     if args.only is not None and not 0 <= args.only < len(runs):
@@ -157,7 +156,7 @@ def _script(
 
 
 def _train(args: argparse.Namespace, run: Run) -> int:
-    """`sparsedet train` in a process of its own; the exit code as a shell has it."""
+    """Run `sparsedet train` in a new process; return its exit code as a shell reports it."""
     command = [sys.executable, "-m", "sparsedet", "train", args.config_file, "--resume=auto"]
     command += ["--num-gpus", str(args.num_gpus)] if args.num_gpus != 1 else []
     command += ["--trust-config"] if args.trust_config else []
@@ -168,7 +167,7 @@ def _train(args: argparse.Namespace, run: Run) -> int:
 
 @contextmanager
 def _signals_to(child: subprocess.Popen) -> Iterator[None]:
-    """Pass signals on; a Ctrl-C reaches the child by itself."""
+    """Forward signals to the child; Ctrl-C reaches it directly."""
 
     def forward(number: int, _: object) -> None:
         if number != signal.SIGINT:

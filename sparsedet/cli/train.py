@@ -9,7 +9,7 @@
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
 Exit codes:
   0        done
-  1        losses or gradients were not finite more than train.max_nonfinite_steps times in a row
+  1        more than train.max_nonfinite_steps steps in a row had non-finite losses or gradients
   2        the command, the config or the data is wrong; the same command fails again
   3        something failed during the run (disk, memory, a worker process, your own component): fix
            it and add --resume
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from sparsedet.training import Job
 
-_PATIENCE = 5.0  # seconds that a killed worker has to be gone
+_PATIENCE = 5.0  # seconds to wait for a killed worker
 NEEDED_TO_EVALUATE = (
     "model._target_",
     "dataloader.test._target_",
@@ -68,13 +68,13 @@ _AUTO = "--resume=auto"
 
 @dataclass(frozen=True)
 class Command:
-    """What was asked for, beside the config itself.
+    """The arguments of a run.
 
     Attributes:
         config: name or file of the config.
-        overrides: changes of it.
-        resume: resume from the last checkpoint; "auto" = if there is one.
-        eval_only: do not train.
+        overrides: overrides of the config.
+        resume: resume from the last checkpoint; "auto" = only if there is one.
+        eval_only: evaluate without training.
         num_gpus: processes to start on this machine.
         accept_changes: resume although settings or annotations have changed.
     """
@@ -120,7 +120,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="resume from the last checkpoint in the output folder"
     )
-    parser.add_argument(  # an option of its own, so that the word after --resume stays a config
+    parser.add_argument(  # a separate option, so that the word after --resume stays a config
         _AUTO,
         dest="resume",
         action="store_const",
@@ -134,7 +134,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line that may have `--resume`, which takes no folder."""
+    """Parse a command line; give a clear error if `--resume` is followed by a folder."""
     words = sys.argv[1:] if argv is None else list(argv)
     for word, following in pairwise([*words, ""]):
         if word.startswith("--resume=") and word != _AUTO:
@@ -155,22 +155,24 @@ def _is_folder(word: str) -> bool:
 
 
 def start(command: Command, config_file: str | None = None) -> int:
-    """Run in as many processes as asked for; return the exit code.
+    """Run in `command.num_gpus` processes; return the exit code.
 
     Args:
-        command: what was asked for.
-        config_file: where its config is, if not under its own name.
+        command: the arguments of the run.
+        config_file: file to read the config from instead of `command.config`.
 
     Raises:
-        ValueError: an input is wrong, and nothing has run.
+        ValueError: an input is wrong; nothing has run then.
     """
     needs = NEEDED_TO_EVALUATE if command.eval_only else _NEEDED_TO_TRAIN
     cfg = read_config(config_file or command.config, command.overrides, needs=needs)
     from sparsedet.engine.launch import check_processes, launch, resolve_device
+    from sparsedet.resuming import require_weights
     from sparsedet.training import resolve_run
 
     with _log_to(_terminal()):
         resolve_run(cfg, evaluates=command.eval_only)
+        require_weights(cfg.train, resume=command.resume)
     device_type = resolve_device(cfg.train.device)
     check_processes(command.num_gpus, device_type)
     make_folder(cfg.train.output_dir)
@@ -187,10 +189,10 @@ def start(command: Command, config_file: str | None = None) -> int:
 
 
 def make_folder(folder: str) -> None:
-    """Make an output folder.
+    """Create an output folder.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: the folder cannot be created.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -202,7 +204,7 @@ def make_folder(folder: str) -> None:
 
 
 def run(device: torch.device, cfg: Any, command: Command) -> int:
-    """Train or evaluate, in one of the processes; returns the exit code."""
+    """Train or evaluate in one of the processes; return the exit code."""
     from sparsedet import comm
     from sparsedet.agreement import require_agreement
     from sparsedet.engine.faults import BROKEN_OFF, REFUSED, allow_open_files
@@ -243,7 +245,7 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
 
 
 def _ended(error: BaseException, job: Job | None, *, otherwise: int) -> int:
-    """Say what has ended the run; the exit code."""
+    """Report why the run ended; return the exit code."""
     from sparsedet import comm
     from sparsedet.engine.peers import conclude
     from sparsedet.engine.signals import undisturbed
@@ -259,7 +261,7 @@ def _ended(error: BaseException, job: Job | None, *, otherwise: int) -> int:
 
 
 def _end_workers() -> None:
-    """End worker processes, also those that hang: leaving would wait for them."""
+    """Kill worker processes, even if they hang: otherwise the exit would wait for them."""
     children = multiprocessing.active_children()
     for child in children:
         child.kill()
@@ -268,7 +270,7 @@ def _end_workers() -> None:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """The main numbers under their names, and a row for each class."""
+    """The main metrics with their names, and a row for each class."""
     from sparsedet.evaluation import class_table
     from sparsedet.evaluation.loop import main_metrics
 
@@ -282,7 +284,7 @@ def tables(results: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _log_to(handler: logging.Handler) -> Iterator[None]:
-    """Send the log lines of the package there; but of others than the main process only errors."""
+    """Send the package's log lines to a handler; processes other than the main send only errors."""
     from sparsedet import comm
 
     root = logging.getLogger("sparsedet")
@@ -300,14 +302,14 @@ def _log_to(handler: logging.Handler) -> Iterator[None]:
 
 
 def _terminal() -> logging.Handler:
-    """Lines to stderr, without those that have a traceback: these are told as `error: ...`."""
+    """A handler for stderr; records with a traceback are left out and printed as `error: ...`."""
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: not record.exc_info)
     return handler
 
 
 class _LogFile(logging.FileHandler):
-    """A file of log lines; that it cannot be written is said once, and ends nothing."""
+    """A log file; if it cannot be written, one message says so and the run continues."""
 
     _failed = False
 
@@ -319,5 +321,5 @@ class _LogFile(logging.FileHandler):
             )
 
     def close(self) -> None:
-        with suppress(OSError):  # what could not be written before
+        with suppress(OSError):  # the buffer may still hold lines that could not be written
             super().close()

@@ -1,4 +1,4 @@
-"""Draw which tokens a detector keeps, beside what it finds: one PNG per image.
+"""Draw the tokens that a detector keeps and the objects that it finds: one PNG per image.
 
     sparsedet visualize DIR/config.yaml --weights DIR/model_best.pth a.jpg b.png
     sparsedet visualize CONFIG --weights W --scores a.jpg key=value ...
@@ -6,13 +6,13 @@
     sparsedet visualize CONFIG --weights W --figure layers a.jpg
     sparsedet visualize CONFIG --weights W --figure levels --beside CONFIG2 W2 a.jpg
 
-The images pass through the config's test transforms, so their size is that of the evaluation. Cells
-of kept tokens show the image, other cells are dimmed. Figures:
-  tokens  a panel per level; the color is the number of encoder layers that keep a cell
-  layers  a panel per encoder layer; the color is the finest level that is kept in a place
-  levels  a panel per level for each model, the models side by side
-Dots, and in `layers` a second row, are the object tokens of dual attention. Where a model chose
-tiles, two panels more show the tiles that it looked at and the scores that said so.
+Images pass through the config's test transforms, so they have the same size as in an evaluation.
+Cells of kept tokens show the image; the other cells are dimmed. Figures:
+  tokens  a panel per level; the color is the number of encoder layers that keep the token
+  layers  a panel per encoder layer; the color is the finest level with a kept token
+  levels  a panel per level and model, the models side by side
+Dots (in `layers` also a second row) mark the object tokens of dual attention. If a model chooses
+tiles, two more panels show the chosen tiles and their scores.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
@@ -54,14 +54,16 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--figure", choices=FIGURES, default="tokens", help="what it shows (default: %(default)s)"
     )
-    parser.add_argument("--scores", action="store_true", help="of tokens: also the token scores")
+    parser.add_argument(
+        "--scores", action="store_true", help="with --figure tokens: also draw the token scores"
+    )
     parser.add_argument(
         "--beside",
         nargs=2,
         action="append",
         default=[],
         metavar=("F", "W"),
-        help="also draw what another model makes of the image; may be given several times",
+        help="also draw the result of another model (config and weights); may be repeated",
     )
     return parser
 
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.words:
         raise ConfigError("No image is given. Name one or more image files.")
     if args.scores and args.figure != "tokens":
-        raise ConfigError(f"--scores goes with --figure tokens, got --figure {args.figure}.")
+        raise ConfigError(f"--scores needs --figure tokens, got --figure {args.figure}.")
     check_overrides(args.config_file, args.overrides)
     needed = ("model", "dataloader", "dataset")
     cfg = read_config(args.config_file, args.overrides, needs=needed)
@@ -102,10 +104,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def distinct_names(models: Sequence[tuple[str, str]]) -> list[str]:
-    """What tells models apart: the parts in which the paths of their weights, or configs, differ.
+    """Short names for models: the parts in which the paths of their weights or configs differ.
 
     Args:
-        models: config and weights of each; the name of one alone is empty.
+        models: config and weights of each; a single model gets an empty name.
     """
     if len(models) == 1:
         return [""]
@@ -117,7 +119,7 @@ def distinct_names(models: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _differing_parts(paths: Sequence[str]) -> list[str]:
-    """The paths without the folders that all begin with and the parts that all end with."""
+    """The paths without their common first and last parts."""
     parts = [Path(path).parts for path in paths]
     while len({each[0] for each in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [each[1:] for each in parts]
@@ -127,7 +129,7 @@ def _differing_parts(paths: Sequence[str]) -> list[str]:
 
 
 def _free_name(stem: str, names: set[str]) -> str:
-    """The stem, with a number where another folder's image of that name was drawn before."""
+    """The stem, with a number if an image with the same name was drawn before."""
     number, name = 1, stem
     while name in names:
         number += 1
@@ -137,7 +139,7 @@ def _free_name(stem: str, names: set[str]) -> str:
 
 
 def check_picture(path: str, dataset: Any) -> None:
-    """Raise a DatasetError where a file is not there, or no image that `dataset` lets be read."""
+    """Raise a DatasetError if a file is missing or is not an image that `dataset` accepts."""
     from sparsedet.data import DatasetError, picture_settings
     from sparsedet.data.images import inspect_image
 
@@ -147,18 +149,18 @@ def check_picture(path: str, dataset: Any) -> None:
 
 
 def require_same_levels(drawers: Sequence[Drawer]) -> None:
-    """Raise a ConfigError where models cannot be compared level by level."""
+    """Raise a ConfigError if models cannot be compared level by level."""
     strides = {drawer.name: drawer.strides for drawer in drawers}
     if len({tuple(each) for each in strides.values()}) > 1:
         raise ConfigError(
-            f"--figure levels compares models of the same strides, got {strides}. Use another "
+            f"--figure levels needs models with the same strides, got {strides}. Use another "
             "--figure."
         )
 
 
 @dataclass(frozen=True)
 class View:
-    """What one model makes of an image."""
+    """The result of one model on one image."""
 
     model: str
     file: str
@@ -168,11 +170,11 @@ class View:
 
     @property
     def title(self) -> str:
-        """What is written above its figure."""
+        """The title of the figure."""
         return f"{self.model}: {self.file}" if self.model else self.file
 
     def summary(self, threshold: float) -> str:
-        """Its numbers in words."""
+        """The numbers of detections, kept tokens and tiles, in words."""
         count, total = len(self.found.above(threshold)), self.output.features.num_valid[0]
         share = f"{self.found.keep_ratio:.1%} of {total}"
         pooled = self.output.memory.pooled
@@ -181,12 +183,12 @@ class View:
         prefix = f"{self.model}: " if self.model else ""
         tiles = self.found.tiles
         if tiles is not None:
-            share += f", tiles looked at: {int(tiles.looked.sum())} of {len(tiles)}"
+            share += f", tiles processed: {int(tiles.looked.sum())} of {len(tiles)}"
         return f"{prefix}detections: {count}, tokens kept: {share}"
 
 
 class Drawer:
-    """Looks at images with one model."""
+    """Runs one model on images."""
 
     def __init__(self, cfg: Any, weights: str, *, name: str) -> None:
         from sparsedet.engine.launch import resolve_device
@@ -199,14 +201,14 @@ class Drawer:
         self.name = name
 
     def __call__(self, path: str) -> View:
-        """What the model makes of the image in a file."""
+        """Run the model on the image in a file."""
         picture = self.predictor.read(path)
         found, output = self.predictor.explain(picture)
         return View(self.name, Path(path).name, picture.to_pillow(), output, found)
 
 
 def draw(views: Sequence[View], args: argparse.Namespace) -> Image.Image:
-    """The figure that was asked for, of one image."""
+    """Draw the figure of one image that the arguments ask for."""
     from sparsedet.visualization import layer_figure, level_figure, stack, token_figure
 
     first = views[0]

@@ -1,14 +1,15 @@
-"""List the published weights that have a name here.
+"""List the published weights that can be used by name.
 
     sparsedet weights
-    sparsedet weights focus r50          those with both words in their line
-    sparsedet weights --json             with the addresses, and where to put a file by hand
+    sparsedet weights focus r50          only lines with both words
+    sparsedet weights --json             with URLs, and where to put a file downloaded by hand
 
 AP: on COCO val2017, as published (not measured here). classes: in the published file (of 91, COCO's
-80 are kept). MB: size of the download, or on disk. here: "yes" once the weights are in the cache,
-the folder in SPARSEDET_HOME or else ~/.cache/sparsedet. from: the host of the file; "by hand" means
-that only a browser can fetch it, and drive.google.com needs `pip install gdown`.
-A name without its epochs stands for the longest training.
+80 are kept). MB: size of the download, or on disk once it is here. here: "yes" if the weights are
+in the cache, which is the folder SPARSEDET_HOME or, if that is not set, ~/.cache/sparsedet. from:
+the host of the file; "by hand" means that only a browser can download it, and drive.google.com
+needs `pip install gdown`.
+A name without its epochs means the longest training.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _HEAD = ["name", "AP", "classes", "MB", "licence", "here", "from"]
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and list."""
     parser = make_parser(__doc__, prog)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="show lines with all of these")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only lines with all these words")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return answer(run, parser.parse_args(argv))
 
 

@@ -1,7 +1,7 @@
-"""Published checkpoints in their own layouts to state dicts of ``TokenSparseDetector``.
+"""Convert published checkpoints to state dicts of ``TokenSparseDetector``.
 
-A layout says what each module of the source is called here. Every key is consumed or named in an
-error; tensors that the source stores under several keys must agree.
+A layout maps the module names of a source to ours. Every key is used or named in an error; tensors
+that the source stores under several keys must be equal.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from sparsedet.checkpoint import CLASS_HEAD, LABEL_EMBEDDING
 from sparsedet.conversion.layouts import SOURCES, Layout
 
-# Published heads with 91 classes count COCO's category ids; these ten belong to nothing.
+# Published heads with 91 classes have a row per COCO category id; these ten ids are unused.
 _UNUSED_COCO_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 COCO_CATEGORY_IDS = tuple(index for index in range(1, 91) if index not in _UNUSED_COCO_IDS)
 
-# What a model computes from its sizes; some sources store it.
+# A buffer that a model computes from its sizes; some sources store it.
 _DERIVED = ".attn.relative_position_index"
 _FIRST_STAGE = "heads.proposal_head.class_embed."
 
@@ -34,15 +34,16 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             Deformable and Efficient DETR baselines), "detr" (facebookresearch), "up-detr",
             "conditional-detr", "dab-detr", "dn-detr", "pnp-detr" (the authors'), "detrex"
             (Deformable DETR, DN-Deformable-DETR and DINO), "focus-detr" (in detrex's layout) or
-            "huggingface" (transformers' Deformable DETR), or "huggingface-" and "detr",
-            "conditional-detr" or "dab-detr" (the same of transformers).
+            "huggingface" (transformers' Deformable DETR), or "huggingface-detr",
+            "huggingface-conditional-detr" or "huggingface-dab-detr" (other models of
+            transformers).
 
     Returns:
         The tensors under our keys, shared ones once.
 
     Raises:
-        ValueError: for an unknown source, for keys that the source should not have, and for copies
-            of a shared tensor that differ.
+        ValueError: the source is unknown, a key does not belong to the source, or copies of a
+            shared tensor differ.
     """
     if source not in SOURCES:
         raise ValueError(f"convert.source must be one of {sorted(SOURCES)}, got {source!r}.")
@@ -56,22 +57,22 @@ def convert(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             continue
         if new in renamed and not torch.equal(renamed[new], tensor):
             raise ValueError(
-                f"convert: {key!r} should be a copy of another tensor of {source!r} (ours: "
+                f"convert: {key!r} should be a copy of another tensor of {source!r} (our name: "
                 f"{new!r}), but {_how_they_differ(renamed[new], tensor)}. The file is damaged or "
-                "of another source."
+                "from another source."
             )
         renamed[new] = tensor
     if layout.softmax:
         renamed = _split_no_object(renamed)
     labels = renamed.get(LABEL_EMBEDDING)
     if layout.content_label and labels is not None:
-        # memory of its own: safetensors files refuse tensors that overlap
+        # cloned, since safetensors files refuse tensors that share memory
         renamed["query_initializer.embedding.weight"] = labels[-1:].clone()
     return _join_projections(_as_linear(renamed))
 
 
 def _our_names(state_dict: Mapping[str, Tensor], source: str) -> dict[str, str | None]:
-    """Our name of every key that a source uses, None for those that it should not have."""
+    """Our name of every key; None for keys that do not belong to the source."""
     layout, dropped = SOURCES[source], set(left_out(state_dict, source))
     num_decoder = _count_layers(state_dict, f"{layout.root}decoder.layers.")
     shared_heads = _shares_heads(state_dict, layout, num_decoder)
@@ -83,7 +84,7 @@ def _our_names(state_dict: Mapping[str, Tensor], source: str) -> dict[str, str |
 
 
 def _refuse_unknown(state_dict: Mapping[str, Tensor], source: str, unknown: Sequence[str]) -> None:
-    """Name the keys that a source should not have, and the sources that know every key."""
+    """Raise an error that names unknown keys, and the sources that know every key."""
     if not unknown:
         return
     fitting = [each for each in SOURCES if None not in _our_names(state_dict, each).values()]
@@ -91,13 +92,13 @@ def _refuse_unknown(state_dict: Mapping[str, Tensor], source: str, unknown: Sequ
     if fitting:
         choice = f"Choose {' or '.join(map(repr, sorted(fitting)))}, which has all of them."
     raise ValueError(
-        f"convert: {len(unknown)} keys are not of source {source!r}: {', '.join(unknown[:8])}"
+        f"convert: {len(unknown)} keys do not belong to source {source!r}: {', '.join(unknown[:8])}"
         f"{' ...' if len(unknown) > 8 else ''}. {choice}"
     )
 
 
 def left_out(state_dict: Mapping[str, Tensor], source: str) -> list[str]:
-    """Keys of a checkpoint that ``convert`` leaves out: what served pre-training alone."""
+    """Keys of a checkpoint that ``convert`` leaves out, since only pre-training used them."""
     names = dict.fromkeys(SOURCES[source].left_out, "")
     return [key for key in state_dict if _replace(key, names) is not None]
 
@@ -107,7 +108,7 @@ def _how_they_differ(one: Tensor, other: Tensor) -> str:
         return f"one has the shape {tuple(one.shape)}, the other {tuple(other.shape)}"
     if one.dtype != other.dtype:
         return f"one is of {one.dtype}, the other of {other.dtype}, and they round differently"
-    return "NaN is in it" if other.isnan().any() or one.isnan().any() else "the two differ"
+    return "they have NaN" if other.isnan().any() or one.isnan().any() else "their values differ"
 
 
 def rename(key: str, layout: Layout, num_decoder: int, *, shared_heads: bool) -> str | None:
@@ -123,8 +124,8 @@ def rename(key: str, layout: Layout, num_decoder: int, *, shared_heads: bool) ->
         rf"(?:{re.escape(layout.root)}(en|de)coder\.)?(class|bbox)_embed\.(\d+)\.(.+)", key
     )
     if head:
-        # One list counts the heads of the decoder layers, of the first stage and of the encoder
-        # layers; the encoder's own list has the last part alone.
+        # One list has the heads of the decoder layers, of the first stage and of the encoder
+        # layers; the encoder's own list has only the last of these.
         index = int(head[3]) + (num_decoder + 1 if head[1] == "en" else 0)
         name = "class_embed" if head[2] == "class" else "box_embed"
         if shared_heads and index < num_decoder:
@@ -150,10 +151,10 @@ def _head_place(index: int, num_decoder: int) -> str:
 
 
 def _shares_heads(state: Mapping[str, Tensor], layout: Layout, num_decoder: int) -> bool:
-    """Whether one head serves all decoder layers: a model without box refinement.
+    """Whether all decoder layers share one head: a model without box refinement.
 
-    A decoder that refines boxes has the box heads among its own keys. Files in which shared
-    tensors are stored once may lack those; then two layers whose class weights are equal tell.
+    A decoder that refines boxes has box heads among its own keys. Files that store shared tensors
+    once may lack those keys; then equal class weights of two layers indicate a shared head.
     """
     if any(key.startswith(f"{layout.root}decoder.bbox_embed.") for key in state):
         return False
@@ -163,7 +164,7 @@ def _shares_heads(state: Mapping[str, Tensor], layout: Layout, num_decoder: int)
 
 
 def _replace_detectron2_resnet(key: str) -> str | None:
-    """detectron2 counts the residual stages from 2, torchvision from 1."""
+    """Rename detectron2's ResNet: it numbers the residual stages from 2, torchvision from 1."""
     match = re.fullmatch(r"backbone\.(stem|res\d)\.(?:(\d+)\.)?(conv\d|shortcut)\.(.+)", key)
     if match is None:
         return None
@@ -179,7 +180,7 @@ def _replace_detectron2_resnet(key: str) -> str | None:
 
 
 def _replace_swin(key: str) -> str | None:
-    """The original Swin transformer to timm's, where patches are merged as a stage begins."""
+    """Rename the original Swin transformer to timm's, which merges patches at stage starts."""
     match = re.fullmatch(
         r"backbone\.(?:0\.body\.)?"
         r"(patch_embed|norm(\d)|layers\.(\d)\.(blocks|downsample))\.(.+)",
@@ -201,7 +202,7 @@ def _count_layers(keys: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value projections that are stored apart become one."""
+    """Join separately stored query, key and value projections."""
     joined: dict[str, Tensor] = {}
     for key, tensor in state.items():
         match = re.fullmatch(r"(.+\.in_proj)\.[qkv]\.(weight|bias)", key)
@@ -210,16 +211,16 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         names = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
         if absent := [name for name in names if name not in state]:
-            raise ValueError(f"convert: {key!r} is there without {absent}. The file is damaged.")
+            raise ValueError(f"convert: {key!r} needs {absent}, too. The file is damaged.")
         parts = [state[name] for name in names]
         if len({part.shape for part in parts}) > 1 or not tensor.ndim:
-            raise ValueError(f"convert: {names} must be of one shape. The file is damaged.")
+            raise ValueError(f"convert: {names} must have the same shape. The file is damaged.")
         joined.setdefault(f"{match[1]}_{match[2]}", torch.cat(parts))
     return joined
 
 
 def _as_linear(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """1x1 convolutions of a scorer are linear layers here."""
+    """Turn 1x1 convolutions of a scorer into linear layers."""
     return {
         key: tensor.flatten(1) if key.startswith("scorer.") and tensor.ndim == 4 else tensor
         for key, tensor in state.items()
@@ -227,7 +228,7 @@ def _as_linear(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split_no_object(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Class heads and the row of no object, which comes last in one tensor."""
+    """Split class heads and their last row, which is that of "no object"."""
     split: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if CLASS_HEAD.fullmatch(key):
@@ -238,16 +239,16 @@ def _split_no_object(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of the 91 classes of a converted checkpoint, the 80 that COCO has, in the order of their ids.
+    """Keep COCO's 80 classes of the 91 of a converted checkpoint, in the order of their ids.
 
-    Rows of the class heads and of the label embedding are picked (of the latter also the one more
-    that stands for "unknown"); all else stays. The head of a first stage that tells object from
-    background only (``TwoStageQueries``) keeps its first 80 rows instead: row 0 is its score, the
-    others are unused.
+    This selects rows of the class heads and of the label embedding (and keeps an additional row of
+    the latter for "unknown"). A first-stage head that only separates objects from background
+    (``TwoStageQueries``) keeps its first 80 rows instead: row 0 is its score, the others are
+    unused.
 
-    The picked model answers as before for the 80 classes, with one exception: where the first stage
-    ranks tokens by their best class (``EfficientQueries``), one whose best was an unused id ranks
-    lower than before.
+    The outputs for the 80 classes do not change, with one exception: if the first stage ranks
+    tokens by their best class (``EfficientQueries``), a token whose best class was an unused id
+    ranks lower than before.
 
     Raises:
         ValueError: if the class heads do not have 91 rows, or the label embedding fewer.
@@ -256,7 +257,7 @@ def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if found != 91:
         raise ValueError(
             f"contiguous_classes: the class heads must have 91 rows (COCO's category ids), got "
-            f"{found}. The classes of this checkpoint are contiguous already."
+            f"{found}. The classes of this checkpoint are already contiguous."
         )
     labels = state.get(LABEL_EMBEDDING)
     if labels is not None and labels.shape[:1] not in ((91,), (92,)):
@@ -280,7 +281,7 @@ def contiguous_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _tells_objects_only(state: Mapping[str, Tensor]) -> bool:
     """Whether the first stage's score is its logit of class 0, as in ``TwoStageQueries``.
 
-    Its queries are made of the boxes alone, content and position: twice the channels.
+    It makes content and position of its queries from the boxes, with twice the channels.
     """
     made = state.get("query_initializer.pos_linear.weight")
     head = state.get(f"{_FIRST_STAGE}weight")
@@ -291,8 +292,8 @@ def num_classes(state: Mapping[str, Tensor]) -> int:
     """Rows of the class heads of a converted checkpoint.
 
     Raises:
-        ValueError: if there are none, of several numbers, or weights and biases of other ranks than
-            2 and 1.
+        ValueError: there are no class heads, their numbers of rows differ, or weights and biases
+            do not have 2 and 1 dimensions.
     """
     heads = {key: tensor.shape for key, tensor in state.items() if CLASS_HEAD.fullmatch(key)}
     for key, shape in heads.items():
@@ -304,7 +305,7 @@ def num_classes(state: Mapping[str, Tensor]) -> int:
     rows = {shape[0] for shape in heads.values()}
     if len(rows) != 1:
         raise ValueError(
-            f"num_classes: the class heads must have one number of rows, got {sorted(rows)}. The "
-            "file is damaged or not that of a whole detector."
+            f"num_classes: the class heads must have the same number of rows, got {sorted(rows)}. "
+            "The file is damaged or not that of a whole detector."
         )
     return rows.pop()

@@ -1,4 +1,4 @@
-"""What each module of a source of published checkpoints is called here."""
+"""Maps from the module names of published checkpoints to ours."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _SCORE_NETWORK = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a source keeps its tensors.
+    """The key names of a source.
 
     Attributes:
         root: prefix of the transformer's keys, with its dot.
-        modules: keys or their beginnings, up to a dot, and ours; ``*`` is any number.
-        encoder_layer: the same inside of ``<root>encoder.layers.<i>.``
-        decoder_layer: the same inside of ``<root>decoder.layers.<i>.``
-        object_layer: what ``<root>encoder.layers.<i>.`` holds of our ``encoder.object_layers.<i>.``
-        softmax: the last row of the class heads is that of no object, which is apart here.
-        left_out: beginnings of keys, up to a dot, of what serves pre-training alone.
+        modules: keys or prefixes up to a dot, mapped to ours; ``*`` matches any number.
+        encoder_layer: the same inside ``<root>encoder.layers.<i>.``
+        decoder_layer: the same inside ``<root>decoder.layers.<i>.``
+        object_layer: keys in ``<root>encoder.layers.<i>.`` of our ``encoder.object_layers.<i>.``
+        softmax: the last row of the class heads is that of "no object", which we store separately.
+        left_out: prefixes up to a dot of keys that only pre-training uses.
         content_label: the content of the queries is the last row of the label embedding.
     """
 
@@ -257,7 +257,7 @@ _HUGGINGFACE = Layout(
 def _of_transformers(
     host: Layout, classes: str, decoder_layer: Mapping[str, str], modules: Mapping[str, str]
 ) -> Layout:
-    """DETR and its kin as transformers names them, before and since its version 5."""
+    """DETR and similar models with the names of transformers, before and since version 5."""
     return replace(
         host,
         root="model.",
@@ -289,7 +289,7 @@ def _of_transformers(
 
 
 def _in_parts(theirs: str, ours: str) -> dict[str, str]:
-    """An attention whose query, key and value projections are stored apart, ours as one."""
+    """An attention with separate query, key and value projections, which we store as one."""
     parts = {f"{theirs}.{part}_proj": f"{ours}.in_proj.{part}" for part in "qkv"}
     return {**parts, **_output(theirs, ours)}
 
@@ -300,7 +300,7 @@ def _output(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _since_5(theirs: str, ours: str) -> dict[str, str]:
-    """Contents and positions apart: Conditional DETR's projections since transformers 5."""
+    """Separate projections of contents and positions: Conditional DETR since transformers 5."""
     names = {"q": "query", "k": "key"}
     found = {
         f"{theirs}.{short}_{kind}_proj": f"{ours}.{name}_{kind}"

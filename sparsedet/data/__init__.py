@@ -1,4 +1,4 @@
-"""From annotation files and images to batches of samples."""
+"""Data sets: read and check annotations and images, and make batches of samples."""
 
 from sparsedet.data.audit import Audit, Mended, audit_dataset, write_mended
 from sparsedet.data.catalog import (

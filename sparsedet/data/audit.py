@@ -1,4 +1,4 @@
-"""All faults of a set at once, and a copy without them."""
+"""Find all faults of a data set, and write a copy without them."""
 
 import os
 from collections import Counter
@@ -20,14 +20,14 @@ from sparsedet.tables import format_table
 
 @dataclass(frozen=True)
 class Audit:
-    """What the checks of a set found.
+    """The result of the checks of a data set.
 
     Args:
-        source: path of what was read.
-        findings: all faults, what stops first.
-        checked: what can be used; None where the set cannot be read.
-        dataset: as `open_dataset` gives it; None where that stops.
-        error: the fault that ended the checks, if one did; the last of `findings`.
+        source: path that was read.
+        findings: all faults, errors first.
+        checked: the usable part; None if the set cannot be read.
+        dataset: the result of `open_dataset`; None if that raises an error.
+        error: the fault that ended the checks, if there was one; the last of `findings`.
     """
 
     source: str
@@ -38,11 +38,11 @@ class Audit:
 
     @property
     def is_clean(self) -> bool:
-        """Whether everything is used as it is written."""
+        """Whether all entries are used unchanged."""
         return all(finding.effect is Effect.KEPT for finding in self.findings)
 
     def table(self) -> str:
-        """All findings for a terminal: what training does, how often, the fault, examples."""
+        """A table of all findings: what training does, the number, the fault, examples."""
         rows = [["training", "count", "finding"]]
         for finding in self.findings:
             rows.append([finding.effect.value, str(finding.count), finding.fault])
@@ -51,17 +51,17 @@ class Audit:
         return format_table(rows, left=(0, 2)) if self.findings else "no findings"
 
     def refuse(self) -> None:
-        """Raises what `open_dataset` raises, if it does.
+        """Raises the error that `open_dataset` would raise, if any.
 
         Raises:
-            DatasetError: one message about the faults that stop.
+            DatasetError: one message about the faults that are errors.
         """
         if self.error is not None:
             raise DatasetError(self.error)
         refuse(self.source, self.findings)
 
     def report(self) -> dict[str, Any]:
-        """What was found, in JSON's types; docs/data.md has its keys."""
+        """The findings in types of JSON; docs/data.md explains the keys."""
         checked = self.checked
         return {
             "source": self.source,
@@ -95,20 +95,20 @@ def audit_dataset(
     pictures: PictureSettings | None = DEFAULT_SETTINGS,
     inspect: Inspector | None = None,
 ) -> Audit:
-    """Checks a set as `open_dataset` does, and goes on where that stops.
+    """Checks a data set like `open_dataset`, but continues after errors.
 
-    If the set can be used, `open_dataset` with the same arguments gives it without reading it
+    If the set can be used, `open_dataset` with the same arguments returns it without reading it
     again.
 
     Args:
         annotations: as for `open_dataset`.
-        images: as there.
-        split: as there.
-        format: as there.
-        skip_broken_images: as there.
-        pictures: as there.
-        inspect: looks at the picture files: a `PictureDecoder` decodes them all, None looks at
-            their headers.
+        images: as for `open_dataset`.
+        split: as for `open_dataset`.
+        format: as for `open_dataset`.
+        skip_broken_images: as for `open_dataset`.
+        pictures: as for `open_dataset`.
+        inspect: inspects the picture files: a `PictureDecoder` decodes all of them; None = only
+            read their headers.
 
     Raises:
         ValueError: there is no such format.
@@ -138,13 +138,13 @@ def audit_dataset(
 
 @dataclass(frozen=True)
 class Mended:
-    """What a cleaned copy has.
+    """The content of a cleaned copy.
 
     Args:
-        dataset: what was written.
-        num_images: image entries of the source.
-        num_annotations: annotations of the source.
-        changed: by the key of an annotation, how many had it otherwise or not at all.
+        dataset: the written data set.
+        num_images: number of image entries in the source.
+        num_annotations: number of annotations in the source.
+        changed: for each key of annotations, how many values were changed or added.
     """
 
     dataset: AnnotatedDataset
@@ -164,20 +164,19 @@ class Mended:
 
 @collector_paused()
 def write_mended(audit: Audit, path: str | os.PathLike[str]) -> Mended:
-    """Writes what can be used of a set as a COCO instances file.
+    """Writes the usable part of a data set as a COCO instances file.
 
-    Training on it equals training on the source, where that is possible: what is left out there is
-    not in the copy, and what is read as something else is written so. An `area` that does not fit
-    its box, which training does not use, becomes width x height. Fields that are not read, such as
-    `segmentation`, are kept. The source is not touched.
+    Training on the copy is equal to training on the source, if that is possible: entries that
+    training leaves out are not in the copy, and changed values are written as training uses them.
+    An `area` that does not fit its box, which training does not use, becomes width x height. Fields
+    that are not read, such as `segmentation`, are kept. The source is not changed.
 
     Args:
-        audit: of the set.
-        path: of a file that does not exist.
+        audit: the audit of the data set.
+        path: a file that does not exist yet.
 
     Raises:
-        DatasetError: the file exists, or the set has faults of which the meaning of all of it
-            depends.
+        DatasetError: the file exists, or the set has faults that make its meaning doubtful.
     """
     path = Path(path)
     if path.exists() or path.is_symlink():
@@ -186,7 +185,7 @@ def write_mended(audit: Audit, path: str | os.PathLike[str]) -> Mended:
     if audit.checked is None or doubtful:
         faults = " Also: ".join(map(str, doubtful))
         raise DatasetError(
-            f"{audit.source}: correct this by hand before a cleaned copy can be written: {faults}"
+            f"{audit.source}: no cleaned copy can be written before you correct this: {faults}"
         )
     checked = audit.checked
     dataset = dataset_of(_with_true_areas(checked))
@@ -203,14 +202,14 @@ def _with_true_areas(checked: Checked) -> Checked:
 
 
 def _with_true_area(entry: CleanAnnotation) -> CleanAnnotation:
-    """Its area stays if it can be that of an object in the box, which may have been clipped."""
+    """Keep the area if an object in the box, which may have been clipped, can have it."""
     _, _, width, height = entry.bbox
     sound = not entry.area_is_doubtful and lies_within(entry.area, width, height)
     return entry if sound else replace(entry, area=width * height)
 
 
 def _originals(checked: Checked) -> Originals | None:
-    """The entries of a COCO file; other formats have no further fields."""
+    """The entries of a COCO file; other formats have no additional fields."""
     source = checked.source
     if source.format != "coco":
         return None
@@ -225,5 +224,5 @@ def _originals(checked: Checked) -> Originals | None:
 
 
 def _objects(checked: Checked) -> list[list[CleanAnnotation]]:
-    """Of each image in turn."""
+    """The usable annotations of each image, in order."""
     return [checked.objects.get(image["id"], []) for image in checked.images]

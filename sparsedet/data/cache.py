@@ -1,4 +1,4 @@
-"""Copies of files from elsewhere in a folder of bounded size, shared by processes."""
+"""A cache of remote files: a folder of bounded size that processes share."""
 
 import hashlib
 import io
@@ -14,34 +14,34 @@ from typing import IO
 
 _logger = logging.getLogger(__name__)
 
-_LEFT = 0.75  # share of the size that is left after the oldest files have gone
-_UNSEEN = 64  # a process looks at the folder again when it has written this fraction of the size
-# The cache removes what is called so and nothing else: a folder may hold files of its user.
+_LEFT = 0.75  # share of the size that remains after the oldest files were removed
+_UNSEEN = 64  # a process lists the folder again after it has written 1/64 of the size
+# The cache removes only files with such names, since the folder may have other files.
 _OWN_NAME = re.compile(r"\.?[0-9a-f]{62}(\.\d+\.\d+\.tmp)?")
-_ABANDONED = 3600  # seconds after which a file that is not whole has no writer any more
+_ABANDONED = 3600  # seconds after which an incomplete file is considered abandoned
 
 
 class FileCache:
-    """Files by address; those that were not used for longest go first.
+    """Files by URL; the least recently used files are removed first.
 
-    Processes share a folder without talking to each other: a file appears whole or not at all, and
-    each process counts what it writes itself between two looks at the folder. With up to 16 writers
-    the size is kept.
+    Processes share a folder without communication: files are written atomically, and each process
+    counts only its own writes between two listings of the folder. With up to 16 writers the size is
+    not exceeded.
 
-    If the folder cannot be read or written, one warning says so, and every file is fetched.
+    If the folder cannot be read or written, one warning says so, and every file is downloaded.
 
     Args:
-        folder: is made when the first file comes.
-        max_bytes: most bytes of all files.
+        folder: created when the first file is stored.
+        max_bytes: maximum size of all files.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
-        self._unseen = max_bytes  # the first file makes it look
+        self._unseen = max_bytes  # so that the first file triggers a listing
         self._lock, self._warned = threading.Lock(), False
 
     def open(self, address: str, fetch: Callable[[], bytes]) -> IO[bytes]:
-        """The file of an address; `fetch` is called where it is not there."""
+        """The file of a URL; `fetch` is called if it is not in the cache."""
         path = self._path(address)
         try:
             file = path.open("rb")
@@ -55,12 +55,12 @@ class FileCache:
                 except OSError as reason:
                     self._warn(reason)
             return io.BytesIO(content)
-        with suppress(OSError):  # it may be gone, or be another user's
+        with suppress(OSError):  # it may be gone, or belong to another user
             os.utime(path)
         return file
 
     def forget(self, address: str) -> None:
-        """Removes the file of an address, such as one that turned out to be broken."""
+        """Removes the file of a URL, such as one that turned out to be broken."""
         with suppress(OSError):
             self._path(address).unlink()
 
@@ -70,7 +70,7 @@ class FileCache:
             _logger.warning(
                 f"cache folder {str(self._folder)!r} cannot be used "
                 f"({(error.strerror or str(error)).lower()}), so every picture is downloaded "
-                "again. Make room or give this user the right to write there, or set "
+                "again. Free some space, give this user permission to write there, or set "
                 "dataset.cache_dir."
             )
 

@@ -1,4 +1,4 @@
-"""The data sets of a configuration: can they be used, which classes do they have."""
+"""Check the data sets of a configuration, and fill in their classes."""
 
 import os
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from sparsedet.data.errors import DatasetError
 from sparsedet.data.reading import PictureSettings
 from sparsedet.data.validate import warn_once
 
-# Where the shipped configs expect their sets, and how to get them.
+# Paths of the data sets of packaged configs, and how to get them.
 _HOW_TO_GET = {
-    "datasets/shapes": "Make it with: python -m sparsedet.data.shapes --output datasets/shapes",
-    "datasets/haystack": "Make it with: python -m sparsedet.data.haystack",
+    "datasets/shapes": "Create it with: python -m sparsedet.data.shapes --output datasets/shapes",
+    "datasets/haystack": "Create it with: python -m sparsedet.data.haystack",
     "datasets/coco": "Get it from https://cocodataset.org/#download",
 }
 
@@ -30,23 +30,22 @@ _RULES = {
 
 
 def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
-    """Reads the sets named in `cfg.dataset` and fills what follows from them.
+    """Reads the data sets in `cfg.dataset` and fills in their classes.
 
-    `cfg.dataset.path`, a set with parts, takes the place of `<split>_json` and `<split>_images`.
-    Where `cfg.dataset.class_names` is None, it and `cfg.dataset.num_classes` are set from the
-    first split (another `num_classes`, such as a config's 80 for COCO, is replaced with a
-    warning). Classes of the splits are matched by name; those of a later split must be among
-    those of the first.
+    `cfg.dataset.path`, a set with parts, replaces `<split>_json` and `<split>_images`. If
+    `cfg.dataset.class_names` is None, it and `cfg.dataset.num_classes` are set from the first split
+    (another `num_classes`, such as a config's 80 for COCO, is replaced with a warning). Classes of
+    the splits are matched by name; the classes of a later split must be among those of the first.
 
     Args:
         cfg: configuration whose `dataset` has `path` and `format` (or neither), `<split>_json`,
             `<split>_images`, `num_classes` and `class_names`; changed in place.
-        splits: which splits will be used; ("val",) where nothing is trained.
+        splits: the splits that will be used; ("val",) if nothing is trained.
 
     Raises:
-        ConfigError: a setting is none that a set can have.
-        DatasetError: a path is not set or cannot be used, categories do not agree, or
-            `class_names` do not fit the set or `num_classes`.
+        ConfigError: a setting has an invalid value.
+        DatasetError: a path is not set or cannot be used, categories differ, or `class_names` do
+            not fit the set or `num_classes`.
     """
     dataset = cfg.dataset
     _check(dataset)
@@ -71,15 +70,15 @@ def resolve_dataset(cfg: Any, splits: Sequence[str] = ("train", "val")) -> None:
 
 
 def resolve_classes(cfg: Any) -> None:
-    """Fills the classes alone, from the first part of the set that is there; nothing if none is.
+    """Fills in only the classes, from the first part whose annotations exist, if there is one.
 
-    For what needs names or a number and no pictures: a COCO set's pictures may be elsewhere.
+    For code that needs class names or their number, but no pictures.
 
     Args:
         cfg: as for `resolve_dataset`.
 
     Raises:
-        ConfigError: a setting is none that a set can have.
+        ConfigError: a setting has an invalid value.
         DatasetError: the annotations cannot be read.
     """
     dataset = cfg.dataset
@@ -88,7 +87,7 @@ def resolve_classes(cfg: Any) -> None:
     if dataset.class_names is None:
         for split in ("train", "val"):
             path, format = dataset.get(f"{split}_json"), dataset.get("format", "auto")
-            named = "." in format  # a reader of the user's own, which knows sets by name
+            named = "." in format  # a custom reader, whose data sets may have names
             if path is not None and (named or os.path.exists(path)):
                 found = open_dataset(path, None, split=split, format=format)
                 dataset.class_names = [literal(name) for name in found.class_names]
@@ -99,13 +98,13 @@ def resolve_classes(cfg: Any) -> None:
 
 
 def picture_settings(dataset: Any) -> PictureSettings:
-    """How the pictures of a configuration's `dataset` are read.
+    """The settings for reading the pictures of a configuration's `dataset`.
 
     Args:
-        dataset: `cfg.dataset`; keys that it lacks have their defaults.
+        dataset: `cfg.dataset`; missing keys have their defaults.
 
     Raises:
-        ValueError: a value is none that can be.
+        ValueError: a value is invalid.
     """
     keys = {
         "value_range": "value_range",
@@ -120,7 +119,7 @@ def picture_settings(dataset: Any) -> PictureSettings:
 
 
 def _check(dataset: Any) -> None:
-    """Refuses values that a set cannot have; what a config does not say of classes is unset."""
+    """Refuses invalid values; missing keys about classes are set to None."""
     for key in ("class_names", "num_classes"):
         if key not in dataset:
             dataset[key] = None
@@ -136,13 +135,12 @@ def _check_class_names(dataset: Any) -> None:
     names = texts(names) if several else names
     if not several or not names or not all(isinstance(n, str) for n in names):
         raise DatasetError(
-            f"dataset.class_names must be a list of texts, got {names!r}. Write "
-            "'dataset.class_names=[cat,dog]', or null for those of the annotations."
+            f"dataset.class_names must be a list of strings, got {names!r}. Write "
+            "'dataset.class_names=[cat,dog]', or null for the classes of the annotations."
         )
     if len(set(names)) < len(names):
         raise DatasetError(
-            f"dataset.class_names must be different, got {list(names)}. Leave out what is there "
-            "twice."
+            f"dataset.class_names must be distinct, got {list(names)}. Remove duplicates."
         )
 
 
@@ -153,21 +151,21 @@ def _place_parts(dataset: Any) -> None:
 
 
 def part_arguments(cfg: Any, split: str) -> dict[str, Any]:
-    """The arguments of `open_dataset` with which the shipped configs open a part of their set.
+    """The arguments of `open_dataset` with which packaged configs open a part of their set.
 
     Args:
         cfg: as for `resolve_dataset`.
         split: `train` or `val`.
 
     Raises:
-        DatasetError: the config does not say where the part is.
+        DatasetError: the config does not define the part.
     """
     _place_parts(cfg.dataset)
     return _arguments(cfg.dataset, split)
 
 
 def how_to_get(path: str) -> str:
-    """A sentence, after a space, about a set that the shipped configs name; else nothing."""
+    """A sentence, after a space, on how to get a data set of packaged configs; else empty."""
     for folder, how in _HOW_TO_GET.items():
         if str(path).startswith(f"{folder}/"):
             return f" {how}"
@@ -192,7 +190,7 @@ def _arguments(dataset: Any, split: str) -> dict[str, Any]:
 
 
 def _open(dataset: Any, split: str) -> AnnotatedDataset:
-    """The set as the loaders open it, so that it is read once."""
+    """The data set, opened with the arguments of the loaders, so that it is read only once."""
     arguments = _arguments(dataset, split)
     path = arguments["annotations"]
     try:
@@ -221,7 +219,7 @@ def _require_objects(sets: dict[str, AnnotatedDataset]) -> None:
         if not found.has_targets():
             raise DatasetError(
                 f"{found.source}: there is not a single usable box ('annotations' is missing or "
-                "empty, or has ignore regions or unusable boxes alone), so there is nothing to "
+                "empty, or has only ignore regions or unusable boxes), so there is nothing to "
                 f"learn and AP is undefined. Add annotations, or set another dataset.{split}_json."
             )
 

@@ -1,4 +1,4 @@
-"""A set from its files to what is used of it, in any format: all checks in their order."""
+"""Read a data set in any format and run all checks in order."""
 
 import gc
 import os
@@ -21,15 +21,15 @@ from sparsedet.data.validate import (
 
 @dataclass(frozen=True)
 class Checked:
-    """What is used of a source.
+    """The usable part of a source.
 
     Args:
-        source: what was read; its lists are empty, which would take most of the memory.
-        num_images: image entries that were read.
-        num_annotations: annotations that were read.
+        source: the source, with empty lists to save memory.
+        num_images: number of image entries that were read.
+        num_annotations: number of annotations that were read.
         categories: (id, name) in the order of the classes.
-        images: the image entries, with their sizes where those are known.
-        objects: what is used of the annotations, by image id.
+        images: the usable image entries, with their sizes if they are known.
+        objects: the usable annotations, by image id.
     """
 
     source: Source
@@ -42,9 +42,9 @@ class Checked:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Spares the search for garbage among millions of objects that are all needed.
+    """Pauses garbage collection, since millions of objects are created and all are needed.
 
-    With COCO's training set it takes longer than the checks.
+    With COCO's training set the collection would take longer than the checks.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -67,20 +67,20 @@ def read_checked(
     findings: Findings,
     inspect: Inspector = inspect_headers,
 ) -> Checked:
-    """Reads and checks a set.
+    """Reads and checks a data set.
 
     Args:
         annotations: file or folder.
-        images: folder of the pictures, where the format does not say it.
-        split: which part of a set that has several.
+        images: folder of the pictures, if the format does not define it.
+        split: the part of a set with several parts.
         format: as for `read_source`.
-        skip_broken: leave unreadable pictures out with a warning.
+        skip_broken: leave out unreadable pictures with a warning.
         pictures: how the files will be read.
-        findings: where faults are noted; where they do not stop, what has them is not used.
-        inspect: looks at the picture files.
+        findings: collects faults; if it does not raise, faulty entries are left out.
+        inspect: inspects the picture files.
 
     Raises:
-        DatasetError: it cannot be read, or there are faults that stop.
+        DatasetError: it cannot be read, or has faults that are errors.
         ValueError: there is no such format.
     """
     path, folder = os.fspath(annotations), None if images is None else os.fspath(images)
@@ -113,9 +113,10 @@ def _without(images: dict[Any, dict], unusable: set) -> list[dict]:
 
 
 def _classes(source: Source, categories: list[tuple[int, str]]) -> dict[Any, int]:
-    """Class by category id; a category with a fault has one, or its objects would have that, too.
+    """Class by category id.
 
-    It decides nothing, since such a fault stops.
+    Faulty categories get a class, too, so that their objects are not reported as faulty as well.
+    This has no other effect, since such a fault is an error.
     """
     faulty = (category.get("id") for category in source.categories)
     classes = {identity: 0 for identity in faulty if isinstance(identity, (int, str))}
@@ -123,7 +124,7 @@ def _classes(source: Source, categories: list[tuple[int, str]]) -> dict[Any, int
 
 
 def _in_pixels(annotations: list[dict], images: dict[Any, dict], unusable: set) -> list[dict]:
-    """Those of usable images; the others have no size."""
+    """The annotations of usable images, in pixels; other images have no size."""
     annotations = [entry for entry in annotations if entry["image_id"] not in unusable]
     for entry in annotations:
         image = images[entry["image_id"]]

@@ -1,4 +1,4 @@
-"""Any set as a COCO instances file."""
+"""Write any data set as a COCO instances file."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ from sparsedet.files import write_json_lists
 
 @dataclass(frozen=True)
 class Originals:
-    """The entries that a set was read from, whose further fields are kept.
+    """The entries from which a data set was read; their additional fields are kept.
 
     Args:
         top: the file's top level; its three lists are not used.
@@ -33,20 +33,20 @@ class Originals:
 def write_coco(
     dataset: AnnotatedDataset, path: str | os.PathLike, *, originals: Originals | None = None
 ) -> Counter[str]:
-    """Writes a set as a COCO instances file, which appears whole or not at all.
+    """Writes a data set as a COCO instances file, atomically.
 
-    Image and category ids are those of the set; annotations count from 1 in its order. File names
-    are relative to `dataset.images`, the folder to give for reading the file again. Ignore regions
-    keep `iscrowd`.
+    Image and category ids are those of the data set; annotation ids start at 1. File names are
+    relative to `dataset.images`, the image folder to give when the file is read again. Ignore
+    regions keep `iscrowd`.
 
     Args:
-        dataset: what `open_dataset` gives.
-        path: of the file to write.
-        originals: entries with further fields, such as `segmentation`, that are written, too.
-            Annotation ids that are whole numbers and differ from each other are kept then.
+        dataset: result of `open_dataset`.
+        path: the file to write.
+        originals: entries with additional fields, such as `segmentation`, that are written, too.
+            Distinct integer annotation ids are then kept.
 
     Returns:
-        By the key of an annotation, how many of the originals had it otherwise or not at all.
+        For each key of annotations, how many values differ from the originals or were added.
     """
     originals = originals or Originals()
     ids = _category_ids(dataset)
@@ -95,7 +95,7 @@ def _with_fields(
     originals: Sequence[dict[str, Any]],
     changed: Counter[str],
 ) -> Iterator[dict[str, Any]]:
-    """Annotations with the further fields of what they were; counts what differs."""
+    """Annotations with the additional fields of their originals; counts the differences."""
     taken = Counter(e["id"] for e in originals if _is_id(e.get("id")))
     free = itertools.count(max(taken, default=0) + 1)
     used: set[int] = set()
@@ -107,7 +107,7 @@ def _with_fields(
         for key, value in entry.items():
             if original.get(key) != value:
                 changed[key] += 1
-        # it has become iscrowd, where it meant something
+        # 'ignore' was converted to iscrowd
         further = {key: value for key, value in original.items() if key != "ignore"}
         yield {**further, **entry}
 
@@ -117,7 +117,7 @@ def _is_id(value: Any) -> TypeGuard[int]:
 
 
 def _category_ids(dataset: AnnotatedDataset) -> list[int]:
-    """Ids of the classes; those that the set lacks get the next free ones."""
+    """Ids of the classes; classes without an id get the next free ids."""
     known = [i for i in dataset.category_ids if i is not None]
     free = itertools.count(max(known, default=0) + 1)
     return [next(free) if i is None else i for i in dataset.category_ids]

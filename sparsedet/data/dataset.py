@@ -1,6 +1,6 @@
-"""A set of annotated pictures, read and checked once, whatever its format.
+"""Data sets of annotated pictures in any format, read and checked once.
 
-This is the place that knows category ids; everything behind it sees contiguous classes.
+Category ids are only used up to here; all later code uses contiguous classes.
 """
 
 import hashlib
@@ -27,20 +27,19 @@ _opened: dict[tuple, "tuple[dict[str, _Stamp], AnnotatedDataset]"] = {}
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """A checked set, as loaders, evaluator and catalog share it.
+    """A checked data set that loaders, evaluator and catalog share.
 
     Args:
         source: path of the annotation file or folder.
-        format: `coco`, `voc`, `yolo`, or what a reader of your own calls it.
-        images: folder that the pictures lie in, or its address; None where no picture was looked
-            at.
+        format: `coco`, `voc`, `yolo`, or the name that a custom reader gives.
+        images: folder of the pictures, or its URL; None if no picture was read.
         records: one dict per image: `file_name` (full path), `height`, `width`, `image_id`,
             `annotations` (dicts with `bbox`, `bbox_mode` = XYWH_ABS, `category_id` contiguous,
-            `iscrowd`, `area`). Images without objects are there, too.
+            `iscrowd`, `area`). Images without objects are included.
         class_names: name of each contiguous class.
-        category_ids: id in the file of each contiguous class; None for a class it lacks. Formats
-            without ids count from 1.
-        num_objects: how many boxes the records have, ignore regions included.
+        category_ids: id in the file of each contiguous class; None for a class that the file
+            lacks. For formats without ids they start at 1.
+        num_objects: number of boxes in the records, including ignore regions.
     """
 
     source: str
@@ -59,10 +58,10 @@ class AnnotatedDataset:
         )
 
     def with_classes(self, class_names: Sequence[str]) -> "AnnotatedDataset":
-        """The same set with its classes numbered as another list has them, matched by name.
+        """The same data set with its classes numbered as in another list, matched by name.
 
         Raises:
-            DatasetError: a class of the set is none of them.
+            DatasetError: a class of the data set is not in the list.
         """
         names = tuple(class_names)
         if names == self.class_names:
@@ -91,11 +90,11 @@ class AnnotatedDataset:
         return self.category_ids[number] is not None
 
     def has_targets(self) -> bool:
-        """Whether there is a box that is no ignore region."""
+        """Whether there is a box that is not an ignore region."""
         return any(not e["iscrowd"] for record in self.records for e in record["annotations"])
 
     def digest(self) -> str:
-        """A name for what the set says: equal for equal records and classes, wherever they lie."""
+        """A hash of records and classes that does not depend on the folder of the pictures."""
         content = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
         for record in self.records:
             place = os.path.relpath(record["file_name"], self.images or os.curdir)
@@ -113,32 +112,32 @@ def open_dataset(
     skip_broken_images: bool = False,
     pictures: PictureSettings | None = DEFAULT_SETTINGS,
 ) -> AnnotatedDataset:
-    """Reads and checks a set, once in a process.
+    """Reads and checks a data set, once per process.
 
-    Equal arguments give the same object, until a file that was read has changed. Processes that
-    are handed it do not read the files again.
+    Equal arguments return the same object until one of the read files changes. If the object is
+    passed to another process, the files are not read again.
 
     Args:
-        annotations: a COCO instances file (or LVIS's), a YOLO set's `data.yaml`, a folder of Pascal
-            VOC, or a folder that holds one of them.
-        images: folder that the file names are relative to, or its address (`s3://...`); None where
-            the format says itself where the pictures lie. A COCO file does not: with None no
-            picture is opened, `file_name` stays as it is, and sizes are those of the file.
-        split: which part of a set that has several (`train`, `val`, ...); a COCO file is one part.
-        format: `coco`, `voc`, `yolo`, or `auto` to go by what is at `annotations`; or the dotted
-            path of a reader of your own, which `annotations` is a name for. It is called with
-            `annotations`, `images`, `split` and where to note faults, and returns a
+        annotations: a COCO (or LVIS) instances file, a YOLO set's `data.yaml`, a Pascal VOC folder,
+            or a folder with one of these.
+        images: folder to which the file names are relative, or its URL (`s3://...`); None if the
+            format defines the location of the pictures. A COCO file does not: with None no picture
+            is opened, `file_name` is not changed, and sizes are those of the file.
+        split: the part of a set with several parts (`train`, `val`, ...); a COCO file is one part.
+        format: `coco`, `voc`, `yolo`, or `auto` to detect it; or the dotted path of a custom
+            reader, for which `annotations` may be a name. It is called with `annotations`,
+            `images`, `split` and a collector of faults, and returns a
             `sparsedet.data.formats.Source`.
-        class_names: classes in their order, where another file (that of training) sets them; they
-            are matched by name. None takes the set's own: by id in COCO, by name in VOC, by
+        class_names: classes in their order, if another file (that of training) defines them; they
+            are matched by name. None = the set's own classes: by id in COCO, by name in VOC, by
             number in YOLO.
-        skip_broken_images: leave unreadable image files out with a warning instead of stopping.
-        pictures: how the files will be read, so that what cannot be read is found here. None = they
-            will not be, so that the range of their values does not matter.
+        skip_broken_images: leave out unreadable image files with a warning instead of an error.
+        pictures: how the files will be read, so that unreadable files are found here. None = they
+            will not be read, so the range of their values is not checked.
 
     Raises:
-        DatasetError: anything about the set that would make training or evaluation wrong.
-        ValueError: `format` is none of those.
+        DatasetError: the data set has a fault that would make training or evaluation wrong.
+        ValueError: `format` is unknown.
     """
     if not isinstance(annotations, (str, os.PathLike)):
         raise DatasetError(
@@ -170,10 +169,10 @@ def open_dataset(
 
 @collector_paused()
 def dataset_of(checked: Checked) -> AnnotatedDataset:
-    """The set of what checks left.
+    """The data set of the usable part of a source.
 
     Raises:
-        DatasetError: they left no image.
+        DatasetError: no image is usable.
     """
     source = checked.source
     if not checked.images:
@@ -219,17 +218,17 @@ def key_of(
     skip_broken: bool,
     pictures: PictureSettings | None,
 ) -> tuple:
-    """What a process remembers a set by: the arguments of `open_dataset` but for the classes."""
+    """The key of a data set in memory: the arguments of `open_dataset` except the classes."""
     folder = None if images is None else os.fspath(images)
     return os.getcwd(), os.fspath(annotations), folder, split, format, skip_broken, pictures
 
 
 def keep_open(dataset: AnnotatedDataset, source: Source, key: tuple) -> None:
-    """Remembers a set, so that `open_dataset` gives it until one of its files changes.
+    """Keeps a data set in memory; `open_dataset` returns it until one of its files changes.
 
     Args:
-        dataset: with its own classes.
-        source: what it was read from.
+        dataset: a data set with its own classes.
+        source: its source.
         key: see `key_of`.
     """
     _remember((*key, None), {path: _stamp(path) for path in (key[1], *source.files)}, dataset)
@@ -261,6 +260,6 @@ def _shorten(names: Sequence[str]) -> str:
 
 
 def _alike(name: str, names: Sequence[str]) -> str:
-    """A sentence, after a space, about a name that hardly differs; nothing if there is none."""
+    """A sentence, after a space, about a name that hardly differs; empty if there is none."""
     near = next((each for each in names if folded(each) == folded(name)), None)
     return "" if near is None else f" {near!r} differs only in case, spaces or Unicode form."

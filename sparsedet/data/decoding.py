@@ -1,4 +1,4 @@
-"""All pictures of a set decoded, in parallel, each content once in a user's lifetime."""
+"""Decode all pictures of a data set in parallel, and remember intact ones by their content."""
 
 import hashlib
 import logging
@@ -24,17 +24,17 @@ _READ_BYTES = 1 << 20
 
 
 class PictureCache:
-    """Which pictures could be decoded, by the hash of their content.
+    """A cache of the content hashes of pictures that could be decoded.
 
-    A file that was changed, restored or damaged has another hash, so nothing that is known can be
-    wrong; reading and hashing takes a small part of the time that decoding does. Names and times
-    of files do not matter: a set that was moved or copied is known. Broken pictures are not kept.
+    A file that was changed, restored or damaged has another hash, so an entry never becomes wrong.
+    Reading and hashing takes a small part of the time of decoding. Names and times of files do not
+    matter: a data set that was moved or copied is still known. Broken pictures are not stored.
 
     Several processes may use one file. If it cannot be used, one warning says so, and every
     picture is decoded.
 
     Args:
-        path: a SQLite file; it and its folder are made where they are missing.
+        path: a SQLite file; it and its folder are created if they are missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class PictureCache:
         self._connection: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # the lock above keeps threads apart
+            # self._lock serializes the threads
             self._connection = sqlite3.connect(path, check_same_thread=False)
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS sound (digest BLOB PRIMARY KEY) WITHOUT ROWID"
@@ -56,12 +56,12 @@ class PictureCache:
         return bool(self._do(lambda database: database.execute(query, (digest,)).fetchone()))
 
     def add(self, digest: bytes) -> None:
-        """Notes a picture that could be decoded."""
+        """Adds a picture that could be decoded."""
         query = "INSERT OR IGNORE INTO sound VALUES (?)"
         self._do(lambda database: database.execute(query, (digest,)))
 
     def commit(self) -> None:
-        """Writes to disk what was added."""
+        """Writes added entries to disk."""
         self._do(lambda database: database.commit())
 
     def _do(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
@@ -82,14 +82,14 @@ class PictureCache:
 
 
 class PictureDecoder:
-    """Decodes pictures as training does; looks at files for `check_files`.
+    """Decodes pictures as training does; an inspector for `check_files`.
 
     Args:
-        cache: of pictures that are known to be sound; None decodes every one.
+        cache: cache of pictures that are known to be intact; None = decode every picture.
 
     Attributes:
-        num_decoded: pictures that were decoded so far.
-        num_known: pictures that the cache knew.
+        num_decoded: number of pictures that were decoded so far.
+        num_known: number of pictures that were in the cache.
     """
 
     def __init__(self, cache: PictureCache | None = None) -> None:
@@ -99,7 +99,7 @@ class PictureDecoder:
     def __call__(
         self, paths: Sequence[str], settings: PictureSettings
     ) -> Iterator[ImageHeader | str]:
-        """Header of each picture, or why it cannot be decoded; a bar on terminals."""
+        """Header of each picture, or why it cannot be decoded; shows a bar on terminals."""
         bar = tqdm(total=len(paths), unit=" pictures", dynamic_ncols=True, disable=None)
         look = partial(self._look, settings=settings)
         with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -125,7 +125,7 @@ class PictureDecoder:
 
 
 def _digest(path: str, settings: PictureSettings) -> bytes | None:
-    """Hash of a file's content and of what decodes it; None where it cannot be read here."""
+    """Hash of a file's content, Pillow's version and settings; None if it cannot be read."""
     if not os.path.isfile(path):  # a pipe or a device may have no end
         return None
     content = hashlib.blake2b(f"{PIL.__version__} {settings}".encode(), digest_size=20)
@@ -133,6 +133,6 @@ def _digest(path: str, settings: PictureSettings) -> bytes | None:
         with open(path, "rb") as file:
             while chunk := file.read(_READ_BYTES):
                 content.update(chunk)
-    except (OSError, ValueError):  # said by the one who opens it to decode it
+    except (OSError, ValueError):  # reported when it is decoded
         return None
     return content.digest()

@@ -1,14 +1,14 @@
-"""Pictures of more than 8 bits for each channel: the range that a file declares, and its 8 bits.
+"""Convert pictures of more than 8 bits per channel to 8 bits.
 
-One rule holds for all: the range is `dataset.value_range`, else what the file declares, and never
-the largest value of a picture, which would make brightness jump from one to the next.
+The range of values is `dataset.value_range`, or else the range that the file declares. It is never
+taken from the values of a picture, since brightness would then differ between pictures.
 
 - Integers of n bits without sign (TIFF, PNG, PGM, JPEG 2000) declare 0..2^n - 1, where n is rounded
   up to 10, 12, 14 or 16.
 - TIFF's MaxSampleValue and SMaxSampleValue declare 0 to their number where that is a whole depth:
   1023, 4095, 16383 or 65535; for floats also 1 and 255. Other numbers are statistics.
-- PNG's sBIT declares 0..2^sBIT - 1, unless values were scaled up to 16 bits as the standard has it.
-- Signed integers, those of 32 bits and floats declare nothing. Without `dataset.value_range` they
+- PNG's sBIT declares 0..2^sBIT - 1, unless values are scaled up to 16 bits as the standard demands.
+- Signed integers, 32-bit integers and floats declare nothing. Without `dataset.value_range` they
   are refused.
 """
 
@@ -37,18 +37,18 @@ _GRAY_AND_ALPHA = 4  # PNG's color type
 
 @dataclass(frozen=True)
 class Depth:
-    """What a file says about values that 8 bits do not hold.
+    """What a file declares about values of more than 8 bits.
 
     Args:
         kind: the values in words, such as "16-bit integers".
-        declared: their (black, white) as the file has it; None where it does not say.
-        color: whether there are several channels, of which Pillow gives the upper 8 bits.
+        declared: the values (black, white) that the file declares; None if it does not.
+        color: whether there are several channels, of which Pillow gives only the upper 8 bits.
         inverted: whether low values are white.
-        shown: the range that Pillow's 8 bits of several channels span.
-        only_shown: whether there is no way to the bits below those.
-        unit: how many of the numbers that Pillow gives are one of the file's.
-        significant: bits of PNG's sBIT, where they are fewer than those of the file.
-        stored: numpy's name for the values, where Pillow takes them for others.
+        shown: the range of values that Pillow's 8 bits of several channels cover.
+        only_shown: whether the lower bits cannot be read.
+        unit: the factor by which Pillow's numbers are larger than those of the file.
+        significant: bits of PNG's sBIT, if they are fewer than those of the file.
+        stored: numpy dtype of the values, if Pillow misinterprets it.
     """
 
     kind: str
@@ -64,11 +64,11 @@ class Depth:
 
 @dataclass(frozen=True)
 class Use:
-    """What the values of pictures make of the range that they are read with.
+    """How the values of pictures use the range with which they are read.
 
     Args:
         kind: the values in words.
-        scale: the (black, white) that was used.
+        scale: the values (black, white) that were used.
         low: smallest finite value.
         high: largest finite value.
         outside: largest share of values outside of `scale` in a picture.
@@ -81,7 +81,7 @@ class Use:
     outside: float = 0.0
 
     def joined(self, other: "Use") -> "Use":
-        """That of several pictures of one kind and scale."""
+        """The use of several pictures of the same kind and scale."""
         return replace(
             self,
             low=min(self.low, other.low),
@@ -90,12 +90,12 @@ class Use:
         )
 
     def is_dark(self) -> bool:
-        """Whether the values stay in the lowest sixteenth of the range, as 12 bits of 16 do."""
+        """Whether the values stay in the lowest sixteenth of the range, as 12 of 16 bits do."""
         black, white = self.scale
         return self.low < self.high <= black + (white - black) / 16
 
     def fault(self) -> str | None:
-        """What is odd about it, and the mend; None where the range is used."""
+        """What is wrong with the range, and the remedy; None if the values use the range."""
         black, white = self.scale
         span = min(self.high, white) - max(self.low, black)
         if self.high == self.low or (span > (white - black) / 4 and self.outside < 0.1):
@@ -110,10 +110,10 @@ class Use:
 
 
 def declared_depth(image: Image.Image) -> Depth | None:
-    """What a picture's header says about its values; None for 8 bits or fewer.
+    """What a picture's header declares about its values; None for 8 bits or fewer.
 
     Args:
-        image: opened and not yet decoded, so that the file can be asked.
+        image: a picture that is opened but not yet decoded.
     """
     tags, file = getattr(image, "tag_v2", None), getattr(image, "fp", None)
     if image.format == "TIFF" and tags is not None:
@@ -128,24 +128,24 @@ def declared_depth(image: Image.Image) -> Depth | None:
 
 
 def to_8_bits(image: Image.Image, depth: Depth, value_range: Range | None) -> tuple[Any, Use]:
-    """The values of a picture on the 256 levels, (h, w) or (h, w, 3), and what they use.
+    """Convert a picture to 256 levels, (h, w) or (h, w, 3); also returns its use of the range.
 
-    Values outside of the range become black or white, and NaN black.
+    Values outside of the range become black or white, and NaN becomes black.
 
     Args:
-        image: not yet decoded if it has several channels.
-        depth: of this picture; with a range, unless `value_range` is given.
-        value_range: (black, white) in place of what the file declares.
+        image: a picture that is not yet decoded if it has several channels.
+        depth: the depth of this picture, with a range unless `value_range` is given.
+        value_range: (black, white) instead of the range that the file declares.
 
     Raises:
-        ValueError: Pillow cannot give the values that the range is about.
+        ValueError: Pillow cannot read the values.
     """
     if depth.only_shown or (
         depth.color and (value_range or depth.declared) == depth.shown and not depth.significant
     ):
         levels, step = _converted(image), (depth.shown[1] + 1) / 256
         low, high = (float(bound) for bound in (levels.min(), levels.max()))
-        # each level stands for `step` values, of which there may be any
+        # each level covers `step` values
         return levels, Use(depth.kind, depth.shown, low * step, (high + 1) * step - 1)
     values = _colors(image) if depth.color else _decoded(image)
     if depth.stored is not None:
@@ -164,7 +164,7 @@ def to_8_bits(image: Image.Image, depth: Depth, value_range: Range | None) -> tu
 
 
 def _scaled(values: np.ndarray, levels: np.ndarray, scale: Range) -> tuple[float, float, int]:
-    """Writes the levels of a part; its smallest and largest value, and how many are outside."""
+    """Writes the levels of a part; returns its smallest and largest value and number outside."""
     black, white = scale
     numbers = values.astype(np.float64, copy=False)
     finite = numbers[np.isfinite(numbers)]
@@ -177,7 +177,7 @@ def _scaled(values: np.ndarray, levels: np.ndarray, scale: Range) -> tuple[float
 
 
 def _colors(image: Any) -> np.ndarray:
-    """All 16 bits of the colors (h, w, 3): Pillow gives one byte of each, and so either."""
+    """All 16 bits of the colors (h, w, 3); Pillow gives one byte at a time, so it reads twice."""
     file, lower_bytes = image.fp, [_of_other_byte(tile) for tile in image.tile]
     upper = _decoded(image)[..., :3].astype(np.uint16)
     with no_limit():
@@ -194,13 +194,13 @@ def _of_other_byte(tile: Any) -> tuple:
         raise ValueError(f"the layout {raw} of its 16-bit values is not read")
     other = _OTHER_BYTE[raw]
     changed = other if isinstance(args, str) else (other, *others)
-    # named in newer versions of Pillow, which then ask for the names
+    # tiles are named tuples in newer versions of Pillow, which then use the names
     return tile._replace(args=changed) if named else (codec, extents, offset, changed)
 
 
 @no_limit()
 def _decoded(image: Image.Image) -> np.ndarray:
-    image.load()  # numpy would hide what is wrong with a file
+    image.load()  # numpy would hide errors of the file
     return np.asarray(image)
 
 
@@ -218,10 +218,10 @@ _OTHER_BYTE = {
 
 
 def _aligned(values: np.ndarray, depth: Depth) -> Range:
-    """The declared range; that of PNG's sBIT where values begin at the lowest bit.
+    """The declared range, or that of PNG's sBIT if values are not scaled up.
 
-    The standard wants them scaled up to 16 bits, in one of three ways; then the lower bits are 0
-    or repeat the upper ones.
+    The standard demands that they are scaled up to 16 bits, in one of three ways; then the lower
+    bits are 0 or repeat the upper ones.
     """
     assert depth.declared is not None
     if depth.significant is None:
@@ -249,7 +249,7 @@ def _tiff_depth(tags: Any, mode: str) -> Depth | None:
 
 
 def _tagged(tags: Any, *, floats: bool) -> Range | None:
-    """The range of a whole depth that the tags about sample values give."""
+    """The range in the tags of sample values, if it is that of a whole bit depth."""
     known = {_limit(bits) for bits in _DEPTHS[1:]} | ({1, 255} if floats else set())
     for low, high in _MIN_MAX:
         limits = [
@@ -267,7 +267,7 @@ def _limit(bits: int) -> int:
 
 
 def _png_depth(image: Image.Image, file: Any) -> Depth | None:
-    """Reads the chunks in front of the pixels, and leaves the file where it was."""
+    """Reads the chunks before the pixels; restores the file position."""
     place = file.tell()
     try:
         file.seek(8)
@@ -303,7 +303,7 @@ def _pgm_depth(image: Image.Image, file: Any) -> Depth | None:
     args = tiles[0][3] if tiles else ()
     if image.mode == "F":
         return Depth("32-bit floats", None)
-    if isinstance(args, str):  # nothing is to be scaled
+    if isinstance(args, str):  # Pillow does not scale the values
         return Depth("16-bit integers", _FULL) if image.mode == "I" else None
     limit = args[1] if len(args) > 1 and isinstance(args[1], int) else 0
     if limit <= 255:
@@ -315,7 +315,7 @@ def _pgm_depth(image: Image.Image, file: Any) -> Depth | None:
 
 
 def _jpeg2000_depth(image: Image.Image, file: Any) -> Depth | None:
-    """Pillow shifts values to 8 or 16 bits; how many there were is in the SIZ segment."""
+    """Pillow shifts values to 8 or 16 bits; the SIZ segment has the original number of bits."""
     place = file.tell()
     try:
         file.seek(0)
@@ -336,7 +336,7 @@ _READERS = {"PNG": _png_depth, "PPM": _pgm_depth, "JPEG2000": _jpeg2000_depth}
 
 
 def describe_tiff(file: IO[bytes]) -> str | None:
-    """What a TIFF is that Pillow does not read; None for other files."""
+    """Describes a TIFF that Pillow does not read; None for other files."""
     try:
         file.seek(0)
         head = file.read(8)
@@ -349,7 +349,7 @@ def describe_tiff(file: IO[bytes]) -> str | None:
             return None
         bits, form = tags.get(_BITS, (1,)), tags.get(_FORMAT, (_UNSIGNED,))
         count, kind = tags.get(_SAMPLES, 1), _FORMATS.get(form[0], "values")
-    except Exception:  # whatever is wrong with it, it cannot be described
+    except Exception:  # a broken file cannot be described
         return None
     return (
         f"it is a TIFF of {count} channel{'s' * (count > 1)} of {max(bits)}-bit {kind}, which "
@@ -358,7 +358,7 @@ def describe_tiff(file: IO[bytes]) -> str | None:
 
 
 def _suggestion(low: float, high: float) -> Range:
-    """A range of a whole depth, or of the values where they begin far from 0."""
+    """The range of a whole bit depth, or of the values if they are far from 0."""
     if 0 <= low < high / 4 and high <= 1:
         return 0, 1
     if low >= 0 and 1 < high <= 65535:

@@ -1,16 +1,17 @@
-"""The errors that everything about data sets raises."""
+"""The errors of data sets."""
 
 
 class DatasetError(ValueError):
-    """A data set is missing, broken or does not agree with the configuration.
+    """A data set is missing, broken or does not fit the configuration.
 
-    The message is one sentence that names the file and the key or id, and what to do.
+    The message names the file and the key or id, and says what to do.
     """
 
 
 class StorageError(OSError):
-    """A file cannot be reached now, and nothing says that it is broken.
+    """A file cannot be reached at the moment, but it may be intact.
 
-    Too few file handles, missing rights, a disk or a connection that fails: such a picture is never
-    replaced by another one or left out. The message names the file, the cause and the mend.
+    Causes are too few file handles, missing permissions, or a failing disk or connection. Such a
+    picture is never replaced by another one or left out. The message names the file, the cause and
+    the remedy.
     """

@@ -1,4 +1,4 @@
-"""Image files: what their header says, and their pixels as 8-bit RGB."""
+"""Read image files: their headers, and their pixels as 8-bit RGB."""
 
 import logging
 import os
@@ -31,20 +31,20 @@ _STRIP = 1 << 24  # pixels that are copied at a time
 _LARGEST_SHRINK = 8  # of a JPEG's decoder
 
 Shrink = Callable[[int, int], int]
-"""By which of 1, 2, 4 or 8 a picture of this (height, width) is read smaller."""
+"""The factor 1, 2, 4 or 8 by which a picture of this (height, width) is read smaller."""
 
-_said: set[tuple] = set()  # of which kinds of values this process knows that they are odd
+_said: set[tuple] = set()  # kinds of unusual values that this process has warned about
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file says about itself without being decoded.
+    """The header of an image file, read without decoding it.
 
     Args:
         size: stored (width, height).
         orientation: EXIF orientation, 1 = upright.
-        animated: whether there is another frame or page, that is another picture.
-        depth: what its values are, where they have more than 8 bits.
+        animated: whether there are more frames or pages.
+        depth: range of its values if they have more than 8 bits.
     """
 
     size: tuple[int, int]
@@ -53,11 +53,11 @@ class ImageHeader:
     depth: Depth | None
 
     def shows(self, width: int, height: int) -> bool:
-        """Whether the picture, as stored or as EXIF turns it, has this size."""
+        """Whether the picture, as stored or as turned by EXIF, has this size."""
         return self.size == (width, height) or self.needs_turning(width, height)
 
     def needs_turning(self, width: int, height: int) -> bool:
-        """Whether only the turned picture has this size; the size decides which frame holds."""
+        """Whether only the turned picture has this size, so that EXIF must be applied."""
         stored = self.size
         return (
             self.orientation in _TURNED and stored != (width, height) and stored == (height, width)
@@ -65,13 +65,13 @@ class ImageHeader:
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """(width, height) of the picture as EXIF turns it."""
+        """(width, height) of the picture as turned by EXIF."""
         width, height = self.size
         return (height, width) if self.orientation in _TURNED else (width, height)
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether stored and shown picture differ though their sizes are equal."""
+        """Whether the stored and the turned picture differ although their sizes are equal."""
         square = self.size[0] == self.size[1]
         return self.orientation in (2, 3, 4) or (self.orientation in _TURNED and square)
 
@@ -79,20 +79,20 @@ class ImageHeader:
 def inspect_image(
     path: str, settings: PictureSettings = DEFAULT_SETTINGS, *, decode: bool = False
 ) -> ImageHeader | str:
-    """Reads the header of an image file and looks whether the end of the file is there.
+    """Reads the header of an image file and checks that the file is not truncated.
 
-    Only a file whose end looks wrong is decoded, so this is fast enough for large sets.
+    Only a file with an unexpected end is decoded, so this is fast enough for large data sets.
 
     Args:
-        path: any format that Pillow reads.
+        path: a file in any format that Pillow reads.
         settings: how it will be read.
-        decode: decode every file, which finds all that is broken.
+        decode: decode every file, which finds all faults.
 
     Returns:
         The header, or the reason why the file cannot be read.
 
     Raises:
-        StorageError: the file cannot be reached; it may be whole.
+        StorageError: the file cannot be reached; it may be intact.
     """
     try:
         with open_picture(path, settings) as image:
@@ -114,24 +114,24 @@ def read_image(
 ) -> Tensor:
     """Decodes an image file to 8-bit RGB.
 
-    Gray pictures become three equal channels, more than 8 bits are scaled to 8 by the rule of
-    `sparsedet.data.depth`, palettes become their colors, transparency is dropped, and of an
-    animation the first frame is taken. EXIF orientation is followed only where `size` is that of
+    Gray pictures become three equal channels, more than 8 bits are scaled to 8 by the rules of
+    `sparsedet.data.depth`, palettes are converted to colors, transparency is dropped, and only the
+    first frame of an animation is read. EXIF orientation is applied only if `size` is the size of
     the turned picture.
 
     Args:
-        path: any format that Pillow reads.
-        size: expected (width, height), that of the annotation file; None takes the stored frame.
-        settings: how it is to be read.
-        shrink: by how much it is read smaller, which takes the less memory; None = not at all.
+        path: a file in any format that Pillow reads.
+        size: expected (width, height), from the annotation file; None = as stored.
+        settings: how it is read.
+        shrink: the factor by which it is read smaller, to save memory; None = full size.
 
     Returns:
-        uint8 tensor (3, h, w); its memory is laid out with the channels last. Read smaller by s,
-        it has ceil(h / s) rows and ceil(w / s) columns, each pixel the mean of s x s.
+        uint8 tensor (3, h, w) in channels-last memory. Read smaller by s, it has ceil(h / s) rows
+        and ceil(w / s) columns, each pixel the mean of s x s pixels.
 
     Raises:
         DatasetError: the file cannot be decoded, or it has another size.
-        StorageError: the file cannot be reached; it may be whole.
+        StorageError: the file cannot be reached; it may be intact.
     """
     try:
         with open_picture(path, settings) as image:
@@ -150,19 +150,19 @@ def upright_pixels(
     settings: PictureSettings = DEFAULT_SETTINGS,
     shrink: Shrink | None = None,
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The pixels of a picture without annotations: `read_image` of the size to which EXIF turns it.
+    """Reads a picture without annotations, with its EXIF orientation applied.
 
     Args:
         image: a picture, or the path of a file.
-        settings: how it is to be read.
-        shrink: by how much it is read smaller; None = not at all.
+        settings: how it is read.
+        shrink: the factor by which it is read smaller; None = full size.
 
     Returns:
         The pixels, and (height, width) of the whole picture.
 
     Raises:
         DatasetError: it cannot be decoded.
-        StorageError: the file cannot be reached; it may be whole.
+        StorageError: the file cannot be reached; it may be intact.
     """
     name = f"image file {image!r}" if isinstance(image, str) else "the picture"
     try:
@@ -175,7 +175,7 @@ def upright_pixels(
 
 
 def values_used(path: str, settings: PictureSettings = DEFAULT_SETTINGS) -> Use | None:
-    """What the values of a picture make of their range; None for 8 bits and broken files."""
+    """How the values of a picture use their range; None for 8 bits and broken files."""
     try:
         with open_picture(path, settings) as image:
             depth = _header_of(image).depth
@@ -201,12 +201,12 @@ def size_mismatch(path: str, found: tuple[int, int], expected: tuple[int, int]) 
 
 
 def range_fault(depth: Depth, settings: PictureSettings) -> str | None:
-    """What keeps the values of a picture from being read, and the mend; None if nothing does."""
+    """Why the values of a picture cannot be read, and the remedy; None if they can."""
     if depth.only_shown and settings.value_range not in (None, depth.shown):
         low, high = depth.shown
         return (
-            f"{depth.kind} in this layout are read with {low:g}..{high:g} as black and white only, "
-            "and dataset.value_range is another. Save it as PNG or TIFF, gray or RGB"
+            f"{depth.kind} in this layout can only be read with {low:g}..{high:g} as black and "
+            "white, but dataset.value_range differs. Save it as PNG or TIFF, gray or RGB"
         )
     if depth.declared is None and settings.value_range is None:
         return (
@@ -217,7 +217,7 @@ def range_fault(depth: Depth, settings: PictureSettings) -> str | None:
 
 
 def mark_said(use: Use) -> bool:
-    """Notes that a kind of values has been warned about; whether it is news to this process."""
+    """Records that there was a warning about a kind of values; returns whether it is the first."""
     key = (use.kind, use.scale)
     news = key not in _said
     _said.add(key)
@@ -231,7 +231,7 @@ def _pixels(
     settings: PictureSettings,
     shrink: Shrink | None,
 ) -> Tensor:
-    """uint8 (3, h, w), turned where only the turned picture has this (width, height)."""
+    """uint8 (3, h, w), turned if only the turned picture has this (width, height)."""
     times = 1 if shrink is None else shrink(size[1], size[0])
     if header.depth is None:
         levels = _rgb_levels(image, times)
@@ -253,17 +253,17 @@ def _pixels(
 
 def _header_of(image: Image.Image) -> ImageHeader:
     depth = declared_depth(image)
-    # Pillow's own decodes a PNG, of which the values of more than 8 bits are lost then
+    # the PNG class's own getexif decodes the picture, which loses values of more than 8 bits
     exif = image.getexif() if depth is None else Image.Image.getexif(image)
     orientation = exif.get(_ORIENTATION_TAG, 1)
-    # the further frames of a phone's MPO are previews and depth of the same picture
+    # additional frames of a phone's MPO are previews and depth maps of the same picture
     animated = getattr(image, "is_animated", False) and image.format != "MPO"
     return ImageHeader(image.size, orientation, animated, depth)
 
 
 def _ends_with(image: Image.Image, mark: bytes) -> bool:
     file = getattr(image, "fp", None)
-    if file is None:  # decoded already, and so whole
+    if file is None:  # already decoded, so complete
         return True
     place = file.tell()
     file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -273,7 +273,7 @@ def _ends_with(image: Image.Image, mark: bytes) -> bool:
 
 
 def _load(image: Image.Image, times: int) -> int:
-    """Decodes a picture, smaller where its format can; how many times smaller it is to become."""
+    """Decodes a picture, at reduced size if its format can; returns the remaining factor."""
     width, height = image.size
     if times > 1:
         image.draft(None, (width // times, height // times))
@@ -282,7 +282,7 @@ def _load(image: Image.Image, times: int) -> int:
 
 
 def _rgb_levels(image: Image.Image, times: int) -> np.ndarray:
-    """Writable (h, w, 3), strip by strip: a whole copy of a large picture costs gigabytes."""
+    """Writable (h, w, 3), copied in strips: a full copy of a large picture needs gigabytes."""
     times = _load(image, times)
     width, height = image.size
     rows = max(1, _STRIP // width // times) * times

@@ -21,11 +21,11 @@ from sparsedet.data.watching import end_without_handles, watched
 
 _logger = logging.getLogger(__name__)
 
-# Aspect ratios count as equal within a quarter of a factor of two.
+# Aspect ratios within a quarter of an octave are considered equal.
 _ASPECT_BINS_PER_OCTAVE = 4
-# Batches of one aspect ratio are formed among this many batches at a time.
+# Images are grouped by aspect ratio within this many batches.
 _GROUPING_WINDOW = 64
-# Pictures in a row that may be broken before it is no longer the pictures' fault.
+# After this many broken pictures in a row, the folder itself is assumed to be broken.
 _BROKEN_IN_A_ROW = 20
 
 Sample = dict[str, Any]
@@ -33,7 +33,7 @@ Mapper = Callable[[dict[str, Any], random.Random], Sample]
 
 
 class SampleKey(NamedTuple):
-    """What decides a sample: the record, the epoch, and which time it is drawn in the epoch."""
+    """Identifies a sample: the record, the epoch, and how often it was drawn in the epoch."""
 
     record: int
     epoch: int = 0
@@ -41,18 +41,18 @@ class SampleKey(NamedTuple):
 
 
 class DetectionDataset(Dataset):
-    """Records and a mapper; gives the sample of a `SampleKey`.
+    """A map-style data set from a `SampleKey` to its sample.
 
-    The same key gives the same sample in every process: the random source of its mapper call is
-    made from `seed` and the key.
+    The same key gives the same sample in every process: the random source for the mapper is seeded
+    with `seed` and the key.
 
     Args:
-        records: those of an `AnnotatedDataset`.
+        records: the records of an `AnnotatedDataset`.
         mapper: called as `mapper(record, rng)`.
-        seed: of everything random in the mapper.
-        replace_broken: give the next record's sample, with one warning, where an image cannot be
-            decoded, unless that happens 20 times in a row; otherwise the error is raised. A file
-            that cannot be reached, or whose folder is gone, is an error in any case.
+        seed: seed of all randomness in the mapper.
+        replace_broken: if an image cannot be decoded, use the sample of the next record, with one
+            warning, unless that happens 20 times in a row; otherwise the error is raised. A file
+            that cannot be reached, or whose folder is gone, is always an error.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class DetectionDataset(Dataset):
         """Makes a sample.
 
         Raises:
-            DatasetError: the image cannot be decoded (with `replace_broken`: nor those after it).
-            StorageError: its file cannot be reached; it may be whole.
+            DatasetError: the image cannot be decoded (nor the next ones, with `replace_broken`).
+            StorageError: its file cannot be reached; it may be intact.
         """
         key = SampleKey(key) if isinstance(key, int) else SampleKey(*key)
         rng = random.Random(f"{self._seed}-{key.epoch}-{key.record}-{key.repeat}")
@@ -94,12 +94,12 @@ class DetectionDataset(Dataset):
                         f"{tries} images in a row cannot be read, so their folder may be gone or "
                         f"damaged. The last one: {error}"
                     ) from error
-                warn_once(f"{error} Another image is used in its place.")
+                warn_once(f"{error} Another image is used instead.")
         raise IndexError(f"DetectionDataset is empty, got {key}.")
 
 
 def _require_folder(path: str) -> None:
-    """Tells a picture that is gone from a disk that is."""
+    """Raise a StorageError if the folder of a picture is gone, not only the picture."""
     folder = os.path.dirname(path)
     if not is_address(path) and folder and not os.path.isdir(folder):
         raise StorageError(
@@ -109,19 +109,19 @@ def _require_folder(path: str) -> None:
 
 
 class TrainingBatches:
-    """Which samples make which batch: an endless sequence that can be read at any place.
+    """The composition of batches: an endless sequence with random access.
 
-    Each epoch is a new order of all images, cut into batches of similar aspect ratio, in random
-    order. The few images that do not fill a batch sit out that epoch, others each time. All
-    processes see the same global batches and take their part, so the samples of an iteration do
-    not depend on their number.
+    Each epoch has a new random order of all images, split into batches of similar aspect ratio. The
+    few images that do not fill a batch are left out in that epoch, different ones each time. All
+    processes have the same global batches and use their part of them, so the samples of an
+    iteration do not depend on the number of processes.
 
     Args:
         aspect_ratios: width / height of each image.
-        total_batch_size: images of a batch over all processes. Where the set has fewer images
-            they are repeated within the batch, with other augmentation.
-        seed: of the order.
-        rank: this process.
+        total_batch_size: images of a batch over all processes. If the data set has fewer images,
+            they are repeated within the batch, with different augmentation.
+        seed: seed of the order.
+        rank: rank of this process.
         world_size: number of processes.
 
     Raises:
@@ -180,7 +180,7 @@ class TrainingBatches:
 
 
 class _Endless:
-    """Batches from a place on, as the batch sampler of a DataLoader."""
+    """A batch sampler for a DataLoader that starts at a given batch."""
 
     def __init__(self, batches: TrainingBatches, start: int) -> None:
         self._batches = batches
@@ -191,25 +191,25 @@ class _Endless:
 
 
 class TrainLoader:
-    """Endless training batches of a set, each a list of samples.
+    """Endless training batches of a data set, each a list of samples.
 
-    What a batch holds follows from `seed` and its place alone: not from the number of workers,
-    not from where the iteration began. `iter_from(k)` goes on exactly where a run stopped after
-    k batches. Images that become unreadable are replaced with a warning.
+    The content of a batch depends only on `seed` and its index, not on the number of workers or on
+    where the iteration started. `iter_from(k)` resumes exactly where a run stopped after k batches.
+    Images that become unreadable are replaced with a warning.
 
     Args:
-        dataset: what `open_dataset` gives, with its pictures.
-        mapper: makes a sample of a record.
+        dataset: result of `open_dataset`, with its pictures.
+        mapper: makes a sample from a record.
         total_batch_size: images of a batch over all processes.
-        num_workers: processes that decode; 0 decodes in this one.
-        timeout: seconds to wait for a batch of the workers before the run ends, 0 = for ever. After
-            300 s a warning says what is waited for.
-        seed: of order and augmentation.
-        rank: this process; None asks `comm`.
-        world_size: number of processes; None asks `comm`.
+        num_workers: processes that decode; 0 = decode in this process.
+        timeout: seconds to wait for a batch of the workers before the run ends; 0 = no limit. After
+            300 s a warning names the loader.
+        seed: seed of order and augmentation.
+        rank: rank of this process; None = that of `comm`.
+        world_size: number of processes; None = that of `comm`.
 
     Raises:
-        DatasetError: the set has no object to learn, or was opened without its pictures.
+        DatasetError: the data set has no box to learn, or was opened without its pictures.
         ValueError: `total_batch_size` cannot be split evenly among the processes.
     """
 
@@ -229,8 +229,8 @@ class TrainLoader:
         if not dataset.has_targets():
             raise DatasetError(
                 f"{dataset.source}: there is not a single usable box, so there is nothing to learn "
-                "('annotations' is missing or empty, or has ignore regions or unusable boxes "
-                "alone). Add annotations."
+                "('annotations' is missing or empty, or has only ignore regions or unusable "
+                "boxes). Add annotations."
             )
         self.class_names, self.source, self.mapper = dataset.class_names, dataset, mapper
         self.total_batch_size = total_batch_size
@@ -255,13 +255,13 @@ class TrainLoader:
         return len(self.batches)
 
     def set_start(self, iteration: int) -> None:
-        """Sets the batch, counted over all epochs, at which the next iteration begins."""
+        """Sets the batch, counted over all epochs, at which the next iteration starts."""
         if iteration < 0:
             raise ValueError(f"TrainLoader.set_start iteration must be >= 0, got {iteration}.")
         self._start = iteration
 
     def iter_from(self, iteration: int) -> Iterator[list[Sample]]:
-        """Endless batches from a place on, counted over all epochs."""
+        """Endless batches from a given batch, counted over all epochs."""
         self.set_start(iteration)
         return iter(self)
 
@@ -272,27 +272,27 @@ class TrainLoader:
 
 
 class TestLoader:
-    """All images of a set once, each batch with images of one size only.
+    """All images of a data set once, in batches of images of equal size.
 
-    Without padding the result of an image does not depend on its batch. With several processes
-    each takes its part, none twice. Unreadable images are an error: leaving them out would change
-    the metric.
+    Without padding, the result of an image does not depend on its batch. With several processes,
+    each process reads a part, without duplicates. Unreadable images are an error, since leaving
+    them out would change the metrics.
 
     Args:
-        dataset: what `open_dataset` gives, with its pictures; the evaluator's own.
-        mapper: makes a sample of a record; must be deterministic and tell its `output_size`.
-        batch_size: most images of a batch in this process.
-        num_workers: processes that decode; 0 decodes in this one.
-        timeout: as that of `TrainLoader`.
-        rank: this process; None asks `comm`.
-        world_size: number of processes; None asks `comm`.
+        dataset: result of `open_dataset`, with its pictures; the same as the evaluator's.
+        mapper: makes a sample from a record; must be deterministic and have `output_size`.
+        batch_size: maximum number of images of a batch in this process.
+        num_workers: processes that decode; 0 = decode in this process.
+        timeout: as in `TrainLoader`.
+        rank: rank of this process; None = that of `comm`.
+        world_size: number of processes; None = that of `comm`.
 
     Raises:
-        DatasetError: the set was opened without its pictures.
+        DatasetError: the data set was opened without its pictures.
         ValueError: `batch_size` is not positive, or the mapper is random.
     """
 
-    __test__ = False  # not a test case, whatever its name says to a test runner
+    __test__ = False  # not a test case, in spite of its name
 
     def __init__(
         self,
@@ -331,8 +331,8 @@ class TestLoader:
 def _require_pictures(dataset: AnnotatedDataset, loader: str) -> None:
     if dataset.images is None:
         raise DatasetError(
-            f"{loader}.dataset must have pictures, and {dataset.source} was opened without. Give "
-            "open_dataset its images=FOLDER."
+            f"{loader}.dataset must have pictures, but {dataset.source} was opened without them. "
+            "Give open_dataset its images=FOLDER."
         )
 
 
@@ -344,8 +344,8 @@ def _batches_of_one_size(
         size = mapper.output_size(records[index]["height"], records[index]["width"])
         if size is None:
             raise ValueError(
-                "TestLoader.mapper must be deterministic and know its output size, got transforms "
-                "that draw. Give ResizeShortSide one short side."
+                "TestLoader.mapper must be deterministic and have a known output size, got random "
+                "transforms. Give ResizeShortSide one short side."
             )
         groups.setdefault(size, []).append(SampleKey(index))
     return [
@@ -371,17 +371,17 @@ def _data_loader(dataset: DetectionDataset, batch_sampler: Any, num_workers: int
         num_workers=num_workers,
         collate_fn=_in_shared_memory,
         worker_init_fn=end_without_handles,
-        # images go to the device while it works; of samples only tensors are pinned, not objects
+        # images are copied to the device while it computes; only tensors are pinned, not objects
         pin_memory=torch.accelerator.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global random state
     )
 
 
 def _in_shared_memory(samples: list[Sample]) -> list[Sample]:
-    """The samples as they are, moved by a worker to where this process can take them from.
+    """Let a worker move samples to shared memory, where the main process reads them.
 
-    A worker does that by itself, but in a thread that does not tell when there is no room: the
-    batch never comes then.
+    A worker would also do this by itself, but in a thread that reports no error if there is no
+    room; the batch would then never arrive.
     """
     if torch.utils.data.get_worker_info() is not None:
         for sample in samples:

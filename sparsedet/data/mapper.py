@@ -1,4 +1,4 @@
-"""Record in, sample out."""
+"""Make samples from records."""
 
 import random
 from collections.abc import Sequence
@@ -15,27 +15,27 @@ from sparsedet.data.reading import DEFAULT_SETTINGS, PictureSettings
 from sparsedet.data.transforms import Transform, call_v2
 from sparsedet.structures import Boxes, BoxMode, Instances
 
-_SPARE = 2  # a picture that is read smaller still has this many times the pixels of its result
+_SPARE = 2  # a picture read at reduced size still has sides this many times those of the result
 
 
 class DetectionMapper:
     """Reads the image of a record and applies transforms to it and its boxes.
 
     Args:
-        transforms: applied in order: ours, each as `transform(image, boxes, rng)`, and any of
-            `torchvision.transforms.v2` as it is, which may also leave out objects. The image must
-            stay uint8 with three channels; the model normalizes.
+        transforms: applied in order: our transforms, each called as `transform(image, boxes, rng)`,
+            and transforms of `torchvision.transforms.v2`, which may also remove objects. The image
+            must stay uint8 with three channels; the model normalizes.
         pictures: how files are read.
 
     The sample is detectron2's dict: `image` (uint8 RGB, (3, h, w), after the transforms),
     `height` and `width` (of the original), `image_id`, `file_name` and `instances`
-    (`gt_boxes` xyxy in pixels of `image`, clipped to it; `gt_classes`). Crowd regions are no
-    training targets and do not appear; neither do boxes of which a crop left nothing.
+    (`gt_boxes` xyxy in pixels of `image`, clipped to it; `gt_classes`). Crowd regions are not
+    training targets and are left out; so are boxes outside of a crop.
 
-    A loader of detectron2 or of torch calls it with the record alone: `mapper(record)`.
+    A loader of detectron2 or of torch calls it with only the record: `mapper(record)`.
 
     Raises:
-        ValueError: `transforms` is no list of functions.
+        ValueError: `transforms` is not a list of callables.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class DetectionMapper:
         """Makes the sample of `record`.
 
         Args:
-            record: one of a data set in detectron2's form; without `annotations` it has no objects.
-            rng: decides all that is random. None = one that is seeded by a draw of torch's
-                generator, which the workers of a `DataLoader` seed each in their own way: the same
-                seed, number of workers and order of the records give the same samples. Our own
-                loader passes an `rng` that does not depend on the workers.
+            record: a record in detectron2's format; without `annotations` it has no objects.
+            rng: source of all randomness. None = one that is seeded from torch's generator, which
+                a `DataLoader` seeds in each worker: the same seed, number of workers and order of
+                records give the same samples. Our own loader passes an `rng` that does not depend
+                on the workers.
 
         Raises:
-            DatasetError: the image cannot be decoded or has another size than the record says.
-            StorageError: the file cannot be reached; it may be whole.
+            DatasetError: the image cannot be decoded or its size differs from the record.
+            StorageError: the file cannot be reached; it may be intact.
             ValueError: a transform changed the format of the image.
         """
         if rng is None:
@@ -97,10 +97,10 @@ class DetectionMapper:
         Args:
             pixels: (3, h, w), uint8.
             boxes_xyxy: (N, 4), in pixels.
-            classes: (N,); a transform may leave objects out.
-            rng: decides all that is random.
-            size: height and width that the boxes belong to, if the picture was read smaller as
-                `shrink` has it; None = those of `pixels`.
+            classes: (N,); a transform may remove objects.
+            rng: source of all randomness.
+            size: height and width in whose pixels the boxes are given, if the picture was read at
+                reduced size (see `shrink`); None = those of `pixels`.
 
         Returns:
             The image, boxes and classes.
@@ -119,10 +119,10 @@ class DetectionMapper:
         return image.as_subclass(Tensor).contiguous(), boxes.as_subclass(Tensor), classes
 
     def shrink(self, height: int, width: int) -> int:
-        """How many times smaller (1, 2, 4 or 8) a picture may be read, since less is needed of it.
+        """The factor (1, 2, 4 or 8) by which a picture may be read smaller.
 
-        More than 1 only above Pillow's limit of 179 million pixels, where the first transform that
-        changes the size leaves less than half of what is read.
+        It is above 1 only for pictures above Pillow's limit of 179 million pixels, if the first
+        transform that changes the size reduces the sides further by at least a factor of two.
         """
         if height * width <= LARGE_PIXELS:
             return 1
@@ -131,7 +131,7 @@ class DetectionMapper:
         return max((times for times in (2, 4, 8) if times * _SPARE <= least), default=1)
 
     def output_size(self, height: int, width: int) -> tuple[int, int] | None:
-        """Size of the sample's image where all transforms can tell it beforehand, else None."""
+        """Size of the sample's image if all transforms can compute it in advance, else None."""
         size: tuple[int, int] | None = (height, width)
         for transform in self.transforms:
             known = getattr(transform, "output_size", None)

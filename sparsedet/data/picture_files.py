@@ -1,4 +1,4 @@
-"""The picture files of a set: are they there, can they be read, do their sizes fit."""
+"""Check the picture files of a data set: existence, readability and size."""
 
 import errno
 import os
@@ -27,9 +27,9 @@ from sparsedet.data.validate.fields import quoted
 Inspector = Callable[[Sequence[str], PictureSettings], Iterable[ImageHeader | str]]
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
-_LOOKED_AT = 8  # pictures of more than 8 bits whose values are looked at
-_GUESSES = 3  # names for which a similar one is looked for
-_FETCHED = 32  # pictures of a set on another machine that are looked at beforehand
+_LOOKED_AT = 8  # pictures of more than 8 bits whose values are checked
+_GUESSES = 3  # missing names for which a similar name is searched
+_FETCHED = 32  # pictures of a remote data set that are checked in advance
 
 
 def inspect_headers(paths: Sequence[str], settings: PictureSettings) -> Iterator[ImageHeader | str]:
@@ -42,9 +42,9 @@ def check_names(images: Iterable[dict], root: str | None, findings: Findings) ->
     """Refuses file names that leave the image folder; such files must not be opened.
 
     Args:
-        images: entries that `check_images` has passed.
-        root: image folder; None where no picture will be opened.
-        findings: where faults are noted.
+        images: entries that `check_images` has checked.
+        root: image folder; None if no picture will be opened.
+        findings: collects faults.
 
     Returns:
         Ids of the images whose file must not be opened.
@@ -79,25 +79,26 @@ def check_files(
     settings: PictureSettings | None,
     inspect: Inspector = inspect_headers,
 ) -> set:
-    """Looks at every image file and compares its size with the entry.
+    """Inspects every image file and compares its size with the entry.
 
-    Entries without a size get that of the file. Where the root is an address, names are compared
-    with its list of files, and a sample of them is opened, with those that have no size: the others
-    are checked when they are read.
+    Entries without a size get the size of the file. If the root is a URL, names are compared with
+    its list of files, and only entries without a size and a sample of the others are opened; the
+    rest is checked when it is read.
 
     Args:
-        images: entries that `check_images` and `check_names` have passed.
-        root: image folder, or its address.
-        findings: where faults are noted.
+        images: entries that `check_images` and `check_names` have checked.
+        root: image folder, or its URL.
+        findings: collects faults.
         skip_broken: whether an unreadable file is left out with a warning instead of an error.
-        settings: how the files will be read; None = they will not be, only their headers count.
-        inspect: gives for each of the paths the header, or the reason why it cannot be read.
+        settings: how the files will be read; None = they will not be read, so only their headers
+            are checked.
+        inspect: returns for each path its header, or the reason why it cannot be read.
 
     Returns:
         Ids of the images that cannot be used.
 
     Raises:
-        StorageError: a file cannot be reached; it may be whole.
+        StorageError: a file cannot be reached; it may be intact.
     """
     images = list(images)
     listed = list_files(root) if is_address(root) else None
@@ -163,7 +164,7 @@ def _check_depths(
     *,
     all_known: bool,
 ) -> None:
-    """Says what will become of pictures of more than 8 bits: once for a set, not for each."""
+    """Reports how pictures of more than 8 bits will be read: once per data set, not per picture."""
     if settings.value_range is not None and not deep and all_known:
         findings.warn("dataset.value_range", "not used: no picture has more than 8 bits.")
     usable = []
@@ -230,13 +231,13 @@ def _compare_with_header(image: dict, header: ImageHeader, findings: Findings) -
 
 
 def _folder_before(name: str, meant: Meant | None) -> str | None:
-    """The folders in front of a name that only leaves them out; None if that is not so."""
+    """The folders that are missing in front of a name; None if the name differs otherwise."""
     only = meant.names[0] if meant is not None and len(meant.names) == 1 else ""
     return only.removesuffix(f"/{name}") if only.endswith(f"/{name}") else None
 
 
 def _without_links(names: Sequence[str], root: str, findings: Findings) -> list[str]:
-    """The names without those of links to files that are not there, which are told."""
+    """The names without broken links, which are reported."""
     left = []
     for name in names:
         path = os.path.join(root, name)
@@ -251,14 +252,14 @@ def _without_links(names: Sequence[str], root: str, findings: Findings) -> list[
 def _report_missing(
     names: Sequence[str], taken: set[str], root: str, index: FileIndex, findings: Findings
 ) -> None:
-    """Tells each name that is not there, with the file that is meant.
+    """Reports each missing name, with the file that is probably meant.
 
     Args:
-        names: that are not there.
-        taken: names that are; no other entry means their files.
+        names: names of missing files.
+        taken: names of existing files, which no other entry means.
         root: image folder.
-        index: of all files below it.
-        findings: where it is noted.
+        index: index of all files below it.
+        findings: collects faults.
     """
     if not names:
         return

@@ -1,4 +1,4 @@
-"""Pillow's own limit of pixels, set aside while a picture is read that ours lets pass."""
+"""Disable Pillow's own limit of pixels while a picture is read that our limit allows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from threading import Lock
 from PIL import Image
 
 LARGE_PIXELS = 178_956_970
-"""Pillow's limit: what is larger is read at a part of its size where that is all that is needed."""
+"""Pillow's limit; larger pictures are read at reduced size if that suffices."""
 
 
 class _Lifting:
-    """A global variable of Pillow, put back when no thread needs it changed."""
+    """The state of a global variable of Pillow, which the last user restores."""
 
     def __init__(self) -> None:
         self.lock, self.users, self.limit = Lock(), 0, Image.MAX_IMAGE_PIXELS

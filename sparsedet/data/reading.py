@@ -1,4 +1,4 @@
-"""Opening picture files: how they are to be read, and whose fault it is where that fails."""
+"""Open picture files: settings, and the distinction between broken and unreachable files."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from sparsedet.data.pillow_limit import no_limit
 from sparsedet.data.roots import forget, is_address, open_file
 from sparsedet.data.unread import describe_unread
 
-# What the name of a file or its content can cause; other errors of the system are not its fault.
+# System errors that the name or content of a file can cause; others are not due to the file.
 _OF_THE_FILE = {
     None,
     errno.ENOENT,
@@ -26,16 +26,16 @@ _OF_THE_FILE = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.ELOOP,
-    errno.EINVAL,  # a broken file makes its reader seek to impossible places
+    errno.EINVAL,  # a broken file may make its reader seek to an invalid position
 }
 _MENDS = {
     errno.EMFILE: "Raise the file descriptor limit (ulimit -n 65536), or lower num_workers.",
     errno.ENFILE: "Close other programs, or raise the system's limit of open files.",
-    errno.EACCES: "Give this user the right to read it.",
-    errno.EPERM: "Give this user the right to read it.",
+    errno.EACCES: "Give this user permission to read it.",
+    errno.EPERM: "Give this user permission to read it.",
 }
-_BYTES_PER_PIXEL = 7.4  # measured; a copy in Pillow, one in numpy, and a strip
-# What Pillow raises where a file is no image, is cut, or holds nonsense.
+_BYTES_PER_PIXEL = 7.4  # measured: a copy in Pillow, one in numpy, and a strip
+# Errors that Pillow raises for files that are not images, are truncated or invalid.
 _DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -64,21 +64,21 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """How picture files are read, in training, evaluation and prediction alike.
+    """How picture files are read in training, evaluation and prediction.
 
     Args:
-        value_range: the values (black, white) of pictures with more than 8 bits for each channel,
-            such as (0, 4095) for a sensor of 12 bits. None takes the range that a file declares.
-            Pictures of 8 bits are not changed by it.
+        value_range: the values (black, white) of pictures with more than 8 bits per channel, such
+            as (0, 4095) for a 12-bit sensor. None = the range that a file declares. It does not
+            affect 8-bit pictures.
         max_pixels: largest width x height that is decoded. Reading takes up to 7.4 bytes of memory
-            for each pixel, so 3.7 GB for 500 million; 14 with colors of 16 bits, and 26 if they are
-            scaled to `value_range`.
-        cache_dir: folder for copies of files from other machines; None =
-            `~/.cache/sparsedet/pictures`.
-        cache_gigabytes: size of that folder; the copies that were not used for longest are removed.
+            per pixel, so 3.7 GB for 500 million; 14 bytes with 16-bit colors, and 26 bytes if these
+            are scaled to `value_range`.
+        cache_dir: folder for copies of remote files; None = `~/.cache/sparsedet/pictures`.
+        cache_gigabytes: maximum size of that folder; the least recently used copies are removed.
 
     Raises:
-        ValueError: `value_range` is no pair of rising numbers, or another number is not positive.
+        ValueError: `value_range` is not a pair of ascending numbers, or another number is not
+            positive.
     """
 
     value_range: tuple[float, float] | None = None
@@ -90,20 +90,20 @@ class PictureSettings:
         if self.value_range is not None:
             if not _is_range(self.value_range):
                 raise ValueError(
-                    "PictureSettings.value_range must be two numbers, the values of black and of "
-                    f"white, got {self.value_range!r}. Set dataset.value_range=[0,4095] or the "
-                    "like, or null for what each file declares."
+                    "PictureSettings.value_range must be two ascending numbers, black and "
+                    f"white, got {self.value_range!r}. Set for example "
+                    "dataset.value_range=[0,4095], or null for the range that each file declares."
                 )
             object.__setattr__(self, "value_range", tuple(self.value_range))
         if not _is_number(self.max_pixels) or self.max_pixels < 1 or self.max_pixels % 1:
             raise ValueError(
                 f"PictureSettings.max_pixels must be a positive integer, got {self.max_pixels!r}. "
-                "Set dataset.max_image_pixels=500000000 or the like."
+                "Set for example dataset.max_image_pixels=500000000."
             )
         if not _is_number(self.cache_gigabytes) or self.cache_gigabytes <= 0:
             raise ValueError(
                 "PictureSettings.cache_gigabytes must be a positive number, got "
-                f"{self.cache_gigabytes!r}. Set dataset.cache_gigabytes=20 or the like."
+                f"{self.cache_gigabytes!r}. Set for example dataset.cache_gigabytes=20."
             )
         if self.cache_dir is not None and not (isinstance(self.cache_dir, str) and self.cache_dir):
             raise ValueError(
@@ -116,25 +116,25 @@ DEFAULT_SETTINGS = PictureSettings()
 
 
 class BrokenPictureError(Exception):
-    """Why a file cannot be decoded, in a few words."""
+    """A file cannot be decoded; the text gives the reason in a few words."""
 
 
 @contextmanager
 def open_picture(
     source: str | Image.Image, settings: PictureSettings = DEFAULT_SETTINGS
 ) -> Iterator[Image.Image]:
-    """Opens a picture; what goes wrong with it in the block is told apart.
+    """Opens a picture; errors in the block are classified as broken or unreachable files.
 
-    Pillow's own limit of pixels is lifted while a header is read, in the whole process, and put
-    back; `settings.max_pixels` takes its place.
+    While a header is read, Pillow's own limit of pixels is disabled in the whole process;
+    `settings.max_pixels` replaces it.
 
     Args:
         source: path of a file, or a picture that Pillow has opened.
-        settings: how it is to be read.
+        settings: how it is read.
 
     Raises:
-        BrokenPictureError: the file is no picture, is broken or too large.
-        StorageError: the file may be whole and cannot be reached.
+        BrokenPictureError: the file is not a picture, is broken or too large.
+        StorageError: the file cannot be reached; it may be intact.
     """
     try:
         if isinstance(source, Image.Image):
@@ -144,15 +144,15 @@ def open_picture(
             width, height = image.size
             if width * height > settings.max_pixels:
                 raise BrokenPictureError(
-                    f"{width}x{height} pixels are more than dataset.max_image_pixels="
+                    f"{width}x{height} pixels exceed dataset.max_image_pixels="
                     f"{settings.max_pixels:.0f}; raise it if there are "
-                    f"{_BYTES_PER_PIXEL * width * height / 1e9:.1f} GB of memory to decode them"
+                    f"{_BYTES_PER_PIXEL * width * height / 1e9:.1f} GB of memory to decode the file"
                 )
             yield image
     except (StorageError, DatasetError):
         raise
     except (BrokenPictureError, *_DECODER_ERRORS) as error:
-        if isinstance(source, str) and is_address(source):  # its copy may be what is broken
+        if isinstance(source, str) and is_address(source):  # only its copy may be broken
             forget(source, settings.cache_dir, settings.cache_gigabytes)
         if isinstance(error, BrokenPictureError):
             raise
@@ -160,7 +160,7 @@ def open_picture(
 
 
 def load(image: Image.Image) -> None:
-    """Decodes a picture that `open_picture` has let pass."""
+    """Decodes a picture that `open_picture` has accepted."""
     with no_limit():
         image.load()
 
@@ -184,7 +184,7 @@ def _opened(path: str, settings: PictureSettings) -> IO[bytes]:
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise BrokenPictureError("it is a folder")
-    if not stat.S_ISREG(mode):  # pipes and devices are waited for, or never end
+    if not stat.S_ISREG(mode):  # pipes and devices may block or never end
         raise BrokenPictureError("it is neither a file nor a link to one")
     return open(path, "rb")
 

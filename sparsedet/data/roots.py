@@ -1,6 +1,6 @@
-"""Folders of pictures that are elsewhere: `s3://`, `gs://`, `https://`, `zip://`, `memory://`.
+"""Remote folders of pictures: `s3://`, `gs://`, `https://`, `zip://`, `memory://`.
 
-The one place that imports `fsspec`. Each process opens its own connections.
+Only this module imports `fsspec`. Each process opens its own connections.
 """
 
 import errno
@@ -19,21 +19,21 @@ from sparsedet.data.cache import FileCache
 from sparsedet.data.errors import DatasetError, StorageError
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-# What is on this machine already needs no copy.
+# Files on this machine need no copy.
 _LOCAL = {"file", "local", "memory", "zip", "tar"}
 _WEB = {"http", "https"}
-_WAITS = (1.0, 4.0, 16.0)  # seconds before another try
+_WAITS = (1.0, 4.0, 16.0)  # seconds before the next try
 
 T = TypeVar("T")
 
 
 def is_address(path: str) -> bool:
-    """Whether this is an address, such as `https://...`, rather than a path of this machine."""
+    """Whether this is a URL, such as `https://...`, rather than a local path."""
     return _ADDRESS.match(path) is not None
 
 
 def join(root: str, name: str) -> str:
-    """The path of a file below a folder or an address."""
+    """The path of a file below a folder or URL."""
     if not is_address(root):
         return os.path.join(root, name)
     head, *rest = root.split("::")  # zip://folder::https://host/set.zip
@@ -43,7 +43,7 @@ def join(root: str, name: str) -> str:
 
 
 def name_below(path: str, root: str) -> str:
-    """The opposite of `join`: what of a path is below its root, with slashes."""
+    """The inverse of `join`: the part of a path below its root, with slashes."""
     if not is_address(root):
         return os.path.relpath(path, root).replace(os.sep, "/")
     name = path.split("::")[0][len(root.split("::")[0]) :].lstrip("/")
@@ -51,11 +51,11 @@ def name_below(path: str, root: str) -> str:
 
 
 def check_root(root: str) -> None:
-    """Refuses an address that nothing can open.
+    """Checks that a URL can be opened.
 
     Raises:
-        DatasetError: `fsspec` or what it needs for the address is not installed, or there is
-            nothing.
+        DatasetError: `fsspec` or a package that it needs for the URL is not installed, or the
+            folder does not exist.
         StorageError: it cannot be reached.
     """
     try:
@@ -68,10 +68,10 @@ def check_root(root: str) -> None:
 
 
 def list_files(root: str) -> dict[str, int] | None:
-    """The sizes in bytes of all files below an address; None where it gives no list (HTTP).
+    """The sizes in bytes of all files below a URL; None if it cannot be listed (HTTP).
 
     Raises:
-        DatasetError: nothing that is installed can open it.
+        DatasetError: no installed package can open it.
         StorageError: it cannot be reached.
     """
     if _protocols(root)[0] in _WEB:
@@ -93,16 +93,16 @@ def list_files(root: str) -> dict[str, int] | None:
 
 
 def open_file(address: str, cache_dir: str | None, cache_gigabytes: float) -> IO[bytes]:
-    """A file, from the cache where it is not on this machine.
+    """Opens a file; remote files are read through the cache.
 
     Args:
-        address: of the file.
+        address: URL of the file.
         cache_dir: folder of the copies; None = `~/.cache/sparsedet/pictures`.
-        cache_gigabytes: size of that folder.
+        cache_gigabytes: maximum size of that folder.
 
     Raises:
         FileNotFoundError: there is no such file.
-        StorageError: it cannot be reached, after several tries.
+        StorageError: it cannot be reached after several tries.
     """
     if set(_protocols(address)) <= _LOCAL:
         return io.BytesIO(_fetch(address))
@@ -110,7 +110,7 @@ def open_file(address: str, cache_dir: str | None, cache_gigabytes: float) -> IO
 
 
 def forget(address: str, cache_dir: str | None, cache_gigabytes: float) -> None:
-    """Removes the copy of a file, which is fetched anew when it is needed again."""
+    """Removes the copy of a file, so that it is downloaded again when it is needed."""
     _cache(cache_dir, cache_gigabytes).forget(address)
 
 
@@ -123,15 +123,15 @@ def _fetch(address: str) -> bytes:
 
 
 def _tried(address: str, action: Callable[[], T]) -> T:
-    """Its result; a connection that fails is tried again after waits that grow."""
+    """The result of an action, which is retried after growing delays if the connection fails."""
     for wait in (*_WAITS, None):
         try:
             return action()
         except (DatasetError, MemoryError):
             raise
-        except (FileNotFoundError, KeyError) as error:  # what a ZIP file says is a KeyError
+        except (FileNotFoundError, KeyError) as error:  # ZIP files raise a KeyError
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address) from error
-        except Exception as error:  # each kind of storage has errors of its own
+        except Exception as error:  # each kind of storage has its own error classes
             if wait is None:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise StorageError(
@@ -178,7 +178,7 @@ def _import(address: str) -> ModuleType:
 
 
 def _protocols(address: str) -> list[str]:
-    """From the file outward: zip and https of `zip://folder::https://host/set.zip`."""
+    """Protocols from the inside out: zip and https for `zip://folder::https://host/set.zip`."""
     parts = address.split("::")
     return [part.split("://")[0].lower() if "://" in part else "file" for part in parts]
 

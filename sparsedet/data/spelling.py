@@ -1,4 +1,4 @@
-"""Names of picture files that are not there, and the file that is meant."""
+"""Find the files that misspelled names of picture files probably mean."""
 
 import difflib
 import os
@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from sparsedet.data.roots import is_address
 
-_TOO_MANY = 20_000  # names among which a similar one is not looked for: it takes seconds
+_TOO_MANY = 20_000  # with more names, the search for a similar one would take seconds
 _TOOL_PREFIX = re.compile(r"[0-9a-f]{8}[-_]+(.+)", re.IGNORECASE)  # Label Studio's
 _SIGNS = re.compile(r"[\s+_-]+")
 _EXPORTED = re.compile(
@@ -35,7 +35,7 @@ _WHY = {
 
 
 class Meant(NamedTuple):
-    """A file that is there in place of one that is not."""
+    """The existing files that a missing name may mean, and how the names differ."""
 
     names: list[str]
     why: str
@@ -46,7 +46,7 @@ class Meant(NamedTuple):
 
 
 class FileIndex:
-    """The files of a folder by their names.
+    """An index of the files of a folder by name.
 
     Args:
         names: paths below the folder, with slashes.
@@ -68,7 +68,7 @@ class FileIndex:
 
     @classmethod
     def below(cls, folder: str) -> "FileIndex":
-        """All files in a folder and in those below it, found in one pass."""
+        """An index of all files in a folder and its subfolders."""
         names = []
         for place, _, files in os.walk(folder):
             inside = os.path.relpath(place, folder).replace(os.sep, "/")
@@ -76,12 +76,12 @@ class FileIndex:
         return cls(names)
 
     def find(self, name: str, *, guess: bool, taken: Container[str] = ()) -> Meant | None:
-        """The file that a name means, where there is one.
+        """The file that a name means, if there is one.
 
         Args:
-            name: as the annotation file has it.
-            guess: whether a similar name will do; it is looked for among few files only.
-            taken: files that other names mean, so that this one does not.
+            name: the name in the annotation file.
+            guess: whether to accept a similar name; only searched if there are not too many files.
+            taken: files that other names mean, which are therefore excluded.
         """
         meant = self._find(name, guess)
         names = [] if meant is None else [each for each in meant.names if each not in taken]
@@ -125,14 +125,14 @@ def _without_signs(name: str) -> str:
 
 
 def _without_tool(name: str) -> list[str]:
-    """What a file was called before a program for labelling renamed it, if one did."""
+    """The name of a file before a labelling program renamed it, if one did."""
     prefixed, exported = _TOOL_PREFIX.fullmatch(name), _EXPORTED.fullmatch(name)
     named = [prefixed[1]] if prefixed else []
     return [*named, f"{exported[1]}.{exported[2]}"] if exported else named
 
 
 def _parts(name: str) -> list[str]:
-    """Folders and name of a path, whatever wrote it: an address, Windows, a tool for labelling."""
+    """Folders and name of a path, of a URL, of Windows or of a labelling tool."""
     text = name.strip()
     address = urlsplit(text) if is_address(text) or "?" in text else None
     if address is not None:
@@ -143,7 +143,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _deepest(found: list[str], parts: list[str]) -> list[str]:
-    """Those that have most of the last folders of a path in common with it."""
+    """The files that share the most trailing folders with a path."""
     depths = []
     for name in found:
         pairs = zip(reversed(name.split("/")), reversed(parts), strict=False)
@@ -168,7 +168,7 @@ def _difference(name: str, parts: list[str], found: list[str]) -> str:
 
 
 def _other_names(last: str) -> list[tuple[str, list[str]]]:
-    """Names that the last part of a path may stand for, the likeliest first."""
+    """Names that the last part of a path may mean, the most likely first."""
     stem, _, suffix = last.rpartition(".")
     stem = stem or last
     cuts = [i + 1 for i, letter in enumerate(last) if letter in "-_"]

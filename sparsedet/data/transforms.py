@@ -2,10 +2,9 @@
 
 A transform is called with `(image, boxes, rng)` and returns the new image and boxes. Images and
 boxes are torchvision's tv_tensors (`Image`, `BoundingBoxes`), so the kernels of
-`torchvision.transforms.v2.functional` do the work. Chance comes from `rng` alone, a
-`random.Random` that belongs to the sample: the same sample is made whoever makes it. The transforms
-of `torchvision.transforms.v2` draw from torch's global source; `call_v2` lends them one of the
-sample's.
+`torchvision.transforms.v2.functional` do the work. All randomness comes from `rng`, a
+`random.Random` of the sample, so every process makes the same sample. The transforms of
+`torchvision.transforms.v2` use torch's global generator; `call_v2` seeds it from `rng`.
 """
 
 import random
@@ -22,21 +21,22 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, wrap
 
 
 class Transform(Protocol):
-    """What the mapper calls: `image` is a tv_tensors.Image, `boxes` tv_tensors.BoundingBoxes.
+    """A transform for the mapper: `image` is a tv_tensors.Image, `boxes` tv_tensors.BoundingBoxes.
 
-    A transform that is sure to make pictures smaller may say so by `least_shrink(height, width)`,
-    the smallest factor; None where it leaves that to the next. Very large pictures are then read at
-    a half, a quarter or an eighth of their size: `image` is smaller than `boxes.canvas_size`.
+    A transform that always makes pictures smaller may have a method `least_shrink(height, width)`,
+    which returns the smallest factor, or None to ask the next transform. Very large pictures are
+    then read at a half, a quarter or an eighth of their size: `image` is smaller than
+    `boxes.canvas_size`.
     """
 
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Returns the changed image and boxes; the number of boxes stays."""
+        """Returns the changed image and boxes; the number of boxes must not change."""
         ...
 
 
 @contextmanager
 def _drawing_from(rng: random.Random) -> Iterator[None]:
-    """Lend `rng` to what draws from torch's global source, whose state is the same afterwards."""
+    """Seed torch's global generator from `rng`, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the accelerators as well
         torch.default_generator.manual_seed(rng.getrandbits(63))
@@ -48,13 +48,12 @@ def call_v2(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply a transform of torchvision to an image, its boxes and their classes.
 
-    Boxes are cut at the border of the new image, and those of which nothing is left go, with their
-    classes.
+    Boxes are clipped to the new image, and boxes outside of it are removed with their classes.
 
     Args:
-        transform: of `torchvision.transforms.v2`.
+        transform: a transform of `torchvision.transforms.v2`.
         sample: tv_tensors.Image, tv_tensors.BoundingBoxes (xyxy) and classes (N,).
-        rng: decides what is drawn.
+        rng: source of all randomness.
     """
     image, boxes, classes = sample
     boxes, classes = _visible(boxes, classes)
@@ -64,7 +63,7 @@ def call_v2(
 
 
 def _visible(boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes of which something lies in the image, cut at its border, and their classes."""
+    """Boxes that overlap the image, clipped to it, and their classes."""
     boxes = functional.convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
     boxes = functional.clamp_bounding_boxes(boxes)
     corners = boxes.as_subclass(Tensor)
@@ -73,9 +72,9 @@ def _visible(boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
-    """Height and width after the short side became `short_side`.
+    """Height and width after the short side was resized to `short_side`.
 
-    The aspect stays; the long side is limited to `max_size` and no side becomes 0.
+    The aspect ratio is kept, the long side is limited to `max_size`, and no side becomes 0.
 
     >>> resized_size(480, 640, 800, 1333)
     (800, 1067)
@@ -114,7 +113,7 @@ class ResizeShortSide:
         self.max_size = max_size
 
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Resizes with antialiasing; an image of the right size is passed through."""
+        """Resizes with antialiasing; an image that already has the size is not changed."""
         height, width = boxes.canvas_size  # pyright: ignore[reportAttributeAccessIssue]
         side = self.short_sides[0] if len(self.short_sides) == 1 else rng.choice(self.short_sides)
         size = list(resized_size(height, width, side, self.max_size))
@@ -123,19 +122,19 @@ class ResizeShortSide:
         return functional.resize(image, size, antialias=True), functional.resize(boxes, size)
 
     def output_size(self, height: int, width: int) -> tuple[int, int] | None:
-        """Height and width that a (height, width) image gets; None where that is drawn."""
+        """Height and width of the result for a (height, width) image; None if it is random."""
         if len(self.short_sides) > 1:
             return None
         return resized_size(height, width, self.short_sides[0], self.max_size)
 
     def least_shrink(self, height: int, width: int) -> float:
-        """How many times smaller a (height, width) image becomes at least."""
+        """The smallest factor by which a (height, width) image becomes smaller."""
         largest = max(self.short_sides)
         return max(min(height, width) / largest, max(height, width) / self.max_size)
 
 
 class FitInside:
-    """Resizes an image to the largest size that fits inside of another; the aspect stays.
+    """Resizes an image to the largest size that fits inside another; keeps the aspect ratio.
 
     Args:
         size: (h, w) in pixels.
@@ -153,24 +152,24 @@ class FitInside:
         return functional.resize(image, size, antialias=True), functional.resize(boxes, size)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that a (height, width) image gets."""
+        """Height and width of the result for a (height, width) image."""
         scale = min(self.size[0] / height, self.size[1] / width)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def least_shrink(self, height: int, width: int) -> float:
-        """How many times smaller a (height, width) image becomes."""
+        """The factor by which a (height, width) image becomes smaller."""
         return max(height / self.size[0], width / self.size[1])
 
 
 def _unchanged(height: int, width: int) -> None:
-    """The `least_shrink` of what only moves pixels."""
+    """The `least_shrink` of transforms that do not change the size."""
 
 
 class RandomHorizontalFlip:
     """Mirrors left and right.
 
     Args:
-        probability: how often, in [0, 1].
+        probability: probability of the flip, in [0, 1].
     """
 
     def __init__(self, probability: float = 0.5) -> None:
@@ -183,23 +182,23 @@ class RandomHorizontalFlip:
     least_shrink = staticmethod(_unchanged)
 
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Mirrors image and boxes, or passes them through."""
+        """Mirrors image and boxes, or leaves them unchanged."""
         if rng.random() >= self.probability:
             return image, boxes
         return functional.horizontal_flip(image), functional.horizontal_flip(boxes)
 
 
 class RandomQuarterTurn:
-    """Turns by 0, 90, 180 or 270 degrees, for pictures that have no upper side.
+    """Rotates by 0, 90, 180 or 270 degrees, for pictures without an up direction.
 
-    Height and width change places in half of the cases; batches of pictures that are far from
-    square then hold more padding.
+    Height and width are swapped in half of the cases, so batches of elongated pictures have more
+    padding.
     """
 
     least_shrink = staticmethod(_unchanged)
 
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Turns image and boxes counterclockwise."""
+        """Rotates image and boxes counterclockwise."""
         for _ in range(rng.randrange(4)):
             x0, y0, x1, y1 = boxes.as_subclass(Tensor).unbind(-1)
             height, width = boxes.canvas_size  # pyright: ignore[reportAttributeAccessIssue]
@@ -212,14 +211,14 @@ class RandomQuarterTurn:
 
 
 class RandomCrop:
-    """Cuts out a rectangle whose height and width are drawn each on its own.
+    """Crops a rectangle whose height and width are drawn independently.
 
-    A side that is shorter than `min_size` is kept whole. Boxes are cut at the border; a box of
-    which nothing is left keeps its place with no size (the mapper drops it).
+    A side that is shorter than `min_size` is not cropped. Boxes are clipped to the crop; a box
+    outside of it gets an empty size, and the mapper drops it.
 
     Args:
-        min_size: least height and width in pixels.
-        max_size: greatest height and width in pixels.
+        min_size: smallest height and width in pixels.
+        max_size: largest height and width in pixels.
 
     Raises:
         ValueError: unless 1 <= min_size <= max_size.
@@ -235,7 +234,7 @@ class RandomCrop:
         self.max_size = max_size
 
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Cuts image and boxes."""
+        """Crops image and boxes."""
         height, width = image.shape[-2:]
         new_height, new_width = self._draw(height, rng), self._draw(width, rng)
         top = rng.randint(0, height - new_height)
@@ -252,21 +251,21 @@ class RandomCrop:
 class DETRAugmentation:
     """Training augmentation of DETR (Carion et al. 2020, appendix A.4) and its successors.
 
-    A horizontal flip, then one of two with equal chance: a resize; or a resize to one of
-    `crop_short_sides`, a crop, and a resize.
+    A horizontal flip, then either a resize; or a resize to one of `crop_short_sides`, a crop, and a
+    resize.
 
     Args:
         short_sides: short sides of the result, in pixels; one is drawn for each image.
-        max_size: limit of the long side of the result.
-        flip_probability: chance of the flip, in [0, 1].
-        crop_probability: chance of the branch with the crop, in [0, 1].
-        crop_short_sides: short sides before the crop, in pixels. None takes the proportions of
-            DETR: 1/2, 5/8 and 3/4 of the largest of `short_sides` (400, 500, 600 for 800).
-        crop_size: least and greatest side of the crop. None takes 12/25 and 3/4 of the
-            largest of `short_sides` (384, 600 for 800).
+        max_size: upper limit of the long side of the result.
+        flip_probability: probability of the flip, in [0, 1].
+        crop_probability: probability of the branch with the crop, in [0, 1].
+        crop_short_sides: short sides before the crop, in pixels. None = the proportions of DETR:
+            1/2, 5/8 and 3/4 of the largest of `short_sides` (400, 500, 600 for 800).
+        crop_size: smallest and largest side of the crop. None = 12/25 and 3/4 of the largest of
+            `short_sides` (384, 600 for 800).
 
     Raises:
-        ValueError: a value outside of its range.
+        ValueError: a value is outside of its range.
     """
 
     def __init__(
@@ -291,7 +290,7 @@ class DETRAugmentation:
             crop_short_sides = [max(1, round(largest * part)) for part in (0.5, 0.625, 0.75)]
         if crop_size is None:
             crop_size = (max(1, round(0.48 * largest)), max(1, round(0.75 * largest)))
-        # DETR has no limit here; this one only bounds the memory that extreme panoramas take.
+        # DETR has no limit here; this one only bounds the memory of extreme panoramas.
         self.resize_before_crop = ResizeShortSide(crop_short_sides, max_size=4 * max_size)
         self.crop = RandomCrop(*crop_size)
 
@@ -314,16 +313,16 @@ class PhotographAugmentation:
 
     Args:
         short_sides: short sides of the result, in pixels; one is drawn for each image.
-        max_size: limit of the long side of the result.
-        flip_probability: chance of a flip of left and right, in [0, 1]; 0 where sides tell classes
-            apart, as in texts or hands.
-        crop_probability: chance of a crop, in [0, 1], see `DETRAugmentation`.
-        color_probability: chance of other colors, in [0, 1].
+        max_size: upper limit of the long side of the result.
+        flip_probability: probability of a horizontal flip, in [0, 1]; set 0 if left and right
+            distinguish classes, as in text or hands.
+        crop_probability: probability of a crop, in [0, 1], see `DETRAugmentation`.
+        color_probability: probability of a color change, in [0, 1].
         color_strength: the largest change of brightness, contrast and saturation, as a share; the
             hue changes by a twentieth of it.
 
     Raises:
-        ValueError: a value outside of its range.
+        ValueError: a value is outside of its range.
     """
 
     def __init__(
@@ -355,7 +354,7 @@ class PhotographAugmentation:
     def __call__(self, image: Tensor, boxes: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Augments one image and its boxes."""
         image, boxes = self.geometry(image, boxes, rng)
-        if rng.random() < self.color_probability:  # of the small image: that is quicker
+        if rng.random() < self.color_probability:  # after the resize, which is faster
             with _drawing_from(rng):
                 image = self.colors(image)
         return image, boxes
@@ -366,18 +365,18 @@ class PhotographAugmentation:
 
 
 class AerialAugmentation:
-    """Training augmentation of pictures from above: a quarter turn, then `PhotographAugmentation`.
+    """Training augmentation of aerial pictures: a quarter turn, then `PhotographAugmentation`.
 
-    With its flip of left and right, all eight ways to lay a picture down are as likely.
+    Together with its horizontal flip, all eight orientations are equally likely.
 
     Args:
         short_sides: short sides of the result, in pixels; one is drawn for each image.
-        max_size: limit of the long side of the result.
-        crop_probability: chance of a crop, in [0, 1], see `DETRAugmentation`.
-        color_probability: chance of other colors, in [0, 1].
+        max_size: upper limit of the long side of the result.
+        crop_probability: probability of a crop, in [0, 1], see `DETRAugmentation`.
+        color_probability: probability of a color change, in [0, 1].
 
     Raises:
-        ValueError: a value outside of its range.
+        ValueError: a value is outside of its range.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Picture files that Pillow does not read, by name, so that a message can say what one is."""
+"""Recognize files that Pillow does not read, so that a message can name their type."""
 
 from typing import IO
 
-_HEAD = 256  # bytes that are looked into
+_HEAD = 256  # bytes that are checked
 _SAVE = ", which Pillow cannot read; save it as JPEG or PNG"
 _FETCH = "; download the picture itself, which may need a login"
 # (place of the mark, mark, what the file is, what to do)
@@ -34,10 +34,10 @@ _MARKS = (
 
 
 def describe_unread(file: IO[bytes]) -> str | None:
-    """What a file is by its first bytes, and what to do with it; None where they say nothing.
+    """The type of a file from its first bytes, and what to do with it; None if unknown.
 
     Args:
-        file: that Pillow does not take for a picture.
+        file: a file that Pillow does not recognize as a picture.
     """
     file.seek(0)
     head = file.read(_HEAD)

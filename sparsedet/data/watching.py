@@ -1,4 +1,4 @@
-"""Batches of worker processes, with an eye on the clock."""
+"""Batches of worker processes, with a timeout."""
 
 import errno
 import logging
@@ -14,30 +14,30 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
-# Seconds without a batch after which a person is told what is waited for.
+# Seconds without a batch after which a warning names the loader.
 _LONG = 300.0
 _LOOK = 1.0
-# Exit code of a worker that has no file handle left.
+# Exit code of a worker that has run out of file handles.
 _NO_HANDLES = 91
 
 _logger = logging.getLogger(__name__)
 
 
 def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
-    """The batches of a `DataLoader`; one that is long in coming is told, and in the end given up.
+    """The batches of a `DataLoader`, with a warning and finally an error if a batch takes too long.
 
-    torch's own `timeout` does not help where a worker is stopped while it hands a batch over, and
-    puts off the discovery of one that has died.
+    torch's own `timeout` does not help if a worker is stopped while it sends a batch, and it delays
+    the detection of a worker that has died.
 
     Args:
-        batches: what makes the workers when it is iterated.
-        name: of the loader in the config.
-        timeout: seconds to wait for a batch, then the workers are killed; 0 = for ever. Without
-            workers nothing can be given up.
+        batches: the loader, which starts the workers when it is iterated.
+        name: config key of the loader.
+        timeout: seconds to wait for a batch before the workers are killed; 0 = no limit. Without
+            workers there is no timeout.
 
     Raises:
-        RuntimeError: no batch came in time.
-        OSError: a worker had no file handle left; see `end_without_handles`.
+        RuntimeError: no batch arrived in time.
+        OSError: a worker ran out of file handles; see `end_without_handles`.
     """
     before = {child.pid for child in multiprocessing.active_children()}
     iterator = iter(batches)
@@ -52,12 +52,12 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
             except StopIteration:
                 return
             except Exception as error:
-                if workers and isinstance(error, (EOFError, ConnectionError)):  # one is ending
-                    with suppress(RuntimeError):  # torch's, as it ends
+                if workers and isinstance(error, (EOFError, ConnectionError)):  # a worker is ending
+                    with suppress(RuntimeError):  # torch may raise when it ends
                         wait([worker.sentinel for worker in workers], _LOOK)
                 without_handles = any(worker.exitcode == _NO_HANDLES for worker in workers)
                 _end(workers)
-                if watch.expired:  # in the words of torch
+                if watch.expired:  # with torch's message
                     raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
                 if without_handles:
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
@@ -69,10 +69,10 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
 
 
 def _end(workers: list[Any]) -> None:
-    """Kill what is left of them when one has failed.
+    """Kill the remaining workers after one has failed.
 
-    torch raises in the main thread for the first of them that it sees end, whatever runs there, and
-    looks at none of them again.
+    torch raises an error in the main thread when it sees the first worker end, wherever that thread
+    is, and then ignores the other workers.
     """
     for _ in range(2):
         with suppress(RuntimeError):
@@ -83,9 +83,10 @@ def _end(workers: list[Any]) -> None:
 
 
 def end_without_handles(worker: int) -> None:
-    """Make a worker process end when it has no file handle left to hand a batch over.
+    """Make a worker process exit when it has no file handle left to send a batch.
 
-    Python prints that, over and over, and the batch never comes. For `DataLoader.worker_init_fn`.
+    Otherwise Python prints the error again and again, and the batch never arrives. For
+    `DataLoader.worker_init_fn`.
 
     Args:
         worker: index of the worker.
@@ -122,7 +123,7 @@ class _Watch(threading.Thread):
             if waited > _LONG and not told:
                 told = True
                 _logger.warning(
-                    "no batch has come from %s for %.0f s: are its pictures on a slow disk?",
+                    "%s has given no batch for %.0f s: are its pictures on a slow disk?",
                     self._loader,
                     _LONG,
                 )

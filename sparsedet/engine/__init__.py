@@ -1,4 +1,4 @@
-"""Training: the loop, what hangs on it, optimizers and processes."""
+"""Training: the loop and its hooks, optimizers and processes."""
 
 from sparsedet.engine.ema import ModelEma
 from sparsedet.engine.hooks import (

@@ -1,4 +1,4 @@
-"""Reading batches from any training loader that can be iterated."""
+"""Read batches from any iterable training loader."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Batch = Sequence[Mapping[str, Any]]
 
 
 def batches_from(loader: Iterable[Batch]) -> Callable[[int], Iterator[Batch]]:
-    """How the trainer reads a loader: given a number of batches to skip, all that follow.
+    """A function that takes a number of batches to skip and iterates over the following ones.
 
-    A loader with `iter_from`, such as `sparsedet.data.TrainLoader`, goes on exactly where a run
-    stopped. Any other one is iterated from its beginning, and again when it ends: those of
-    detectron2, which never do, and torch's `DataLoader`, whose sampler is told the epoch if it has
-    `set_epoch`. A run that is resumed with one begins a new epoch, which is logged.
+    A loader with `iter_from`, such as `sparsedet.data.TrainLoader`, resumes exactly at the batch
+    where a run stopped. Any other loader is iterated from its start, again and again: loaders of
+    detectron2, which never end, and torch's `DataLoader`, whose sampler gets the epoch if it has
+    `set_epoch`. A run that is resumed with such a loader starts a new epoch, and a warning says so.
 
     Args:
         loader: batches of samples.
@@ -31,7 +31,7 @@ def batches_from(loader: Iterable[Batch]) -> Callable[[int], Iterator[Batch]]:
 
 
 def epoch_length(loader: Iterable[Batch]) -> int | None:
-    """Batches of an epoch; None where the loader does not tell, as those without an end."""
+    """Batches per epoch; None if the loader has no length, such as an endless one."""
     try:
         return len(loader)  # pyright: ignore[reportArgumentType]
     except TypeError:  # also of a torch DataLoader over a set without a length
@@ -43,7 +43,7 @@ def _passes(loader: Iterable[Batch], skipped: int) -> Iterator[Batch]:
     if skipped:
         logger.warning(
             "dataloader.train (%s) has no iter_from and cannot resume in the middle of an epoch: "
-            "the resumed run begins a new epoch",
+            "the resumed run starts a new epoch",
             type(loader).__name__,
         )
     for epoch in itertools.count(-(-skipped // length)):
@@ -56,5 +56,5 @@ def _passes(loader: Iterable[Batch], skipped: int) -> Iterator[Batch]:
         if batch is None:
             raise ValueError(
                 f"dataloader.train ({type(loader).__name__}) must have a batch in every epoch, got "
-                "none. Give a list or a loader, not an iterator that can be read once."
+                "none. Give a list or a loader, not an iterator that can be read only once."
             )

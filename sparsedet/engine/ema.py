@@ -1,4 +1,4 @@
-"""Averaged weights."""
+"""Running averages of weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["ModelEma"]
 
 
 class ModelEma:
-    """A running average of a model's weights.
+    """An exponential moving average of a model's weights.
 
-    The decay rises with the number of updates, min(decay, (1 + n) / (10 + n)), so that short runs
-    forget their random start. Buffers are copied.
+    The decay rises with the number of updates n, min(decay, (1 + n) / (10 + n)), so that the random
+    initial weights have little influence in short runs. Buffers are copied.
 
     Args:
-        model: The model to follow; copied once.
-        decay: Final weight of the old average in each update.
+        model: The model to average; copied once.
+        decay: Weight of the old average in each update, once it has risen.
     """
 
     def __init__(self, model: nn.Module, *, decay: float = 0.9997) -> None:
@@ -34,7 +34,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights."""
+        """Move the average towards the model's current weights."""
         decay = min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
         own: list[torch.Tensor] = list(self.module.parameters())
         new: list[torch.Tensor] = list(model.parameters())
@@ -49,6 +49,6 @@ class ModelEma:
         return {"model": self.module.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved average."""
+        """Restore a saved average."""
         self.module.load_state_dict(state["model"])
         self.num_updates = state["num_updates"]

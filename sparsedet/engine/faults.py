@@ -1,4 +1,4 @@
-"""What ended a run, in one sentence and an exit code; the traceback goes to `log.txt`."""
+"""Explain in one sentence and an exit code why a run ended; the traceback goes to `log.txt`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Fault:
     """Why a run ended.
 
     Attributes:
-        sentence: For a person: what happened, to which file, and what to do.
+        sentence: For the user: what happened, to which file, and what to do.
         code: The exit code of the process.
     """
 
@@ -70,13 +70,13 @@ class Fault:
 def report(error: BaseException, *, otherwise: int = BROKEN_OFF, kept: str = "") -> Fault:
     """Explain an error, and log the sentence with the traceback.
 
-    A record with a traceback is for `log.txt`: handlers of the terminal leave it out, and whoever
-    calls this prints the sentence.
+    A record with a traceback is for `log.txt`: terminal handlers leave it out, and the caller
+    prints the sentence.
 
     Args:
         error: What was raised.
-        otherwise: The exit code where the kind of the error does not decide it.
-        kept: What is said in addition, such as where the run can be taken up again.
+        otherwise: The exit code if the type of the error does not determine it.
+        kept: An additional sentence, such as where the run can be resumed.
     """
     fault = explain(error, otherwise=otherwise)
     fault = Fault(f"{fault.sentence} {kept}".strip(), fault.code)
@@ -87,19 +87,19 @@ def report(error: BaseException, *, otherwise: int = BROKEN_OFF, kept: str = "")
 def explain(error: BaseException, *, otherwise: int = BROKEN_OFF) -> Fault:
     """The sentence and the exit code of an error.
 
-    Disk, memory, file handles and worker processes are told by their signs, wherever in the chain
-    of causes they stand. An error that this package raises speaks for itself; any other is named
-    with the line that it comes from, in the code of whoever wrote the component rather than below
-    it.
+    Faults of the disk, memory, file handles and worker processes are recognized anywhere in the
+    chain of causes. The message of an error that this package raises is used as it is. Any other
+    error is reported with its type and a line of code, preferably in the user's own component
+    rather than in a library that it calls.
 
     Args:
         error: What was raised, in this process or in a worker of its data loader.
-        otherwise: The exit code where the kind of the error does not decide it: `REFUSED` while
+        otherwise: The exit code if the type of the error does not determine it: `REFUSED` while
             a run is built, `BROKEN_OFF` afterwards.
     """
     if isinstance(error, NonFiniteError):
         return Fault(str(error), DIVERGED)
-    with undisturbed(forget=True):  # a worker seldom dies alone
+    with undisturbed(forget=True):  # more workers may die meanwhile
         loader = _loader(error)
         for sign in (_disk, _handles, _memory, _worker):
             for each in _chain(error):
@@ -109,9 +109,10 @@ def explain(error: BaseException, *, otherwise: int = BROKEN_OFF) -> Fault:
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit of open files as far as it may, up to 65536.
+    """Raise this process's limit of open files as far as permitted, up to 65536.
 
-    Tensors from worker processes take a handle each, and 1024, the usual limit, are soon used up.
+    Each tensor from a worker process uses a file handle, and the usual limit of 1024 is soon
+    reached.
     """
     try:
         from resource import RLIMIT_NOFILE, getrlimit, setrlimit
@@ -125,26 +126,25 @@ def allow_open_files() -> None:
 
 
 def is_end_of_worker(error: BaseException) -> bool:
-    """Whether an error is what the end of a worker process leaves behind in the main process."""
+    """Whether an error in the main process was caused by the end of a worker process."""
     return _worker(error, "") is not None or "Pin memory thread exited" in str(error)
 
 
-# --- signs --------------------------------------------------------------------------------------
+# --- known faults -------------------------------------------------------------------------------
 
 
 def _disk(error: BaseException, loader: str) -> str | None:
     number, name = _errno(error)
     if number == errno.EFBIG:
         return (
-            f"{name or 'A file'} cannot be written: it becomes larger than its file system or the "
-            "limit of this process (ulimit -f) allows. Raise the limit, or set another "
-            "train.output_dir."
+            f"{name or 'A file'} cannot be written: it exceeds the size limit of its file system "
+            "or of this process (ulimit -f). Raise the limit, or set another train.output_dir."
         )
     if number not in (errno.ENOSPC, errno.EDQUOT):
         return None
     if "shared memory" in str(error):
         return _shared_memory(loader)
-    why = "the disk is full" if number == errno.ENOSPC else "the quota of the disk is used up"
+    why = "the disk is full" if number == errno.ENOSPC else "the disk quota is exceeded"
     return f"{name or 'A file'} cannot be written: {why}{_room(name)}. Free some space."
 
 
@@ -154,7 +154,7 @@ def _handles(error: BaseException, loader: str) -> str | None:
         "Too many open files" in str(error) or "received 0 items of ancdata" in str(error)
     ):
         return None
-    last = f", and {name} could not be opened" if name else ""
+    last = f"; {name} could not be opened" if name else ""
     most = _file_limit()
     limit = "" if most is None else f" (the limit is {most})"
     return (
@@ -169,7 +169,7 @@ def _memory(error: BaseException, loader: str) -> str | None:
     if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in text:
         what = ". ".join(text.split(". ")[:2]).rstrip(".")
     elif wanted:
-        what = f"Out of memory: {int(wanted[1]) / 1e9:.3g} GB more were needed"
+        what = f"Out of memory: {int(wanted[1]) / 1e9:.3g} GB could not be allocated"
     elif isinstance(error, MemoryError) or _errno(error)[0] == errno.ENOMEM:
         what = f"Out of memory: {_short(text)}" if text and kind != text else "Out of memory"
     else:
@@ -177,8 +177,8 @@ def _memory(error: BaseException, loader: str) -> str | None:
     if loader == "dataloader.test":
         return f"{what}. Lower dataloader.test.batch_size, num_workers or dataset.max_size."
     return (
-        f"{what}. Lower dataloader.train.total_batch_size (train.accumulation_steps makes up for "
-        "it), num_workers or dataset.max_size."
+        f"{what}. Lower dataloader.train.total_batch_size (and raise train.accumulation_steps to "
+        "compensate), num_workers or dataset.max_size."
     )
 
 
@@ -186,9 +186,9 @@ def _worker(error: BaseException, loader: str) -> str | None:
     text = str(error)
     if found := _TIMEOUT.search(text):
         return (
-            f"No batch came from the worker processes of {loader} for {float(found[1]):g} s: one "
-            "hangs, perhaps on a network folder that does not respond. Check the folder, or raise "
-            f"{loader}.timeout."
+            f"The worker processes of {loader} gave no batch for {float(found[1]):g} s. One may "
+            "hang, for example on a network folder that does not respond. Check the folder, or "
+            f"raise {loader}.timeout."
         )
     found = _WORKER.search(text)
     signal_name = (found[2] or "").split(". ")[0].strip(" .") if found else ""
@@ -202,7 +202,7 @@ def _worker(error: BaseException, loader: str) -> str | None:
         return f"{who} crashed ({signal_name}). {loader}.num_workers=0 shows where."
     how = f"was killed by a signal ({signal_name})" if signal_name else "ended unexpectedly"
     most = _file_limit()
-    if most is not None and most < _FEW_FILES:  # a worker that cannot open one may just end
+    if most is not None and most < _FEW_FILES:  # a worker may end if it cannot open a file
         return (
             f"{who} {how}, perhaps because it may open only {most} files. Raise the file "
             f"descriptor limit (ulimit -n), or set {loader}.num_workers=0."
@@ -236,7 +236,7 @@ def _other(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what caused it, outermost first."""
+    """The error and its causes, outermost first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -245,7 +245,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _original(error: BaseException) -> tuple[str, str]:
-    """Name and text of an error, or of the one in a worker process that this one stands for."""
+    """Type name and text of an error, or of the worker's error that it wraps."""
     text = str(error)
     if _WRAPPED.match(text) is None:
         return type(error).__name__, text
@@ -256,7 +256,7 @@ def _original(error: BaseException) -> tuple[str, str]:
 
 
 def _frames(error: BaseException) -> list[tuple[str, int, str]]:
-    """File, line and function of each call down to where an error was raised."""
+    """File, line and function of each call, down to the one that raised the error."""
     if _WRAPPED.match(str(error)):  # in the worker
         return [(found[1], int(found[2]), found[3]) for found in _PLACE.finditer(str(error))]
     summary = traceback.extract_tb(error.__traceback__)
@@ -268,14 +268,14 @@ def _passes(error: BaseException, folder: str) -> bool:
 
 
 def _loader(error: BaseException) -> str:
-    """Which loader an error concerns: that of the test set where an evaluation was running."""
+    """The loader that an error concerns: the test loader if an evaluation was running."""
     frames = [frame for each in _chain(error) for frame in _frames(each)]
     evaluates = any(Path(name).is_relative_to(_OWN_CODE / "evaluation") for name, _, _ in frames)
     return "dataloader.test" if evaluates else "dataloader.train"
 
 
 def _blame(frames: list[tuple[str, int, str]]) -> str:
-    """The innermost place in a person's own code; else in ours; else anywhere."""
+    """The innermost line in the user's own code; else in ours; else anywhere."""
     ours = [frame for frame in frames if Path(frame[0]).is_relative_to(_OWN_CODE)]
     theirs = [frame for frame in frames if frame not in ours and not _is_installed(frame[0])]
     for found in (theirs, ours, frames):
@@ -291,7 +291,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _errno(error: BaseException) -> tuple[int | None, str]:
-    """Number and file of a system error, also where only its text is left."""
+    """Number and file of a system error; they may have to be parsed from its text."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno, str(error.filename or "")
     kind, text = _original(error)
@@ -303,7 +303,7 @@ def _errno(error: BaseException) -> tuple[int | None, str]:
 
 
 def _short(text: str) -> str:
-    """The first line of a text, cut where it is very long."""
+    """The first line of a text, truncated if it is very long."""
     line = text.strip().splitlines()[0] if text.strip() else ""
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
@@ -317,7 +317,7 @@ def _room(name: str) -> str:
 
 
 def _file_limit() -> int | None:
-    """How many files this process may open; None where there is no limit."""
+    """The number of files that this process may open; None if there is no limit."""
     try:
         from resource import RLIMIT_NOFILE, getrlimit
     except ImportError:  # not every system has it

@@ -1,7 +1,7 @@
-"""What hangs on the training loop: stopping, logs, evaluation, checkpoints.
+"""Hooks of the training loop: stopping, logs, evaluation, checkpoints.
 
-The order matters and is: `StopHook`, `LogHook`, `CheckpointHook`, `EvalHook`, `PictureHook`.
-Whatever happens in an evaluation, the iterations before it are then saved.
+Their order must be: `StopHook`, `LogHook`, `CheckpointHook`, `EvalHook`, `PictureHook`. Then the
+state is saved before each evaluation, and an error in an evaluation loses no iterations.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class Hook:
-    """Called by the trainer; does nothing by itself."""
+    """Base class of hooks; the trainer calls its methods, which do nothing by default."""
 
     def before_train(self, trainer: Trainer) -> None:
         """Before the first iteration of this process."""
@@ -50,24 +50,24 @@ class Hook:
         """After an iteration; `trainer.iteration` counts it."""
 
     def after_train(self, trainer: Trainer) -> None:
-        """When the loop has ended, also by an exception."""
+        """After the loop has ended, even if by an exception."""
 
 
 class StopHook(Hook):
-    """Ends the run after the present iteration when any of its processes is told to stop.
+    """Stops the run after the current iteration when any of its processes is told to stop.
 
-    It listens to SIGINT, SIGTERM, SIGHUP and SIGUSR1, which SLURM sends before it takes a machine
-    away. A signal that is ignored when the run begins stays ignored: that is what `nohup` is for.
-    An evaluation is broken off, with several processes between two batches. A second SIGINT ends
-    the process at once; a second of the others has no effect, since launchers and schedulers often
-    send it twice.
+    It handles SIGINT, SIGTERM, SIGHUP and SIGUSR1 (SLURM sends such a signal before it takes a
+    machine away). A signal that is ignored when the run starts stays ignored, as `nohup` requires.
+    An evaluation is interrupted; with several processes, between two batches. A second SIGINT ends
+    the process immediately. A second signal of another kind has no effect, since launchers and
+    schedulers often send signals twice.
     """
 
     def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
 
     def before_train(self, trainer: Trainer) -> None:
-        """Listen, if this is the main thread (others may not)."""
+        """Install the signal handlers; only the main thread can do this."""
         if threading.current_thread() is not threading.main_thread():
             return
         owner = os.getpid()
@@ -88,15 +88,15 @@ class StopHook(Hook):
                 self._previous[number] = signal.signal(number, handle)
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Agree with the other processes, also on the signal."""
+        """Agree with the other processes on whether to stop and on the signal."""
         trainer.stop_signal = comm.smallest(trainer.stop_signal)
         trainer.stop_requested = trainer.stop_requested or trainer.stop_signal is not None
 
     def after_train(self, trainer: Trainer) -> None:
-        """Listen no more; agree on the signal where an evaluation was broken off.
+        """Agree on the signal if an evaluation was interrupted, and remove the handlers.
 
-        With several processes it goes on listening after a signal: the others pass it on, which
-        may be after this process has stopped.
+        With several processes the handlers stay after a signal, since the other processes may
+        forward the signal after this one has stopped.
         """
         if trainer.stop_requested and trainer.fault is None:
             trainer.stop_signal = comm.smallest(trainer.stop_signal)
@@ -106,23 +106,23 @@ class StopHook(Hook):
             signal.signal(*self._previous.popitem())
 
 
-# iterations of this process after which a person is told something before the first row
+# iterations of this process after which the console shows averages before the first row
 _EARLY = (1, 2, 5, 10)
 
 
 class LogHook(Hook):
-    """Averages over the last iterations, to the writers.
+    """Sends averages over the last iterations to the writers.
 
-    Rows hold `loss`, its terms as `loss/<term>`, what was logged through `events`, `lr` (of the
-    fastest group), `seconds_per_iteration`, `data_seconds`, `epoch` where its length is known and,
-    on an accelerator, `memory_mb`.
+    Rows have `loss`, its terms as `loss/<term>`, scalars logged through `events`, `lr` (the highest
+    of all groups), `seconds_per_iteration`, `data_seconds`, `epoch` if its length is known and, on
+    an accelerator, `memory_mb`.
 
     Args:
         period: Iterations per row.
-        writers: Where rows go, on the main process.
-        console: Also told of every single iteration, and of the averages so far after the first
-            ones, which a person waits for.
-        iterations_per_epoch: For `epoch`; None where it is not known.
+        writers: Receive the rows, on the main process.
+        console: Also shows the progress of every iteration, and the averages after the first few
+            iterations, so that a user need not wait for the first row.
+        iterations_per_epoch: For `epoch`; None if unknown.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class LogHook(Hook):
         self._last = (trainer.iteration, trainer.train_seconds)
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Write a row when it is time, and at the end."""
+        """Write a row every `period` iterations, and at the end."""
         if self._console is not None:
             self._console.advance(trainer.iteration)
         if trainer.iteration % self._period and trainer.iteration != trainer.max_iter:
@@ -160,7 +160,7 @@ class LogHook(Hook):
             return
         started = time.perf_counter()
         scalars = _mean_over_processes(trainer.recorder.flush())
-        trainer.train_seconds += time.perf_counter() - started  # the device's share
+        trainer.train_seconds += time.perf_counter() - started  # flushing waited for the device
         scalars |= self._facts(trainer)
         self._last = (trainer.iteration, trainer.train_seconds)
         for writer in self._writers:
@@ -193,23 +193,23 @@ def _mean_over_processes(scalars: dict[str, float]) -> dict[str, float]:
 
 
 class EvalHook(Hook):
-    """Evaluates now and then and at the end, keeps the best weights, and may end the run early.
+    """Evaluates periodically and at the end, saves the best weights, and may end the run early.
 
     `trainer.hook_state["eval"]` holds the last results, the best value and the number of
-    evaluations since it (`stale`), so that a resumed run neither repeats nor misses an evaluation
-    and ends where it would have ended.
+    evaluations since then (`stale`), so that a resumed run neither repeats nor misses an evaluation
+    and stops early at the same iteration.
 
     Args:
-        period: Iterations between evaluations; 0 for one at the end alone.
+        period: Iterations between evaluations; 0 = only at the end.
         evaluate: Called with the model to evaluate, on every process; returns (nested) metrics on
-            the main one and leaves the model in the mode it was in.
-        writers: Take the metrics as `eval/<name>`.
-        store: Takes `model_best.pth`.
+            the main process and leaves the model in its previous mode.
+        writers: Receive the metrics as `eval/<name>`.
+        store: Writes `model_best.pth`.
         checkpoint: Saves the state before each evaluation, and again with its results.
-        best_metric: Name of the metric to keep the best weights by, as `"bbox/AP"`.
-        patience: Evaluations in a row without a better value of `best_metric` after which the run
-            ends; None for no such end.
-        extra: Kept beside the best weights.
+        best_metric: Name of the metric that decides which weights are best, such as `"bbox/AP"`.
+        patience: The run ends after this many evaluations in a row without a better value of
+            `best_metric`; None = no early stopping.
+        extra: Saved with the best weights.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class EvalHook(Hook):
         self._extra = dict(extra or {})
 
     def before_train(self, trainer: Trainer) -> None:
-        """Do what was due where the run stopped."""
+        """Run an evaluation that was due when the run stopped."""
         done = trainer.hook_state.get("eval", {}).get("iteration")
         if trainer.iteration and done != trainer.iteration:
             self.after_iteration(trainer)
@@ -256,7 +256,7 @@ class EvalHook(Hook):
             self._end_if_stale(trainer)
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Evaluate when it is time."""
+        """Evaluate every `period` iterations and at the end."""
         at_end = trainer.iteration >= trainer.max_iter
         due = at_end or (self._period > 0 and trainer.iteration % self._period == 0)
         if not due or trainer.stop_requested:
@@ -271,10 +271,10 @@ class EvalHook(Hook):
             self._checkpoint.save(trainer, anew=True)
 
     def _end_if_stale(self, trainer: Trainer) -> None:
-        """End the run if the patience is used up; all processes call it together."""
+        """End the run if the patience is exhausted; all processes call this together."""
         if self._patience is None or trainer.iteration >= trainer.max_iter:
             return
-        # a process other than the main one knows what it resumed from, and no more
+        # processes other than the main one know only the state that they resumed from
         stale = trainer.hook_state.get("eval", {}).get("stale", 0)
         if comm.any_process(comm.is_main_process() and stale >= self._patience):
             trainer.end_reason = (
@@ -285,9 +285,11 @@ class EvalHook(Hook):
     def _run(self, trainer: Trainer) -> dict[str, Any]:
         trainer.interruptible = comm.get_world_size() == 1
         try:
-            if trainer.interruptible and trainer.stop_signal is not None:  # it came just before
+            if (
+                trainer.interruptible and trainer.stop_signal is not None
+            ):  # it came just before this
                 raise StopTraining
-            # since its last step a process has moved them by its own images
+            # each process has updated its buffers with its own images
             comm.broadcast(trainer.eval_model.buffers())
             return plain_metrics(self._evaluate(trainer.eval_model))
         finally:
@@ -300,7 +302,7 @@ class EvalHook(Hook):
         value = metrics.get(self._best_metric)
         if value is None:
             logger.warning(
-                "the evaluation gives no %s (it gives %s): no best weights are kept. Set "
+                "the evaluation has no metric %s (it has %s): no best weights are saved. Set "
                 "train.best_metric.",
                 self._best_metric,
                 ", ".join(metrics) or "nothing",
@@ -327,9 +329,9 @@ class EvalHook(Hook):
 
 
 def flatten_metrics(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested dicts, by path: `{"bbox": {"AP": 30.0}}` gives `{"bbox/AP": 30.0}`.
+    """Numbers of nested dicts by path: `{"bbox": {"AP": 30.0}}` gives `{"bbox/AP": 30.0}`.
 
-    NaN, which evaluators give where there is nothing to find, is no number.
+    NaN, which evaluators give if there are no objects, is left out.
     """
     flat: dict[str, float] = {}
     for name, value in results.items():
@@ -350,15 +352,15 @@ def plain_metrics(value: Any) -> Any:
 
 
 class CheckpointHook(Hook):
-    """Full checkpoints now and then, at the end and when the run ends before; the final weights.
+    """Saves full checkpoints periodically and when the run ends or stops, and the final weights.
 
-    After a fault the file holds the last whole iteration, and the run can be resumed from there.
-    Nothing is saved of a run that ends since its losses are not finite.
+    After a fault the last complete iteration is saved, so that the run can be resumed from there.
+    If a run ends because its losses are not finite, nothing is saved.
 
     Args:
-        store: Where they go.
-        period: Iterations between checkpoints; 0 for one at the end alone.
-        extra: Kept in every file, such as the config.
+        store: Writes the checkpoints.
+        period: Iterations between checkpoints; 0 = only at the end.
+        extra: Saved in every file, such as the config.
     """
 
     def __init__(
@@ -375,32 +377,32 @@ class CheckpointHook(Hook):
         self._saved_at = 0
 
     def before_train(self, trainer: Trainer) -> None:
-        """Remember where the run was resumed."""
+        """Remember the iteration at which the run was resumed."""
         self._saved_at = trainer.iteration
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Save when it is time."""
+        """Save every `period` iterations and at the end."""
         due = self._period > 0 and trainer.iteration % self._period == 0
         if due or trainer.at_end:
             self.save(trainer)
 
     def save(self, trainer: Trainer, *, anew: bool = False) -> None:
-        """Save the state, which every process calls for, and at the end the final weights.
+        """Save the state, and at the end also the final weights; every process calls this.
 
         Args:
-            trainer: Of the run.
-            anew: Also where its iteration is saved, since more is known of it by now.
+            trainer: The trainer of the run.
+            anew: Save again even if this iteration is already saved, since its state has changed.
         """
         if self._saved_at == trainer.iteration and not anew:
             return
         state = trainer.state_dict() | {"recorded": _recorded(trainer)}
-        if trainer.at_end and comm.is_main_process():  # first: whoever resumes looks at the others
+        if trainer.at_end and comm.is_main_process():  # first, since resuming reads the checkpoint
             weights = {"model": trainer.eval_model.state_dict(), "iteration": trainer.iteration}
             self._store.save_weights(weights | self._extra, "final")
         self._write(trainer, state)
 
     def after_train(self, trainer: Trainer) -> None:
-        """Save where a run that ended before its end can be taken up again."""
+        """Save the state of a run that stopped early, so that it can be resumed."""
         if trainer.fault is None and trainer.stop_requested:
             self.save(trainer)
         elif trainer.fault is not None and self._saved_at != trainer.iteration:
@@ -414,7 +416,7 @@ class CheckpointHook(Hook):
             if comm.get_world_size() == 1:  # others may be gone
                 state["recorded"] = _recorded(trainer)
             self._write(trainer, state)
-        except Exception as error:  # the fault itself is what a person has to hear of
+        except Exception as error:  # the fault itself is what the user must see
             logger.warning(
                 "iteration %d could not be saved: %s", trainer.iteration, explain(error).sentence
             )
@@ -427,6 +429,6 @@ class CheckpointHook(Hook):
 
 
 def _recorded(trainer: Trainer) -> dict[str, Any]:
-    """What the next row of a resumed run averages beside its own iterations."""
+    """Averages since the last row, which the next row of a resumed run includes."""
     averages = _mean_over_processes(trainer.recorder.averages())
     return {"averages": averages, "counts": trainer.recorder.counts()}

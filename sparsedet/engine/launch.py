@@ -1,4 +1,4 @@
-"""Processes: one, several on this machine, or those that torchrun started."""
+"""Start a run in one process, in several on this machine, or in those that torchrun started."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# for which a process waits in a collective before that counts as broken
+# how long a process waits in a collective before it gives up
 _TIMEOUT = timedelta(minutes=30)
 _JOIN_SECONDS = 300.0
-# seconds that the other processes have to end after the first one: they do so by themselves
+# seconds that the other processes have to end by themselves after the first one failed
 _GRACE = 90.0
 _START_METHOD = "spawn"
 _place: Place | None = None
 
 
 def is_launched() -> bool:
-    """Whether torchrun (or alike) started this process as one of several."""
+    """Whether torchrun or a similar launcher started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -60,7 +60,7 @@ def resolve_device(name: str) -> str:
         name: A device type, or "auto": the accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: If there is no such device here.
+        ValueError: If this machine has no such device.
     """
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -76,7 +76,7 @@ def resolve_device(name: str) -> str:
 
 
 def check_processes(num_processes: int, device_type: str) -> None:
-    """Check that so many processes can be started.
+    """Check that `num_processes` processes can be started.
 
     Args:
         num_processes: Processes to start on this machine.
@@ -100,14 +100,14 @@ def check_processes(num_processes: int, device_type: str) -> None:
 
 
 def together(body: Callable[[], int], say: Callable[[str], None]) -> int:
-    """Call `body`, under torchrun as one of its processes: what ends one of them ends all.
+    """Call `body`; under torchrun, a fault in one process ends all of them.
 
-    The processes meet before anything is read, so that a fault of one of them, such as a file that
-    its machine lacks, is named on all.
+    The processes connect before anything is read. So if one of them fails, for example because a
+    file is missing on its machine, all of them report it.
 
     Args:
         body: Returns an exit code; may call `launch`.
-        say: Tells a person a sentence.
+        say: Prints a sentence for the user.
 
     Returns:
         The exit code.
@@ -119,7 +119,7 @@ def together(body: Callable[[], int], say: Callable[[str], None]) -> int:
         _place = _meet()
     except (ValueError, dist.DistError) as error:
         local_rank = os.environ.get("LOCAL_RANK", "0")
-        if local_rank == "0" or not local_rank.isdigit():  # of each machine one speaks
+        if local_rank == "0" or not local_rank.isdigit():  # one process per machine prints
             say(str(error))
         return REFUSED
     try:
@@ -136,19 +136,19 @@ def launch(
     device_type: str,
     say: Callable[[str], None] = logger.error,
 ) -> int:
-    """Call `main(device, *args)` in as many processes as asked for.
+    """Call `main(device, *args)` in `num_processes` processes.
 
     Under torchrun its processes are used, and `num_processes` must be 1.
 
     Args:
-        main: A function at the top of a module; returns an exit code.
+        main: A module-level function that returns an exit code.
         args: Its picklable arguments after the device.
         num_processes: Processes to start on this machine.
         device_type: As from `resolve_device`.
-        say: Tells a person a sentence; at the top of a module too.
+        say: Prints a sentence for the user; a module-level function.
 
     Returns:
-        The exit code: 0, 128 + n after signal n, or that of the fault that came first.
+        The exit code: 0, 128 + n after signal n, or the code of the first fault.
 
     Raises:
         ValueError: As `check_processes`.
@@ -161,7 +161,7 @@ def launch(
     return _spawn(main, args, num_processes, device_type, say)
 
 
-# --- several processes here ---------------------------------------------------------------------
+# --- several processes on this machine ----------------------------------------------------------
 
 
 def _spawn(
@@ -171,7 +171,7 @@ def _spawn(
     device_type: str,
     say: Callable[[str], None],
 ) -> int:
-    # held by this process, which outlives the others; a port that is free, chosen by the system
+    # this process holds the store, since it outlives the others; the system chooses a free port
     store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
         "127.0.0.1", 0, is_master=True, wait_for_workers=False
     )
@@ -200,7 +200,7 @@ def _spawn(
 
 
 def _wait(processes: Sequence[Any]) -> dict[int, int]:
-    """Exit codes by index, in the order of ending; those that had to be ended are left out."""
+    """Exit codes by index, in the order of ending; processes that had to be killed are left out."""
     ended: dict[int, int] = {}
     latest: float | None = None
     while len(ended) < len(processes):
@@ -221,10 +221,10 @@ def _wait(processes: Sequence[Any]) -> dict[int, int]:
 
 @contextmanager
 def _forwarded_signals(processes: Sequence[Any]) -> Iterator[list[int]]:
-    """What this process is told ends the others, and is listed; a second SIGINT ends all at once.
+    """Forward stop signals to the processes and list them; a second SIGINT kills all immediately.
 
-    A terminal sends SIGINT to all processes itself, and a second one would mean "at once" to them:
-    they get SIGTERM instead.
+    A terminal sends SIGINT to all processes itself. A forwarded SIGINT would be their second one,
+    which ends them immediately, so SIGTERM is sent instead.
     """
     received: list[int] = []
 
@@ -277,10 +277,10 @@ def _child(
 
 
 def _meet() -> Place:
-    """Find the store that torchrun's variables name; all processes come there.
+    """Connect to the store that torchrun's variables name.
 
     Raises:
-        ValueError: They make no sense, or the other processes cannot be found.
+        ValueError: The variables are invalid, or the other processes cannot be reached.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     wrong = [name for name in names if not os.environ.get(name, "").isdigit()]
@@ -343,7 +343,7 @@ def _run_placed(
         device_id=device if device.type != "cpu" else None,
     )
     code = main(device, *args)
-    if code == 0 or code > 128:  # done or stopped; one that failed does not wait for the others
+    if code == 0 or code > 128:  # done or stopped; a failed process does not wait for the others
         comm.synchronize()
         dist.destroy_process_group()
     return code

@@ -24,16 +24,17 @@ _CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other runs out of an output folder.
 
-    The lock is a POSIX record lock on `run.lock`, which says who holds it. The system releases it
-    when the process ends, however that happens; the file stays, and means nothing by itself. Data
-    workers do not hold it on. On NFS it works between machines where the server locks (version 4
-    does); on a file system without locks a warning says that nothing keeps a second run out.
+    The lock is a POSIX record lock on `run.lock`; the file names the process that holds it. The
+    system releases the lock when that process ends for any reason. The file remains and has no
+    meaning by itself. Data workers do not keep the lock. On NFS it works between machines if the
+    server supports locks (version 4 does). On a file system without locks a warning says that a
+    second run is not prevented.
 
     Args:
         folder: `train.output_dir`, which exists.
 
     Raises:
-        ValueError: Another process holds it.
+        ValueError: Another process holds the lock.
     """
     if sys.platform == "win32":
         yield
@@ -51,7 +52,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             logger.warning("%s: %s, so a second run is not prevented", path, error.strerror)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-        with suppress(OSError):  # on a full disk the lock still holds
+        with suppress(OSError):  # the lock works even if the disk is full
             file.truncate(0)
             file.write(holder.encode())
         yield

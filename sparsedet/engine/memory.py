@@ -1,7 +1,7 @@
-"""More memory than the machine has: an error where it is asked for, not the end of the process.
+"""Raise an error when code asks for more memory than is free, instead of being killed later.
 
-Linux grants memory that it does not have, and kills who uses it. So a block can be held to what is
-free when it begins.
+Linux grants memory that it does not have and kills the process that uses it. So a block of code can
+be limited to the memory that is free when it starts.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ __all__ = ["free_memory", "within_memory"]
 
 _MEMORY = Path("/proc/meminfo")
 _OWN = Path("/proc/self/status")
-# of a container: its limit, and what it uses
+# limit and usage of a container
 _GROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
 
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """A block in which asking for more than the free memory raises an error.
+    """Limit a block to the free memory: allocating more raises an error.
 
-    Where the system does not tell how much is free, nothing changes.
+    If the system does not report the free memory, there is no limit.
     """
     free, used = free_memory(), _kilobytes(_OWN, "VmData")
     if free is None or used is None:
@@ -40,7 +40,7 @@ def within_memory() -> Iterator[None]:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take; None where the system does not tell."""
+    """Bytes that this process may still allocate; None if the system does not report it."""
     free = _kilobytes(_MEMORY, "MemAvailable")
     try:
         limit, used = (int(path.read_text()) for path in _GROUP)
@@ -50,7 +50,7 @@ def free_memory() -> int | None:
 
 
 def _kilobytes(path: Path, name: str) -> int | None:
-    """A line such as `MemAvailable: 12 kB`, in bytes."""
+    """The value of a line such as `MemAvailable: 12 kB`, in bytes."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: kept for a person to look at, skipped, counted."""
+"""Steps whose loss or gradient is not finite: their batches are saved, and the steps skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["NonFiniteError", "NonFiniteSteps"]
 
 logger = logging.getLogger(__name__)
 
-_MOST_SAVED = 20  # folders of a run; whatever goes wrong more often shows in these
+_MOST_SAVED = 20  # folders per run
 _FOLDER = "nonfinite_"
 
 
@@ -27,15 +27,15 @@ class NonFiniteError(ArithmeticError):
 
 
 class NonFiniteSteps:
-    """Saves the batches of steps that cannot be taken, and ends the run after too many in a row.
+    """Saves the batches of non-finite steps, and ends the run after too many of them in a row.
 
     `nonfinite_<iteration>/batch.json` has losses, file names, image ids, boxes and classes;
-    `batch.pt` has the samples with their input tensors, for `torch.load`. With several processes
-    each writes the batch it had, as `batch_rank<n>`. Of a run the first 20 are kept.
+    `batch.pt` has the samples with their input tensors, for `torch.load`. With several processes,
+    each writes its own batch as `batch_rank<n>`. Only the first 20 such steps of a run are saved.
 
     Args:
-        folder: Where the batches go; None keeps none.
-        max_in_row: Steps in a row that are skipped; 0 ends the run at the first.
+        folder: Folder for the batches; None = do not save them.
+        max_in_row: Number of steps in a row that may be skipped; 0 ends the run at the first.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class NonFiniteSteps:
         self._in_row = 0
 
     def taken(self) -> None:
-        """A step was taken: the count of those in a row begins anew."""
+        """Reset the count of skipped steps in a row after a step that was taken."""
         self._in_row = 0
 
     def skip(
@@ -62,31 +62,31 @@ class NonFiniteSteps:
         *,
         grad_norm: float | None = None,
     ) -> None:
-        """Account for a step that is not taken; every process calls it.
+        """Record a step that is skipped; every process calls this.
 
         Args:
-            iteration: Iterations done before it.
-            losses: The terms of each batch of the step.
-            batches: The samples of each.
-            grad_norm: Of the gradient, where it was computed.
+            iteration: Iterations done before the step.
+            losses: The loss terms of each batch of the step.
+            batches: The samples of each batch.
+            grad_norm: Norm of the gradient, if it was computed.
 
         Raises:
-            NonFiniteError: It is one too many in a row.
+            NonFiniteError: More than `max_in_row` steps in a row were not finite.
         """
         self._in_row += 1
         place = self._save(iteration, losses, batches, grad_norm)
         what = f"{_describe(iteration, losses, batches)}{place}"
         if self._in_row > self._max_in_row:
             skipped = self._in_row - 1
-            steps = "step before it was" if skipped == 1 else f"{skipped} steps before it were"
+            steps = "previous step was" if skipped == 1 else f"{skipped} previous steps were"
             before = f" The {steps} skipped." if skipped else ""
             raise NonFiniteError(
                 f"{what}{before} Nothing was saved after the last checkpoint. Check these images "
                 "and their boxes, or lower optimizer.lr."
             )
         logger.warning(
-            "%s The step is skipped (%d in a row; more than train.max_nonfinite_steps=%d end the "
-            "run).",
+            "%s The step is skipped (%d in a row; the run ends after more than "
+            "train.max_nonfinite_steps=%d).",
             what,
             self._in_row,
             self._max_in_row,
@@ -117,7 +117,7 @@ class NonFiniteSteps:
                 "batches": _readable(samples),
             }
             write_json(folder / f"{name}.json", content)
-        except (OSError, RuntimeError) as error:  # what is lost here is not worth a run
+        except (OSError, RuntimeError) as error:  # this must not end the run
             logger.warning("the batch could not be saved in %s: %s", folder, error)
             return ""
         return f" The batch is in {folder}."
@@ -145,7 +145,7 @@ def _describe(
 
 
 def _plain(value: Any) -> Any:
-    """A sample as tensors, numbers and texts in dicts and lists."""
+    """A sample as dicts and lists of tensors, numbers and strings."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):
@@ -160,7 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def _readable(value: Any) -> Any:
-    """The same for JSON: pictures as their shape, other tensors as lists."""
+    """A plain sample for JSON: images become their shape, other tensors become lists."""
     if isinstance(value, torch.Tensor):
         return {"shape": list(value.shape)} if value.ndim > 2 else _readable(value.tolist())
     if isinstance(value, dict):
@@ -171,6 +171,6 @@ def _readable(value: Any) -> Any:
 
 
 def _number(value: float | torch.Tensor) -> float | str:
-    """A number, or its name where JSON has none."""
+    """A number, or its name if JSON cannot represent it."""
     value = float(value)
     return value if math.isfinite(value) else str(value)

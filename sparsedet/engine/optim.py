@@ -24,19 +24,19 @@ def param_groups(
     weight_decay_norm: float | None = None,
     weight_decay_bias: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in groups of equal learning rate and weight decay.
+    """Group trainable parameters by learning rate and weight decay.
 
     Args:
-        model: Its frozen parameters are left out; every other one is in exactly one group.
-        base_lr: Learning rate where no rule says otherwise.
+        model: Frozen parameters are left out; every other parameter is in exactly one group.
+        base_lr: Learning rate of parameters that match no rule.
         rules: Each has a `pattern` (a regular expression, searched in the parameter's name) and
-            one or both of `lr_factor` (times `base_lr`) and `weight_decay`. Where several rules
+            one or both of `lr_factor` (times `base_lr`) and `weight_decay`. If several rules
             match a parameter, the last one that sets a value wins.
-        weight_decay_norm: Weight decay of normalization layers; None leaves the optimizer's.
-        weight_decay_bias: Weight decay of biases; None leaves the optimizer's.
+        weight_decay_norm: Weight decay of normalization layers; None = the optimizer's.
+        weight_decay_bias: Weight decay of biases; None = the optimizer's.
 
     Returns:
-        Groups with `params`, `lr` and, where it was set, `weight_decay`.
+        Groups with `params`, `lr` and, if it was set, `weight_decay`.
 
     Raises:
         ValueError: If a rule is malformed or matches no parameter, or nothing is trainable.
@@ -109,9 +109,10 @@ def _norm_parameters(model: nn.Module) -> set[int]:
 
 
 def scaled_lr(lr: float, batch_size: int, *, base_batch_size: int = 16) -> float:
-    """A learning rate for another batch size than the recipe's: `lr * sqrt(batch / base)`.
+    """Scale the learning rate of a recipe to another batch size: `lr * sqrt(batch / base)`.
 
-    The rule of the released Sparse DETR code. Nothing applies it unasked; in a config:
+    This is the rule of the released Sparse DETR code. It is never applied automatically. In
+    a config:
     `optimizer.lr = L(scaled_lr)(lr=2e-4, batch_size="${dataloader.train.total_batch_size}")`.
 
     Args:
@@ -128,12 +129,12 @@ def scaled_lr(lr: float, batch_size: int, *, base_batch_size: int = 16) -> float
 
 
 class WarmupParamScheduler(ParamScheduler):
-    """A schedule that rises linearly to where another one is at the end of the warm-up.
+    """A linear warm-up, followed by another schedule.
 
     Args:
-        scheduler: What applies after the warm-up.
+        scheduler: The schedule after the warm-up; its value at that point ends the warm-up.
         warmup_length: Length of the warm-up as a fraction of the run; 0 for none.
-        warmup_factor: Where it begins, times the value at the end of the warm-up.
+        warmup_factor: Value at the start, as a fraction of the value at the end of the warm-up.
     """
 
     def __init__(
@@ -166,18 +167,19 @@ def clipping_adamw(
     max_norm: float = 0.1,
     norm_type: float = 2.0,
 ) -> AdamW:
-    """AdamW that limits the norm of all gradients together before each step.
+    """AdamW that clips the total gradient norm before each step.
 
-    For trainers that do not, such as detectron2's. Ours does it by `train.clip_grad`.
+    It is meant for trainers that do not clip gradients themselves, such as detectron2's. Our
+    trainer clips according to `train.clip_grad`.
 
     Args:
         params: Parameters or groups of them.
-        lr: Learning rate of groups without one of their own.
+        lr: Learning rate of groups that set none.
         betas: Coefficients of the running averages.
-        weight_decay: Of groups without one of their own.
-        fused: Whether the step is one kernel; None leaves it to AdamW.
-        max_norm: The norm that gradients are limited to.
-        norm_type: Which norm.
+        weight_decay: Weight decay of groups that set none.
+        fused: Whether the step is one kernel; None = AdamW's default.
+        max_norm: Upper limit of the gradient norm.
+        norm_type: Order of the norm, such as 2.0.
 
     Raises:
         ValueError: If `max_norm` is not positive.
@@ -190,7 +192,7 @@ def clipping_adamw(
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
 
     def clip(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # a gradient scaler leaves it to the fused kernel to divide, so the limit is scaled as well
+        # with a gradient scaler the fused kernel unscales later, so the limit must be scaled too
         scale = getattr(optimizer, "grad_scale", None)
         limit = max_norm if scale is None else max_norm * float(scale)
         nn.utils.clip_grad_norm_(parameters, limit, norm_type)

@@ -1,4 +1,4 @@
-"""How long a run will take, logged as soon as it is known."""
+"""An estimate of how long a run will take, logged after ten iterations."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["PaceHook", "describe_device"]
 
 logger = logging.getLogger(__name__)
 
-_MEASURED = 10  # iterations; the first, which warms up, does not count
+_MEASURED = 10  # iterations; the first one is a warm-up and does not count
 
 
 class PaceHook(Hook):
-    """Logs seconds per iteration, memory and the time left, once, after ten iterations."""
+    """Logs seconds per iteration, memory and the time left once, after ten iterations."""
 
     def __init__(self) -> None:
         self._first = (0, 0.0)
 
     def before_train(self, trainer: Trainer) -> None:
-        """Remember where this process begins."""
+        """Remember the iteration at which this process starts."""
         self._first = (trainer.iteration + 1, 0.0)
 
     def after_iteration(self, trainer: Trainer) -> None:
@@ -50,14 +50,14 @@ class PaceHook(Hook):
 
 
 def describe_device(device: torch.device) -> str:
-    """A device, and the threads that compute where it is the CPU."""
+    """The device in words; for the CPU with its number of threads."""
     if device.type == "cpu":
         return f"device cpu with {torch.get_num_threads()} threads"
     return f"device {device}"
 
 
 def _memory(device: torch.device) -> str:
-    """The most that this process has held, and the device for it."""
+    """Peak memory of this process, and of its device."""
     texts = []
     if sys.platform != "win32":
         from resource import RUSAGE_SELF, getrusage
@@ -71,7 +71,7 @@ def _memory(device: torch.device) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as one would say it."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -1,8 +1,8 @@
-"""Faults among the processes of a run: what befalls one is named by all, and none waits for it.
+"""Faults among the processes of a run: when one process fails, all report its fault and end.
 
-Collectives do not tell: over gloo they say "Connection closed by peer" in place of the cause, over
-NCCL they wait. So every process also holds a line to a switchboard (`sparsedet.engine.switchboard`)
-and has a thread that listens to it.
+Collectives do not report the cause: gloo says only "Connection closed by peer", and NCCL waits. So
+every process also has a connection to a switchboard (`sparsedet.engine.switchboard`) and a thread
+that listens to it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = ["Place", "among_peers", "conclude", "fresh_store", "is_broken_connect
 logger = logging.getLogger(__name__)
 
 _KEY = "sparsedet/switchboard"
-# seconds that a process has to end by itself once it knows what the run ended of
+# seconds that a process has to end by itself once it knows the fault that ended the run
 _LEAVING = 5.0
-# seconds that a checkpoint may take meanwhile
+# seconds that writing a checkpoint may delay this
 _WRITING = 60.0
-# seconds that a process waits to hear what its run ended of
+# seconds that a process waits to be told the fault that ended the run
 _PATIENCE = 15.0
 _MAX_TRACEBACK = 20_000
 _current: _Peers | None = None
@@ -48,15 +48,15 @@ _writing = threading.Lock()
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands in its run.
+    """The place of a process in its run.
 
     Attributes:
-        rank: its index among all.
-        local_rank: its index on its machine.
+        rank: index among all processes.
+        local_rank: index among the processes of its machine.
         world_size: number of processes.
-        store: of the process group, where all processes meet.
+        store: store of the process group, to which all processes connect.
         master: name and port of the machine that holds the store.
-        join_seconds: within which all processes must have come.
+        join_seconds: seconds within which all processes must connect.
     """
 
     rank: int
@@ -68,16 +68,16 @@ class Place:
 
 
 def among_peers(place: Place, body: Callable[[], int], say: Callable[[str], None]) -> int:
-    """Meet the other processes and call `body`; what ends one of them ends this one too.
+    """Connect to the other processes and call `body`; a fault in any process ends this one too.
 
     Args:
-        place: of this process.
-        body: returns an exit code; has called `conclude` where it failed.
-        say: tells a person a sentence; called on the first process of each machine.
+        place: the place of this process.
+        body: returns an exit code; it must have called `conclude` if it failed.
+        say: prints a sentence for the user; called on the first process of each machine.
 
     Returns:
-        The exit code of `body`: 0, or 128 + n after signal n. With the code of a fault the process
-        ends here, and leaves out what Python does at the end, which may take long or hang.
+        The exit code of `body`: 0, or 128 + n after signal n. After a fault this does not return:
+        the process exits immediately, without Python's cleanup, which may take long or hang.
     """
     if place.world_size == 1:
         return body()
@@ -118,7 +118,7 @@ def _quit(code: int) -> None:
 
 
 class _Stopped(BaseException):
-    """A signal came while nothing was there to take it: before the training, or in `eval`."""
+    """A stop signal arrived while no hook handled it: before training, or in `eval`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -126,14 +126,17 @@ class _Stopped(BaseException):
 
 
 def _listen_early() -> None:
-    """End of a signal in an orderly way: the others are told then. Training listens by itself."""
+    """Raise `_Stopped` on a stop signal, so that the other processes are told.
+
+    During training, `StopHook` handles the signals instead.
+    """
 
     def stop(number: int, frame: Any) -> None:
         if os.getpid() != owner:  # a worker process: its parent ends it
             return
         if _current is None or _current.is_leaving:  # it ends anyway
             return
-        for each in taken:  # once: others send it too
+        for each in taken:  # only once: the other processes forward the signal too
             signal.signal(each, lambda number, frame: None)
         raise _Stopped(number)
 
@@ -144,7 +147,7 @@ def _listen_early() -> None:
 
 
 def _let_go_of_signals() -> None:
-    """Pass on no more of them; worker processes, which inherit the way to do so, never do."""
+    """Stop forwarding signals; called at the end, and in forked workers, which inherit it."""
     if _current is not None and threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)
 
@@ -160,16 +163,16 @@ def conclude(
     otherwise: int = BROKEN_OFF,
     kept: str = "",
 ) -> int:
-    """Say what this process ends of, and log it with the traceback; gives the exit code.
+    """Report and log the error that ends this process; return the exit code.
 
-    Among several the processes agree on the fault that came first. The first process of each
-    machine says it, the first of all logs it.
+    With several processes, all agree on the fault that came first. The first process of each
+    machine prints it, and process 0 logs it with the traceback.
 
     Args:
-        error: What was raised here.
-        say: Tells a person a sentence.
+        error: What was raised in this process.
+        say: Prints a sentence for the user.
         otherwise: See `sparsedet.engine.faults.explain`.
-        kept: What is said in addition; logged where another process failed.
+        kept: An additional sentence; it is logged if another process failed.
     """
     follows = _current is not None and is_broken_connection(error)
     fault = _cut_off(error) if follows else report(error, otherwise=otherwise, kept=kept)
@@ -181,31 +184,31 @@ def conclude(
     if found is None:
         say(fault.sentence)
         return fault.code
-    if follows and kept:  # the process that failed did not know
+    if follows and kept:  # the failed process did not know this
         logger.warning("%s", kept)
     return found.code
 
 
 def fresh_store(store: Store) -> Store:
-    """A part of a store that holds nothing yet, the same on all processes.
+    """An empty part of a store, the same on all processes.
 
-    torchrun keeps the store when it starts the processes again, with the addresses of those before.
+    When torchrun restarts the processes it keeps the store, which still has the old addresses.
 
     Args:
-        store: where the processes have met.
+        store: the store to which the processes are connected.
     """
     return PrefixStore(f"sparsedet/{_current.token if _current is not None else ''}", store)
 
 
 @contextmanager
 def unhurried() -> Iterator[None]:
-    """A block, such as the writing of a file, that the end of another process does not cut off."""
+    """A block, such as writing a file, that a fault in another process does not interrupt."""
     with _writing:
         yield
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether an error may come from another process that is gone: then that one is the cause."""
+    """Whether an error may be due to another process that is gone, which is then the cause."""
     return isinstance(error, (dist.DistError, ConnectionError)) or (
         isinstance(error, RuntimeError)
         and any(word in str(error).lower() for word in ("gloo", "nccl", "connection closed"))
@@ -213,7 +216,7 @@ def is_broken_connection(error: BaseException) -> bool:
 
 
 def _cut_off(error: BaseException) -> Fault:
-    """What is said where no process tells what happened to it."""
+    """The fault to report if no process says what happened to it."""
     if isinstance(error, ConnectionError):
         return explain(error)
     text = " ".join(str(error).split())[:200]
@@ -225,14 +228,14 @@ def _cut_off(error: BaseException) -> Fault:
 
 
 class _Elsewhere(Exception):
-    """Another process's error, whose traceback is for the log."""
+    """The error of another process; its traceback is for the log."""
 
     def __str__(self) -> str:
-        return f"there:\n{self.args[0]}"
+        return f"in that process:\n{self.args[0]}"
 
 
 class _Peers:
-    """This process's line to the others, and the thread that listens to it."""
+    """The connection of this process to the switchboard, and the thread that listens to it."""
 
     def __init__(self, place: Place, say: Callable[[str], None]) -> None:
         self._place = place
@@ -251,7 +254,7 @@ class _Peers:
         self._sender = sender
 
     def meet(self) -> bool:
-        """Open the line and wait until all processes have; whether they did."""
+        """Connect and wait for all other processes; return whether they all connected."""
         place = self._place
         if place.rank == 0:
             self._board = Switchboard(place.world_size, place.join_seconds)
@@ -265,12 +268,12 @@ class _Peers:
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
             _listen_early()
-        # the switchboard knows who is missing, and is the first to say so
+        # the switchboard knows which process is missing and reports it first
         return self._met.wait(place.join_seconds + _PATIENCE) and self._fault is None
 
     def _dial(self) -> Line:
         latest = time.monotonic() + self._place.join_seconds
-        while True:  # after a restart the store may still hold the facts of the run before
+        while True:  # after a restart the store may still hold the address of the previous run
             facts = json.loads(self._place.store.get(_KEY))
             hosts, port, self.token, self._first_host = facts
             own = ["127.0.0.1"] if socket.gethostname() == self._first_host else []
@@ -281,13 +284,13 @@ class _Peers:
             if time.monotonic() > latest:
                 raise ConnectionError(
                     f"process {self._place.rank} on {socket.gethostname()} cannot reach process 0 "
-                    f"at {' or '.join(hosts)}, port {port}. Let the machines reach each other on "
-                    "all ports."
+                    f"at {' or '.join(hosts)}, port {port}. Allow connections between the machines "
+                    "on all ports."
                 )
             time.sleep(0.5)
 
     def announce(self, fault: Fault, text: str, *, follows: bool) -> None:
-        """Tell what befell this process, with the traceback, once."""
+        """Send the fault of this process, with its traceback, at most once."""
         if self._line is None or self._announced or self._known.is_set():
             return
         self._announced = fault
@@ -302,25 +305,25 @@ class _Peers:
         )
 
     def wait(self) -> Fault | None:
-        """What the run ended of; None if nobody answers."""
+        """Wait for the fault that ended the run; None if the switchboard does not answer."""
         if self._line is not None:
             self._known.wait(_PATIENCE)
         return self._fault
 
     def settle(self, code: int) -> int:
-        """The exit code of a process that failed, whether it has said so or not."""
+        """The exit code of a process that failed; announces the fault if it has not been."""
         self.announce(Fault(f"it ended with exit code {code}.", code), "", follows=False)
         fault = self.wait()
         return code if fault is None else fault.code
 
     def leave(self) -> None:
-        """Close the line."""
+        """Close the connection."""
         self.is_leaving = True
         _let_go_of_signals()
         self._sender.close()
         if self._line is not None and not (self._announced or self._known.is_set()):
             self._line.send(dict(kind="left"))
-        if self._board is not None:  # the others' lines end with this process
+        if self._board is not None:  # the other processes are connected to this one
             self._board.join(_PATIENCE)
         if self._line is not None:
             self._line.close()
@@ -328,9 +331,10 @@ class _Peers:
     # --- the threads ----------------------------------------------------------------------------
 
     def _pass_on_signals(self) -> None:
-        """Tell the others what asks this process to stop, once: they pass it on too.
+        """Forward the first stop signal to the other processes.
 
-        Python calls handlers when a collective is over, and that may wait for who does not know.
+        Python runs signal handlers only after a collective ends, and the collective may wait for a
+        process that has not received the signal.
         """
         assert self._line is not None
         told = False
@@ -355,7 +359,7 @@ class _Peers:
         if message["kind"] == "all here":
             self._met.set()
         elif message["kind"] == "stop":
-            # as if the signal had come here; a second SIGINT would mean "at once"
+            # handled like a signal to this process; SIGTERM, since a second SIGINT ends immediately
             number = message["number"]
             _thread.interrupt_main(signal.SIGTERM if number == signal.SIGINT else number)
         elif message["kind"] == "verdict":
@@ -363,7 +367,7 @@ class _Peers:
             self._end(message["rank"], fault, message["traceback"], gone=message["gone"])
 
     def _end(self, rank: int, fault: Fault, text: str = "", *, gone: bool) -> None:
-        """Say what the run ended of; end this process if it does not do so by itself."""
+        """Report the fault that ended the run; exit if this process does not end by itself."""
         self._fault = fault
         first_here = self._place.rank - self._place.local_rank
         speaks = 1 if gone and rank == first_here else 0

@@ -1,4 +1,4 @@
-"""Pictures of what the model does, while it is trained."""
+"""Pictures that show during training what the model does."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Draw = Callable[[nn.Module], Mapping[str, np.ndarray]]
 
 
 class PictureHook(Hook):
-    """Draws pictures after each evaluation, on the main process; goes after `EvalHook`.
+    """Draws pictures after each evaluation on the main process; must come after `EvalHook`.
 
-    A run outlives pictures that fail: that is said once.
+    If drawing fails, one warning says so and the run continues without pictures.
 
     Args:
-        draw: Called with the model that was evaluated; returns pictures, uint8 (h, w, 3), by name,
-            and leaves the model in the mode it was in.
-        writers: Take them as `pictures/<name>`.
+        draw: Called with the evaluated model; returns pictures, uint8 (h, w, 3), by name, and
+            leaves the model in its previous mode.
+        writers: Receive the pictures as `pictures/<name>`.
     """
 
     def __init__(self, draw: Draw, writers: Sequence[PictureWriter]) -> None:
         self._draw, self._writers = draw, list(writers)
 
     def after_iteration(self, trainer: Trainer) -> None:
-        """Draw when there was an evaluation."""
+        """Draw if this iteration was evaluated."""
         if not self._writers or trainer.hook_state.get("eval", {}).get("iteration") != (
             trainer.iteration
         ):
@@ -44,7 +44,7 @@ class PictureHook(Hook):
         except Exception as error:
             self._writers.clear()
             logger.warning(
-                "no pictures are drawn any more (%s: %s); training continues",
+                "drawing pictures failed (%s: %s); training continues without them",
                 type(error).__name__,
                 error,
             )

@@ -1,4 +1,4 @@
-"""Random numbers of a run: seeded anew for every batch, so that no state has to be kept."""
+"""Random numbers of a run: reseeded for every batch, so that no state has to be saved."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def seed_everything(seed: int) -> None:
 def batch_seed(seed: int, place: int, rank: int, user: str) -> int:
     """The seed of one process for one batch.
 
-    What is drawn then follows from these alone: not from what was drawn before, in an evaluation or
-    in a step that was broken off. So a run goes on from any checkpoint as if it had not stopped,
-    whichever of its processes wrote it.
+    The random numbers of a batch depend only on these arguments, not on numbers drawn earlier in an
+    evaluation or in an interrupted step. A run that is resumed from any checkpoint therefore draws
+    the same numbers as one that was never stopped, whichever process wrote the checkpoint.
 
     Args:
-        seed: of the run.
-        place: of the batch, counted over the whole run.
-        rank: the process.
-        user: who draws. A loader that draws in this process, more at its beginning than later, so
-            takes no numbers from the model.
+        seed: seed of the run.
+        place: index of the batch, counted over the whole run.
+        rank: rank of the process.
+        user: name of the code that draws. Loader and model have separate seeds, so that a loader
+            that draws in this process does not change the numbers of the model.
     """
     text = f"{seed}-{place}-{rank}-{user}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

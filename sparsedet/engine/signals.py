@@ -1,4 +1,4 @@
-"""Signals: what asks a run to stop, and what must not break an iteration off."""
+"""Signals that ask a run to stop, and errors that must not interrupt an iteration."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ __all__ = ["STOP_SIGNALS", "StopTraining", "undisturbed"]
 STOP_SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    if hasattr(signal, name)  # not every system has all
+    if hasattr(signal, name)  # not every system has all of them
 )
 
 
 class StopTraining(Exception):
-    """The process was told to stop; training is as it was after the last whole iteration."""
+    """The process was told to stop; the state is that after the last complete iteration."""
 
 
 @contextmanager
 def undisturbed(*, forget: bool = False) -> Iterator[None]:
-    """Hold back what torch raises when a worker process dies, which it may at any line of Python.
+    """Delay the error that torch raises at any line of Python when a worker process dies.
 
     Args:
-        forget: Drop it; otherwise it is raised when the block has ended well.
+        forget: Drop the error; otherwise it is raised after the block, unless the block failed.
     """
     main = threading.current_thread() is threading.main_thread()
-    if not main or not hasattr(signal, "SIGCHLD"):  # then nothing is raised either
+    if not main or not hasattr(signal, "SIGCHLD"):  # torch raises nothing in these cases
         yield
         return
     held: list[int] = []

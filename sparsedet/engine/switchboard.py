@@ -1,8 +1,8 @@
-"""The switchboard of a run with several processes: who is there, what befell one, what ends all.
+"""The switchboard of a run with several processes: it collects faults and ends the whole run.
 
-It is a thread of process 0. Every process holds a connection to it, which the operating system
-closes when the process dies, however that happens and whatever its Python is doing; a machine that
-is gone is noticed by the probes of TCP.
+It is a thread of process 0. Every process holds a connection to it. The operating system closes
+this connection when the process dies for any reason, even while its Python code is blocked. TCP
+keepalive probes detect a machine that is gone.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from sparsedet.engine.faults import BROKEN_OFF, REFUSED, Fault
 
 __all__ = ["Line", "Switchboard", "addresses", "dial", "lost"]
 
-# processes that fail within so many seconds and with the same words say it once, for all
+# faults with the same message within this many seconds are reported once
 _ALIKE = 1.0
 _SEND_TIMEOUT = 2.0
 _DIAL_TIMEOUT = 3.0
-# seconds until a silent machine is probed, between probes, and how many may get lost
+# seconds until a silent machine is probed, seconds between probes, and probes that may be lost
 _PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
 def lost(rank: int, host: str) -> Fault:
-    """What is said of a process that ended, or cannot be reached, without having said why."""
+    """The fault of a process that ended or became unreachable without a message."""
     return Fault(
         f"process {rank} on {host} ended without a message: it was killed (usually because memory "
         "ran out), it crashed in compiled code, or its machine cannot be reached. Check the system "
@@ -40,10 +40,10 @@ def lost(rank: int, host: str) -> Fault:
 
 
 class Line:
-    """A connection that carries messages: dicts, as JSON, one in each line of text.
+    """A connection that carries messages: one dict as JSON per line.
 
     Args:
-        connection: connected; closed by `close`.
+        connection: a connected socket; closed by `close`.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -55,12 +55,12 @@ class Line:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Send a message; one to a process that is gone is dropped."""
+        """Send a message; it is dropped if the other process is gone."""
         with suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that are there, after waiting for the first bytes; None at the end."""
+        """Wait for bytes and return the complete messages; None when the connection is closed."""
         try:
             received = self.connection.recv(65536)
         except TimeoutError:
@@ -70,28 +70,28 @@ class Line:
         *whole, self._begun = (self._begun + received).split(b"\n")
         try:
             return [json.loads(text) for text in whole] if received else None
-        except ValueError:  # a stranger who found the port
+        except ValueError:  # not one of our processes
             return None
 
     def close(self) -> None:
-        """End the connection, also for a thread that waits in `receive`."""
+        """Close the connection; a thread that waits in `receive` returns."""
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
 
 
 def addresses(master: str, port: int) -> list[str]:
-    """By which names the other processes may reach this machine, the likeliest first.
+    """Names by which other processes may reach this machine, the most likely first.
 
     Args:
-        master: name of the machine where all processes met.
-        port: of their meeting.
+        master: name of the machine that holds the store.
+        port: port of the store.
     """
     found = []
     with suppress(OSError):
         family, kind, _, _, there = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(there)  # sends nothing: asks which way leads there
+            probe.connect(there)  # sends nothing; it only selects the local address
             found.append(probe.getsockname()[0])
     found += [socket.gethostname(), socket.getfqdn()]
     return list(dict.fromkeys(found))
@@ -106,7 +106,7 @@ def _listen(backlog: int) -> socket.socket:
 
 
 def dial(hosts: Sequence[str], port: int) -> Line | None:
-    """A line to the switchboard; None where it cannot be reached by any of its names."""
+    """Connect to the switchboard; None if no name reaches it."""
     for host in hosts:
         with suppress(OSError):
             connection = socket.create_connection((host, port), timeout=_DIAL_TIMEOUT)
@@ -116,7 +116,15 @@ def dial(hosts: Sequence[str], port: int) -> Line | None:
 
 
 class _Report(NamedTuple):
-    """What befell a process; `follows`: perhaps because of another; `named`: it says whom."""
+    """The fault of a process.
+
+    Attributes:
+        rank: of the process.
+        fault: the sentence and the exit code.
+        traceback: for the log.
+        follows: whether a fault in another process may have caused it.
+        named: whether the sentence already names the process.
+    """
 
     rank: int
     fault: Fault
@@ -126,11 +134,11 @@ class _Report(NamedTuple):
 
 
 class Switchboard(threading.Thread):
-    """Hears all processes; when one fails, decides what the run ended of and tells all.
+    """Listens to all processes; when one fails, chooses the fault to report and tells all.
 
     Args:
         world_size: Number of processes.
-        patience: Seconds within which all must have come.
+        patience: Seconds within which all processes must connect.
     """
 
     def __init__(self, world_size: int, patience: float) -> None:
@@ -149,11 +157,11 @@ class Switchboard(threading.Thread):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         return self._server.getsockname()[1]
 
     def run(self) -> None:
-        """Listen until every process has left in peace, or the end is decided and told."""
+        """Listen until every process has left normally, or a verdict was sent."""
         self._selector.register(self._server, selectors.EVENT_READ, self._accept)
         latest = time.monotonic() + self._patience
         with self._server, self._selector:
@@ -168,7 +176,7 @@ class Switchboard(threading.Thread):
                     self._tell(self._verdict())
                     return
 
-    # --- what it hears --------------------------------------------------------------------------
+    # --- messages received ----------------------------------------------------------------------
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -180,7 +188,7 @@ class Switchboard(threading.Thread):
             )
 
     def _hear(self, line: Line, ranks: list[int]) -> None:
-        """Take what came over a line; `ranks` holds whose it is, once that is known."""
+        """Handle what came over a line; `ranks` holds its process, once that is known."""
         messages = line.receive()
         if messages is None:
             self._selector.unregister(line.connection)
@@ -232,17 +240,17 @@ class Switchboard(threading.Thread):
         due = time.monotonic() + seconds
         self._due = due if self._due is None else min(self._due, due)
 
-    # --- what it says ---------------------------------------------------------------------------
+    # --- messages sent --------------------------------------------------------------------------
 
     def _all_told(self) -> bool:
         return len({report.rank for report in self._reports} | self._left) >= self._world_size
 
     def _verdict(self) -> _Report:
-        """The first fault that did not follow from another one."""
+        """The first fault that no other process caused."""
         own = [report for report in self._reports if not report.follows]
         first = (own or self._reports)[0]
         alike = len(own) == self._world_size and {r.fault for r in own} == {first.fault}
-        if first.named or alike:  # where all failed alike nobody has to be named
+        if first.named or alike:  # if all failed in the same way, no process need be named
             return first
         where = f"process {first.rank} on {self._hosts[first.rank]}"
         return first._replace(
@@ -250,7 +258,7 @@ class Switchboard(threading.Thread):
         )
 
     def _tell(self, report: _Report) -> None:
-        for rank in sorted(self._lines, reverse=True):  # its own process last: it may end at once
+        for rank in sorted(self._lines, reverse=True):  # process 0 last: it may end immediately
             self._lines[rank].send(
                 dict(
                     kind="verdict",

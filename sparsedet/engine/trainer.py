@@ -1,4 +1,4 @@
-"""The training loop: model, batches and optimizer in, a trained model out."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -34,32 +34,33 @@ class Trainer:
     """Runs iterations; hooks do the rest (logs, checkpoints, evaluation).
 
     An iteration is one optimizer step over `accumulation_steps` batches. The learning rate of
-    every group is its configured one times `lr_multiplier(iteration / max_iter)`.
+    every group is its configured rate times `lr_multiplier(iteration / max_iter)`.
 
     Args:
         model: Called with a batch, returns a dict of weighted scalar losses; their sum is
             minimized. May be wrapped in DistributedDataParallel.
-        batches: Given a number of batches to skip, an endless stream of the following ones.
-        optimizer: Over parameters of the model.
-        lr_multiplier: A function of the fraction of the run done.
+        batches: A function that takes a number of batches to skip and returns an endless iterator
+            over the following ones.
+        optimizer: Optimizes parameters of the model.
+        lr_multiplier: A function of the fraction of the run that is done.
         max_iter: Iterations of the whole run.
         amp_dtype: Autocast to this type; float16 also scales the loss. None for full precision.
         clip_grad: Keyword arguments of `torch.nn.utils.clip_grad_norm_`, or None.
-        accumulation_steps: Batches per optimizer step, their gradients averaged.
-        ema: Follows the model after every step, if given.
-        nonfinite: Decides about steps whose loss or gradient is not finite, which leave model,
-            optimizer, gradient scaler and average as they are; None ends the run at the first.
-        seed: Of the random numbers, which follow from it and the batch's place in the run.
+        accumulation_steps: Batches per optimizer step; their gradients are averaged.
+        ema: A running average of the weights, updated after every step; None for no average.
+        nonfinite: Handles steps whose loss or gradient is not finite. Such steps do not change
+            model, optimizer, gradient scaler or average. None ends the run at the first one.
+        seed: Seed of the run. Random numbers depend on it and on the index of the batch.
 
     Attributes:
         iteration: Iterations done.
-        train_seconds: What they took.
+        train_seconds: Seconds that they took.
         end_reason: Why the run is complete before `max_iter`.
-        stop_requested: The run ends after the present iteration, to be taken up again.
-        stop_signal: What told this process so.
-        interruptible: Such a signal may raise `StopTraining` at once.
-        fault: What ended the run, until the hooks have ended.
-        is_whole: No step is half done.
+        stop_requested: Whether the run stops after the current iteration, to be resumed later.
+        stop_signal: The signal that asked this process to stop.
+        interruptible: Whether such a signal may raise `StopTraining` immediately.
+        fault: The error that ended the run, until the hooks have ended.
+        is_whole: False while a step has been applied only in part.
     """
 
     iteration: int = 0
@@ -111,7 +112,7 @@ class Trainer:
 
     @property
     def at_end(self) -> bool:
-        """Whether the run is complete: all iterations are done, or a hook gave an `end_reason`."""
+        """Whether the run is complete: all iterations are done, or a hook set `end_reason`."""
         return self.iteration >= self.max_iter or self.end_reason is not None
 
     @property
@@ -123,14 +124,14 @@ class Trainer:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model to evaluate: the averaged one where there is one."""
+        """The model to evaluate: the averaged one if there is one."""
         return self.ema.module if self.ema is not None else self.unwrapped_model
 
     def train(self) -> None:
-        """Run from the present iteration until `at_end` or `stop_requested`.
+        """Run from the current iteration until `at_end` or `stop_requested`.
 
-        Whatever is raised meanwhile is kept as `fault` until the hooks have ended, and the state
-        is again that of the last whole iteration then; `is_whole` is False where it cannot be.
+        An error is kept as `fault` until the hooks have ended. Before that, the state returns to
+        that of the last complete iteration; `is_whole` is False if this fails.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -157,7 +158,7 @@ class Trainer:
                         stack.callback(hook.after_train, self)
 
     def _go_back(self, error: Exception) -> None:
-        """Return to the last whole iteration, and let go of what the broken one held."""
+        """Return to the last complete iteration, and release what the failed one held."""
         workers_were_told = self.stop_signal is not None and is_end_of_worker(error)
         if isinstance(error, StopTraining) or workers_were_told:
             self.stop_requested = True
@@ -169,11 +170,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             self._moving.restore()
-        except RuntimeError:  # a device that has failed does nothing any more
+        except RuntimeError:  # a device that has failed cannot copy
             self.is_whole = False
 
     def run_iteration(self) -> None:
-        """One optimizer step."""
+        """Run one optimizer step."""
         self._set_learning_rates()
         self._moving.keep()
         batches: list[Batch] = []
@@ -199,7 +200,7 @@ class Trainer:
         started = time.perf_counter()
         if self._stream is None:
             self._stream = self._batches(place)
-        self._seed(place, "loader")  # only now: some draw when they begin
+        self._seed(place, "loader")  # after the iterator starts, since some draw then
         batch = next(self._stream)
         self.recorder.record("data_seconds", time.perf_counter() - started)
         return batch
@@ -244,7 +245,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _check(self, totals: torch.Tensor) -> tuple[bool, torch.Tensor | None]:
-        """Whether all processes may take the step, and the norm of the gradient, clipped by now."""
+        """Clip the gradient; return whether all processes can take the step, and the norm."""
         scaled = self._scaler.is_enabled()
         if scaled and not _finite_everywhere(totals):
             return False, None
@@ -254,7 +255,7 @@ class Trainer:
         else:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
-        if scaled:  # the scaler leaves such steps out by itself, and scales less afterwards
+        if scaled:  # the scaler skips non-finite gradients by itself and lowers its scale
             return True, norm
         return _finite_everywhere(torch.cat([totals, norm.reshape(1).to(totals)])), norm
 
@@ -274,7 +275,7 @@ class Trainer:
     # --- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs; the same on every process, which asks no other for it.
+        """The state that a resumed run needs; identical on all processes, without communication.
 
         Raises:
             NonFiniteError: If weights, averages or the optimizer's state are NaN or infinite.
@@ -293,7 +294,7 @@ class Trainer:
         return state
 
     def _require_finite(self, state: Mapping[str, Any]) -> None:
-        """Nobody could go on from there, and it would take the place of what one could."""
+        """Refuse to save a state that could not be resumed and would replace one that can."""
         found = non_finite({name: state[name] for name in ("model", "ema", "optimizer")})
         for name in list(found):
             if name.removeprefix("ema.").removeprefix("model.") in self._infinite_by_design:
@@ -302,17 +303,17 @@ class Trainer:
             raise NonFiniteError(
                 f"the model has diverged by iteration {self.iteration} although the losses were "
                 f"finite: {describe(found)} are NaN or infinite. It is not saved, and earlier "
-                "checkpoints stay; lower optimizer.lr."
+                "checkpoints are kept. Lower optimizer.lr."
             )
 
     def load_state_dict(self, state: Mapping[str, Any], path: Any = "given") -> None:
-        """Go on from `state_dict`.
+        """Restore the state of `state_dict`.
 
-        Learning rates and other options of the optimizer stay those of the present config.
+        Learning rates and other options of the optimizer remain those of the current config.
 
         Args:
             state: A full checkpoint.
-            path: Where it comes from, for messages.
+            path: The file that it comes from, for messages.
 
         Raises:
             CheckpointError: If it is not a full checkpoint or does not fit this run.
@@ -320,7 +321,7 @@ class Trainer:
         absent = {"optimizer", "iteration"} - state.keys()
         if absent:
             raise CheckpointError(
-                f"checkpoint {path} cannot be resumed: it holds no {', '.join(sorted(absent))}. "
+                f"checkpoint {path} cannot be resumed: it has no {', '.join(sorted(absent))}. "
                 "Use it as train.init_checkpoint."
             )
         restore_model(self.unwrapped_model, state["model"], path)
@@ -330,7 +331,7 @@ class Trainer:
         if self.ema is not None:
             if not state.get("ema"):
                 raise CheckpointError(
-                    f"checkpoint {path} holds no averaged weights. Set "
+                    f"checkpoint {path} has no averaged weights. Set "
                     "train.model_ema.enabled=False, as in the run that wrote it."
                 )
             self.ema.load_state_dict(state["ema"])
@@ -364,7 +365,7 @@ def _require_counts(**counts: int) -> None:
 
 
 class _Moving:
-    """The buffers of a model, which an iteration moves before its step."""
+    """A copy of a model's buffers, which an iteration changes before its step."""
 
     def __init__(self, model: nn.Module) -> None:
         self._places = [(m._buffers, name) for m in model.modules() for name in m._buffers]
@@ -372,7 +373,7 @@ class _Moving:
         self._moved = False
 
     def keep(self) -> None:
-        """Remember them."""
+        """Copy the buffers before an iteration."""
         self._moved = True
         buffers = self._buffers()
         if [b.shape for b in buffers] != [c.shape for c in self._copies]:
@@ -381,11 +382,11 @@ class _Moving:
             torch._foreach_copy_(self._copies, buffers)  # pyright: ignore[reportPrivateImportUsage]
 
     def forget(self) -> None:
-        """The iteration is whole."""
+        """Accept the changes: the iteration is complete."""
         self._moved = False
 
     def restore(self) -> None:
-        """Put back what an iteration that was broken off has moved."""
+        """Restore the buffers after an incomplete iteration."""
         if self._moved and self._copies:
             torch._foreach_copy_(self._buffers(), self._copies)  # pyright: ignore[reportPrivateImportUsage]
 

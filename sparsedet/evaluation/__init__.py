@@ -1,4 +1,4 @@
-"""Detections in, average precision out."""
+"""Evaluation of detections: average precision by COCO's definition."""
 
 from sparsedet.evaluation.coco import COCOEvaluator
 from sparsedet.evaluation.details import class_table

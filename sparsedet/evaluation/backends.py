@@ -1,4 +1,4 @@
-"""The packages that compute COCO's numbers: `pycocotools`, and `faster-coco-eval` in its place."""
+"""The packages that compute COCO's metrics: `pycocotools` or `faster-coco-eval`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PACKAGES = {"pycocotools": "pycocotools", "faster-coco-eval": "faster_coco_eval
 
 
 class Backend:
-    """COCO's evaluation by one of two packages, which compute the same numbers.
+    """COCO's evaluation by one of two packages, which compute the same metrics.
 
     Args:
         name: `pycocotools`, or `faster-coco-eval` (in C++; the extra `faster-eval`).
 
     Raises:
-        ValueError: another name, or the package is not installed.
+        ValueError: the name is another one, or the package is not installed.
     """
 
     def __init__(self, name: str) -> None:
@@ -49,12 +49,12 @@ class Backend:
             self._evaluation = faster_coco_eval.COCOeval_faster
 
     def index(self, num_images: int, class_names: Sequence[str], annotations: Entries) -> Any:
-        """The package's index over annotations.
+        """Build the package's index of annotations.
 
         Args:
-            num_images: images have the ids 1 to this.
-            class_names: categories have their places from 1 on as ids.
-            annotations: get ids from 1 on, since COCO's code takes id 0 for "no match".
+            num_images: images get the ids 1 to `num_images`.
+            class_names: categories get ids from 1 in this order.
+            annotations: get ids from 1, since COCO's code takes id 0 for "no match".
         """
         for place, entry in enumerate(annotations):
             entry["id"] = place + 1
@@ -71,7 +71,7 @@ class Backend:
     def accumulate(
         self, truth: Any, found: Any, rules: Rules, *, class_agnostic: bool = False
     ) -> dict[str, np.ndarray]:
-        """Match and accumulate; both packages call the result `eval`. -1 where nothing is to find.
+        """Match and accumulate; values are -1 if there are no objects.
 
         Returns:
             `precision` and `scores` [IoU, recall, class, area, detections], `recall` [IoU, class,
@@ -89,9 +89,9 @@ class Backend:
 
 
 def overlaps(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """COCO's overlap of boxes in xywh (N, 4) and (M, 4): (N, M).
+    """COCO's overlap (N, M) of boxes in xywh, (N, 4) and (M, 4).
 
-    It is the intersection over the union, and over the area of `found` where `crowd` (M) is True.
+    It is the intersection over the union or, where `crowd` (M,) is True, over the area of `found`.
     """
     if not len(found) or not len(truth):
         return np.zeros((len(found), len(truth)))

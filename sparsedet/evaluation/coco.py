@@ -31,12 +31,12 @@ Results = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a model found in one picture.
+    """The output of a model for one picture.
 
     Attributes:
         rows: detections (N, 6): x, y, width, height, score, class.
-        scale: area at the model's input / area of the original; None where the input is not known.
-        tiles: where it looked; None for a model that sees all of a picture.
+        scale: area at the model's input / area of the original; None if the input is unknown.
+        tiles: the chosen tiles; None for a model that processes the whole picture.
     """
 
     rows: np.ndarray
@@ -45,26 +45,26 @@ class _Answer:
 
 
 class COCOEvaluator:
-    """Average precision as COCO defines it, over a set of any format.
+    """Average precision as COCO defines it, for a data set in any format.
 
-    All numbers are in percent, as in detectron2 and in papers, and NaN where there is nothing to
-    find. Crowd regions (and objects marked with `ignore`, or by VOC as difficult) are ignore
-    regions, as in training. For a set without objects, such as COCO's test-dev, every number is NaN
+    All metrics are in percent, as in detectron2 and in papers, and NaN if there are no objects to
+    find. Crowd regions (and objects marked as `ignore`, or by VOC as difficult) are ignore
+    regions, as in training. For a set without objects, such as COCO's test-dev, every metric is NaN
     and predictions are still written.
 
     Args:
         dataset: result of `sparsedet.data.open_dataset`, the same as the test loader's.
-        area_bounds: two areas in square pixels of the original image: below the first an object
-            is small, from the second on it is large. Or the rules of a benchmark by name: `coco`
-            (32^2 and 96^2, 100 detections), `visdrone` (the same areas, 500 detections) or
+        area_bounds: two areas in square pixels of the original image: objects below the first are
+            small, objects of at least the second are large. Or the rules of a benchmark by name:
+            `coco` (32^2 and 96^2, 100 detections), `visdrone` (the same areas, 500 detections) or
             `ai-tod` (8^2, 16^2 and 32^2: very tiny, tiny, small, medium; 1500 detections).
         max_detections: detections per image and class, ascending. AP uses the last, AR is computed
-            at each. None takes those of the rules; with two areas, [1, 10, 100].
-        output_dir: where `predictions.json`, `curves.json`, `confusion.json` and `worst.json` are
-            written; None writes nothing.
+            at each. None = those of the rules; with two areas, [1, 10, 100].
+        output_dir: folder for `predictions.json`, `curves.json`, `confusion.json` and
+            `worst.json`; None = no files.
         plots: also plot curves and confusion (`curves.png`, `confusion.png`).
-        confusion_threshold: detections that score less are left out of the confusion matrix and of
-            the worst pictures.
+        confusion_threshold: detections with lower scores are left out of the confusion matrix and
+            of the worst pictures.
         backend: `pycocotools`, or `faster-coco-eval`, which is faster and needs the extra
             `faster-eval`.
 
@@ -107,36 +107,36 @@ class COCOEvaluator:
 
     @property
     def max_detections(self) -> tuple[int, ...]:
-        """Detections per image and class that count."""
+        """Numbers of detections per image and class that are evaluated."""
         return self._rules.max_detections
 
     @property
     def details(self) -> dict[str, Any]:
         """Rules and per-class results of the last `evaluate`; empty before.
 
-        `unit`, `area_bounds`, `area_names`, `max_detections`, `backend`; and `per_class`, a list
-        with a dict for each class: `class`, `images`, `boxes`, `AP`, `AP50` and `AR`.
+        The keys are `unit`, `area_bounds`, `area_names`, `max_detections`, `backend` and
+        `per_class`, a list with a dict for each class: `class`, `images`, `boxes`, `AP`, `AP50`
+        and `AR`.
         """
         return self._details
 
     def reset(self) -> None:
-        """Forgets all detections."""
+        """Forget all detections."""
         self._answers = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Takes the detections of a batch.
+        """Process the detections of a batch.
 
         Args:
-            inputs: samples with `image_id`; where they have `image`, AP is also given by the sizes
-                that objects have there.
+            inputs: samples with `image_id`; if they have `image`, AP is also given by the object
+                sizes in that image.
             outputs: in the same order, dicts with `instances`: `pred_boxes` (xyxy, pixels of the
-                original image), `scores` and `pred_classes` (contiguous). A model that looks at
-                some tiles of a picture says which under `tiles`: `boxes` (xyxy, pixels of the
-                original image, row by row) and `looked`.
+                original image), `scores` and `pred_classes` (contiguous). A model that chooses
+                tiles gives them as `tiles`: `boxes` (xyxy, pixels of the original image, row by
+                row) and `looked`.
 
         Raises:
-            ValueError: an image or a class that the annotation file does not have, or numbers that
-                are not finite.
+            ValueError: an image or a class is not in the data set, or numbers are not finite.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             if sample["image_id"] not in self._places:
@@ -151,13 +151,13 @@ class COCOEvaluator:
             self._answers[sample["image_id"]] = _Answer(rows, _scale(sample, record), tiles)
 
     def _check_rows(self, image_id: Any, rows: np.ndarray) -> None:
-        """Both packages count such rows each in its own way, or fail after all images."""
+        """Refuse invalid rows, which the two packages handle differently or fail on at the end."""
         where, classes = f"of image {image_id!r}", rows[:, 5]
         if not np.isfinite(rows).all():
             raise ValueError(
                 f"COCOEvaluator.process pred_boxes and scores must be finite, got {where} "
                 f"{rows[~np.isfinite(rows).all(axis=1)][0, :5].tolist()} (x, y, width, height, "
-                "score). Look for a training that diverged, or another precision."
+                "score). The training may have diverged; or try another precision."
             )
         strange = classes[(classes < 0) | (classes >= len(self._dataset.class_names))]
         if strange.size:
@@ -168,17 +168,17 @@ class COCOEvaluator:
             )
 
     def evaluate(self) -> Results:
-        """Computes the results over the detections of all processes; the same on each.
+        """Compute the results over the detections of all processes, the same on each.
 
         Returns:
-            `{"bbox": {...}}`, as detectron2's tools take it: every value is a float, in percent.
+            `{"bbox": {...}}`, in detectron2's format: every value is a float, in percent.
             `AP`, `AP50`, `AP75`; `AP` and `AR` by size (`APs`, `APm`, `APl`; `APvt`, `APt`, `APs`,
             `APm` by AI-TOD's rules); `AR` by number of detections (`AR1`, `AR10`, `AR100`);
             `AP50_class_agnostic`; and `AP-<name>` for each class of the set.
 
-            Where pictures had other sizes at the model's input, `bbox_at_input` has `AP` and `AR`
-            by the size that objects have there. For a model that looks at some tiles, `tiles` is
-            what `tile_recall` gives.
+            If pictures are resized for the model, `bbox_at_input` has `AP` and `AR` by the size of
+            objects at the model's input. For a model that chooses tiles, `tiles` is the result of
+            `tile_recall`.
         """
         parts = comm.all_gather(self._answers)
         answer = None
@@ -208,8 +208,8 @@ class COCOEvaluator:
             self._write_figures(totals, detections)
         else:
             warn_once(
-                f"{self._dataset.source!r} has no annotated boxes, which AP needs, so AP is "
-                "undefined. Evaluate predictions.json where the annotations are."
+                f"{self._dataset.source!r} has no annotated boxes, so AP is undefined. Evaluate "
+                "predictions.json with the benchmark that has the annotations."
             )
         details = {
             "unit": "percent",
@@ -222,7 +222,7 @@ class COCOEvaluator:
         return {"bbox": results, **self._at_input(answers), **self._of_tiles(answers)}, details
 
     def _at_input(self, answers: Mapping[Any, _Answer]) -> Results:
-        """AP and AR by sizes at the input of the model, where those are known and others."""
+        """AP and AR by sizes at the model's input, if these are known and differ."""
         scales = {image_id: answer.scale for image_id, answer in answers.items()}
         known = {image_id: scale for image_id, scale in scales.items() if scale is not None}
         if len(known) < len(self._places) or all(scale == 1 for scale in known.values()):
@@ -287,7 +287,7 @@ class COCOEvaluator:
             draw_confusion(confusion, self._output_dir / "confusion.png")
 
     def _images(self, detections: dict[Any, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Truth and detections of every image, as `match` takes them."""
+        """Truth and detections of every image, as arguments of `match`."""
         for record in self._dataset.records:
             truth = [
                 [*entry["bbox"], entry["category_id"], entry["iscrowd"]]

@@ -102,12 +102,12 @@ def confusion_matrix(pictures: Iterable[Matches], num_classes: int) -> np.ndarra
 def confusion_summary(
     matrix: np.ndarray, names: Sequence[str], *, score_threshold: float, iou: float = 0.5
 ) -> dict[str, Any]:
-    """The matrix and what it means, as `confusion.json` has it."""
+    """The matrix with its thresholds and names, as `confusion.json` stores it."""
     return {
         "score_threshold": score_threshold,
         "iou": iou,
         "rows": "true class",
-        "columns": "class that it is found as",
+        "columns": "predicted class",
         "classes": [*names, BACKGROUND],
         "matrix": matrix.tolist(),
     }

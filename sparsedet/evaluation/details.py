@@ -19,15 +19,15 @@ Row = dict[str, Any]
 
 
 def percent(values: np.ndarray) -> float:
-    """Mean in percent without the -1 that COCO writes where there is no object; NaN if all are."""
+    """Mean in percent, ignoring -1, which COCO writes without objects; NaN if all are -1."""
     known = values[values > -1]
     return 100 * float(known.mean()) if known.size else float("nan")
 
 
 def class_rows(dataset: AnnotatedDataset, totals: Totals) -> list[Row]:
-    """For each class of the set `class`, `images`, `boxes`, `AP`, `AP50` and `AR`.
+    """A row for each class of the set: `class`, `images`, `boxes`, `AP`, `AP50` and `AR`.
 
-    Ignore regions are no boxes. The numbers are in percent, NaN for a class without boxes.
+    Ignore regions do not count as boxes. Metrics are in percent, NaN for a class without boxes.
     """
     boxes = np.zeros(len(dataset.class_names), dtype=int)
     images = boxes.copy()
@@ -54,7 +54,7 @@ def class_table(rows: Sequence[Row], *, limit: int = _SHOWN_CLASSES) -> str:
 
     Args:
         rows: results by class; the last line counts those without boxes.
-        limit: with more classes only the best and the worst are shown, and the number between.
+        limit: with more classes, only the best and the worst ones are shown.
     """
     known = sorted((row for row in rows if row["boxes"]), key=lambda row: -row["AP"])
     cells = [
@@ -65,7 +65,7 @@ def class_table(rows: Sequence[Row], *, limit: int = _SHOWN_CLASSES) -> str:
     if len(cells) > limit:
         half = limit // 2
         between = len(cells) - 2 * half
-        cells[half:-half] = [[f"... {between} classes between ...", "", "", "", "", ""]]
+        cells[half:-half] = [[f"... {between} more classes ...", "", "", "", "", ""]]
     lines = [format_table([["class", "images", "boxes", "AP", "AP50", "AR"], *cells])]
     if len(known) < len(rows):
         lines.append(f"classes without boxes: {len(rows) - len(known)} of {len(rows)}")
@@ -77,8 +77,8 @@ def curves(class_names: Sequence[str], totals: Totals) -> dict[str, Any]:
 
     Returns:
         `recall`, 101 values; and for each IoU `mean`, the precision at each recall averaged over
-        the classes, and `classes`: by name `precision` and `score`, the score threshold at which
-        the class reaches the recall (0 where it does not). Classes without boxes are left out.
+        the classes, and `classes`: for each name `precision` and `score`, the score threshold at
+        which the class reaches the recall (0 if it does not). Classes without boxes are left out.
     """
     found: dict[str, Any] = {"recall": _RECALLS.tolist()}
     for name, place in (("0.50", IOU_50), ("0.75", IOU_75)):

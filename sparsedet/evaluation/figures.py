@@ -9,16 +9,16 @@ import numpy as np
 
 from sparsedet.files import write_figure
 
-_NAMED_CURVES = 10  # as many colors as can be told apart
-_SHOWN_CLASSES = 60  # rows of a matrix that a screen holds
+_NAMED_CURVES = 10  # number of distinguishable colors
+_SHOWN_CLASSES = 60  # rows of a matrix that fit on a screen
 _CELL = 0.27  # side of a cell in inches
 _NAME_LENGTH = 24
 
 
 def draw_curves(found: dict[str, Any], path: Path) -> None:
-    """Precision over recall at two IoU thresholds, the mean and each class.
+    """Plot precision over recall at two IoU thresholds, the mean and each class.
 
-    With more than ten classes, only ten have a color, evenly spread from the best to the worst.
+    With more than ten classes, only ten have a color, evenly spaced from the best to the worst.
 
     Args:
         found: result of `details.curves`, with at least one class.
@@ -73,10 +73,10 @@ def _ap50(curve: dict[str, list[float]]) -> float:
 
 
 def draw_confusion(found: dict[str, Any], path: Path) -> None:
-    """The confusion matrix, each row in blue by its share of the true class.
+    """Plot the confusion matrix, each cell in blue by its share of the true class.
 
-    The background row has no total to be a share of. It is grey, relative to its largest count.
-    With many classes, those that are confused most are shown.
+    The background row has no total; it is grey, relative to its largest count. With many classes,
+    only the most confused ones are shown.
 
     Args:
         found: result of `confusion.confusion_summary`.
@@ -111,7 +111,7 @@ def draw_confusion(found: dict[str, Any], path: Path) -> None:
 
 
 def _most_confused(counts: np.ndarray) -> np.ndarray:
-    """Places of the classes to show, in their order, and of the background."""
+    """Indices of the classes to show, in their order, and of the background."""
     own = np.diag(counts)[:-1]
     wrong = counts[:-1].sum(axis=1) + counts[:, :-1].sum(axis=0) - 2 * own
     chosen = np.sort(np.argsort(-wrong, kind="stable")[:_SHOWN_CLASSES])
@@ -119,7 +119,7 @@ def _most_confused(counts: np.ndarray) -> np.ndarray:
 
 
 def _write_counts(axes: Any, part: np.ndarray, shares: np.ndarray) -> None:
-    width = 72 * _CELL / 0.7  # points of a cell, by those that a digit of size 1 takes
+    width = 72 * _CELL / 0.7  # width of a cell in digits of font size 1
     size = min(8.0, width / len(str(part.max())))
     for row, column in np.argwhere(part > 0):
         dark = shares[row, column] > 0.55 and row < len(part) - 1
@@ -130,14 +130,14 @@ def _write_counts(axes: Any, part: np.ndarray, shares: np.ndarray) -> None:
 
 def _confusion_title(found: dict[str, Any], shown: int) -> str:
     score, iou, total = found["score_threshold"], found["iou"], len(found["classes"]) - 1
-    title = f"detections that score {score:g} or more, matched at IoU {iou:g}"
+    title = f"detections with scores of at least {score:g}, matched at IoU {iou:g}"
     if shown < total:
-        title += f"\n{shown} of {total} classes, those that are confused most"
-    return f"{title}\nbackground: boxes where no object is, and objects without a box"
+        title += f"\nthe {shown} most confused of {total} classes"
+    return f"{title}\nbackground: boxes without an object, and objects without a box"
 
 
 def _short(name: str) -> str:
-    """Names often differ at the end: what is left out is in the middle."""
+    """Shorten a name in the middle, since names often differ at the end."""
     if len(name) <= _NAME_LENGTH:
         return name
     half = (_NAME_LENGTH - 3) // 2

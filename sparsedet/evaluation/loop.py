@@ -1,4 +1,4 @@
-"""Running a model over a test loader."""
+"""Run a model over a test loader."""
 
 import contextlib
 import re
@@ -17,22 +17,22 @@ Sample = dict[str, Any]
 
 
 class EvaluationStopped(Exception):
-    """An evaluation was broken off, as it was asked for."""
+    """An evaluation was stopped on request."""
 
 
 class Evaluator(Protocol):
-    """The interface of evaluators, which is that of detectron2's."""
+    """The interface of evaluators, the same as detectron2's."""
 
     def reset(self) -> None:
-        """Forgets all that was processed."""
+        """Forget everything that was processed."""
         ...
 
     def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
-        """Takes the samples of a batch and the model's outputs in the same order."""
+        """Process the samples of a batch and the model's outputs, in the same order."""
         ...
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Results over everything processed; called on all processes, needed from the main one."""
+        """Results over everything processed; all processes call it, the main one needs a result."""
         ...
 
 
@@ -44,25 +44,25 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     is_stopped: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
-    """Runs a model over a loader without gradients and evaluates its outputs.
+    """Run a model over a loader without gradients and evaluate its outputs.
 
     Args:
         model: called in eval mode with a list of samples; returns a list of dicts with `instances`
-            and optionally `keep_ratio` (share of the tokens kept, in [0, 1]) and `tiles` (where it
-            looked). Its mode is restored afterwards.
+            and optionally `keep_ratio` (share of the tokens kept, in [0, 1]) and `tiles` (the
+            tiles that it chose). Its mode is restored afterwards.
         loader: batches of samples.
         evaluator: receives samples and outputs.
         progress: called with the number of images after every batch of this process.
-        is_stopped: asked before every batch whether to break off; where one process does, all do.
+        is_stopped: called before every batch; True stops the evaluation in all processes.
 
     Returns:
-        The evaluator's results; its `details`, where it has any; and, over all processes:
-        `num_images`; `keep_ratio`, the mean over the images (None where the model does not report
+        The evaluator's results; its `details`, if it has any; and, over all processes:
+        `num_images`; `keep_ratio`, the mean over the images (None if the model does not report
         it); `seconds_per_image`, the time of the model alone. The first batches are a warm-up and
-        not timed, unless there are no others.
+        are not timed, unless there are no others.
 
     Raises:
-        EvaluationStopped: `is_stopped` said so, in any process.
+        EvaluationStopped: `is_stopped` returned True in a process.
     """
     evaluator.reset()
     keep_ratios: list[float] = []
@@ -76,19 +76,20 @@ def evaluate(
             evaluator.process(batch, outputs)
             if progress is not None:
                 progress(len(batch))
-    found = evaluator.evaluate() or {}  # those of detectron2 answer on the main process alone
+    found = evaluator.evaluate() or {}  # detectron2's return results only on the main process
     results = {**found, **_totals(keep_ratios, timings)}
-    details = getattr(evaluator, "details", None)  # evaluators of others have none
+    details = getattr(evaluator, "details", None)  # evaluators of other libraries have none
     return results if details is None else {**results, "details": details}
 
 
 def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
-    """The numbers that a person looks at first, in percent but for `keep_ratio`.
+    """The main metrics, in percent except `keep_ratio`.
 
-    AP, also by size; the share of the tiles that were looked at and of the objects in them.
+    These are AP, also by size, the share of tiles that were chosen, and the share of objects in
+    the chosen tiles.
 
     Args:
-        results: what `evaluate` gives, by any evaluator of boxes.
+        results: what `evaluate` returns, with any evaluator of boxes.
     """
     found = {
         name: f"{value:.1f}"
@@ -104,7 +105,7 @@ def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _until(is_stopped: Callable[[], bool], loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches; raises after them, or after fewer, where a process was told to stop."""
+    """The batches until `is_stopped`; then raise in all processes if any was told to stop."""
     for batch in loader:
         if is_stopped():
             break
@@ -125,7 +126,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _to_host(output: dict[str, Any]) -> dict[str, Any]:
-    # The copy waits for the device, so the time around it is that of the computation.
+    # The copy waits for the device, so the measured time includes the computation.
     return {name: x.to("cpu") if hasattr(x, "to") else x for name, x in output.items()}
 
 

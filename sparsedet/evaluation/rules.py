@@ -1,4 +1,4 @@
-"""Object sizes and numbers of detections in the rules of COCO, VisDrone and AI-TOD."""
+"""Object sizes and detection limits in the rules of COCO, VisDrone and AI-TOD."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SUFFIXES = {"very tiny": "vt", "tiny": "t", "small": "s", "medium": "m", "large
 
 @dataclass(frozen=True)
 class Rules:
-    """What differs between benchmarks that otherwise follow COCO.
+    """The parameters in which benchmarks that follow COCO differ.
 
     Attributes:
         area_bounds: areas in square pixels, ascending; they divide objects into sizes.
@@ -28,7 +28,7 @@ class Rules:
 
     @property
     def ranges(self) -> list[list[float]]:
-        """From and to, of all objects and of each size."""
+        """Lower and upper area bounds, of all objects and of each size."""
         return [[0, _EVERYTHING], *map(list, pairwise((0, *self.area_bounds, _EVERYTHING)))]
 
     @property
@@ -48,15 +48,15 @@ PRESETS = {
 def make_rules(
     area_bounds: str | Sequence[float], max_detections: Sequence[int] | None = None
 ) -> Rules:
-    """Rules by name or by their numbers; errors name the arguments of `COCOEvaluator`.
+    """Build rules from a name or from numbers; errors name the arguments of `COCOEvaluator`.
 
     Args:
-        area_bounds: a key of `PRESETS`, or two areas: below the first an object is small, from
-            the second on it is large.
-        max_detections: None takes those of the preset; COCO's where areas are given.
+        area_bounds: a key of `PRESETS`, or two areas: objects below the first are small, objects
+            of at least the second are large.
+        max_detections: None = those of the preset, or COCO's if areas are given.
 
     Raises:
-        ValueError: something else.
+        ValueError: an argument has another value.
     """
     if isinstance(area_bounds, str):
         if area_bounds not in PRESETS:
@@ -73,7 +73,7 @@ def make_rules(
     whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
     if not counts or not whole or counts[0] < 1 or any(a >= b for a, b in pairwise(counts)):
         raise ValueError(
-            "COCOEvaluator.max_detections must be ascending whole numbers from 1 on, got "
+            "COCOEvaluator.max_detections must be ascending integers of at least 1, got "
             f"{max_detections}. Set dataloader.evaluator.max_detections, such as [1,10,500]."
         )
     return replace(rules, max_detections=counts)

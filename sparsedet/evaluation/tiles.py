@@ -1,4 +1,4 @@
-"""Whether a model that looks at some tiles of a picture looks where the objects are."""
+"""How many objects lie in the tiles that a model chooses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sparsedet.structures import Instances
 
 @dataclass(frozen=True)
 class LookedTiles:
-    """One picture: which of its tiles were looked at, and in which of them its objects are.
+    """One picture: its chosen tiles, and the tile of each object.
 
     Attributes:
-        looked: (N,), True at the tiles that were looked at.
+        looked: (N,), True for chosen tiles.
         tile: (n,), the tile that holds the center of each object.
         area: (n,), area of each object in square pixels of the original image.
     """
@@ -27,16 +27,16 @@ class LookedTiles:
 
     @classmethod
     def of(cls, tiles: Instances, centers: np.ndarray, area: np.ndarray) -> LookedTiles:
-        """Put the objects of a picture into its tiles.
+        """Assign the objects of a picture to its tiles.
 
         Args:
-            tiles: what a model says under `tiles`: `boxes`, row by row, and `looked`.
+            tiles: the model's output `tiles`: `boxes`, row by row, and `looked`.
             centers: (n, 2), x and y of the objects in the same pixels.
             area: (n,), their areas in square pixels of the original image.
         """
         starts = np.asarray(tiles.boxes, dtype=float)[:, :2]
         columns, rows = np.unique(starts[:, 0]), np.unique(starts[:, 1])
-        # what lies beyond the picture is in its outermost tile
+        # an object beyond the picture belongs to the outermost tile
         column, row = (
             np.searchsorted(each, centers[:, axis], side="right").clip(1) - 1
             for axis, each in enumerate((columns, rows))
@@ -44,19 +44,20 @@ class LookedTiles:
         return cls(tiles.looked.cpu().numpy(), row * len(columns) + column, area)
 
     def counts(self, low: float, high: float) -> np.ndarray:
-        """Objects of these areas in each tile."""
+        """Number of objects with an area in [low, high) in each tile."""
         inside = (self.area >= low) & (self.area < high)
         return np.bincount(self.tile[inside], minlength=len(self.looked))
 
 
 def tile_recall(images: Iterable[LookedTiles], rules: Rules) -> dict[str, float]:
-    """Share of the objects whose center was looked at, beside the most and the least to expect.
+    """Share of the objects whose center is in a chosen tile, with upper and lower references.
 
     Returns:
-        In percent: `looked`, the share of the tiles, the mean over the pictures; `recall`, that of
-        the model; `oracle`, the most that as many tiles of every picture can hold; `random`, what
-        as many tiles hold on average if they are drawn by chance. The last three of all objects,
-        and of each size, as `recall-small`; NaN where there is no object.
+        In percent: `looked`, the share of chosen tiles, the mean over the pictures; `recall`, the
+        share of objects in the model's tiles; `oracle`, the largest share that as many tiles of
+        each picture can contain; `random`, the average share in as many random tiles. The last
+        three are given for all objects and for each size, such as `recall-small`; NaN without
+        objects.
     """
     images = list(images)
     found = {"looked": _percent(sum(each.looked.mean() for each in images), len(images))}

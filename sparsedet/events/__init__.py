@@ -1,7 +1,7 @@
-"""Scalars from anywhere, to whoever listens.
+"""Log scalars from any module to the listeners.
 
-`log_scalar` may be called from any module; it does nothing unless somebody listens. The trainer
-keeps a `Recorder`, asks it for the averages at every logging period and hands them to its writers.
+`log_scalar` may be called from any module; without a listener it does nothing. The trainer has a
+`Recorder`, asks it for the averages at every logging period and passes them to its writers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class Listener(Protocol):
-    """Something that hears each scalar when it is logged."""
+    """Receives each scalar when it is logged."""
 
     def record(self, name: str, value: float | torch.Tensor) -> None:
         """Take one value; a tensor may still be on its device and part of a graph."""
@@ -50,19 +50,19 @@ _listeners: list[Listener] = []
 
 
 def listen(listener: Listener) -> None:
-    """Hand a listener every scalar that is logged from now on, each once however often it asks."""
+    """Register a listener for all scalars logged from now on; registering twice has no effect."""
     if listener not in _listeners:
         _listeners.append(listener)
 
 
 def log_scalar(name: str, value: float | torch.Tensor) -> None:
-    """Hand a scalar to whoever listens; nothing happens when nobody does.
+    """Pass a scalar to all listeners; without one, do nothing.
 
-    A tensor is kept as it is (detached), so a call never waits for the device. Inside compiled
-    code the call is dropped.
+    A tensor is passed as it is, so a call never waits for the device. Inside compiled code the
+    call is dropped.
 
     Args:
-        name: What the value is, as `"group/name"`.
+        name: Name of the value, such as `"group/name"`.
         value: A number or a tensor of one element.
     """
     if not _listeners or torch.compiler.is_compiling():

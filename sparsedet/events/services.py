@@ -28,23 +28,23 @@ logger = logging.getLogger(__name__)
 
 
 class PictureWriter(Protocol):
-    """A writer that also takes pictures."""
+    """A writer that also accepts pictures."""
 
     def write_picture(self, iteration: int, name: str, pixels: np.ndarray) -> None:
-        """Take a picture, uint8 (h, w, 3), of one point in training."""
+        """Write a picture, uint8 (h, w, 3), of one iteration."""
         ...
 
 
 def picture_writers(writers: Sequence[Writer]) -> list[PictureWriter]:
-    """Those of some writers that also take pictures."""
+    """The writers that also accept pictures."""
     return [each for each in writers if getattr(each, "takes_pictures", False)]  # pyright: ignore[reportReturnType]
 
 
 class TensorBoardWriter:
-    """Scalars and pictures for TensorBoard.
+    """Writes scalars and pictures for TensorBoard.
 
     Args:
-        directory: Where the event files go.
+        directory: Folder of the event files.
 
     Raises:
         ValueError: The package `tensorboard` is not installed.
@@ -73,15 +73,15 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Scalars, and the config, for Weights & Biases.
+    """Sends scalars and the config to Weights & Biases.
 
     The package has its own settings: `WANDB_MODE=offline` keeps everything on this machine.
 
     Args:
-        directory: Of the run; its files go there, and its `config.yaml` with them.
-        resumed: Whether to go on with the run that `wandb_run_id` in `directory` names.
-        project: Where the run is listed.
-        name: Of the run; None takes that of the directory.
+        directory: Folder of the run; local files are written there, and its `config.yaml` is saved.
+        resumed: Whether to resume the run that `wandb_run_id` in `directory` names.
+        project: Project that lists the run.
+        name: Name of the run; None = the name of the directory.
 
     Raises:
         ValueError: The package `wandb` is not installed.
@@ -115,20 +115,20 @@ class WandbWriter:
         self._run.log(_finite(scalars), step=iteration)
 
     def close(self) -> None:
-        """Upload what is left."""
+        """Upload the remaining data."""
         self._run.finish()
 
 
 class MLflowWriter:
-    """Scalars, and the config, for MLflow.
+    """Sends scalars and the config to MLflow.
 
     Args:
-        directory: Of the run; its `config.yaml` becomes an artifact.
-        resumed: Whether to go on with the run that `mlflow_run_id` in `directory` names.
-        tracking_uri: A server, or a data base such as "sqlite:///mlflow.db"; None takes MLflow's
-            own setting. MLflow 3 refuses a plain folder, which was its local store before.
-        experiment: Where the run is listed.
-        name: Of the run; None takes that of the directory.
+        directory: Folder of the run; its `config.yaml` becomes an artifact.
+        resumed: Whether to resume the run that `mlflow_run_id` in `directory` names.
+        tracking_uri: A server, or a database such as "sqlite:///mlflow.db"; None = MLflow's own
+            setting. MLflow 3 refuses a plain folder, which earlier versions used as local store.
+        experiment: Experiment that lists the run.
+        name: Name of the run; None = the name of the directory.
 
     Raises:
         ValueError: The package `mlflow` is not installed, or cannot reach or use the store.
@@ -193,7 +193,7 @@ def _require(package: str) -> None:
     if find_spec(package) is None:
         raise ValueError(
             f"train.{package} needs the package {package}, which is not installed. Run: pip "
-            f"install 'sparsedet[{package}]', or switch train.{package} off."
+            f"install 'sparsedet[{package}]', or disable train.{package}."
         )
 
 
@@ -213,14 +213,14 @@ def service_writers(
     wandb: Mapping[str, Any] | None = None,
     mlflow: Mapping[str, Any] | None = None,
 ) -> list[Writer]:
-    """The writers of `train.tensorboard`, `train.wandb` and `train.mlflow` that are switched on.
+    """The enabled writers of `train.tensorboard`, `train.wandb` and `train.mlflow`.
 
-    One that fails during the run is warned about once and does not end it.
+    If a writer fails during the run, one warning says so and the run continues.
 
     Args:
-        directory: Of the run.
-        resumed: Whether the run goes on.
-        tensorboard: Write TensorBoard files, if the package is installed; a line says so if not.
+        directory: Folder of the run.
+        resumed: Whether the run is resumed.
+        tensorboard: Write TensorBoard files; if the package is not installed, a log line says so.
         wandb: `enabled`, and arguments of `WandbWriter`.
         mlflow: `enabled`, and arguments of `MLflowWriter`.
 
@@ -243,7 +243,7 @@ def service_writers(
 
 
 class _Tolerated:
-    """A writer whose failures a run outlives: they are said once, and tried again each time."""
+    """A writer whose failures do not end the run: one warning, and every write is tried again."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer

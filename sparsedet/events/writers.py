@@ -1,4 +1,4 @@
-"""Where rows of scalars go on this machine: a file, and a person."""
+"""Writers of rows of scalars on this machine: a JSON file and the console."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ logger = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
-    """Something that takes a row of scalars now and then."""
+    """Receives rows of scalars during training."""
 
     def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
-        """Take the scalars of one point in training."""
+        """Write the scalars of one iteration."""
         ...
 
     def close(self) -> None:
-        """Release what is held."""
+        """Release all resources."""
         ...
 
 
 class JsonWriter:
-    """One JSON object per line and log; values that are not finite become null.
+    """Writes each row as a JSON object on one line; values that are not finite become null.
 
     Args:
-        path: The file, appended to.
-        start_iteration: Lines of later iterations (written by a run that ended after its last
-            checkpoint), lines that were cut off, and everything when this is 0 are dropped.
-        evaluated: Whether the evaluation at `start_iteration` was kept; where it was not, it is
-            repeated, and its line is dropped.
+        path: The file; rows are appended.
+        start_iteration: Existing lines of later iterations (from a run that stopped after its last
+            checkpoint) and truncated lines are dropped; 0 drops all lines.
+        evaluated: Whether the results at `start_iteration` were saved; if not, the evaluation is
+            repeated, and its old line is dropped.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class JsonWriter:
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
 
     def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
-        """Append one line, at once on disk for whoever follows the file.
+        """Append one line and flush it, so that other programs can follow the file.
 
         Raises:
-            OSError: It cannot be written; the file is named.
+            OSError: The file, which the error names, cannot be written.
         """
         row: dict[str, Any] = {"iteration": iteration}
         row |= {name: value if math.isfinite(value) else None for name, value in scalars.items()}
@@ -67,7 +67,7 @@ class JsonWriter:
             raise
 
     def close(self) -> None:
-        """Close the file; what could not be written before is let go."""
+        """Close the file; data that could not be written is dropped."""
         with suppress(OSError):
             self._file.close()
 
@@ -90,11 +90,11 @@ def _lines_until(path: Path, iteration: int, evaluated: bool) -> list[str]:
 
 
 class ConsoleWriter:
-    """Progress for a person: a bar on a terminal, a log line per row otherwise.
+    """Shows progress on the console: a bar on a terminal, otherwise a log line per row.
 
     Args:
         max_iter: Iterations of the whole run, for the time left.
-        start_iteration: Where this process begins.
+        start_iteration: The iteration at which this process starts.
         show_bar: Whether to draw a bar (`tqdm`) rather than log lines.
     """
 
@@ -104,7 +104,7 @@ class ConsoleWriter:
         if show_bar:
             from tqdm import tqdm
 
-            # asked here, since tqdm shows nothing on terminals that tell a size of 0
+            # read here, since tqdm shows nothing on terminals that report a size of 0
             columns, rows = shutil.get_terminal_size()
             self._bar = tqdm(
                 total=max_iter,
@@ -131,13 +131,13 @@ class ConsoleWriter:
             self._bar.update(iteration - self._bar.n)
 
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def _losses(scalars: Mapping[str, float]) -> list[str]:
-    """The loss, and its terms summed by kind over the stages."""
+    """The loss, and its terms, each summed over the stages."""
     terms: dict[str, float] = {}
     for name, value in scalars.items():
         if name.startswith("loss/"):

@@ -1,4 +1,4 @@
-"""Detectors as files that run elsewhere: a program of torch, or ONNX."""
+"""Export detectors to files that run elsewhere: torch programs or ONNX."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ __all__ = ["AnySize", "Contract", "Differences", "ExportError", "Exported", "exp
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, and how it compares with the model.
+    """A written file and its comparison with the model.
 
     Attributes:
-        path: of the file.
-        contract: what the file says of itself.
-        megabytes: its size.
-        compared: pictures that it was compared on.
-        differences: of its answers from those of the model, in a new process.
-        rounding: the same of the model's own answers, if pixels move by as much as float32 rounds.
+        path: the file.
+        contract: the contract that is stored in the file.
+        megabytes: size of the file.
+        compared: number of pictures on which it was compared.
+        differences: differences of its outputs from the model's, in a new process.
+        rounding: differences of the model's own outputs if pixels change by float32 rounding.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Exported:
 
     @property
     def agrees(self) -> bool:
-        """Whether the differences are those of rounding."""
+        """Whether the differences are no larger than rounding explains."""
         return self.differences.within(self.rounding)
 
 
@@ -76,34 +76,34 @@ def export(
     custom_op: bool = True,
     quantize: Sequence[np.ndarray] | None = None,
 ) -> Exported:
-    """Write a detector as one file, and compare it with the model in a new process.
+    """Export a detector to one file, and compare the file with the model in a new process.
 
-    The program takes pictures of one size, one at a time, unless it is told otherwise. How many
-    tokens it keeps follows from the size alone.
+    By default the program takes one picture at a time, of one size. The number of tokens that it
+    keeps depends only on the size.
 
     Args:
-        model: a ``TokenSparseDetector`` with its weights; it stays as it is.
-        path: ends in ``.onnx``, in ``.pt2`` (a program of ``torch.export``) or in ``.aoti.pt2`` (a
-            package that AOTInductor compiles for processors like this one).
+        model: a ``TokenSparseDetector`` with its weights; it is not changed.
+        path: the file, with the suffix ``.onnx``, ``.pt2`` (a program of ``torch.export``) or
+            ``.aoti.pt2`` (a package that AOTInductor compiles for this type of processor).
         size: (h, w) in pixels that pictures are fitted into; with ``resize`` an example.
-        class_names: in the order of the labels.
+        class_names: class names in the order of the labels.
         pictures: how picture files are read.
-        resize: the short side that pictures are resized to and the limit of the long one: the
-            program takes them in any size. None = in ``size``.
+        resize: the short side that pictures are resized to and the limit of the long side; the
+            program then takes any size. None = pictures of ``size``.
         dynamic_batch: the program takes any number of pictures of one size at a time.
-        score_threshold: what ``sparsedet predict`` leaves out, unless it is told otherwise.
+        score_threshold: default threshold of the file in ``sparsedet predict``.
         half: weights and most of the computation in float16.
-        custom_op: call the compiled operator, which needs sparsedet where the file runs. False =
-            standard operators alone, as ONNX always has.
-        quantize: pictures ``[1 3 h w]``, float32 in 0..255, as the program takes them. With them,
-            linear layers and convolutions of an ONNX file are in int8, for values as they have on
-            these pictures, and answers are compared on two of these.
+        custom_op: call the compiled operator, which needs sparsedet wherever the file runs. False =
+            only standard operators, as always in ONNX.
+        quantize: pictures ``[1 3 h w]``, float32 in 0..255, as inputs of the program. Linear layers
+            and convolutions of an ONNX file are then in int8, calibrated on these pictures, and the
+            outputs are compared on two of them.
 
     Raises:
-        ExportError: the model cannot be exported, or what was exported does not run; no file is
+        ExportError: the model cannot be exported, or the exported program does not run; no file is
             written then.
-        ImportError: what writes ONNX files is not installed.
-        OSError: nothing can be written there.
+        ImportError: a package that is needed for ONNX files is not installed.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -153,18 +153,18 @@ def _compared(got: Any, expected: Any, inputs: Sequence[np.ndarray], own: Contra
 
 
 def _rounded(pixels: np.ndarray) -> np.ndarray:
-    """Pixels that have moved by two steps of float32 at the most."""
+    """Pixels changed by at most two units of float32 precision."""
     noise = np.random.default_rng(0).uniform(-3e-5, 3e-5, pixels.shape)
     return pixels + noise.astype(np.float32)
 
 
 def _mend(contract: Contract) -> str:
-    """What to do where a program does not run."""
+    """Advice for a program that does not run."""
     if contract.any_size is not None:
-        return "Leave --dynamic size out, and write one file for each --size."
+        return "Leave --dynamic size out, and export a file for each --size."
     if contract.dynamic_batch:
         return "Leave --dynamic batch out."
-    return "Name a file of another format."
+    return "Choose another file format."
 
 
 def _precision(half: bool, quantize: Sequence[np.ndarray] | None) -> str:
@@ -179,14 +179,14 @@ def _color(model: TokenSparseDetector) -> tuple[float, float, float]:
 
 
 def _in_half(model: TokenSparseDetector) -> TokenSparseDetector:
-    """A copy with weights in float16; pixels are normalized as before."""
+    """A copy with weights in float16; pixels are still normalized in float32."""
     copy = deepcopy(model).to(torch.float16)
     copy.pixel_mean, copy.pixel_std = model.pixel_mean, model.pixel_std
     return copy
 
 
 def _inputs(contract: Contract, size: Size) -> list[np.ndarray]:
-    """Pictures ``[b 3 h w]`` in each of the ways in which a program may be called."""
+    """Pictures ``[b 3 h w]`` for every way to call a program."""
     first, second, third = _pictures(size, 3)
     inputs = [first[None], second[None]]
     if contract.dynamic_batch:
@@ -199,7 +199,7 @@ def _inputs(contract: Contract, size: Size) -> list[np.ndarray]:
 
 
 def _pictures(size: Size, count: int) -> np.ndarray:
-    """Drawn pictures ``[count 3 h w]``, with textures and the noise of a camera."""
+    """Synthetic pictures ``[count 3 h w]``, with textures and camera noise."""
     options = ShapesOptions(size=(max(32, size[0]), max(32, size[1])))
     drawn = [shapes_sample(0, "val", index, options).image for index in range(count)]
     return np.stack([x[: size[0], : size[1]].transpose(2, 0, 1) for x in drawn]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Does a saved file compute what the model computes? It is opened in a fresh process to tell."""
+"""Check in a new process that an exported file computes the same outputs as the model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sparsedet.export.formats import Kind
 from sparsedet.modeling.stages import Size
 
 BOX_LIMIT, SCORE_LIMIT = 1e-3, 1e-4
-_FACTOR = 4.0  # a program rounds in more places than in its input
-# What a fresh process runs: of sparsedet, it imports the operator alone, and that where it is used;
-# otherwise it cannot.
+_FACTOR = 4.0  # a program rounds in more places than its input
+# The code of the new process: it imports only the operator of sparsedet, if the file uses it;
+# otherwise sparsedet cannot be imported there.
 _WITH, _WITHOUT = "import sparsedet.layers\n", "import sys\nsys.modules['sparsedet'] = None\n"
 _ONNX = """
 import sys, numpy, onnxruntime
@@ -46,13 +46,13 @@ numpy.savez(sys.argv[3], **found)
 
 @dataclass(frozen=True)
 class Differences:
-    """How far the answers of a file are from those of the model, at most.
+    """The largest differences between the outputs of a file and of the model.
 
     Attributes:
-        scores: of the detections, in [0, 1].
-        boxes: of the sides, as shares of the picture.
-        labels: share of the detections that have another one.
-        tokens: share of the kept tokens that are others; None where all are kept.
+        scores: difference of scores, in [0, 1].
+        boxes: difference of box sides, as a share of the picture.
+        labels: share of the detections with another label.
+        tokens: share of the kept tokens that differ; None if all tokens are kept.
     """
 
     scores: float
@@ -62,15 +62,15 @@ class Differences:
 
     @property
     def small(self) -> bool:
-        """Whether they are those of rounding."""
+        """Whether the differences are within the limits of rounding."""
         same = self.labels == 0 and self.tokens in (0, None)
         return same and self.scores <= SCORE_LIMIT and self.boxes <= BOX_LIMIT
 
     def within(self, rounding: Differences) -> bool:
-        """Whether they are small, or like those that rounding makes in the model itself.
+        """Whether the differences are small, or similar to the effect of rounding in the model.
 
         Args:
-            rounding: of the model's answers, if pixels move by as much as float32 rounds.
+            rounding: differences of the model's outputs if pixels change by float32 rounding.
         """
         return self.small or (
             self.labels <= rounding.labels
@@ -80,25 +80,25 @@ class Differences:
         )
 
     def __str__(self) -> str:
-        tokens = "" if self.tokens is None else f", kept tokens {100 * self.tokens:.2g} % others"
-        labels = f", labels {100 * self.labels:.2g} % others" if self.labels else ""
+        tokens = "" if self.tokens is None else f", kept tokens {100 * self.tokens:.2g} % different"
+        labels = f", labels {100 * self.labels:.2g} % different" if self.labels else ""
         return f"scores {self.scores:.1e}, boxes {self.boxes:.1e} of the sides{labels}{tokens}"
 
 
 def run_afresh(
     path: Path, inputs: Sequence[np.ndarray], *, kind: Kind, custom_op: bool, mend: str = ""
 ) -> list[list[np.ndarray]]:
-    """Answers of a file in a process of its own.
+    """Run a file in a new process and return its outputs.
 
     Args:
-        path: of the file.
+        path: the file.
         inputs: each ``[b 3 H W]``, float32 in 0..255.
-        kind: of file.
+        kind: format of the file.
         custom_op: the file needs our operator; otherwise sparsedet cannot be imported there.
-        mend: what to do where it does not run, for the message.
+        mend: advice if the file does not run, for the message.
 
     Raises:
-        ExportError: the process failed; its last line is told.
+        ExportError: the process failed; the message has its last line.
     """
     code = (_WITH if custom_op else _WITHOUT) + _CODE[kind] + _MAIN
     with tempfile.TemporaryDirectory() as folder:
@@ -125,16 +125,16 @@ def compare(
     sizes: Sequence[Size],
     least_score: float = -1.0,
 ) -> Differences:
-    """The largest differences of the answers to several inputs.
+    """The largest differences of the outputs for several inputs.
 
-    Detections of equal scores may come in another order: each is compared with the one of its
-    label that is nearest.
+    Detections with equal scores may be in another order, so each is compared with the nearest one
+    of the same label.
 
     Args:
-        got: for each input the outputs, ``[b ...]`` each.
-        expected: the same of the model.
+        got: the outputs of the file for each input, ``[b ...]`` each.
+        expected: the outputs of the model.
         sizes: (H, W) of each input.
-        least_score: as many detections are compared as reach it in either answer.
+        least_score: only detections are compared that reach this score in either output.
     """
     pairs = [
         _compare([each[row] for each in a], [each[row] for each in b], size, least_score)

@@ -1,4 +1,4 @@
-"""What has to be known of an exported detector beside its weights; it is stored in the file."""
+"""The contract of an exported detector: how to call it. It is stored in the exported file."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from typing import Any
 from sparsedet.modeling.stages import Size
 
 KEY = "sparsedet.json"
-"""Under which name the facts are stored in the file."""
+"""Name of the contract in the file."""
 OUTPUTS = ("scores", "labels", "boxes", "kept_tokens")
 CONTRACT = 1
-"""Number of the form of these facts; files with a higher one need a newer sparsedet."""
+"""Version of the contract's format; files with a higher one need a newer sparsedet."""
 _INPUT = "RGB, float32 in 0..255; the program normalizes"
 _FIT = (
-    "the largest size that fits inside of `size` with the aspect kept, bilinear with antialiasing, "
-    "at the top left; the rest is filled with `fill`"
+    "to the largest size that fits inside `size` with the same aspect ratio, bilinear with "
+    "antialiasing, at the top left; the rest is filled with `fill`"
 )
 _SHORT_SIDE = (
-    "the short side becomes any_size.short_side, or less where the long one would exceed "
-    "any_size.max_size, bilinear with antialiasing; then height and width are filled up with `fill`"
-    " at the bottom and right to multiples of any_size.multiple, at least any_size.least"
+    "the short side to any_size.short_side, or less if the long side would exceed "
+    "any_size.max_size, bilinear with antialiasing; then padded with `fill` at the bottom and right"
+    " to multiples of any_size.multiple, at least any_size.least"
 )
 
 
 class ExportError(ValueError):
-    """A detector that cannot be exported, or a file that is no exported detector."""
+    """A detector cannot be exported, or a file is not an exported detector."""
 
 
 @dataclass(frozen=True)
 class AnySize:
-    """How a picture gets the size in which a program takes it that takes several.
+    """How to resize and pad pictures for a program that takes several sizes.
 
     Attributes:
         short_side: pixels that the short side is resized to.
         max_size: upper limit of the long side in pixels.
         multiple: both sides of the input are multiples of this number of pixels.
-        least: the fewest pixels that a side of the input has.
+        least: smallest side of the input in pixels.
     """
 
     short_side: int
@@ -47,7 +47,7 @@ class AnySize:
     least: int
 
     def canvas(self, height: int, width: int) -> Size:
-        """(H, W) of the input that a resized picture is filled up to."""
+        """(H, W) of the input to which a resized picture is padded."""
         rows, columns = (
             max(self.least, -(-side // self.multiple) * self.multiple) for side in (height, width)
         )
@@ -56,20 +56,20 @@ class AnySize:
 
 @dataclass(frozen=True)
 class Contract:
-    """How to call an exported detector, and what its answer means.
+    """How to call an exported detector, and what its outputs mean.
 
     Attributes:
-        size: (h, w) in pixels of the pictures that the program takes; None = ``any_size``.
-        any_size: set where it takes pictures of any height and width.
-        dynamic_batch: it takes any number of pictures at a time; otherwise one.
-        fill: RGB in 0..255 of what a picture does not cover.
-        class_names: in the order of the labels.
-        score_threshold: below which detections are left out, unless something else is asked for.
-        precision: format of the weights, such as "float32".
+        size: (h, w) in pixels of the program's input; None = see ``any_size``.
+        any_size: set if the program takes pictures of any height and width.
+        dynamic_batch: the program takes any number of pictures at a time; otherwise one.
+        fill: RGB in 0..255 of the padding.
+        class_names: class names in the order of the labels.
+        score_threshold: default threshold below which detections are left out.
+        precision: type of the weights, such as "float32".
         custom_op: the program calls ``torch.ops.sparsedet.ms_deform_attn``.
-        value_range: of `PictureSettings`.
-        max_pixels: of `PictureSettings`.
-        version: of sparsedet.
+        value_range: see `PictureSettings`.
+        max_pixels: see `PictureSettings`.
+        version: version of sparsedet that exported the file.
     """
 
     size: Size | None
@@ -85,14 +85,14 @@ class Contract:
     version: str
 
     def canvas(self, height: int, width: int) -> Size:
-        """(H, W) of the input in which a resized picture lies."""
+        """(H, W) of the input that contains a resized picture."""
         if self.any_size is not None:
             return self.any_size.canvas(height, width)
         assert self.size is not None
         return self.size
 
     def to_json(self) -> str:
-        """The facts with words for who has no sparsedet."""
+        """The contract as JSON, with descriptions for users without sparsedet."""
         height, width = self.size or ("height", "width")
         batch = "n" if self.dynamic_batch else 1
         words = {
@@ -100,29 +100,29 @@ class Contract:
             "input": f"{batch} x 3 x {height} x {width}, {_INPUT}",
             "resize": _FIT if self.any_size is None else _SHORT_SIDE,
             "outputs": list(OUTPUTS),
-            "boxes": "x1, y1, x2, y2 in pixels of the input; entries with a score of -1 are none",
+            "boxes": "x1, y1, x2, y2 in pixels of the input; a score of -1 marks unused entries",
         }
         return json.dumps(asdict(self) | words, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes | None, path: str) -> Contract:
-        """Read what :meth:`to_json` wrote.
+        """Read the JSON of :meth:`to_json`.
 
         Args:
-            text: None where a file has no such part.
-            path: of the file, for the message.
+            text: the JSON; None if the file has none.
+            path: path of the file, for the message.
 
         Raises:
-            ExportError: it was not written by an export, or by that of a newer sparsedet.
+            ExportError: the file was not written by an export, or by a newer sparsedet.
         """
         try:
             read: Mapping[str, Any] = json.loads(text or "")
             number = int(read["contract"])
             if number > CONTRACT:
                 raise ExportError(
-                    f"{path} was exported by sparsedet {read.get('version')} and says in a newer "
-                    f"form how it is to be called ({number}, this one reads {CONTRACT}). Update "
-                    "sparsedet, or export the checkpoint again."
+                    f"{path} was exported by sparsedet {read.get('version')} with contract version "
+                    f"{number}, but this sparsedet reads only up to {CONTRACT}. Update sparsedet, "
+                    "or export the checkpoint again."
                 )
             given = {field.name: _hashable(read[field.name]) for field in fields(cls)}
             if (given["any_size"] is None) == (given["size"] is None):
@@ -133,8 +133,8 @@ class Contract:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise ExportError(
-                f"{path} does not say how it is to be called, as a file of `sparsedet export` "
-                "does. Export the checkpoint again."
+                f"{path} has no valid contract, which `sparsedet export` stores. Export the "
+                "checkpoint again."
             ) from error
         return cls(**given)
 

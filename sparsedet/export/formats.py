@@ -1,4 +1,4 @@
-"""The kinds of files that an exported detector can be, how each is written, and how it is run."""
+"""The file formats of exported detectors: how each is written and run."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from sparsedet.files import is_exported
 
 OPSET = 18
 PACKAGE = ".aoti.pt2"
-"""How the name of a package ends that AOTInductor compiles."""
+"""Suffix of a package that AOTInductor compiles."""
 Kind = Literal["onnx", "program", "package"]
 Run = Callable[[np.ndarray], list[np.ndarray]]
-"""Pictures ``[B 3 H W]`` in, the outputs of the program out."""
+"""Takes pictures ``[B 3 H W]`` and returns the outputs of the program."""
 
 
 def kind_of(path: Path) -> Kind:
-    """What an exported file is to be, by its name.
+    """The format of an exported file, from its name.
 
     Raises:
-        ExportError: it says no format; the formats are named.
+        ExportError: the name has none of the known suffixes.
     """
     if not is_exported(path):
         raise ExportError(
-            f"{path} must end in .onnx, .pt2 or {PACKAGE}, which says the format of the file."
+            f"{path} must end in .onnx, .pt2 or {PACKAGE}, which determines the file format."
         )
     name = path.name.lower()
     if name.endswith(".onnx"):
@@ -43,11 +43,11 @@ def kind_of(path: Path) -> Kind:
 
 
 def require_writer(kind: Kind) -> None:
-    """Check that what writes a kind of file is installed.
+    """Check that everything that is needed to write a format is installed.
 
     Raises:
         ExportError: there is no compiler.
-        ImportError: a package is missing; it says what to install.
+        ImportError: a package is missing; the message says what to install.
     """
     if kind == "onnx":
         require_onnx()
@@ -58,16 +58,16 @@ def require_writer(kind: Kind) -> None:
             get_cpp_compiler()
         except Exception as error:
             raise ExportError(
-                f"A {PACKAGE} file is compiled when it is written, and no C++ compiler is found. "
-                "Install g++, or name a .pt2 file, which needs none."
+                f"An {PACKAGE} file needs a C++ compiler, and none was found. Install g++, or "
+                "choose a .pt2 file, which needs none."
             ) from error
 
 
 def require_onnx() -> None:
-    """Check that what writes and runs ONNX files is installed.
+    """Check that the packages that write and run ONNX files are installed.
 
     Raises:
-        ImportError: says what to install.
+        ImportError: a package is missing; the message says what to install.
     """
     try:
         import onnx  # noqa: F401
@@ -88,13 +88,13 @@ def write(
     """Write a program with its contract.
 
     Args:
-        program: of a detector, without our operator where the file is an ONNX one.
-        path: its name says the format.
-        contract: goes into the file.
-        calibration: pictures, where an ONNX file is to be in int8.
+        program: program of a detector; for ONNX without our operator.
+        path: the file, whose suffix determines the format.
+        contract: stored in the file.
+        calibration: pictures to calibrate an ONNX file in int8 on; None = no quantization.
 
     Raises:
-        ExportError: the program has a step that the format does not have.
+        ExportError: the format does not support a step of the program.
     """
     kind = kind_of(path)
     if kind == "onnx":
@@ -112,10 +112,10 @@ def _write_package(program: ExportedProgram, path: Path, contract: Contract) -> 
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=facts
             )
-    except Exception as error:  # of inductor or of the compiler, of any class
+    except Exception as error:  # inductor and the compiler may raise any class of error
         raise ExportError(
-            f"{path.name} is not written: AOTInductor fails ({_cause(error)}). Write a .pt2 file "
-            "instead."
+            f"{path.name} was not written: AOTInductor failed ({_cause(error)}). Export a .pt2 "
+            "file instead."
         ) from error
 
 
@@ -130,7 +130,7 @@ def _write_onnx(
         if calibration is not None:
             proto = quantize(proto, calibration)
     proto.metadata_props.add(key=KEY, value=contract.to_json())
-    for node in proto.graph.node:  # the lines of code that each came from, larger than the weights
+    for node in proto.graph.node:  # the source lines of nodes are larger than the weights
         del node.metadata_props[:]
     path.write_bytes(proto.SerializeToString())
 
@@ -149,13 +149,13 @@ def _to_onnx(program: ExportedProgram, path: Path) -> Any:
         return made.model_proto
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
-            f"{path.name} is not written: the exporter to ONNX fails ({_cause(error)}). "
-            "Write a .pt2 file instead, or set another part in the place of what does this."
+            f"{path.name} was not written: the ONNX exporter failed ({_cause(error)}). "
+            "Export a .pt2 file instead, or replace the part that causes this."
         ) from error
 
 
 def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """``aten.sort.stable``: of equal values, TopK of ONNX gives the first one first, too."""
+    """``aten.sort.stable``: ONNX's TopK also keeps the order of equal values."""
     import onnxscript
 
     onnx: Any = onnxscript.opset18
@@ -165,7 +165,7 @@ def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter tells of its own steps."""
+    """Silence the log messages of the exporter."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -178,10 +178,10 @@ def read(path: Path) -> tuple[Contract, Run]:
     """Open an exported file.
 
     Args:
-        path: a file of :func:`write`. ONNX runs on as many threads as torch.
+        path: a file of :func:`write`. ONNX uses as many threads as torch.
 
     Raises:
-        ExportError: the file cannot be read, or is no exported detector.
+        ExportError: the file cannot be read, or is not an exported detector.
         ImportError: the runtime of its format is not installed.
     """
     kind = kind_of(path)
@@ -195,7 +195,7 @@ def read(path: Path) -> tuple[Contract, Run]:
             if any("/data/aotinductor/" in name for name in names):
                 return _read_package(path)
             facts = next((name for name in names if name.endswith(f"/extra/{KEY}")), None)
-            # before the program, which a newer torch may have written, too
+            # before the program, which a newer torch may have written
             contract = Contract.from_json(facts and archive.read(facts), str(path))
         return contract, _read_program(path)
     except ExportError:
@@ -211,7 +211,7 @@ def _read_onnx(path: Path) -> tuple[Contract, Run]:
         raise ImportError("ONNX files run by onnxruntime: pip install onnxruntime.") from error
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()  # which its own variable does not set
+    options.intra_op_num_threads = torch.get_num_threads()  # not set by its environment variable
     cpu = ["CPUExecutionProvider"]
     try:
         session: Any = onnxruntime.InferenceSession(str(path), options, providers=cpu)
@@ -222,7 +222,7 @@ def _read_onnx(path: Path) -> tuple[Contract, Run]:
     name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape
     pictures = contract.size is not None and len(shape) == 4
     if pictures and tuple(shape[2:]) != contract.size:
-        raise _unreadable(path, ValueError(f"its input is {shape}, its facts say {contract.size}"))
+        raise _unreadable(path, ValueError(f"its input is {shape}, its contract {contract.size}"))
     return contract, lambda images: session.run(None, {name: images})
 
 
@@ -250,8 +250,8 @@ def _on_arrays(module: Callable[[Tensor], Sequence[Tensor]]) -> Run:
 
 def _unreadable(path: Path, error: Exception) -> ExportError:
     return ExportError(
-        f"{path} cannot be read ({_first_line(error)}). It is damaged, or not a file of `sparsedet "
-        "export`."
+        f"{path} cannot be read ({_first_line(error)}). It is damaged, or `sparsedet export` did "
+        "not write it."
     )
 
 

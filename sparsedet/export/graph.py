@@ -1,4 +1,4 @@
-"""A detector as one program of tensors: pixels in, the best detections out."""
+"""Trace a detector as one tensor program, from pixels to detections."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MOST_PIXELS = 100_000_000
 
 
 class DeployedDetector(nn.Module):
-    """What an exported file computes.
+    """The computation of an exported file.
 
     Args:
-        detector: in eval mode, in the format that the file is to have.
+        detector: a detector in eval mode, with the weight type of the file.
     """
 
     def __init__(self, detector: TokenSparseDetector) -> None:
@@ -36,16 +36,15 @@ class DeployedDetector(nn.Module):
         self.detector = detector
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
-        """Detect in pictures that fill the input.
+        """Detect objects in pictures that fill the whole input.
 
         Args:
             images: RGB in 0..255.
 
         Returns:
-            Scores ``[B n]`` in falling order, -1 where there is no detection; labels ``[B n]``;
-            boxes ``[B n 4]``, xyxy in pixels of the input; and, where the encoder updates some
-            cells alone, those ``[B k]`` that its first layer updates, best first, -1 where there
-            are fewer.
+            Scores ``[B n]`` in descending order, -1 for unused entries; labels ``[B n]``; boxes
+            ``[B n 4]``, xyxy in pixels of the input; and, if the encoder updates only some cells,
+            the cells ``[B k]`` that its first layer updates, best first, padded with -1.
         """
         model, (height, width) = self.detector, images.shape[-2:]
         normalized = (images - model.pixel_mean) / model.pixel_std
@@ -58,7 +57,7 @@ class DeployedDetector(nn.Module):
 
 
 def _kept_cells(output: DetectorOutput) -> Tensor | None:
-    """Cells of all levels that the first encoder layer updates; None where these are all."""
+    """Cells of all levels that the first encoder layer updates; None if it updates all cells."""
     features = output.features
     first = output.selections[0] if output.selections else features.all_tokens
     kept = first.indices
@@ -73,15 +72,15 @@ def _kept_cells(output: DetectorOutput) -> Tensor | None:
 
 
 def require_exportable(model: nn.Module) -> TokenSparseDetector:
-    """Refuse by name what no exported program can do.
+    """Refuse models with parts that cannot be exported.
 
     Raises:
         ExportError: the model, or a part of it, cannot be exported.
     """
     if not isinstance(model, TokenSparseDetector):
         raise ExportError(
-            f"{type(model).__name__} cannot be exported, a TokenSparseDetector can. torchvision's "
-            "detectors have exporters of their own."
+            f"{type(model).__name__} cannot be exported, only a TokenSparseDetector. torchvision's "
+            "detectors have their own exporters."
         )
     for name, part in model.named_modules():
         reason = getattr(part, "not_exportable", None)
@@ -91,7 +90,7 @@ def require_exportable(model: nn.Module) -> TokenSparseDetector:
 
 
 def require_size(model: TokenSparseDetector, size: Size) -> None:
-    """Refuse sizes that the backbone would have to pad, and none at all.
+    """Refuse sizes that the backbone would have to pad, and sizes that are not positive.
 
     Raises:
         ExportError: names the nearest size that fits.
@@ -111,11 +110,11 @@ def require_size(model: TokenSparseDetector, size: Size) -> None:
 
 
 def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnySize:
-    """The sizes in which a program of any size takes pictures.
+    """The input sizes of a program that takes pictures of any size.
 
-    Their sides are multiples of the coarsest stride, so that each level has the same share of them
-    and nothing is padded. There are tokens for all queries, and no level is a row or a column: then
-    one program holds for all of them.
+    Sides are multiples of the coarsest stride, so that all levels cover the same area without
+    padding. They are large enough to have a token for every query and more than one row and column
+    in every level. Then one program is valid for all of these sizes.
 
     Args:
         model: the detector.
@@ -123,19 +122,19 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
         max_size: upper limit of the long side in pixels.
 
     Raises:
-        ExportError: a part of the model is made for one size.
+        ExportError: a part of the model works only with one size.
     """
     if model.regions is not None:
         raise ExportError(
             f"model.regions cannot be exported for any size: {type(model.regions).__name__} cuts "
             "pictures into tiles, whose number is fixed in a program. Leave --dynamic size out and "
-            "write one file for each --size."
+            "export a file for each --size."
         )
     if not getattr(model.selector, "one_more", True):
         raise ExportError(
             f"model.selector cannot be exported for any size: {type(model.selector).__name__} with "
-            "one_more=False rounds numbers of tokens in single precision, which programs do not do "
-            "with sizes. Leave --dynamic size out and write one file for each --size."
+            "one_more=False rounds numbers of tokens in single precision, which programs cannot do "
+            "with sizes. Leave --dynamic size out and export a file for each --size."
         )
     multiple = math.lcm(model.size_divisibility, *model.strides)
     cells = sum((multiple // stride) ** 2 for stride in model.strides)
@@ -151,18 +150,18 @@ def trace(
     dynamic_batch: bool = False,
     sizes: AnySize | None = None,
 ) -> ExportedProgram:
-    """The program of a detector.
+    """Trace the program of a detector.
 
     Args:
-        model: in eval mode.
-        size: (h, w) in pixels of the pictures; an example where it takes others, too.
-        custom_op: keep ``torch.ops.sparsedet.ms_deform_attn``; otherwise gathers take its place,
-            and the program runs where there is no sparsedet.
-        dynamic_batch: it takes any number of pictures.
-        sizes: it takes pictures of these sizes; None = of one.
+        model: a detector in eval mode.
+        size: (h, w) in pixels of the pictures; an example if the program takes other sizes too.
+        custom_op: keep ``torch.ops.sparsedet.ms_deform_attn``; otherwise gathers replace it, and
+            the program runs without sparsedet.
+        dynamic_batch: the program takes any number of pictures.
+        sizes: the program takes pictures of these sizes; None = only of ``size``.
 
     Raises:
-        ExportError: names the part that cannot be traced.
+        ExportError: a part cannot be traced; the message names it.
     """
     images = torch.zeros(2 if dynamic_batch else 1, 3, *size, device=model.device)
     dynamic: dict[int, Any] = {0: Dim("batch", min=1)} if dynamic_batch else {}
@@ -174,17 +173,17 @@ def trace(
             program = torch.export.export(
                 DeployedDetector(model).eval(), (images,), dynamic_shapes=(dynamic,)
             )
-        except Exception as error:  # of a part of one's own, of any class
+        except Exception as error:  # a custom part may raise any class of error
             raise _untraceable(model, error) from error
         if not custom_op:
             program = program.run_decompositions({FORWARD: gathered_attention})
-    for node in program.graph.nodes:  # lines of code, larger than the graph
+    for node in program.graph.nodes:  # source lines are larger than the graph
         node.meta.pop("stack_trace", None)
     return program
 
 
 def _untraceable(model: nn.Module, error: Exception) -> ExportError:
-    """The innermost module of the model that ran when its trace failed, and why it did."""
+    """An error that names the innermost module that was running when tracing failed, and why."""
     names, culprit, place = {id(part): name for name, part in model.named_modules()}, "", ""
     for frame, line in walk_tb(error.__traceback__):
         name = names.get(id(frame.f_locals.get("self")))
@@ -194,6 +193,6 @@ def _untraceable(model: nn.Module, error: Exception) -> ExportError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ExportError(
         f"{'.'.join(('model', culprit)).rstrip('.')} cannot be exported: {type(part).__name__} "
-        f"({place}) fails to be traced ({reason}). A program has the same steps and sizes for "
-        "every picture: write it without numbers that the host reads from tensors, or set another."
+        f"({place}) cannot be traced ({reason}). A program has the same steps and sizes for every "
+        "picture: do not read tensor values on the host in this part, or use another part."
     )

@@ -1,7 +1,7 @@
-"""Linear layers and convolutions of an ONNX file in 8 bits, by onnxruntime's static quantization.
+"""Quantize linear layers and convolutions of an ONNX file to int8 with onnxruntime.
 
-Weights are rounded per output channel. The ranges of what goes in and out are those that were seen
-on pictures (Jacob et al., CVPR 2018, "Quantization and training of neural networks for efficient
+Weights are quantized per output channel. The ranges of activations are measured on calibration
+pictures (Jacob et al., CVPR 2018, "Quantization and training of neural networks for efficient
 integer-arithmetic-only inference"). Everything else stays in float32: attention, sampling, norms.
 """
 
@@ -17,42 +17,42 @@ import numpy as np
 
 from sparsedet.export.contract import ExportError
 
-_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes what a node comes from
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter stores the origin of a node
 _LAYERS = ("Conv", "MatMul", "Gemm")
 _ACTIVATIONS = ("Relu", "Clip")
 _CONSTANT = ("Split", "Slice", "Transpose")
 
 
 def require_int8(path: Path, pictures: Sequence[np.ndarray] | None, *, half: bool) -> None:
-    """Refuse what cannot be quantized, where a file is to be.
+    """Check the arguments of a quantized export.
 
     Args:
-        path: of the file to be.
-        pictures: on which ranges are to be measured; None = nothing is to be quantized.
-        half: the file is to be in float16.
+        path: the file to write.
+        pictures: calibration pictures; None = no quantization.
+        half: whether float16 is requested.
 
     Raises:
-        ExportError: the file is no ONNX one or is to be in float16, or there is no picture.
+        ExportError: the file is not an ONNX file, float16 is requested, or there is no picture.
     """
     if pictures is None:
         return
     if path.suffix != ".onnx":
-        raise ExportError(f"int8 is written by onnxruntime, and {path} is no .onnx file. Name one.")
+        raise ExportError(f"int8 needs an .onnx file, got {path}. Choose that suffix.")
     if half:
-        raise ExportError("A file is in float16 or in int8. Leave one of --half and --int8 out.")
+        raise ExportError("--half and --int8 exclude each other. Leave one of them out.")
     if not len(pictures):
-        raise ExportError("int8 needs pictures to measure the ranges on, and there is none.")
+        raise ExportError("int8 needs pictures to calibrate on, but there is none.")
 
 
 def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
-    """The same program with its linear layers and convolutions in int8.
+    """Quantize the linear layers and convolutions of a program to int8.
 
     Args:
-        model: ``onnx.ModelProto`` of the exporter, with its notes, in float32; changed in place.
-        pictures: ``[1 3 H W]``, float32 in 0..255, on which the ranges are measured.
+        model: ``onnx.ModelProto`` of the exporter, with its metadata, in float32; changed in place.
+        pictures: ``[1 3 H W]``, float32 in 0..255, to calibrate on.
 
     Returns:
-        Another ``onnx.ModelProto``, of standard operators alone.
+        A new ``onnx.ModelProto`` with only standard operators.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -61,7 +61,7 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
     _fold_weights(model)
     layers = _layers(model)
     nodes = [*layers, *_activations(model, layers)]
-    add_pre_process_metadata(model)  # it was: the exporter folds and knows the shapes
+    add_pre_process_metadata(model)  # the exporter has folded constants and inferred shapes
     reader: Any = _Reader(model.graph.input[0].name, pictures)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "int8.onnx")
@@ -84,7 +84,7 @@ def quantize(model: Any, pictures: Iterable[np.ndarray]) -> Any:
 
 
 def _layers(model: Any) -> list[Any]:
-    """The nodes that apply weights; other products have constants, such as interpolations."""
+    """The nodes that apply weights; other products with constants are e.g. interpolations."""
     weights = {each.name for each in model.graph.initializer}
     return [
         node
@@ -102,7 +102,7 @@ def _origin(node: Any) -> str:
 
 
 def _activations(model: Any, layers: Sequence[Any]) -> list[Any]:
-    """The nodes that cut off what a convolution gives: its rounding does the same."""
+    """The nodes that clip the output of a convolution; quantization of the output does the same."""
     convolved = {node.output[0] for node in layers if node.op_type == "Conv"}
     return [
         node
@@ -112,9 +112,10 @@ def _activations(model: Any, layers: Sequence[Any]) -> list[Any]:
 
 
 def _leave_others(model: Any) -> None:
-    """Let sums and norms read what layers read in int8 as it was, but for maps of convolutions.
+    """Let sums and norms read unquantized values, except the outputs of convolutions.
 
-    onnxruntime rounds for all readers; a convolution is fast where its output is read rounded.
+    onnxruntime quantizes a value for all nodes that read it. The outputs of convolutions stay
+    quantized, since convolutions are faster that way.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     before = {}
@@ -131,7 +132,7 @@ def _leave_others(model: Any) -> None:
 
 
 def _fold_weights(model: Any) -> None:
-    """Carry out what splits, cuts or turns weights, so that each product has its own."""
+    """Fold nodes that split, slice or transpose weights, so that each product has its own."""
     from onnx import helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
 
@@ -154,7 +155,7 @@ def _fold_weights(model: Any) -> None:
 
 
 class _Reader:
-    """Pictures as onnxruntime asks for them."""
+    """Calibration pictures in onnxruntime's interface."""
 
     def __init__(self, name: str, pictures: Iterable[np.ndarray]) -> None:
         self._inputs: Iterator[dict[str, np.ndarray]] = ({name: each} for each in pictures)

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention by standard operators alone, for what runs without sparsedet."""
+"""Multi-scale deformable attention with only standard operators, to run without sparsedet."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def gathered_attention(
     attention_weights: Tensor,
     query_order: Tensor | None = None,
 ) -> Tensor:
-    """``torch.ops.sparsedet.ms_deform_attn`` by gathers: four cells for every sampling point.
+    """``torch.ops.sparsedet.ms_deform_attn`` with gathers: four cells per sampling point.
 
-    There is no ``GridSample`` in it, which some runtimes are known to compute wrongly.
+    It does not use ``GridSample``, which some runtimes compute incorrectly.
 
     Args:
         value: ``[B N M D]``.
-        spatial_shapes: height and width of every level, one after the other.
+        spatial_shapes: height and width of every level, flattened.
         sampling_locations: ``[B Q M L P 2]``.
         attention_weights: ``[B Q M L P]``.
-        query_order: changes nothing.
+        query_order: not used.
 
     Returns:
         ``[B Q M*D]`` in the dtype of ``value``.
@@ -55,7 +55,7 @@ def _corners(locations: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         size: (h, w) of the level.
 
     Returns:
-        Indices of the cells and how much each counts, 0 outside of the level: ``[B Q M 2 2 P]``.
+        Indices of the cells and their weights, 0 outside of the level: ``[B Q M 2 2 P]``.
     """
     columns, across = _neighbors(locations[..., 0], size[1])
     rows, down = _neighbors(locations[..., 1], size[0])
@@ -64,7 +64,7 @@ def _corners(locations: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def _neighbors(places: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The two nearest cells of a row or a column and their shares, ``[... 2 P]`` each."""
+    """The two nearest cells of a row or a column and their weights, ``[... 2 P]`` each."""
     middle = (places * length - 0.5)[..., None, :]
     cells = middle.floor() + torch.arange(2, device=places.device)[:, None]
     shares = 1.0 - (middle - cells).abs()

@@ -1,7 +1,7 @@
-"""Trained detectors as folders that load anywhere, and as models of Hugging Face.
+"""Write trained detectors to folders that load anywhere, and push them to Hugging Face.
 
-A folder has the weights (``model.safetensors``), the whole config (``config.yaml``), a model card
-(``README.md``) and a picture with what the model finds and keeps.
+A folder has the weights (``model.safetensors``), the complete config (``config.yaml``), a model
+card (``README.md``) and a picture that shows detections and kept tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparsedet.hub.run import Run, portable, read_run
 from sparsedet.loading import load
 from sparsedet.predictor import PictureSource, Predictor
 from sparsedet.weights.download import DownloadError
-from sparsedet.weights.folders import version_line
+from sparsedet.weights.folders import REPOSITORY, version_line
 from sparsedet.weights.hosts import upload
 from sparsedet.weights.table import CONFIG, WEIGHTS
 
@@ -34,22 +34,22 @@ __all__ = ["from_pretrained", "push_to_hub", "require_name", "save_pretrained"]
 CARD = "README.md"
 _FILES = (CARD, CONFIG, WEIGHTS, "*.jpg", "*.png", "LICENSE*")
 _LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
 _AS_WRITTEN = {"picture": "auto", "license": None, "dataset": None}
 
 Source = str | os.PathLike[str]
 
 
 def from_pretrained(name: Source, device: str | torch.device = "auto") -> torch.nn.Module:
-    """``sparsedet.load``, as libraries of Hugging Face call it.
+    """``sparsedet.load`` under the name that Hugging Face's libraries use.
 
     Args:
-        name: a folder of :func:`save_pretrained`, ``owner/model`` at Hugging Face, or what else
-            ``sparsedet.load`` takes.
-        device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
+        name: a folder of :func:`save_pretrained`, ``owner/model`` at Hugging Face, or anything
+            else that ``sparsedet.load`` takes.
+        device: "auto" (the accelerator if there is one), or a device such as "cpu" or "cuda:1".
 
     Raises:
-        CheckpointError: it cannot be read or fetched, or is no such model.
+        CheckpointError: the model cannot be read or downloaded, or is not one of this package.
         ValueError: this machine has no such device.
     """
     return load(name, device)
@@ -64,28 +64,28 @@ def save_pretrained(
     license: str | None = None,
     dataset: str | None = None,
 ) -> Path:
-    """Write a trained detector as a folder that loads without its run.
+    """Write a trained detector to a folder that loads without its training run.
 
-    The folder needs neither a network nor other files to load, and no package of Hugging Face. Its
-    config has no paths of this machine. All of it is written, or nothing.
+    Loading the folder needs no network, no other files and no package of Hugging Face. Its config
+    has no paths of this machine. The folder is written completely or not at all.
 
     Args:
-        run: the folder of a training run, of which ``model_best.pth`` is taken (else
-            ``model_final.pth``), or a checkpoint in it.
-        folder: where to write; new or empty.
-        name: what the card calls the model, such as ``owner/model``; None = as the folder.
-        picture: what the card shows; "auto" is one of the first ten pictures of the validation
-            set, None is none. It becomes a part of the folder.
-        license: the identifier that Hugging Face has for it, such as ``apache-2.0``.
-        dataset: what the data is called, such as ``owner/dataset`` at Hugging Face; None = as the
-            folder of its annotations.
+        run: the folder of a training run, from which ``model_best.pth`` (else ``model_final.pth``)
+            is taken, or a checkpoint in it.
+        folder: the folder to write; new or empty.
+        name: name of the model in the card, such as ``owner/model``; None = that of the folder.
+        picture: picture for the card; "auto" chooses one of the first ten pictures of the
+            validation set, None omits it. It is copied to the folder.
+        license: Hugging Face's identifier of the license, such as ``apache-2.0``.
+        dataset: name of the data set, such as ``owner/dataset`` at Hugging Face; None = the name
+            of the folder of its annotations.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: there are no weights, they hold no config, or do not load.
-        ConfigError: the folder is not empty, or the license is no identifier.
+        CheckpointError: there are no weights, they have no config, or they do not load.
+        ConfigError: the folder is not empty, or the license is not an identifier.
         DatasetError: the picture cannot be read.
     """
     target = Path(os.path.realpath(folder))
@@ -129,19 +129,19 @@ def push_to_hub(
 
     Args:
         source: as for :func:`save_pretrained`; or a folder that it has written, whose files are
-            uploaded as they are.
-        name: owner and model, ``owner/model``; it is made where there is none.
-        private: of a model that is made: others do not see it.
+            uploaded unchanged.
+        name: ``owner/model``; the model is created if it does not exist.
+        private: make a newly created model private.
         picture: as for :func:`save_pretrained`.
         license: as for :func:`save_pretrained`.
         dataset: as for :func:`save_pretrained`.
 
     Returns:
-        The address of the model.
+        The URL of the model.
 
     Raises:
-        CheckpointError: as for :func:`save_pretrained`; or it cannot be uploaded.
-        ConfigError: the name is none that a model can have.
+        CheckpointError: as for :func:`save_pretrained`; or the model cannot be uploaded.
+        ConfigError: the name is not valid.
     """
     require_name(name)
     folder = Path(source)
@@ -151,8 +151,8 @@ def push_to_hub(
             folder = save_pretrained(source, Path(temporary) / "model", name=name, **given)
         elif others := [key for key, value in given.items() if value != _AS_WRITTEN[key]]:
             raise ConfigError(
-                f"{folder} is uploaded as it is, so that {' and '.join(others)} would have no "
-                f"effect. Change {folder / CARD}, or name the training run."
+                f"{folder} is uploaded unchanged, so {' and '.join(others)} would have no effect. "
+                f"Edit {folder / CARD}, or name the training run."
             )
         else:
             load(folder, "cpu")
@@ -164,23 +164,23 @@ def push_to_hub(
 
 
 def require_name(name: str) -> None:
-    """Refuse what cannot name a model at Hugging Face.
+    """Check the name of a model at Hugging Face.
 
     Raises:
         ConfigError: it is not ``owner/model``.
     """
-    if not _REPOSITORY.fullmatch(name):
-        raise ConfigError(f"The name of a model at Hugging Face is owner/model, got {name!r}.")
+    if not REPOSITORY.fullmatch(name):
+        raise ConfigError(f"A model at Hugging Face must be named owner/model, got {name!r}.")
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a folder is one that :func:`save_pretrained` has written."""
+    """Whether a folder was written by :func:`save_pretrained`."""
     return path.is_dir() and all((path / each).is_file() for each in (CONFIG, WEIGHTS, CARD))
 
 
 def _check_target(folder: Path) -> None:
     if folder == Path.cwd():
-        raise ConfigError("The folder you are in would be replaced. Name a new folder.")
+        raise ConfigError("The current folder would be replaced. Name a new folder.")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty. Name a new folder.")
     if folder.exists() and not folder.is_dir():
@@ -188,7 +188,7 @@ def _check_target(folder: Path) -> None:
 
 
 def _reload(folder: Path, run: Run) -> Predictor:
-    """Load what was written, as everybody will."""
+    """Load the written folder, as its users will."""
     try:
         return Predictor(folder)
     except ValueError as error:

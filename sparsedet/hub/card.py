@@ -1,4 +1,4 @@
-"""The model card: Markdown for people, with a head in YAML that Hugging Face reads."""
+"""The model card: a Markdown page with YAML metadata for Hugging Face."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def write_card(facts: Facts, *, license: str | None) -> str:
     """The text of ``README.md``.
 
     Args:
-        facts: of the model.
-        license: as Hugging Face calls it; None = it is not known.
+        facts: the facts of the model.
+        license: Hugging Face's identifier of the license; None = unknown.
     """
     sections = {
         "Use": _usage(facts.name),
@@ -34,7 +34,7 @@ def write_card(facts: Facts, *, license: str | None) -> str:
         "Cost": _cost(facts.cost),
         "Data": _data(facts),
         "Training": _training(facts),
-        "License": license or "None is given: ask the owner before you use the model.",
+        "License": license or "No license is given: ask the owner before you use the model.",
         "Versions": _versions(facts),
     }
     parts = [_intro(facts), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]
@@ -42,7 +42,7 @@ def write_card(facts: Facts, *, license: str | None) -> str:
 
 
 def _metadata(facts: Facts, license: str | None) -> dict[str, Any]:
-    """What Hugging Face makes its labels and tables of."""
+    """The metadata that Hugging Face uses for its tags and tables."""
     data: dict[str, Any] = {} if license is None else {"license": license}
     data |= {"library_name": "sparsedet", "pipeline_tag": "object-detection"}
     data["tags"] = ["object-detection", "detection-transformer", "sparsedet"]
@@ -72,12 +72,12 @@ def _intro(facts: Facts) -> str:
     names = [_plain(name) for name in facts.classes]
     listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
     count = _count(int(facts.run.cfg.dataset.num_classes), "class", "classes")
-    text = f"It finds objects of {count} in pictures{f': {listed}' if names else ''}."
+    text = f"This model detects objects of {count} in pictures{f': {listed}' if names else ''}."
     if facts.keep_ratio is not None:
         text += f" Its encoder updates {facts.keep_ratio:.0%} of the tokens of a picture."
     lines = [f"# {_plain(facts.name)}", text]
     if facts.has_picture:
-        shown = "Detections, and the tokens that the encoder keeps on each level"
+        shown = "Detections, and the tokens that the encoder keeps in each level"
         lines.append(f"![{shown if facts.has_tokens else 'Detections'}]({PICTURE})")
     return "\n\n".join(lines)
 
@@ -96,13 +96,14 @@ found.draw().save("found.jpg")
 sparsedet predict {word} photo.jpg --output found
 ```
 
-`train.init_checkpoint={word} train.reinit_class_heads=True` begins a training on other classes."""
+To fine-tune it on other classes, add `train.init_checkpoint={word} train.reinit_class_heads=True`
+to `sparsedet train`."""
 
 
 def _results(facts: Facts) -> str:
     scores = _scores(facts, _AP)
     if not scores:
-        return "The run left no evaluation of these weights."
+        return "These weights were not evaluated in their training run."
     images = facts.run.metrics.get("num_images")
     on = "" if images is None else f" ({_count(int(images), 'picture')})"
     lines = [f"On the validation set{on}, in percent:", _table([*scores], [[*scores.values()]])]
@@ -113,7 +114,7 @@ def _results(facts: Facts) -> str:
     if facts.keep_ratio is not None:
         lines.append(
             f"Keep ratio: {facts.keep_ratio:.4f}, the share of the tokens that the encoder "
-            "updates, in the mean over its layers and the pictures."
+            "updates, averaged over its layers and the pictures."
         )
     return "\n\n".join(lines)
 
@@ -125,19 +126,17 @@ def _cost(cost: Cost | None) -> str:
     head, row = ["parameters", "GFLOPs"], [f"{cost.parameters / 1e6:.2f} M", f"{cost.gflops:.2f}"]
     if cost.milliseconds is not None:
         head, row = [*head, "ms"], [*row, f"{cost.milliseconds:.1f}"]
-    text = (
-        f"Of a picture of {width} x {height} pixels at the model's input; a multiply-add is 1 FLOP."
-    )
+    text = f"For one picture of {width} x {height} pixels (input size); a multiply-add is 1 FLOP."
     if cost.protocol:
         facts = ", ".join(f"{key} {_plain(str(value))}" for key, value in cost.protocol.items())
-        text += f" How the time was measured: {facts}."
+        text += f" Measurement of the time: {facts}."
     return f"{_table(head, [row])}\n\n{text}"
 
 
 def _data(facts: Facts) -> str:
     titles = {"train": "training", "val": "validation"}
     rows = [[titles[part], *counts] for part, counts in facts.sets.items() if counts is not None]
-    lines = [f"The set is called {_plain(facts.dataset)}."]
+    lines = [f"Data set: {_plain(facts.dataset)}."]
     if rows:
         lines.append(_table(["part", "pictures", "objects"], rows))
     if facts.classes:
@@ -155,8 +154,8 @@ def _training(facts: Facts) -> str:
     named = bool(begins) and not PurePath(begins).suffix
     rows = {
         "config": config and f"`{PurePath(config).name}`",
-        "changes of it": " ".join(f"`{_code(each)}`" for each in facts.changes),
-        "begins from": f"`{_code(begins)}`" if named else None,
+        "overrides": " ".join(f"`{_code(each)}`" for each in facts.changes),
+        "initial weights": f"`{_code(begins)}`" if named else None,
         "iterations": run.iteration,
         "pictures per iteration": _batch(cfg),
         "optimizer": optimizer and _target(optimizer),
@@ -166,7 +165,7 @@ def _training(facts: Facts) -> str:
         "device": run.results.get("device"),
         "seconds of the whole run": seconds and f"{seconds:.0f}",
     }
-    table = _table(["what", "value"], [[k, v] for k, v in rows.items() if v not in (None, "")])
+    table = _table(["setting", "value"], [[k, v] for k, v in rows.items() if v not in (None, "")])
     return f"{table}\n\nAll settings are in [config.yaml](config.yaml)."
 
 
@@ -183,7 +182,7 @@ def _batch(cfg: Any) -> int | None:
 
 def _versions(facts: Facts) -> str:
     trained = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    return f"Trained with {trained}. This folder is by sparsedet {__version__}."
+    return f"Trained with {trained}. This folder was written by sparsedet {__version__}."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -196,10 +195,10 @@ def _count(number: int, what: str, several: str = "") -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape a text for Markdown, on one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:
-    """Text inside of backticks, in a cell of a table."""
+    """Prepare a text for backticks in a table cell."""
     return " ".join(text.split()).replace("`", "'").replace("|", "\\|")

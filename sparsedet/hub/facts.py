@@ -1,4 +1,4 @@
-"""What a model card tells, gathered from a run and from the model that was written."""
+"""Gather the facts of a model card from a run and from the written model."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from sparsedet.modeling.stages import Size
 from sparsedet.predictor import PictureSource, read_picture
 from sparsedet.predictor.pictures import make_sample
 
-_USUAL = (480, 640)  # a picture whose cost is counted, as by `sparsedet analyze`
+_USUAL = (480, 640)  # size of the picture whose cost is counted, as in `sparsedet analyze`
 _PARTS = {"annotations", "labels", "images", "train", "val", "valid", "test"}
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one picture costs.
+    """The cost of one picture.
 
     Attributes:
-        parameters: all of them.
-        gflops: multiply-adds, a multiply-add being 1.
+        parameters: number of parameters.
+        gflops: GFLOPs; a multiply-add counts as 1.
         size: (h, w) of the model's input.
-        milliseconds: of a pass; None where nobody has measured it.
-        protocol: how that was measured.
+        milliseconds: time of one pass; None if it was not measured.
+        protocol: how the time was measured.
     """
 
     parameters: int
@@ -47,20 +47,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model card tells.
+    """The facts of a model card.
 
     Attributes:
-        name: of the model.
-        run: that it is from.
-        classes: names, in the order of the labels.
-        dataset: what the data is called.
-        sets: pictures and objects by part; None where its files are not here.
-        keep_ratio: share of the tokens that the encoder updates; None where the model has none.
-        cost: of a picture; None where it cannot be counted.
-        has_picture: whether there is one.
-        has_tokens: whether the picture has kept tokens.
-        changes: overrides of the run that say nothing about places.
-        versions: of packages, when it was trained.
+        name: name of the model.
+        run: the run that trained it.
+        classes: class names, in the order of the labels.
+        dataset: name of the data set.
+        sets: numbers of pictures and objects of each part; None if its files are missing.
+        keep_ratio: share of the tokens that the encoder updates; None if the model has none.
+        cost: cost of a picture; None if it cannot be counted.
+        has_picture: whether the card has a picture.
+        has_tokens: whether the picture shows kept tokens.
+        changes: overrides of the run, without those that set paths.
+        versions: versions of packages during training.
     """
 
     name: str
@@ -83,10 +83,10 @@ def gather(
 
     Args:
         run: the run.
-        folder: weights and config as they were written.
-        picture: that the card shows.
-        name: of the model.
-        dataset: what the data is called; None = as its folder.
+        folder: the folder with the written weights and config.
+        picture: the picture that the card shows.
+        name: name of the model.
+        dataset: name of the data set; None = the name of its folder.
     """
     cfg = trained_config(folder, "model", "dataloader.test.mapper")
     model = load_detector(cfg, folder)
@@ -106,7 +106,7 @@ def gather(
 
 
 def dataset_name(dataset: Any) -> str:
-    """What a set is called: the folder that its files are in.
+    """The name of a data set: that of the folder of its files.
 
     Args:
         dataset: ``cfg.dataset``.
@@ -127,7 +127,7 @@ def _is_of_places(override: str) -> bool:
 
 
 def _counts(cfg: Any, part: str) -> tuple[int, int] | None:
-    """Pictures and objects; no picture is opened."""
+    """Numbers of pictures and objects; no picture is opened."""
     path = cfg.dataset.get(f"{part}_json")
     given = setting(cfg, f"dataloader.{'test' if part == 'val' else 'train'}.dataset")
     if given is None or path is None:
@@ -135,13 +135,13 @@ def _counts(cfg: Any, part: str) -> tuple[int, int] | None:
     try:
         found = open_dataset(path, None, split=part, format=cfg.dataset.get("format", "auto"))
     except (ValueError, OSError) as error:
-        _logger.warning("the card does not tell how many pictures there were: %s", error)
+        _logger.warning("the card cannot give the number of pictures: %s", error)
         return None
     return len(found.records), found.num_objects
 
 
 def _cost(run: Run, model: Any, cfg: Any, picture: PictureSource | None) -> Cost | None:
-    """As `sparsedet analyze` found it, if it did; else counted."""
+    """The cost from `sparsedet analyze` if there is one; else it is counted."""
     parameters = count_parameters(model).total
     if run.analysis:
         left = _analysed(run, parameters)
@@ -160,7 +160,7 @@ def _cost(run: Run, model: Any, cfg: Any, picture: PictureSource | None) -> Cost
 
 
 def _analysed(run: Run, parameters: int) -> Cost | None:
-    """The figures of `sparsedet analyze`; None where they are not of one pass of this model."""
+    """The figures of `sparsedet analyze`; None if they are of another model or several sizes."""
     figures = run.analysis
     try:
         ((height, width, _),) = figures["gflops"]["sizes"]
@@ -176,7 +176,7 @@ def _analysed(run: Run, parameters: int) -> Cost | None:
         cost = None
     if cost is not None and cost.parameters == parameters:
         return cost
-    _logger.warning("%s is not of this model and one size, and is left out", ANALYSIS)
+    _logger.warning("%s is not used: it is of another model or of several sizes", ANALYSIS)
     return None
 
 

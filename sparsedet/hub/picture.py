@@ -1,4 +1,4 @@
-"""The picture of a model card: what the model finds, and what its encoder keeps."""
+"""The picture of a model card: detections, and the tokens that the encoder keeps."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 10  # pictures of the validation set
 _SURE = 0.5  # score
-_ENOUGH = 6  # objects, more of which hide the picture
+_ENOUGH = 6  # objects; more would hide the picture
 _logger = logging.getLogger(__name__)
 
 
 def find_picture(run: Run, predictor: Predictor) -> str | None:
-    """A file of the validation set with objects that the model finds; None if it is not here.
+    """A picture of the validation set in which the model finds objects; None without the set.
 
     Args:
-        run: its config says where the set is.
-        predictor: of its weights.
+        run: the run, whose config names the set.
+        predictor: a predictor with the weights of the run.
     """
     source = setting(run.cfg, "dataloader.test.dataset")
     try:
         records = instantiate(source).records
     except (ValueError, OSError, AttributeError) as error:
-        _logger.warning("no picture is shown, since the validation set cannot be read: %s", error)
+        _logger.warning("the card gets no picture: the validation set cannot be read: %s", error)
         return None
     files = [records[index]["file_name"] for index in range(min(_LOOKED_AT, len(records)))]
     found = predictor.stream(
@@ -44,17 +44,17 @@ def find_picture(run: Run, predictor: Predictor) -> str | None:
 
 
 def _rank(found: Detections) -> tuple[int, float]:
-    """Pictures with several sure objects go first, then those with the surest one."""
+    """Prefer pictures with several confident detections, then those with the highest score."""
     best = float(found.scores.max()) if len(found) else 0.0
     return min(len(found.above(_SURE)), _ENOUGH), best
 
 
 def draw(predictor: Predictor, picture: PictureSource) -> Image.Image:
-    """Detections beside kept tokens; detections alone where the model has no tokens.
+    """Draw detections and kept tokens; only detections if the model has no tokens.
 
     Args:
-        predictor: of the model.
-        picture: what it looks at.
+        predictor: the model.
+        picture: the picture to process.
     """
     read = predictor.read(picture)
     if not isinstance(predictor.model, TokenSparseDetector):

@@ -1,4 +1,4 @@
-"""What a training run left: weights, config, evaluations, costs."""
+"""Read the results of a training run: weights, config, evaluations, costs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sparsedet.loading import name_classes, stored_config
 from sparsedet.weights.table import CONFIG, WEIGHTS
 
 ANALYSIS = "analysis.json"
-"""What `sparsedet analyze --output` leaves in the folder of a run, if it is called so."""
+"""Name of the file of `sparsedet analyze --output` in the folder of a run."""
 
 _WEIGHTS = ("model_best.pth", "model_final.pth")
-# what takes the place of a path of this machine
+# values that replace paths of this machine
 _ELSEWHERE = {
     "dataset.path": None,
     "dataset.train_json": None,
@@ -44,17 +44,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """A checkpoint, and what its run left beside it.
+    """A checkpoint and the other results of its run.
 
     Attributes:
-        path: the checkpoint.
-        checkpoint: what is in it.
+        path: the checkpoint file.
+        checkpoint: its content.
         cfg: its config, with the classes.
-        iteration: after which it was written; None where it does not tell.
-        metrics: of the evaluation of these weights by name, such as ``bbox/AP``; empty where there
-            is none.
-        results: of ``results.json``; empty without.
-        analysis: of :data:`ANALYSIS`; empty without.
+        iteration: the iteration after which it was written; None if unknown.
+        metrics: metrics of these weights by name, such as ``bbox/AP``; empty if they were not
+            evaluated.
+        results: content of ``results.json``; empty without the file.
+        analysis: content of :data:`ANALYSIS`; empty without the file.
     """
 
     path: Path
@@ -67,28 +67,27 @@ class Run:
 
 
 def read_run(source: str | os.PathLike[str]) -> Run:
-    """Read a checkpoint and what lies beside it.
+    """Read a checkpoint and the other results in its folder.
 
     Args:
         source: the checkpoint, or the folder of its run.
 
     Raises:
-        CheckpointError: there are no weights, or they hold no config.
-        ConfigError: the config would call foreign code, or does not say which classes there are.
+        CheckpointError: there are no weights, or they have no config.
+        ConfigError: the config would call untrusted code, or does not define the classes.
     """
     path = _weights_in(Path(source)) if os.path.isdir(source) else Path(source)
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get("config"), str):
         raise CheckpointError(
-            f"checkpoint {path} holds no config of its model. Name a checkpoint of `sparsedet "
-            "train`."
+            f"checkpoint {path} has no config of its model. Name a checkpoint of `sparsedet train`."
         )
     cfg = stored_config(checkpoint["config"], f"checkpoint {path}")
     require_trusted(cfg, f"the config in checkpoint {path}")
     for key in ("model", "dataset", "dataloader.test.mapper"):
         if setting(cfg, key) is None:
             raise CheckpointError(
-                f"the config in checkpoint {path} has no {key}, so that pictures cannot be passed "
+                f"the config in checkpoint {path} has no {key}, which is needed to pass pictures "
                 "to the model."
             )
     name_classes(cfg, f"the config in checkpoint {path}")
@@ -111,8 +110,8 @@ def _weights_in(folder: Path) -> Path:
             return folder / name
     if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
         raise CheckpointError(
-            f"{folder} is no training run, but a model that is written already. Copy the folder, "
-            "or upload it with --push."
+            f"{folder} is not a training run, but an already written model. Copy the folder, or "
+            "upload it with --push."
         )
     raise CheckpointError(
         f"{folder} has no {' and no '.join(_WEIGHTS)}. Name the folder of a training run that was "
@@ -127,16 +126,16 @@ def _json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             return content
-    raise CheckpointError(f"{path} is damaged. Delete it, or write it anew.")
+    raise CheckpointError(f"{path} is damaged. Delete it, or create it again.")
 
 
 def _metrics(path: Path, iteration: int | None) -> dict[str, float]:
-    """The last evaluation after an iteration, of the rows that a run writes."""
+    """The metrics of the last evaluation at an iteration, from the rows of a run."""
     found: dict[str, float] = {}
     if not path.is_file():
         return found
     for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # the last line of a run that was killed
+        with suppress(ValueError):  # a killed run may have left an incomplete last line
             row = json.loads(line)
             if isinstance(row, dict) and row.get("iteration") == iteration:
                 values = {k: v for k, v in row.items() if k.startswith(_EVALUATED)}
@@ -145,13 +144,13 @@ def _metrics(path: Path, iteration: int | None) -> dict[str, float]:
 
 
 def portable(cfg: Any) -> Any:
-    """A copy of a config without what belongs to this machine: it loads anywhere.
+    """A copy of a config without paths of this machine, which loads anywhere.
 
     Args:
-        cfg: of a run.
+        cfg: the config of a run.
     """
     cfg = copy.deepcopy(cfg)
-    leave_out_pretrained(cfg)  # the weights of the whole model take their place
+    leave_out_pretrained(cfg)  # the weights of the whole model replace them
     for key, path in list(local_paths(raw_values(cfg))):
         if key.startswith("dataset.class_names"):
             continue
@@ -159,16 +158,16 @@ def portable(cfg: Any) -> Any:
         if key in _ELSEWHERE:
             setting(cfg, group)[name] = _ELSEWHERE[key]
         else:
-            _logger.warning("%s=%s is a path of this machine, and is written as it is", key, path)
+            _logger.warning("%s=%s is a path of this machine; it is written unchanged", key, path)
     return cfg
 
 
 def local_paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Keys and texts that name a place on this machine or a storage.
+    """Keys and strings that name a path on this machine or in a storage.
 
     Args:
         value: plain values.
-        key: where they stand.
+        key: the key of these values.
     """
     if isinstance(value, Mapping):
         for name, each in value.items():

@@ -40,12 +40,13 @@ __all__ = ["forward_events", "read_registered", "register_dataset", "to_detectro
 
 
 def to_detectron2(instances: Instances) -> theirs.Instances:
-    """The same objects in detectron2's classes, for code that checks with `isinstance`.
+    """Convert instances to detectron2's classes, for code that checks with `isinstance`.
 
-    Most of detectron2 does not: evaluators, `Visualizer` and `detector_postprocess` take ours.
+    Most of detectron2 does not need this: evaluators, `Visualizer` and `detector_postprocess`
+    accept our instances.
 
     Args:
-        instances: Of a sample or a result. Tensors are shared, not copied.
+        instances: Instances of a sample or a result. Tensors are shared, not copied.
     """
     fields = {
         name: theirs.Boxes(value.tensor) if isinstance(value, Boxes) else value
@@ -58,10 +59,10 @@ def to_detectron2(instances: Instances) -> theirs.Instances:
 
 
 class _Forwarder:
-    """Listens to `log_scalar`; hands on what comes while a trainer of detectron2 runs."""
+    """Forwards the scalars of `log_scalar` while a trainer of detectron2 runs."""
 
     def record(self, name: str, value: float | torch.Tensor) -> None:
-        """Put the value into the event storage, under the name that it has here."""
+        """Put the value into the event storage, under the same name."""
         if has_event_storage():
             number = value.detach() if isinstance(value, torch.Tensor) else value
             get_event_storage().put_scalar(name, float(number))
@@ -71,11 +72,11 @@ _FORWARDER = _Forwarder()
 
 
 def forward_events() -> None:
-    """From now on, forward what our parts log to the event storage of detectron2.
+    """From now on, forward scalars that our parts log to the event storage of detectron2.
 
-    Its trainers log the losses themselves; this adds the rest, such as `keep_ratio`. Without an
-    active storage nothing happens, and calling it again changes nothing. Values on an accelerator
-    are copied to the host, as detectron2's trainers do with the losses.
+    Its trainers log the losses themselves; this adds the other scalars, such as `keep_ratio`.
+    Without an active storage nothing is forwarded, and calling this again has no effect. Values on
+    an accelerator are copied to the host, as detectron2's trainers do with the losses.
     """
     listen(_FORWARDER)
 
@@ -177,7 +178,7 @@ def _registered(name: str, split: str | None) -> str:
 
 
 def _category_ids(name: str) -> dict[int, tuple[int, str]]:
-    """By contiguous class: id in the file, and name."""
+    """The id in the file and the name of each contiguous class."""
     metadata = MetadataCatalog.get(name)
     names = metadata.get("thing_classes")
     if not names:
@@ -222,7 +223,7 @@ def _to_coco(
 
 
 def _area(entry: Mapping[str, Any], box_xywh: list[float]) -> float:
-    """Of the mask, where there is one, as COCO has it; its evaluation by size goes by that."""
+    """The area of the mask if there is one, as in COCO, whose evaluation by size uses it."""
     segmentation = entry.get("segmentation")
     if isinstance(segmentation, dict):
         return float(mask_util.area(cast(Any, segmentation)))

@@ -1,4 +1,4 @@
-"""From pictures to detections: the one place that makes a picture a sample outside of training."""
+"""Detect objects in pictures, with the preprocessing of the evaluation."""
 
 from __future__ import annotations
 
@@ -43,39 +43,41 @@ Sample = dict[str, Any]
 
 
 class Predictor:
-    """Finds objects in pictures, as the evaluation of the model would.
+    """Detects objects in pictures, with the same results as an evaluation of the model.
 
-    Pictures pass through the test transform of the config. Pictures of one size after it form
-    batches, so that no result depends on its companions.
+    Pictures pass through the test transform of the config. Only pictures of equal size after the
+    transform form a batch, so no result depends on other pictures.
 
     >>> predictor = Predictor("output/quickstart/model_best.pth")  # doctest: +SKIP
     >>> predictor("photo.jpg").draw().save("found.jpg")  # doctest: +SKIP
 
     Args:
-        weights: a checkpoint of a training run, converted weights, or the name of published ones,
-            which are fetched the first time (``sparsedet weights`` lists them). Averaged weights
-            are taken where the run kept an average, as in its evaluation. Or a file of ``sparsedet
-            export``, which runs on the CPU and takes pictures as it was exported.
-        config: a config, its file, or a name that ``sparsedet configs`` lists. None takes the one
-            in the checkpoint, of which only parts of this package and of torch are built.
-        device: "auto" (the accelerator if there is one), or such as "cpu" or "cuda:1".
-        dtype: "float32", "bfloat16" or "float16", the format of the weights.
-        batch_size: most pictures, or tiles, at a time. More than 1 pays on accelerators.
-        tiles: side of the tiles, in pixels, in which large pictures are looked at. None = the
+        weights: a checkpoint of a training run, converted weights, the name of published weights
+            (``sparsedet weights`` lists them), which are downloaded on first use, or a model at
+            Hugging Face (``owner/model``). If the run kept averaged weights, these are used, as in
+            its evaluation. Or a file of ``sparsedet export``, which runs on the CPU with the
+            preprocessing that is stored in the file.
+        config: a config, its file, or a name that ``sparsedet configs`` lists. None = the config
+            in the checkpoint, which may only use classes of this package and of torch.
+        device: "auto" (the accelerator if there is one), or a device such as "cpu" or "cuda:1".
+        dtype: "float32", "bfloat16" or "float16", the type of the weights.
+        batch_size: maximum number of pictures, or tiles, per batch. More than 1 is faster on
+            accelerators.
+        tiles: side in pixels of the tiles into which large pictures are cut. None = process the
             whole picture at once. Needs the package supervision.
-        overlap: share of a tile's side that it has in common with the next.
-        whole: with tiles, also look at the whole picture, for objects larger than the overlap.
+        overlap: overlap of neighboring tiles as a share of their side.
+        whole: with tiles, also process the whole picture, for objects larger than the overlap.
 
     Attributes:
         model: the detector, prepared for inference.
         class_names: the classes, in the order of their labels.
 
     Raises:
-        CheckpointError: the weights cannot be read or fetched, do not fit, or hold no config and
-            none is given.
-        ConfigError: there are no published weights of that name; the config lacks something, or
-            does not say which classes there are.
-        ValueError: a value outside of its range.
+        CheckpointError: the weights cannot be read or downloaded, do not fit, or have no config
+            and none is given.
+        ConfigError: there are no published weights of that name, or the config lacks a key or does
+            not define the classes.
+        ValueError: a value is outside of its range.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class Predictor:
         place = find_device("cpu" if exported and device == "auto" else device, "Predictor.device")
         self.batch_size, self.score_threshold = batch_size, 0.3
         if whole and tiles is None:
-            raise ValueError("Predictor.whole goes with tiles. Set tiles, or leave whole out.")
+            raise ValueError("Predictor.whole needs tiles. Set tiles, or leave whole out.")
         self._slicing = None if tiles is None else (tiles, overlap, whole)
         if tiles is not None:
             self._slicer(None, 0.0)  # checks its arguments
@@ -112,11 +114,11 @@ class Predictor:
             self._open(weights, config, place, format_)
         else:
             self._build(weights, config, place, format_)
-        # a mapper of the user's own may have none
+        # a custom mapper may have none
         self._settings: PictureSettings | None = getattr(self.mapper, "pictures", None)
         # tiles are cut from whole pictures
         self._shrink = getattr(self.mapper, "shrink", None) if tiles is None else None
-        self._lock = RLock()  # the keep ratio of one thread's call is not that of another's
+        self._lock = RLock()  # calls in other threads may set another keep ratio
 
     def _build(
         self, weights: str | PathLike[str], config: Any, place: torch.device, format_: str
@@ -130,7 +132,7 @@ class Predictor:
     def _open(
         self, path: str | PathLike[str], config: Any, place: torch.device, format_: str
     ) -> None:
-        """An exported detector, which is on the CPU and in the format that it has."""
+        """Open an exported detector, which runs on the CPU with the type of its weights."""
         for name, given in (
             ("config", config),
             ("dtype", None if format_ == "float32" else format_),
@@ -138,7 +140,7 @@ class Predictor:
             if given is not None:
                 raise ValueError(
                     f"Predictor.{name} is fixed in an exported file such as {path}. Leave it out, "
-                    "or export the checkpoint anew."
+                    "or export the checkpoint again."
                 )
         if place.type != "cpu":
             raise ValueError(f"Predictor.device must be cpu for {path}, got {place.type}.")
@@ -159,33 +161,32 @@ class Predictor:
         keep_ratio: float | None = None,
         score_threshold: float = 0.3,
     ) -> Exported:
-        """Write the detector as one file that runs elsewhere, see ``sparsedet.export.export``.
+        """Export the detector to one file that runs elsewhere, with ``sparsedet.export.export``.
 
         Args:
-            path: see there.
-            size: (h, w) in pixels; None = what the test transform makes of a 4:3 picture.
+            path: see ``sparsedet.export.export``.
+            size: (h, w) in pixels; None = the size of a 4:3 picture after the test transform.
             dynamic_batch: the file takes any number of pictures at a time.
-            dynamic_size: it takes pictures of any size, as the test transform makes them.
-            half: weights in float16.
-            custom_op: see there.
-            quantize: pictures as ``stream`` takes them, such as those of the training set: an ONNX
-                file is in int8 then, for values as these pictures have.
+            dynamic_size: the file takes pictures of any size that the test transform produces.
+            half: store weights in float16.
+            custom_op: see ``sparsedet.export.export``.
+            quantize: pictures, as for ``stream``, to calibrate an ONNX file in int8 on, such as
+                those of the training set. None = no quantization.
             keep_ratio: as in a call; it is fixed in the file.
-            score_threshold: default of the file for ``sparsedet predict``.
+            score_threshold: default threshold of the file in ``sparsedet predict``.
 
         Raises:
             DatasetError: a picture cannot be read.
-            ExportError: as there.
-            ValueError: an argument is wrong, the predictor runs an exported file, or the test
-                transform does not say how large pictures become.
+            ExportError: see ``sparsedet.export.export``.
+            ValueError: an argument is wrong, the predictor runs an exported file, or the size of
+                pictures after the test transform is unknown.
         """
         self._check(keep_ratio, score_threshold)
         if isinstance(self.model, ExportedDetector):
-            raise ValueError("Predictor.export needs a checkpoint, and this is an exported file.")
+            raise ValueError("Predictor.export needs a checkpoint, but this is an exported file.")
         if dynamic_size and size is not None:
             raise ValueError(
-                "Predictor.export.dynamic_size takes any size, and size fixes one. Leave one of "
-                "them out."
+                "Predictor.export.dynamic_size and size exclude each other. Leave one of them out."
             )
         resize = self._resize() if dynamic_size else None
         size = size or self._usual_size()
@@ -208,7 +209,7 @@ class Predictor:
     def _inputs(
         self, sources: Any, size: tuple[int, int], resize: tuple[int, int] | None
     ) -> list[np.ndarray]:
-        """Pictures as a program takes them: of one size, or of any, as they are resized."""
+        """Pictures as inputs of a program of one size or of any size."""
         model = require_tokens(self.model)
         if resize is None:
             require_size(model, size)
@@ -225,23 +226,23 @@ class Predictor:
         return inputs
 
     def _resize(self) -> tuple[int, int]:
-        """Short side and limit of the long one that the test transform makes."""
+        """Short side and upper limit of the long side after the test transform."""
         for transform in self.mapper.transforms:
             if isinstance(transform, ResizeShortSide) and len(transform.short_sides) == 1:
                 return transform.short_sides[0], transform.max_size
         raise ValueError(
-            "Predictor.export.dynamic_size needs a test transform that is a ResizeShortSide of one "
-            "short side. Set size instead, for each size one file."
+            "Predictor.export.dynamic_size needs a test transform ResizeShortSide with one short "
+            "side. Set size instead, and export a file for each size."
         )
 
     def _usual_size(self) -> tuple[int, int]:
         known = getattr(self.mapper, "output_size", lambda *size: None)(3000, 4000)
         if known is None or known == (3000, 4000):
             raise ValueError(
-                "Predictor.export: the test transform does not say how large pictures become. Set "
+                "Predictor.export: the size of pictures after the test transform is unknown. Set "
                 "size."
             )
-        step = getattr(self.model, "size_divisibility", 1)  # export refuses models of other kinds
+        step = getattr(self.model, "size_divisibility", 1)  # export refuses other models later
         return tuple(-(-side // step) * step for side in known)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -282,13 +283,13 @@ class Predictor:
                 float in 0..255. Arrays of OpenCV are BGR: pass ``array[..., ::-1]``.
             keep_ratio: share of the tokens that the encoder updates, in (0, 1]; None = as
                 configured.
-            score_threshold: detections below are left out; 0 keeps what evaluation sees. None =
-                0.3, or what an exported file says.
+            score_threshold: detections with lower scores are left out; 0 keeps all detections, as
+                in an evaluation. None = 0.3, or the threshold of an exported file.
 
         Raises:
             DatasetError: a file cannot be read.
-            ValueError: a picture of another kind, layout or range; a keep ratio for a model that
-                has none.
+            ValueError: a picture has a wrong type, layout or range, or a keep ratio is given for a
+                model that has none.
         """
         many = isinstance(pictures, (list, tuple))
         sources: Sequence[Any] = pictures if many else [pictures]
@@ -306,16 +307,16 @@ class Predictor:
         score_threshold: float | None = None,
         on_error: Callable[[DatasetError | StorageError], None] | None = None,
     ) -> Iterator[Detections]:
-        """Detections picture by picture, frame by frame, in order.
+        """Detections of each picture or frame, in order.
 
-        At most two batches of pictures are in memory: the next is read while the model works.
+        At most two batches of pictures are in memory: the next one is read while the model runs.
 
         Args:
             sources: files, folders, patterns (``"photos/*.jpg"``), videos, ``"camera:0"``,
-                addresses of streams, or pictures; or an iterable of these.
+                URLs of streams, or pictures; or an iterable of these.
             keep_ratio: as in a call.
             score_threshold: as in a call.
-            on_error: gets what is wrong with a file, which is left out then. None = it is raised.
+            on_error: called with the error of a file, which is then left out. None = raise it.
         """
         pairs = self.stream_pictures(
             sources, keep_ratio=keep_ratio, score_threshold=score_threshold, on_error=on_error
@@ -330,7 +331,7 @@ class Predictor:
         score_threshold: float | None = None,
         on_error: Callable[[DatasetError | StorageError], None] | None = None,
     ) -> Iterator[tuple[Picture, Detections]]:
-        """``stream`` with each picture, for drawing on frames that cannot be read again."""
+        """``stream`` with each picture, to draw on frames that cannot be read again."""
         score_threshold = self._check(keep_ratio, score_threshold)
         return self._run(
             read_pictures(sources, on_error, self._settings, self._shrink),
@@ -341,12 +342,12 @@ class Predictor:
     def explain(
         self, picture: PictureSource, *, keep_ratio: float | None = None
     ) -> tuple[Detections, DetectorOutput]:
-        """All detections of a picture, whatever their score, and what the detector did with it.
+        """All detections of a picture, of any score, and the output of the detector's stages.
 
-        ``sparsedet.visualization.token_figure`` draws the latter. Tiles do not matter here.
+        ``sparsedet.visualization.token_figure`` draws this output. The picture is not tiled.
 
         Raises:
-            ConfigError: the model is no ``TokenSparseDetector``.
+            ConfigError: the model is not a ``TokenSparseDetector``.
         """
         model = require_tokens(self.model)
         self._check(keep_ratio, 0.0)
@@ -359,7 +360,7 @@ class Predictor:
         return self._detections(read, result, 0.0), output
 
     def read(self, picture: PictureSource) -> Picture:
-        """Decode a picture as the config says, for what needs its pixels beside the detections."""
+        """Decode a picture with the settings of the config."""
         return read_picture(picture, self._settings, self._shrink)
 
     def _run(
@@ -383,7 +384,7 @@ class Predictor:
         keep_ratio: float | None,
         score_threshold: float,
     ) -> list[Detections]:
-        """One pass of the model for each size that the samples have."""
+        """Run the model once for each size of the samples."""
         groups: dict[Any, list[int]] = {}
         for index, sample in enumerate(samples):
             groups.setdefault(sample["image"].shape, []).append(index)
@@ -420,7 +421,7 @@ class Predictor:
         return Slicer(detect, tile, overlap=overlap, whole=whole, batch_size=self.batch_size)
 
     def _check(self, keep_ratio: float | None, score_threshold: float | None) -> float:
-        """Refuse wrong settings of a call; the threshold, or that of the predictor."""
+        """Check the settings of a call; return the threshold, by default the predictor's."""
         if score_threshold is None:
             score_threshold = self.score_threshold
         if not isinstance(score_threshold, Real) or not 0 <= score_threshold <= 1:
@@ -432,19 +433,19 @@ class Predictor:
         selector = getattr(self.model, "selector", None)
         if getattr(selector, "keep_ratio", None) is None:
             raise ValueError(
-                f"Predictor.keep_ratio needs a model that selects tokens by one, got "
+                f"Predictor.keep_ratio needs a model whose selector has a keep_ratio, got "
                 f"{type(self.model if selector is None else selector).__name__}. Leave keep_ratio "
                 "out."
             )
         if not isinstance(keep_ratio, Real) or not 0 < keep_ratio <= 1:
             raise ValueError(f"Predictor.keep_ratio must be in (0, 1], got {keep_ratio!r}.")
         with self._keeping(keep_ratio):
-            pass  # a selector may know narrower limits
+            pass  # a selector may have narrower limits
         return score_threshold
 
     @contextmanager
     def _keeping(self, keep_ratio: float | None) -> Iterator[None]:
-        """The selector with another ratio, put back afterwards; other threads wait."""
+        """Set another ratio of the selector temporarily; other threads wait."""
         with self._lock:
             if keep_ratio is None:
                 yield
@@ -466,7 +467,9 @@ def _read_config(weights: str | PathLike[str], config: Any) -> Any:
     elif isinstance(config, Mapping) and not isinstance(config, dict):
         missing = [key for key in _NEEDED if setting(config, key) is None]
         if missing:
-            raise ConfigError(f"Predictor.config has no {', '.join(missing)}, which this needs.")
+            raise ConfigError(
+                f"Predictor.config must have {', '.join(missing)}. Add what is missing."
+            )
         cfg, source = deepcopy(config), "the config"
     else:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What was found in a picture, for Python, COCO's tools, supervision and the eye."""
+"""The detections of a picture, and their conversion to COCO's format, supervision and drawings."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Detections", "import_supervision"]
 
 _LEAST_DRAWN = 480  # pixels of a drawn picture's long side
-_DIM = 0.6  # brightness of ground that was not looked at, where objects are to be seen all the same
+_DIM = 0.6  # brightness outside of the chosen tiles, where objects must still be visible
 
 
 def import_supervision() -> Any:
-    """The package supervision.
+    """Import the package supervision.
 
     Raises:
         ImportError: it is not installed; the message names the extra.
@@ -39,22 +39,22 @@ def import_supervision() -> Any:
     return supervision
 
 
-@dataclass(frozen=True, eq=False)  # arrays are not equal or different as a whole
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared as a whole
 class Detections:
-    """The objects found in one picture, the best first.
+    """The objects detected in one picture, in descending order of score.
 
     Attributes:
         boxes_xyxy: float32 (N, 4), corners in pixels of the picture.
         scores: float32 (N,), in [0, 1].
-        labels: int64 (N,), places in ``class_names``.
+        labels: int64 (N,), indices of ``class_names``.
         class_names: the classes of the model.
         image_size: (height, width) of the picture.
         keep_ratio: share of the tokens that the encoder updated, the mean over its layers; None
-            where the model has none.
-        tiles: where the model looked: ``boxes`` (xyxy, pixels of the picture), ``scores`` and
-            ``looked``; None where it saw all of the picture.
+            if the model has none.
+        tiles: the tiles of a model that chooses some: ``boxes`` (xyxy, pixels of the picture),
+            ``scores`` and ``looked`` (True for chosen tiles); None for other models.
         path: the file of the picture; None for pictures from memory.
-        frame: number of the frame in a video, from 0; None elsewhere.
+        frame: index of the frame in a video, from 0; None for pictures.
     """
 
     boxes_xyxy: np.ndarray
@@ -83,7 +83,7 @@ class Detections:
 
     @property
     def instances(self) -> Instances:
-        """The detections as the model gives them: ``pred_boxes, scores, pred_classes``."""
+        """The detections as ``Instances`` with ``pred_boxes``, ``scores`` and ``pred_classes``."""
         return Instances(
             self.image_size,
             pred_boxes=Boxes(torch.from_numpy(self.boxes_xyxy)),
@@ -92,7 +92,7 @@ class Detections:
         )
 
     def above(self, score: float) -> Detections:
-        """Those whose score is at least ``score``."""
+        """The detections with a score of at least ``score``."""
         kept = self.scores >= score
         boxes, scores, labels = self.boxes_xyxy[kept], self.scores[kept], self.labels[kept]
         return replace(self, boxes_xyxy=boxes, scores=scores, labels=labels)
@@ -100,21 +100,21 @@ class Detections:
     def to_coco(
         self, image_id: int | str, category_ids: Sequence[int] | None = None
     ) -> list[dict[str, Any]]:
-        """Rows of COCO's results form, such as ``COCO.loadRes`` takes.
+        """Rows in COCO's results format, for ``COCO.loadRes``.
 
         Args:
-            image_id: that of the picture.
-            category_ids: by class; without them classes count from 1, in the order of
+            image_id: id of the picture.
+            category_ids: the id of each class; None = ids from 1, in the order of
                 ``class_names``. COCO's own 80 classes have ids with gaps.
 
         Raises:
-            ValueError: there are not as many ids as classes.
+            ValueError: the number of ids differs from the number of classes.
         """
         ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
         if len(ids) != len(self.class_names):
             raise ValueError(
                 f"Detections.category_ids must have one id for each of the {len(self.class_names)} "
-                f"classes, got {len(ids)}. Their order is that of class_names."
+                f"classes, got {len(ids)}. Give them in the order of class_names."
             )
         boxes = BoxMode.convert(self.boxes_xyxy.astype(float), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
         return [
@@ -141,20 +141,22 @@ class Detections:
         )
 
     def draw(self, picture: PictureSource | None = None, *, tiles: bool = False) -> Image.Image:
-        """Boxes, classes and scores on a copy of the picture.
+        """Draw boxes, classes and scores on a copy of the picture.
 
-        A picture of a long side below 480 pixels is drawn a whole number of times as large, since
-        words would hide it.
+        A picture whose long side is below 480 pixels is enlarged by an integer factor, since the
+        labels would hide it.
 
         Args:
-            picture: the one that was looked at; a file is read again without it.
-            tiles: outline the ground that the model looked at, and darken the rest.
+            picture: the picture that was processed; None = read its file again.
+            tiles: outline the chosen tiles and darken the rest.
 
         Raises:
-            ValueError: none is given, and the picture is not from a file.
+            ValueError: no picture is given, and it is not from a file.
         """
         if picture is None and (self.path is None or self.frame is not None):
-            raise ValueError("Detections.draw needs the picture, which is from no file. Pass it.")
+            raise ValueError(
+                "Detections.draw needs the picture, since it is not from a file. Pass it."
+            )
         source = self.path if picture is None else picture
         assert source is not None
         shown = read_picture(source).to_pillow()

@@ -1,4 +1,4 @@
-"""Evaluation of a predictor: of what a person gets who passes it a file, tiles included."""
+"""Evaluate a predictor on files, including its tiles."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["evaluate_predictor"]
 def evaluate_predictor(
     predictor: Predictor, dataset: AnnotatedDataset, evaluator: Evaluator
 ) -> dict[str, Any]:
-    """Detects in the pictures of a set, one after the other, and evaluates what was found.
+    """Run a predictor on the pictures of a data set, one at a time, and evaluate its detections.
 
     Args:
-        predictor: its classes are those of the set, in the same order.
-        dataset: the pictures and what is in them.
-        evaluator: of the same set.
+        predictor: a predictor with the classes of the data set, in the same order.
+        dataset: the data set.
+        evaluator: an evaluator of the same data set.
 
     Returns:
         As ``sparsedet.evaluation.evaluate``; ``seconds_per_image`` includes reading the file.
 
     Raises:
-        ValueError: the classes are others.
+        ValueError: the classes differ.
         DatasetError: a file cannot be read.
     """
     if tuple(dataset.class_names) != predictor.class_names:
@@ -40,7 +40,7 @@ def evaluate_predictor(
 
 
 class _Predicting(nn.Module):
-    """A predictor as a model of records, which name the file of a picture."""
+    """A predictor as a model whose inputs are records with file names."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()

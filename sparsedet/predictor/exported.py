@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsedet.data import DetectionMapper, PictureSettings
 from sparsedet.data.transforms import FitInside, ResizeShortSide
+from sparsedet.export import ExportError
 from sparsedet.export.formats import read
 from sparsedet.modeling.inputs import check_samples, make_instances
 from sparsedet.modeling.stages import Size
@@ -42,7 +43,7 @@ class ExportedDetector(nn.Module):
         contract: what the file says of itself.
 
     Raises:
-        ExportError: the file cannot be read.
+        ExportError: the file cannot be read, or predicts a label without a class name.
         ImportError: onnxruntime is not installed.
     """
 
@@ -73,10 +74,22 @@ class ExportedDetector(nn.Module):
             inputs = [np.concatenate(inputs)]
         answers = zip(*(self._run(each)[:3] for each in inputs), strict=True)
         rows = zip(*(torch.from_numpy(np.concatenate(each)) for each in answers), strict=True)
-        return [
+        outputs = [
             {"instances": _instances(sample, *row)}
             for sample, row in zip(batched_inputs, rows, strict=True)
         ]
+        self._require_names([each["instances"].pred_classes for each in outputs])
+        return outputs
+
+    def _require_names(self, labels: Sequence[Tensor]) -> None:
+        """Check that every predicted label has a class name."""
+        known = len(self.contract.class_names)
+        for label in torch.cat(list(labels)).tolist():
+            if not 0 <= label < known:
+                raise ExportError(
+                    f"{self._path} predicts label {label}, but has only {known} class names "
+                    "(labels start at 0). Export the checkpoint again."
+                )
 
     def fill(self, image: Tensor) -> np.ndarray:
         """A picture at the top left of the program's input ``[1 3 H W]``."""

@@ -1,6 +1,6 @@
-"""Pictures of all kinds, as RGB pixels and as samples of a detector.
+"""Convert pictures of all types to RGB pixels and to samples of a detector.
 
-Files are read as the evaluation reads them: see ``sparsedet.data.images``.
+Files are read as in an evaluation: see ``sparsedet.data.images``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Picture:
 
     Attributes:
         pixels: uint8 (3, h, w), RGB. Files above Pillow's limit of 179 million pixels are read at
-            a half, a quarter or an eighth of their size where the detector needs less than that.
-        path: the file that it is from; None for pictures from memory.
-        frame: its number in a video, from 0; None elsewhere.
+            a half, a quarter or an eighth of their size if the detector needs no more.
+        path: the file of the picture; None for pictures from memory.
+        frame: index of the frame in a video, from 0; None for pictures.
         whole_size: (h, w) of the file; None = that of the pixels.
     """
 
@@ -42,11 +42,11 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(h, w) of the whole picture, to which boxes belong."""
+        """(h, w) of the whole picture, in whose pixels boxes are given."""
         return self.whole_size or (int(self.pixels.shape[1]), int(self.pixels.shape[2]))
 
     def to_pillow(self) -> Image.Image:
-        """The pixels for Pillow."""
+        """The pixels as a Pillow image."""
         return Image.fromarray(self.pixels.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -55,7 +55,7 @@ PictureSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Pic
 
 
 def is_picture(source: Any) -> TypeGuard[PictureSource]:
-    """Whether this is one picture, or the path of one, rather than several."""
+    """Whether the source is one picture, or the path of one, rather than several."""
     return isinstance(source, (str, os.PathLike, Image.Image, np.ndarray, Tensor, Picture))
 
 
@@ -64,21 +64,21 @@ def read_picture(
     settings: PictureSettings | None = None,
     shrink: Shrink | None = None,
 ) -> Picture:
-    """Decode a picture, or check one that is in memory.
+    """Decode a picture, or check one in memory.
 
-    Float pictures are rounded to the 256 levels that a detector is evaluated with.
+    Float pictures are rounded to 256 levels, as in an evaluation.
 
     Args:
         source: a path; a Pillow image; an array (h, w, 3) or a tensor (3, h, w) on any device,
             RGB, uint8 or float in 0..255. Arrays of OpenCV are BGR: pass ``array[..., ::-1]``.
-        settings: how files are read; None = as a config that says nothing about it.
-        shrink: by how much a file is read smaller, such as `DetectionMapper.shrink`; None = not
-            at all.
+        settings: how files are read; None = the default settings of a config.
+        shrink: the factor by which a file may be read smaller, such as `DetectionMapper.shrink`;
+            None = full size.
 
     Raises:
         DatasetError: the file cannot be read.
-        StorageError: the file cannot be reached; it may be whole.
-        ValueError: another kind, layout, dtype or range; one sentence says what to pass instead.
+        StorageError: the file cannot be reached; it may be intact.
+        ValueError: wrong type, layout, dtype or range; the message says what to pass instead.
     """
     if isinstance(source, Picture):
         return source
@@ -104,11 +104,11 @@ def read_picture(
 
 
 def make_sample(mapper: DetectionMapper, picture: Picture) -> dict[str, Any]:
-    """What the evaluation would hand to the detector for this picture.
+    """Make the sample that an evaluation would pass to the detector for this picture.
 
     Args:
-        mapper: that of the test loader.
-        picture: of any size.
+        mapper: mapper of the test loader.
+        picture: a picture of any size.
 
     Returns:
         ``image`` (3, h', w') after the mapper's transforms, ``height`` and ``width`` before them.
@@ -133,7 +133,7 @@ def _from_array(array: np.ndarray) -> Tensor:
             f"{name} must be uint8 or float arrays, got {array.dtype}. "
             "Pass values in 0..255 as uint8."
         )
-    # a copy where the memory runs backwards (BGR turned to RGB) or must not be written
+    # copy arrays with negative strides (BGR turned to RGB) or read-only memory
     usable = array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C")
     image = torch.from_numpy(usable).permute(2, 0, 1)
     check_image(image, name)
@@ -157,5 +157,5 @@ def _array_mend(array: np.ndarray) -> str:
 def _wrong_kind(source: Any) -> ValueError:
     mend = "Pass a path, a Pillow image, an array (h, w, 3), a tensor (3, h, w), or a list of them."
     if isinstance(source, Mapping):
-        mend = "Pass the picture alone: sample['image']."
+        mend = "Pass only the picture: sample['image']."
     return ValueError(f"Predictor.pictures must be pictures, got {type(source).__name__}. {mend}")

@@ -1,4 +1,4 @@
-"""Pictures from files, folders, patterns, videos and memory, one after the other."""
+"""Iterate over pictures from files, folders, patterns, videos and memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 def find_files(source: str | os.PathLike[str]) -> list[str]:
-    """The files that a word names.
+    """The files that a source names.
 
     Args:
-        source: a file; a folder, of which all pictures and videos are taken, those in folders
-            below as well; a pattern such as ``photos/**/*.jpg``; ``camera:0`` or an address.
+        source: a file; a folder, whose pictures and videos are used, including subfolders; a
+            pattern such as ``photos/**/*.jpg``; ``camera:0`` or a URL.
 
     Raises:
-        DatasetError: it names no file.
+        DatasetError: there is no such file.
     """
     word = os.fspath(source)
     if is_live(word) or os.path.isfile(word):
@@ -40,7 +40,7 @@ def find_files(source: str | os.PathLike[str]) -> list[str]:
         what = "folder {!r} has no pictures and no videos. Its files may have other suffixes."
     elif glob.has_magic(word):
         found = [Path(path) for path in glob.glob(word, recursive=True) if os.path.isfile(path)]
-        what = "there is no file like {!r}. Put a pattern into quotes, and look at its folder."
+        what = "no file matches {!r}. Put the pattern in quotes, and check its folder."
     else:
         found, what = [], "there is no file {!r}. Name pictures, videos, folders or patterns."
     if not found:
@@ -60,21 +60,21 @@ def read_pictures(
     settings: PictureSettings | None = None,
     shrink: Shrink | None = None,
 ) -> Iterator[Picture]:
-    """The pictures of all sources; each is decoded when it is its turn.
+    """The pictures of all sources; each is decoded only when it is needed.
 
     Args:
-        sources: what ``find_files`` and ``read_picture`` take, or several of these.
-        on_error: gets what is wrong with a file, which is left out then. None = it is raised.
+        sources: a source of ``find_files`` or ``read_picture``, or several.
+        on_error: called with the error of a file, which is then left out. None = raise it.
         settings: how picture files are read.
-        shrink: by how much a file is read smaller, as in ``read_picture``.
+        shrink: as in ``read_picture``.
 
     Raises:
         DatasetError: a file cannot be read.
-        StorageError: a file cannot be reached; it may be whole.
+        StorageError: a file cannot be reached; it may be intact.
     """
     several: Any = [sources] if is_picture(sources) else sources
     if not isinstance(several, Iterable):
-        read_picture(several, settings)  # which says what to pass
+        read_picture(several, settings)  # raises an error that says what to pass
     for source in several:
         if not isinstance(source, (str, os.PathLike)):
             yield read_picture(source, settings)
@@ -112,7 +112,7 @@ def _read_file(
 
 
 def read_ahead(items: Iterator[T], count: int) -> Iterator[list[T]]:
-    """Lists of ``count`` items, the last one shorter; the next is made while one is in use."""
+    """Lists of ``count`` items (the last may be shorter); the next list is read in advance."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming = thread.submit(lambda: list(islice(items, count)))
         while batch := coming.result():

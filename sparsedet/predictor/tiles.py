@@ -1,8 +1,8 @@
-"""Large pictures in parts, by supervision's slicer.
+"""Process large pictures in tiles, with supervision's slicer.
 
-A detector looks at a picture at the size of its test transform, which small objects of a large
-picture do not survive. Overlapping tiles pass through that transform each as a picture of its own
-(Akyon et al., ICIP 2022, "Slicing aided hyper inference").
+The test transform resizes a large picture so much that small objects vanish. So the picture is cut
+into overlapping tiles, and each tile passes through the transform as a separate picture (Akyon et
+al., ICIP 2022, "Slicing aided hyper inference").
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ from sparsedet.predictor.pictures import Picture
 
 __all__ = ["Slicer"]
 
-_SAME = 0.5  # boxes of one class that share more than this of the smaller are one object
-_REACH = 0.02  # a box that ends so close to the border of its tile (share of it) may be cut there
+_SAME = 0.5  # boxes of one class are one object if they share more than this of the smaller box
+_REACH = 0.02  # a box this close to the border of its tile (share of its side) may be cut there
 
 
 class Slicer:
-    """Detects in overlapping tiles of a picture and joins what was found.
+    """Detects objects in overlapping tiles of a picture and merges the detections.
 
-    Boxes of one class of which one has more than half of the other in it are joined by non-maximum
-    suppression. Before, a box that ends
-    at a border inside of the picture is left out where another pass sees all of the object that
-    this one saw, and more: the tile beside, if the box is narrower than the overlap, and the whole
-    picture.
+    First, boxes that may be cut are left out: a box that ends at a tile border inside the picture,
+    if another pass sees the complete object. That is the neighboring tile, if the box is narrower
+    than the overlap, or the pass of the whole picture. Then non-maximum suppression merges boxes
+    of one class that share more than half of the smaller box.
 
     Args:
-        detect: makes the detections of a list of pictures.
+        detect: computes the detections of a list of pictures.
         tile: side of a tile in pixels.
-        overlap: share of a tile's side that it has in common with the next, in [0, 1).
-        whole: also look at the whole picture, for objects larger than the overlap.
-        batch_size: most tiles at a time.
+        overlap: overlap of neighboring tiles as a share of their side, in [0, 1).
+        whole: also process the whole picture, for objects larger than the overlap.
+        batch_size: maximum number of tiles per batch.
 
     Raises:
-        ValueError: a value outside of its range.
+        ValueError: a value is outside of its range.
         ImportError: supervision is not installed.
     """
 
@@ -56,11 +55,11 @@ class Slicer:
     ) -> None:
         if not isinstance(tile, int) or tile < 1:
             raise ValueError(
-                f"Predictor.tiles must be a side in pixels, got {tile!r}. "
-                "Set it near the size of the pictures that the model was trained on."
+                f"Predictor.tiles must be a number of pixels, got {tile!r}. "
+                "Set it near the size of the training pictures."
             )
         if not isinstance(overlap, Real) or not 0 <= overlap < 1:
-            raise ValueError(f"Predictor.overlap must be in [0, 1), got {overlap!r}. Take 0.2.")
+            raise ValueError(f"Predictor.overlap must be in [0, 1), got {overlap!r}. Try 0.2.")
         self._supervision = import_supervision()
         self._detect, self._whole = detect, whole
         step = max(1, tile - round(overlap * tile))
@@ -70,7 +69,7 @@ class Slicer:
         """The detections in the whole picture; the keep ratio is the mean over all passes."""
         passes: list[Detections] = []
         parts = [self._slicer(passes)(picture.pixels.permute(1, 2, 0).numpy())]
-        if len(passes) == 1:  # a picture no larger than a tile
+        if len(passes) == 1:  # the picture is no larger than a tile
             return replace(passes[0], path=picture.path, frame=picture.frame)
         parts[0] = self._without_cut_boxes(parts[0], picture.size)
         if self._whole:
@@ -89,7 +88,7 @@ class Slicer:
         return _filled(template, found)
 
     def _join(self, parts: list[Any]) -> Any:
-        # of the smaller box, since passes at other scales draw an object tighter or wider
+        # relative to the smaller box, since the scales of the passes give tighter or wider boxes
         smaller = self._supervision.OverlapMetric.IOS
         merged = self._supervision.Detections.merge(parts)
         return merged.with_nms(_SAME, overlap_metric=smaller)
@@ -116,15 +115,15 @@ class Slicer:
             return found
         gaps = found.data.pop("gaps")
         reach = _REACH * self._tile
-        inside = _gaps(found.xyxy, image_size) > gaps + 0.5  # this border is not the picture's
+        inside = _gaps(found.xyxy, image_size) > gaps + 0.5  # not the border of the picture
         cut = (gaps < reach) & inside
         sides = (found.xyxy[:, 2:] - found.xyxy[:, :2])[:, [0, 1, 0, 1]]
-        seen_beside = sides + 2 * reach < self._overlap  # and there it does not seem cut as well
+        seen_beside = sides + 2 * reach < self._overlap  # uncut in the neighboring tile
         return found[~(cut & (seen_beside | self._whole)).any(axis=1)]
 
 
 def _gaps(boxes_xyxy: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """How far each side of a box (left, top, right, bottom) is from that of the image."""
+    """Distance of each side of a box (left, top, right, bottom) from that of the image."""
     height, width = image_size
     far = np.array([width, height]) - boxes_xyxy[:, 2:]
     return np.concatenate((boxes_xyxy[:, :2], far), axis=1)
@@ -137,7 +136,7 @@ def _with_gaps(detections: Detections) -> Any:
 
 
 def _filled(template: Detections, found: Any) -> Detections:
-    """The template with the objects of ``found``, the best first."""
+    """The template with the objects of ``found``, in descending order of score."""
     if found is None:
         return template.above(np.inf)
     order = np.argsort(-found.confidence, kind="stable")

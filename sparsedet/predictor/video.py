@@ -1,4 +1,4 @@
-"""Frames of video files, cameras and streams, and video files of pictures, by PyAV."""
+"""Read frames of video files, cameras and streams, and write videos, with PyAV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["VideoWriter", "count_frames", "frame_rate", "is_live", "is_video", "
 
 _SUFFIXES = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
 _CAMERA = "camera:"
-_CAMERA_FORMATS = {  # how the system calls its cameras: format, and name of the n-th
+_CAMERA_FORMATS = {  # by system: input format and name of the n-th camera
     "linux": ("v4l2", "/dev/video{}"),
     "darwin": ("avfoundation", "{}"),
     "win32": ("dshow", "video={}"),
@@ -29,12 +29,12 @@ _CAMERA_FORMATS = {  # how the system calls its cameras: format, and name of the
 
 
 def is_live(source: str) -> bool:
-    """Whether this is a camera (``camera:0``) or the address of a stream."""
+    """Whether this is a camera (``camera:0``) or the URL of a stream."""
     return source.startswith(_CAMERA) or "://" in source
 
 
 def is_video(source: str) -> bool:
-    """Whether this has frames: a camera, a stream, or a file named like a video."""
+    """Whether this is a camera, a stream, or a file with the suffix of a video."""
     return is_live(source) or Path(source).suffix.lower() in _SUFFIXES
 
 
@@ -42,11 +42,11 @@ def read_frames(source: str) -> Iterator[Tensor]:
     """The frames of a video, one in memory at a time: uint8 (3, h, w), RGB.
 
     Args:
-        source: a file, the address of a stream (``rtsp://...``), or ``camera:0`` for the first
+        source: a file, the URL of a stream (``rtsp://...``), or ``camera:0`` for the first
             camera of this machine.
 
     Raises:
-        DatasetError: it cannot be opened, or breaks off; the frames before have come then.
+        DatasetError: it cannot be opened, or ends with an error after some frames.
         ImportError: PyAV is not installed.
     """
     av, frame = _av(), None
@@ -54,16 +54,16 @@ def read_frames(source: str) -> Iterator[Tensor]:
         with _open(source) as container:
             for frame in container.decode(video=0):
                 pixels = frame.to_ndarray(format="rgb24")
-                turns = round(getattr(frame, "rotation", 0) / 90)  # phones store it beside
+                turns = round(getattr(frame, "rotation", 0) / 90)  # phones store it as metadata
                 yield torch.from_numpy(np.rot90(pixels, turns).copy()).permute(2, 0, 1)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DatasetError(f"video {source!r} cannot be read ({_reason(error)}).") from None
     if frame is None:
-        raise DatasetError(f"video {source!r} has no frame that can be decoded. Fetch it again.")
+        raise DatasetError(f"video {source!r} has no frame that can be decoded. Copy it again.")
 
 
 def count_frames(source: str) -> int | None:
-    """How many frames a file says it has; None where it does not say."""
+    """The number of frames according to the file; None if unknown."""
     if is_live(source):
         return None
     with _opened(source) as container:
@@ -76,7 +76,7 @@ def count_frames(source: str) -> int | None:
 
 
 def frame_rate(source: str) -> Fraction:
-    """Frames per second; 25 where the video does not say."""
+    """Frames per second; 25 if unknown."""
     if is_live(source):
         return Fraction(25)
     with _opened(source) as container:
@@ -84,13 +84,13 @@ def frame_rate(source: str) -> Fraction:
 
 
 class VideoWriter:
-    """Writes pictures of one size as a video; the file is there once it is whole.
+    """Writes pictures of one size as a video; the file appears when it is complete.
+
+    Use it as a context manager. Odd sides are cropped by a pixel, since H.264 needs even sides.
 
     Args:
-        path: ends in ``.mp4`` or in another suffix that ffmpeg knows.
+        path: the file, with the suffix ``.mp4`` or another one that ffmpeg knows.
         rate: frames per second.
-
-    Use it as a context manager. Sides become even, as H.264 asks for.
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:
@@ -106,7 +106,7 @@ class VideoWriter:
         return self
 
     def write(self, picture: Image.Image) -> None:
-        """Append a frame; all have the size of the first."""
+        """Append a frame; all frames have the size of the first."""
         av = _av()
         if self._stream is None:
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"

@@ -1,6 +1,6 @@
-"""What a model will see of a data set: counts and sizes, warnings of misfits, settings that fit.
+"""Survey a data set: counts and sizes at the model's input, warnings, and settings that fit.
 
-Only the preview sheet opens pictures.
+Only the preview sheet reads pictures.
 """
 
 from sparsedet.survey.preview import preview_sheet

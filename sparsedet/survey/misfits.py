@@ -1,4 +1,4 @@
-"""What a run loses because its settings do not fit the data, with the override that helps."""
+"""Warnings about settings that do not fit the data, with the override that helps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sparsedet.survey.suggest import (
 __all__ = ["find_misfits"]
 
 _NAMES_SHOWN = 5
-_SMALL_SHARE = 0.05  # of the boxes below SMALL_SIDE is worth a word
-_VANISHED_SHARE = 0.01  # and of those with a side below a pixel
-_THIN = 0.5  # of its short side is left to a picture that max_size limits
-# the span of the distances that tokens in a box can have, in parts of its longer side
+_SMALL_SHARE = 0.05  # share of boxes below SMALL_SIDE that gives a warning
+_VANISHED_SHARE = 0.01  # share of boxes with a side below a pixel that gives a warning
+_THIN = 0.5  # a picture is thin if max_size reduces its short side to less than this share
+# the range of the distances of tokens in a box, as shares of its longer side
 _SPANS = {"sides": (0.5, 1.0), "center": (0.0, 0.5), "half_size": (0.5, 0.5)}
 
 
@@ -35,13 +35,13 @@ def find_misfits(
     settings: Settings,
     suggestion: Suggestion,
 ) -> list[str]:
-    """Sentences about what is lost, the most serious kinds first.
+    """Sentences about objects that are lost, the most serious kinds first.
 
     Args:
-        parts: of the set, the training part first.
-        sizes: by the name of a part, the sizes at the model's input, or why they are not known.
-        settings: of the config.
-        suggestion: for the same parts and settings.
+        parts: parts of the data set, the training part first.
+        sizes: the sizes at the model's input of each part, or why they are unknown.
+        settings: settings of the config.
+        suggestion: the suggestion for the same parts and settings.
     """
     return [
         *_nothing_to_learn(parts[0]),
@@ -56,7 +56,7 @@ def find_misfits(
 def _look(
     part: Part, sizes: InputSizes | str, settings: Settings, suggestion: Suggestion
 ) -> Iterator[str]:
-    """Boxes that a glance and a look lose; a word for both where they would pay."""
+    """Boxes that are lost by choosing tiles; a recommendation to choose tiles if it would help."""
     yield from large_pictures(part, None if isinstance(sizes, str) else sizes.boxes, settings)
     seen = seen_by(part, settings, settings.test_short_side, settings.max_size)
     if seen is not None:
@@ -65,7 +65,7 @@ def _look(
 
 
 def _nothing_to_learn(part: Part) -> Iterator[str]:
-    """A part that no model can be trained on."""
+    """A training part without boxes."""
     if not len(part.boxes):
         regions = ", only ignore regions" if part.ignored.any() else ""
         yield (
@@ -80,7 +80,7 @@ def _too_small(
     settings: Settings,
     suggestion: Suggestion,
 ) -> Iterator[str]:
-    """Boxes that are too small at the model's input, by `max_size` or altogether."""
+    """Boxes that are too small at the model's input, because of `max_size` or in general."""
     lost = []
     for part in parts:
         given = sizes[part.name]
@@ -101,9 +101,9 @@ def _too_small(
 
 
 def _larger(parts: Sequence[Part], settings: Settings, suggestion: Suggestion) -> str:
-    """Which sizes mend it, for how much, and what they leave."""
+    """The sizes that help, their cost, and the share of boxes that stay too small."""
     side, limit = settings.test_short_side, settings.max_size
-    hope = "Cut the pictures into tiles before training, or take them from a shorter distance."
+    hope = "Cut the pictures into tiles before training, or use closer shots."
     if side is None or limit is None:
         return f"Enlarge the model's input. {hope}"
     line, sizes = suggestion.line(*SIDES), suggestion.sizes
@@ -120,7 +120,7 @@ def _larger(parts: Sequence[Part], settings: Settings, suggestion: Suggestion) -
     left = f"{_percent(then)} of all boxes are" if then else "no box is"
     return (
         f"With {line}, {left} below {SMALL_SIDE:.0f} pixels instead of "
-        f"{_percent(now)}, for {times:.3g} times the pixels and time."
+        f"{_percent(now)}, at {times:.3g} times the pixels and time."
         + (f" {hope}" if then >= _SMALL_SHARE else "")
     )
 
@@ -136,7 +136,7 @@ def _thin(part: Part, settings: Settings) -> Iterator[str]:
         inside = _percent(float(thin[part.picture].mean())) if len(part.boxes) else "none"
         yield (
             f" {int(thin.sum())} of {len(thin)} {part.its('pictures')} ({inside} of the boxes) are "
-            f"so elongated that dataset.max_size={limit} leaves them a short side of "
+            f"so elongated that dataset.max_size={limit} reduces their short side to "
             f"{np.median(short[thin]):.0f} pixels instead of {side}."
         )
 
@@ -155,14 +155,14 @@ def _too_many(parts: Sequence[Part], settings: Settings, suggestion: Suggestion)
         (
             "model.query_initializer.num_queries",
             settings.num_queries,
-            "have no query to be matched with",
+            "cannot be matched with a query",
             "a picture",
             lambda part: part.objects,
         ),
         (
             "model.max_detections",
             settings.max_detections,
-            "cannot be among the model's detections",
+            "exceed the model's number of detections",
             "a picture",
             lambda part: part.objects,
         ),
@@ -189,7 +189,7 @@ def _too_many(parts: Sequence[Part], settings: Settings, suggestion: Suggestion)
 
 
 def _share_beyond(part: Part, excess: np.ndarray) -> str:
-    """How many objects of a part are beyond a limit; `excess` is their number in each picture."""
+    """The number of objects beyond a limit, in words; `excess` is their number by picture."""
     share = _percent(excess.sum() / len(part.boxes))
     return (
         f"{excess.sum()} of {len(part.boxes)} {part.its('objects')} ({share}, in "
@@ -200,7 +200,7 @@ def _share_beyond(part: Part, excess: np.ndarray) -> str:
 def _out_of_range(
     part: Part, sizes: InputSizes | str, settings: Settings, suggestion: Suggestion
 ) -> Iterator[str]:
-    """Boxes none of whose tokens a foreground loss calls foreground on any level."""
+    """Boxes without a token that a foreground loss labels as foreground in any level."""
     if isinstance(sizes, str) or len(sizes.boxes) == 0:
         return
     for ranges in settings.ranges:
@@ -209,13 +209,13 @@ def _out_of_range(
             mend = suggestion.line(ranges.key) or f"ranges without gaps as {ranges.key}"
             yield (
                 f"{_percent(share)} of the {part.its('boxes')} have a size at the model's input "
-                f"that lies in none of {ranges.key}, so the token scorer learns that they are "
+                f"that is in none of {ranges.key}, so the token scorer learns that they are "
                 f"background. Add {mend}."
             )
 
 
 def _covered(longer: np.ndarray, ranges: Ranges) -> np.ndarray:
-    """Whether some distance in a box, by its longer side, lies in the range of some level."""
+    """Whether a distance in a box with this longer side is in the range of any level."""
     nearest, farthest = (part * longer for part in _SPANS[ranges.distance])
     covered = np.zeros(len(longer), dtype=bool)
     for low, high in ranges.pairs:
@@ -238,13 +238,13 @@ def _never_seen(parts: Sequence[Part]) -> Iterator[str]:
             more = f" and {len(absent) - _NAMES_SHOWN} more" if len(absent) > _NAMES_SHOWN else ""
             yield (
                 f"{len(absent)} of {len(names)} classes ({shown}{more}) have no training box, so "
-                f"the {_percent(share)} of the {part.its('boxes')} that are theirs cannot be "
-                "found. Divide the pictures between the parts again."
+                f"the model cannot find {_percent(share)} of the {part.its('boxes')}, which are of "
+                "these classes. Split the pictures into parts again."
             )
 
 
 def _percent(share: float) -> str:
-    """A share, never rounded to nothing or to all."""
+    """A share in percent that is never rounded to 0 or 100."""
     percent = 100 * share
     if 0 < percent < 1:
         return f"{percent:.1g} %"

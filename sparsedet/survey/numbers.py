@@ -1,4 +1,4 @@
-"""A part of a set in numbers: its pictures and boxes in the file and at the model's input."""
+"""Count and measure the pictures and boxes of a part, in the file and at the model's input."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from sparsedet.structures import BoxMode
 
 __all__ = ["SMALL_SIDE", "InputSizes", "Part", "input_sizes"]
 
-# detectors find little below so many pixels (the square root of a box's area)
+# detectors find few boxes below this size (the square root of the area, in pixels)
 SMALL_SIDE = 8.0
-_MOST_SAMPLED = 200  # pictures whose augmentation is drawn
+_MOST_SAMPLED = 200  # pictures that are augmented to measure their sizes
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a set in numbers; ignore regions are counted apart and are no boxes here.
+    """The pictures and boxes of a part of a data set; ignore regions are counted separately.
 
     Attributes:
-        name: "training", "validation" or the name of another part; empty where there is one.
-        dataset: what was read.
-        pictures: (P, 2), height and width in pixels; nan where the file does not tell.
+        name: "training", "validation" or the name of another part; empty if there is only one.
+        dataset: the data set.
+        pictures: (P, 2), height and width in pixels; NaN if the file does not give them.
         boxes: (N, 2), height and width in pixels.
-        centers: (N, 2), y and x of their middles in pixels.
-        picture: (N,), which picture a box is in.
-        label: (N,), class of a box.
-        ignored: (C,), ignore regions of each class.
+        centers: (N, 2), y and x of the box centers in pixels.
+        picture: (N,), index of the picture of each box.
+        label: (N,), class of each box.
+        ignored: (C,), number of ignore regions of each class.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Part:
 
     @classmethod
     def of(cls, name: str, dataset: AnnotatedDataset) -> Part:
-        """Count what a set holds.
+        """Count the pictures and boxes of a data set.
 
         Args:
-            name: how the part is called.
-            dataset: what `sparsedet.data.open_dataset` gives.
+            name: name of the part.
+            dataset: result of `sparsedet.data.open_dataset`.
         """
         pictures, rows, ignored = [], [], np.zeros(len(dataset.class_names), dtype=int)
         for place, record in enumerate(dataset.records):
@@ -76,23 +76,23 @@ class Part:
         )
 
     def its(self, noun: str) -> str:
-        """A noun behind the name of the part: "training boxes"."""
+        """A noun with the name of the part before it, such as "training boxes"."""
         return f"{self.name} {noun}".strip()
 
     @cached_property
     def objects(self) -> np.ndarray:
-        """(P,), objects in each picture."""
+        """(P,), number of objects in each picture."""
         return np.bincount(self.picture, minlength=len(self.pictures))
 
     @cached_property
     def objects_of_a_class(self) -> np.ndarray:
-        """Objects of each pair of a picture and a class that occurs."""
+        """Number of objects of each class in each picture, without zeros."""
         pairs = self.picture * (self.label.max(initial=0) + 1) + self.label
         return np.unique(pairs, return_counts=True)[1]
 
     @property
     def most(self) -> int:
-        """Objects in the picture that has most."""
+        """Largest number of objects in a picture."""
         return int(self.objects.max(initial=0))
 
     @cached_property
@@ -103,13 +103,14 @@ class Part:
 
 @dataclass(frozen=True)
 class InputSizes:
-    """Pictures and boxes as the model gets them.
+    """Sizes of pictures and boxes at the model's input.
 
     Attributes:
         pictures: (P, 2), height and width in pixels of the model's input.
-        boxes: (N, 2), the same; those that a crop left nothing of are not there.
-        exact: whether all pictures always get these sizes; else one augmentation was drawn for
-            each of so many pictures.
+        boxes: (N, 2), height and width in pixels of the model's input, without boxes outside of a
+            crop.
+        exact: whether all pictures always get these sizes; otherwise they were measured on a
+            sample of pictures, each augmented once.
     """
 
     pictures: np.ndarray
@@ -133,23 +134,23 @@ class InputSizes:
 
 
 def input_sizes(part: Part, mapper: Any, *, seed: int = 0) -> InputSizes | str:
-    """What a mapper makes of the pictures and boxes of a part; no picture is opened.
+    """Sizes of the pictures and boxes of a part after a mapper; no picture is read.
 
-    Where all transforms tell their output size it follows from them. Otherwise the transforms are
-    applied to images that have a size and no pixels.
+    If all transforms can compute their output size, it is exact. Otherwise the transforms are
+    applied to images without pixels.
 
     Args:
-        part: of a set.
-        mapper: of a loader.
-        seed: of the augmentation.
+        part: a part of a data set.
+        mapper: mapper of a loader.
+        seed: seed of the augmentation.
 
     Returns:
-        The sizes, or why they are not known.
+        The sizes, or why they are unknown.
     """
     if not isinstance(mapper, DetectionMapper):
-        return f"{type(mapper).__name__} does not tell"
+        return f"{type(mapper).__name__} does not give them"
     if np.isnan(part.pictures).any():
-        return "the file does not tell the pictures' sizes"
+        return "the file does not give the pictures' sizes"
     known = [mapper.output_size(int(h), int(w)) for h, w in part.pictures]
     if None not in known:
         sizes = np.array(known, dtype=float)

@@ -1,4 +1,4 @@
-"""A sheet of training samples as the model gets them."""
+"""Draw a sheet of training samples as the model gets them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sparsedet.visualization import class_color, draw_targets
 __all__ = ["preview_sheet"]
 
 _CELL, _LARGEST_CELL = 480, 640  # long side of a picture on the sheet, in pixels
-_SIDE = 36  # that the median box should get there
-_SHEET = 2000  # width
-_LABELLED = 12  # boxes in a picture that have room for their names
+_SIDE = 36  # preferred size of the median box on the sheet, in pixels
+_SHEET = 2000  # width of the sheet
+_LABELLED = 12  # pictures with more boxes have no room for their names
 _GAP, _LINE, _TYPE = 12, 20, 15
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 
@@ -26,13 +26,13 @@ _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 def preview_sheet(
     dataset: AnnotatedDataset, mapper: Any, *, count: int, seed: int = 0
 ) -> Image.Image:
-    """Samples of a set as a mapper makes them, with boxes and names.
+    """Draw samples of a data set after its mapper, with boxes and names.
 
     Args:
-        dataset: what `open_dataset` gives, with its pictures.
-        mapper: of the training loader.
-        count: samples; more than there are pictures show some more than once.
-        seed: of which pictures are shown and of their augmentation.
+        dataset: result of `open_dataset`, with its pictures.
+        mapper: mapper of the training loader.
+        count: number of samples; if there are fewer pictures, some are shown more than once.
+        seed: seed of the choice of pictures and of their augmentation.
 
     Raises:
         ValueError: `count` is below 1.
@@ -66,7 +66,7 @@ def _draw(dataset: AnnotatedDataset, mapper: Any, count: int, seed: int) -> list
 
 
 def _cell_side(samples: Sequence[dict[str, Any]]) -> int:
-    """Wide enough to see the boxes, if it is not absurd."""
+    """Side of a cell, large enough to see the boxes, within limits."""
     sides = [
         box_area**0.5 * _CELL / max(sample["image"].shape[-2:])
         for sample in samples
@@ -79,7 +79,7 @@ def _cell_side(samples: Sequence[dict[str, Any]]) -> int:
 def _legend(
     samples: Sequence[dict[str, Any]], class_names: Sequence[str], width: int
 ) -> Image.Image:
-    """The names of the classes that are on the sheet, in their colors."""
+    """The names of the classes on the sheet, with their colors."""
     numbers = [sample["instances"].gt_classes.tolist() for sample in samples]
     shown: list[int] = sorted({label for each in numbers for label in each})
     font, x, y = ImageFont.load_default(_TYPE), 0, 0
@@ -99,7 +99,7 @@ def _legend(
 
 
 def _panel(sample: dict[str, Any], cell: int, class_names: Sequence[str]) -> Image.Image:
-    """A sample below its file's name and its size at the model's input."""
+    """A sample below its file name and its size at the model's input."""
     pixels, targets = sample["image"], sample["instances"]
     height, width = pixels.shape[-2:]
     scale = cell / max(height, width)
@@ -120,7 +120,7 @@ def _panel(sample: dict[str, Any], cell: int, class_names: Sequence[str]) -> Ima
 
 
 def _fitting(name: str, font: Any, room: int) -> str:
-    """The end of a name that is too long, which tells files apart."""
+    """A name that is shortened at its start, since names often differ at the end."""
     if font.getlength(name) <= room:
         return name
     while name and font.getlength(f"...{name}") > room:

@@ -1,4 +1,4 @@
-"""What a run will see, as tables and lines for a terminal or a log."""
+"""Tables and lines that describe the data of a run, for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsedet.tables import format_table
 __all__ = ["QUANTILES", "describe_classes", "describe_parts", "describe_run"]
 
 QUANTILES = (0.1, 0.5, 0.9)
-_MOST_ROWS = 20  # of classes; a longer list is cut to
+_MOST_ROWS = 20  # of classes; a longer list shows only these numbers of classes:
 _FREQUENT, _RARE = 12, 5
 
 
@@ -21,8 +21,8 @@ def describe_parts(parts: Sequence[Part], sizes: Mapping[str, InputSizes | str])
     """A table of pictures and boxes, in the file and at the model's input.
 
     Args:
-        parts: of a set.
-        sizes: by the name of a part, what the model gets, or why that is not known.
+        parts: parts of a data set.
+        sizes: the sizes at the model's input of each part, or why they are unknown.
     """
     rows = [["", *(part.name or "all" for part in parts)]]
     for title, count in (
@@ -64,10 +64,10 @@ def _notes(parts: Sequence[Part], given: Sequence[InputSizes | str]) -> list[str
     ]
     for part, each in zip(parts, given, strict=True):
         if isinstance(each, str):
-            notes.append(f"{part.its('sizes')} at the model's input are not known: {each}")
+            notes.append(f"{part.its('sizes')} at the model's input are unknown: {each}")
         elif not each.exact:
             notes.append(
-                f"{part.its('sizes')} at the model's input are those of {len(each.pictures)} "
+                f"{part.its('sizes')} at the model's input were measured on {len(each.pictures)} "
                 "pictures, each augmented once"
             )
     return notes
@@ -94,7 +94,7 @@ def describe_classes(parts: Sequence[Part]) -> str:
     A long list shows the most frequent and the rarest classes, and the total of the others.
 
     Args:
-        parts: of a set, with the same classes.
+        parts: parts of a data set with the same classes.
     """
     names = parts[0].dataset.class_names
     regions = any(part.ignored.any() for part in parts)
@@ -114,7 +114,7 @@ def describe_classes(parts: Sequence[Part]) -> str:
 
 
 def _counts(part: Part, regions: bool) -> list[np.ndarray]:
-    """Boxes, ignore regions where there are any, and pictures with a box, of each class."""
+    """Boxes, ignore regions if there are any, and pictures with a box, for each class."""
     number = len(part.dataset.class_names)
     pairs = np.unique(part.picture * number + part.label) % number
     counts = [np.bincount(part.label, minlength=number)]
@@ -122,7 +122,7 @@ def _counts(part: Part, regions: bool) -> list[np.ndarray]:
 
 
 def _chosen(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which classes are shown, and which are not."""
+    """Indices of the classes that are shown and of those that are hidden."""
     if len(counts) <= _MOST_ROWS:
         return np.arange(len(counts)), np.zeros(0, dtype=int)
     order = np.argsort(-counts, kind="stable")
@@ -138,20 +138,20 @@ def describe_run(parts: Sequence[Part], settings: Settings) -> list[str]:
     """Lines about the limits of queries and detections, and about the length of the training.
 
     Args:
-        parts: of the set, the training part first.
-        settings: of the config.
+        parts: parts of the data set, the training part first.
+        settings: settings of the config.
     """
     most = max(part.most for part in parts)
     known = [
         f"{value} {what}"
         for value, what in (
             (settings.num_queries, "queries"),
-            (settings.max_detections, "detections per picture at most"),
+            (settings.max_detections, "detections per picture"),
             (settings.counted, "detections per picture and class in the evaluation"),
         )
         if value is not None
     ]
-    lines = [f"{', '.join(known)}; a picture has up to {most} boxes"] if known else []
+    lines = [f"limits: {', '.join(known)}; a picture has up to {most} boxes"] if known else []
     if settings.max_iter is not None and settings.batch_size is not None:
         pictures = len(parts[0].pictures)
         rounds = settings.max_iter * settings.batch_size / pictures

@@ -1,4 +1,4 @@
-"""The settings of a run that have to fit its data, with the keys that change them."""
+"""The settings of a run that must fit its data, with their config keys."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Ranges:
     """The size ranges of a foreground loss.
 
     Attributes:
-        key: of the override that changes them.
+        key: config key of the ranges.
         pairs: (low, high] for each level, fine to coarse.
-        distance: which distance has to be in the range, see `sparsedet.modeling.ForegroundLoss`.
+        distance: the distance that must be in the range, see `sparsedet.modeling.ForegroundLoss`.
     """
 
     key: str
@@ -41,15 +41,15 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Looking:
-    """How a model glances and looks.
+    """The settings of a model that chooses tiles in a downscaled picture (the glance).
 
     Attributes:
-        glance_factor: what the sides of a picture are divided by for the glance.
+        glance_factor: the glance is the picture with its sides divided by this factor.
         tile: side of a tile in pixels of the input.
-        min_visible: longer side, in pixels of the glance, of what is found without a look.
-        look_ratio: share of the tiles that are looked at; None where it is not known.
-        key: of the override that changes it.
-        levels: of the glance.
+        min_visible: objects whose longer side has this many pixels in the glance are found there.
+        look_ratio: share of the tiles that are chosen; None if unknown.
+        key: config key of `look_ratio`.
+        levels: number of levels of the glance.
     """
 
     glance_factor: int
@@ -61,29 +61,29 @@ class Looking:
 
     @property
     def bound(self) -> int:
-        """Longer side, in pixels of the input, below which an object needs a look."""
+        """Longer side, in pixels of the input, below which an object is found only in its tile."""
         return self.min_visible * self.glance_factor
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What has to fit the data; None where a config does not have it.
+    """The settings that must fit the data; None if a config does not have them.
 
     Attributes:
-        short_sides: of training, in pixels of the model's input; None, as the next two, also where
-            pictures keep their sizes.
-        test_short_side: of evaluation.
-        max_size: limit of the long side of both.
-        num_queries: queries of the model.
-        max_detections: largest number of detections of an image.
-        counted: detections per image and class that the evaluator counts.
-        area_bounds: of the evaluator, in square pixels of the file, if there are two.
-        ranges: of each foreground loss.
-        strides: of the feature maps, fine to coarse.
-        batch_size: pictures of an iteration.
-        max_iter: iterations.
+        short_sides: short sides in training, in pixels of the model's input. This and the next two
+            are also None if pictures keep their sizes.
+        test_short_side: short side in evaluation.
+        max_size: upper limit of the long side in both.
+        num_queries: number of queries of the model.
+        max_detections: maximum number of detections per image.
+        counted: detections per image and class that are evaluated.
+        area_bounds: the two area bounds of the evaluator, in square pixels of the file.
+        ranges: size ranges of each foreground loss.
+        strides: strides of the feature maps, fine to coarse.
+        batch_size: pictures per iteration.
+        max_iter: number of iterations.
         eval_period: iterations between evaluations.
-        looking: where the model sees parts of a picture alone.
+        looking: the settings of a model that chooses tiles.
     """
 
     short_sides: tuple[int, ...] | None
@@ -102,13 +102,13 @@ class Settings:
 
 
 def read_settings(cfg: Any) -> Settings:
-    """The settings of a config.
+    """Read the settings of a config.
 
     Args:
-        cfg: as `sparsedet train` takes it.
+        cfg: a config for `sparsedet train`.
 
     Raises:
-        ConfigError: a number is below 1, or size ranges are no pairs.
+        ConfigError: a number is below 1, or size ranges are not pairs.
     """
     for key in _AT_LEAST_1:
         value = setting(cfg, key)
@@ -139,7 +139,7 @@ def read_settings(cfg: Any) -> Settings:
 
 
 def _resizes(cfg: Any) -> bool:
-    """Whether the test set's pictures are resized; so they are where a config does not say."""
+    """Whether the test set's pictures are resized; True if the config does not say."""
     transforms = setting(cfg, "dataloader.test.mapper.transforms")
     return transforms is None or len(transforms) > 0
 
@@ -148,7 +148,7 @@ def _looking(cfg: Any) -> Looking | None:
     regions = setting(cfg, "model.regions")
     numbers = [_argument(regions, name) for name in ("glance_factor", "tile", "min_visible")]
     if not all(isinstance(number, int) and number > 0 for number in numbers):
-        return None  # no regions, or others than ours
+        return None  # no regions, or a custom class
     ratio, key = _argument(regions, "look_ratio"), "model.regions.look_ratio"
     if ratio is None:
         key = "model.regions.selector.keep_ratio"
@@ -159,7 +159,7 @@ def _looking(cfg: Any) -> Looking | None:
 
 def _rules(evaluator: Any) -> Rules | None:
     if "max_detections" not in _arguments(evaluator):
-        return None  # another evaluator than ours
+        return None  # a custom evaluator
     bounds = _argument(evaluator, "area_bounds")
     return make_rules(bounds, _argument(evaluator, "max_detections"))
 
@@ -186,7 +186,7 @@ def _ranges(cfg: Any) -> tuple[Ranges, ...]:
 
 
 def _argument(node: Any, name: str) -> Any:
-    """What a call is given for an argument, or takes by default."""
+    """The value of an argument of a call, or its default."""
     if node is not None and name in node:
         return node[name]
     parameter = _arguments(node).get(name)

@@ -1,6 +1,6 @@
-"""Settings that fit a data set, as one line of overrides with reasons.
+"""Suggest settings that fit a data set, as overrides with reasons.
 
-The rules look at the training boxes, as the config's evaluation size shows them to the model.
+The rules use the sizes of the training boxes at the model's input in evaluation.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ __all__ = [
 
 SIDES = "dataset.short_sides", "dataset.test_short_side", "dataset.max_size"
 
-_CELLS = 4  # of the finest map across a box that can be learned from
-_QUANTILE = 0.1  # of the boxes may be smaller than that
-_MORE_PIXELS = 4.0  # than a 4:3 picture has at the sizes of the config
-_ENLARGED = 2.0  # at most, where boxes are too small in the file
-_EASY = 2  # times the goal: pictures are enlarged no further than to that
-_BETTER = 1.1  # times the tenth, to suggest larger sides that do not reach the goal
-_WORTH = 0.5  # of the pixels must be saved to suggest smaller sides
-_STEP = 16  # of sides, in pixels
-_NEAR = 1.3  # the factor within which size ranges are as good
-_ROUNDS = 10  # through the training pictures
+_CELLS = 4  # cells of the finest map that a box should cover
+_QUANTILE = 0.1  # share of the boxes that may be smaller
+_MORE_PIXELS = 4.0  # limit of pixels, relative to a 4:3 picture at the sizes of the config
+_ENLARGED = 2.0  # limit of enlargement if boxes are too small in the file
+_EASY = 2  # pictures are not enlarged beyond this multiple of the goal
+_BETTER = 1.1  # minimum gain of the 10th percentile for sides that do not reach the goal
+_WORTH = 0.5  # smaller sides are suggested only if they leave at most this share of the pixels
+_STEP = 16  # step of sides, in pixels
+_NEAR = 1.3  # size ranges within this factor are considered equal
+_ROUNDS = 10  # minimum number of epochs
 _EVALUATIONS = 10
-_SPARE = 1.5  # queries and detections for each object of the fullest picture
+_SPARE = 1.5  # queries and detections per object in the picture with most objects
 _MOST_QUERIES = 1500
-_SHARE_OF_A_SIZE = 0.05  # of the boxes, for small, medium or large to mean something
-_APART = 1.2  # the factor between sides that tells small from large
+_SHARE_OF_A_SIZE = 0.05  # minimum share of boxes for a size (small, medium, large) to count
+_APART = 1.2  # minimum ratio between large and small sides
 _COCO_BOUNDS = PRESETS["coco"].area_bounds
-_SAMPLED = 2000  # pictures that sizes are chosen by
+_SAMPLED = 2000  # number of pictures on which sizes are tried
 
 
 @dataclass(frozen=True)
 class Override:
-    """One setting.
+    """One suggested setting.
 
     Attributes:
-        key: of the config.
+        key: config key.
         value: number or (nested) list.
         reason: a sentence.
     """
@@ -72,13 +72,13 @@ class Override:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Side lengths of the model's input, and what they come to.
+    """Side lengths of the model's input, and their effect.
 
     Attributes:
-        short_side: of evaluation, and in the middle of the training sizes.
-        max_size: limit of the long side.
+        short_side: short side in evaluation, and the middle of the training sizes.
+        max_size: upper limit of the long side.
         tenth: 10th percentile of the box sizes (square roots of the area).
-        pixels: of an image, on average.
+        pixels: average number of pixels of an image.
     """
 
     short_side: int
@@ -88,17 +88,17 @@ class Sizes:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """The short side and the limit of the long one."""
+        """The short side and the upper limit of the long side."""
         return self.short_side, self.max_size
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Overrides that fit a set; empty where the config fits as it is.
+    """Overrides that fit a data set; empty if the config already fits.
 
     Attributes:
-        overrides: in the order to print.
-        sizes: at the model's input, with the overrides; None where they cannot be chosen.
+        overrides: the overrides, in the order to print.
+        sizes: sizes at the model's input with the overrides; None if they cannot be chosen.
         goal: the box size that the 10th percentile should reach.
     """
 
@@ -115,11 +115,11 @@ class Suggestion:
 
 
 def suggest(parts: Sequence[Part], settings: Settings) -> Suggestion:
-    """Settings that fit a set and differ from those of a config.
+    """Suggest settings that fit a data set and differ from those of a config.
 
     Args:
-        parts: of the set, that of training first.
-        settings: of the config.
+        parts: parts of the data set, the training part first.
+        settings: settings of the config.
     """
     goal = float(_CELLS * min(settings.strides, default=4))
     trained = parts[0]
@@ -142,26 +142,26 @@ def suggest(parts: Sequence[Part], settings: Settings) -> Suggestion:
 
 
 def limited_scales(pictures: np.ndarray, short_side: float, max_size: float) -> np.ndarray:
-    """(P,), by which pictures (P, 2) are scaled to a short side, the long one limited."""
+    """(P,), scales of pictures (P, 2) for a short side and an upper limit of the long side."""
     return np.minimum(short_side / pictures.min(axis=1), max_size / pictures.max(axis=1))
 
 
 def choose_sizes(
     part: Part, settings: Settings, goal: float, *, bounded: bool = True
 ) -> Sizes | None:
-    """The smallest input at which at most a tenth of the boxes is below the goal.
+    """The smallest input size at which at most a tenth of the boxes is below the goal.
 
-    Where that costs too much, the sizes that come nearest to it. Pictures are not enlarged beyond
-    their own resolution, unless boxes are below the goal in the file already.
+    If that is too expensive, the sizes that come closest. Pictures are not enlarged beyond their
+    own resolution, unless boxes are below the goal even in the file.
 
     Args:
         part: the training part.
-        settings: of the config.
-        goal: in pixels of the model's input.
+        settings: settings of the config.
+        goal: box size in pixels of the model's input.
         bounded: whether the number of pixels is limited.
 
     Returns:
-        The sizes; None where there is no box, pictures have no known sizes or the config has no
+        The sizes; None if there is no box, the sizes of pictures are unknown or the config has no
         sides.
     """
     side, limit = settings.test_short_side, settings.max_size
@@ -197,7 +197,7 @@ def choose_sizes(
 
 
 def _first_side(part: Part, side: int, goal: float) -> int:
-    """The side of the config; a smaller one where that only blows up what is large enough."""
+    """The side of the config, or a smaller one if it enlarges pictures unnecessarily."""
     own = float(np.median(part.pictures.min(axis=1)))
     easy = own * _EASY * goal / float(np.quantile(part.sides, _QUANTILE))
     smaller = _rounded(max(own, easy))
@@ -205,7 +205,7 @@ def _first_side(part: Part, side: int, goal: float) -> int:
 
 
 class _Trial:
-    """What sizes of the model's input come to, by some of the pictures of a large set."""
+    """Computes the effect of input sizes, on a sample of the pictures of a large data set."""
 
     def __init__(self, part: Part) -> None:
         step = math.ceil(len(part.pictures) / _SAMPLED)
@@ -222,23 +222,23 @@ class _Trial:
         return Sizes(short_side, max_size, tenth, pixels)
 
     def scale(self, sizes: Sizes) -> float:
-        """By which the median picture is scaled."""
+        """The scale of the median picture."""
         return float(np.median(limited_scales(self._pictures, *sizes.sides)))
 
     def tightened(self, sizes: Sizes) -> Sizes:
-        """The same with the short side that is reached, where the long one limits all pictures."""
+        """The sizes with the actual short side if `max_size` limits all pictures."""
         short = limited_scales(self._all, *sizes.sides) * self._all.min(axis=1)
         reached = float(short.max())
         return replace(sizes, short_side=min(sizes.short_side, _rounded(reached, up=True)))
 
 
 def side_overrides(settings: Settings, sizes: Sizes, reason: str = "") -> list[Override]:
-    """What changes the sizes of a config.
+    """The overrides that set sizes in a config.
 
     Args:
-        settings: of the config.
-        sizes: to have.
-        reason: for them.
+        settings: settings of the config.
+        sizes: the sizes to set.
+        reason: the reason for them.
     """
     side, limit = settings.test_short_side, settings.max_size
     overrides = []
@@ -258,7 +258,7 @@ def side_overrides(settings: Settings, sizes: Sizes, reason: str = "") -> list[O
 
 
 def mean_pixels(part: Part, short_side: int, max_size: int) -> float:
-    """Pixels of an image at the model's input, on average."""
+    """Average number of pixels of an image at the model's input."""
     scales = limited_scales(part.pictures, short_side, max_size)
     return float((part.pictures.prod(axis=1) * scales**2).mean())
 
@@ -274,12 +274,12 @@ def _why_sides(part: Part, settings: Settings, sizes: Sizes, goal: float) -> str
     )
     if times < 1:
         return (
-            "pictures are now enlarged more than needed: even with this size only a tenth of the "
-            f"{part.its('boxes')} is below {sizes.tenth:.0f} pixels; {cost}"
+            "the config enlarges pictures more than needed: even with this size only a tenth of "
+            f"the {part.its('boxes')} is below {sizes.tenth:.0f} pixels; {cost}"
         )
     return (
-        f"a tenth of the {part.its('boxes')} is then below {sizes.tenth:.0f} pixels, now below "
-        f"{now.tenth:.0f} (goal: {goal:.0f}); {cost}"
+        f"the 10th percentile of the {part.its('boxes')} rises from {now.tenth:.0f} to "
+        f"{sizes.tenth:.0f} pixels (goal: {goal:.0f}); {cost}"
     )
 
 
@@ -287,7 +287,7 @@ def _why_sides(part: Part, settings: Settings, sizes: Sizes, goal: float) -> str
 
 
 def _ranges(part: Part, settings: Settings, ranges: Ranges, sizes: Sizes) -> list[Override]:
-    """Each range twice as large as the one before, the median object on the middle levels."""
+    """Ranges that double from level to level, with the median object in the middle levels."""
     levels = len(ranges.pairs)
     if levels < 2:
         return []
@@ -304,14 +304,14 @@ def _ranges(part: Part, settings: Settings, ranges: Ranges, sizes: Sizes) -> lis
     if _fits(ranges, first):
         return []
     reason = (
-        f"the longer side of the median box has {longer:.0f} pixels at the model's input, which "
-        "belongs to the middle levels"
+        f"the longer side of the median box has {longer:.0f} pixels at the model's input and "
+        "should be in the middle levels"
     )
     return [Override(ranges.key, value, reason)]
 
 
 def _fits(ranges: Ranges, first: int) -> bool:
-    """Whether ranges double from level to level and begin near a bound."""
+    """Whether ranges double from level to level and start near `first`."""
     highs = [high for _, high in ranges.pairs[:-1]]
     doubled = all(high == highs[0] * 2**level for level, high in enumerate(highs))
     return doubled and first / _NEAR <= highs[0] <= first * _NEAR
@@ -320,13 +320,13 @@ def _fits(ranges: Ranges, first: int) -> bool:
 def seen_by(
     part: Part, settings: Settings, short_side: int | None, max_size: int | None
 ) -> Seen | None:
-    """What a model that looks gets of a part; None for other models, and where it is not known.
+    """A part as seen by a model that chooses tiles; None for other models, or if unknown.
 
     Args:
         part: the training part.
-        settings: of the config.
-        short_side: of the model's input; None = pictures keep their sizes.
-        max_size: limit of the long side; None likewise.
+        settings: settings of the config.
+        short_side: short side of the model's input; None = pictures keep their sizes.
+        max_size: upper limit of the long side; None = pictures keep their sizes.
     """
     looking = settings.looking
     if looking is None or not len(part.boxes) or np.isnan(part.pictures).any():
@@ -338,21 +338,21 @@ def seen_by(
 
 
 def _look(part: Part, settings: Settings, sizes: Sizes | None) -> list[Override]:
-    """A glance that shows a trace of the objects, and a look at all tiles that need one."""
+    """A glance in which objects are visible, and a look ratio for all tiles that need it."""
     seen = seen_by(part, settings, *((None, None) if sizes is None else sizes.sides))
     if seen is None:
         return []
     overrides, factor = [], wanted_glance(seen)
     if factor != seen.looking.glance_factor:
         share = seen.share_without_trace(seen.looking.glance_factor)
-        reason = f"{share:.0%} of the {part.its('boxes')} leave no trace at the present glance"
+        reason = f"{share:.0%} of the {part.its('boxes')} are too small in the current glance"
         overrides.append(Override("model.regions.glance_factor", factor, reason))
         seen = replace(seen, looking=replace(seen.looking, glance_factor=factor))
     looking = seen.looking
     strides = settings.strides
     levels = looking.levels + sum(stride < factor * strides[0] for stride in strides)
     if overrides:
-        reason = "the levels that tiles give, finer than those of the glance"
+        reason = "tiles add levels that are finer than those of the glance"
         overrides.append(Override("model.num_levels", levels, reason))
     for ranges in settings.ranges:
         glance = ranges.key.startswith("model.criterion.regions")
@@ -360,13 +360,13 @@ def _look(part: Part, settings: Settings, sizes: Sizes | None) -> list[Override]
         moved = glance and ranges.pairs[0][1] != looking.bound
         if moved or len(ranges.pairs) != number:
             wanted = wanted_ranges(looking.bound, number, glance=glance)
-            reason = f"a box below {looking.bound} pixels needs a look"
+            reason = f"a box below {looking.bound} pixels is found only in its tile"
             overrides.append(Override(ranges.key, wanted, reason))
     ratio, wanted = looking.look_ratio, wanted_look(seen)
     if ratio is not None and not seen.fullest <= ratio <= 2 * wanted and seen.hidden.any():
         reason = (
-            f"boxes that need a look lie in {seen.fullest:.0%} of the tiles of {looking.tile} "
-            "pixels or in less, in nine of ten pictures"
+            f"in nine of ten pictures, boxes that are too small in the glance lie in at most "
+            f"{seen.fullest:.0%} of the tiles of {looking.tile} pixels"
         )
         overrides.append(Override(looking.key, wanted, reason))
     return overrides
@@ -387,8 +387,8 @@ def _counts(parts: Sequence[Part], settings: Settings) -> list[Override]:
     of_a_class = max(int(part.objects_of_a_class.max(initial=0)) for part in parts)
     if settings.counted is not None and of_a_class > settings.counted:
         reason = (
-            f"a picture has up to {of_a_class} objects of one class, and the evaluation counts "
-            f"{settings.counted} detections"
+            f"a picture has up to {of_a_class} objects of one class, but only {settings.counted} "
+            "detections are evaluated"
         )
         key = "dataloader.evaluator.max_detections"
         overrides.append(Override(key, [1, 10, wanted], reason))
@@ -396,7 +396,7 @@ def _counts(parts: Sequence[Part], settings: Settings) -> list[Override]:
 
 
 def _area_bounds(part: Part, settings: Settings) -> list[Override]:
-    """COCO's bounds, or thirds, where the config's put nearly all boxes into one size."""
+    """COCO's bounds, or thirds, if the config's bounds put nearly all boxes into one size."""
     if settings.area_bounds is None or len(part.boxes) == 0:
         return []
     present, key = settings.area_bounds, "dataloader.evaluator.area_bounds"
@@ -408,13 +408,13 @@ def _area_bounds(part: Part, settings: Settings) -> list[Override]:
         return [Override(key, list(_COCO_BOUNDS), f"{now}; {then}")]
     small, large = (max(1, round(float(q))) for q in np.quantile(part.sides, (1 / 3, 2 / 3)))
     if large < _APART * small:
-        return []  # boxes of one size: there is nothing to tell apart
+        return []  # all boxes have about the same size
     then = f"bounds at {small} x {small} and {large} x {large} pixels give each size a third"
     return [Override(key, [small**2, large**2], f"{now}; {then}. AP itself does not change")]
 
 
 def _tells_apart(part: Part, bounds: Sequence[float]) -> bool:
-    """Whether two of small, medium and large have more than a few boxes."""
+    """Whether at least two of small, medium and large have more than a few boxes."""
     return int((_shares(part, bounds) >= _SHARE_OF_A_SIZE).sum()) > 1
 
 
@@ -443,12 +443,12 @@ def _length(part: Part, settings: Settings) -> list[Override]:
 
 
 def _rounded(value: float, *, step: int = _STEP, up: bool = False) -> int:
-    """The nearest multiple of a step, at least one."""
+    """The nearest multiple of a step, at least one step."""
     return step * max(1, math.ceil(value / step - 1e-9) if up else round(value / step))
 
 
 def _flow(value: Any) -> str:
-    """YAML in one line, without spaces."""
+    """A value as YAML on one line, without spaces."""
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_flow, value))}]"
     return str(value)

@@ -21,12 +21,12 @@ __all__ = ["Survey"]
 
 @dataclass(frozen=True)
 class Survey:
-    """What a model with some settings will see of a set.
+    """A data set as a model with certain settings will see it.
 
     Attributes:
-        parts: of the set, the training part first.
-        sizes: by the name of a part, the sizes at the model's input, or why they are not known.
-        settings: of the config.
+        parts: parts of the data set, the training part first.
+        sizes: the sizes at the model's input of each part, or why they are unknown.
+        settings: settings of the config.
     """
 
     parts: tuple[Part, ...]
@@ -35,10 +35,10 @@ class Survey:
 
     @classmethod
     def of(cls, sets: Mapping[str, tuple[AnnotatedDataset, Any]], cfg: Any) -> Survey:
-        """Count and measure; no picture is opened.
+        """Count and measure; no picture is read.
 
         Args:
-            sets: by the name of a part, in the order to report, a set and its loader's mapper.
+            sets: the data set and the loader's mapper of each part, in the order to report.
             cfg: the config of the run.
         """
         parts = tuple(Part.of(name, dataset) for name, (dataset, _) in sets.items())
@@ -48,7 +48,7 @@ class Survey:
 
     @cached_property
     def suggestion(self) -> Suggestion:
-        """Overrides that fit the set."""
+        """Overrides that fit the data set."""
         return suggest(self.parts, self.settings)
 
     def report(self) -> str:
@@ -72,5 +72,5 @@ class Survey:
         return [] if seen is None else describe_look(seen)
 
     def misfits(self) -> list[str]:
-        """What is lost, one sentence each with the override that mends it."""
+        """Problems, each with the override that solves it, as sentences."""
         return find_misfits(self.parts, self.sizes, self.settings, self.suggestion)

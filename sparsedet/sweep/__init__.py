@@ -1,4 +1,4 @@
-"""Models at several shares of their tokens or tiles: accuracy, cost, time; JSON and plots."""
+"""Measure models at several keep ratios or look ratios: accuracy, cost, time; JSON and plots."""
 
 from __future__ import annotations
 
@@ -28,23 +28,25 @@ def run_sweep(
     repetitions: int = 20,
     report: Callable[[str], None] = lambda line: None,
 ) -> Sheet:
-    """Measure what is missing, and write all of it: `sweep.json` and `sweep.png`.
+    """Measure the missing results, and write all results to `sweep.json` and `sweep.png`.
 
-    Where a selector keeps another share of every image, `kept.png` shows what they keep against
-    what they show.
+    If a selector keeps a different share of each image, `kept.png` plots this share against the
+    content of the images.
 
     Args:
         config: name or file of the config of a model that has this share.
-        weights: of this model.
-        ratios: of the share, in (0, 1].
-        share: KEEP, the tokens that the encoder updates, or LOOK, the tiles that it looks at.
+        weights: weights of this model.
+        ratios: values of the share, in (0, 1].
+        share: KEEP, the share of tokens that the encoder updates, or LOOK, the share of tiles that
+            the model chooses.
         beside: config and weights of models to sweep as well.
-        fixed: config and weights of models to measure as they are.
-        overrides: changes of all configs.
+        fixed: config and weights of models to measure unchanged.
+        overrides: overrides of all configs.
         output: folder of the results; None = "sweep", or "sweep_look", in ``train.output_dir``.
-        image_size: (h, w) of GFLOPs and milliseconds; None = that of the test image of median area.
+        image_size: (h, w) for GFLOPs and milliseconds; None = that of the test image of median
+            area.
         repetitions: timed passes.
-        report: gets a line for each row that was measured.
+        report: called with a line of text for each measured row.
 
     Raises:
         ValueError: an input is wrong; nothing has been measured then.
@@ -84,7 +86,7 @@ def _check_ratios(subject: Subject, share: Share, ratios: Sequence[float]) -> No
     if not hasattr(selector, "keep_ratio"):
         raise ConfigError(
             f"{type(selector).__name__} has no keep_ratio to sweep. Sweep a model with "
-            "TopKSelector or ElasticSelector, and give this one by --fixed."
+            "TopKSelector or ElasticSelector, and add this one with --fixed."
         )
     try:
         for ratio in ratios:

@@ -1,4 +1,4 @@
-"""The models of a sweep, and what is measured of each at one share of its tokens or tiles."""
+"""Load the models of a sweep, and measure each at one keep ratio or look ratio."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from sparsedet.weights.folders import find_folder
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TILES = {"tile_recall": "recall", "oracle": "oracle", "random": "random"}
-"""Columns about tiles, and what they are called in the results of an evaluation."""
+"""Columns about tiles, and their names in the results of an evaluation."""
 _COSTED_IMAGES = 8
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure, and what its results depend on."""
+    """A model to measure, and everything that its results depend on."""
 
     name: str
     config: str
@@ -58,12 +58,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of a model that a sweep sets.
+    """The ratio that a sweep varies.
 
     Attributes:
-        column: of a row that has it as it was measured.
-        key: of the part in the config whose share it is.
-        of: what the share is of.
+        column: column of a row with its measured value.
+        key: config key of the part that has it.
+        of: what it is a share of: "tokens" or "tiles".
     """
 
     column: str
@@ -71,16 +71,16 @@ class Share:
     of: str
 
     def selector(self, model: TokenSparseDetector) -> Any:
-        """The part whose ``keep_ratio`` it is; None where the model has none."""
+        """The selector whose ``keep_ratio`` it is; None if the model has none."""
         chosen = model if self.key == "model" else getattr(model, "regions", None)
         return getattr(chosen, "selector", None)
 
     def asked(self, model: TokenSparseDetector) -> float | None:
-        """What the model is set to; None where it has no such share."""
+        """The value that is set in the model; None if the model has none."""
         return getattr(self.selector(model), "keep_ratio", None)
 
     def measured(self, output: Mapping[str, Any]) -> float:
-        """What a model took of one picture, by its answer."""
+        """The measured value for one picture, from the model's output."""
         if self is KEEP:
             return float(output["keep_ratio"])
         return float(output["tiles"].looked.float().mean())
@@ -112,7 +112,7 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     resolve_dataset(cfg, ("val",))
     require_same_classes(cfg)
     if "output_dir" in cfg.dataloader.evaluator:
-        cfg.dataloader.evaluator.output_dir = None  # the predictions of a run are not ours to write
+        cfg.dataloader.evaluator.output_dir = None  # do not overwrite the predictions of the run
     model = require_tokens(load_detector(cfg, weights))
     folder = find_folder(weights)
     path = Path(weights_file(weights)).resolve()
@@ -128,7 +128,7 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
 
 
 def median_size(cfg: Any) -> Size:
-    """Size, as the model gets it, of the test image of median area."""
+    """Input size of the test image of median area."""
     mapper = instantiate(cfg.dataloader.test.mapper)
     records = instantiate(cfg.dataloader.test.dataset).records
     sizes = [mapper.output_size(record["height"], record["width"]) for record in records]
@@ -136,7 +136,7 @@ def median_size(cfg: Any) -> Size:
 
 
 def digest(subject: Subject, size: Size, swept: Share | None) -> str:
-    """A name for all that accuracy and cost depend on, but the share that is swept."""
+    """A hash of everything that accuracy and cost depend on, except the ratio that is swept."""
     cfg = copy.deepcopy(subject.cfg)
     for key in [key for key in cfg if key not in ("model", "dataset", "dataloader")]:
         del cfg[key]
@@ -153,7 +153,7 @@ def digest(subject: Subject, size: Size, swept: Share | None) -> str:
 
 
 def measure(subject: Subject, size: Size, repetitions: int, share: Share = KEEP) -> Row:
-    """Accuracy over the test set, cost and time at one image size, or of some test images."""
+    """Measure accuracy on the test set, and cost and time at one size or for some test images."""
     model, watched = subject.model, WatchedEvaluator(subject.evaluator, share.measured)
     with _counted_tokens(model) as count:
         results = evaluate(model, subject.loader, watched)
@@ -173,12 +173,12 @@ def measure(subject: Subject, size: Size, repetitions: int, share: Share = KEEP)
 
 
 def _known(value: float | None) -> float | None:
-    """NaN is what an evaluator gives where there is nothing to find."""
+    """A metric, or None instead of NaN, which evaluators give without objects."""
     return None if value is None or math.isnan(value) else value
 
 
 def _costs(subject: Subject, size: Size, repetitions: int) -> Row:
-    """GFLOPs and milliseconds; means over a few test images where these differ by content."""
+    """GFLOPs and milliseconds; means over a few test images if they depend on the content."""
     model, shown = subject.model, [None]
     if depends_on_image(model):
         shown = _some_images(subject)
@@ -198,7 +198,7 @@ def _costs(subject: Subject, size: Size, repetitions: int) -> Row:
 
 
 def _some_images(subject: Subject) -> list[Any]:
-    """Normalized test images at even distances."""
+    """A few normalized test images, evenly spaced."""
     loader = copy.copy(subject.loader)
     keys = [key for batch in loader.batches for key in batch]
     count = min(_COSTED_IMAGES, len(keys))
@@ -213,7 +213,7 @@ def _mean_by_stage(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _content(
     model: TokenSparseDetector, size: Size, shares: Sequence[ImageShare], share: Share
 ) -> Row:
-    """What images keep beside what they show, where that is not the same for all."""
+    """The kept share by image content, if it is not the same for all images."""
     if not getattr(share.selector(model), "depends_on_image", False):
         return {"by_content": None}
     return {
@@ -225,7 +225,7 @@ def _content(
 
 @contextmanager
 def _counted_tokens(model: TokenSparseDetector) -> Iterator[dict[str, float]]:
-    """Sums over images: tokens, and those that an encoder layer updates, the mean over layers."""
+    """Sums over images: all tokens, and updated tokens (the mean over encoder layers)."""
     count = {"images": 0.0, "all": 0.0, "kept": 0.0}
 
     def add(module: Any, args: tuple, selections: tuple) -> None:

@@ -1,4 +1,4 @@
-"""The results of a sweep: a file that grows row by row, tables and plots."""
+"""The results of a sweep: a file that is extended row by row, tables and plots."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from sparsedet.tables import format_table
 
 _RATIOS = ("asked_ratio", "keep_ratio")
 _COLUMNS = (*_RATIOS, "tokens", "AP", "AP50", "APs", "APm", "APl", "GFLOPs", "ms")
-_TILE_COLUMNS = (LOOK.column, *TILES)  # of models that look at some tiles
+_TILE_COLUMNS = (LOOK.column, *TILES)  # for models that choose tiles
 _DIGITS = {"tokens": 0, **dict.fromkeys((*METRICS, *TILES), 1), "GFLOPs": 2, "ms": 1}
 _AMOUNTS = {"area": "area of the objects / area of the image", "objects": "number of objects"}
 
 
 class Sheet:
-    """`sweep.json`: models with a row for each share, on disk after every row.
+    """`sweep.json`: models with a row for each ratio, written after every row.
 
     Args:
-        path: the file; what it holds already is kept.
-        size: image size of cost and time.
-        share: what is swept.
-        report: gets a line for each row that was measured.
+        path: the file; its existing results are kept.
+        size: image size for cost and time.
+        share: the ratio that is swept.
+        report: called with a line of text for each measured row.
 
     Raises:
-        ConfigError: the file is something else.
+        ConfigError: the file is not the result of a sweep.
     """
 
     def __init__(
@@ -57,33 +57,33 @@ class Sheet:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 self.models = content["models"]
                 _ = [row["asked_ratio"] for model in self.models for row in model["rows"]]
-                _ = content["unit"]  # files of before have AP as a fraction
+                _ = content["unit"]  # files of older versions have AP as a fraction
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
-                    f"{path} is not the result of a sweep, or of one with an older version. Move "
-                    "it away."
+                    f"{path} is not the result of a sweep, or is from an older version. Move it "
+                    "away."
                 ) from error
         self._entries: dict[int, dict[str, Any]] = {}
         self._protocol: dict[str, Any] | None = None
 
     @property
     def by_content(self) -> bool:
-        """Whether there are models that keep another share of every image."""
+        """Whether there are models that keep a different share of each image."""
         return any(row["by_content"] for model in self.models for row in model["rows"])
 
     def add(self, swept: Sequence[Subject], fixed: Sequence[Subject]) -> None:
-        """Find or make the places of the models.
+        """Find or create the entries of the models.
 
         Raises:
-            ConfigError: the file holds the sweep of another model.
+            ConfigError: the file has the sweep of another model.
         """
         digests = [digest(each, self._size, self.share) for each in swept]
         others = [model for model in self.models if model["swept"]]
         others = [model for model in others if model["digest"] not in digests]
         if others:
             raise ConfigError(
-                f"{self.path} is a sweep of {others[0]['weights']} with other weights or settings. "
-                "Give another --output, or move it away."
+                f"{self.path} has a sweep of {others[0]['weights']} with other weights or settings."
+                " Give another --output, or move the file away."
             )
         for subject, name in zip(swept, digests, strict=True):
             self._place(subject, name, swept=True)
@@ -107,7 +107,7 @@ class Sheet:
         self._entries[id(subject)] = found[0]
 
     def complete(self, subject: Subject, ratio: float | None, repetitions: int) -> None:
-        """Measure a model at this ratio unless that is done, and write the file."""
+        """Measure a model at this ratio unless the file has the result, and write the file."""
         entry = self._entries[id(subject)]
         if any(row["asked_ratio"] == ratio for row in entry["rows"]):
             return
@@ -122,7 +122,7 @@ class Sheet:
 
 
 def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    """What a table shows of these rows."""
+    """The columns of a table of these rows."""
     looks = any(row.get(LOOK.column) is not None for row in rows)
     return (*_COLUMNS[:2], *_TILE_COLUMNS, *_COLUMNS[2:]) if looks else _COLUMNS
 
@@ -144,7 +144,7 @@ def table(models: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(models: Sequence[dict[str, Any]], share: Share, path: Path) -> None:
-    """Plot AP against GFLOPs and milliseconds; where tiles are chosen, their recall as well."""
+    """Plot AP against GFLOPs and milliseconds; if tiles are chosen, also their recall."""
     from matplotlib.figure import Figure
 
     rows = [row for model in models for row in model["rows"]]
@@ -177,7 +177,7 @@ def _draw_costs(axes: Any, models: Sequence[dict[str, Any]], column: str, share:
 
 
 def _draw_recall(axes: Any, models: Sequence[dict[str, Any]]) -> None:
-    """Recall of tiles against their share, beside the most that as many can hold, and chance."""
+    """Plot the recall of tiles against their share, with that of an oracle and of chance."""
     styles = {"tile_recall": "-", "oracle": "--", "random": ":"}
     for number, model in enumerate(models):
         rows = [row for row in model["rows"] if row.get("tile_recall") is not None]
@@ -187,7 +187,7 @@ def _draw_recall(axes: Any, models: Sequence[dict[str, Any]]) -> None:
             marker = "o" if name == "tile_recall" else None
             y = [row[name] for row in rows]
             axes.plot(x, y, style, color=f"C{number}", marker=marker, label=label)
-    axes.set_xlabel("tiles looked at in %")
+    axes.set_xlabel("chosen tiles in %")
     axes.set_ylabel("objects in these tiles in %")
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
@@ -195,7 +195,7 @@ def _draw_recall(axes: Any, models: Sequence[dict[str, Any]]) -> None:
 
 
 def content_table(models: Sequence[dict[str, Any]], share: Share = KEEP) -> str:
-    """What plain and busy images keep, for rows where that is not the same."""
+    """A table of the share that plain and busy images keep, for rows in which it varies."""
     head = ["model", "asked_ratio", share.column, "blank"]
     kinds = ("plain", "busy", "correlation")
     lines = [[*head, *(f"{name}:{kind}" for name in _AMOUNTS for kind in kinds)]]
@@ -216,9 +216,9 @@ def _content_rows(
 
 
 def draw_kept(models: Sequence[dict[str, Any]], share: Share, path: Path) -> None:
-    """Plot what images keep against what they show, and AP against the mean of it.
+    """Plot the share that images keep against their content, and AP against its mean.
 
-    Lines are means of an eighth of the images; one share shows all images as dots.
+    Lines are means of eighths of the images; for one ratio, dots show all images.
     """
     from matplotlib.figure import Figure
 
@@ -250,7 +250,7 @@ def draw_kept(models: Sequence[dict[str, Any]], share: Share, path: Path) -> Non
 
 
 def _binned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means of eight parts of the images, in the order of x."""
+    """Means of eighths of the images, in the order of x."""
     pairs = sorted(zip(x, y, strict=True))
     edges = [len(pairs) * part // 8 for part in range(9)]
     parts = [pairs[low:high] for low, high in itertools.pairwise(edges) if low < high]

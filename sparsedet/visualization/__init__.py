@@ -1,4 +1,4 @@
-"""Pictures of what a detector keeps and what it finds, drawn with Pillow alone.
+"""Drawings of detections and kept tokens, made only with Pillow.
 
 Sizes are (height, width), as everywhere in the package; Pillow's own order is (width, height).
 """

@@ -1,4 +1,4 @@
-"""Boxes with classes on a picture."""
+"""Draw boxes with classes on a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from sparsedet.structures import Instances
 from sparsedet.visualization.ink import Color, font, ink_on
 
-_BOX_LINE, _BOX_TYPE = 2.0, 14.0  # of boxes, where a picture's long side has 1000 pixels
+_BOX_LINE, _BOX_TYPE = 2.0, 14.0  # line width and font size for a long side of 1000 pixels
 _LEAST_TYPE = 10.0
 _CLASS_COLORS: tuple[Color, ...] = (
     (255, 127, 14), (31, 160, 240), (60, 200, 80), (240, 60, 70), (190, 120, 240),
@@ -27,17 +27,17 @@ def draw_detections(
     class_names: Sequence[str] | None = None,
     score_threshold: float = 0.3,
 ) -> Image.Image:
-    """Boxes with class and score on a copy of the picture, the best on top.
+    """Draw boxes with class and score on a copy of the picture, the highest scores on top.
 
-    Lines and type are in proportion to the picture, and smaller where the boxes are small; a class
-    has the same color everywhere.
+    Lines and text scale with the picture, and are smaller if the boxes are small. A class has the
+    same color in all pictures.
 
     Args:
         picture: the image, at any scale.
         instances: detections (``pred_boxes``, ``scores``, ``pred_classes``); their ``image_size``
             is that of the unscaled image.
-        class_names: by class index; without them a class is shown as its number.
-        score_threshold: detections below are left out.
+        class_names: names by class index; None = show class numbers.
+        score_threshold: detections with lower scores are left out.
     """
     order = instances.scores.argsort()
     order = order[instances.scores[order] >= score_threshold]
@@ -53,13 +53,13 @@ def draw_detections(
 def draw_targets(
     picture: Image.Image, instances: Instances, *, class_names: Sequence[str] | None = None
 ) -> Image.Image:
-    """Boxes with classes, as a model is trained on them, the smallest on top.
+    """Draw the boxes and classes that a model is trained on, the smallest on top.
 
     Args:
         picture: the image, at any scale.
         instances: targets (``gt_boxes``, ``gt_classes``); their ``image_size`` is that of the
             unscaled image.
-        class_names: by class index; without them the color alone tells the class.
+        class_names: names by class index; None = show classes only by color.
     """
     order = instances.gt_boxes.area().argsort(descending=True)
     classes: list[int] = instances.gt_classes[order].tolist()
@@ -72,7 +72,7 @@ def draw_targets(
 def _draw_boxes(
     picture: Image.Image, boxes: np.ndarray, classes: Sequence[int], words: Sequence[str]
 ) -> Image.Image:
-    """Boxes (N, 4), xyxy in pixels of the picture, on a copy of it; the last on top."""
+    """Draw boxes (N, 4), xyxy in pixels, on a copy of the picture; the last one on top."""
     shown = picture.convert("RGB")
     draw = ImageDraw.Draw(shown)
     line, size = _pen(boxes, max(shown.size))
@@ -84,16 +84,16 @@ def _draw_boxes(
 
 
 def class_color(label: int) -> Color:
-    """The color of a class, by its number alone."""
+    """The color of a class, which depends only on its number."""
     if label < len(_CLASS_COLORS):
         return _CLASS_COLORS[label]
-    hue = label * (math.sqrt(5) - 1) / 2 % 1  # neighbors far apart, whatever the number of classes
+    hue = label * (math.sqrt(5) - 1) / 2 % 1  # golden ratio: neighboring numbers differ much
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _pen(boxes: np.ndarray, long_side: int) -> tuple[int, float]:
-    """Width of lines and size of type, in pixels, that neither get lost nor hide the objects."""
+    """Line width and font size in pixels that are visible but do not hide the objects."""
     unit = long_side / 1000
     line, size = _BOX_LINE * unit, _BOX_TYPE * unit
     if len(boxes):
@@ -110,7 +110,7 @@ def _draw_label(
     color: Color,
     size: float,
 ) -> None:
-    """A label above the box, below it at the upper border, inside of it where both lack room."""
+    """Draw a label above the box, or below it, or inside if there is no room for either."""
     face = font(size)
     margin = math.ceil(0.2 * size)
     width, height = math.ceil(face.getlength(text)) + 2 * margin, round(1.3 * size)

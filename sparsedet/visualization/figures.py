@@ -1,4 +1,4 @@
-"""Whole figures: what a detector finds, beside the tokens that its encoder keeps."""
+"""Figures that show detections and the tokens that the encoder keeps."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from sparsedet.visualization.tokens import (
     token_levels,
 )
 
-_PANEL_SIDE = 360  # wanted long side of a level's picture, in pixels
-_PANEL_LIMIT = 900  # and how far it grows to give every cell this many pixels
-_CELL_SIDE = 4
-_MANY_LIMIT = 520  # the same where eight panels or more are below the detections
-_TALLEST = 1400  # pixels of the detections above them
+_PANEL_SIDE = 360  # preferred long side of a level's picture, in pixels
+_PANEL_LIMIT = 900  # upper limit of the long side, if cells need more pixels
+_CELL_SIDE = 4  # pixels per cell
+_MANY_LIMIT = 520  # upper limit of the long side if eight panels or more are below the detections
+_TALLEST = 1400  # maximum height of the detections above these panels
 
 
 def token_figure(
@@ -41,20 +41,20 @@ def token_figure(
     title: str = "",
     show_scores: bool = False,
 ) -> Image.Image:
-    """Detections on the left, on the right the tokens that the encoder keeps, level by level.
+    """Detections on the left, and on the right a panel of kept tokens for each level.
 
-    Where the detector chose tiles of the picture, the panels are below the detections, and two
-    more show which tiles it looked at and the score of each.
+    If the detector chooses tiles, the panels are below the detections, and two more panels show
+    the chosen tiles and the score of each tile.
 
     Args:
-        picture: the image as it was before it was resized for the model.
-        output: of ``TokenSparseDetector.detect``.
-        instances: of ``TokenSparseDetector.postprocess``, for the same image.
-        image: which image of the batch.
-        class_names: by class index.
-        score_threshold: detections below are left out.
-        title: first words above the figure, such as the file's name.
-        show_scores: add a row with the token scores, where there is a scorer.
+        picture: the image before it was resized for the model.
+        output: output of ``TokenSparseDetector.detect``.
+        instances: result of ``TokenSparseDetector.postprocess`` for the same image.
+        image: index of the image in the batch.
+        class_names: names by class index.
+        score_threshold: detections with lower scores are left out.
+        title: first words above the figure, such as the file name.
+        show_scores: add a row with the token scores, if there is a scorer.
     """
     levels = token_levels(output, image)
     image_size = output.features.image_sizes[image]
@@ -91,17 +91,17 @@ def layer_figure(
     score_threshold: float = 0.3,
     title: str = "",
 ) -> Image.Image:
-    """Detections on the left, on the right what every encoder layer keeps, all levels in one.
+    """Detections on the left, and on the right a panel of kept tokens for each encoder layer.
 
-    Where the encoder has object tokens, a second row shows those of every layer.
+    Each panel combines all levels. If the encoder has object tokens, a second row shows those.
 
     Args:
-        picture: see ``token_figure``, as for all others.
-        output: of ``TokenSparseDetector.detect``.
-        instances: of ``TokenSparseDetector.postprocess``, for the same image.
-        image: which image of the batch.
-        class_names: by class index.
-        score_threshold: detections below are left out.
+        picture: the image before it was resized for the model.
+        output: output of ``TokenSparseDetector.detect``.
+        instances: result of ``TokenSparseDetector.postprocess`` for the same image.
+        image: index of the image in the batch.
+        class_names: names by class index.
+        score_threshold: detections with lower scores are left out.
         title: first words above the figure.
     """
     levels = token_levels(output, image)
@@ -124,7 +124,7 @@ def layer_figure(
     parts = _with_detections(
         grid(panels, layers), picture, output, instances, image, class_names, score_threshold
     )
-    summary = f"{_summary(levels, output, image)};  the finest level that is kept in a place:"
+    summary = f"{_summary(levels, output, image)};  color: the finest level with a kept token:"
     colors = _swatches(len(levels))[::-1]
     legend = [Swatch(str(number), each.color) for number, each in enumerate(colors, start=1)]
     return page(_head(title, picture, image_size), parts, [summary, *legend])
@@ -137,16 +137,16 @@ def level_figure(
     image: int = 0,
     title: str = "",
 ) -> Image.Image:
-    """The tokens that several models keep, level by level, the models side by side.
+    """A panel of kept tokens for each level and model, the models side by side.
 
     Args:
-        picture: see ``token_figure``.
-        outputs: of ``TokenSparseDetector.detect``, by the names of the models.
-        image: which image of the batch.
+        picture: the image before it was resized for the model.
+        outputs: outputs of ``TokenSparseDetector.detect``, by model name.
+        image: index of the image in the batch.
         title: first words above the figure.
 
     Raises:
-        ValueError: the models have other levels.
+        ValueError: the levels of the models differ.
     """
     models = {name: token_levels(output, image) for name, output in outputs.items()}
     strides = {name: tuple(level.stride for level in levels) for name, levels in models.items()}
@@ -191,7 +191,7 @@ def _level_title(number: int, level: LevelTokens) -> tuple[str, str]:
     else:
         kept = f"kept by layer: {', '.join(map(str, counts))} of {total}"
     seen = level.num_tokens / level.num_cells
-    place = "" if level.there is None else f", {_percent(seen)} looked at"
+    place = "" if level.there is None else f", {_percent(seen)} processed"
     return f"level {number + 1}, stride {level.stride}{place}", kept
 
 
@@ -237,12 +237,12 @@ def _percent(share: float) -> str:
 
 
 def _swatches(count: int) -> list[Swatch]:
-    """The numbers from 1 on, in the colors from violet to yellow."""
+    """The numbers from 1 to `count`, in colors from violet to yellow."""
     return [Swatch(str(n), rgb(color)) for n, color in enumerate(steps(count), start=1)]
 
 
 def _panel_size(image_size: Size, levels: Sequence[LevelTokens], glance: Glance | None) -> Size:
-    """A size in which cells have a whole number of pixels, the finest ones if that is not large."""
+    """A size in which the finest cells have a whole number of pixels, if it is not too large."""
     longest, limit = max(image_size), _PANEL_LIMIT if glance is None else _MANY_LIMIT
     strides = [level.stride for level in levels]
     fitting = strides[:1] if glance is None else [x for x in strides if longest <= x * limit]
@@ -266,7 +266,7 @@ def _with_detections(
     class_names: Sequence[str] | None,
     score_threshold: float,
 ) -> list[Image.Image]:
-    """The detections beside the panels; above them, larger, where tiles were chosen."""
+    """The detections beside the panels; if tiles were chosen, larger and above the panels."""
     if output.glance is None:
         room = (round(1.5 * panels.width), panels.height - 2 * LINE)
     else:
@@ -284,7 +284,7 @@ def _detections(
     class_names: Sequence[str] | None,
     score_threshold: float,
 ) -> Image.Image:
-    """The detections as large as (width, height) let them be."""
+    """The detections, as large as fits into `room` (width, height)."""
     scale = min(room[0] / picture.width, room[1] / picture.height)
     large = picture.resize(
         (max(1, round(scale * picture.width)), max(1, round(scale * picture.height))),
@@ -297,18 +297,18 @@ def _detections(
 
 
 def _tile_panels(small: Image.Image, output: DetectorOutput, image: int) -> list[Panel]:
-    """Where it looked, and the scores that say so; nothing where it saw all of the picture."""
+    """Panels of the chosen tiles and of their scores; none if the model does not choose tiles."""
     glance = output.glance
     if glance is None:
         return []
     tiles = make_tiles(glance, image, glance.tiles.image_sizes[image])
     count, side = int(tiles.looked.sum()), glance.tiles.strides[0]
-    looked = f"looked at {count} of {len(tiles)} tiles ({_percent(count / len(tiles))})"
+    looked = f"{count} of {len(tiles)} tiles processed ({_percent(count / len(tiles))})"
     panels = [((looked, f"of {side} x {side} pixels of the input"), draw_tiles(small, tiles))]
     if glance.scores is not None:
         bounds = float(tiles.scores.min()), float(tiles.scores.max())
         words = f"{bounds[0]:.2f} (violet) to {bounds[1]:.2f} (yellow)"
-        title = ("best score in each tile at a glance", f"logits, {words}")
+        title = ("best score in each tile", f"logits, {words}")
         panels.append((title, draw_tile_scores(small, tiles, bounds)))
     return panels
 

@@ -1,4 +1,4 @@
-"""Colors, type and pixels that all pictures share."""
+"""Colors, fonts and pixel conversion for all drawings."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ Color = tuple[int, int, int]
 
 PAPER: Color = (255, 255, 255)
 INK: Color = (32, 32, 32)
-TEXT = 14  # size of type
+TEXT = 14  # font size
 
-# viridis at five points, without its darkest part, which a dimmed image would swallow
+# viridis at five points, without its darkest part, which is invisible on a dimmed image
 _RAMP = np.array([(72, 60, 160), (49, 104, 200), (33, 165, 150), (110, 206, 88), (253, 231, 37)])
 
 
 @cache
 def font(size: float = TEXT) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font that Pillow brings along."""
+    """The default font of Pillow."""
     return ImageFont.load_default(size)
 
 
 def text_width(text: str) -> int:
-    """Pixels that a line of type takes."""
+    """Width of a line of text in pixels."""
     return int(np.ceil(font().getlength(text)))
 
 
 def ink_on(color: Color) -> Color:
-    """Black or white, whichever can be read on a color."""
+    """Black or white, whichever is readable on a color."""
     brightness = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2]
     return (0, 0, 0) if brightness > 128 else (255, 255, 255)
 
@@ -41,16 +41,16 @@ def ramp(shares: np.ndarray) -> np.ndarray:
 
 
 def steps(count: int) -> np.ndarray:
-    """So many colors (count, 3), from violet to yellow; one alone is yellow."""
+    """`count` colors (count, 3), from violet to yellow; a single one is yellow."""
     return ramp(np.linspace(0, 1, count + 1)[1:])
 
 
 def rgb(color: np.ndarray) -> Color:
-    """A color as Pillow takes it."""
+    """A color as a tuple for Pillow."""
     red, green, blue = (round(float(part)) for part in color)
     return red, green, blue
 
 
 def to_picture(pixels: np.ndarray) -> Image.Image:
-    """A picture of numbers in 0..255, (h, w, 3)."""
+    """A picture from numbers (h, w, 3) in 0..255."""
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Panels with titles on a page, and the line that explains their colors."""
+"""Lay out panels with titles on a page, with a legend of their colors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Panel = tuple[tuple[str, str], Image.Image]
 
 @dataclass(frozen=True)
 class Swatch:
-    """A color in a legend: a box around its text, or a dot where it has none."""
+    """A color in a legend: a box around its text, or a dot if there is no text."""
 
     text: str
     color: Color
 
     @property
     def width(self) -> int:
-        """Pixels that it takes on the line."""
+        """Width on the line in pixels."""
         return _SWATCH if self.text else TEXT
 
     def draw(self, draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
-        """Draw it at this place of the line."""
+        """Draw it at (x, y)."""
         if not self.text:
             draw.ellipse((x, y + 3, x + TEXT - 6, y + TEXT - 3), fill=self.color)
             return
@@ -40,7 +40,7 @@ Legend = Sequence[str | Swatch]
 
 
 def grid(panels: Sequence[Panel], columns: int) -> Image.Image:
-    """Pictures of one size, each below its two lines of text."""
+    """A grid of pictures of one size, each below its two lines of text."""
     first = panels[0][1]
     width = max([first.width, *(text_width(line) for title, _ in panels for line in title)])
     height = 2 * LINE + first.height
@@ -57,7 +57,7 @@ def grid(panels: Sequence[Panel], columns: int) -> Image.Image:
 
 
 def page(head: str, parts: Sequence[Image.Image], legend: Legend) -> Image.Image:
-    """Parts beside each other, between a line of text above and the legend below."""
+    """Parts side by side, with a line of text above and the legend below."""
     width = sum(part.width for part in parts) + 2 * GAP * (len(parts) - 1)
     width = max(width, _legend_width(legend), text_width(head)) + 2 * GAP
     top = GAP + LINE + GAP

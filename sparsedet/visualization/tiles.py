@@ -1,4 +1,4 @@
-"""Where a detector looked: the tiles that it chose, and what it thought of all of them."""
+"""Draw the tiles that a detector chose, and the scores of all tiles."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sparsedet.visualization.ink import Color, ramp, to_picture
 LOOKED: Color = (255, 255, 255)
 
 DIM = 0.35
-_LINE = 2.0  # around looked-at ground, where a picture's long side has 1000 pixels
+_LINE = 2.0  # width of the outline for a long side of 1000 pixels
 
 
 def draw_tiles(picture: Image.Image, tiles: Instances, *, dim: float = DIM) -> Image.Image:
-    """The picture with an outline around the ground that was looked at; the rest is dim.
+    """Draw an outline around the chosen tiles of a picture, and dim the rest.
 
     Args:
         picture: the image, at any scale.
-        tiles: what a model says under ``tiles``: ``boxes``, row by row, and ``looked``; their
+        tiles: the model's output ``tiles``: ``boxes``, row by row, and ``looked``; their
             ``image_size`` is that of the unscaled image.
-        dim: brightness of ground that was not looked at, in [0, 1]; 1 = only the outline.
+        dim: brightness outside of the chosen tiles, in [0, 1]; 1 = only the outline.
     """
     looked = _spread(255 * tiles.looked.cpu().numpy().astype(np.uint8), tiles, picture)
     shown = picture.convert("RGB")
@@ -34,12 +34,12 @@ def draw_tiles(picture: Image.Image, tiles: Instances, *, dim: float = DIM) -> I
 def draw_tile_scores(
     picture: Image.Image, tiles: Instances, bounds: tuple[float, float]
 ) -> Image.Image:
-    """The score of every tile as a color over the gray picture, chosen ones with an outline.
+    """Draw the score of every tile as a color over the gray picture, and outline chosen tiles.
 
     Args:
         picture: the image, at any scale.
-        tiles: see ``draw_tiles``; with ``scores``.
-        bounds: the scores shown in the darkest and in the brightest color.
+        tiles: as in ``draw_tiles``, with ``scores``.
+        bounds: the scores of the darkest and the brightest color.
     """
     gray = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
     span = max(bounds[1] - bounds[0], 1e-6)
@@ -51,13 +51,13 @@ def draw_tile_scores(
 
 
 def _grid(tiles: Instances) -> tuple[np.ndarray, np.ndarray]:
-    """Where the rows and the columns of the tiles begin, and the last ones end."""
+    """Start of each row and column of tiles, and the end of the last ones."""
     boxes = tiles.boxes.tensor.double().cpu().numpy()
     return tuple(np.append(np.unique(boxes[:, a]), boxes[:, a + 2].max()) for a in (1, 0))  # pyright: ignore[reportReturnType]
 
 
 def _spread(values: np.ndarray, tiles: Instances, picture: Image.Image) -> np.ndarray:
-    """The value of the tile under every pixel of a picture."""
+    """For every pixel of a picture, the value of its tile."""
     places = []
     lengths = zip(_grid(tiles), tiles.image_size, (picture.height, picture.width), strict=True)
     for edges, own, length in lengths:
@@ -69,7 +69,7 @@ def _spread(values: np.ndarray, tiles: Instances, picture: Image.Image) -> np.nd
 
 
 def _outline(picture: Image.Image, tiles: Instances) -> None:
-    """Lines between tiles of which one was looked at, and around those at the border."""
+    """Draw lines between chosen and other tiles, and along the border of the picture."""
     draw, width = ImageDraw.Draw(picture), max(1, round(_LINE * max(picture.size) / 1000))
     y, x = (
         np.minimum(np.round(edges * length / own), length - 1).tolist()

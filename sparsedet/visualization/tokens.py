@@ -1,4 +1,4 @@
-"""The tokens of an image: which of them the encoder's layers keep, and how they are drawn."""
+"""Draw the tokens of an image that the encoder layers keep."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from PIL import Image, ImageDraw
 from sparsedet.modeling.stages import DetectorOutput, Size
 from sparsedet.visualization.ink import Color, ramp, steps, to_picture
 
-OBJECT: Color = (255, 40, 90)  # of the dots; it is in no ramp
+OBJECT: Color = (255, 40, 90)  # color of the dots; it is not in the ramp
 
-_GRID_FROM = 8  # cells of so many pixels are told apart by lines
+_GRID_FROM = 8  # cells with at least this many pixels are separated by lines
 _DIM, _TINT = 0.3, 0.3
-_DOT, _MOST = 0.2, 5.0  # radius of a dot, of the side of its cell, and in pixels
+_DOT, _MOST = 0.2, 5.0  # radius of a dot: share of its cell's side, and upper limit in pixels
 
 
 @dataclass(frozen=True)
 class LevelTokens:
-    """The tokens of one image on one level, without padding.
+    """The tokens of one image in one level, without padding.
 
-    Cells that are absent, where the backbone saw parts of the picture alone, are no tokens.
+    If the backbone processes only parts of the picture, the other cells are absent and have no
+    tokens.
 
     Attributes:
         stride: pixels of the model's input per cell.
-        kept: bool (layers, rows, columns), True where an encoder layer updates the cell's token.
+        kept: bool (layers, rows, columns), True if an encoder layer updates the cell's token.
         scores: float (rows, columns), the score logits; None without a scorer.
-        objects: bool (layers, rows, columns), True at the tokens that attend to each other before
-            the layer; None where the encoder has none.
-        there: bool (rows, columns), False at absent cells; None = all are there.
+        objects: bool (layers, rows, columns), True for the tokens that attend to each other before
+            the layer; None if the encoder has none.
+        there: bool (rows, columns), False for absent cells; None = no cell is absent.
     """
 
     stride: int
@@ -53,7 +54,7 @@ class LevelTokens:
 
     @property
     def numbers(self) -> np.ndarray:
-        """Every cell's own number, from 1 on."""
+        """A distinct number for each cell, from 1."""
         return np.arange(1, self.num_cells + 1).reshape(self.kept.shape[1:])
 
     @property
@@ -63,7 +64,7 @@ class LevelTokens:
 
 
 def token_levels(output: DetectorOutput, image: int = 0) -> tuple[LevelTokens, ...]:
-    """What the encoder layers keep of one image of a batch, by level from fine to coarse."""
+    """The tokens of one image of a batch that the encoder layers keep, by level, fine to coarse."""
     features = output.features
     masks = [
         ~features.padding_mask if selection.indices is None else selection.mask(features.num_tokens)
@@ -99,10 +100,10 @@ def token_levels(output: DetectorOutput, image: int = 0) -> tuple[LevelTokens, .
 
 
 def cells_to_pixels(cells: np.ndarray, *, stride: int, image_size: Size, size: Size) -> np.ndarray:
-    """The value of the cell under every pixel of a picture.
+    """For every pixel of a picture, the value of its cell.
 
-    Cell (r, c) covers ``stride`` rows from ``r * stride`` and as many columns of the model's
-    input, also where the input ends within it.
+    Cell (r, c) covers ``stride`` rows of the model's input from ``r * stride``, and ``stride``
+    columns from ``c * stride``, even if the input ends within the cell.
 
     Args:
         cells: (rows, columns).
@@ -118,14 +119,14 @@ def cells_to_pixels(cells: np.ndarray, *, stride: int, image_size: Size, size: S
 
 
 def draw_kept_tokens(picture: Image.Image, level: LevelTokens, image_size: Size) -> Image.Image:
-    """The picture, dim where no encoder layer keeps the token of the cell.
+    """Draw the picture with cells dimmed whose tokens no encoder layer keeps.
 
-    The color of a kept cell says how many layers keep it, from violet (one) to yellow (all). A dot
-    is in the cells of object tokens, of any layer. Absent cells are black.
+    The color of a kept cell shows how many layers keep it, from violet (one) to yellow (all). Dots
+    mark the object tokens of all layers. Absent cells are black.
 
     Args:
         picture: the image, at any scale.
-        level: which cells are kept.
+        level: the tokens of the level.
         image_size: (h, w) of the model's input.
     """
     size = picture.height, picture.width
@@ -147,17 +148,17 @@ def draw_layer_tokens(
     *,
     objects: bool = False,
 ) -> Image.Image:
-    """The picture, dim where an encoder layer keeps no token on any level.
+    """Draw the picture dimmed where an encoder layer keeps no token in any level.
 
-    The color of a place says which is the finest level whose token is kept there, from violet (the
-    coarsest) to yellow (the finest).
+    The color shows the finest level with a kept token there, from violet (the coarsest level) to
+    yellow (the finest).
 
     Args:
         picture: the image, at any scale.
-        levels: which cells are kept, fine to coarse.
+        levels: the tokens of all levels, fine to coarse.
         layer: index of the layer.
         image_size: (h, w) of the model's input.
-        objects: show the object tokens instead of all that are kept; the levels must have them.
+        objects: show object tokens instead of kept tokens; the levels must have them.
     """
     size = picture.height, picture.width
     finest, cells, first = np.zeros(size, dtype=int), np.zeros(size, dtype=int), 0
@@ -175,13 +176,13 @@ def draw_layer_tokens(
 def draw_scores(
     picture: Image.Image, level: LevelTokens, image_size: Size, bounds: tuple[float, float]
 ) -> Image.Image:
-    """The token scores of a level as colors over the gray picture.
+    """Draw the token scores of a level as colors over the gray picture.
 
     Args:
         picture: the image, at any scale.
-        level: must have scores.
+        level: the tokens of the level, with scores.
         image_size: (h, w) of the model's input.
-        bounds: the scores shown in the darkest and in the brightest color.
+        bounds: the scores of the darkest and the brightest color.
     """
     assert level.scores is not None
     gray = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
@@ -200,9 +201,9 @@ def _shows_cells(picture: Image.Image, stride: int, image_size: Size) -> bool:
 def _light(
     picture: Image.Image, numbers: np.ndarray, most: int, cells: np.ndarray | None = None
 ) -> Image.Image:
-    """The picture, dim where the number is 0, elsewhere in the color of the number.
+    """The picture, dimmed where the number is 0, elsewhere tinted by the number.
 
-    ``cells`` are parted by thin lines, different numbers by thick ones.
+    Thin lines separate ``cells``, thick lines separate different numbers.
     """
     shown = np.asarray(picture.convert("RGB"), dtype=np.float32)
     colors = np.stack([np.zeros(3), *steps(most)])[numbers]
@@ -215,7 +216,7 @@ def _light(
 
 
 def _draw_dots(picture: Image.Image, cells: np.ndarray, stride: int, image_size: Size) -> None:
-    """A dot in the middle of every cell that is True."""
+    """Draw a dot in the middle of every True cell."""
     draw = ImageDraw.Draw(picture)
     scale = picture.height / image_size[0], picture.width / image_size[1]
     radius = min(max(1.0, _DOT * stride * scale[0]), _MOST)
@@ -226,7 +227,7 @@ def _draw_dots(picture: Image.Image, cells: np.ndarray, stride: int, image_size:
 
 
 def _borders(values: np.ndarray) -> np.ndarray:
-    """True at pixels whose right or lower neighbor has another value, and at theirs."""
+    """True for pixels on both sides of a border between different values."""
     border = np.zeros(values.shape, dtype=bool)
     right, below = values[:, 1:] != values[:, :-1], values[1:] != values[:-1]
     border[:, :-1] |= right

@@ -1,4 +1,4 @@
-"""The same few pictures, drawn again and again while a model learns."""
+"""Draw the same few pictures after each evaluation during training."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ _SIDE = 1600  # of a figure, at most, in pixels
 
 
 class WatchedPictures:
-    """Draws what a detector finds, and which tokens it keeps, in some pictures of a loader.
+    """Draws detections and kept tokens in some pictures of a loader.
 
-    The pictures lie at even distances in its set, so they are the same in every run; they are read
-    when they are first drawn.
+    The pictures are evenly spaced in the data set, so they are the same in every run. They are
+    read when they are first drawn.
 
     Args:
-        loader: of the validation set. Loaders of other projects do not tell their pictures, so
-            nothing is drawn of them.
-        count: pictures.
-        score_threshold: detections below are left out.
+        loader: loader of the validation set. For loaders of other libraries, nothing is drawn.
+        count: number of pictures.
+        score_threshold: detections with lower scores are left out.
     """
 
     def __init__(self, loader: Any, *, count: int = 4, score_threshold: float = 0.3) -> None:
@@ -43,7 +42,7 @@ class WatchedPictures:
         return {str(place): self._loader.dataset[k] for place, k in enumerate(chosen, start=1)}
 
     def __call__(self, model: nn.Module) -> dict[str, np.ndarray]:
-        """One figure for each picture, uint8 (h, w, 3); the model's modes stay as they are.
+        """Draw a figure, uint8 (h, w, 3), of each picture; the model's modes do not change.
 
         Raises:
             DatasetError: a picture cannot be read.

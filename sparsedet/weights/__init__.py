@@ -1,7 +1,7 @@
-"""Published weights by name: which there are, and their file in our names on this machine.
+"""Published weights by name.
 
-`published.json` is the table, which `table` reads; `cache` fetches what it lists, checks it and
-converts it.
+`published.json` is the table, which `table` reads; `cache` downloads the listed files, checks them
+and converts them to our names.
 """
 
 from sparsedet.weights.table import Published, find_published, published_config, published_weights

@@ -1,4 +1,4 @@
-"""From a name to a file in our names: found in the cache, or fetched, checked and converted."""
+"""Find weights by name: in the cache, or download, check and convert them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from sparsedet.weights.table import (
 )
 
 _PAGE = (b"<!doctype html", b"<html")
-_BLANK = b"\xef\xbb\xbf \r\n\t"  # what a page may begin with
+_BLANK = b"\xef\xbb\xbf \r\n\t"  # bytes that may precede a web page
 _CHECKPOINTS = (".pth", ".pt", ".safetensors")
 _UNUSABLE = (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 _logger = logging.getLogger(__name__)
@@ -48,17 +48,18 @@ _Given = TypeVar("_Given")
 
 
 def weights_file(weights: _Given) -> Path | _Given:
-    """The file of weights: of published ones, which are fetched if need be; else what was given.
+    """The file of weights that a user names; a path is returned unchanged.
 
-    Everything that takes a checkpoint from a user passes here, so that a name serves everywhere.
+    Published weights and models at Hugging Face are downloaded if necessary. All code that takes a
+    checkpoint from a user calls this function, so that names work everywhere.
 
     Args:
         weights: a name from the table, the path of a file, a folder of `sparsedet publish`, or a
-            model of Hugging Face.
+            model at Hugging Face.
 
     Raises:
-        ConfigError: it looks like a name, and there are no published weights of that name.
-        CheckpointError: they cannot be fetched, or the file is not the one that the table means.
+        ConfigError: it looks like a name, but there are no published weights of that name.
+        CheckpointError: the weights cannot be downloaded, or the file is not the one in the table.
     """
     entry = find_published(weights)
     if entry is None:
@@ -68,19 +69,19 @@ def weights_file(weights: _Given) -> Path | _Given:
     if not place.converted.is_file():
         place.folder.mkdir(parents=True, exist_ok=True)
         with _alone(place, entry):
-            if not place.converted.is_file():  # another process may have made it meanwhile
+            if not place.converted.is_file():  # another process may have written it meanwhile
                 _fill(place, entry)
     return place.converted
 
 
 @contextmanager
 def _alone(place: Place, entry: Published) -> Iterator[None]:
-    """One process at a time; the lock of one that is killed is free."""
+    """Allow one process at a time; the lock of a killed process is released."""
     lock = FileLock(place.lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _logger.info("another process fetches %s; waiting for it", entry.name)
+        _logger.info("another process is downloading %s; waiting for it", entry.name)
         lock.acquire()
     try:
         yield
@@ -90,11 +91,11 @@ def _alone(place: Place, entry: Published) -> Iterator[None]:
 
 def _fill(place: Place, entry: Published) -> None:
     if place.by_hand.is_file():
-        _logger.info("%s: taking %s", entry.name, place.by_hand)
+        _logger.info("%s: using %s", entry.name, place.by_hand)
         _convert(place, entry, place.by_hand)
         return
     if entry.by_hand:
-        raise CheckpointError(_sentence(place, entry, "are fetched by hand"))
+        raise CheckpointError(_sentence(place, entry, "must be downloaded by hand"))
     try:
         path = _fetch(place, entry)
     except DownloadError as error:
@@ -103,16 +104,16 @@ def _fill(place: Place, entry: Published) -> None:
     try:
         _convert(place, entry, path)
     except CheckpointError:
-        place.fetched.unlink(missing_ok=True)  # the next time may bring a better one
+        place.fetched.unlink(missing_ok=True)  # the next download may be intact
         raise
     place.fetched.unlink(missing_ok=True)
 
 
 def _fetch(place: Place, entry: Published) -> Path:
     path = place.fetched
-    if path.is_file():  # whole, of a process that was killed before it could convert it
+    if path.is_file():  # complete: a process was killed before it could convert it
         return path
-    _logger.info("%s: fetching %s (licence: %s)", entry.name, entry.where, entry.licence)
+    _logger.info("%s: downloading %s (licence: %s)", entry.name, entry.where, entry.licence)
     if entry.hub:
         return _fetch_from_hub(entry.name)
     if entry.host == DRIVE:
@@ -123,18 +124,18 @@ def _fetch(place: Place, entry: Published) -> Path:
 
 
 def _fetch_from_hub(name: str) -> Path:
-    for file in (WEIGHTS, "pytorch_model.bin"):  # older models have no other
+    for file in (WEIGHTS, "pytorch_model.bin"):  # the latter in older models
         if (path := fetch_from_hub(name, file)) is not None:
             return path
     raise DownloadError(f"there is no {WEIGHTS}")
 
 
 def _sentence(place: Place, entry: Published, what: str) -> str:
-    """What is the matter, and how a user can do by hand what we cannot."""
+    """A message that says what is wrong, and how the user can provide the file by hand."""
     file = entry.file if entry.hub else f"the file of '{entry.title}'"
-    page = "" if entry.hub else f", which {entry.page} lists,"
+    page = "" if entry.hub else f" (listed at {entry.page})"
     return (
-        f"Weights {entry.name} {what}: get {file} from {entry.where}{page} and put it at "
+        f"Weights {entry.name} {what}. Download {file} from {entry.where}{page} and save it as "
         f"{place.by_hand}."
     )
 
@@ -153,7 +154,7 @@ def _convert(place: Place, entry: Published, path: Path) -> None:
             weights = contiguous_classes(weights)
         check_weights(model, weights, path)
     except _UNUSABLE as error:
-        what = f"cannot be made of {path} ({first_line(error)})"
+        what = f"cannot be converted from {path} ({first_line(error)})"
         raise CheckpointError(_sentence(place, entry, what)) from error
     save_checkpoint({"model": weights}, place.converted)
     size = path.stat().st_size
@@ -161,30 +162,30 @@ def _convert(place: Place, entry: Published, path: Path) -> None:
 
 
 def _check(place: Place, entry: Published, path: Path) -> str:
-    """Refuse a file that is not the one that the table means, or that was used before.
+    """Refuse a file that is not the one in the table, or differs from the one used before.
 
     Returns:
-        Its SHA-256.
+        The SHA-256 of the file.
     """
     with path.open("rb") as file:
         begin = file.read(512).lstrip(_BLANK).lower()
     size, claimed, digest = path.stat().st_size, entry.megabytes, file_digest(path)
-    # pages count 2**20 or 10**6 bytes, and round
+    # a page may give megabytes of 2**20 or 10**6 bytes, rounded
     if begin.startswith(_PAGE):
-        wrong = f"cannot be made of {path}, which is a web page"
+        wrong = f"cannot be converted from {path}, which is a web page"
     elif claimed and not 1e6 * (claimed - 1) <= size <= 2**20 * (claimed + 1):
-        wrong = f"are a file of {claimed} MB, and {path} has {size / 1e6:.1f}"
+        wrong = f"are a file of {claimed} MB, but {path} has {size / 1e6:.1f} MB"
     elif not digest.startswith(entry.sha256):
         known = entry.sha256
-        wrong = f"have a SHA-256 that begins with {known}, and that of {path} is {digest}"
+        wrong = f"have a SHA-256 that starts with {known}, but that of {path} is {digest}"
     else:
         before = _used_before(place)
         if before in (None, digest):
             return digest
         raise CheckpointError(
-            f"{path} is not the file that weights {entry.name} were made of before (its SHA-256 is "
-            f"{digest}, it was {before}). If its authors have replaced it, delete {place.origin} "
-            "to take the new one."
+            f"{path} is not the file that weights {entry.name} were converted from before (its "
+            f"SHA-256 is {digest}; it was {before}). If the authors have replaced the file, delete "
+            f"{place.origin} to accept the new one."
         )
     raise CheckpointError(_sentence(place, entry, wrong))
 
@@ -200,11 +201,11 @@ def _used_before(place: Place) -> str | None:
 
 @contextmanager
 def _unpacked(path: Path, folder: Path) -> Iterator[Path]:
-    """The checkpoint in an archive; the file itself where it is none.
+    """The checkpoint in an archive; the file itself if it is not an archive.
 
     Raises:
-        CheckpointError: the archive holds none or several.
-        BadZipFile: it is damaged.
+        CheckpointError: the archive has no checkpoint or several.
+        BadZipFile: the archive is damaged.
     """
     names = _checkpoints_in(path)
     if names is None:

@@ -1,4 +1,4 @@
-"""Large files from the web: whole, or continued later where they broke off."""
+"""Download large files, and resume interrupted downloads."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from sparsedet import __version__
 from sparsedet.files import write_json
 
 _BLOCK = 1 << 18
-_SECONDS = 30  # without a byte, after which a connection counts as broken
-_TRIES = 5  # connections in a row that bring nothing new
-_PAUSE = 1.0  # seconds before the second of them; longer before those that follow
+_SECONDS = 30  # a connection without data for this long is broken
+_TRIES = 5  # connections in a row without new data
+_PAUSE = 1.0  # seconds before the second of them; longer before later ones
 _BROKEN = (OSError, http.client.HTTPException)
 
 
 class DownloadError(Exception):
-    """Why a file cannot be downloaded, as half a sentence."""
+    """A file cannot be downloaded; the text is a clause that gives the reason."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """What the beginning of a file belongs to: kept beside it, since the file may change there.
+    """Identifies the file of a partial download, since the file may change on the server.
 
     Attributes:
-        address: of the file.
-        version: the server's ETag or date of the file; empty where it tells neither.
-        total: bytes of the whole file; None where the server does not tell.
+        address: URL of the file.
+        version: the server's ETag or date of the file; empty if it gives neither.
+        total: bytes of the whole file; None if the server does not say.
     """
 
     address: str
@@ -46,19 +46,19 @@ class _State:
 
 
 def download(address: str, path: Path) -> None:
-    """Fetch a file; what an earlier call has fetched of it is not fetched again.
+    """Download a file, or resume its download.
 
-    Until it is whole it is called `path` with `.part` at the end. It is continued only where the
-    server says that the file is still the same, and begun anew otherwise. A connection that breaks
-    is opened again, until five in a row have brought nothing.
+    The incomplete file is `path` with the suffix `.part`. A download resumes only if the server
+    confirms that the file is unchanged; otherwise it restarts. A broken connection is reopened,
+    until five connections in a row have brought no data.
 
     Args:
-        address: http or https.
-        path: where it goes; its folder exists.
+        address: an http or https URL.
+        path: the file to write; its folder exists.
 
     Raises:
         DownloadError: the server cannot be reached, has no such file, sends a web page instead, or
-            breaks off for good.
+            the connection breaks repeatedly.
         OSError: the file cannot be written.
     """
     transfer = _Transfer(address, path)
@@ -68,8 +68,8 @@ def download(address: str, path: Path) -> None:
         farthest = max(farthest, transfer.done)
         if idle >= _TRIES:
             raise DownloadError(
-                f"it broke off {idle} times after {farthest} bytes ({transfer.reason}); what there "
-                "is will be continued the next time"
+                f"the connection broke {idle} times after {farthest} bytes ({transfer.reason}); "
+                "run the command again to resume the download"
             )
         if idle:
             time.sleep(_PAUSE * idle)
@@ -80,7 +80,7 @@ class _Transfer:
     """The download of one file over any number of connections.
 
     Attributes:
-        done: bytes that are on the disk.
+        done: bytes written to disk.
         reason: why the last connection ended early.
     """
 
@@ -93,13 +93,13 @@ class _Transfer:
         self._answered, self.reason = False, ""
 
     def receive(self) -> bool:
-        """Open a connection and take what comes; whether the file is whole then."""
+        """Open a connection and receive data; return whether the file is complete."""
         try:
             response = self._open()
         except urllib.error.HTTPError as error:
             return self._refused(error)
         except _BROKEN as error:
-            if not self._answered:  # no network: waiting will not help
+            if not self._answered:  # no network: waiting does not help
                 raise DownloadError(_reason(error)) from error
             self.reason = _reason(error)
             return False
@@ -108,12 +108,12 @@ class _Transfer:
             return self._begin(response) and self._take(response)
 
     def finish(self) -> None:
-        """Give the whole file its name."""
+        """Rename the complete file to its final name."""
         self._part.replace(self._path)
         self._notes.unlink(missing_ok=True)
 
     def _read_state(self) -> _State | None:
-        """What the beginning on the disk belongs to; None where it cannot be continued."""
+        """The state of the partial file on disk; None if it cannot be resumed."""
         with suppress(OSError, ValueError, TypeError):
             state = _State(**json.loads(self._notes.read_text(encoding="utf-8")))
             if state.address == self._address and state.version and self._part.is_file():
@@ -129,30 +129,30 @@ class _Transfer:
 
     def _refused(self, error: urllib.error.HTTPError) -> bool:
         with error:
-            if error.code == 416 and self._state is not None:  # nothing comes after what we have
+            if error.code == 416 and self._state is not None:  # there is no data after ours
                 return self._state.total == self.done or self._forget("the file has changed")
         if self._answered and error.code >= 500:
-            self.reason = f"the server answers {error.code}"
+            self.reason = f"the server answered {error.code}"
             return False
-        raise DownloadError(f"the server answers {error.code} {error.reason}".rstrip())
+        raise DownloadError(f"the server answered {error.code} {error.reason}".rstrip())
 
     def _forget(self, reason: str) -> bool:
-        """Begin anew; never the end of the download."""
+        """Restart the download; returns False, since the file is not complete."""
         self._state, self.done, self._answered, self.reason = None, 0, True, reason
         return False
 
     def _begin(self, response: Any) -> bool:
-        """Know what will come; False where it belongs to another file than what there is."""
+        """Read the headers; return False if they are of another file than the partial one."""
         headers = response.headers
         if "html" in headers.get_content_type():
             raise DownloadError("the server sends a web page instead of the file")
         version = headers.get("ETag", "")
-        if not version or version.startswith("W/"):  # a weak one is not for parts of a file
+        if not version or version.startswith("W/"):  # a weak ETag cannot be used for ranges
             version = headers.get("Last-Modified", "")
         start, total = _extent(headers, partial=response.status == 206)
         state = _State(self._address, version, total)
         if response.status == 206 and (start != self.done or state != self._state):
-            return self._forget("the server went on with another file")
+            return self._forget("the file on the server has changed")
         if response.status != 206:
             self._state, self.done = state, 0
             self._part.write_bytes(b"")
@@ -160,14 +160,14 @@ class _Transfer:
         needed = 0 if total is None else total - self.done
         if needed > (free := shutil.disk_usage(self._path.parent).free):
             raise DownloadError(
-                f"{needed >> 20} MB are to come, and {free >> 20} are free in {self._path.parent}"
+                f"{needed >> 20} MB are needed, but {free >> 20} MB are free in {self._path.parent}"
             )
         return True
 
     def _take(self, response: Any) -> bool:
         assert self._state is not None
         total = self._state.total
-        quick = sys.stderr.isatty()  # as opposed to a log, which is not to be filled
+        quick = sys.stderr.isatty()  # fewer updates in a log file
         with (
             self._part.open("ab") as file,
             tqdm(
@@ -191,13 +191,13 @@ class _Transfer:
                 self.done += len(block)
                 bar.update(len(block))
         if total is not None and self.done > total:
-            return self._forget(f"more came than the {total} bytes that were announced")
+            return self._forget(f"the server sent more than the announced {total} bytes")
         self.reason = "the connection was closed"
         return total is None or self.done == total
 
 
 def _extent(headers: Any, *, partial: bool) -> tuple[int, int | None]:
-    """Where the answer begins in the file, and the size of the whole file."""
+    """The offset of the response in the file, and the size of the whole file."""
     if not partial:
         length = headers.get("Content-Length", "")
         return 0, int(length) if length.isdigit() else None
@@ -213,6 +213,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(inner, BaseException):
         error = inner
     if isinstance(error, TimeoutError):
-        return f"nothing came for {_SECONDS} seconds"
+        return f"no data for {_SECONDS} seconds"
     text = getattr(error, "strerror", None) or str(error)
     return (text or type(error).__name__).rstrip(".")

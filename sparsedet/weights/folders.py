@@ -1,4 +1,4 @@
-"""Models as `sparsedet publish` writes them: in a folder here, or at Hugging Face."""
+"""Models written by `sparsedet publish`: in a local folder, or at Hugging Face."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from sparsedet.weights.download import DownloadError
 from sparsedet.weights.hosts import NoNetworkError, fetch_from_hub, hub_page
 from sparsedet.weights.table import CONFIG, HUB, WEIGHTS, find_published
 
-_PART = r"[A-Za-z0-9][\w.-]{0,95}"
-_NAME = re.compile(rf"({re.escape(HUB)})?({_PART}/{_PART})(?:@([\w.-][\w./-]*))?", re.ASCII)
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+REPOSITORY = re.compile(f"{_PART}/{_PART}", re.ASCII)
+"""The name of a model at Hugging Face: owner/model."""
+_NAME = re.compile(rf"({HUB})?({REPOSITORY.pattern})(?:@([\w.-][\w./-]*))?", re.ASCII)
 _FILES = re.compile(r"\.(pth?|safetensors|bin|onnx|pt2|ya?ml|py|zip)$")
 _VERSION = re.compile(r"# Written by sparsedet (\S+)\n")
 
@@ -28,10 +30,10 @@ class ModelFolder:
     """A model with its config.
 
     Attributes:
-        name: what the user calls it.
-        folder: where its files are; of a model of Hugging Face, those that were fetched of one
-            commit, whose name the folder has.
-        repository: owner and model at Hugging Face; empty for a folder here.
+        name: the name that the user gave.
+        folder: folder of the files. For a model at Hugging Face, it has the files of one commit
+            that were downloaded so far, and is named after the commit.
+        repository: owner/model at Hugging Face; empty for a local folder.
     """
 
     name: str
@@ -39,10 +41,10 @@ class ModelFolder:
     repository: str = ""
 
     def file(self, name: str) -> Path:
-        """A file of it, which is fetched if need be.
+        """The path of one of its files, which is downloaded if necessary.
 
         Raises:
-            CheckpointError: it has no such file, or it cannot be fetched.
+            CheckpointError: the model has no such file, or it cannot be downloaded.
         """
         path = self.folder / name
         if not path.is_file() and self.repository:
@@ -53,7 +55,7 @@ class ModelFolder:
 
     @contextmanager
     def telling_versions(self) -> Iterator[None]:
-        """Say of what goes wrong inside that another version of this package wrote the model."""
+        """Add to errors in the block that another version of this package wrote the model."""
         try:
             yield
         except ValueError as error:
@@ -68,29 +70,29 @@ class ModelFolder:
 
 
 def version_line() -> str:
-    """What a config begins with, so that other versions can tell where it comes from."""
+    """The first line of a config, which tells other versions which version wrote it."""
     return f"# Written by sparsedet {__version__}\n"
 
 
 def telling_versions(weights: Any) -> Any:
-    """`ModelFolder.telling_versions` of what a user gave, where it is such a model."""
+    """`ModelFolder.telling_versions` if `weights` is such a model; else no effect."""
     folder = None if weights is None else find_folder(weights)
     return nullcontext() if folder is None else folder.telling_versions()
 
 
 def find_folder(weights: Any) -> ModelFolder | None:
-    """The model that a folder holds, or that Hugging Face has; None for all else.
+    """The model in a folder or at Hugging Face; None for anything else.
 
-    Published weights and paths that exist go before models of Hugging Face. What begins with
-    ``hf://`` is never a path.
+    Published weights and existing paths take precedence over models at Hugging Face. A name that
+    starts with ``hf://`` is never a path.
 
     Args:
-        weights: what a user gave: a folder, ``owner/model`` or ``hf://owner/model``, perhaps with
-            ``@`` and a branch, tag or commit.
+        weights: what the user gave: a folder, ``owner/model`` or ``hf://owner/model``, optionally
+            with ``@`` and a branch, tag or commit.
 
     Raises:
-        ConfigError: it looks like the name of published weights, and there are none of that name.
-        CheckpointError: it is no model of Hugging Face, or cannot be fetched.
+        ConfigError: it looks like the name of published weights, but there are none of that name.
+        CheckpointError: it is not a model at Hugging Face, or cannot be downloaded.
     """
     if not isinstance(weights, (str, os.PathLike)) or find_published(weights) is not None:
         return None
@@ -100,6 +102,11 @@ def find_folder(weights: Any) -> ModelFolder | None:
         known = any((folder / each).is_file() for each in (CONFIG, WEIGHTS))
         return ModelFolder(name, folder) if known else None
     found = _NAME.fullmatch(name)
+    if found is None and name.startswith(HUB):
+        raise CheckpointError(
+            f"{name} is not a model at Hugging Face. Write {HUB}owner/model, or "
+            f"{HUB}owner/model@revision."
+        )
     if found is None or os.path.exists(name):
         return None
     explicit, repository, revision = found[1], found[2], found[3]
@@ -107,14 +114,15 @@ def find_folder(weights: Any) -> ModelFolder | None:
         return None
     if not explicit and os.path.isdir(os.path.dirname(name)):
         raise CheckpointError(
-            f"{name} is no file and no folder. A model of that name at Hugging Face is {HUB}{name}."
+            f"{name} is neither a file nor a folder. If it is a model at Hugging Face, write "
+            f"{HUB}{name}."
         )
     return ModelFolder(name, _snapshot(name, repository, revision), repository)
 
 
 @lru_cache
 def _snapshot(name: str, repository: str, revision: str | None) -> Path:
-    """The folder of one commit, the same for all files that a process asks for."""
+    """The folder of one commit, which a process uses for all files of the model."""
     return _fetch(name, repository, CONFIG, revision).parent
 
 
@@ -123,11 +131,11 @@ def _fetch(name: str, repository: str, file: str, revision: str | None) -> Path:
         path = fetch_from_hub(repository, file, revision)
     except NoNetworkError as error:
         raise CheckpointError(
-            f"{name} cannot be fetched from Hugging Face ({error}): get {CONFIG} and {WEIGHTS} "
-            f"from {hub_page(repository)} into a folder, and name the folder."
+            f"{name} cannot be downloaded from Hugging Face ({error}). Save {CONFIG} and {WEIGHTS} "
+            f"from {hub_page(repository)} in a folder, and give that folder instead."
         ) from error
     except DownloadError as error:
-        raise CheckpointError(f"{name} cannot be fetched from Hugging Face: {error}.") from error
+        raise CheckpointError(f"{name} cannot be downloaded from Hugging Face: {error}.") from error
     if path is None:
         raise CheckpointError(_without(name, file))
     return path

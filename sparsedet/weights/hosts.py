@@ -1,4 +1,4 @@
-"""Files on hosts that have a client of their own: Hugging Face and Google Drive."""
+"""Download files from Hugging Face and Google Drive with the clients of these hosts."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ DRIVE = "drive.google.com"
 
 
 class NoNetworkError(DownloadError):
-    """The host cannot be reached, or must not be."""
+    """The host cannot be reached, or network access is disabled."""
 
 
 def hub_page(name: str) -> str:
-    """The address of a model of Hugging Face.
+    """The URL of a model at Hugging Face.
 
     Args:
-        name: owner and model.
+        name: owner/model.
     """
     return f"{_hub().constants.ENDPOINT}/{name}"
 
 
 def fetch_from_hub(name: str, file: str, revision: str | None = None) -> Path | None:
-    """A file of a model of Hugging Face, in the cache that all its users share.
+    """Download a file of a model at Hugging Face to Hugging Face's cache.
 
     Args:
-        name: owner and model, such as ``SenseTime/deformable-detr``.
-        file: which of its files.
-        revision: a branch, a tag or a commit; None = the newest of the main branch.
+        name: owner/model, such as ``SenseTime/deformable-detr``.
+        file: name of the file in the model.
+        revision: a branch, tag or commit; None = the newest commit of the main branch.
 
     Returns:
-        None where the model has no such file.
+        The path of the file; None if the model has no such file.
 
     Raises:
-        DownloadError: it cannot be fetched.
+        DownloadError: the file cannot be downloaded.
     """
     hub = _hub()
     try:
@@ -46,23 +46,23 @@ def fetch_from_hub(name: str, file: str, revision: str | None = None) -> Path | 
         raise NoNetworkError(_reason(error.__cause__ or error)) from error
     except hub.errors.EntryNotFoundError:
         return None
-    except Exception as error:  # those of its HTTP client have no common class
+    except Exception as error:  # errors of its HTTP client have no common class
         raise DownloadError(_hub_reason(error, name, revision)) from error
 
 
 def upload(files: Sequence[Path], name: str, *, private: bool) -> str:
-    """Upload files as one commit to Hugging Face; the model is made where there is none.
+    """Upload files as one commit to Hugging Face; the model is created if it does not exist.
 
     Args:
-        files: they replace those of the same names.
-        name: owner and model.
-        private: of a model that is made: only its owner sees it.
+        files: they replace files of the same names.
+        name: owner/model.
+        private: make a newly created model visible only to its owner.
 
     Returns:
-        The address of the model.
+        The URL of the model.
 
     Raises:
-        DownloadError: they cannot be uploaded.
+        DownloadError: the files cannot be uploaded.
     """
     hub = _hub()
     try:
@@ -86,33 +86,33 @@ def _hub() -> Any:
 
 
 def _hub_reason(error: BaseException, name: str, revision: str | None) -> str:
-    """What an error of Hugging Face's client means for its user."""
+    """Explain an error of Hugging Face's client to the user."""
     from huggingface_hub import errors
 
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
-        return f"its owners ask who wants it: ask at {hub_page(name)}, and {log_in}"
+        return f"access is restricted: request it at {hub_page(name)}, and {log_in}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no branch, tag or commit {revision}"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no model {name}, or it is not for everybody; for your own, {log_in}"
+        return f"there is no model {name}, or it is private; if it is yours, {log_in}"
     said = getattr(error, "server_message", None) or error
-    if isinstance(said, ValueError):  # of the head of a model card, with a line for each fault
+    if isinstance(said, ValueError):  # faults in the head of a model card, one per line
         return " ".join(str(said).split()).rstrip(".")
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-        return f"you may not do that at {name} ({_reason(said)}); {log_in} of somebody who may"
+        return f"permission denied for {name} ({_reason(said)}); {log_in} of an authorized account"
     return _reason(said)
 
 
 def fetch_from_drive(address: str, path: Path) -> None:
-    """A file of Google Drive, which asks before it hands out large ones.
+    """Download a file from Google Drive, which asks for confirmation of large files.
 
     Args:
-        address: as a browser shows it.
-        path: where it goes; what an earlier call has fetched of it is not fetched again.
+        address: the URL as a browser shows it.
+        path: the file to write; an earlier partial download is continued.
 
     Raises:
-        DownloadError: it cannot be fetched.
+        DownloadError: the file cannot be downloaded.
     """
     try:
         import gdown  # pyright: ignore[reportMissingImports]
@@ -122,7 +122,7 @@ def fetch_from_drive(address: str, path: Path) -> None:
     assert found is not None, address
     try:
         gdown.download(id=found[1], output=str(path), resume=True)
-    except Exception as error:  # its own, and those of requests
+    except Exception as error:  # errors of gdown and of requests
         raise DownloadError(_reason(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""Where fetched weights are kept."""
+"""The cache of published weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparsedet.weights.table import Published
 
 
 def cache_folder() -> Path:
-    """The folder of all weights: in `SPARSEDET_HOME`, or else in the user's cache folder."""
+    """The folder of all weights: in `SPARSEDET_HOME` if it is set, else in `~/.cache/sparsedet`."""
     home = os.environ.get("SPARSEDET_HOME")
     return (Path(home).expanduser() if home else Path.home() / ".cache/sparsedet") / "weights"
 
@@ -21,12 +21,12 @@ class Place:
         entry: from the table.
 
     Attributes:
-        folder: which it is.
-        converted: the weights in our names, which are whole or not there.
-        origin: of which file they were made, so that another one is not taken for it later.
-        by_hand: where a user can put the published file; it is taken and stays.
-        fetched: the published file as it was downloaded, until it is converted.
-        lock: held by the process that fetches.
+        folder: the folder.
+        converted: the weights in our names, written atomically.
+        origin: records the file that they were made from, to detect a different file later.
+        by_hand: where a user can put the published file; it is used and not deleted.
+        fetched: the published file as downloaded, until it is converted.
+        lock: lock file of the process that downloads.
     """
 
     def __init__(self, entry: Published) -> None:

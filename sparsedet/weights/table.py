@@ -1,4 +1,4 @@
-"""The table of published weights; nothing is fetched here, and torch is not imported."""
+"""The table of published weights; nothing is downloaded here, and torch is not imported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from sparsedet.config.naming import ConfigError, close_matches, nearest
 
 TABLE = Path(__file__).with_name("published.json")
-HUB = "hf://"  # before the name of a model of Hugging Face, where it could be a path
-CONFIG, WEIGHTS = "config.yaml", "model.safetensors"  # of a folder that holds a model
-CATEGORY_IDS = 91  # rows of class heads that count COCO's category ids
+HUB = "hf://"  # prefix of a model at Hugging Face, to distinguish its name from a path
+CONFIG, WEIGHTS = "config.yaml", "model.safetensors"  # files of a model folder
+CATEGORY_IDS = 91  # rows of class heads with one row per COCO category id
 _EPOCHS = re.compile(r"_(\d+)ep$")
 _FILES = (".pth", ".safetensors", ".zip")
 _logger = logging.getLogger(__name__)
@@ -28,21 +28,21 @@ class Published:
     """Weights that their authors have published.
 
     Attributes:
-        name: what they are called here.
-        title: what their page calls them.
-        page: where the authors list them.
-        source: the layout of the file, as :func:`sparsedet.conversion.convert` names it.
-        licence: of the weights, as an SPDX identifier.
+        name: name in this package.
+        title: name on the authors' page.
+        page: URL of the page that lists them.
+        source: layout of the file, a source of :func:`sparsedet.conversion.convert`.
+        licence: licence of the weights, as an SPDX identifier.
         classes: rows of the class heads in the file. Of 91 (COCO's category ids) we keep the 80
-            that COCO has.
-        ap: on COCO val2017, as the page gives it. None = the page gives none.
+            that COCO uses.
+        ap: AP on COCO val2017, as published; None = not published.
         config: name of the config whose model they fit.
-        overrides: changes of that config.
-        address: of the file, as the page gives it; empty where it is a model of Hugging Face.
-        hub: the name is that of a model of Hugging Face.
-        by_hand: a program cannot fetch the address; it is for a browser.
-        sha256: the first digits of the file's SHA-256, where the page tells.
-        megabytes: size of the file, where the page tells.
+        overrides: overrides of that config.
+        address: URL of the file; empty for a model at Hugging Face.
+        hub: whether the name is that of a model at Hugging Face.
+        by_hand: whether only a browser can download the file.
+        sha256: the first digits of the file's SHA-256, if the page gives it.
+        megabytes: size of the file, if the page gives it.
     """
 
     name: str
@@ -62,23 +62,23 @@ class Published:
 
     @property
     def where(self) -> str:
-        """The address of the file, or that of the model at Hugging Face."""
+        """The URL of the file, or of the model at Hugging Face."""
         return f"https://huggingface.co/{self.name}" if self.hub else self.address
 
     @property
     def host(self) -> str:
-        """Who has the file."""
+        """The host of the file."""
         return urlsplit(self.where).netloc
 
     @property
     def file(self) -> str:
-        """What the file is called in the cache: as in its address, where that tells."""
+        """The name of the file in the cache: that in its URL, if it has one."""
         last = WEIGHTS if self.hub else urlsplit(self.address).path.rpartition("/")[2]
         return last if last.endswith(_FILES) else f"{self.name}.pth"
 
     @property
     def class_names(self) -> list[str] | None:
-        """The classes in the order of the model; None where they have no names."""
+        """The classes in the order of the model; None if they have no names."""
         known = self.classes in (CATEGORY_IDS, len(_content(TABLE)["coco_classes"]))
         return list(_content(TABLE)["coco_classes"]) if known else None
 
@@ -100,17 +100,17 @@ def published_weights() -> dict[str, Published]:
 
 
 def find_published(weights: Any) -> Published | None:
-    """The published weights that a name stands for; None for the path of a file.
+    """The published weights with this name; None for a path.
 
-    A file that exists goes before published weights of the same name, and so does a folder with a
-    model in it. A name without its epochs stands for the longest training: ``focus_detr_r50`` for
+    An existing file, or a folder with a model, takes precedence over published weights of the same
+    name. A name without its epochs means the longest training: ``focus_detr_r50`` is
     ``focus_detr_r50_36ep``.
 
     Args:
-        weights: what a user gave: a name or a path.
+        weights: what the user gave: a name or a path.
 
     Raises:
-        ConfigError: it looks like a name, and there are no published weights of that name.
+        ConfigError: it looks like a name, but there are no published weights of that name.
     """
     if not isinstance(weights, (str, os.PathLike)):
         return None
@@ -119,10 +119,10 @@ def find_published(weights: Any) -> Published | None:
     if found is not None:
         for what, path in (("file", name), ("folder", os.path.join(name, WEIGHTS))):
             if os.path.isfile(path):
-                _logger.info("%s is a %s, which goes before the published weights", name, what)
+                _logger.info("using the %s %s, not the published weights of that name", what, name)
                 return None
     elif not os.path.exists(name) and _looks_like_a_name(name, table):
-        elsewhere = f" A model of Hugging Face of that name is {HUB}{name}." if "/" in name else ""
+        elsewhere = f" For a model at Hugging Face, write {HUB}{name}." if "/" in name else ""
         raise ConfigError(
             f"There are no published weights '{name}', and no such file. {nearest(name, table)} "
             "`sparsedet weights` lists all; the name of a file ends in .pth or .safetensors."
@@ -149,12 +149,12 @@ def _looks_like_a_name(name: str, table: dict[str, Published]) -> bool:
 
 
 def published_config(weights: Published) -> Any:
-    """A whole config of published weights: their model, COCO's data and the usual settings.
+    """A config for published weights: their model, COCO's data and default settings.
 
-    It evaluates and predicts; training needs an optimizer and a schedule, which it lacks.
+    It is sufficient for evaluation and prediction; it has no optimizer and no schedule.
 
     Args:
-        weights: from the table.
+        weights: an entry of the table.
     """
     from sparsedet.config import get_config, read_config
 

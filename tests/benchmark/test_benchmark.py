@@ -482,7 +482,7 @@ def test_refuses_to_time_the_reference_against_itself(tool, part, monkeypatch, c
         (["model", "--config-file", QUICKSTART, "--cuda-graphs"], "needs --device cuda"),
         (["--suite", "cpu", "--only", "nothing"], "--only must name sections"),
         (["--render", "pyproject.toml"], "is not the JSON of this tool"),
-        (["--render", "projects/focus_detr/results.json"], "is not the JSON of a suite"),
+        (["--render", "projects/focus_detr/results.json"], "is not the result of a suite"),
         (["ops", "--threads", "1"], "There is no mode 'ops'"),
         (["op", "--device", "nothing"], "--device nothing cannot be used here"),
         (

@@ -63,7 +63,9 @@ def test_a_flipped_bit_falls_back_to_the_one_before(
     _flip(second)
     assert _last(store) == 1
     (message,) = [record.message for record in caplog.records]
-    assert f"{second} is damaged" in message and f"an earlier one instead, {first}" in message
+    assert (
+        f"{second} is damaged" in message and f"an earlier checkpoint instead: {first}" in message
+    )
 
 
 def test_weights_that_are_nan_fall_back_to_the_ones_before(

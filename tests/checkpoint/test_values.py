@@ -159,5 +159,5 @@ def test_what_is_no_file(path, says: str) -> None:
 
 def test_the_entry_that_is_no_tensor_is_named(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(1), "b": 3}}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="nothing else; 'b' is int"):
+    with pytest.raises(CheckpointError, match="maps names to tensors; 'b' is int"):
         load_checkpoint(tmp_path / "a.pth")

@@ -51,7 +51,7 @@ def test_it_counts_what_the_file_holds(shapes, capsys):
     source.write_text(json.dumps(content))
     assert main(words(shapes)) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == f"{source}: coco, 3 images (opened)"
+    assert out.splitlines()[0] == f"{source}: coco, 3 images (pictures read)"
     for category in content["categories"]:
         own = [e for e in content["annotations"] if e["category_id"] == category["id"]]
         boxes = [e for e in own if not e["iscrowd"]]
@@ -73,7 +73,7 @@ def test_all_parts_of_a_set_are_reported(shapes, tmp_path, capsys, kind):
     source = str(write(tmp_path / kind, shapes))
     assert main(["check-data", source]) == 0
     out = capsys.readouterr().out
-    assert f"{kind}, 3 images (opened)" in out and f"{kind}, 1 images (opened)" in out
+    assert f"{kind}, 3 images (pictures read)" in out and f"{kind}, 1 images (pictures read)" in out
     assert "training boxes  training pictures  validation boxes  validation pictures" in out
     assert row(out, "pictures ")[1:] == ["3", "1"]
     assert main(["check-data", source, "--split", "val"]) == 0
@@ -88,12 +88,12 @@ def test_the_data_of_a_config_at_its_sizes(shapes, capsys):
     assert sides[0] == ["320"] * 3, "the validation pictures"
     assert row(out, "pictures ")[1:] == ["3", "1"]
     assert main([*run, "--split", "val"]) == 2
-    assert "--split goes with a SOURCE" in capsys.readouterr().err
+    assert "--split needs a SOURCE" in capsys.readouterr().err
 
 
 def test_another_config_for_a_data_set(shapes, capsys):
     assert main(["check-data", str(shapes), "--config-file", "quickstart"]) == 0
-    assert "100 detections per picture at most" in capsys.readouterr().out
+    assert "100 detections per picture; a picture has" in capsys.readouterr().out
     assert main(["check-data", str(shapes), "--config-file", "focus_detr_r50_12ep"]) == 0
     assert "900 queries, 300 detections per picture" in capsys.readouterr().out
 
@@ -102,7 +102,7 @@ def test_words_that_are_neither_data_nor_config(shapes, capsys):
     for given, said in (
         ([], "No data set is given"),
         (["dataset.path=x"], "No data set is given"),
-        ([str(shapes), "more"], "'more' is one word too many"),
+        ([str(shapes), "more"], "'more' is unexpected"),
         (["fotos"], "'fotos'"),
         ([str(shapes), "dataset.max_sized=3"], "dataset.max_size"),
     ):
@@ -118,7 +118,7 @@ def test_a_set_that_training_would_refuse_is_refused(shapes, capsys):
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and picture.name in error[0]
     assert main([*words(shapes), "--skip-broken"]) == 0
-    assert "2 images (opened)" in capsys.readouterr().out
+    assert "2 images (pictures read)" in capsys.readouterr().out
 
 
 def test_long_lists_of_classes_are_cut_and_the_rest_is_counted(tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_where_nothing_is_to_change_the_line_is_empty(tmp_path, capsys):
     source = make_set(tmp_path, [(240, 320, [(48, 48, 0), (30, 30, 0), (120, 100, 0)])])
     assert main(["check-data", str(source), "--suggest"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == "" and "fit as they are" in captured.err
+    assert captured.out == "" and "already fit the data" in captured.err
 
 
 def test_the_preview_is_a_picture_of_augmented_samples(shapes, tmp_path, capsys):
@@ -209,7 +209,7 @@ def test_a_preview_needs_pictures(shapes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        ("sheet.jpg", r"is no \.png file. Name a file that ends in \.png"),
+        ("sheet.jpg", r"is not a \.png file. Name a file that ends in \.png"),
         (".", r"is a folder. Name a file that ends in \.png"),
         ("file/sheet.png", "cannot be written: .*file: Not a directory"),
         ("/proc/sheet.png", "cannot be written"),
@@ -262,7 +262,7 @@ def test_without_a_box_nothing_is_said_to_fit(shapes, capsys, crowd):
         out, err = capsys.readouterr()
         assert "There are no boxes" in out + err
         assert ("only ignore regions" in out + err) == crowd
-        assert "the settings fit" not in err
+        assert "the settings already fit" not in err
 
 
 def spoil(shapes: Path, **changes) -> None:

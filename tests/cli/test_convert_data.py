@@ -49,7 +49,7 @@ def test_a_coco_file_keeps_its_ids(tmp_path, capsys):
     ("words", "sentence"),
     [
         (["{yolo}", "{out}"], "it has the parts train, val, and which is meant is not said"),
-        (["{yolo}", "{yolo}", "--split", "val"], "is the source"),
+        (["{yolo}", "{yolo}", "--split", "val"], "is also the source"),
         (["{yolo}", "{out}", "--split", "val", "--format", "pascal"], "must be auto, coco"),
         (["nowhere", "{out}"], "annotation file 'nowhere': No such file"),
     ],

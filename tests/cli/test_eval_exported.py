@@ -85,9 +85,10 @@ def test_the_config_of_the_set_may_be_the_checkpoints(run, capsys):
         (["model.num_classes=7"], "model.num_classes is fixed"),
         (["train.device=cuda"], "train.device is fixed"),
         (["--num-gpus", "2"], "is evaluated in one process"),
+        (["--overlap", "0.2"], "--overlap needs --tiles"),
         (["--dtype", "bfloat16"], "Predictor.dtype is fixed in an exported file"),
         (["--resume"], "--resume evaluates the last checkpoint of a run"),
-        (["--weights", "other.pth"], "is a checkpoint, and --weights other.pth names another"),
+        (["--weights", "other.pth"], "--weights other.pth are both weights"),
         (["dataset.val_jsno=a.json"], "dataset.val_jsno"),
         (["dataset.class_names=[dog,cat,owl]"], "must have the classes"),
     ],
@@ -137,7 +138,7 @@ def test_a_checkpoint_is_evaluated_in_another_format(run, capsys):
     assert main(["eval", f"{run}/model_best.pth", *words(run), "--dtype", "int4"]) == 2
     assert "Predictor.dtype must be one of float32, bfloat16, float16" in capsys.readouterr().err
     assert main(["eval", "quickstart", *words(run), "--dtype", "float16"]) == 2
-    assert "--dtype evaluates named weights in one process" in capsys.readouterr().err
+    assert "--dtype evaluates given weights in one process" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_a_folder_is_refused_before_the_evaluation(

@@ -47,11 +47,14 @@ WRONG = [
     (["sweep", "quickstart", "--weights", "w.pth", "model.embed_dm=1"], "model.embed_dim"),
     (["visualize", "quickstart", "--weights", "w.pth"], "No image is given."),
     (["visualize", "quickstart", "--weights", "w.pth", "a.png", "model.a=1"], "model.a"),
-    (["convert-weights", "--source", "detrex", "a.pth", "b.pth", "model.a=1"], "none is given"),
+    (
+        ["convert-weights", "--source", "detrex", "a.pth", "b.pth", "model.a=1"],
+        "model.a=1 overrides a config",
+    ),
     (["benchmark", "modell"], "There is no mode 'modell'. Nearest: model."),
     (["configs", "yolo"], "No config has yolo"),
     (["weights", "yolo"], "No line has yolo. Leave one out."),
-    (["predict", "a.png"], "No picture is given beside a.png."),
+    (["predict", "a.png"], "No picture is given for a.png."),
     (["predict", "--model", "focus_detr_r50_36e", "a.png"], "Nearest: focus_detr_r50_36ep,"),
 ]
 

@@ -139,14 +139,15 @@ def test_tiles_and_keep_ratio(run: Path, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["{run}/none.png"], "there is no file"),
-        (["{run}/val/*.bmp"], "there is no file like"),
+        (["{run}/val/*.bmp"], "no file matches"),
         (["{run}/val", "--keep-ratio", "2"], "keep_ratio must be in (0, 1]"),
         (["{run}/val", "--score-threshold", "-1"], "score_threshold must be in [0, 1]"),
         (["{run}/val", "--device", "tpu7"], "device must be auto or a device"),
         (["{run}/val", "--output", "{run}/val"], "the folder of the pictures"),
-        (["{run}/val", "--tokens", "--tiles", "50"], "Leave --tiles out"),
+        (["{run}/val", "--tokens", "--tiles", "50"], "Leave out --tiles or --tokens"),
         (["{run}/val", "--output", "{run}/val.json"], "val.json is a file. Name a folder"),
-        (["{run}/val", "--whole"], "whole goes with tiles"),
+        (["{run}/val", "--whole"], "whole needs tiles"),
+        (["{run}/val", "--overlap", "0.2"], "--overlap needs --tiles"),
         (["{run}/val", "--config-file", "{run}/none.yaml"], "none.yaml"),
     ],
 )

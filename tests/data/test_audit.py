@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_read_is_a_finding(tmp_path):
     with pytest.raises(DatasetError, match=r"^annotation file .* is not valid JSON"):
         audit.refuse()
     with pytest.raises(
-        DatasetError, match="correct this by hand before a cleaned copy can be written"
+        DatasetError, match="no cleaned copy can be written before you correct this"
     ):
         write_mended(audit, tmp_path / "out.json")
 
@@ -333,7 +333,7 @@ def test_what_only_a_person_can_decide_is_not_mended(tmp_path, spoil):
     (tmp_path / "other").mkdir()
     audit = audit_dataset(source, tmp_path / "other" if spoil == "pictures" else pictures)
     with pytest.raises(
-        DatasetError, match=r"before a cleaned copy can be written: .*(c1|corners|none of the 4)"
+        DatasetError, match=r"before you correct this: .*(c1|corners|none of the 4)"
     ):
         write_mended(audit, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()

@@ -74,9 +74,9 @@ def test_order_of_given_names_holds(sets):
     [
         ({"class_names": ["cat", "dog"], "num_classes": 5}, r"num_classes must be 2"),
         ({"class_names": ["cat"]}, "'dog' is not one of the 1 classes"),
-        ({"class_names": "None"}, r"class_names must be a list of texts, got 'None'"),
-        ({"class_names": 5}, r"class_names must be a list of texts, got 5"),
-        ({"class_names": ["cat", "dog", "cat"]}, r"class_names must be different"),
+        ({"class_names": "None"}, r"class_names must be a list of strings, got 'None'"),
+        ({"class_names": 5}, r"class_names must be a list of strings, got 5"),
+        ({"class_names": ["cat", "dog", "cat"]}, r"class_names must be distinct"),
     ],
 )
 def test_explicit_values_must_fit(sets, options, words):
@@ -116,7 +116,7 @@ def test_missing_files_are_named(sets, tmp_path):
         resolve_dataset(config(train, (val[0], str(tmp_path / "nowhere"))))
     with pytest.raises(DatasetError, match="is not a folder"):
         resolve_dataset(config((train[0], train[0]), val))
-    with pytest.raises(DatasetError, match=r"annotation folder .* holds pictures alone"):
+    with pytest.raises(DatasetError, match=r"annotation folder .* has only pictures"):
         resolve_dataset(config((train[1], train[1]), val))
 
 

@@ -196,7 +196,7 @@ def test_a_tiff_that_pillow_does_not_read_is_described(tmp_path, content, words)
 
 
 def test_a_layout_without_its_lower_bits_is_refused_with_another_range(read):
-    with pytest.raises(DatasetError, match=r"read with 0\.\.65535 as black and white only"):
+    with pytest.raises(DatasetError, match=r"only be read with 0\.\.65535 as black and white"):
         read(FULL_RANGE["gray and alpha"][0], SENSOR, "png")
 
 
@@ -220,7 +220,7 @@ def test_one_bit(read, tmp_path):
 
 @pytest.mark.parametrize("value", [[1], [5, 5], [9, 1], "01", [0, None], [0, float("nan")], 7])
 def test_a_range_that_is_none(value):
-    with pytest.raises(ValueError, match=r"Set dataset\.value_range=\[0,4095\]"):
+    with pytest.raises(ValueError, match=r"Set for example dataset\.value_range=\[0,4095\]"):
         PictureSettings(value_range=value)
 
 

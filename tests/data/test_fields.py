@@ -101,7 +101,7 @@ def test_labels_whose_picture_is_of_another_kind_are_told(tmp_path, caplog):
     (tmp_path / "labels/classes.txt").write_text("cat")
     assert len(open_dataset(path).records) == 2
     (message,) = caplog.messages
-    assert "label file 'b.txt': it has no picture of a kind that is read; left out" in message
+    assert "label file 'b.txt': it has no picture in a supported format; left out" in message
     caplog.clear()
     (tmp_path / "list.txt").write_text("images/a.png\n")
     assert len(open_dataset(yolo(tmp_path, {"a": BOX}, train="list.txt")).records) == 1
@@ -111,7 +111,7 @@ def test_labels_whose_picture_is_of_another_kind_are_told(tmp_path, caplog):
 def test_a_list_whose_pictures_are_elsewhere_is_told(tmp_path):
     (tmp_path / "list.txt").write_text("data/images/a.png\n")
     path = yolo(tmp_path, {"a": BOX}, train="list.txt")
-    with pytest.raises(DatasetError, match=r"none of its 1 pictures is there.*data/images/a\.png"):
+    with pytest.raises(DatasetError, match=r"none of its 1 pictures exists.*data/images/a\.png"):
         open_dataset(path)
 
 

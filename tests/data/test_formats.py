@@ -114,7 +114,7 @@ def test_a_format_can_be_said_and_must_exist(other):
         open_dataset(str(other), split="val", format="pascal")
     (other / "annotations").mkdir()
     (other / "annotations" / "instances_val.json").write_text("{}")
-    with pytest.raises(DatasetError, match=r"holds .* and .*dataset\.format="):
+    with pytest.raises(DatasetError, match=r"has .* and .*dataset\.format="):
         open_dataset(str(other), split="val")
 
 
@@ -307,7 +307,7 @@ def test_lvis_names_pictures_by_address_and_is_said_to_be_federated(tmp_path, ca
     }
     dataset = open_dataset(*coco(tmp_path, [{"bbox": [1, 2, 3, 4]}], image))
     assert dataset.records[0]["file_name"] == str(tmp_path / "val2017/a.png")
-    assert "below LVIS's own AP" in caplog.text
+    assert "lower than LVIS's own AP" in caplog.text
 
 
 def test_repeated_categories_and_ids_of_another_type(tmp_path, caplog):
@@ -318,7 +318,7 @@ def test_repeated_categories_and_ids_of_another_type(tmp_path, caplog):
     assert boxes(dataset) == [[[8, 6, 20, 16], [20, 10, 12, 18]]]
     assert dataset.class_names == ("part",)
     assert "listed more than once" in caplog.text
-    assert "its 'image_id' is a string; it is read as the number, as every 'id' in" in caplog.text
+    assert "its 'image_id' is a string; it is read as a number, like every 'id' in" in caplog.text
 
 
 def test_classes_are_in_the_order_of_their_ids(tmp_path):
@@ -342,7 +342,7 @@ def test_a_test_set_without_annotations_gives_predictions(listed, tmp_path, capl
     results = evaluator.evaluate()["bbox"]
     assert math.isnan(results["AP"])
     assert (tmp_path / "predictions.json").is_file()
-    assert "has no annotated boxes, which AP needs" in caplog.text
+    assert "has no annotated boxes, so AP is undefined" in caplog.text
 
 
 # --- Pascal VOC -----------------------------------------------------------------------------------
@@ -389,10 +389,12 @@ def test_parts_of_voc(tmp_path):
     assert names(tmp_path / "kit/VOC2007", split="train") == one
     assert names(tmp_path / "kit/VOC2007/Annotations", split="train") == one
     assert names(tmp_path / "kit", split="train") == [*one, "VOC2012/JPEGImages/d.png"]
-    with pytest.raises(DatasetError, match=r"'val' is not said by ImageSets/Main/val\.txt"):
+    with pytest.raises(
+        DatasetError, match=r"'val' are unknown, since there is neither ImageSets/Main/val\.txt"
+    ):
         open_dataset(str(tmp_path / "kit/VOC2007"), split="val")
     (tmp_path / "kit/VOC2007/Annotations/c.xml").unlink()
-    with pytest.raises(DatasetError, match=r"'c\.xml': it is listed and not there"):
+    with pytest.raises(DatasetError, match=r"'c\.xml': it is listed but does not exist"):
         open_dataset(str(tmp_path / "kit/VOC2007"), split="train")
     flat = tmp_path / "flat"
     for split in ("train", "valid"):
@@ -521,7 +523,7 @@ def test_rows_of_yolo_that_are_no_plain_boxes(tmp_path, caplog):
     assert "labels/a.txt row 3: its sixth number (a confidence)" in caplog.text
     assert "labels/b.txt row 1: a polygon" in caplog.text
     assert "labels/b.txt row 2: eight numbers, an oriented box or" in caplog.text
-    assert "label file 'none.txt': not there" in caplog.text
+    assert "label file 'none.txt': missing" in caplog.text
     assert "empty.txt" not in caplog.text
     with pytest.raises(DatasetError, match="none of the 1 pictures has a label file"):
         open_dataset(yolo(tmp_path / "bare", {"a": None}))
@@ -568,15 +570,15 @@ def test_a_row_that_leaves_the_picture_is_clipped_and_said(tmp_path, caplog):
         ({"names": "cat"}, "'names' must be a list"),
         (
             {"names": [True, False]},
-            "each of 'names' must be a string, got true. Put it into quotes",
+            "each of 'names' must be a string, got true. Put it in quotes",
         ),
         ({"names": ["cat", None]}, "each of 'names' must be a string, got null"),
         ({"names": ["cat", ["dog"]]}, r"each of 'names' must be a string, got \['dog'\]"),
         ({"train": "images/a.png"}, r"a\.png' must be a list of pictures in UTF-8"),
-        ({"nc": 3}, "'nc' is 3 and there are 2 'names'"),
-        ({"train": "pictures"}, "'pictures' is not there; looked for"),
-        ({"train": "labels"}, "no picture is in train"),
-        ({"train": None}, r"it has the parts \(none\), and 'train' is asked for"),
+        ({"nc": 3}, "'nc' is 3, but there are 2 'names'"),
+        ({"train": "pictures"}, "'pictures' does not exist; tried"),
+        ({"train": "labels"}, "there is no picture in train"),
+        ({"train": None}, r"it has the parts \(none\), but not 'train'"),
         ({"kpt_shape": 17}, "'kpt_shape' must be"),
     ],
 )

@@ -259,14 +259,14 @@ def test_ids_that_are_texts_match_numbers(write, caplog):
     dataset = open_dataset(*write(document))
     assert [len(record["annotations"]) for record in dataset.records] == [2, 2]
     assert [record["image_id"] for record in dataset.records] == ["1", "2"]
-    assert "and 1 more: its 'image_id' is a number, and the 'id' in 'images' is a" in caplog.text
+    assert "and 1 more: its 'image_id' is a number, but the 'id' in 'images' is a" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("image_id", "a.png", "its 'image_id' is a string, and every 'id' in 'images' is a number"),
-        ("category_id", "cat", "its 'category_id' is a string, and every 'id' in 'categories' is"),
+        ("image_id", "a.png", "its 'image_id' is a string, but every 'id' in 'images' is a number"),
+        ("category_id", "cat", "its 'category_id' is a string, but every 'id' in 'categories' is"),
     ],
 )
 def test_ids_of_another_type_that_match_nothing_name_both_types(write, field, value, words):
@@ -291,7 +291,7 @@ def test_annotations_of_other_images_are_an_error_unless_a_part_was_taken(write,
     other = copy.deepcopy(DOCUMENT)
     for entry in other["annotations"]:
         entry["image_id"] += 500
-    with pytest.raises(DatasetError, match=r"as with 4 of 4 annotations, and 2 of 2 images have"):
+    with pytest.raises(DatasetError, match=r"like that of 4 of 4 annotations, and 2 of 2"):
         open_dataset(*write(other, "other.json"))
 
 
@@ -301,7 +301,7 @@ def test_equal_entries_of_an_image_are_one(write, caplog):
     assert len(open_dataset(*write(document)).records) == 2
     assert "image 1: it is listed more than once; counted once" in caplog.text
     document["images"][2]["file_name"] = "b.png"
-    with pytest.raises(DatasetError, match="image 1: the id is given twice"):
+    with pytest.raises(DatasetError, match="image 1: the id occurs twice"):
         open_dataset(*write(document, "other.json"))
 
 
@@ -321,7 +321,10 @@ def test_equal_categories_are_one_and_an_unused_namesake_is_left_out(write, capl
     assert dataset.class_names == ("cat", "dog")
     assert dataset.category_ids == (1, 2)
     assert "category 1 ('cat'): it is listed more than once; counted once" in caplog.text
-    assert "category 0 ('dog'): another id has its name, and no annotation has this" in caplog.text
+    assert (
+        "category 0 ('dog'): another id has the same name, and no annotation uses this"
+        in caplog.text
+    )
     document["annotations"][0]["category_id"] = 0
     with pytest.raises(DatasetError, match=r"category 'dog': two ids have this name"):
         open_dataset(*write(document, "used.json"))
@@ -379,7 +382,7 @@ def top(key, value):
                 "images": [{"id": 1, "file_name": "a.png", "objects": [{}]}],
                 "categories": [{"id": 1, "name": "cat"}],
             },
-            "'annotations' is missing .* and 'images' hold lists 'objects', which are not read",
+            "'annotations' is missing .* entries of 'images' have lists 'objects', which are not",
         ),
         (
             top("annotations", [{"image_id": 1, "category_id": 1, "keypoints": [1, 2, 2]}]),

@@ -17,7 +17,7 @@ BOX = "1 0.5 0.5 0.5 0.2\n"
 
 OTHERS = {
     "boxes.csv": ("image,x,y,w,h", "is a CSV table.*Export it as COCO"),
-    "a.xml": (xml("a", None, []), "one XML file, and Pascal VOC has one for each picture"),
+    "a.xml": (xml("a", None, []), "one XML file, but Pascal VOC has one for each picture"),
     "annotations.xml": ("<?xml version='1.0'?>\n<annotations>", "CVAT's own XML file.*COCO 1.0"),
     "obj.data": ("classes = 2", "a file of Darknet's YOLO.*data.yaml"),
     "via3.json": ({"project": {"vid_list": []}, "metadata": {}}, r"\(VIA\)"),
@@ -66,10 +66,10 @@ def test_other_formats_are_named_with_the_way_on(tmp_path, name, format):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (("a.png",), "holds pictures alone"),
-        (("a.png", "a.txt"), r"holds pictures and text files.*data\.yaml"),
+        (("a.png",), "has only pictures"),
+        (("a.png", "a.txt"), r"has pictures and text files.*data\.yaml"),
         (("a.png", "a.json"), "such as LabelMe's"),
-        (("notes.md",), "holds no annotations that are known"),
+        (("notes.md",), "has no annotations of a known format"),
         (("classes.txt", "notes.json"), r"no data\.yaml\. Write one, with 'names'"),
         (("obj.data", "obj.names", "train.txt"), r"no data\.yaml"),
         (("images", "labels"), r"no data\.yaml"),
@@ -90,11 +90,11 @@ FILES = {
     "packed.json.gz": (gzip.compress(b"{}"), r"is compressed with gzip\. Unpack it \(gunzip FILE"),
     "set.tar.gz": (gzip.compress(b"{}"), "is an archive"),
     "zip.json": (b"PK\x03\x04...", r"is an archive \(zip\)\. Unpack it"),
-    "zeros.json": (bytes(5000), "holds zero bytes alone. Write or fetch it again"),
+    "zeros.json": (bytes(5000), "has only zero bytes. Write or download it again"),
     "pickled.json": (pickle.dumps({"images": []}), "is a Python pickle, which is not opened"),
     "inside.json": (
         b'{"data": {"images": [], "annotations": [], "categories": []}}',
-        "'images' is missing at the top level. It is below 'data': write that object alone",
+        "'images' is missing at the top level. It is below 'data': save only that object",
     ),
     "wide.json": ("{}".encode("utf-16"), r"is UTF-16 text\. Save it as UTF-8"),
     "wide_le.json": ('{"images": []}'.encode("utf-16-le"), r"is UTF-16 text\. Save it as UTF-8"),
@@ -111,7 +111,7 @@ FILES = {
         json.dumps([{k: v for k, v in PREDICTION.items() if k != "score"}]).encode(),
         "is a list of annotations without 'images' and 'categories'",
     ),
-    "behind.json": (b'{"images": []} and so on', "has text behind its JSON value"),
+    "behind.json": (b'{"images": []} and so on', "has text after its JSON value"),
     "deep.json": (b"[" * 100_000, "its objects are nested too deeply"),
     "digits.json": (b'{"images": ' + b"9" * 5000 + b"}", "a number in it has thousands of digits"),
     "twice.json": (
@@ -149,5 +149,5 @@ def test_a_pipe_in_place_of_annotations_is_not_waited_for(tmp_path, format):
 
 def test_a_file_in_place_of_vocs_folder(tmp_path):
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(DatasetError, match="annotations are a folder, and this is a file"):
+    with pytest.raises(DatasetError, match="annotations are a folder, but this is a file"):
         open_dataset(tmp_path / "a.json", format="voc")

@@ -152,7 +152,7 @@ def test_long_names_are_cut(folder, name):
 
 def test_one_file_under_two_spellings(folder, caplog):
     open_dataset(*folder(["0.png", "./0.png", "2.png", "3.png"]))
-    assert "file '0.png': several images name it" in caplog.text
+    assert "file '0.png': several images use it" in caplog.text
 
 
 def test_a_folder_is_looked_through_once(folder, monkeypatch):

@@ -59,7 +59,7 @@ def test_a_worker_that_hangs(action) -> None:
     with pytest.raises(RuntimeError, match=r"timed out after 1\.5 seconds") as caught:
         list(watched(loader_of(action), "dataloader.train", 1.5))
     assert (
-        "No batch came from the worker processes of dataloader.train for 1.5 s"
+        "The worker processes of dataloader.train gave no batch for 1.5 s"
         in explain(caught.value).sentence
     )
     deadline = time.monotonic() + 10
@@ -89,7 +89,7 @@ def test_a_batch_that_is_long_in_coming_is_told_once(
 
     assert list(watched(slow(), "dataloader.test", 0.2)) == [0, 1, 2]  # no worker to give up
     (said,) = caplog.messages
-    assert said.startswith("no batch has come from dataloader.test for 0 s")
+    assert said.startswith("dataloader.test has given no batch for 0 s")
     caplog.clear()
     monkeypatch.setattr(watching, "_LONG", 10.0)
     assert list(watched(slow(), "dataloader.test", 0.0)) == [0, 1, 2] and not caplog.messages

@@ -65,7 +65,7 @@ def test_a_loader_without_an_end(caplog):
     with caplog.at_level(logging.WARNING):
         assert ids(Endless(), 3, 12) == list(range(12))
     assert len(caplog.records) == 1
-    assert "(Endless) has no iter_from" in caplog.text and "begins a new epoch" in caplog.text
+    assert "(Endless) has no iter_from" in caplog.text and "starts a new epoch" in caplog.text
 
 
 def test_a_loader_that_ends_is_read_again(caplog):

@@ -72,7 +72,7 @@ def test_an_error_of_this_package_speaks_for_itself(tmp_path: Path) -> None:
             OSError(errno.ENOSPC, "No space left", "a/b.pth"),
             r"a/b\.pth cannot be written: the disk",
         ),
-        (OSError(errno.EDQUOT, "Quota", "a/b.pth"), r"b\.pth cannot .* quota of the disk is used"),
+        (OSError(errno.EDQUOT, "Quota", "a/b.pth"), r"b\.pth cannot .* disk quota is exceeded"),
         (OSError(errno.EFBIG, "Too large", "a/b.pth"), r"b\.pth cannot be written: .*ulimit -f"),
         (OSError(errno.EMFILE, "Too many", "x.png"), r"Too many files are open .*x\.png could"),
         (MemoryError(), r"^Out of memory\. Lower dataloader\.train\.total_batch_size"),
@@ -93,7 +93,7 @@ def test_an_error_of_this_package_speaks_for_itself(tmp_path: Path) -> None:
             RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"),
             "Worker process 12, 13 .* ended unexpectedly, usually because memory ran out",
         ),
-        (RuntimeError("DataLoader timed out after 5.0 seconds"), "for 5 s: one hangs"),
+        (RuntimeError("DataLoader timed out after 5.0 seconds"), "for 5 s. One may hang"),
         (PermissionError(errno.EACCES, "Permission denied", "out/log.txt"), "permission denied"),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_number_in_brackets_is_no_sign() -> None:
 
 def test_memory_of_the_host() -> None:
     fault = explain(raised(lambda: torch.empty(10**15)))
-    assert fault.sentence.startswith("Out of memory: 4e+06 GB more were needed. Lower")
+    assert fault.sentence.startswith("Out of memory: 4e+06 GB could not be allocated. Lower")
 
 
 class _Breaking(torch.utils.data.Dataset):
@@ -148,7 +148,7 @@ def missing_handles() -> None:
         (own_component, r"KeyError: 'colour' \(.*test_faults\.py, line \d+, in own_component\)"),
         (missing_handles, r"Too many files are open .*some\.png could"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), r"[Ww]orker process .*memory ran out"),
-        (lambda: signal.pause(), r"No batch came .* for 1 s"),
+        (lambda: signal.pause(), r"gave no batch for 1 s"),
     ],
     ids=["error", "handles", "killed", "hangs"],
 )

@@ -167,7 +167,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
     """Skipped ones far from each other do not; what ends it is no checkpoint to go on from."""
     trainer, store = make_trainer(Poisoned({1, 2, 4, 5, 6}), 2), CheckpointStore(tmp_path)
     trainer.hooks = [CheckpointHook(store, 3)]
-    with pytest.raises(NonFiniteError, match=r"iteration 6: .* The 2 steps before it were skipped"):
+    with pytest.raises(NonFiniteError, match=r"iteration 6: .* The 2 previous steps were skipped"):
         trainer.train()
     assert trainer.iteration == 6
     assert [path.name for path in store.paths()] == [

@@ -70,7 +70,7 @@ def test_a_run_outlives_pictures_that_fail(caplog: pytest.LogCaptureFixture) -> 
     trainer.train()
     assert trainer.iteration == 3 and len(tried) == 1
     assert caplog.messages == [
-        "no pictures are drawn any more (ValueError: no ink); training continues"
+        "drawing pictures failed (ValueError: no ink); training continues without them"
     ]
 
 

@@ -177,7 +177,7 @@ def test_a_resumed_run_takes_the_options_of_its_config(tmp_path: Path) -> None:
 
 def test_what_cannot_be_resumed() -> None:
     state = make_trainer().state_dict()
-    with pytest.raises(CheckpointError, match=r"holds no iteration, optimizer"):
+    with pytest.raises(CheckpointError, match=r"has no iteration, optimizer"):
         make_trainer().load_state_dict({"model": state["model"]})
     with pytest.raises(CheckpointError, match="other parameter groups"):
         trainer = make_trainer()

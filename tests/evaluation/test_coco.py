@@ -180,12 +180,12 @@ def test_gathers_over_processes(tmp_path, monkeypatch):
     [
         ({"area_bounds": (9, 4)}, "area_bounds must be two ascending areas"),
         ({"area_bounds": "voc"}, "area_bounds must be coco, visdrone, ai-tod or two areas"),
-        ({"max_detections": [10, 1]}, r"ascending whole numbers from 1 on, got \[10, 1\]"),
+        ({"max_detections": [10, 1]}, r"ascending integers of at least 1, got \[10, 1\]"),
         ({"area_bounds": 256}, "two ascending areas in square pixels, got 256"),
-        ({"max_detections": 500}, r"ascending whole numbers from 1 on, got 500"),
-        ({"max_detections": []}, r"ascending whole numbers"),
-        ({"max_detections": [0, 10]}, r"ascending whole numbers"),
-        ({"max_detections": [1, 2.5]}, r"ascending whole numbers"),
+        ({"max_detections": 500}, r"ascending integers of at least 1, got 500"),
+        ({"max_detections": []}, r"ascending integers"),
+        ({"max_detections": [0, 10]}, r"ascending integers"),
+        ({"max_detections": [1, 2.5]}, r"ascending integers"),
         ({"confusion_threshold": 30}, r"confusion_threshold must be in \[0, 1\], got 30"),
         ({"area_bounds": ["a", "b"]}, r"two ascending areas in square pixels, got \['a', 'b'\]"),
         ({"area_bounds": [None, 5]}, "two ascending areas in square pixels"),
@@ -276,5 +276,5 @@ def test_a_set_of_ignore_regions_alone(tmp_path, caplog):
     evaluator.process([{"image_id": 1}], [answer([[10, 10, 20, 20]], [1])])
     results = evaluator.evaluate()["bbox"]
     assert all(math.isnan(value) for value in results.values())
-    assert "has no annotated boxes, which AP needs" in caplog.text
+    assert "has no annotated boxes, so AP is undefined" in caplog.text
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.json"]

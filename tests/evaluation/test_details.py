@@ -130,7 +130,7 @@ def test_the_table_has_the_best_class_first():
 def test_a_long_table_is_shortened():
     lines = class_table([row(f"c{i}", float(i)) for i in range(9)], limit=5).splitlines()
     assert [line.split()[0] for line in lines] == ["class", "c8", "c7", "...", "c1", "c0"]
-    assert lines[3] == "... 5 classes between ..."
+    assert lines[3] == "... 5 more classes ..."
     assert len(class_table([row(f"c{i}", float(i)) for i in range(5)], limit=5).splitlines()) == 6
 
 

@@ -182,7 +182,7 @@ def test_files_of_another_kind_are_refused(tmp_path, made):
 def test_a_program_without_facts_is_refused(tmp_path):
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
     torch.export.save(program, tmp_path / "other.pt2")
-    with pytest.raises(ExportError, match="does not say how it is to be called"):
+    with pytest.raises(ExportError, match="has no valid contract"):
         Predictor(tmp_path / "other.pt2")
 
 
@@ -197,16 +197,33 @@ def test_the_contract_is_read_as_it_was_written():
     assert Contract.from_json(dynamic.to_json(), "file") == dynamic
     assert (dynamic.canvas(800, 1067), dynamic.canvas(4, 1333)) == ((832, 1088), (128, 1344))
     newer = json.dumps(json.loads(contract.to_json()) | {"contract": 2, "version": "9.1"})
-    with pytest.raises(ExportError, match=r"by sparsedet 9\.1 and says in a newer form"):
+    with pytest.raises(ExportError, match=r"by sparsedet 9\.1 with contract version 2"):
         Contract.from_json(newer, "file")
     assert "x1, y1, x2, y2" in json.loads(contract.to_json())["boxes"]
+
+
+def test_labels_without_class_names_are_an_error(run, predictor, tmp_path, capsys):
+    made = predictor.export(run / "named.pt2", SIZE)
+    crafted = tmp_path / "crafted.pt2"
+    with zipfile.ZipFile(made.path) as source, zipfile.ZipFile(crafted, "w") as target:
+        for part in source.infolist():
+            content = source.read(part)
+            if part.filename.endswith(f"/extra/{KEY}"):
+                content = json.dumps(json.loads(content) | {"class_names": []}).encode()
+            target.writestr(part, content)
+    says = r"crafted\.pt2 predicts label \d, but has only 0 class names .* Export the checkpoint"
+    with pytest.raises(ExportError, match=says):
+        Predictor(crafted)(run / "val" / "plain.png", score_threshold=0.0)
+    words = [str(crafted), str(run / "val" / "plain.png"), "--score-threshold", "0"]
+    assert main(["predict", *words, "--output", str(tmp_path / "out")]) == 2
+    assert "has only 0 class names" in capsys.readouterr().err
 
 
 def test_the_command_says_what_it_wrote(run, capsys):
     out = run / "command.pt2"
     assert main(["export", str(run / "model_best.pth"), str(out), "--size", "64", "64"]) == 0
     told = capsys.readouterr().out
-    assert "pictures of 64 x 64" in told and "differences in a new process" in told
+    assert "pictures of 64 x 64" in told and "differences from the model" in told
     with zipfile.ZipFile(out) as archive:
         assert any(name.endswith(KEY) for name in archive.namelist())
     found = ["predict", str(out), str(run / "val"), "--output", str(run / "found")]
@@ -291,10 +308,10 @@ def test_predictors_of_files_can_be_pickled(made, run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["made.onnx", "b.pt2"], "is an exported file"),
+        (["made.onnx", "b.pt2"], "is already an exported file"),
         (["model_best.pth", "b.pt2", "--size", "320000", "320000"], "pixels. Set a smaller one"),
         (["model_best.pth", "b.onnx", "--size", "-32", "64", "--int8", "val"], "must be positive"),
-        (["model_best.pth", "b.pt2", "--int8-pictures", "4"], "goes with --int8"),
+        (["model_best.pth", "b.pt2", "--int8-pictures", "4"], "needs --int8"),
         (["model_best.pth", "b.pt2", "--keep-ratio", "2"], "keep_ratio must be in"),
         (["model_best.pth", "b.pt2", "--score-threshold", "2"], "score_threshold must be in"),
     ],

@@ -34,7 +34,9 @@ def test_what_does_not_run_is_not_written(tmp_path, predictor, monkeypatch):
 def test_a_package_needs_a_compiler(tmp_path, predictor, monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ExportError, match=r"no C\+\+ compiler is found\. Install g\+\+"):
+    with pytest.raises(
+        ExportError, match=r"needs a C\+\+ compiler, and none was found\. Install g\+\+"
+    ):
         predictor.export(tmp_path / "a.aoti.pt2", SIZE)
     assert list(tmp_path.iterdir()) == []
 

@@ -146,11 +146,11 @@ def test_answers_are_near(made, whole, run):
 
 
 def test_what_cannot_be_quantized_is_refused_before_any_work(predictor, run, tmp_path):
-    with pytest.raises(ExportError, match=r"a\.pt2 is no \.onnx file"):
+    with pytest.raises(ExportError, match=r"int8 needs an \.onnx file, got .*a\.pt2"):
         predictor.export(tmp_path / "a.pt2", SIZE, quantize=run / "val")
-    with pytest.raises(ExportError, match="Leave one of --half and --int8 out"):
+    with pytest.raises(ExportError, match="--half and --int8 exclude each other"):
         predictor.export(tmp_path / "a.onnx", SIZE, quantize=run / "val", half=True)
-    with pytest.raises(ExportError, match="needs pictures to measure the ranges on"):
+    with pytest.raises(ExportError, match="needs pictures to calibrate on"):
         predictor.export(tmp_path / "a.onnx", SIZE, quantize=[])
     broken = tmp_path / "broken.png"
     broken.write_bytes((run / "val" / "plain.png").read_bytes()[:200])
@@ -164,12 +164,12 @@ def test_what_cannot_be_quantized_is_refused_before_any_work(predictor, run, tmp
     [
         (["out.onnx", "--int8", "nowhere"], "there is no file 'nowhere'"),
         (["out.onnx", "--int8", "{tmp}"], "has no pictures"),
-        (["out.onnx", "--int8", "{tmp}/films"], "names videos alone"),
+        (["out.onnx", "--int8", "{tmp}/films"], "names only videos"),
         (["out.onnx", "--int8", "{tmp}/bad/a.png"], "a.png"),
-        (["out.onnx", "--int8"], "name pictures: --int8 PICTURES"),
+        (["out.onnx", "--int8"], "name pictures to calibrate on: --int8 PICTURES"),
         (["out.onnx", "--int8", "{run}/val", "--int8-pictures", "0"], "must be at least 1"),
-        (["out.onnx", "--int8", "{run}/val", "--half"], "Leave one of --half and --int8 out"),
-        (["out.pt2", "--int8", "{run}/val"], "is no .onnx file"),
+        (["out.onnx", "--int8", "{run}/val", "--half"], "--half and --int8 exclude each other"),
+        (["out.pt2", "--int8", "{run}/val"], "int8 needs an .onnx file"),
     ],
 )
 def test_the_command_says_what_is_wrong(run, tmp_path, words, sentence, capsys):

@@ -25,7 +25,7 @@ class Repository:
     Attributes:
         commits: files by the names of commits, oldest first.
         private: whether others see it.
-        gated: whether its owners ask who wants it.
+        gated: whether access is restricted.
         tags: commits by their other names.
     """
 

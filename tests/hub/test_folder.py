@@ -135,7 +135,7 @@ def test_a_folder_goes_before_published_weights(folder: Path, monkeypatch, caplo
     folder.rename("detr_r50")
     with caplog.at_level("INFO", "sparsedet"):
         assert Predictor("detr_r50").class_names == ("cat", "dog", "owl")
-    assert "detr_r50 is a folder, which goes before the published weights" in caplog.text
+    assert "using the folder detr_r50, not the published weights of that name" in caplog.text
     assert table.find_published("detr_r101") is not None
 
 
@@ -154,17 +154,19 @@ def test_the_head_is_what_hugging_face_reads(folder: Path) -> None:
 
 def test_the_card_tells_of_the_run(run: Path, folder: Path) -> None:
     text, model = body(folder), sparsedet.load(folder, "cpu")
-    assert text.startswith("\n# animals\n\nIt finds objects of 3 classes in pictures: cat, dog, ")
+    assert text.startswith(
+        "\n# animals\n\nThis model detects objects of 3 classes in pictures: cat, dog, "
+    )
     assert "Its encoder updates 25% of the tokens" in text and "Keep ratio: 0.2512" in text
     assert "| AP | AP50 |\n| --- | --- |\n| 41.23 | 60.0 |" in text
     assert "| cat | 30.5 |\n| dog | 51.0 |" in text
     cost = f"| {count_parameters(model).total / 1e6:.2f} M | "
     assert cost + f"{count_flops(model, (64, 85)).total:.2f} |" in text
-    assert "Of a picture of 85 x 64 pixels" in text
+    assert "For one picture of 85 x 64 pixels" in text
     assert "| validation | 7 | 1 |" in text and "| training |" not in text, "it is not here"
     rows = dict(re.findall(r"^\| ([\w ]+) \| (.+) \|$", text.partition("## Training")[2], re.M))
     assert rows["iterations"] == "20" and rows["config"] == "`quickstart`"
-    assert rows["changes of it"] == "`model.encoder.num_layers=2`"
+    assert rows["overrides"] == "`model.encoder.num_layers=2`"
     assert rows["optimizer"] == "AdamW" and rows["seed"] == "0"
     assert "Trained with sparsedet 0.0.9, torch 2.10.0." in text
 
@@ -185,7 +187,7 @@ def test_weights_of_the_end_and_without_an_evaluation(run: Path, tmp_path: Path)
     other = Path(shutil.copytree(run, tmp_path / "run"))
     checkpoint = load_checkpoint(other / BEST)
     del checkpoint["best"]
-    for iteration, says in ((40, "| 39.0 |"), (50, "no evaluation of these weights")):
+    for iteration, says in ((40, "| 39.0 |"), (50, "These weights were not evaluated")):
         path = other / "model_final.pth"
         save_checkpoint({**checkpoint, "iteration": iteration}, path)
         made = save_pretrained(path, tmp_path / f"{iteration}", picture=None)
@@ -199,10 +201,10 @@ def test_words_of_the_user(run: Path, tmp_path: Path) -> None:
     given = dict(picture=run / "val/gray.jpg", dataset="me/animals", name="me/the model")
     made = save_pretrained(run, tmp_path / "made", **given)
     assert head(made)["datasets"] == ["me/animals"] and "license" not in head(made)
-    assert "None is given" in body(made)
+    assert "No license is given" in body(made)
     assert 'Predictor("me/the model")' in body(made)
     assert "sparsedet predict 'me/the model' photo.jpg" in body(made)
-    assert "![Detections, and the tokens that the encoder keeps on each level](" in body(made)
+    assert "![Detections, and the tokens that the encoder keeps in each level](" in body(made)
     with Image.open(made / "detections.jpg") as picture:
         assert picture.width > 400, "the picture beside four levels"
     bare = save_pretrained(run, tmp_path / "bare", picture=None)
@@ -250,11 +252,11 @@ def test_figures_of_analyze(run: Path, tmp_path: Path, caplog) -> None:
     (other / "analysis.json").write_text(json.dumps(figures))
     text = body(save_pretrained(other, tmp_path / "a", picture=None))
     assert f"| {figures['gflops']['total']:.2f} | 12.3 |" in text
-    assert "Of a picture of 96 x 64 pixels" in text and "measured: threads 2." in text
+    assert "For one picture of 96 x 64 pixels" in text and "of the time: threads 2." in text
     figures["parameters"]["total"] += 1
     (other / "analysis.json").write_text(json.dumps(figures))
     assert "| ms |" not in body(save_pretrained(other, tmp_path / "b", picture=None))
-    assert "analysis.json is not of this model" in caplog.text
+    assert "analysis.json is not used: it is of another model" in caplog.text
     (other / "analysis.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"analysis\.json is damaged"):
         save_pretrained(other, tmp_path / "c", picture=None)

@@ -79,23 +79,23 @@ def test_without_a_network_what_was_fetched_still_loads(
     sparsedet.load(NAME)
     shutil.rmtree(constants.HF_HUB_CACHE)
     said = refused()
-    assert said.startswith(f"{NAME} cannot be fetched from Hugging Face (")
+    assert said.startswith(f"{NAME} cannot be downloaded from Hugging Face (")
     assert said.endswith(
-        f"get config.yaml and model.safetensors from {hub.address}/{NAME} into a folder, and name "
-        "the folder."
+        f"Save config.yaml and model.safetensors from {hub.address}/{NAME} in a folder, and give "
+        "that folder instead."
     )
 
 
 def test_no_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}")
-    assert "Connection refused): get config.yaml and model.safetensors from" in refused()
+    assert "Connection refused). Save config.yaml and model.safetensors from" in refused()
 
 
 def test_without_its_client(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert refused() == (
-        f"{NAME} cannot be fetched from Hugging Face: Hugging Face needs pip install "
+        f"{NAME} cannot be downloaded from Hugging Face: Hugging Face needs pip install "
         "huggingface_hub."
     )
 
@@ -133,9 +133,9 @@ def gated(hub: FakeHub, files: Files) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda hub, files: None, "there is no model owner/animals, or it is not for everybody"),
-        (private, "for your own, log in with `hf auth login`, or set HF_TOKEN"),
-        (gated, "its owners ask who wants it: ask at http://127.0.0.1:"),
+        (lambda hub, files: None, "there is no model owner/animals, or it is private"),
+        (private, "if it is yours, log in with `hf auth login`, or set HF_TOKEN"),
+        (gated, "access is restricted: request it at http://127.0.0.1:"),
         (without("config.yaml"), "has no config.yaml, which `sparsedet publish` writes."),
         (without("model.safetensors"), "has no model.safetensors, which `sparsedet publish` "),
         (broken("model.safetensors", b"oh"), "is not a safetensors file"),
@@ -177,13 +177,15 @@ def test_nothing_pickled_is_fetched(hub: FakeHub, files: Files) -> None:
 def test_names_that_are_paths(hub: FakeHub, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("output").mkdir()
-    assert "output/mine is no file and no folder." in refused("output/mine")
-    assert "A model of that name at Hugging Face is hf://output/mine." in refused("output/mine")
+    assert "output/mine is neither a file nor a folder." in refused("output/mine")
+    assert "at Hugging Face, write hf://output/mine." in refused("output/mine")
     for path in ("other/model.pth", "other/weights.safetensors", "a/b/c"):
         assert "does not exist" in refused(path)
     assert not hub.asked, "nobody is asked for a path"
-    assert "cannot be fetched from Hugging Face" in refused("hf://output/mine")
-    with pytest.raises(ConfigError, match=r"A model of Hugging Face of that name is hf://Sense"):
+    assert "cannot be downloaded from Hugging Face" in refused("hf://output/mine")
+    for name in ("hf://a/b/c", "hf://mine", "hf://output/mine.", "hf://output/mine@"):
+        assert "Write hf://owner/model, or hf://owner/model@revision." in refused(name), name
+    with pytest.raises(ConfigError, match=r"For a model at Hugging Face, write hf://Sense"):
         sparsedet.load("SenseTime/deformable-dter")
 
 
@@ -263,7 +265,7 @@ def test_what_cannot_be_pushed(
 ) -> None:
     assert "log in with `hf auth login`, or set HF_TOKEN" in push(written)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert "you may not do that at other/animals" in push(written, "other/animals")
+    assert "permission denied for other/animals" in push(written, "other/animals")
     hub.refuses = 413
     assert "Storage is full" in push(written)
     hub.refuses = 0

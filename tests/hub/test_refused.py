@@ -47,7 +47,7 @@ CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
         (CONFIG, lambda path: path.write_text("a: [\n"), "line 2: not YAML"),
         (CONFIG, lambda path: path.write_bytes(b"\xff\xfe\x00"), "unacceptable character"),
         (CONFIG, lambda path: change(path, "num_queries: 20", "num_queries: 21"), "does not fit"),
-        (CONFIG, lambda path: change(path, "[cat, dog, owl]", "[cat, dog]"), "for 3 classes"),
+        (CONFIG, lambda path: change(path, "[cat, dog, owl]", "[cat, dog]"), "3 classes"),
         (
             CONFIG,
             lambda path: change(path, "${oc.select:dataset.num_classes,null}", "5"),
@@ -119,8 +119,8 @@ def test_what_is_no_run(run: Path, written: Path, tmp_path: Path) -> None:
     for source, says in (
         (tmp_path / "empty", "empty has no model_best.pth and no model_final.pth"),
         (tmp_path / "absent.pth", "does not exist"),
-        (tmp_path / "bare.pth", "bare.pth holds no config of its model"),
-        (written, "is no training run, but a model that is written already"),
+        (tmp_path / "bare.pth", "bare.pth has no config of its model"),
+        (written, "is not a training run, but an already written model"),
     ):
         with pytest.raises(CheckpointError, match=says):
             save_pretrained(source, tmp_path / "made")
@@ -181,19 +181,19 @@ def test_a_validation_set_that_is_not_here(run: Path, tmp_path: Path, caplog) ->
     save_checkpoint({**checkpoint, "config": text}, other / BEST)
     made = save_pretrained(other, tmp_path / "made")
     assert not (made / "detections.jpg").exists()
-    assert "no picture is shown, since the validation set cannot be read" in caplog.text
+    assert "the card gets no picture: the validation set cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["RUN"], "Name a folder to write, or a model to push"),
-        (["RUN", "made", "--private"], "--private goes with --push"),
-        (["RUN", "--push", "me/a", "--name", "b"], "--name goes with FOLDER"),
-        (["RUN", "--push", "animals"], "is owner/model, got 'animals'"),
+        (["RUN"], "Name a FOLDER to write"),
+        (["RUN", "made", "--private"], "--private needs --push"),
+        (["RUN", "--push", "me/a", "--name", "b"], "--name needs a FOLDER"),
+        (["RUN", "--push", "animals"], "must be named owner/model, got 'animals'"),
         (
             ["WRITTEN", "--push", "me/a", "--license", "mit"],
-            "is uploaded as it is, so that license",
+            "is uploaded unchanged, so license",
         ),
     ],
 )
@@ -215,6 +215,17 @@ def test_the_command_writes(run: Path, tmp_path: Path, capsys) -> None:
     assert len(Predictor(target).class_names) == 3
 
 
+def test_ctrl_c_ends_the_command_with_one_sentence(run: Path, tmp_path, monkeypatch, capsys):
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsedet.hub.write_card", interrupt)
+    words = ["publish", str(run), str(tmp_path / "made"), "--picture", "none"]
+    assert main(words) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted."
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_stands_in_the_way_is_said_before_any_work(tmp_path, monkeypatch, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -222,7 +233,7 @@ def test_what_stands_in_the_way_is_said_before_any_work(tmp_path, monkeypatch, c
     assert main(["publish", str(tmp_path), "new", "--push", "badname"]) == 2
     assert "owner/model, got 'badname'" in capsys.readouterr().err
     assert main(["publish", str(tmp_path), "."]) == 2
-    assert "The folder you are in would be replaced" in capsys.readouterr().err
+    assert "The current folder would be replaced" in capsys.readouterr().err
     assert main(["publish", str(tmp_path), "new", "--name", "a\nb"]) == 2
     assert "name must be one line" in capsys.readouterr().err
     assert list(empty.iterdir()) == []

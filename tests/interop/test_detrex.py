@@ -403,7 +403,7 @@ def test_a_connection_is_made_once_and_with_the_whole_model(parts):
         model(samples())
     with pytest.raises(ValueError, match="not connected yet"):
         parts.connect(parts.connect(copy.deepcopy(model)))
-    with pytest.raises(ValueError, match="must hold a SparseEncoder, got a Linear without"):
+    with pytest.raises(ValueError, match="must have a SparseEncoder, got a Linear without"):
         parts.connect(nn.Linear(2, 2))
     parts.connect(model.transformer)
     with pytest.raises(ValueError, match="whole model, called with a list of samples, got a DINOT"):

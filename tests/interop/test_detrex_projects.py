@@ -169,7 +169,7 @@ def test_a_config_of_detrex_runs_in_our_tool_as_it_is(detrex, coco, root, tmp_pa
     assert rows[0]["loss/loss_class"] > 0
     again = run_our_tool(root, coco, tmp_path, [*arguments, "train.max_iter=3", "--resume"])
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "begins a new epoch" in again.stderr
+    assert "starts a new epoch" in again.stderr
 
 
 ON_CPU = """

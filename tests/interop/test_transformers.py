@@ -140,7 +140,7 @@ def test_the_modules_are_named_and_changed_back(case):
             for part, attention in (("encoder", "self_attn"), ("decoder", "encoder_attn"))
             for layer in (0, 1)
         )
-        assert str(swap).startswith("4 modules sample by sparsedet: model.encoder.layers.0.")
+        assert str(swap).startswith("4 modules use sparsedet's op: model.encoder.layers.0.")
         now = [type(each) for each in samplers(case.model)]
         assert all(issubclass(a, b) and a is not b for a, b in zip(now, classes, strict=True))
         assert use_sparsedet_kernel(case.model).changed == ()
@@ -212,7 +212,7 @@ def test_sampling_without_interpolation_is_left_and_named():
         f"0.model.decoder.layers.{layer}.encoder_attn": "its method 'discrete' does not interpolate"
         for layer in (0, 1)
     }
-    assert "left alone: 0.model.decoder.layers.0.encoder_attn, its method" in str(swap)
+    assert "unchanged: 0.model.decoder.layers.0.encoder_attn, its method" in str(swap)
     assert_same(case.predict(), want, tolerance=0)
     with pytest.raises(ValueError, match=r"RTDetrV2ForObjectDetection has only .*'discrete'"):
         use_sparsedet_kernel(case.model)
@@ -407,10 +407,10 @@ def test_sparsify_keeps_what_the_model_is(case):
     [
         ("Dam", "must be one of DAMPredictor, .* got 'Dam'"),
         (None, "must be one of DAMPredictor, .* got None"),
-        ("torch.nn.Linear", "must name a class of scorers .* got 'torch.nn.Linear'"),
-        ("torch.nn.Identity", "must name a class of scorers .* got 'torch.nn.Identity'"),
-        ("os.path.join", "must name a class of scorers .* got 'os.path.join'"),
-        ("ObjectnessScorer", "must be one that needs no detection head .* got 'ObjectnessScorer'"),
+        ("torch.nn.Linear", "must name a scorer class .* got 'torch.nn.Linear'"),
+        ("torch.nn.Identity", "must name a scorer class .* got 'torch.nn.Identity'"),
+        ("os.path.join", "must name a scorer class .* got 'os.path.join'"),
+        ("ObjectnessScorer", "must need no detection head .* got 'ObjectnessScorer'"),
     ],
 )
 def test_scorers_that_do_not_fit_are_refused(case, scorer, sentence):

@@ -160,7 +160,9 @@ def test_what_pre_training_alone_needs_is_left_out_by_name():
     surplus = {"patch2query.weight": torch.zeros(2), "feature_align.layers.0.bias": torch.zeros(2)}
     assert left_out({**state, **surplus}, "up-detr") == list(surplus)
     assert convert({**state, **surplus}, "up-detr").keys() == convert(state, "detr").keys()
-    with pytest.raises(ValueError, match=r"2 keys are not of source 'detr': patch2query\.weight"):
+    with pytest.raises(
+        ValueError, match=r"2 keys do not belong to source 'detr': patch2query\.weight"
+    ):
         convert({**state, **surplus}, "detr")
 
 

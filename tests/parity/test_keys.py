@@ -127,7 +127,7 @@ def test_a_copy_that_differs_is_refused(published):
     if not copies:
         pytest.skip("the file stores nothing twice")
     for key in (copies[0], copies[len(copies) // 2], copies[-1]):
-        with pytest.raises(ValueError, match="the two differ"):
+        with pytest.raises(ValueError, match="their values differ"):
             convert({**state, key: state[key] + 1}, source)
 
 
@@ -142,7 +142,7 @@ def test_shared_tensors_may_be_stored_once(published):
 
 def test_an_unknown_key_is_named(published):
     _, source, state, _ = published
-    with pytest.raises(ValueError, match=r"1 keys are not of source .*transformer\.surprise"):
+    with pytest.raises(ValueError, match=r"1 keys do not belong to source .*transformer\.surprise"):
         convert({**state, "transformer.surprise": torch.zeros(1)}, source)
 
 
@@ -155,7 +155,7 @@ def test_a_file_of_another_source_is_refused(published):
     _, source, state, _ = published
     for other in SOURCES:
         if other not in SAME_NAMES.get(source, {source}):
-            with pytest.raises(ValueError, match="are not of source"):
+            with pytest.raises(ValueError, match="do not belong to source"):
                 convert(state, other)
 
 

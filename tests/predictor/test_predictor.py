@@ -284,7 +284,7 @@ def test_a_config_in_a_checkpoint_calls_nothing_foreign(
         (dict(device="tpu7"), "device must be auto or a device"),
         (dict(dtype="int8"), "dtype must be one of float32"),
         (dict(batch_size=0), "batch_size must be at least 1"),
-        (dict(whole=True), r"whole goes with tiles"),
+        (dict(whole=True), r"whole needs tiles"),
         (dict(device=None), "device must be auto or a device"),
         (dict(config=5), "config must be a config, its file or its name, got int"),
         (dict(config=OmegaConf.create({"a": 1})), "config has no model, dataset, dataloader"),
@@ -373,7 +373,7 @@ def test_a_stream_over_folders_patterns_and_lists(
 
 @pytest.mark.parametrize(
     ("word", "words"),
-    [("*.bmp", "no file like"), ("none.png", "there is no file"), ("empty", "has no pictures")],
+    [("*.bmp", "no file matches"), ("none.png", "there is no file"), ("empty", "has no pictures")],
 )
 def test_sources_that_name_nothing(
     predictor: Predictor, tmp_path: Path, word: str, words: str

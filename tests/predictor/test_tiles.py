@@ -163,7 +163,7 @@ def test_a_predictor_with_tiles(tmp_path: Path) -> None:
     assert found.boxes_xyxy[:, 2].max() > 150
     assert 0 < predictor(array, keep_ratio=0.05).keep_ratio < found.keep_ratio
     for arguments, words in (
-        (dict(tiles=0), r"tiles must be a side in pixels, got 0"),
+        (dict(tiles=0), r"tiles must be a number of pixels, got 0"),
         (dict(tiles=64, overlap=1.0), r"overlap must be in \[0, 1\), got 1.0"),
         (dict(tiles=64, overlap="0.2"), r"overlap must be in \[0, 1\), got '0.2'"),
     ):

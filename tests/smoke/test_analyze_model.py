@@ -97,7 +97,7 @@ def test_costs_by_stage(
     assert figures["latency"]["stages"]["encoder"] > 0
     memory = figures["memory"]
     assert memory["peak_mb"] > memory["before_mb"] > 50
-    assert f"memory: {memory['peak_mb']:.0f} MB at most" in "\n".join(lines)
+    assert f"memory: peak {memory['peak_mb']:.0f} MB" in "\n".join(lines)
     full = analyze(tool, run, tmp_path, "--size", "64", "96", "--full-sampling")
     assert full["gflops"]["total"] > figures["gflops"]["total"] and full["latency"] is None
     more = analyze(tool, run, tmp_path, "--size", "64", "96", "model.selector.keep_ratio=0.5")
@@ -126,7 +126,7 @@ def test_tokens_and_corr(
     assert tokens["tokens"] == [96.0, 24.0, 6.0]
     assert 0 < tokens["corr"] < 1 and 0 < tokens["corr_kept"] < 1
     out = capsys.readouterr().out
-    assert f"Corr: {tokens['corr']:.4f} on the best 10% of the tokens" in out
+    assert f"Corr: {tokens['corr']:.4f} on the 10% of tokens with the best scores" in out
     assert "layer 2" in out and "means over 2 images" in out and "referred" not in out
 
 
@@ -156,7 +156,7 @@ def test_recall_of_the_tiles_of_a_glance(
     words = ["--weights", str(looking / "model.pth"), "--size", "192", "256", "--look"]
     rows = analyze(tool, looking, tmp_path, *words, "--images", "3")["tiles"]
     out = capsys.readouterr().out
-    assert "backbone, neck: those of the glance; look: both on the chosen tiles" in out
+    assert "backbone, neck: on the downscaled picture; look: both on the chosen tiles" in out
     assert [row["ratio"] for row in rows] == [0.05, 0.1, 0.2]
     assert [row["looked"] for row in rows] == pytest.approx([100 * n / 12 for n in (1, 2, 3)])
     model = load_detector(LazyConfig.load(looking / "config.yaml"), looking / "model.pth")

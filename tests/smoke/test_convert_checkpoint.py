@@ -111,7 +111,7 @@ def test_it_converts(
     assert convert(published, tmp_path / name) == 0
     assert same(load_checkpoint(tmp_path / name)["model"], ours)
     said = capsys.readouterr().out
-    assert f"{len(theirs)} tensors of {published} became {len(ours)}," in said
+    assert f"{len(theirs)} tensors of {published} to {len(ours)}:" in said
     assert "classes: 91, COCO's category ids" in said
     assert CONFIG in said
 
@@ -230,8 +230,8 @@ def test_an_incomplete_file_is_not_written(
     [
         ("class_embed.0.bias", torch.tensor(1.0), "must have a row per class"),
         ("bbox_embed.0.layers.0.bias", torch.tensor(1.0), "has the shape ()"),
-        ("transformer.encoder.layers.x.norm1.bias", torch.zeros(2), "are not of source"),
-        (7, torch.zeros(2), "tensors under names and nothing else"),
+        ("transformer.encoder.layers.x.norm1.bias", torch.zeros(2), "do not belong to source"),
+        (7, torch.zeros(2), "maps names to tensors"),
     ],
 )
 def test_a_damaged_file_is_one_sentence(
@@ -255,9 +255,9 @@ def test_a_damaged_file_is_one_sentence(
     [
         (["{folder}/none.pth", "{out}/b.pth"], "deformable-detr", CONFIG, "does not exist"),
         (["{file}", "{out}/b.bin"], "deformable-detr", CONFIG, "must end in .pth or .safetensors"),
-        (["{file}", "{file}"], "deformable-detr", CONFIG, "is the input"),
-        (["{file}", "{out}/b.pth"], "huggingface", CONFIG, "are not of source 'huggingface'"),
-        (["{file}", "{out}/b.pth", "a.b=1"], "deformable-detr", "", "a.b=1 changes a config"),
+        (["{file}", "{file}"], "deformable-detr", CONFIG, "is also the input"),
+        (["{file}", "{out}/b.pth"], "huggingface", CONFIG, "do not belong to source 'huggingface'"),
+        (["{file}", "{out}/b.pth", "a.b=1"], "deformable-detr", "", "a.b=1 overrides a config"),
         (["{file}", "{out}/b.pth", "model.embed_dm=1"], "deformable-detr", CONFIG, "embed_dim"),
         (["{file}", "{out}/b.pth"], "deformable-detr", "configs/common/train.py", "no model"),
         (

@@ -138,7 +138,7 @@ def test_a_model_that_diverges(
     assert code == 1
     lines = capsys.readouterr().err.splitlines()
     (said,) = [line for line in lines if line.startswith("error: ")]
-    assert "not finite at iteration" in said and "The step before it was skipped." in said
+    assert "not finite at iteration" in said and "The previous step was skipped." in said
     assert any("The step is skipped (1 in a row" in line for line in lines)
     folders = sorted(tmp_path.glob("nonfinite_*"))
     assert len(folders) == 2 and str(folders[1]) in said

@@ -279,7 +279,7 @@ def test_loaders_and_evaluators_of_others(
     assert results["best"]["value"] == 30.5
     assert "30.5" in capsys.readouterr().out
     assert train_net(*arguments, *lengths, "train.max_iter=3", "--resume") == 0
-    assert (output / "log.txt").read_text().count("the resumed run begins a new epoch") == 1
+    assert (output / "log.txt").read_text().count("the resumed run starts a new epoch") == 1
     rows = [row for row in _rows(output) if "loss" in row]
     assert [row["iteration"] for row in rows] == [1, 2, 3] and "epoch" not in rows[0]
 
@@ -348,7 +348,7 @@ def test_evaluation_without_annotations(
         )
         metrics = _strict(tmp_path / "eval_results.json")["metrics"]
         assert set(metrics["bbox"].values()) == {None}
-        assert "has no annotated boxes, which AP needs" in (tmp_path / "log.txt").read_text()
+        assert "has no annotated boxes, so AP is undefined" in (tmp_path / "log.txt").read_text()
         table = capsys.readouterr().out.splitlines()
         assert table[0].split()[:2] == ["AP", "AP50"] and table[1].split()[:2] == ["-", "-"]
         assert len(table) == 2  # no class has boxes
@@ -431,7 +431,7 @@ def test_evaluation_by_the_config_in_the_file(
     assert main(["eval", str(tmp_path / "bare.pth")]) == 2
     assert "sparsedet eval CONFIG --weights" in capsys.readouterr().err
     for words, says in (
-        (["--weights", weights], "is a checkpoint, and --weights"),
+        (["--weights", weights], "are both weights"),
         (["--resume"], "--resume evaluates the last checkpoint of a run"),
     ):
         assert main(["eval", weights, *words, here]) == 2
@@ -557,6 +557,20 @@ def test_bad_settings(
     _assert_one_sentence(train_net(*arguments), capsys, output, says)
 
 
+@pytest.mark.parametrize("name", ["nowhere.pth", "focus_detr_r50_36e"])
+def test_weights_that_do_not_exist_leave_no_folder(
+    train_net: Callable[..., int],
+    drawn: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    output = tmp_path / "run"
+    words = (*set_overrides(drawn), f"train.output_dir={output}", f"train.init_checkpoint={name}")
+    _assert_one_sentence(train_net(*NARROW, *words), capsys, output, name)
+    assert not output.exists()
+
+
 def test_a_config_file_that_does_not_exist(
     train_net: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -578,7 +592,7 @@ def test_a_checkpoint_of_other_classes(
         f"train.output_dir={output}",
         f"train.init_checkpoint={trained}/model_best.pth",
     )
-    says = ("3 classes, the model for 2", "train.reinit_class_heads=True")
+    says = ("3 classes, but the model has 2", "train.reinit_class_heads=True")
     _assert_one_sentence(train_net(*arguments), capsys, output, *says)
     code = train_net(*arguments, "--eval-only", "train.reinit_class_heads=true")
     _assert_one_sentence(code, capsys, output, "'hand' is not one of the 3 classes")

@@ -215,7 +215,7 @@ def test_classes_come_from_the_annotation_file(
         (["{run}/a.png", "--weights={run}/none.pth"], ("none.pth", "does not exist")),
         (["{run}/a.png", "--weights={run}/a.png"], ("a.png", "not a checkpoint")),
         (["{run}/a.png", "--weights={run}/backbone.pth"], ("backbone.pth", "model.backbone")),
-        (["{run}/a.png", "dataset.class_names=[cat]"], ("2 classes, the model for 1",)),
+        (["{run}/a.png", "dataset.class_names=[cat]"], ("2 classes, but the model has 1",)),
         (["{run}/a.png", "model.num_classes=3"], ("is 3, and the data has 2 classes",)),
         (["{run}/a.png", "model.embed_dim=64"], ("does not fit the model",)),
         (["{run}/a.png", "model.embed_dm=64"], ("embed_dim",)),

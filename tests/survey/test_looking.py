@@ -98,8 +98,11 @@ def test_sides_are_not_suggested_where_pictures_keep_their_sizes(tmp_path):
 
 def test_the_report_says_what_a_glance_shows(tmp_path):
     report = survey(tmp_path, [(2250, 4000, [(40, 20, 0)])] * 4).report()
-    assert "at a glance of 1/4, the longer side of a box has 10  10  10 pixels" in report
-    assert "100% of the boxes are below 16 pixels there and need a look" in report
+    assert (
+        "in the glance (the picture at 1/4), the longer side of a box has 10  10  10 pixels"
+        in report
+    )
+    assert "100% of the boxes are below 16 pixels there, and their tiles must be chosen" in report
     assert "such boxes lie in 0.7% of the tiles of 256 pixels on average" in report
     assert "glance" not in survey(tmp_path, [(240, 320, [(40, 20, 0)])] * 4, "photos").report()
 
@@ -108,8 +111,8 @@ def test_the_report_says_what_a_glance_shows(tmp_path):
     ("box", "overrides", "says"),
     [
         (40, (), None),
-        (10, (), "below 3 pixels at a glance of 1/4"),
-        (90, (), "the look is paid for nothing"),
+        (10, (), "below 3 pixels in the glance (the picture at 1/4)"),
+        (90, (), "choosing tiles only costs time"),
         (40, ("model.regions.look_ratio=0.001",), "Add model.regions.look_ratio=0.05"),
     ],
 )
@@ -132,4 +135,4 @@ def test_sets_of_small_objects_in_large_pictures_are_told_of_a_model_that_looks(
     tmp_path, picture, config, said
 ):
     found = "\n".join(survey(tmp_path, [picture] * 4, config).misfits())
-    assert ("The configs of projects/large_images take such pictures" in found) == said
+    assert ("The configs of projects/large_images process such pictures" in found) == said

@@ -68,7 +68,7 @@ def test_thin_panoramas(tmp_path):
     (text,) = misfits(parts)
     assert "50 % of the training boxes (50 % have a side below 1) are below 8 pixels" in text
     assert "1 of 2 training pictures (50 % of the boxes) are so elongated that" in text
-    assert "dataset.max_size=320 leaves them a short side of 16 pixels instead of 160" in text
+    assert "dataset.max_size=320 reduces their short side to 16 pixels instead of 160" in text
     assert "validation" not in text
     assert misfits(parts, "quickstart", *overrides_in(text)) == []
 

@@ -65,10 +65,12 @@ def test_a_model_of_hugging_face(home: Path, hugging_face: Server, file: str) ->
 def test_hugging_face_cannot_be_reached(
     home: Path, hugging_face: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"\(there is no model.safetensors\): get model"):
+    with pytest.raises(
+        CheckpointError, match=r"\(there is no model.safetensors\)\. Download model"
+    ):
         weights_file(NAME)
     hugging_face.absent = {"X-Error-Code": "RepoNotFound", **HEADERS}
-    with pytest.raises(CheckpointError, match=rf"\(there is no model {NAME}, or it is not for"):
+    with pytest.raises(CheckpointError, match=rf"\(there is no model {NAME}, or it is private"):
         weights_file(NAME)
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError) as error:
@@ -76,7 +78,7 @@ def test_hugging_face_cannot_be_reached(
     path = home / "SenseTime--small/model.safetensors"
     assert str(error.value).startswith(f"Weights {NAME} cannot be downloaded (")
     assert str(error.value).endswith(
-        f"): get model.safetensors from https://huggingface.co/{NAME} and put it at {path}."
+        f"). Download model.safetensors from https://huggingface.co/{NAME} and save it as {path}."
     )
     path.write_bytes(safetensors("huggingface"))
     assert weights_file(NAME).is_file()
@@ -94,9 +96,11 @@ def test_google_drive(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(how["output"]).write_bytes(pth())
 
     monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=fetch))
-    with pytest.raises(CheckpointError, match=r"\(Failed to retrieve file url\): get the file"):
+    with pytest.raises(
+        CheckpointError, match=r"\(Failed to retrieve file url\)\. Download the file"
+    ):
         weights_file("small")
-    with pytest.raises(CheckpointError, match=r"\(no route\): get the file"):
+    with pytest.raises(CheckpointError, match=r"\(no route\)\. Download the file"):
         weights_file("small")
     assert weights_file("small").is_file()
     output = str(home / "small/fetched-small.pth")
@@ -108,7 +112,7 @@ def test_google_drive_without_its_client(home: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(CheckpointError) as error:
         weights_file("small")
     assert str(error.value) == (
-        "Weights small cannot be downloaded (Google Drive needs pip install gdown): get the file "
-        "of 'A small one' from https://drive.google.com/file/d/1_aB-c/view?usp=sharing, which "
-        f"https://page.invalid lists, and put it at {home / 'small/small.pth'}."
+        "Weights small cannot be downloaded (Google Drive needs pip install gdown). Download the "
+        "file of 'A small one' from https://drive.google.com/file/d/1_aB-c/view?usp=sharing "
+        f"(listed at https://page.invalid) and save it as {home / 'small/small.pth'}."
     )

@@ -132,8 +132,8 @@ def test_a_predictor(small: Server, tmp_path: Path) -> None:
 
 def test_predict_says_what_is_missing(tmp_path: Path, capsys) -> None:
     for words, says in (
-        (["--model", "small"], "No picture is given beside small."),
-        (["small"], "No picture is given beside small."),
+        (["--model", "small"], "No picture is given for small."),
+        (["small"], "No picture is given for small."),
         ([], "No weights are given."),
     ):
         assert main(["predict", *words, "--output", str(tmp_path)]) == 2
@@ -185,7 +185,9 @@ def test_a_slow_server_that_breaks_off(small: Server) -> None:
 def test_a_later_process_goes_on(small: Server, home: Path) -> None:
     served = small.files["/v1/a.pth"]
     served.breaks = [50_000] + [0] * 5
-    assert "(it broke off 5 times after 50000 bytes (the connection was closed)" in refused()
+    assert (
+        "(the connection broke 5 times after 50000 bytes (the connection was closed)" in refused()
+    )
     small.asked.clear()
     weights_file("small")
     assert small.asked == [("/v1/a.pth", "bytes=50000-")]
@@ -195,12 +197,12 @@ def test_a_later_process_goes_on(small: Server, home: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"status": 404}, "cannot be downloaded (the server answers 404 Not Found)"),
+        ({"status": 404}, "cannot be downloaded (the server answered 404 Not Found)"),
         ({"kind": "text/html"}, "cannot be downloaded (the server sends a web page instead of"),
         ({"content": lambda: b"\n <!DOCTYPE HTML><html>Confirm</html>"}, "which is a web page"),
-        ({"content": lambda: pth()[:-9000]}, "cannot be made of"),
-        ({"content": lambda: b"no checkpoint"}, "cannot be made of"),
-        ({"content": lambda: pth("huggingface")}, "keys are not of source 'deformable-detr'"),
+        ({"content": lambda: pth()[:-9000]}, "cannot be converted from"),
+        ({"content": lambda: b"no checkpoint"}, "cannot be converted from"),
+        ({"content": lambda: pth("huggingface")}, "keys do not belong to source 'deformable-detr'"),
     ],
 )
 def test_what_is_no_file_of_these_weights(small: Server, home: Path, how: dict, says: str) -> None:
@@ -208,8 +210,8 @@ def test_what_is_no_file_of_these_weights(small: Server, home: Path, how: dict, 
     small.files["/v1/a.pth"] = Served(**{**how, "content": content()})
     said = refused()
     assert says in said
-    assert f"get the file of 'A small one' from {small.address}/v1/a.pth" in said
-    assert f"https://page.invalid lists, and put it at {home / 'a.pth'}." in said
+    assert f"Download the file of 'A small one' from {small.address}/v1/a.pth" in said
+    assert f"(listed at https://page.invalid) and save it as {home / 'a.pth'}." in said
     assert not left(home), "nothing stays that would be taken the next time"
     small.files["/v1/a.pth"] = Served(pth())
     assert weights_file("small") == home / "weights.safetensors"
@@ -221,8 +223,8 @@ def test_archives_that_do_not_hold_one_checkpoint(server: Server, listed: Listed
     for content, says in (
         (zipped(a_pth=b"", b_pth=b""), "it must hold one checkpoint, got weights/a.pth, weights/b"),
         (zipped(), "it must hold one checkpoint, got none"),
-        (whole[:-500], "cannot be made of"),
-        (whole[:9000] + bytes(99) + whole[9099:], "cannot be made of"),
+        (whole[:-500], "cannot be converted from"),
+        (whole[:9000] + bytes(99) + whole[9099:], "cannot be converted from"),
     ):
         server.files["/a.zip"] = Served(content)
         assert says in refused()
@@ -242,7 +244,7 @@ def test_a_known_hash(server: Server, home: Path, listed: Listed) -> None:
     digest = hashlib.sha256(pth()).hexdigest()
     listed(small=entry(f"{server.address}/a.pth", sha256="00000000"))
     said = refused()
-    assert "have a SHA-256 that begins with 00000000, and that of" in said and digest in said
+    assert "have a SHA-256 that starts with 00000000, but that of" in said and digest in said
     assert not left(home)
     listed(small=entry(f"{server.address}/a.pth", sha256=digest[:8]))
     assert weights_file("small").is_file()
@@ -258,7 +260,7 @@ def test_a_known_size(server: Server, listed: Listed) -> None:
     server.files["/a.pth"] = Served(pth())
     for wrong in (1, 5):
         listed(small=entry(f"{server.address}/a.pth", megabytes=wrong))
-        assert f"are a file of {wrong} MB, and" in refused()
+        assert f"are a file of {wrong} MB, but" in refused()
     listed(small=entry(f"{server.address}/a.pth", megabytes=3))
     assert weights_file("small").is_file()
 
@@ -267,7 +269,7 @@ def test_a_later_file_that_is_another_one(small: Server, home: Path) -> None:
     weights_file("small").unlink()
     small.files["/v1/a.pth"] = Served(pth(seed=1), version='"2"')
     said = refused()
-    assert "is not the file that weights small were made of before (its SHA-256 is" in said
+    assert "is not the file that weights small were converted from before (its SHA-256 is" in said
     assert f"delete {home / 'origin.json'}" in said
     (home / "origin.json").write_text("{")
     assert f"{home / 'origin.json'} is damaged. Delete it." in refused()
@@ -294,9 +296,9 @@ def test_no_network_and_a_file_by_hand(home: Path, listed: Listed) -> None:
 def test_what_a_browser_alone_can_fetch(home: Path, listed: Listed) -> None:
     listed(small=entry("https://drive.google.com/drive/folders/1?usp=sharing", by_hand=True))
     assert refused() == (
-        "Weights small are fetched by hand: get the file of 'A small one' from "
-        "https://drive.google.com/drive/folders/1?usp=sharing, which https://page.invalid lists, "
-        f"and put it at {home / 'small.pth'}."
+        "Weights small must be downloaded by hand. Download the file of 'A small one' from "
+        "https://drive.google.com/drive/folders/1?usp=sharing (listed at https://page.invalid) "
+        f"and save it as {home / 'small.pth'}."
     )
     home.joinpath("small.pth").write_bytes(pth())
     assert weights_file("small").is_file()
@@ -362,7 +364,7 @@ def test_names(listed: Listed, tmp_path: Path, monkeypatch, caplog) -> None:
     (tmp_path / "b").write_bytes(b"")
     with caplog.at_level(logging.INFO, "sparsedet"):
         assert find_published("b") is None
-    assert "b is a file, which goes before the published weights" in caplog.text
+    assert "using the file b, not the published weights of that name" in caplog.text
 
 
 def test_the_list(small: Server, home: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Formats of annotations: which one is at a path, and its content as a `Source`."""
+"""Formats of annotations: detect the format at a path, and read it as a `Source`."""
 
 import os
 
@@ -21,18 +21,18 @@ FORMATS = tuple(_READERS)
 def read_source(
     path: str, images: str | None, *, split: str | None, format: str, findings: Findings
 ) -> Source:
-    """Reads what is at a path.
+    """Reads the annotations at a path.
 
     Args:
         path: file or folder.
-        images: folder of the pictures, where the format does not say it.
-        split: which part of a set that has several.
-        format: one of `FORMATS`, "auto", or the dotted path of a reader of your own, a function
-            that takes `path`, `images`, `split` and `findings` and returns a `Source`.
-        findings: where faults are noted.
+        images: folder of the pictures, if the format does not define it.
+        split: the part of a set with several parts.
+        format: one of `FORMATS`, "auto", or the dotted path of a custom reader, a function that
+            takes `path`, `images`, `split` and `findings` and returns a `Source`.
+        findings: collects faults.
 
     Raises:
-        DatasetError: it cannot be read, or is of another format, which is named.
+        DatasetError: it cannot be read, or is in another format, which the message names.
         ValueError: there is no such format.
     """
     if "." in format:
@@ -41,15 +41,15 @@ def read_source(
 
 
 def list_parts(path: str, *, format: str = "auto") -> tuple[str, ...]:
-    """Which of train, val and test a set has; empty where it is one part.
+    """The parts of a data set, of train, val and test; empty if it has only one part.
 
     Args:
         path: file or folder.
-        format: one of `FORMATS`, "auto", or the dotted path of a reader of your own, whose sets
-            are one part each.
+        format: one of `FORMATS`, "auto", or the dotted path of a custom reader, whose data sets
+            have one part.
 
     Raises:
-        DatasetError: it cannot be read, or is of another format, which is named.
+        DatasetError: it cannot be read, or is in another format, which the message names.
         ValueError: there is no such format.
     """
     if "." in format:
@@ -68,15 +68,15 @@ def _format(path: str, format: str) -> str:
     if not os.path.isfile(path) and not os.path.isdir(path):  # a pipe may have no end
         raise missing_file(path, "It is neither a file nor a folder")
     if format == "voc" and not os.path.isdir(path):
-        raise missing_file(path, "Pascal VOC's annotations are a folder, and this is a file")
+        raise missing_file(path, "Pascal VOC's annotations are a folder, but this is a file")
     return recognize(path) if format == "auto" else format
 
 
 def recognize(path: str) -> str:
-    """The format of what is at a path that exists.
+    """The format of an existing file or folder.
 
     Raises:
-        DatasetError: it is none that is read.
+        DatasetError: the format is not supported.
     """
     if os.path.isfile(path):
         if path.lower().endswith((".yaml", ".yml")):
@@ -92,7 +92,7 @@ def recognize(path: str) -> str:
     ]
     if len(found) > 1:
         raise DatasetError(
-            f"annotation folder {path!r} holds {' and '.join(found)}. Say which with "
+            f"annotation folder {path!r} has {' and '.join(found)}. Choose one, for example "
             f"dataset.format={found[0]}."
         )
     if not found:

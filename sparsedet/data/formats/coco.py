@@ -18,7 +18,7 @@ _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def holds_coco(folder: str) -> bool:
-    """Whether a folder is laid out as COCO's own or as exports with a JSON file for each part."""
+    """Whether a folder has the layout of COCO, or of exports with a JSON file per part."""
     inside = glob.escape(folder)
     patterns = ("annotations/instances_*.json", "*/_annotations.coco.json")
     return any(glob.glob(os.path.join(inside, pattern)) for pattern in patterns)
@@ -55,8 +55,8 @@ def read_coco(path: str, images: str | None, split: str | None, findings: Findin
     if any(key in image for image in document["images"][:1] for key in _FEDERATED):
         findings.warn(
             "'neg_category_ids' and 'not_exhaustive_category_ids'",
-            "not used: COCO's AP takes every image as labelled for every class, so it lies below "
-            "LVIS's own AP. Score predictions.json with the lvis package for that.",
+            "not used: COCO's AP assumes that every image is labelled for every class, so it is "
+            "lower than LVIS's own AP. For that, evaluate predictions.json with the lvis package.",
         )
     _box_segmentations(document, findings)
     return Source(
@@ -71,7 +71,7 @@ def read_coco(path: str, images: str | None, split: str | None, findings: Findin
 
 
 def coco_parts(path: str) -> tuple[str, ...]:
-    """The parts of a folder; none of a file, which is one."""
+    """The parts of a folder; empty for a file, which is one part."""
     return tuple(name for name in SPLITS if os.path.isdir(path) and _found(path, name))
 
 
@@ -85,7 +85,7 @@ def _part(folder: str, split: str | None) -> tuple[str, str]:
     listed = ", ".join(sorted(os.path.relpath(each, folder) for each in found)[:6]) or "none"
     part = split or "SPLIT"
     raise DatasetError(
-        f"{folder}: which file is the part {part} is not clear. There must be one file "
+        f"{folder}: it is not clear which file is the part {part}. There must be one file "
         f"annotations/instances_{part}*.json and one folder {part}*, or "
         f"{part}/_annotations.coco.json; there are {listed}. Name a part (split), or give the "
         "annotation file and the folder of each (dataset.train_json, dataset.train_images, "
@@ -109,10 +109,10 @@ def _found(folder: str, split: str) -> tuple[str, str] | None:
 def read_whole(path: str) -> dict[str, Any]:
     """The content of an instances file that `read_coco` has read, with all fields.
 
-    Polygons may be arrays, of the same numbers.
+    Polygons may be arrays with the same numbers.
 
     Raises:
-        DatasetError: it has become something else.
+        DatasetError: the file has changed and is no longer valid.
     """
     return check_document(read_json(path, _LISTS, entry=partial(_packed, exactly=True)), path)
 
@@ -131,7 +131,7 @@ def _name_by_address(images: Sequence[dict]) -> None:
 
 
 def _box_segmentations(document: dict[str, Any], findings: Findings) -> None:
-    """Gives annotations without a box the one around their segmentation."""
+    """Gives annotations without a box the bounding box of their segmentation."""
     for place, entry in enumerate(document["annotations"]):
         if entry.get("bbox") in (None, []) and entry.get("segmentation"):
             box = box_of_segmentation(entry["segmentation"])

@@ -1,4 +1,4 @@
-"""The one place that imports `supervision`, which parses what VOC and YOLO write."""
+"""Parsers of VOC and YOLO from `supervision`, which only this module imports."""
 
 import warnings
 from collections.abc import Callable
@@ -14,13 +14,13 @@ Box = list[float]
 
 @dataclass(frozen=True)
 class Parsers:
-    """What is used of `supervision`.
+    """The functions of `supervision` that are used.
 
-    Its loaders of whole folders do not serve: the one of VOC decodes every picture, and neither
-    knows of difficult objects, parts of a folder or what to do with a faulty file among good ones.
+    Its loaders of whole folders are not used: the VOC loader decodes every picture, and neither
+    handles difficult objects, parts of a folder or single faulty files.
 
     Args:
-        parse_xml: root of an XML file; refuses entities, which can be made to fill the memory.
+        parse_xml: root of an XML file; refuses entities, which could exhaust memory.
         parse_objects: boxes (xyxy, pixels) and class names of a VOC `<annotation>`; raises a
             ValueError.
         parse_rows: boxes (xyxy, fractions) and class indices of YOLO rows; raises a ValueError.
@@ -32,14 +32,14 @@ class Parsers:
 
 
 def supervision_parsers() -> Parsers:
-    """The parsers.
+    """Import the parsers.
 
     Raises:
         DatasetError: `supervision` is not installed.
     """
     try:
         with warnings.catch_warnings():
-            # it says that OpenCV is missing, which what is used here does not need
+            # it warns about missing OpenCV, which is not needed here
             warnings.simplefilter("ignore")
             from defusedxml import ElementTree
             from supervision.dataset.formats import pascal_voc, yolo
@@ -56,7 +56,7 @@ def supervision_parsers() -> Parsers:
 
 
 def _objects(pascal_voc: ModuleType, element: Element) -> tuple[list[Box], list[str]]:
-    # the size is that of a mask, of which there is none
+    # the size is only used for masks
     found, names = pascal_voc.detections_from_xml_obj(element, [], (1, 1))
     return found.xyxy.tolist(), [names[index] for index in found.class_id]
 

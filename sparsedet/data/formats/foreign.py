@@ -1,4 +1,4 @@
-"""Formats that are not read, by name, so that an error can say what a file is and how to go on."""
+"""Recognize unsupported formats, so that an error can name the format and say what to do."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsedet.data.formats.source import is_picture
 
-_HEAD = 1 << 16  # bytes that are looked into to tell what a file is
+_HEAD = 1 << 16  # bytes that are checked to recognize a file
 _EXPORT = "Export it as COCO, Pascal VOC or YOLO from the program that wrote it."
 _UNPACK = "Unpack it and give the folder or the annotation file inside."
 _GZIP = ("compressed with gzip", "Unpack it (gunzip FILE) and give the file inside.")
@@ -44,8 +44,8 @@ _BY_ENDING = {
     ".7z": ("an archive", _UNPACK),
     ".rar": ("an archive", _UNPACK),
     ".xml": (
-        "one XML file, and Pascal VOC has one for each picture",
-        "Give the folder of the XML files, or with dataset.path the folder above them.",
+        "one XML file, but Pascal VOC has one for each picture",
+        "Give the folder of the XML files, or set dataset.path to the folder above it.",
     ),
     ".data": _DARKNET,
     ".names": _DARKNET,
@@ -72,8 +72,8 @@ _BY_BEGINNING = {
     b"PAR1": ("a Parquet table", _EXPORT),
     **{b"\x80" + bytes([version]): _BY_ENDING[".pkl"] for version in range(2, 6)},
     b"version https://git-lfs": (
-        "a Git LFS pointer in place of the file",
-        "Fetch the file itself with git lfs pull.",
+        "a Git LFS pointer instead of the file",
+        "Download the file itself with git lfs pull.",
     ),
     b"<!doctype html": ("a web page", "Download the file itself, which may need a login."),
     b"<html": ("a web page", "Download the file itself, which may need a login."),
@@ -83,9 +83,9 @@ _BY_BEGINNING = {
 
 
 def describe_file(path: str) -> str | None:
-    """What a file is by its ending, and how to go on; None where the ending says nothing.
+    """The type of a file from its suffix, and what to do; None if the suffix is unknown.
 
-    What begins as JSON does is read as JSON, whatever it is called; JSON Lines are looked into.
+    A file that starts like JSON is read as JSON regardless of its name; JSON Lines are described.
     """
     if is_picture(path):
         return "is a picture. Give the file or folder that has the boxes."
@@ -107,12 +107,12 @@ def _head_of(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(_HEAD).lstrip(_BLANK)
-    except OSError:  # said by the one who reads it
+    except OSError:  # reported when it is read
         return b""
 
 
 def describe_bytes(raw: bytes) -> str | None:
-    """What a file is by its first bytes, and how to go on; None where it may be JSON in UTF-8."""
+    """The type of a file from its first bytes, and what to do; None if it may be JSON in UTF-8."""
     beginning = raw[:_HEAD].lstrip(_BLANK)
     for mark, (what, advice) in _BY_BEGINNING.items():
         if beginning[: len(mark)].lower() == mark.lower():
@@ -124,11 +124,11 @@ def describe_bytes(raw: bytes) -> str | None:
 
 
 def describe_lines(text: str, *, whole: bool = True) -> str:
-    """What a text with several JSON values is, and how to go on.
+    """The type of a text with several JSON values, and what to do.
 
     Args:
-        text: of the file.
-        whole: whether it is all of it; of a part the last line may be cut.
+        text: text of the file.
+        whole: whether it is the complete text; the last line of a part may be truncated.
     """
     lines = islice(filter(str.strip, io.StringIO(text)), 2)
     try:
@@ -136,47 +136,46 @@ def describe_lines(text: str, *, whole: bool = True) -> str:
     except (ValueError, RecursionError):
         values = []
     if whole and len(values) < 2:
-        return "has text behind its JSON value, so it is not JSON. Write or fetch it again."
+        return "has text after its JSON value, so it is not JSON. Write or download it again."
     first = values[0] if values and isinstance(values[0], Mapping) else {}
     if "image_id" in first and "score" in first:
         return f"is JSON Lines of detections, not of objects. {_INSTANCES}"
     return (
-        "is JSON Lines (NDJSON), one JSON value a line. Join them into one COCO instances file: an "
-        "object with the lists 'images', 'annotations' and 'categories'."
+        "is JSON Lines (NDJSON), with a JSON value on each line. Join them into one COCO instances "
+        "file: an object with the lists 'images', 'annotations' and 'categories'."
     )
 
 
 def describe_folder(path: str) -> str:
-    """What a folder without annotations of a known format holds, and how to go on."""
+    """The content of a folder without annotations of a known format, and what to do."""
     names = sorted(os.listdir(path))
     endings = [os.path.splitext(name)[1].lower() for name in names]
     if any(map(is_picture, names)) and ".txt" in endings:
-        return f"holds pictures and text files. {_BY_ENDING['.txt'][1]}"
+        return f"has pictures and text files. {_BY_ENDING['.txt'][1]}"
     if any(map(is_picture, names)) and ".json" in endings:
         return (
-            "holds pictures and JSON files, such as LabelMe's. Give the one instances file, or "
+            "has pictures and JSON files, such as LabelMe's. Give the single instances file, or "
             "convert the folder to COCO (labelme2coco)."
         )
     if {"obj.data", "obj.names", "classes.txt"} & {*names} or {"images", "labels"} <= {*names}:
         return (
-            "holds labels of YOLO and no data.yaml. Write one, with 'names' (the classes in order) "
-            "and 'train' and 'val' (folders of pictures called images, beside others called "
-            "labels)."
+            "has YOLO labels but no data.yaml. Write one, with 'names' (the classes in order) and "
+            "'train' and 'val' (folders of pictures named images, next to folders named labels)."
         )
     if any(map(is_picture, names)):
-        return "holds pictures alone. Give the file or folder that has their boxes."
+        return "has only pictures. Give the file or folder that has their boxes."
     listed = ", ".join(names[:4]) or "nothing"
     return (
-        f"holds no annotations that are known ({listed}). Give a COCO instances file, the "
+        f"has no annotations of a known format ({listed}). Give a COCO instances file, the "
         "data.yaml of a YOLO set or a folder of Pascal VOC XML files."
     )
 
 
 def describe_json(document: Any) -> str | None:
-    """What the content of a JSON file is, and how to go on; None where it may be COCO's.
+    """The format of a JSON file's content, and what to do; None if it may be COCO's.
 
-    A file with the three lists of COCO's instances files is named only if its annotations cannot
-    be boxes.
+    A file with the three lists of COCO's instances files is only described if its annotations
+    cannot be boxes.
     """
     if isinstance(document, list):
         found = _describe_list([each for each in document if isinstance(each, Mapping)])
@@ -209,7 +208,7 @@ def _describe_list(entries: list[Mapping]) -> str | tuple[str, str] | None:
     if "External ID" in first or "data_row" in first:
         return "a Labelbox file"
     if "labels" in first and "name" in first:
-        return "a file of BDD100K's or Scale's form"
+        return "a file in BDD100K's or Scale's format"
     return None
 
 
@@ -229,7 +228,7 @@ def _describe_mapping(document: Mapping) -> str | tuple[str, str] | None:
     if document.get("type") == "FeatureCollection":
         return "a GeoJSON file"
     if "database" in document and isinstance(document["database"], Mapping):
-        return "a file of videos (ActivityNet's form)"
+        return "a file of videos (ActivityNet's format)"
     return None
 
 
@@ -245,7 +244,7 @@ def _describe_coco_kin(document: Mapping) -> tuple[str, str] | None:
 
 
 def _project(document: Mapping) -> Mapping:
-    """How VIA 3 begins; others have a text or a number there."""
+    """The start of a VIA 3 project; other formats have a string or a number there."""
     found = document.get("project")
     return found if isinstance(found, Mapping) else {}
 

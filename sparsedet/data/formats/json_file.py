@@ -1,4 +1,4 @@
-"""The text of a JSON file; a file that is none is called by what it is."""
+"""Read a JSON file; if it is another type of file, the message names the type."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from sparsedet.data.errors import DatasetError
 from sparsedet.data.formats.foreign import describe_bytes, describe_lines
 from sparsedet.data.formats.source import missing_file
 
-_AGAIN = "Write or fetch it again."
+_AGAIN = "Write or download it again."
 
 
 def read_json(
@@ -18,12 +18,12 @@ def read_json(
     """Reads a JSON file in UTF-8, with or without byte order mark.
 
     Args:
-        path: of the file.
-        lists: keys of the top level that must not be there twice: the last would hide the others.
-        entry: is given each object, and returns what takes its place.
+        path: the file.
+        lists: keys that must not be repeated at the top level; the last would hide the others.
+        entry: called with each object; returns its replacement.
 
     Raises:
-        DatasetError: it cannot be opened, is not JSON or not UTF-8.
+        DatasetError: it cannot be opened, or is not JSON in UTF-8.
     """
     try:
         with open(path, "rb") as file:
@@ -32,8 +32,8 @@ def read_json(
         raise missing_file(path, error.strerror or "cannot be read") from None
     if not raw.strip():
         raise DatasetError(f"annotation file {path!r} is empty. {_AGAIN}")
-    if not raw.strip(b"\0"):  # as a crash or a full disk leaves it
-        raise DatasetError(f"annotation file {path!r} holds zero bytes alone. {_AGAIN}")
+    if not raw.strip(b"\0"):  # left by a crash or a full disk
+        raise DatasetError(f"annotation file {path!r} has only zero bytes. {_AGAIN}")
     repeated = any(raw.count(f'"{key}"'.encode()) > 1 for key in lists)
     other = describe_bytes(raw)
     if other is not None:
@@ -60,13 +60,13 @@ def _parse(text: str, path: str, entry: Callable[[dict], Any] | None) -> Any:
         reason = str(error)
     except RecursionError:
         reason = "its objects are nested too deeply"
-    except ValueError:  # Python converts no text of so many digits
+    except ValueError:  # Python limits the number of digits that it converts
         reason = "a number in it has thousands of digits"
     raise DatasetError(f"annotation file {path!r} is not valid JSON: {reason}. {_AGAIN}")
 
 
 def _refuse_repeated(text: str, lists: tuple[str, ...], path: str) -> None:
-    """The second pass over a file, made only where a key may be there twice."""
+    """Parse the file a second time, only if a key may be repeated."""
 
     def of_pairs(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
         last[:] = pairs  # the top level is the last that is called
@@ -77,6 +77,6 @@ def _refuse_repeated(text: str, lists: tuple[str, ...], path: str) -> None:
     for key, count in Counter(key for key, _ in last if key in lists).items():
         if count > 1:
             raise DatasetError(
-                f"annotation file {path!r} has '{key}' {count} times at its top level, and only "
-                "the last would be read. Join the lists."
+                f"annotation file {path!r} has '{key}' {count} times at its top level, but only "
+                "the last one would be read. Join the lists."
             )

@@ -1,4 +1,4 @@
-"""What every reader of a format hands to the checks, and how parts of a set are called."""
+"""The result of every format reader, and the names of parts of a data set."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,18 +14,18 @@ _ALIASES = {"val": ("val", "valid", "validation"), "train": ("train", "training"
 
 @dataclass
 class Source:
-    """A set as its files have it, not yet checked.
+    """The unchecked content of a data set's files.
 
     Args:
-        path: where it was read, the beginning of messages.
+        path: path that was read; messages start with it.
         format: name of the format.
-        root: folder that `file_name` is relative to; None opens no picture.
+        root: folder to which `file_name` is relative; None = do not open pictures.
         categories: dicts with `id` and `name`.
-        images: dicts with `id`, `file_name` and, where they are known, `width` and `height`.
-            With `follows_exif` a size that is not given is that of the turned picture.
-        annotations: dicts as in COCO's instances files. A text `id` says where the entry stands.
+        images: dicts with `id`, `file_name` and, if known, `width` and `height`. With
+            `follows_exif`, an unknown size becomes that of the picture after EXIF rotation.
+        annotations: dicts as in COCO's instances files. A string `id` gives the place of the entry.
         in_fractions: whether `bbox` is in fractions of the picture instead of pixels.
-        files: files and folders that a change of makes the set another one.
+        files: files and folders whose change makes it necessary to read the data set again.
     """
 
     path: str
@@ -39,17 +39,17 @@ class Source:
 
 
 def names_of_split(split: str) -> tuple[str, ...]:
-    """How folders and keys call a part of a set: `val` is `valid` elsewhere."""
+    """Names of a part in folders and keys: `val` may also be `valid`."""
     return _ALIASES.get(split, (split,))
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file name ends as pictures do."""
+    """Whether a file name has the suffix of a picture."""
     return name.lower().endswith(PICTURES)
 
 
 def nearest_folder(path: str) -> str:
-    """Where a path that does not exist leaves what does."""
+    """The nearest existing folder above a path, for a message."""
     folder = os.path.abspath(path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -57,7 +57,7 @@ def nearest_folder(path: str) -> str:
 
 
 def check_image_folder(images: str) -> None:
-    """Raises a DatasetError unless `images` is a folder, or an address that can be opened."""
+    """Raises a DatasetError unless `images` is a folder, or a URL that can be opened."""
     if is_address(images):
         check_root(images)
         return
@@ -80,8 +80,8 @@ def read_lines(path: str) -> list[str]:
             return [line.strip() for line in file]
         except UnicodeDecodeError as error:
             raise DatasetError(
-                f"{path!r} must be a list of pictures in UTF-8, and is not at byte {error.start}. "
-                "Save it as UTF-8, or give a folder."
+                f"{path!r} must be a list of pictures in UTF-8, but is invalid at byte "
+                f"{error.start}. Save it as UTF-8, or give a folder."
             ) from None
 
 
@@ -89,7 +89,7 @@ def missing_file(path: str, reason: str = "No such file or directory") -> Datase
     """The error about an annotation file that cannot be opened."""
     if is_address(path):
         return DatasetError(
-            f"annotation file {path!r} is a URL, and only pictures are read from URLs. Download "
+            f"annotation file {path!r} is a URL, but only pictures are read from URLs. Download "
             "it, and set dataset.train_json or dataset.val_json to the copy."
         )
     return DatasetError(

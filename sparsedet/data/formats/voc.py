@@ -1,8 +1,8 @@
 """Pascal VOC: one XML file for each picture.
 
-`supervision` turns the objects of an XML file into boxes: VOC counts pixels from 1 and includes the
-last, so (xmin - 1, ymin - 1, xmax, ymax) are the corners. What its own loader passes over is read
-here: parts of a set, sizes, and objects marked as difficult.
+`supervision` converts the objects of an XML file to boxes. VOC counts pixels from 1 and includes
+the last, so (xmin - 1, ymin - 1, xmax, ymax) are the corners. This module handles what its own
+loader ignores: parts of a set, sizes, and objects marked as difficult.
 """
 
 import glob
@@ -29,11 +29,11 @@ from sparsedet.data.validate.fields import flag, number, whole
 _ANNOTATIONS, _PICTURES = "Annotations", "JPEGImages"
 _FLAG = re.compile(r"\s+(-1|0|1)$")  # in the lists of one class: whether the picture has it
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_FARTHEST = 1e9  # pixels; beyond it 32-bit floats tell no pixel
+_FARTHEST = 1e9  # pixels; larger 32-bit floats cannot distinguish pixels
 
 
 def holds_voc(folder: str) -> bool:
-    """Whether XML files lie in a folder, in its `Annotations`, or in those of its parts."""
+    """Whether there are XML files in a folder, in its `Annotations`, or in those of its parts."""
     inside = glob.escape(folder)
     patterns = ("*.[xX][mM][lL]", "*/*.[xX][mM][lL]", f"*/{_ANNOTATIONS}/*.[xX][mM][lL]")
     return any(next(glob.iglob(os.path.join(inside, each)), None) for each in patterns)
@@ -43,22 +43,23 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
     """Reads folders of XML files.
 
     Args:
-        path: a folder with `Annotations`, `JPEGImages` and `ImageSets/Main/SPLIT.txt`; one that
-            holds such folders (their parts are joined); one with a folder of XML files for each
-            part; or a folder of XML files.
-        images: folder of the pictures; None takes `JPEGImages`, or the folder of the XML files.
-        split: which part; None takes all XML files.
-        findings: where faults are noted.
+        path: a folder with `Annotations`, `JPEGImages` and `ImageSets/Main/SPLIT.txt`; a folder
+            with several of these (their parts are joined); a folder with a subfolder of XML files
+            for each part; or a folder of XML files.
+        images: folder of the pictures; None = `JPEGImages`, or the folder of the XML files.
+        split: the part; None = all XML files.
+        findings: collects faults.
 
     Raises:
         DatasetError: there is no such part, or `supervision` is not installed.
     """
     if not os.path.isdir(path):
-        raise DatasetError(f"{path!r} must be a folder to hold Pascal VOC XML files. Give one.")
+        raise DatasetError(f"{path!r} must be a folder of Pascal VOC XML files. Give a folder.")
     if images is not None and is_address(images):
         raise DatasetError(
-            f"image folder {images!r} is a URL, which Pascal VOC sets cannot have: they are "
-            "read folder by folder. Give a folder, or convert the set with sparsedet convert-data."
+            f"image folder {images!r} is a URL, which is not supported for Pascal VOC, since its "
+            "folders must be listed. Give a local folder, or convert the set with sparsedet "
+            "convert-data."
         )
     if images is not None:
         check_image_folder(images)
@@ -86,7 +87,7 @@ def read_voc(path: str, images: str | None, split: str | None, findings: Finding
 
 
 def voc_parts(path: str) -> tuple[str, ...]:
-    """The parts of a folder that it has a list or a folder for."""
+    """The parts for which a folder has a list or a subfolder."""
     roots = [path, *(each.path for each in os.scandir(path) if each.is_dir())]
     return tuple(
         split
@@ -106,7 +107,7 @@ def _list_path(root: str, name: str) -> str:
 def _parts(
     path: str, images: str | None, split: str | None, files: list[str]
 ) -> list[tuple[str, Sequence[str] | None]]:
-    """Folders of XML files and the names in them that belong to a part (None: all).
+    """Folders of XML files, each with the names that belong to a part (None = all).
 
     Lists that were read are added to `files`.
     """
@@ -124,8 +125,8 @@ def _parts(
         whole = [os.path.join(root, _ANNOTATIONS) for root in devkits] or [path]
         return [(folder, None) for folder in whole]
     raise DatasetError(
-        f"{path}: which XML files are its part {split!r} is not said by "
-        f"ImageSets/Main/{split}.txt nor by a folder {split}. Write that list, one name a line, or "
+        f"{path}: the XML files of its part {split!r} are unknown, since there is neither "
+        f"ImageSets/Main/{split}.txt nor a folder {split}. Write that list, one name per line, or "
         "give the folders of each part: dataset.train_json and dataset.train_images, "
         "dataset.val_json and dataset.val_images."
     )
@@ -138,7 +139,7 @@ def _listed(root: str, split: str | None, files: list[str]) -> list[str] | None:
             files.append(path)
             names = [_FLAG.sub("", line) for line in read_lines(path) if line]
             if not names:
-                raise DatasetError(f"{path} is empty. Write one name a line.")
+                raise DatasetError(f"{path} is empty. Write one name per line.")
             return names
     return None
 
@@ -151,7 +152,7 @@ def _picture_folder(folder: str) -> str:
         if os.path.isdir(beside):
             return beside
     raise DatasetError(
-        f"{folder}: there is no folder {_PICTURES} beside it. Give the folder of the pictures "
+        f"{folder}: there is no folder {_PICTURES} next to it. Give the folder of the pictures "
         "(dataset.train_images and dataset.val_images)."
     )
 
@@ -166,19 +167,19 @@ class _Pictures:
         self._names = set(names)
 
     def path(self, stem: str, given: str) -> str:
-        """Path below the root; the name that was given where there is no such picture."""
+        """Path below the root; the given name if there is no such picture."""
         given = os.path.basename(given.replace("\\", "/"))
         name = self._by_stem.get(stem) or (given if given in self._names else None)
         name = name or self._by_stem.get(given) or given or stem
         return os.path.normpath(os.path.join(self._prefix, name))
 
     def without(self, stems: Iterable[str]) -> list[str]:
-        """Names of pictures that none of the XML files belongs to."""
+        """Names of pictures without an XML file."""
         return sorted(self._by_stem[each] for each in set(self._by_stem) - set(stems))
 
 
 class _XmlReader:
-    """Adds what XML files hold to a source."""
+    """Adds the content of XML files to a source."""
 
     def __init__(self, source: Source, findings: Findings) -> None:
         self._source, self._findings = source, findings
@@ -206,7 +207,7 @@ class _XmlReader:
         try:
             tree = self._parsers.parse_xml(path)
         except FileNotFoundError:
-            fault = "it is listed and not there. Restore it or take it from the list."
+            fault = "it is listed but does not exist. Restore it or remove it from the list."
             self._findings.error(f"file {label!r}", fault)
             return
         except (ParseError, ValueError, LookupError, OSError) as error:  # Lookup: the encoding
@@ -215,7 +216,7 @@ class _XmlReader:
         if tree.tag != "annotation":
             fault = "its top level is not <annotation>, so it is not Pascal VOC. "
             cvat = tree.tag == "annotations"
-            mend = "Export the task of CVAT as COCO 1.0." if cvat else "Give VOC files alone."
+            mend = "Export the task of CVAT as COCO 1.0." if cvat else "Give only VOC files."
             self._findings.error(f"file {label!r} (<{tree.tag}>)", fault + mend)
             return
         self._source.files.append(path)
@@ -263,7 +264,7 @@ class _XmlReader:
         return found
 
     def _has_corners(self, entry: Element, label: str) -> bool:
-        """Whether the corners that are there are numbers; notes an error."""
+        """Whether the given corners are numbers; adds an error if not."""
         for corner in _CORNERS:
             given = _text(entry, f"bndbox/{corner}")
             value = number(given)
@@ -275,14 +276,14 @@ class _XmlReader:
         return True
 
     def _parse(self, entries: list[Element], labels: list[str]) -> Sequence[tuple[Box, str] | None]:
-        """Box and class of each object; None, and an error noted, where it has none."""
+        """Box and class of each object; for an invalid object, None and an error is added."""
         alone = Element("annotation")
         for entry in entries:
             alone.append(entry)
             for name in entry.findall("name"):
-                name.text = (name.text or "").strip()  # blanks of the XML's layout
+                name.text = (name.text or "").strip()  # whitespace of the XML's layout
             for polygon in entry.findall("polygon"):
-                entry.remove(polygon)  # only boxes are wanted, whatever is wrong with it
+                entry.remove(polygon)  # only boxes are used, and a polygon may be invalid
         try:
             boxes, names = self._parsers.parse_objects(alone)
             return list(zip(boxes, names, strict=True))

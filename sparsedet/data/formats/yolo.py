@@ -1,7 +1,7 @@
 """YOLO: a `data.yaml` that names classes and folders, and a text file of rows for each picture.
 
-`supervision` turns rows into boxes; what its own loader passes over is read here: parts that are
-lists, classes that have no name, and rows that are no boxes.
+`supervision` converts rows to boxes. This module handles what its own loader ignores: parts that
+are lists, classes without a name, and invalid rows.
 """
 
 import os
@@ -27,7 +27,7 @@ from sparsedet.data.validate import Effect, Findings
 from sparsedet.data.validate.fields import number, shown, whole
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_FAR = 1.0  # a box that leaves the picture by more than the picture's size is in other units
+_FAR = 1.0  # a box that exceeds the picture by more than the picture's size is in other units
 _LARGEST = 1e9  # beyond it, a number of a row is neither a class nor a fraction
 _SPLITS = ("train", "val", "valid", "test")
 _NO_LABELS = {"classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt"}
@@ -60,8 +60,8 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
         path = found
     if images is not None:
         raise DatasetError(
-            f"{path} (YOLO) names the folders of its pictures, so the image folder {images!r} has "
-            f"no place. Set dataset.path={path} alone."
+            f"{path} (YOLO) already names the folders of its pictures, got the image folder "
+            f"{images!r}, too. Set only dataset.path={path}."
         )
     content = _read_yaml(path)
     names = _class_names(content, path)
@@ -71,8 +71,8 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
     num_places = len(source.files)
     if not any(map(os.path.exists, pictures)):
         raise DatasetError(
-            f"{path}: none of its {len(pictures)} pictures is there; the first would be "
-            f"{pictures[0]!r}. Write them in the list relative to its folder or to that of {path}."
+            f"{path}: none of its {len(pictures)} pictures exists; the first would be "
+            f"{pictures[0]!r}. Write paths in the list relative to its folder or to that of {path}."
         )
     if len({os.path.isabs(picture) for picture in pictures}) > 1:
         pictures = [os.path.abspath(picture) for picture in pictures]
@@ -90,7 +90,7 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
 
 
 def yolo_parts(path: str) -> tuple[str, ...]:
-    """The parts that a `data.yaml`, or that of a folder, names.
+    """The parts that a `data.yaml`, or the one in a folder, names.
 
     Raises:
         DatasetError: it cannot be read.
@@ -100,9 +100,9 @@ def yolo_parts(path: str) -> tuple[str, ...]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes all as the texts that stand there: 007 is no 7, 1:30 no 90 and 2024-01-01 no date.
+    """Reads values as strings: 007 is not 7, 1:30 is not 90 and 2024-01-01 is not a date.
 
-    Words that YAML takes for true, false or null are these, so that they can be refused.
+    Words that mean true, false or null in YAML are converted, so that they can be refused.
     """
 
     yaml_implicit_resolvers: ClassVar = {
@@ -144,20 +144,20 @@ def _class_names(content: dict[str, Any], path: str) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise DatasetError(
-                f"{path}: each of 'names' must be a string, got {shown(name)}. Put it into quotes: "
+                f"{path}: each of 'names' must be a string, got {shown(name)}. Put it in quotes: "
                 "YAML reads yes, no, on and off as true and false."
             )
     count = content.get("nc", len(names))
     if whole(count) != len(names):
         raise DatasetError(
-            f"{path}: 'nc' is {str(count)[:40]} and there are {len(names)} 'names'. Correct or "
+            f"{path}: 'nc' is {str(count)[:40]}, but there are {len(names)} 'names'. Correct or "
             "delete 'nc'."
         )
     return names
 
 
 def _keypoint_numbers(content: dict[str, Any], path: str) -> int:
-    """How many numbers of keypoints follow the box in a row."""
+    """The number of keypoint values after the box in a row."""
     shape = content.get("kpt_shape")
     if shape is None:
         return 0
@@ -173,16 +173,16 @@ def _keypoint_numbers(content: dict[str, Any], path: str) -> int:
 def _pictures(
     content: dict[str, Any], path: str, split: str | None, files: list[str]
 ) -> Iterator[str]:
-    """Paths of the pictures of a part; adds the folders and lists it was read from to `files`."""
+    """Paths of the pictures of a part; adds the folders and lists that were read to `files`."""
     known = [name for name in _SPLITS if content.get(name)]
     if split is None and len(known) == 1:
         split = known[0]
     key = next((name for name in names_of_split(split or "") if content.get(name)), None)
     if key is None:
-        asked = "which is meant is not said" if split is None else f"{split!r} is asked for"
+        asked = "none was chosen" if split is None else f"not {split!r}"
         raise DatasetError(
-            f"{path}: it has the parts {', '.join(known) or '(none)'}, and {asked}. Name one of "
-            "them (split), or write where its pictures are."
+            f"{path}: it has the parts {', '.join(known) or '(none)'}, but {asked}. Name one of "
+            "them (split), or add the part with its folder of pictures."
         )
     entries = content[key] if isinstance(content[key], list) else [content[key]]
     base = os.path.dirname(path)
@@ -195,15 +195,15 @@ def _pictures(
             yield picture
     if not count:
         raise DatasetError(
-            f"{path}: no picture is in {key}: {shown(content[key])}. Correct the path."
+            f"{path}: there is no picture in {key}: {shown(content[key])}. Correct the path."
         )
 
 
 def _find(entry: str, base: str, root: str, path: str) -> str:
-    """The folder or list that an entry means.
+    """The folder or list of an entry.
 
-    Entries are relative to `path`, which is relative to the file. Exports are known to write
-    `../train/images` for what lies beside the file.
+    Entries are relative to `path`, which is relative to the file. Some exports write
+    `../train/images` for a folder next to the file.
     """
     places = [os.path.join(base, root, entry), os.path.join(base, entry)]
     places.append(os.path.join(base, entry.removeprefix("../")))
@@ -212,13 +212,13 @@ def _find(entry: str, base: str, root: str, path: str) -> str:
         if os.path.exists(place):
             return place
     raise DatasetError(
-        f"{path}: {entry!r} is not there; looked for {' and '.join(map(repr, places))}. Correct "
+        f"{path}: {entry!r} does not exist; tried {' and '.join(map(repr, places))}. Correct "
         "the entry or 'path', which is relative to the file's own folder."
     )
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Pictures in a folder and in those below it, each once though links may lead back."""
+    """Pictures in a folder and its subfolders, each once even if links form loops."""
 
     def fail(error: OSError) -> None:
         raise storage_error(error, error.filename)
@@ -237,7 +237,7 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def _in_list(file: str, base: str) -> Iterator[str]:
-    """Pictures of a list; relative ones begin at the list's folder or at that of data.yaml."""
+    """Pictures of a list; paths are relative to the list's folder or to that of data.yaml."""
     for name in filter(None, read_lines(file)):
         beside = os.path.normpath(os.path.join(os.path.dirname(file), name))
         below = os.path.normpath(os.path.join(base, name))
@@ -245,7 +245,7 @@ def _in_list(file: str, base: str) -> Iterator[str]:
 
 
 def _label_file(picture: str) -> str:
-    """Its path with the last folder `images` called `labels`; beside the picture without one."""
+    """Path of the labels: the last folder `images` becomes `labels`; else next to the picture."""
     folders, name = os.path.split(os.path.splitext(picture)[0] + ".txt")
     parts = folders.split(os.sep)
     if "images" in parts:
@@ -288,10 +288,10 @@ class _RowReader:
                 self._add(*found, image_id, name)
 
     def require_labels(self, num_pictures: int) -> None:
-        """Says which pictures have no label file, after the last was read.
+        """Reports pictures without a label file, after the last one was read.
 
         Raises:
-            DatasetError: none has one.
+            DatasetError: no picture has a label file.
         """
         if len(self._missing) == num_pictures:
             raise DatasetError(
@@ -299,24 +299,24 @@ class _RowReader:
                 f"first would be {self._missing[0]!r}. Put the text files there."
             )
         for path in self._missing:
-            fault = "not there: its picture is taken as one without objects."
+            fault = "missing: its picture is used as one without objects."
             self._findings.warn(f"label file {os.path.basename(path)!r}", fault)
 
     def tell_left_over(self) -> None:
-        """Says which label files have no picture, such as those of HEIC files, which are not read.
+        """Reports label files without a picture, such as those of HEIC files, which are not read.
 
-        To be called where all pictures of the folders were asked for.
+        Call this only if all pictures of the folders are in the part.
         """
         for folder in sorted({os.path.dirname(path) for path in self._paths}):
             names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
             for name in names:
                 is_label = name.endswith(".txt") and name not in _NO_LABELS
                 if is_label and os.path.join(folder, name) not in self._paths:
-                    fault = "it has no picture of a kind that is read; left out."
+                    fault = "it has no picture in a supported format; left out."
                     self._findings.warn(f"label file {name!r}", fault, Effect.LEFT_OUT)
 
     def _has_numbers(self, row: list[str], label: str) -> bool:
-        """Whether a row is a class and numbers; notes an error."""
+        """Whether a row is a class and numbers; adds an error if not."""
         odd = [each for each in row if not _is_sensible(each)]
         if any("," in each for each in row):
             fault = "it has commas. Write decimal points, and spaces between the numbers."
@@ -330,7 +330,7 @@ class _RowReader:
         return False
 
     def _parse(self, rows: list[str], labels: list[str]) -> Sequence[tuple[Box, int] | None]:
-        """Box and class of each row; None, and an error noted, where it has none."""
+        """Box and class of each row; for an invalid row, None and an error is added."""
         try:
             boxes, classes = self._parsers.parse_rows(rows)
             return list(zip(boxes, classes, strict=True))
@@ -367,7 +367,7 @@ class _RowReader:
             )
 
     def _box_of(self, row: list[str], label: str) -> str:
-        """The row without keypoints; says what it is if it is no plain box."""
+        """The row without keypoints; adds a warning if it is not a plain box."""
         if len(row) == self._pose:
             self._findings.warn(label, "keypoints are not used.")
             row = row[:5]

@@ -1,10 +1,10 @@
-"""Large pictures with small objects, whose class only the full resolution tells.
+"""Large pictures with small objects whose class is visible only at full resolution.
 
-Discs of 12 to 32 pixels, on canvases of any size. What the class depends on is a pattern of lines
-two pixels wide. The mean of every four by four pixels is the same for all classes, and for
-look-alikes without a pattern, which are not labeled: a picture reduced to a quarter shows where
-something is, and not what. Every picture follows from (seed, split, index) alone and is the same
-on every machine, as those of `sparsedet.data.shapes`.
+The objects are discs of 12 to 32 pixels on canvases of any size. The class is a pattern of lines
+two pixels wide. The mean of every four by four pixels is the same for all classes and for unlabeled
+look-alikes without a pattern, so a picture at a quarter of its size shows where something is, but
+not what it is. Every picture depends only on (seed, split, index) and is the same on every machine,
+like those of `sparsedet.data.shapes`.
 
     python -m sparsedet.data.haystack --output datasets/haystack --size 1024
 """

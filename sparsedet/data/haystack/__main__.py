@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--size", type=int, nargs="+", default=[1024], help="side, or height and width, in pixels"
     )
     parser.add_argument(
-        "--objects", type=int, default=defaults.objects, help="number (default: %(default)s)"
+        "--objects", type=int, default=defaults.objects, help="number of objects (%(default)s)"
     )
     parser.add_argument(
         "--diameters",
@@ -25,25 +25,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs=2,
         default=list(defaults.diameters),
         metavar=("LEAST", "MOST"),
-        help="of the objects in pixels (default: %(default)s)",
+        help="diameters of the objects in pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--clutter",
         type=float,
         default=defaults.clutter,
-        help="look-alikes without a class for each object (default: %(default)s)",
+        help="unlabeled look-alikes per object (default: %(default)s)",
     )
     parser.add_argument(
         "--area-share",
         type=float,
         default=defaults.area_share,
-        help="share of the ground where objects may lie (default: %(default)s)",
+        help="share of the picture where objects may be (default: %(default)s)",
     )
     parser.add_argument(
         "--grain",
         type=int,
         default=defaults.grain,
-        help="width of the lines that tell the class, in pixels (default: %(default)s)",
+        help="width of the lines that define the class, in pixels (default: %(default)s)",
     )
     return write_as_told(parser, arguments, _options, write_haystack)
 

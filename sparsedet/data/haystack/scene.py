@@ -1,4 +1,4 @@
-"""What is to be seen on a picture: the ground, what lies on it, the patterns of the classes."""
+"""Draw a picture: the background, clutter, and objects with the patterns of their classes."""
 
 import math
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from sparsedet.data.shapes.scene import ShapesSample, develop, require, stream
 
 CLASS_NAMES = ("rows", "columns", "checks", "slanted")
 
-_SET = 1  # apart from the random numbers of other sets
-_FIELD = 128  # objects lie in some of the squares of this side
+_SET = 1  # separates its random numbers from those of other data sets
+_FIELD = 128  # objects are in some of the squares with this side
 _OCTAVES = ((256, 1.0), (64, 0.7), (20, 0.6), (8, 0.5))  # pixels between grid points, weight
 _DEPTH = 45  # gray levels of a pattern's lines above and below their mean
 _GAP = 3  # pixels between objects
-_CROWDED = 0.25  # most of the ground that things may cover
-_BOULDERS = (40, 120)  # diameters of large things without a class
-_TRIES = 200  # of a disc, of which the last one is taken
+_CROWDED = 0.25  # largest share of the picture that objects may cover
+_BOULDERS = (40, 120)  # diameters of large unlabeled shapes
+_TRIES = 200  # number of tries to place a disc; the last one is used
 
 Disc = tuple[float, float, float]
 """Center (x, y) and diameter in pixels."""
@@ -33,20 +33,21 @@ Disc = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class HaystackOptions:
-    """What the pictures look like.
+    """Options of the pictures.
 
     Args:
         size: (height, width) in pixels.
         objects: number of objects.
-        diameters: the least and the greatest of the objects, in pixels.
-        clutter: look-alikes without a class for each object; lines and large things go with it.
-        area_share: share of the ground's squares of 128 pixels where objects and look-alikes may
-            lie, in (0, 1].
-        grain: width of the lines that tell the class, in pixels. The class is gone where a picture
-            is reduced by twice as much.
+        diameters: smallest and largest diameter of the objects, in pixels.
+        clutter: number of unlabeled look-alikes per object; it also scales the number of lines and
+            large unlabeled shapes.
+        area_share: share of the squares of 128 pixels in which objects and look-alikes may be, in
+            (0, 1].
+        grain: width of the lines that define the class, in pixels. The class is no longer visible
+            if a picture is reduced by twice this factor.
 
     Raises:
-        ValueError: a value outside of its range, or more things than there is room for.
+        ValueError: a value is outside of its range, or there is no room for all objects.
     """
 
     size: tuple[int, int] = (1024, 1024)
@@ -75,27 +76,27 @@ class HaystackOptions:
             )
 
     def _range(self) -> str:
-        return f"rising and from {4 * self.grain} (four times the grain) to {_FIELD // 2}"
+        return f"ascending, from {4 * self.grain} (four times the grain) to {_FIELD // 2}"
 
     @property
     def number(self) -> int:
-        """Objects and look-alikes."""
+        """Number of objects and look-alikes."""
         return self.objects + round(self.clutter * self.objects)
 
 
 def haystack_sample(
     seed: int, split: str, index: int, options: HaystackOptions | None = None
 ) -> ShapesSample:
-    """Makes one picture; the same arguments give the same pixels everywhere.
+    """Makes one picture; the same arguments give the same pixels on every machine.
 
     Args:
-        seed: of the training split; the validation split has its own fixed one.
+        seed: seed of the training split; the validation split has its own fixed seed.
         split: "train" or "val".
-        index: which picture, from 0.
-        options: what the pictures look like.
+        index: index of the picture, from 0.
+        options: options of the pictures.
 
     Raises:
-        ValueError: an unknown split, or a negative seed or index.
+        ValueError: the split is unknown, or the seed or index is negative.
     """
     options = options or HaystackOptions()
     chance = Chance([*stream(seed, split, index), _SET])
@@ -114,7 +115,7 @@ def haystack_sample(
 
 
 def _ground(chance: Chance, options: HaystackOptions) -> np.ndarray:
-    """Smoothed noise, lines, and large things without a class: float32 (height, width, 3)."""
+    """Smoothed noise, lines, and large unlabeled shapes: float32 (height, width, 3)."""
     height, width = options.size
     noise = np.zeros((height, width, 3), dtype=np.float32)
     for step, weight in _OCTAVES:
@@ -134,7 +135,7 @@ def _ground(chance: Chance, options: HaystackOptions) -> np.ndarray:
 
 
 def _places(chance: Chance, options: HaystackOptions) -> list[Disc]:
-    """Discs that do not touch, all of them on the canvas."""
+    """Discs that do not touch and lie inside the canvas."""
     rows, columns = (math.ceil(length / _FIELD) for length in options.size)
     keys = [chance.uniform() for _ in range(rows * columns)]
     count = max(1, round(options.area_share * rows * columns))
@@ -180,10 +181,10 @@ def draw_disc(
 
     Args:
         canvas: float32 (height, width, 3); the disc lies on it.
-        disc: its place and size.
-        label: place in `CLASS_NAMES`, or -1 for a look-alike without a pattern.
+        disc: its position and size.
+        label: index in `CLASS_NAMES`, or -1 for a look-alike without a pattern.
         grain: width of the pattern's lines.
-        chance: for the color, and where the pattern begins.
+        chance: source of the color and of the pattern's offset.
     """
     reach = int(disc.diameter * 0.5) + 2
     left, top = int(disc.center[0]) - reach, int(disc.center[1]) - reach
@@ -201,7 +202,7 @@ def draw_disc(
 
 
 def _pattern(label: int, row: np.ndarray, column: np.ndarray, slant: np.ndarray) -> np.ndarray:
-    """1 and -1 by lines of a class, which cancel in every square of two lines' width."""
+    """1 and -1 in the lines of a class, which cancel in every square of two lines' width."""
     if label < 0:
         return np.zeros(row.shape, dtype=np.int64)
     line = (row, column, row + column, slant)[label]
@@ -209,7 +210,7 @@ def _pattern(label: int, row: np.ndarray, column: np.ndarray, slant: np.ndarray)
 
 
 def _color(behind: np.ndarray, chance: Chance) -> np.ndarray:
-    """A color to which a pattern can be added, that differs from what is behind."""
+    """A color that differs from the background and leaves room for a pattern."""
     low, high = _DEPTH + 5, 250 - _DEPTH
     for _ in range(30):
         color = np.array([chance.uniform(low, high) for _ in range(3)])

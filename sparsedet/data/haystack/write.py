@@ -1,4 +1,4 @@
-"""The set as a folder of PNG files and COCO JSON."""
+"""Write the data set as a folder of PNG files and COCO JSON."""
 
 import os
 
@@ -16,21 +16,21 @@ def write_haystack(
     seed: int = 0,
     options: HaystackOptions | None = None,
 ) -> bool:
-    """Writes the set, see `sparsedet.data.shapes.files.write_set`.
+    """Writes the data set, see `sparsedet.data.shapes.files.write_set`.
 
     Args:
         output: folder; gets `annotations/instances_{train,val}.json`, `train/` and `val/`.
-        num_train: pictures for training.
-        num_val: pictures for validation.
-        seed: of the training split.
-        options: what the pictures look like.
+        num_train: number of training pictures.
+        num_val: number of validation pictures.
+        seed: seed of the training split.
+        options: options of the pictures.
 
     Returns:
         Whether anything was written.
 
     Raises:
-        DatasetError: `output` is there and is no such set.
-        ValueError: a count or an option outside of its range.
+        DatasetError: `output` exists but is not such a data set.
+        ValueError: a count or an option is outside of its range.
     """
     options = options or HaystackOptions()
     return write_set(_HAYSTACK, output, {"train": num_train, "val": num_val}, seed, options)

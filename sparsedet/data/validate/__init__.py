@@ -1,8 +1,7 @@
 """Checks of an annotation file, before anything is trained on it.
 
-Faults that make the meaning of the data doubtful stop with a `DatasetError`; single boxes that
-cannot be used are left out with a warning. Equal faults are grouped: a thousand of them make one
-message with a count.
+Faults that make the meaning of the data doubtful raise a `DatasetError`; single unusable boxes are
+left out with a warning. Equal faults are grouped into one message with a count.
 """
 
 from sparsedet.data.validate.annotations import CleanAnnotation, clean_annotations

@@ -1,4 +1,4 @@
-"""Annotations: what they refer to, their boxes, and whether they are objects or ignore regions."""
+"""Check annotations: their references, their boxes, and whether they are ignore regions."""
 
 import math
 from collections import Counter
@@ -17,13 +17,13 @@ _FLAGS = ("iscrowd", "ignore")
 _LIKE_FLAGS = {
     *("iscrowd", "crowd", "ignore", "ignored", "isignore", "isignored", "gtignore", "difficult")
 }
-_INNER = ("attributes", "extra")  # objects in which labelling programs write further fields
-_IGNORED = "an ignore region, neither learned nor to be found."
+_INNER = ("attributes", "extra")  # objects in which labelling programs write additional fields
+_IGNORED = "an ignore region, which is neither trained on nor evaluated."
 
 
 @dataclass(slots=True)
 class _Annotation:
-    """An entry whose fields are read."""
+    """An entry with its parsed fields."""
 
     entry: Mapping[str, Any]
     place: int
@@ -36,15 +36,15 @@ class _Annotation:
 
 @dataclass(frozen=True, slots=True)
 class CleanAnnotation:
-    """What is used of an annotation.
+    """The used values of an annotation.
 
     Args:
         bbox: xywh in pixels, clipped.
-        category_id: the class, contiguous.
-        iscrowd: 1 for crowd regions and what is marked with `ignore`, else 0.
-        area: in square pixels.
+        category_id: the contiguous class.
+        iscrowd: 1 for crowd regions and entries marked with `ignore`, else 0.
+        area: area in square pixels.
         area_is_doubtful: whether a warning says that the area does not fit.
-        place: of the entry among the annotations.
+        place: index of the entry among the annotations.
     """
 
     bbox: list[float]
@@ -61,19 +61,19 @@ def clean_annotations(
     classes: Mapping[int, int],
     findings: Findings,
 ) -> dict[Id, list[CleanAnnotation]]:
-    """Checks annotations and turns them into what records hold.
+    """Checks annotations and converts them for the records.
 
-    Boxes of no size or outside of the image are left out; boxes that leave the image by more
-    than a pixel are clipped; both are warned about. A missing `area` becomes width x height.
+    Empty boxes and boxes outside of the image are left out, and boxes that exceed the image by more
+    than a pixel are clipped, both with a warning. A missing `area` becomes width x height.
 
     Args:
         annotations: entries of the annotation file.
-        images: image entries by id; where width and height are unknown nothing is clipped.
+        images: image entries by id; if their sizes are unknown, boxes are not clipped.
         classes: contiguous class by category id.
-        findings: where faults are noted.
+        findings: collects faults.
 
     Returns:
-        What is used, by image id.
+        The usable annotations by image id.
     """
     found = _Reader(images, classes, findings).read(annotations)
     _check_ids(annotations, findings)
@@ -106,7 +106,7 @@ def _size(image: Mapping) -> tuple[float, float]:
 def _doubtful_areas(
     found: Sequence[_Annotation], areas: Sequence[float | None], findings: Findings
 ) -> set[int]:
-    """Checks areas that the file gives and that count; places of the entries with doubtful ones."""
+    """Checks the given areas of objects; returns the indices of entries with doubtful areas."""
     given = [
         (each, area)
         for each, area in zip(found, areas, strict=True)
@@ -123,7 +123,7 @@ def _doubtful_areas(
 
 
 class _Reader:
-    """Reads the fields of annotations; what refers to nothing is told after the last one."""
+    """Reads the fields of annotations; missing references are reported after the last one."""
 
     def __init__(
         self, images: Mapping[Id, Mapping], classes: Mapping[int, int], findings: Findings
@@ -132,13 +132,13 @@ class _Reader:
         self._images = References("image_id", "images", ids=images.keys())
         self._categories = References("category_id", "categories", ids=classes.keys())
         self._num_images = len(images)
-        # label and value of what refers to nothing
+        # label and value of references to missing entries
         self._no_image: list[tuple[str, Any]] = []
         self._no_category: list[tuple[str, Any]] = []
         self._like_flags: dict[tuple[str, ...], list[str]] = {}
 
     def read(self, annotations: Sequence[dict]) -> list[_Annotation]:
-        """What can be used; notes faults of the rest."""
+        """The usable annotations; adds the faults of the others."""
         found = []
         for place, entry in enumerate(annotations):
             each = self._read(entry, place)
@@ -162,7 +162,7 @@ class _Reader:
         if image is None or category is None or box is None:
             return None
         if "score" in entry:
-            findings.warn(label, "its 'score' is not used; it is taken as an object.")
+            findings.warn(label, "its 'score' is not used; the entry is treated as an object.")
         return _Annotation(entry, place, label, image, category, box, ignored)
 
     def _refer(
@@ -191,7 +191,7 @@ class _Reader:
         for key in _FLAGS:
             given = entry.get(key)
             if given in (0, None):
-                continue  # nearly all
+                continue  # the usual case
             value = flag(given)
             if value is None:
                 fault = f"'{key}' must be 0 or 1. Correct it."
@@ -215,7 +215,7 @@ class _Reader:
                 self._findings.warn(label, fault)
 
     def _keys_like_flags(self, keys: tuple[str, ...]) -> list[str]:
-        """Keys that other programs give to ignore regions; looked for once for equal keys."""
+        """Keys that other programs use for ignore regions; computed once for equal sets of keys."""
         if keys not in self._like_flags:
             letters = [(key, "".join(filter(str.isalpha, key)).lower()) for key in keys]
             self._like_flags[keys] = [key for key, name in letters if name in _LIKE_FLAGS]
@@ -229,10 +229,10 @@ class _Reader:
             self._findings.error(name, differ or fault, whole=differ is not None)
 
     def _tell_missing_images(self, used: set[Id], num_annotations: int) -> None:
-        """An error where the two lists seem to be of different files, else a warning.
+        """Add an error if the two lists seem to be from different files, else a warning.
 
-        Annotations without an image are left over where someone took a part of the images; then
-        most of the images that are left have annotations.
+        If someone has selected a part of the images, some annotations have no image, but most of
+        the remaining images have annotations.
         """
         missing = self._no_image
         differ = self._images.types_differ(value for _, value in missing)
@@ -241,9 +241,10 @@ class _Reader:
                 self._findings.error(f"{label} (image_id {shown(value)})", differ, whole=True)
         elif 2 * len(missing) >= num_annotations and 2 * len(used) < self._num_images:
             fault = (
-                f"its 'image_id' is not in 'images', as with {len(missing)} of {num_annotations} "
-                f"annotations, and {self._num_images - len(used)} of {self._num_images} images "
-                "have none. Correct the ids, or give images and annotations of one set."
+                f"its 'image_id' is not in 'images', like that of {len(missing)} of "
+                f"{num_annotations} annotations, and {self._num_images - len(used)} of "
+                f"{self._num_images} images have no annotation. Correct the ids, or give images "
+                "and annotations of the same data set."
             )
             for label, value in missing:
                 self._findings.error(f"{label} (image_id {shown(value)})", fault, whole=True)
@@ -264,7 +265,7 @@ def _check_ids(annotations: Sequence[Mapping], findings: Findings) -> None:
     counts = Counter(str(identity) for identity in ids if identity is not None)
     for identity, count in counts.items():
         if count > 1:
-            findings.warn(f"annotation {identity}", "the id is given twice; both are kept.")
+            findings.warn(f"annotation {identity}", "the id occurs twice; both are kept.")
 
 
 def _check_repeated(by_image: Mapping[Id, list[CleanAnnotation]], findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""The field `area`: a number, and of the same unit as width x height."""
+"""Check the field `area`: it must be a number in the same unit as width x height."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ from sparsedet.data.validate.fields import number, said_as_text
 from sparsedet.data.validate.findings import Effect, Findings
 from sparsedet.data.validate.segmentation import area_of_segmentation
 
-# The area of a mask is part of its box: little of it where an object is thin and lies aslant.
-# Rounded corners and counted pixels exceed a small box by up to a pixel on each side.
+# The area of a mask is a part of its box, a small part if an object is thin and diagonal.
+# Rounding and pixel counts may exceed a small box by up to a pixel on each side.
 _LEAST_SHARE = 0.02
 _MOST_SHARE = 1.05
-_SUSPICIOUS = 0.05  # share of the boxes from which it is no longer taken for thin objects
-_FEW = 4  # so many equal areas, or equal shares, are no chance
-_EQUAL_SHARE = 0.3  # no shape of an object that all of them have fills so little of its box
+_SUSPICIOUS = 0.05  # a larger share of small areas is not explained by thin objects
+_FEW = 4  # this many equal areas, or equal shares, are not a coincidence
+_EQUAL_SHARE = 0.3  # objects of the same shape fill more of their boxes than this
 
 
 def read_area(entry: Mapping[str, Any], label: str, findings: Findings) -> float | None:
-    """The area of an entry; None where it has none that can be used."""
+    """The area of an entry; None if it has no usable one."""
     given = entry.get("area")
     area = number(given)
     if area is not None and area > 0:
@@ -34,7 +34,7 @@ def read_area(entry: Mapping[str, Any], label: str, findings: Findings) -> float
 
 
 def lies_within(area: Any, width: Any, height: Any) -> Any:
-    """Whether areas are not larger than boxes of these sizes; numbers or arrays."""
+    """Whether areas fit into boxes of these sizes; numbers or arrays."""
     return area <= _MOST_SHARE * (width + 1) * (height + 1)
 
 
@@ -45,24 +45,24 @@ def check_areas(
     labels: Sequence[str],
     findings: Findings,
 ) -> list[int]:
-    """Says so where the areas of a set are in another unit than its boxes, or made up.
+    """Warns if the areas of a data set are in another unit than its boxes, or are invented.
 
-    Single areas are left alone: those of masks may be any part of the box.
+    Single areas are not reported, since the area of a mask may be any part of the box.
 
     Args:
-        entries: annotations; a `segmentation` that has the area proves it right.
-        boxes_xywh: their boxes, not clipped, with a width and a height.
+        entries: annotations; a `segmentation` with the same area confirms it.
+        boxes_xywh: their unclipped boxes, with positive width and height.
         areas: their areas.
-        labels: how messages call them.
-        findings: where it is noted.
+        labels: their names in messages.
+        findings: collects faults.
 
     Returns:
-        Which of the entries have an area that is doubtful.
+        Indices of the entries with a doubtful area.
     """
     if not entries:
         return []
     sizes, area = np.array(boxes_xywh)[:, 2:], np.array(areas)
-    with np.errstate(divide="ignore", over="ignore"):  # a box may be narrower than floats tell
+    with np.errstate(divide="ignore", over="ignore"):  # the product of tiny sides may underflow
         share = area / sizes.prod(axis=1)
         suspects = (share < _LEAST_SHARE) | ~lies_within(area, sizes[:, 0], sizes[:, 1])
     if _all_equal(area) and not _all_equal(sizes.prod(axis=1), 1.5):
@@ -88,7 +88,7 @@ def check_areas(
 
 
 def _are_lengths(area: np.ndarray, sizes: np.ndarray) -> bool:
-    """Whether what stands for areas are sides, roots of areas or lengths of outlines."""
+    """Whether the areas are in fact sides, roots of areas or perimeters."""
     width, height = sizes.T
     lengths = (width, height, np.sqrt(width * height), width + height, 2 * (width + height))
     alike = [np.allclose(area, each, rtol=1e-3) for each in lengths]
@@ -103,5 +103,5 @@ def _is_proven(entry: Mapping[str, Any], area: float) -> bool:
     if not entry.get("segmentation"):
         return False
     found = area_of_segmentation(entry["segmentation"])
-    # counted pixels of a thin object are more than its polygon has
+    # the pixel count of a thin object exceeds the area of its polygon
     return found is not None and (math.isclose(found, area, rel_tol=0.5, abs_tol=16))

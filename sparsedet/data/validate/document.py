@@ -18,11 +18,11 @@ def check_document(document: Any, source: str) -> dict[str, list[Any]]:
     """Checks the top level of a COCO instances file.
 
     Returns:
-        The document. One without `annotations` gets an empty list, if `images` and `categories`
-        are there: pictures to evaluate on whose objects are kept back.
+        The document. If only `annotations` is missing, it gets an empty list: a test set whose
+        annotations are not published.
 
     Raises:
-        DatasetError: it is no object, or a list is missing, of another type or empty.
+        DatasetError: it is not an object, or a list is missing, of another type or empty.
     """
     if not isinstance(document, dict):
         raise DatasetError(
@@ -40,7 +40,7 @@ def check_document(document: Any, source: str) -> dict[str, list[Any]]:
 
 
 def _fill_missing(document: dict[str, Any], key: str, source: str) -> None:
-    """Takes missing annotations for objects that are kept back, as in COCO's image_info files."""
+    """Allows missing annotations, as in COCO's image_info files of test sets."""
     hint = similar_key(document, key) or _place_below(document, key)
     if key == "annotations" and not hint:
         images = [each for each in document["images"] if isinstance(each, dict)]
@@ -49,9 +49,9 @@ def _fill_missing(document: dict[str, Any], key: str, source: str) -> None:
             document[key] = []
             return
         raise DatasetError(
-            f"{source}: 'annotations' is missing at the top level, and 'images' hold lists "
-            f"'{nested}', which are not read. Write the objects into a list 'annotations', each "
-            "with the 'image_id' of its image."
+            f"{source}: 'annotations' is missing at the top level, but entries of 'images' have "
+            f"lists '{nested}', which are not read. Write the objects to a list 'annotations', "
+            "each with the 'image_id' of its image."
         )
     raise DatasetError(
         f"{source}: '{key}' is missing at the top level.{hint} "
@@ -60,9 +60,9 @@ def _fill_missing(document: dict[str, Any], key: str, source: str) -> None:
 
 
 def _place_below(document: dict[str, Any], key: str) -> str:
-    """A sentence, after a space, about an object at the top level that has the list; or nothing."""
+    """A sentence, after a space, about an object at the top level that has the list; or empty."""
     outer = (k for k, value in document.items() if isinstance(value, dict) and key in value)
-    return next((f" It is below '{each}': write that object alone." for each in outer), "")
+    return next((f" It is below '{each}': save only that object." for each in outer), "")
 
 
 def _check_list(entries: Any, key: str, source: str) -> None:

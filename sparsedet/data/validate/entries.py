@@ -1,4 +1,4 @@
-"""Entries of categories and images: their ids, names and sizes."""
+"""Check the entries of categories and images: their ids, names and sizes."""
 
 import posixpath
 from collections import Counter
@@ -26,14 +26,14 @@ def check_categories(
 ) -> list[tuple[int, str]]:
     """Checks the categories of an annotation file.
 
-    Entries that are equal in id and name are one. Of two ids with the same name, one that no
-    annotation has is left out: exports write such a parent beside the class itself.
+    Entries with equal id and name count once. If two ids have the same name, an id that no
+    annotation uses is left out, since some exports write such a parent category.
 
     Args:
         categories: entries with `id` and `name`.
         annotations: entries with `category_id`.
-        findings: where faults are noted; ids that are no whole numbers, names that are no text and
-            either of them twice stop.
+        findings: collects faults; ids that are not integers, names that are not strings and
+            repeated ids or names are errors.
 
     Returns:
         (id, name) in the order of the ids.
@@ -45,7 +45,7 @@ def check_categories(
     pairs = _without_unused(list(dict.fromkeys(pairs)), annotations, findings)
     for identity, count in Counter(i for i, _ in pairs).items():
         if count > 1:
-            fault = "the id is given twice. Renumber one."
+            fault = "the id occurs twice. Renumber one."
             findings.error(f"category {identity}", fault, whole=True)
     _compare_names([name for _, name in pairs], findings)
     for name, count in Counter(n for _, n in pairs).items():
@@ -81,7 +81,7 @@ def _compare_names(names: Sequence[str], findings: Findings) -> None:
         if len(group) > 1:
             label = f"categories {' and '.join(map(shown, group[:3]))}"
             fault = (
-                "the names differ only in case, spaces or Unicode form; they stay different "
+                "the names differ only in case, spaces or Unicode form; they remain different "
                 "classes."
             )
             findings.warn(label, fault)
@@ -100,7 +100,7 @@ def _without_unused(
             counts[name] -= 1
             findings.warn(
                 f"category {identity} ({name!r})",
-                "another id has its name, and no annotation has this one; left out.",
+                "another id has the same name, and no annotation uses this id; left out.",
                 Effect.LEFT_OUT,
             )
         else:
@@ -114,8 +114,8 @@ def check_images(
     """Checks ids, names and sizes of the image entries; opens no file.
 
     Returns:
-        Copies of the entries by id, whose `id`, `width` and `height` are whole numbers (an id may
-        be a text, too); and the ids of those that cannot be used.
+        Copies of the entries by id, whose `id`, `width` and `height` are integers (an id may also
+        be a string); and the ids of unusable entries.
     """
     by_id: dict[int | str, dict] = {}
     given: dict[int | str, Mapping] = {}
@@ -134,7 +134,7 @@ def check_images(
             if image == given[identity]:
                 findings.warn(label, _REPEATED)
                 continue
-            findings.error(label, "the id is given twice. Renumber one of the images.")
+            findings.error(label, "the id occurs twice. Renumber one of the images.")
             unusable.add(identity)
         by_id[identity] = {**image, "id": identity}
         given[identity] = image
@@ -146,17 +146,17 @@ def check_images(
             unusable.add(identity)
     for name, count in names.items():
         if count > 1:
-            findings.warn(f"file {quoted(name)}", "several images name it; all are kept.")
+            findings.warn(f"file {quoted(name)}", "several images use it; all are kept.")
     return by_id, unusable
 
 
 def image_id(value: Any) -> int | str | None:
-    """The id of an image: a text that is not empty stays one, a number must be whole."""
+    """The id of an image: a non-empty string, or an integer."""
     return (value or None) if isinstance(value, str) else whole(value)
 
 
 def name_of(identity: int | str) -> str:
-    """An id for a message, which has one line."""
+    """An id as text for a message on one line."""
     name = str(identity) if isinstance(identity, str) or abs(identity) < 10**18 else ""
     return name if name.isprintable() and 0 < len(name) <= 100 else shown(identity)
 

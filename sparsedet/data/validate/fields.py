@@ -1,7 +1,7 @@
-"""Single values of annotation files: what counts as a number, as yes or no, as a text.
+"""Parse single values of annotation files: numbers, flags and strings.
 
-No value is converted by truthiness. A reader returns None for what it does not take, and the
-caller names the entry. Texts of numbers are read; the caller says so, see `said_as_text`.
+No value is converted by truthiness. A parser returns None for an invalid value, and the caller
+names the entry. Strings of numbers are accepted; the caller warns about them, see `said_as_text`.
 """
 
 import difflib
@@ -20,7 +20,7 @@ _FLAGS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 class _Words(reprlib.Repr):
-    """Values as JSON writes them, but for quotes."""
+    """Values as in JSON, except for quotes."""
 
     def repr_NoneType(self, value: None, level: int) -> str:
         return "null"
@@ -38,9 +38,9 @@ _names.maxstring = 300
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or the text of one; true and false are none."""
-    if type(value) is float or type(value) is int:  # nearly all; the general test takes longer
-        # the comparison holds for integers that no float can be, and fails for NaN
+    """A finite number, or a string of one; true and false are not numbers."""
+    if type(value) is float or type(value) is int:  # the usual case; the general test is slower
+        # the comparison also works for integers beyond the range of floats, and fails for NaN
         return float(value) if -_HUGE < value < _HUGE else None
     if isinstance(value, str):
         return number(_parse(value))
@@ -50,7 +50,7 @@ def number(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, be it written 640, 640.0 or as a text; true and false are none."""
+    """An integer, written as 640, as 640.0 or as a string; true and false are not integers."""
     if type(value) is int:
         return value
     if isinstance(value, str):
@@ -64,7 +64,7 @@ def whole(value: Any) -> int | None:
 
 
 def flag(value: Any) -> bool | None:
-    """Yes or no: 1 or 0 as a number or its text, true or false; null is no."""
+    """A flag: 1 or 0 as a number or string, true or false; null is false."""
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in _FLAGS:
@@ -74,14 +74,14 @@ def flag(value: Any) -> bool | None:
 
 
 def text(value: Any) -> str | None:
-    """A text that is not blank and can be written to a file; a number gives its text."""
+    """A string that is not blank and can be encoded; a number is converted to a string."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return str(value) if number(value) is not None else None
     if not isinstance(value, str) or not value.strip():
         return None
     try:
         value.encode()
-    except UnicodeEncodeError:  # halves of a pair, which JSON can hold
+    except UnicodeEncodeError:  # lone surrogates, which JSON can represent
         return None
     return value
 

@@ -16,10 +16,10 @@ _NAMES_SHOWN = 3
 class Effect(Enum):
     """What training does with an entry that has a fault."""
 
-    REFUSED = "refused"  # it does not begin
+    REFUSED = "refused"  # training does not start
     LEFT_OUT = "left out"
-    CHANGED = "changed"  # clipped, or read as something else than what is written
-    KEPT = "kept"  # as it is
+    CHANGED = "changed"  # for example clipped
+    KEPT = "kept"  # unchanged
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Finding:
     """A fault and all entries that have it.
 
     Args:
-        effect: what training does with them.
-        fault: what is wrong, and the mend or what is done about it.
-        entries: names of the entries; empty texts where it is about nothing less than the set.
-        whole: whether the meaning of the whole file is doubtful, so that the rest of it cannot be
-            used without the entries.
+        effect: what training does with the entries.
+        fault: what is wrong, and the remedy or what is done about it.
+        entries: names of the entries; an empty name if the fault concerns the whole data set.
+        whole: whether the fault makes the meaning of the whole file doubtful, so that the other
+            entries cannot be used either.
     """
 
     effect: Effect
@@ -45,23 +45,23 @@ class Finding:
 
     @property
     def count(self) -> int:
-        """How many entries have it."""
+        """The number of entries that have it."""
         return len(self.entries)
 
     def examples(self) -> str:
-        """The first entries, and how many more there are."""
+        """The first entries, and the number of further ones."""
         shown = ", ".join(filter(None, self.entries[:_NAMES_SHOWN]))
         rest = len(self.entries) - _NAMES_SHOWN
         return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 class Findings:
-    """Collects the faults of a set.
+    """Collects the faults of a data set.
 
     Args:
-        source: path of the annotation file, the beginning of each message.
-        raises: whether `close` logs and raises. Without, the checks go on with what can be used,
-            and `groups` has everything in the end.
+        source: path of the annotation file; each message starts with it.
+        raises: whether `close` logs and raises. If not, the checks continue with the usable
+            entries, and `groups` has all faults at the end.
     """
 
     def __init__(self, source: str, *, raises: bool = True) -> None:
@@ -70,21 +70,20 @@ class Findings:
         self._groups: dict[tuple, Finding] = {}
 
     def error(self, name: str, fault: str, *, whole: bool = False) -> None:
-        """Notes a fault that stops.
+        """Adds a fault that is an error.
 
         Args:
-            name: of the entry.
-            fault: what is wrong, and the mend.
-            whole: whether the file cannot be used without the entry either, since it is doubtful
-                what the rest means.
+            name: name of the entry.
+            fault: what is wrong, and the remedy.
+            whole: whether the fault makes the meaning of the whole file doubtful.
         """
         self._note(name, Finding(Effect.REFUSED, fault, whole=whole))
 
     def warn(self, name: str, fault: str, effect: Effect = Effect.KEPT) -> None:
-        """Notes a fault that is passed over.
+        """Adds a fault that is not an error.
 
         Args:
-            name: of the entry.
+            name: name of the entry.
             fault: what is wrong, and what is done about it.
             effect: what is done about it.
         """
@@ -96,13 +95,13 @@ class Findings:
 
     @property
     def groups(self) -> list[Finding]:
-        """All that was found, what stops first."""
+        """All findings, errors first."""
         order = list(Effect)
         return sorted(self._groups.values(), key=lambda each: order.index(each.effect))
 
     @property
     def refused(self) -> bool:
-        """Whether something was found that stops."""
+        """Whether there are errors."""
         return any(effect is Effect.REFUSED for effect, *_ in self._groups)
 
     def close(self) -> None:
@@ -120,14 +119,14 @@ class Findings:
 
 
 def refuse(source: str, findings: Sequence[Finding]) -> None:
-    """Raises if one of the findings stops.
+    """Raises an error if one of the findings is an error.
 
     Args:
         source: path of the annotation file.
-        findings: what was found in it.
+        findings: findings of the file.
 
     Raises:
-        DatasetError: one message about the first of them, and how many more there are.
+        DatasetError: one message with the first errors and the number of further ones.
     """
     faults = [str(each) for each in findings if each.effect is Effect.REFUSED]
     if faults:

@@ -1,4 +1,4 @@
-"""Ids and what refers to them, be they written as numbers or as texts."""
+"""Match references with ids, which may be numbers or strings."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -11,47 +11,47 @@ Id = int | str
 
 
 class References:
-    """Finds the entry that a value means.
+    """Finds the entry to which a value refers.
 
     Args:
-        key: the key that holds the value, such as `image_id`.
+        key: the key of the value, such as `image_id`.
         listed: the list of entries, such as `images`.
-        ids: of these entries.
+        ids: ids of these entries.
     """
 
     def __init__(self, key: str, listed: str, *, ids: Collection[Id]) -> None:
         self.key, self.listed = key, listed
         self._ids = ids
         self._alike: dict[Id, Id | None] = {}
-        for identity in ids:  # two ids that are read alike, as 1 and "1", are told by type alone
+        for identity in ids:  # ids such as 1 and "1" are only distinguished by their type
             form = _form(identity)
             self._alike[form] = None if form in self._alike else identity
 
     def find(self, value: Any, label: str, findings: Findings) -> Id | None:
-        """The id that a value means; None if there is none, or the value is no id.
+        """The id to which a value refers; None if there is none, or the value cannot be an id.
 
-        Where one of the two is a text and the other a number, a warning says so.
+        If one of the two is a string and the other a number, a warning says so.
         """
-        if type(value) is int and value in self._ids:  # nearly all
+        if type(value) is int and value in self._ids:  # the usual case
             return value
         identity = image_id(value)
         if identity is None or identity in self._ids:
             return identity
         found = self._alike.get(_form(identity))
-        if found is None or type(found) is type(identity):  # "01" is another text than "1"
+        if found is None or type(found) is type(identity):  # the strings "01" and "1" differ
             return None
         if isinstance(identity, str):
-            fault = f"is a string; it is read as the number, as every 'id' in '{self.listed}' is."
+            fault = f"is a string; it is read as a number, like every 'id' in '{self.listed}'."
         else:
-            fault = f"is a number, and the 'id' in '{self.listed}' is a string; they are matched."
+            fault = f"is a number, but the 'id' in '{self.listed}' is a string; they are matched."
         findings.warn(label, f"its '{self.key}' {fault}")
         return found
 
     def shift(self, missing: Collection[Any], used: Collection[Id]) -> str:
-        """A sentence, after a space, if values count from another number than ids; or nothing.
+        """A sentence, after a space, if values seem to be shifted by one; or empty.
 
         Args:
-            missing: values that are no id.
+            missing: values that are not ids.
             used: ids that values refer to.
         """
         ids = [each for each in self._ids if isinstance(each, int)]
@@ -66,24 +66,23 @@ class References:
             return ""
         return (
             f" Nothing refers to {unused} in '{self.listed}', so each '{self.key}' may be one too "
-            f"{word}: look with sparsedet check-data --preview 9 whether boxes and pictures fit."
+            f"{word}: check with sparsedet check-data --preview 9 whether boxes fit the pictures."
         )
 
     def types_differ(self, values: Iterable[Any]) -> str | None:
-        """A sentence on texts that refer to numbers, or the reverse; None where types agree."""
+        """A sentence about strings that refer to numbers, or the reverse; None if types agree."""
         given = {isinstance(value, str) for value in values}
         own = {isinstance(identity, str) for identity in self._ids}
         if len(given) != 1 or len(own) != 1 or given == own:
             return None
         names = {True: "a string", False: "a number"}
         return (
-            f"its '{self.key}' is {names[given.pop()]}, and every 'id' in '{self.listed}' is "
-            f"{names[own.pop()]}, such as {next(iter(self._ids))!r}. Write the 'id' of the entry "
-            "that is meant."
+            f"its '{self.key}' is {names[given.pop()]}, but every 'id' in '{self.listed}' is "
+            f"{names[own.pop()]}, such as {next(iter(self._ids))!r}. Write the 'id' of the entry."
         )
 
 
 def _form(identity: Id) -> Id:
-    """What a number and its text have in common."""
+    """A common form of a number and its string."""
     number = whole(identity)
     return identity if number is None else number

@@ -18,8 +18,8 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        f"sparsedet.interop.detrex needs detrex, and its import fails: {error}. Put a clone of "
-        "detrex, with what it needs, on PYTHONPATH."
+        f"sparsedet.interop.detrex needs detrex, but its import failed: {error}. Put a clone of "
+        "detrex on PYTHONPATH, and install what it needs."
     ) from error
 
 
@@ -49,7 +49,7 @@ class MultiScaleDeformableAttention(HostAttention):
             query: (B, Q, C), or (Q, B, C) unless ``batch_first``.
             key: not used.
             value: (B, N, C) in the layout of ``query``; None = ``query``.
-            identity: what the result is added to; None = ``query``.
+            identity: tensor to which the result is added; None = ``query``.
             query_pos: added to the queries.
             key_padding_mask: (B, N), True or 1 = padding; the values of such tokens are zero.
             reference_points: (B, Q, L, 2) points or (B, Q, L, 4) boxes in units of each level.
@@ -90,7 +90,7 @@ def sampling(
     reference_points: Float[Tensor, "B Q L D"],
     shapes: Sequence[Sequence[int]],
 ) -> tuple[Float[Tensor, "B Q M L P 2"], Float[Tensor, "B Q M L P"]]:
-    """Where an attention of detrex samples, and how much each sample counts, in fp32."""
+    """Sampling locations and attention weights of an attention of detrex, in fp32."""
     levels, points = attention.num_levels, attention.num_points
     logits = attention.attention_weights(query).float()
     weights = logits.unflatten(-1, (attention.num_heads, levels * points)).softmax(-1)
@@ -125,6 +125,6 @@ def use_sparsedet_kernel(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} without. Pass the whole model."
         )
     for module in found:
-        if type(module) is HostAttention:  # a class of a project's own stays as it is
+        if type(module) is HostAttention:  # custom subclasses are not changed
             module.__class__ = MultiScaleDeformableAttention
     return model

@@ -19,7 +19,7 @@ def project_config(path: str) -> Any:
             ``"dino/configs/dino-resnet/dino_r50_4scale_12ep.py"``.
 
     Raises:
-        ConfigError: the file is not there.
+        ConfigError: the file does not exist.
     """
     file = Path(detrex.__file__).resolve().parents[1] / "projects" / path
     if not file.is_file():

@@ -77,7 +77,7 @@ class Criterion(nn.Module):
 
 
 def _layers(outputs: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Tensor]]]:
-    """What every decoder layer predicts, with its number; the last one is the answer."""
+    """The predictions of every decoder layer with its number; the last layer's are the result."""
     return list(enumerate([*outputs.get("aux_outputs", ()), outputs]))
 
 

@@ -1,4 +1,4 @@
-"""The encoders of this library in place of detrex's."""
+"""Use the encoders of this library instead of detrex's."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from sparsedet.structures import xyxy_to_cxcywh
 
 
 class _HostHeads:
-    """Class heads of the host, as the encoders ask for them.
+    """Class heads of the host, with the interface that the encoders need.
 
-    It is no module: the host owns its heads, and its checkpoint holds them once.
+    It is not a module: the host owns its heads, and its checkpoint stores them once.
 
     Args:
         class_embed: class head, or a list of them: one for each decoder layer and one for the
-            first stage where there is one; None = the host has none under this name.
+            first stage if there is one; None = the host has none under this name.
         num_layers: decoder layers.
     """
 
@@ -47,7 +47,7 @@ class _HostHeads:
         self._class_embed, self._num_layers = class_embed, num_layers
 
     def decoder(self, layer: int) -> _ClassHead:
-        """Head of a decoder layer, -1 being the last."""
+        """Head of a decoder layer; -1 is the last one."""
         return self._head(layer % self._num_layers)
 
     @property
@@ -77,7 +77,7 @@ class _ClassHead:
 
 @dataclass
 class _Pass:
-    """What is known of a batch, and what one pass of the host leaves for the losses."""
+    """Facts of a batch, and values of one pass of the host for the losses."""
 
     image_sizes: tuple[Size, ...]
     targets: Targets | None
@@ -122,7 +122,7 @@ class SparseEncoder(nn.Module):
         _check_parts(self)
         needs_embedding = scorer is not None and scorer.needs_token_embedding
         self.embedding = TokenEmbedding(self.embed_dim) if needs_embedding else None
-        # hosts fill the parameters of all that is in them anew: `connect` puts these back
+        # hosts initialize all their parameters again: `connect` restores these values
         self._initial: dict[str, Tensor] | None = {
             name: value.detach().clone() for name, value in self.state_dict().items()
         }
@@ -156,7 +156,7 @@ class SparseEncoder(nn.Module):
             ValueError: the encoder is not connected with its host.
         """
         now = self._pass
-        heads: Any = self._heads  # what the encoders ask of heads, and no more
+        heads: Any = self._heads  # has only the interface that the encoders need
         if heads is None or now is None:
             raise ValueError(
                 "SparseEncoder must be connected with the model that it is in, got no connection. "
@@ -168,7 +168,7 @@ class SparseEncoder(nn.Module):
             spatial_shapes,
             query_key_padding_mask,
             strides=self.strides,
-            # in evaluation the masks of the hosts say that all is valid
+            # in evaluation the masks of the hosts mark everything as valid
             image_sizes=now.image_sizes if self.training else None,
         )
         scores = None if self.scorer is None else self.scorer(features, self.embedding, now.targets)
@@ -181,8 +181,8 @@ class SparseEncoder(nn.Module):
     def _connect(self, model: nn.Module) -> None:
         if self._heads is not None:
             raise ValueError(
-                "connect.model must hold a SparseEncoder that is not connected yet, got one that "
-                "is. Call connect once, with the whole model."
+                "connect.model must have a SparseEncoder that is not connected yet, got one that "
+                "is already. Call connect once, with the whole model."
             )
         transformer = next(module for module in model.modules() if self in module.children())
         decoder = getattr(transformer, "decoder", None) or nn.Identity()
@@ -203,7 +203,7 @@ class SparseEncoder(nn.Module):
         model.register_forward_hook(self._end)
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before the host: what the samples say."""
+        """Called before the host: read sizes and targets from the samples."""
         samples = args[0] if args else None
         if not isinstance(samples, Sequence) or not all(
             isinstance(sample, Mapping) and "image" in sample for sample in samples
@@ -220,7 +220,7 @@ class SparseEncoder(nn.Module):
 
     @torch.no_grad()
     def _record_mass(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-        """Before a decoder layer attends: what its matching queries will look at."""
+        """Called before a decoder layer attends: record the attention of its matching queries."""
         now = self._pass
         if now is None or now.features is None or not self.training:
             return  # e.g. the backward of activation checkpointing calls it once more
@@ -237,7 +237,7 @@ class SparseEncoder(nn.Module):
         now.token_mass = mass if now.token_mass is None else now.token_mass + mass
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """After the host: its losses, with those of the scorer."""
+        """Called after the host: add the scorer's losses to its losses."""
         now, self._pass = self._pass, None
         if not self.training or not self.losses:
             return None
@@ -254,8 +254,8 @@ def connect(model: nn.Module) -> nn.Module:
     """Connect the ``SparseEncoder`` of a model of detrex with the rest of it.
 
     The scorer's losses are added to the dictionary that the model returns in training. The encoder
-    gets access to the decoder's attention and the class heads. And its initialization, which
-    detrex's transformers overwrite, is restored.
+    gets access to the decoder's attention and the class heads. Its initialization, which detrex's
+    transformers overwrite, is restored.
 
     Args:
         model: the whole model, called with a list of samples.
@@ -269,8 +269,8 @@ def connect(model: nn.Module) -> nn.Module:
     encoders = [module for module in model.modules() if isinstance(module, SparseEncoder)]
     if not encoders:
         raise ValueError(
-            f"connect.model must hold a SparseEncoder, got a {type(model).__name__} without. Set "
-            "model.transformer.encoder."
+            f"connect.model must have a SparseEncoder, got a {type(model).__name__} without one. "
+            "Set model.transformer.encoder."
         )
     for encoder in encoders:
         encoder._connect(model)
@@ -278,7 +278,7 @@ def connect(model: nn.Module) -> nn.Module:
 
 
 def _check_parts(owner: SparseEncoder) -> None:
-    """Refuse parts that do not go together, and a scorer that nothing trains."""
+    """Refuse parts that do not fit together, and a scorer that no loss trains."""
     scorer, selector, encoder = owner.scorer, owner.selector, owner.encoder
     if len(owner.strides) != encoder.num_levels:
         raise ValueError(
@@ -330,7 +330,7 @@ def _teaches(term: Any, learns: type | None) -> bool:
 
 
 def _targets(samples: Sequence[Mapping[str, Any]], device: torch.device) -> Targets | None:
-    """Boxes and labels of samples, where all have them; boxes in [0, 1] of their image."""
+    """Boxes and labels of samples, if all have them; boxes relative to their image, in [0, 1]."""
     if not all("instances" in sample for sample in samples):
         return None
     boxes, labels = [], []
@@ -347,7 +347,7 @@ def _targets(samples: Sequence[Mapping[str, Any]], device: torch.device) -> Targ
 def _take_weights_of_the_host(
     encoder: SparseEncoder, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
-    """Rename keys of detrex's own encoder; what is loaded is not to be initialized any more."""
+    """Rename keys of detrex's own encoder; loaded weights must not be initialized again."""
     encoder._initial = None
     for key in [key for key in state_dict if key.startswith(f"{prefix}layers.")]:
         theirs = "transformer.encoder." + key.removeprefix(prefix)

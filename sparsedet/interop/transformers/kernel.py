@@ -1,4 +1,4 @@
-"""Deformable attention of transformers' models by this library's op."""
+"""Let models of transformers compute deformable attention with this library's op."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["KernelSwap", "restore_kernel", "use_sparsedet_kernel"]
 
 @dataclass
 class KernelSwap:
-    """What :func:`use_sparsedet_kernel` changed; as a context manager it undoes that at the end.
+    """The changes of :func:`use_sparsedet_kernel`; a context manager that undoes them at the end.
 
     Attributes:
         model: the model.
@@ -44,8 +44,8 @@ class KernelSwap:
         self.undo()
 
     def __str__(self) -> str:
-        lines = [f"{len(self.changed)} modules sample by sparsedet: {', '.join(self.changed)}"]
-        lines += [f"left alone: {name}, {reason}" for name, reason in self.left.items()]
+        lines = [f"{len(self.changed)} modules use sparsedet's op: {', '.join(self.changed)}"]
+        lines += [f"unchanged: {name}, {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
 
 
@@ -63,8 +63,8 @@ def use_sparsedet_kernel(model: nn.Module) -> KernelSwap:
         The names of the changed modules, of those that stay unchanged and why, and ``undo``.
 
     Raises:
-        TypeError: If the model is no module.
-        ValueError: If the model has no deformable attention, or none that the op can compute.
+        TypeError: If the model is not a module.
+        ValueError: If the model has no deformable attention that the op can compute.
     """
     _check_module(model, "use_sparsedet_kernel")
     changed, left, there_already = [], {}, False
@@ -111,8 +111,8 @@ def _check_module(model: Any, function: str) -> None:
         raise TypeError(f"{function}.model must be a torch module, got {got}. Build the model.")
 
 
-# Where a class samples: in a module of its own, by a function that it finds in an attribute, or by
-# a function of its Python module.
+# Where a class samples: in its own forward, or in a function that it finds in an attribute or in
+# its Python module.
 _ARGUMENTS = (
     "self", "value", "value_spatial_shapes", "value_spatial_shapes_list", "level_start_index",
     "sampling_locations", "attention_weights", "im2col_step",
@@ -145,11 +145,11 @@ def _sample_by_level(
     num_points_list: Sequence[int],
     method: str = "default",
 ) -> Tensor:
-    """Sample where each level has a number of points of its own, all in one axis."""
+    """Sample with a different number of points for each level, all in one axis."""
     assert method == "default"
     most, counts = max(num_points_list), list(num_points_list)
     locations = [
-        # what fills up lies outside of the map, where nothing is read
+        # padding points lie outside of the map, where nothing is read
         F.pad(part, (0, 0, 0, most - part.shape[3]), value=-1.0)
         for part in sampling_locations.split(counts, dim=3)
     ]
@@ -171,7 +171,7 @@ def where_it_samples(kind: type[nn.Module]) -> str | None:
         kind: the class.
 
     Returns:
-        None where they do not sample, or in a way that is not known.
+        None if they do not sample, or sample in an unknown way.
     """
     forward = kind.forward
     if not isinstance(forward, FunctionType):
@@ -194,13 +194,13 @@ def _reason_to_leave(module: nn.Module, seam: str | None) -> str | None:
         and seam is None
         and not any(where_it_samples(type(child)) for child in module.children())
     ):
-        return f"{type(module).__name__} samples in a way that is not known"
+        return f"{type(module).__name__} samples in an unknown way"
     return None
 
 
 @cache
 def _with_kernel(kind: type[nn.Module]) -> type[nn.Module]:
-    """A class of the same name, made from ``kind``, that samples by the op."""
+    """A subclass of ``kind`` with the same name that samples with the op."""
     seam = where_it_samples(kind)
     members: dict[str, Any] = {_REPLACES: kind, "__module__": __name__, "__doc__": kind.__doc__}
     members["__reduce_ex__"] = _reduce
@@ -215,7 +215,7 @@ def _with_kernel(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _with_function(forward: Callable[..., Any], name: str) -> FunctionType:
-    """The same function, for which a global name stands for one of ours."""
+    """A copy of a function in which one of our functions replaces a global name."""
     assert isinstance(forward, FunctionType)
     names = {**forward.__globals__, name: _FUNCTIONS[name]}
     made = FunctionType(
@@ -226,14 +226,14 @@ def _with_function(forward: Callable[..., Any], name: str) -> FunctionType:
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """Copies and pickles: such a class is not found by its name."""
+    """Support copying and pickling, since such a class cannot be imported by its name."""
     kind = getattr(type(self), _REPLACES)
     _, _, *state = super(_with_kernel(kind), self).__reduce_ex__(protocol)
     return _empty, (kind,), *state
 
 
 def _empty(kind: type[nn.Module]) -> nn.Module:
-    """An instance to be filled, of ``kind`` with the op."""
+    """An uninitialized instance of ``kind`` with the op."""
     made = _with_kernel(kind)
     return made.__new__(made)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparsedet.interop.transformers.kernel import use_sparsedet_kernel
 
-hf: Any = transformers  # whose configurations take more than they declare
+hf: Any = transformers  # its configurations accept more arguments than they declare
 SWIN = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4)
 TEXT = dict(num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=1100)
 BERT = dict(hidden_size=16, **TEXT)
@@ -35,7 +35,7 @@ class Case:
     Attributes:
         model: the model.
         inputs: keyword arguments of a call.
-        labels: more keyword arguments, for a call that returns a loss; empty where there is none.
+        labels: more keyword arguments, for a call that returns a loss; empty if there is no loss.
     """
 
     model: nn.Module
@@ -176,7 +176,7 @@ def mask2former(size: tuple[int, int], batch: int, *, small: bool) -> Case:
 
 
 def oneformer(size: tuple[int, int], batch: int, *, small: bool) -> Case:
-    """OneFormer without its text branch, which only its training loss looks at."""
+    """OneFormer without its text branch, which only its training loss uses."""
     few: dict[str, Any] = dict(
         backbone_config=hf.SwinConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
     )
@@ -202,7 +202,7 @@ def rt_detr(
     family: str = "RTDetr",
     options: Options = NO_OPTIONS,
 ) -> Case:
-    """RT-DETR, and what goes by the same configuration, by its ``family``."""
+    """RT-DETR, or by its ``family`` a model with a similar configuration."""
     few: dict[str, Any] = dict(
         encoder_hidden_dim=32, encoder_in_channels=[16, 32, 64], encoder_ffn_dim=48,
         encoder_attention_heads=2, d_model=32, num_queries=20, decoder_in_channels=[32, 32, 32],
@@ -233,7 +233,7 @@ def _up_to(size: tuple[int, int], multiple: int) -> tuple[int, int]:
 
 
 def _hybrid(family: str) -> Callable[..., Case]:
-    """RT-DETR and its kin join maps of halved sizes, which wants multiples of 32."""
+    """A function for RT-DETR and similar models, whose input sides must be multiples of 32."""
 
     def make(size: tuple[int, int], batch: int, *, small: bool) -> Case:
         return rt_detr(_up_to(size, 32), batch, small=small, family=family)

@@ -161,7 +161,7 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
             attention_mask: (B, N), False = padding.
             spatial_position_embeddings: (B, N, C).
             spatial_shapes_list: (height, width) of each level.
-            kwargs: what else the dense encoder takes.
+            kwargs: other arguments of the dense encoder.
 
         Raises:
             ValueError: If the scorer weights the kept tokens.
@@ -172,7 +172,7 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
         scores = self.scorer(features, self.heads)
         if scores.weighs:
             raise ValueError(
-                f"SparseDeformableDetrConfig.scorer must be one that a loss trains, got "
+                f"SparseDeformableDetrConfig.scorer must be trained by a loss, got "
                 f"{self.config.scorer!r}, which weights the tokens instead. Use DAMPredictor."
             )
         selections = self.selector(scores, features, len(self.layers))
@@ -202,7 +202,7 @@ class SparseDeformableDetrModel(DeformableDetrModel):
 
 @dataclass
 class _Seen:
-    """What the scorer's loss needs of a pass."""
+    """The values of a pass that the scorer's loss needs."""
 
     encoded: SparseEncoderOutput | None = None
     masses: list[Tensor] = field(default_factory=list)
@@ -237,7 +237,7 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
             pixel_values: (B, 3, H, W).
             pixel_mask: (B, H, W), 1 = valid.
             labels: ``class_labels`` and ``boxes`` of each image.
-            kwargs: what else the dense model takes.
+            kwargs: other arguments of the dense model.
         """
         inputs: dict[str, Any] = dict(
             pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs
@@ -279,7 +279,7 @@ class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
 
     @contextmanager
     def _watched(self) -> Iterator[_Seen]:
-        """Note what the encoder returns and where the decoder looks while the context lasts."""
+        """Record the encoder's output and the decoder's attention inside the context."""
         seen = _Seen()
 
         def note(module: nn.Module, args: Any, output: SparseEncoderOutput) -> None:
@@ -367,10 +367,10 @@ def _own_keys(sparse: nn.Module) -> tuple[str, ...]:
 
 
 def _make_scorer(config: SparseDeformableDetrConfig) -> tuple[Any, Heads]:
-    """The scorer that the configuration names, with the token embedding that it asks for.
+    """Build the scorer that the configuration names, with the token embedding that it needs.
 
     Raises:
-        ValueError: If there is none of the name, or it needs what a guest does not have.
+        ValueError: If there is no scorer of that name, or it cannot be used in transformers.
     """
     where = "SparseDeformableDetrConfig.scorer"
     named = isinstance(config.scorer, str)
@@ -394,13 +394,13 @@ def _make_scorer(config: SparseDeformableDetrConfig) -> tuple[Any, Heads]:
         scorer = kind(**{name: size for name, size in sizes.items() if name in takes})
     if not isinstance(scorer, Scorer):
         raise ValueError(
-            f"{where} must name a class of scorers that is built from embed_dim and num_levels, "
-            f"got {config.scorer!r}. Take DAMPredictor."
+            f"{where} must name a scorer class that is built from embed_dim and num_levels, got "
+            f"{config.scorer!r}. Use DAMPredictor."
         )
     if scorer.needs_head or scorer.learns not in (DecoderAttention, Foreground, None):
         raise ValueError(
-            f"{where} must be one that needs no detection head and learns from boxes or from the "
-            f"decoder's attention, got {config.scorer!r}. Use DAMPredictor."
+            f"{where} must need no detection head and learn from boxes or from the decoder's "
+            f"attention, got {config.scorer!r}. Use DAMPredictor."
         )
     embeds = scorer.needs_token_embedding
     return scorer, Heads(config.d_model, 1, size_biases=(), token_embedding=embeds)
