@@ -5,13 +5,11 @@
     sparsedet benchmark model --config-file A B --image-size 640x640 1280x1280 --json FILE
     sparsedet benchmark large --image-size 2560x2560 --look-ratio 0.1      systems on large pictures
     sparsedet benchmark deploy --image-size 640x640 --files DIR            eager, compiled, exported
-    sparsedet benchmark train-step | dataloader | eval | gpu-op | swap ...
+    sparsedet benchmark train-step | dataloader | eval | gpu-op ...
     sparsedet benchmark MODE --help                                        options of a mode
-    sparsedet benchmark --suite cpu --json FILE --markdown PAGE --plot PICTURE
+    sparsedet benchmark --suite cpu --json FILE --fill PAGE                the tables of a page
     sparsedet benchmark --suite gpu --quick                                the main tables alone
-    sparsedet benchmark --suite large --json FILE --fill PAGE --plot PICTURE
-    sparsedet benchmark --suite deploy --weights model_best.pth --files DIR --json FILE
-    sparsedet benchmark --render FILE --markdown PAGE --plot PICTURE       of a suite's JSON
+    sparsedet benchmark --suite deploy --weights model_best.pth --files DIR --fill PAGE
 
 docs/performance.md says how each mode measures. Weights are random, pictures are noise, and nothing
 is downloaded. Exit codes: 0 done; 1 a measurement failed; 2 an input is wrong.
@@ -23,39 +21,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sparsedet.allocator import add_allocator, use_allocator
 from sparsedet.cli.common import make_parser, print_error
 from sparsedet.config.naming import nearest
 
 MODES = ("op", "encoder", "model", "large", "deploy", "train-step", "dataloader", "eval", "gpu-op")
-MODES += ("swap",)
 SUITES = ("cpu", "gpu", "large", "deploy")
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line of a suite."""
     made = make_parser(__doc__, prog)
-    what = made.add_mutually_exclusive_group(required=True)
-    what.add_argument("--suite", choices=SUITES, help="measure a whole table")
-    what.add_argument("--render", type=Path, metavar="JSON", help="show what a suite measured")
     add = made.add_argument
+    add("--suite", choices=SUITES, required=True, help="measure a whole table")
     add("--quick", action="store_true", help="the main sections, few rounds")
     add("--only", nargs="+", default=[], metavar="SECTION", help="these sections")
-    add("--budget-s", type=float, metavar="N", help="begin no section after so many seconds")
     add("--device", help="instead of that of the suite")
-    add("--naive-library", metavar="FILE", help="for the section of the op on a GPU")
     add("--weights", metavar="FILE", help="of deploy: a trained model in place of the photo config")
     add("--files", metavar="DIR", help="of deploy: keep exports here, and take those that are here")
-    add("--dry-run", action="store_true", help="tiny images, one round: does everything run?")
     add("--json", type=Path, metavar="FILE", help="write the figures here after every section")
-    add("--resume", action="store_true", help="keep what the file of --json has already")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables for a page here")
     add(
         "--fill", type=Path, nargs="+", default=[], metavar="PAGE", help="put the tables into pages"
     )
-    add("--plot", type=Path, metavar="FILE", help="draw time and memory here (matplotlib)")
     return made
 
 
@@ -84,26 +72,9 @@ def _allocate(words: Sequence[str]) -> None:
 
 
 def _suite(args: argparse.Namespace) -> int:
-    from sparsedet.benchmark.modes import run_mode
-    from sparsedet.benchmark.pages import draw, fill, page
-    from sparsedet.benchmark.suites import run_suite
+    from sparsedet.benchmark.suites import fill, run_suite
 
-    suite = _read_suite(args.render) if args.render else run_suite(args, run_mode)
-    if args.markdown:
-        args.markdown.write_text(page(suite), encoding="utf-8")
+    suite = run_suite(args)
     for each in args.fill:
         fill(suite, each)
-    if args.plot:
-        draw(suite, args.plot)
     return int(any(section["status"] == "failed" for section in suite["sections"]))
-
-
-def _read_suite(path: Path) -> dict[str, Any]:
-    from sparsedet.benchmark.report import read_json
-
-    suite = read_json(path)
-    if not isinstance(suite, dict) or "sections" not in suite:
-        raise ValueError(
-            f"--render {path} is not the JSON of a suite, as --suite --json writes it."
-        )
-    return suite

@@ -109,7 +109,7 @@ THIRD_PARTY = {
         "cli.visualize",
         "cli.predict",
     },
-    "matplotlib": {"sweep", "benchmark", "evaluation.figures"},
+    "matplotlib": {"sweep", "evaluation.figures"},
     "tqdm": {
         "events",
         "engine",
