@@ -178,12 +178,12 @@ def product(args: argparse.Namespace, *, training: bool = False) -> list[Case]:
     for size, batch in itertools.product(args.image_size, args.batch):
         one = Case("", image_size=size, batch=batch, device=args.device, autocast=training)
         for config, variant in itertools.product(configs, variants):
-            own = dict(config=config, overrides=(*changes, *variant), variant=variant)
-            keeps = _ratios(config, own["overrides"], args.keep_ratio)
-            for keep, *way in itertools.product(keeps, args.dtype, forms, graphs):
-                prepared = way[1] == OURS and not training
-                own |= dict(zip(("dtype", "form", "graphs"), way, strict=True))
-                cases.append(replace(one, keep=keep, prepared=prepared, **own))
+            overrides = (*changes, *variant)
+            own = replace(one, config=config, overrides=overrides, variant=variant)
+            keeps = _ratios(config, overrides, args.keep_ratio)
+            for keep, dtype, form, graph in itertools.product(keeps, args.dtype, forms, graphs):
+                way = replace(own, keep=keep, dtype=dtype, form=form, graphs=graph)
+                cases.append(replace(way, prepared=form == OURS and not training))
         for path, dtype, graph in itertools.product(getattr(args, "peer", []), args.dtype, graphs):
             cases.append(replace(one, config=path, form=PEER, dtype=dtype, graphs=graph))
     return cases
