@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from sparsedet.analysis import (
-    BILINEAR_READ,
     Clock,
     Parts,
     round_ratio,
@@ -221,12 +220,12 @@ def limit_instruction_set() -> str | None:
 
 
 def _measure(problem: Problem, args: argparse.Namespace) -> Row:
-    device, threads = torch.device(problem.device), torch.get_num_threads()
-    inputs = make_inputs(problem)
-    head_major = inputs.head_major()
-    passes = {OURS: _pass(ms_deform_attn, head_major, problem, device)}
-    passes[TOKEN_MAJOR] = _pass(ms_deform_attn, inputs, problem, device)
-    passes[GRID_SAMPLE] = _pass(ms_deform_attn_reference, inputs, problem, device)
+    inputs, threads = make_inputs(problem), torch.get_num_threads()
+    passes = {
+        OURS: _pass(ms_deform_attn, inputs.head_major(), problem),
+        TOKEN_MAJOR: _pass(ms_deform_attn, inputs, problem),
+        GRID_SAMPLE: _pass(ms_deform_attn_reference, inputs, problem),
+    }
     for count in args.scaling:
         passes[f"{OURS}, {count} threads"] = _with_threads(count, threads, passes[OURS])
     timings = time_in_turns(passes, **turns_of(args))
@@ -234,7 +233,6 @@ def _measure(problem: Problem, args: argparse.Namespace) -> Row:
         **asdict(problem),
         "direction": "backward" if problem.backward else "forward",
         "num_queries": inputs.locations.shape[1],
-        "gflops": BILINEAR_READ * inputs.weights.numel() * HEAD_CHANNELS / 1e9,
         "ms": {name: asdict(summarize(parts)["total"]) for name, parts in timings.items()},
         "speedup": {
             name: round_ratio(timings[name], timings[OURS]) for name in (TOKEN_MAJOR, GRID_SAMPLE)
@@ -250,10 +248,10 @@ def _measure(problem: Problem, args: argparse.Namespace) -> Row:
     return row
 
 
-def _pass(op: Op, inputs: Inputs, problem: Problem, device: torch.device) -> Callable[[], Parts]:
+def _pass(op: Op, inputs: Inputs, problem: Problem) -> Callable[[], Parts]:
     """The forward without a graph, or the backward of a forward that is not timed."""
     value, locations, weights = inputs.tensors
-    clock = Clock(device)
+    clock = Clock(torch.device(problem.device))
 
     def forward() -> Tensor:
         return op(value, inputs.spatial_shapes, locations, weights)
@@ -299,7 +297,7 @@ def prepare(problem: Problem) -> Callable[[], object]:
 def _pass_of_form(problem: Problem, inputs: Inputs) -> Callable[[], object]:
     op = ms_deform_attn if problem.form == OURS else ms_deform_attn_reference
     inputs = inputs.head_major() if problem.form == OURS else inputs
-    return _pass(op, inputs, problem, torch.device(problem.device))
+    return _pass(op, inputs, problem)
 
 
 # --- table ----------------------------------------------------------------------------------------
