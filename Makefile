@@ -15,7 +15,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install
 # Where the run goes; an interrupted run resumes from there.
 QUICKSTART := output/quickstart
 SHAPES := datasets/shapes
-# Where `make bench` writes its figures, tables and plot.
+# Where `make bench` writes its figures.
 BENCH := output/benchmark
 # Where a Python keeps its packages; PYTHON may itself be that of an environment.
 SITE := import sysconfig; print(sysconfig.get_paths()['purelib'])
@@ -163,8 +163,7 @@ docs: $(VENV)/.docs
 	@echo "documentation: site/index.html; with its search: $(PY) -m http.server --directory site"
 
 bench: $(VENV)/.installed
-	$(VENV)/bin/sparsedet benchmark --suite cpu --json $(BENCH)/cpu.json --markdown $(BENCH)/cpu.md \
-	  --plot $(BENCH)/cpu.png $(ARGS)
+	$(VENV)/bin/sparsedet benchmark --suite cpu --json $(BENCH)/cpu.json $(ARGS)
 
 # --- what is published
 

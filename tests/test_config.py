@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import math
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from sparsedet.config import (
 )
 from sparsedet.config import LazyCall as L
 from sparsedet.registry import SCORERS, SELECTORS
+from tests.config_files import write
 
 
 class Point:
@@ -89,14 +89,6 @@ def cfg():
     return DictConfig(
         dict(model=model, train=train, optimizer=L(Point)(x=1e-4)), flags={"allow_objects": True}
     )
-
-
-def write(folder: Path, **files: str) -> Path:
-    for name, text in files.items():
-        path = folder / f"{name.replace('__', '/')}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-    return folder
 
 
 # --- LazyCall and instantiate

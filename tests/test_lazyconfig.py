@@ -15,6 +15,7 @@ from omegaconf.errors import ReadonlyConfigError
 from sparsedet.config import ConfigError, LazyConfig, instantiate
 from sparsedet.config import LazyCall as L
 from sparsedet.registry import SCORERS
+from tests.config_files import write
 
 
 @dataclasses.dataclass
@@ -61,14 +62,6 @@ def foreign_call(target, **kwargs):
 
 def node(**keys: Any) -> DictConfig:
     return DictConfig(keys, flags={"allow_objects": True})
-
-
-def write(folder: Path, **files: str) -> Path:
-    for name, text in files.items():
-        path = folder / f"{name.replace('__', '/')}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-    return folder
 
 
 def saved(cfg: DictConfig, folder: Path) -> DictConfig:

@@ -1,7 +1,7 @@
 """The same as `sparsedet benchmark`.
 
 tools/benchmark.py op | encoder | model | train-step | dataloader | eval | gpu-op ...
-tools/benchmark.py --suite cpu --json FILE --markdown PAGE --plot PICTURE
+tools/benchmark.py --suite cpu --json FILE --fill PAGE
 """
 
 import sys

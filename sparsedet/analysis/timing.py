@@ -52,12 +52,10 @@ class Clock:
 
     Args:
         device: the device that does the work.
-        recorded: events to reuse, for work that is recorded once and replayed.
     """
 
-    def __init__(self, device: torch.device, recorded: Sequence[Any] = ()) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._recorded = list(recorded)
         self._marks: list[tuple[str, Any]] = []
 
     def mark(self, part: str) -> None:
@@ -92,10 +90,7 @@ class Clock:
     def _now(self) -> Any:
         if self.device.type == "cpu":
             return time.perf_counter()
-        if self._recorded:
-            event = self._recorded[len(self._marks)]
-        else:
-            event = torch.Event(device=self.device, enable_timing=True)
+        event = torch.Event(device=self.device, enable_timing=True)
         event.record()
         return event
 

@@ -6,7 +6,7 @@ import argparse
 import copy
 import itertools
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -61,10 +61,9 @@ class Case:
             module that ``config`` names.
         autocast: half precision by autocast, with weights in fp32.
         prepared: by ``prepare_for_inference``; grid_sample forms never are.
-        compiled: by torch.compile.
         graphs: recorded as a CUDA graph and replayed.
-        scores: "objects" = kept tokens lie in blobs as objects do, "model" = as the scorer's random
-            weights have it.
+        objects: kept tokens lie in blobs as objects do; False = as the scorer's random weights
+            have it.
     """
 
     config: str
@@ -78,9 +77,8 @@ class Case:
     form: str = OURS
     autocast: bool = False
     prepared: bool = False
-    compiled: bool = False
     graphs: bool = False
-    scores: str = "objects"
+    objects: bool = True
 
     @property
     def name(self) -> str:
@@ -92,7 +90,6 @@ class Case:
         parts += [self.form] if self.form == GRID_SAMPLE else []
         if self.dtype != "float32":
             parts.append(f"{self.dtype} autocast" if self.autocast else self.dtype)
-        parts += ["compiled"] if self.compiled else []
         parts += ["CUDA graph"] if self.graphs else []
         return ", ".join(parts)
 
@@ -150,60 +147,46 @@ def add_arguments(
         nargs="+",
         choices=PRECISIONS,
         default=["float32"],
-        help="of the weights, or of autocast (in training always)",
+        help="of the weights; in training of autocast",
     )
     add("--device", default="cpu")
-    add(
-        "--scores",
-        choices=("objects", "model"),
-        default="objects",
-        help="kept tokens in blobs as objects have it, or as the random weights have it",
-    )
+    add("--reference", action="store_true", help="beside each its form with grid_sample")
     add("overrides", nargs="*", metavar="key=value", help="changes of all configs")
 
 
-def product(args: argparse.Namespace) -> list[Case]:
+def configs_and_changes(args: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
+    """The configs of the command line, and the changes of all of them, before or after these."""
+    configs = [word for word in args.config_file if "=" not in word]
+    return configs, (*args.overrides, *(word for word in args.config_file if "=" in word))
+
+
+def product(args: argparse.Namespace, *, training: bool = False) -> list[Case]:
     """Every case that the options name; a config without a keep ratio is dense once.
+
+    Args:
+        args: of the command line.
+        training: half precision is that of autocast, and nothing is prepared for inference.
 
     Raises:
         ConfigError: a config cannot be read, or a keep ratio cannot be had.
     """
-    forms = [OURS, GRID_SAMPLE] if getattr(args, "reference", False) else [OURS]
+    forms = [OURS, GRID_SAMPLE] if args.reference else [OURS]
     graphs = [False, True] if getattr(args, "cuda_graphs", False) else [False]
-    configs = [word for word in args.config_file if "=" not in word]
-    changes = [*args.overrides, *(word for word in args.config_file if "=" in word)]
-    cases = []
+    configs, changes = configs_and_changes(args)
     variants = [tuple(shlex.split(each)) for each in args.variant] or [()]
+    cases = []
     for size, batch in itertools.product(args.image_size, args.batch):
+        one = Case("", image_size=size, batch=batch, device=args.device, autocast=training)
         for config, variant in itertools.product(configs, variants):
             overrides = (*changes, *variant)
-            for keep in _ratios(config, overrides, args.keep_ratio):
-                for dtype, form, graph in itertools.product(args.dtype, forms, graphs):
-                    cases.append(
-                        Case(
-                            config=config,
-                            overrides=overrides,
-                            variant=variant,
-                            keep=keep,
-                            image_size=size,
-                            batch=batch,
-                            dtype=dtype,
-                            device=args.device,
-                            form=form,
-                            autocast=getattr(args, "autocast", False),
-                            prepared=form == OURS and not getattr(args, "unprepared", True),
-                            compiled=getattr(args, "compile", False),
-                            graphs=graph,
-                            scores=args.scores,
-                        )
-                    )
+            own = replace(one, config=config, overrides=overrides, variant=variant)
+            keeps = _ratios(config, overrides, args.keep_ratio)
+            for keep, dtype, form, graph in itertools.product(keeps, args.dtype, forms, graphs):
+                way = replace(own, keep=keep, dtype=dtype, form=form, graphs=graph)
+                cases.append(replace(way, prepared=form == OURS and not training))
+        for path, dtype, graph in itertools.product(getattr(args, "peer", []), args.dtype, graphs):
+            cases.append(replace(one, config=path, form=PEER, dtype=dtype, graphs=graph))
     return cases
-
-
-def groups(cases: Sequence[Case]) -> Iterator[list[Case]]:
-    """Cases of one size and batch: those that are run in turns."""
-    for _, members in itertools.groupby(cases, key=lambda case: (case.image_size, case.batch)):
-        yield list(members)
 
 
 def _ratios(config: str, overrides: Sequence[str], ratios: Sequence[str]) -> list[str]:
@@ -269,7 +252,7 @@ def build_model(case: Case) -> Detector:
         use_grid_sample(model)
     scorers: list[Any] = [getattr(model, "scorer", None)]
     scorers.append(getattr(getattr(model, "regions", None), "scorer", None))
-    for scorer in scorers if case.scores == "objects" else ():
+    for scorer in scorers if case.objects else ():
         if scorer is not None:
             scorer.register_forward_hook(ObjectScores())
     if case.prepared:
@@ -279,7 +262,7 @@ def build_model(case: Case) -> Detector:
 
 def load_model(case: Case) -> Detector:
     """The model of a case, ready to detect; cases that differ in how they run it share it."""
-    one = replace(case, image_size=(1, 1), batch=1, compiled=False, graphs=False)
+    one = replace(case, image_size=(1, 1), batch=1, graphs=False)
     return _load_model(replace(one, dtype="float32", autocast=False) if case.autocast else one)
 
 
@@ -297,7 +280,7 @@ def noise(case: Case, model: Detector) -> tuple[Tensor, tuple[Size, ...]]:
 
 def gflops(case: Case) -> FlopCount | None:
     """Of one image; None where the cost depends on the image."""
-    plain = replace(case, batch=1, compiled=False, graphs=False, dtype="float32", autocast=False)
+    plain = replace(case, batch=1, graphs=False, dtype="float32", autocast=False)
     prepared = case.prepared or case.form == GRID_SAMPLE  # as the model beside it, which is there
     return _gflops(replace(plain, form=OURS, prepared=prepared))
 

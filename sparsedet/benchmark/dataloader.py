@@ -7,16 +7,15 @@ images/s of all, and per worker.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from sparsedet.analysis import Timing
+from sparsedet.analysis import Clock, summarize, time_in_turns, timed
 from sparsedet.benchmark import data
 from sparsedet.benchmark.cases import positive
-from sparsedet.benchmark.report import Table, number, print_table, spread
+from sparsedet.benchmark.report import Row, Table, number, print_table, spread
 from sparsedet.config import instantiate
 
 WARM_UP_BATCHES = 2
@@ -29,48 +28,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=positive, default=4, metavar="N", help="(%(default)s)")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Row:
     """Read batches for a time, for every number of workers.
 
     Raises:
         ValueError: an input is wrong.
     """
     rows = []
-    with data.config_with_set(args) as (cfg, what):
+    with data.config_with_set(args) as cfg:
         for workers in args.workers:
             cfg.dataloader.train.num_workers = workers
             cfg.dataloader.train.total_batch_size = args.batch
             rows.append(_read(instantiate(cfg.dataloader.train), workers, args))
-    result = {"set": what, "rows": rows}
-    print_table(table(result))
-    return result
+    print_table(table({"rows": rows}))
+    return {"rows": rows}
 
 
-def _read(loader: Any, workers: int, args: argparse.Namespace) -> dict[str, Any]:
+def _read(loader: Any, workers: int, args: argparse.Namespace) -> Row:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     batches = loader.iter_from(0)
-    for _ in range(max(args.warm_up, WARM_UP_BATCHES) + 2 * workers):  # what was read ahead
-        next(batches)
-    took: list[float] = []
-    begin = time.perf_counter()
-    while len(took) < args.rounds or time.perf_counter() - begin < args.seconds:
-        started = time.perf_counter()
-        next(batches)
-        took.append(1e3 * (time.perf_counter() - started))
-    elapsed = time.perf_counter() - begin
+    passes = time_in_turns(
+        {"read": timed(lambda: next(batches), Clock(torch.device("cpu")))},
+        seconds=args.seconds,
+        rounds=args.rounds,
+        warm_up=max(args.warm_up, WARM_UP_BATCHES) + 2 * workers,  # what was read ahead
+    )["read"]
     torch.set_num_threads(threads)
-    rate = args.batch * len(took) / elapsed
+    rate = 1e3 * args.batch * len(passes) / sum(each["total"] for each in passes)
     return {
         "workers": workers,
         "batch": args.batch,
-        "ms": asdict(Timing.of(took)),
+        "ms": asdict(summarize(passes)["total"]),
         "images_per_second": rate,
         "images_per_second_and_core": rate / max(workers, 1),
     }
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Row) -> Table:
     """A line for each number of workers."""
     head = ["workers", "batch", "ms per batch (p10..p90)", "images/s", "images/s and core"]
     rows = [

@@ -27,10 +27,17 @@ from torch import nn
 
 from sparsedet.allocator import TUNED
 from sparsedet.analysis import Timing, round_ratio
-from sparsedet.benchmark.cases import Case, build_model, image_size, read_config
-from sparsedet.benchmark.execution import Row, Turns
-from sparsedet.benchmark.memory import Worker
+from sparsedet.benchmark.cases import (
+    Case,
+    build_model,
+    configs_and_changes,
+    image_size,
+    read_config,
+)
+from sparsedet.benchmark.execution import turns_of
+from sparsedet.benchmark.memory import Worker, take_turns
 from sparsedet.benchmark.report import (
+    Row,
     Table,
     allocator,
     number,
@@ -132,14 +139,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("overrides", nargs="*", metavar="key=value", help="changes of all configs")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Row:
     """Measure model by model and size by size, and write what is there after every form.
 
     Raises:
         ValueError: an input is wrong.
     """
-    configs = [word for word in args.config_file if "=" not in word]
-    changes = (*args.overrides, *(word for word in args.config_file if "=" in word))
+    configs, changes = configs_and_changes(args)
     for config in configs:
         if Path(config).suffix != ".pth":
             read_config(config, changes)
@@ -149,7 +155,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for config in configs:
             for size in args.image_size:
                 case = Deployed(config, changes, size, EAGER)
-                for row in _measure(case, args.forms, folder, Turns.of(args)):
+                for row in _measure(case, args.forms, folder, turns_of(args)):
                     rows.append(row)
                     args.record.save({"rows": rows})
                 print_table(table({"rows": rows}))
@@ -163,7 +169,7 @@ def load_model(case: Deployed) -> nn.Module:
     """The model of a case, prepared for inference."""
     if case.trained:
         return Predictor(case.config, device="cpu").model
-    return build_model(Case(case.config, case.overrides, prepared=True, scores="model"))
+    return build_model(Case(case.config, case.overrides, prepared=True, objects=False))
 
 
 def prepare(case: Deployed) -> Callable[[], Row]:
@@ -213,42 +219,31 @@ def _open(case: Deployed) -> Callable[[np.ndarray], Answer]:
 # --- in turns with the eager model ----------------------------------------------------------------
 
 
-def _measure(eager: Deployed, forms: Sequence[str], folder: Path, turns: Turns) -> Iterator[Row]:
+def _measure(
+    eager: Deployed, forms: Sequence[str], folder: Path, turns: dict[str, Any]
+) -> Iterator[Row]:
     """Rows of the forms of a model at a size, the eager one first; one that fails has ``error``."""
     with closing(Worker(prepare, eager)) as reference:
-        reference.wait()
-        own = [_checked(reference) for _ in range(1 + turns.rounds)][1:]
-        yield _row(eager, own, own)
+        yield _turns(eager, {EAGER: reference}, turns)
         for name in (each for each in forms if each != EAGER):
+            case = replace(eager, form=name)
             try:
-                case = _with_file(eager, name, folder)
-                with _environment(FORMS[name].environment), closing(Worker(prepare, case)) as made:
-                    made.wait()
-                    pairs = list(_rounds(made, reference, turns))
-                row = _row(case, *map(list, zip(*pairs, strict=True)))
+                case = _with_file(case, folder)
             except Exception as error:
-                failed = replace(eager, form=name)
-                row = {**_facts(failed), "error": reason(error)}
-                print(f"failed: {row['name']}: {row['error']}", file=sys.stderr)
-            yield row
+                print(f"failed: {case.name}: {error}", file=sys.stderr)
+                yield {**_facts(case), "error": reason(error)}
+                continue
+            with _environment(FORMS[name].environment):
+                worker = Worker(prepare, case)
+            with closing(worker):
+                yield _turns(case, {name: worker, EAGER: reference}, turns)
 
 
-def _checked(worker: Worker) -> Row:
-    found, memory = worker()
-    return {**found, "memory": memory}
-
-
-def _rounds(made: Worker, reference: Worker, turns: Turns) -> Iterator[tuple[Row, Row]]:
-    for _ in range(turns.warm_up):
-        _checked(made)
-    end, done = time.perf_counter() + turns.seconds, 0
-    while done < turns.rounds or time.perf_counter() < end:
-        if done % 2:
-            yield _checked(made), _checked(reference)
-        else:
-            other = _checked(reference)
-            yield _checked(made), other
-        done += 1
+def _turns(case: Deployed, workers: Mapping[str, Worker], turns: dict[str, Any]) -> Row:
+    answers, errors = take_turns(workers, **turns)
+    if errors:
+        return {**_facts(case), "error": "; ".join(errors.values())}
+    return _row(case, answers[case.form], answers[EAGER])
 
 
 @contextmanager
@@ -263,24 +258,23 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _with_file(eager: Deployed, name: str, folder: Path) -> Deployed:
-    """The case of a form, whose file is there."""
-    form = FORMS[name]
-    case = replace(eager, form=name)
+def _with_file(case: Deployed, folder: Path) -> Deployed:
+    """The case with its file, which is there."""
+    form = FORMS[case.form]
     if form.suffix is None:
         return case
     words = ["int8"] if form.int8 else list(form.options)
-    stem = "_".join([eager.model, size_text(eager.size), *words])
+    stem = "_".join([case.model, size_text(case.size), *words])
     path = folder / f"{stem}{form.suffix}"
     if not path.exists():
-        model: Any = load_model(eager)
+        model: Any = load_model(case)
         export(
             model,
             path,
-            size=eager.size,
+            size=case.size,
             class_names=[str(number) for number in range(model.num_classes)],
             pictures=PictureSettings(),
-            quantize=pictures(eager, CALIBRATION) if form.int8 else None,
+            quantize=pictures(case, CALIBRATION) if form.int8 else None,
             **form.options,
         )
     return replace(case, path=str(path))
@@ -311,7 +305,7 @@ def _facts(case: Deployed) -> Row:
     return {**asdict(case), "name": case.name, "model": case.model}
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Row) -> Table:
     """Seconds of a picture in every form, and what it costs else."""
     head = ["model", "size", "form", "s per picture", "time / eager", "start s", "file MB"]
     head += ["peak MB", "scores differ by", "boxes by", "tokens by"]

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from sparsedet.analysis import round_ratio
-from sparsedet.benchmark.cases import Case, gflops, groups, load_model, noise, product
+from sparsedet.analysis import Parts, round_ratio
+from sparsedet.benchmark.cases import Case, gflops, load_model, noise, product
 from sparsedet.benchmark.cases import add_arguments as add_case_arguments
 from sparsedet.benchmark.execution import (
     Rounds,
-    Row,
-    Turns,
     inference_pass,
     precision,
-    time_cases,
-    timing_row,
+    run_cases,
 )
 from sparsedet.benchmark.model import FOCUS, SPARSE, add_running_arguments
 from sparsedet.benchmark.report import (
     CASE_HEAD,
+    Row,
     Table,
     case_cells,
     number,
-    print_table,
     without_empty,
 )
 from sparsedet.loading import require_tokens
@@ -43,18 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(keep_ratio=list(KEEP))
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Row:
     """Time the cases, those of one size and batch in turns.
 
     Raises:
         ValueError: an input is wrong.
     """
-    rows: list[Row] = []
-    for group in groups(product(args)):
-        rows += _time_group(group, args)
-        args.record.save({"rows": rows})
-        print_table(table({"rows": rows[-len(group) :]}))
-    return {"rows": rows}
+    return run_cases(args, product(args), _timed_pass, _facts, table)
+
+
+def _timed_pass(case: Case, stack: ExitStack) -> Callable[[], Parts]:
+    return inference_pass(case, encoder_call(case), stack)
 
 
 def encoder_call(case: Case) -> Callable[[], object]:
@@ -68,41 +63,28 @@ def encoder_call(case: Case) -> Callable[[], object]:
     return lambda: model.encoder(features, selections, scores, model.heads)
 
 
-def _time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
-    with ExitStack() as contexts:
-        timings, errors = time_cases(
-            cases,
-            lambda case: inference_pass(case, encoder_call(case), contexts),
-            Turns.of(args),
-        )
-    rows = []
-    for case in cases:
-        row = timing_row(case, cases, timings, errors) | {"gflops": encoder_gflops(case)}
-        rows.append(row | _against_dense(case, timings, row["gflops"]))
-    return rows
-
-
 def encoder_gflops(case: Case) -> float | None:
     """Of one image; None where the cost depends on the image."""
     flops = gflops(case)
     return None if flops is None else flops.stages["encoder"]
 
 
-def _against_dense(case: Case, timings: Rounds, cost: float | None) -> Row:
-    """Time and GFLOPs as shares of those of the dense encoder, where it was run beside it."""
-    dense = replace(case, keep="dense")
-    if dense.name not in timings or case.name not in timings or cost is None:
-        return {}
+def _facts(case: Case, timings: Rounds) -> Row:
+    """GFLOPs; time and GFLOPs as shares of those of the dense encoder, if it ran beside this."""
+    cost, dense = encoder_gflops(case), replace(case, keep="dense")
+    if dense.name not in timings or cost is None:
+        return {"gflops": cost}
     time_ratio = round_ratio(timings[case.name], timings[dense.name])
     flop_ratio = cost / (encoder_gflops(dense) or cost)
     return {
+        "gflops": cost,
         "time_ratio": time_ratio,
         "flop_ratio": flop_ratio,
         "time_over_flops": time_ratio / flop_ratio,
     }
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Row) -> Table:
     """A line for each case; the ratios are to the dense encoder of the same model."""
     head = ["encoder of", *CASE_HEAD, "over grid_sample", "GFLOPs"]
     head += ["time ratio", "FLOP ratio", "time / FLOPs"]
@@ -110,7 +92,7 @@ def table(result: dict[str, Any]) -> Table:
         [
             *case_cells(row),
             number(row.get("speedup_over_grid_sample")),
-            number(row["gflops"], 1),
+            number(row.get("gflops"), 1),
             number(row.get("time_ratio"), 3),
             number(row.get("flop_ratio"), 3),
             number(row.get("time_over_flops")),

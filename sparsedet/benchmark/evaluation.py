@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
+from sparsedet.analysis import Clock, timed
 from sparsedet.benchmark import data
-from sparsedet.benchmark.cases import configure
-from sparsedet.benchmark.report import Table, number, print_table
+from sparsedet.benchmark.cases import SEED, configure
+from sparsedet.benchmark.report import Row, Table, number, print_table
 from sparsedet.config import instantiate
 from sparsedet.evaluation import evaluate
 
-PARTS = ("reading", "model", "evaluator")
+READING, MODEL, EVALUATOR = PARTS = ("reading", "model", "evaluator")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,81 +27,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(max_images=20)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Row:
     """Evaluate the set once for every keep ratio.
 
     Raises:
         ValueError: an input is wrong.
     """
     rows = []
-    with data.config_with_set(args) as (whole, what):
+    with data.config_with_set(args) as whole:
         for keep in args.keep_ratio:
             cfg = copy.deepcopy(whole)
             configure(cfg, keep)
             cfg.dataloader.test.num_workers = args.workers
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             model = instantiate(cfg.model).to(args.device)
             rows.append({"keep": keep, "workers": args.workers, **_evaluate(model, cfg)})
-    result = {"set": what, "rows": rows}
-    print_table(table(result))
-    return result
+    print_table(table({"rows": rows}))
+    return {"rows": rows}
 
 
-def _evaluate(model: torch.nn.Module, cfg: Any) -> dict[str, Any]:
-    loader = _Timed(instantiate(cfg.dataloader.test))
-    evaluator = _TimedEvaluator(instantiate(cfg.dataloader.evaluator))
-    begin = time.perf_counter()
-    results = evaluate(model, loader, evaluator)
-    elapsed = time.perf_counter() - begin
+def _evaluate(model: torch.nn.Module, cfg: Any) -> Row:
+    clock, results = Clock(torch.device("cpu")), {}
+    loader = _watched(instantiate(cfg.dataloader.test), clock)
+    evaluator = _Watched(instantiate(cfg.dataloader.evaluator), clock)
+    parts = timed(lambda: results.update(evaluate(model, loader, evaluator)), clock, READING)()
     images = results["num_images"]
-    parts = {"reading": loader.seconds, "evaluator": evaluator.seconds}
-    parts["model"] = elapsed - sum(parts.values())
     return {
         "images": images,
-        "images_per_second": images / elapsed,
-        "ms_per_image": {name: 1e3 * parts[name] / images for name in PARTS},
+        "images_per_second": 1e3 * images / sum(parts.values()),
+        "ms_per_image": {name: parts[name] / images for name in PARTS},
     }
 
 
-class _Timed:
-    """A loader, and the seconds that were spent waiting for it."""
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self._loader, self.seconds = loader, 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        batches, end = iter(self._loader), object()
-        while True:
-            started = time.perf_counter()
-            batch = next(batches, end)
-            self.seconds += time.perf_counter() - started
-            if batch is end:
-                return
-            yield batch
+def _watched(loader: Iterable[Any], clock: Clock) -> Iterator[Any]:
+    """The batches of a loader; what happens until the evaluator gets one is the model's."""
+    for batch in loader:
+        clock.mark(MODEL)
+        yield batch
 
 
-class _TimedEvaluator:
-    """An evaluator, and the seconds that were spent in it."""
+class _Watched:
+    """An evaluator; what happens when it has taken a batch is the loader's."""
 
-    def __init__(self, evaluator: Any) -> None:
-        self._evaluator, self.seconds = evaluator, 0.0
+    def __init__(self, evaluator: Any, clock: Clock) -> None:
+        self._evaluator, self._clock = evaluator, clock
 
     def reset(self) -> None:
         self._evaluator.reset()
 
     def process(self, inputs: list[Any], outputs: list[Any]) -> None:
-        started = time.perf_counter()
+        self._clock.mark(EVALUATOR)
         self._evaluator.process(inputs, outputs)
-        self.seconds += time.perf_counter() - started
+        self._clock.mark(READING)
 
-    def evaluate(self) -> dict[str, Any]:
-        started = time.perf_counter()
-        results = self._evaluator.evaluate()
-        self.seconds += time.perf_counter() - started
-        return results
+    def evaluate(self) -> dict[str, Any] | None:
+        self._clock.mark(EVALUATOR)
+        return self._evaluator.evaluate()
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Row) -> Table:
     """A line for each keep ratio."""
     head = ["keep ratio", "images", "images/s", *(f"{part} ms per image" for part in PARTS)]
     rows = [

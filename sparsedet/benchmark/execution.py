@@ -1,14 +1,14 @@
-"""Running cases in turns, and the ways to run a model: autocast, compiled, as a CUDA graph."""
+"""Running cases in turns, and the ways to run a model: autocast, and as a CUDA graph."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -25,36 +25,49 @@ from sparsedet.analysis import (
 )
 from sparsedet.analysis.passes import Detector
 from sparsedet.benchmark.cases import DTYPES, GRID_SAMPLE, OURS, Case
-from sparsedet.benchmark.report import reason
+from sparsedet.benchmark.report import Row, Table, print_table, reason
 
-EVENTS = 32  # more than a pass has stages
 GRAPH_WARM_UP = 3
-Row = dict[str, Any]
 Rounds = dict[str, list[Parts]]
 
 
-@dataclass(frozen=True)
-class Turns:
-    """For how long things are run in turns.
+def turns_of(args: argparse.Namespace) -> dict[str, Any]:
+    """For how long things are run in turns."""
+    return {"seconds": args.seconds, "rounds": args.rounds, "warm_up": args.warm_up}
 
-    Attributes:
-        seconds: at least so long.
-        rounds: and at least so many rounds.
-        warm_up: rounds before that do not count.
+
+def run_cases(
+    args: argparse.Namespace,
+    cases: Sequence[Case],
+    make: Callable[[Case, ExitStack], Callable[[], Parts]],
+    facts: Callable[[Case, Rounds], Row],
+    table: Callable[[Row], Table],
+) -> Row:
+    """Time the cases of one size and batch in turns; show and write the rows of each group.
+
+    Args:
+        args: the command line.
+        cases: what is timed.
+        make: the pass of a case; what it puts on the stack is undone after the last pass.
+        facts: what is in the row of a case beside its times, given the times of its group.
+        table: of rows.
     """
-
-    seconds: float
-    rounds: int
-    warm_up: int
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Turns:
-        """As the command line says."""
-        return cls(args.seconds, args.rounds, args.warm_up)
+    rows: list[Row] = []
+    for _, members in itertools.groupby(cases, key=lambda case: (case.image_size, case.batch)):
+        group = list(members)
+        with ExitStack() as stack:
+            timings, errors = time_cases(group, lambda case, on=stack: make(case, on), args)
+            found = [timing_row(case, group, timings, errors) for case in group]
+            for case, row in zip(group, found, strict=True):
+                row |= facts(case, timings) if case.name in timings else {}
+        rows += found
+        args.record.save({"rows": rows})
+        print_table(table({"rows": found}))
+    return {"rows": rows}
 
 
 def time_cases(
-    cases: Sequence[Case], make: Callable[[Case], Callable[[], Parts]], turns: Turns
+    cases: Sequence[Case], make: Callable[[Case], Callable[[], Parts]], args: argparse.Namespace
 ) -> tuple[Rounds, dict[str, str]]:
     """Run cases in turns; one that fails (out of memory) is left out and says why.
 
@@ -76,10 +89,8 @@ def time_cases(
             _free_memory(torch.device(case.device))
     if not passes:
         return {}, errors
-    timings = time_in_turns(
-        passes, seconds=turns.seconds, rounds=turns.rounds, warm_up=max(turns.warm_up - 1, 0)
-    )
-    return timings, errors
+    turns = turns_of(args) | {"warm_up": max(args.warm_up - 1, 0)}
+    return time_in_turns(passes, **turns), errors
 
 
 def _free_memory(device: torch.device) -> None:
@@ -90,7 +101,7 @@ def _free_memory(device: torch.device) -> None:
 
 
 def timing_row(case: Case, cases: Sequence[Case], timings: Rounds, errors: dict[str, str]) -> Row:
-    """Milliseconds of a case by part, how many times it is as fast as the first, and its twin.
+    """Milliseconds of a case by part, and its speed over the first case and over its twin.
 
     The first is that of the cases which did not fail.
     """
@@ -143,81 +154,30 @@ def inference_pass(
     Raises:
         ValueError: CUDA graphs are asked for elsewhere.
     """
-    device = torch.device(case.device)
+    clock = Clock(torch.device(case.device))
     if case.graphs:
-        return _graph_pass(case, inference(case, call), contexts, model)
-    if case.compiled:
-        return timed(inference(case, torch.compile(call, dynamic=False)), Clock(device))
-    clock = Clock(device)
+        return timed(recorded(inference(case, call), clock.device), clock)
     if model is None:
         return timed(inference(case, call), clock)
     contexts.enter_context(stage_marks(model, clock))
     return timed(inference(case, call), clock, FIRST_STAGE)
 
 
-def _graph_pass(
-    case: Case,
-    call: Callable[[], object],
-    contexts: ExitStack,
-    model: Detector | None,
-) -> Callable[[], Parts]:
-    """Replays of a CUDA graph; the events that part the stages are nodes of the graph."""
-    device = torch.device(case.device)
+def recorded(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Replays of a CUDA graph of a call.
+
+    Raises:
+        ValueError: the device has no CUDA graphs.
+    """
     if device.type != "cuda":
         raise ValueError(f"--cuda-graphs needs --device cuda, got {device}.")
-    stream = _side_stream(device)
+    stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(GRAPH_WARM_UP):
             call()
     torch.cuda.current_stream(device).wait_stream(stream)
-    contexts.callback(_pool.cache_clear)  # torch takes no pool again whose graphs are gone
-    events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(EVENTS)]
-    clock, graph = Clock(device, events), torch.cuda.CUDAGraph()
-    with ExitStack() as marks:
-        if model is not None:
-            marks.enter_context(stage_marks(model, clock))
-        with _recording(graph, stream):
-            clock.mark("total" if model is None else FIRST_STAGE)
-            call()
-            clock.stop()
-
-    def run() -> Parts:
-        graph.replay()
-        return clock.parts()
-
-    return run
-
-
-@contextmanager
-def _recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
-    """What is called is recorded. If that fails, the process can go on as if it were not tried."""
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    pool = _pool()
-    with torch.cuda.stream(stream):
-        try:
-            graph.capture_begin(pool)
-            yield
-            graph.capture_end()
-        except BaseException:
-            _pool.cache_clear()
-            with suppress(RuntimeError):
-                graph.capture_end()
-            # Where the device has already ended the recording, that leaves the allocator in it.
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(stream.device_index, pool)
-                torch._C._cuda_releasePool(stream.device_index, pool)
-            raise
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Where passes warm up and are recorded: what libraries keep for a stream is there by then."""
-    return torch.cuda.Stream(device)
-
-
-@cache
-def _pool() -> Any:
-    """One pool for the memory of all graphs of a group: nothing reads what a graph leaves there."""
-    return torch.cuda.graph_pool_handle()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay

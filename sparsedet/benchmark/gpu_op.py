@@ -2,12 +2,12 @@
 
 Encoder shapes of an 800 x 1333 image (22,223 tokens, 8 heads of 32 channels, 4 levels, 4 points)
 with locations as an encoder has them at its start; all tokens as queries, a part of them in random
-order with and without ``query_order``, and the 900 queries of a decoder.
+order with and without ``query_order``, and the 900 queries of a decoder; microseconds per image.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,20 +15,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsedet.analysis import Clock, timed
+from sparsedet.benchmark.cases import DTYPES, PRECISIONS, SEED
+from sparsedet.benchmark.execution import recorded
+from sparsedet.benchmark.naive import load_naive
+from sparsedet.benchmark.op import HEAD_CHANNELS, HEADS, POINTS, level_shapes, sampling
+from sparsedet.benchmark.report import Row, Table, number, print_table
 from sparsedet.layers.deformable_attention import tile_order
 
-SHAPES = ((100, 167), (50, 84), (25, 42), (13, 21))
-HEADS, CHANNELS, POINTS = 8, 32, 4
-OFFSET_NOISE = 0.5  # cells
-SAMPLES = len(SHAPES) * POINTS
+SHAPES = tuple(level_shapes((800, 1333)))
+FLAT_SHAPES = [size for shape in SHAPES for size in shape]
 TOKENS = sum(height * width for height, width in SHAPES)
 # Bytes per second and multiprocessor from the first cache: 128 per cycle at 1.755 GHz.
 FIRST_CACHE = 128 * 1.755e9
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
+BUDGET = 0.05  # seconds for each figure
 FORWARD = torch.ops.sparsedet.ms_deform_attn.default
 BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
-FLAT_SHAPES = [size for shape in SHAPES for size in shape]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this mode."""
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="only with all tokens as queries")
+
+
+def run(args: argparse.Namespace) -> Row:
+    """Measure all cases.
+
+    Raises:
+        ValueError: there is no GPU, or no compiler for the naive kernels.
+    """
+    if torch.device(args.device).type != "cuda":
+        raise ValueError(f"gpu-op needs --device cuda, got {args.device}.")
+    torch.manual_seed(SEED)
+    naive = load_naive()
+    rows: list[Row] = []
+    for case in usual_cases():
+        if case.queries == "all" or not args.quick:
+            rows += measure(case, naive)
+            args.record.save({"rows": rows})
+    print_table(table({"rows": rows}))
+    return {"tokens": TOKENS, "rows": rows}
 
 
 @dataclass(frozen=True)
@@ -52,29 +79,17 @@ class Arguments:
     order: Tensor | None
 
 
-def cell_centers(device: str) -> Tensor:
-    """Centres (N, 2) of all tokens, x and y in [0, 1]."""
-    centers = []
-    for height, width in SHAPES:
-        rows = (torch.arange(height, device=device) + 0.5) / height
-        columns = (torch.arange(width, device=device) + 0.5) / width
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        centers.append(torch.stack([x, y], -1).flatten(0, 1))
-    return torch.cat(centers)
-
-
-def compass(device: str) -> Tensor:
-    """Offsets (M, 1, P, 2) in cells of an attention module at its start."""
-    angles = torch.arange(HEADS, device=device) * (2 * math.pi / HEADS)
-    directions = torch.stack([angles.cos(), angles.sin()], -1)
-    directions = directions / directions.abs().amax(-1, keepdim=True)
-    distances = torch.arange(1, POINTS + 1, device=device)
-    return (directions[:, None] * distances[:, None])[:, None]
+def usual_cases() -> list[Case]:
+    """All lines of the table."""
+    cases = [Case("all", batch, dtype) for batch in (1, 8) for dtype in PRECISIONS]
+    cases += [Case("all", 8, dtype, "head-major") for dtype in ("float32", "float16")]
+    for queries in ("30 %", "10 %"):
+        cases += [Case(queries, 8, dtype) for dtype in ("float32", "float16")]
+    return cases + [Case("900", batch, dtype) for batch in (1, 8) for dtype in PRECISIONS]
 
 
 def make_arguments(case: Case, device: str = "cuda") -> Arguments:
     """Random arguments; the queries of each image are drawn anew."""
-    centers = cell_centers(device)
     order = None
     if case.queries == "all":
         tokens = torch.arange(TOKENS, device=device).expand(case.batch, -1)
@@ -84,45 +99,32 @@ def make_arguments(case: Case, device: str = "cuda") -> Arguments:
         tokens = draws.argsort(1)[:, :count]
         if "%" in case.queries:
             order = tile_order(tokens, SHAPES)
-    samples = (*tokens.shape, HEADS, len(SHAPES), POINTS)
-    cells = torch.tensor([(width, height) for height, width in SHAPES], device=device)[:, None]
-    offsets = compass(device) + OFFSET_NOISE * torch.randn(*samples, 2, device=device)
-    locations = centers[tokens][:, :, None, None, None] + offsets / cells
-    weights = torch.randn(samples, device=device).flatten(3).softmax(-1).view(samples)
+    locations, weights = sampling(tokens, SHAPES)
     dtype = DTYPES[case.dtype]
-    value = torch.randn(case.batch, TOKENS, HEADS, CHANNELS, device=device).to(dtype)
+    value = torch.randn(case.batch, TOKENS, HEADS, HEAD_CHANNELS, device=device).to(dtype)
     if case.layout == "head-major":
         value = value.transpose(1, 2).contiguous().transpose(1, 2)
-    grad_output = torch.randn(*tokens.shape, HEADS * CHANNELS, device=device).to(dtype)
+    grad_output = torch.randn(*tokens.shape, HEADS * HEAD_CHANNELS, device=device).to(dtype)
     return Arguments(value, locations, weights, grad_output, order)
 
 
-def time_calls(call: Callable[[Arguments], object], sets: Sequence[Arguments], budget: float):
+def time_calls(call: Callable[[Arguments], object], sets: Sequence[Arguments]) -> float:
     """Median microseconds of a call, the inputs rotating so that none is left in the cache.
 
-    One pass over the sets is captured in a CUDA graph, which takes the gaps between launches away,
-    and replayed until the budget (seconds) is spent, at least five times.
+    One pass over the sets is a CUDA graph, which takes the gaps between launches away. It is
+    replayed until ``BUDGET`` is spent, at least five times.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    device = sets[0].value.device
+
+    def one_pass() -> None:
         for arguments in sets:
             call(arguments)
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for arguments in sets:
-            call(arguments)
-    graph.replay()
+
+    replay = timed(recorded(one_pass, device), Clock(device))
+    replay()
     times: list[float] = []
-    while len(times) < 5 or (sum(times) < 1e6 * budget / len(sets) and len(times) < 200):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * begin.elapsed_time(end) / len(sets))
+    while len(times) < 5 or (sum(times) < 1e6 * BUDGET / len(sets) and len(times) < 200):
+        times.append(1e3 * replay()["total"] / len(sets))
     return statistics.median(times)
 
 
@@ -153,24 +155,24 @@ def calls(naive, with_order: bool) -> dict[str, Callable[[Arguments], object]]:
 def floor(case: Case, queries: int) -> float:
     """Microseconds per image that gathering all bytes through the first cache takes."""
     size = DTYPES[case.dtype].itemsize
-    gathered = queries * HEADS * SAMPLES * 4 * CHANNELS * size
+    gathered = queries * HEADS * len(SHAPES) * POINTS * 4 * HEAD_CHANNELS * size
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     return 1e6 * gathered / (multiprocessors * FIRST_CACHE)
 
 
-def measure(case: Case, naive, budget: float) -> list[dict[str, object]]:
+def measure(case: Case, naive) -> list[Row]:
     """Microseconds per image; queries of a part of the tokens also in their given order."""
     sets = [make_arguments(case) for _ in range(3 if case.batch == 1 else 2)]
     count = sets[0].locations.shape[1]
-    rows = []
-    kept: dict[str, float] = {}
+    rows: list[Row] = []
+    kept: dict[str, float] = {}  # the naive kernels know no order
     for with_order in (False, True) if sets[0].order is not None else (False,):
         times = {}
         for name, call in calls(naive, with_order).items():
-            if name.startswith("naive") and (with_order or case.layout != "token-major"):
-                times[name] = kept.get(name, math.nan)  # it knows no order, and one layout
-                continue
-            times[name] = time_calls(call, sets, budget) / case.batch
+            if name in kept and name.startswith("naive"):
+                times[name] = kept[name]
+            elif case.layout == "token-major" or not name.startswith("naive"):
+                times[name] = time_calls(call, sets) / case.batch
         kept = times
         rows.append(
             {
@@ -186,58 +188,26 @@ def measure(case: Case, naive, budget: float) -> list[dict[str, object]]:
     return rows
 
 
-def print_header() -> None:
-    """Print what the columns are."""
-    print(
-        f"{'queries':>13} {'B':>2} {'dtype':>8} {'layout':>11} | {'naive':>8} {'ours':>8} "
-        f"{'ratio':>5} {'floor':>6} {'of it':>5} | {'naive':>8} {'ours':>8} {'ratio':>5} "
-        f"{'determ.':>8} {'/ours':>5}   (us per image; forward | backward)"
-    )
+def table(result: Row) -> Table:
+    """A line for each measurement; empty where the naive kernels were not run."""
+    head = ["queries", "batch", "dtype", "layout", "naive us", "ours us", "ratio", "floor us"]
+    head += ["of the floor", "naive backward us", "backward us", "ratio", "deterministic us"]
+    return [head, *map(_line, result["rows"])]
 
 
-def print_row(row: dict) -> None:
-    """Print one line of the table."""
-    t = row["us_per_image"]
-    print(
-        f"{row['queries']:>13} {row['batch']:>2} {row['dtype']:>8} {row['layout']:>11} | "
-        f"{t['naive']:8.1f} {t['ours']:8.1f} {t['naive'] / t['ours']:5.2f} {row['floor']:6.1f} "
-        f"{row['floor'] / t['ours']:5.2f} | {t['naive_backward']:8.1f} {t['ours_backward']:8.1f} "
-        f"{t['naive_backward'] / t['ours_backward']:5.2f} {t['deterministic']:8.1f} "
-        f"{t['deterministic'] / t['ours_backward']:5.2f}",
-        flush=True,
-    )
+def _line(row: Row) -> list[str]:
+    took = row["us_per_image"]
+    place = [f"{row['queries']} ({row['count']})", str(row["batch"]), row["dtype"], row["layout"]]
+    return [
+        *place,
+        *_beside_naive(took, ""),
+        number(row["floor"], 1),
+        number(row["floor"] / took["ours"]),
+        *_beside_naive(took, "_backward"),
+        number(took["deterministic"], 1),
+    ]
 
 
-def usual_cases() -> list[Case]:
-    """All lines of the table."""
-    cases = [Case("all", batch, dtype) for batch in (1, 8) for dtype in DTYPES]
-    cases += [Case("all", 8, dtype, "head-major") for dtype in ("float32", "float16")]
-    for queries in ("30 %", "10 %"):
-        cases += [Case(queries, 8, dtype) for dtype in ("float32", "float16")]
-    return cases + [Case("900", batch, dtype) for batch in (1, 8) for dtype in DTYPES]
-
-
-def run(
-    naive: tuple[Callable[..., Tensor], Callable[..., object]],
-    cases: Sequence[Case] | None = None,
-    *,
-    budget: float = 0.05,
-    seed: int = 0,
-) -> dict[str, object]:
-    """Measure all cases, print a table and return the figures.
-
-    Args:
-        naive: What ``load_naive`` returned.
-        cases: Lines of the table; the usual ones if not given.
-        budget: Seconds for each figure.
-        seed: Of the inputs.
-    """
-    torch.manual_seed(seed)
-    print(f"{torch.cuda.get_device_name()}; {TOKENS} tokens; floor: all bytes from the first cache")
-    print_header()
-    rows = []
-    for case in cases or usual_cases():
-        rows += measure(case, naive, budget)
-        for row in rows[-2:] if "%" in case.queries else rows[-1:]:
-            print_row(row)
-    return {"device": torch.cuda.get_device_name(), "tokens": TOKENS, "rows": rows}
+def _beside_naive(took: dict[str, float], direction: str) -> list[str]:
+    naive, ours = took.get(f"naive{direction}"), took[f"ours{direction}"]
+    return [number(naive, 1), number(ours, 1), number(naive and naive / ours)]

@@ -1,12 +1,14 @@
-"""Peak memory of a pass: of a process of its own on the CPU, of the allocator on a GPU."""
+"""Processes that are measured, their peak memory, and that of the allocator on a GPU."""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import random
 import re
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,15 +39,18 @@ class Worker:
         words = (other, torch.get_num_threads(), prepare, args)
         self._process = context.Process(target=_serve, args=words, daemon=True)
         self._process.start()
+        self._is_prepared = False
         other.close()
 
     def wait(self) -> None:
-        """Wait until the call is prepared; to be called once, before the first call.
+        """Wait until the call is prepared.
 
         Raises:
             RuntimeError: it cannot be prepared.
         """
-        self._answer()
+        if not self._is_prepared:
+            self._answer()
+        self._is_prepared = True
 
     def __call__(self) -> tuple[Any, dict[str, float]]:
         """What the call returns, and the memory of the process.
@@ -56,6 +61,7 @@ class Worker:
         Raises:
             RuntimeError: the call failed, or the process was killed.
         """
+        self.wait()
         with suppress(OSError):  # a process that has ended says below why
             self._pipe.send(True)
         return self._answer()
@@ -96,6 +102,48 @@ def _serve(
             pipe.send(f"{type(error).__name__}: {error}")
 
 
+def take_turns(
+    workers: Mapping[str, Worker], *, seconds: float, rounds: int, warm_up: int
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """Call workers in rounds, as ``time_in_turns`` does; one that fails leaves the rounds.
+
+    Args:
+        workers: by name; each returns a dict.
+        seconds: go on for so long.
+        rounds: and for at least so many rounds.
+        warm_up: rounds before them that do not count.
+
+    Returns:
+        What the calls of each worker returned, with the ``memory`` of its process, and the errors
+        of those that failed.
+    """
+    errors: dict[str, str] = {}
+
+    def attempt(name: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except RuntimeError as error:
+            errors[name] = str(error)
+            print(f"failed: {name}: {error}", file=sys.stderr)
+
+    for name, worker in workers.items():
+        attempt(name, worker.wait)
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    shuffle, done, end = random.Random(0).shuffle, -warm_up, 0.0
+    while done < rounds or time.perf_counter() < end:
+        end = time.perf_counter() + seconds if done == 0 else end
+        order = [name for name in workers if name not in errors]
+        if not order:
+            break
+        shuffle(order)
+        for name in order:
+            answer = attempt(name, workers[name])
+            if answer is not None and done >= 0:
+                answers[name].append({**answer[0], "memory": answer[1]})
+        done += 1
+    return {name: answers[name] for name in workers if name not in errors}, errors
+
+
 def process_peak(prepare: Callable[..., Callable[[], object]], *args: Any) -> dict[str, float]:
     """Run a pass twice in a fresh process and see how large that becomes.
 
@@ -111,7 +159,6 @@ def process_peak(prepare: Callable[..., Callable[[], object]], *args: Any) -> di
         RuntimeError: the pass failed.
     """
     with closing(Worker(_without_result, prepare, args)) as worker:
-        worker.wait()
         worker()
         return worker()[1]
 

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from sparsedet.analysis import Parts
-from sparsedet.benchmark.cases import DTYPES, PEER, Case, gflops, groups, load_model, noise, product
+from sparsedet.benchmark.cases import DTYPES, PEER, SEED, Case, gflops, load_model, noise, product
 from sparsedet.benchmark.cases import add_arguments as add_case_arguments
 from sparsedet.benchmark.execution import (
-    Row,
-    Turns,
+    Rounds,
     inference,
     inference_pass,
-    time_cases,
-    timing_row,
+    run_cases,
 )
 from sparsedet.benchmark.memory import device_peak, process_peak
 from sparsedet.benchmark.reference import locate
 from sparsedet.benchmark.report import (
     CASE_HEAD,
+    Row,
     Table,
     case_cells,
     number,
-    print_table,
+    peak_cell,
     without_empty,
 )
-from sparsedet.modeling import TokenSparseDetector
-from sparsedet.modeling.stages import MultiScaleFeatures, level_size
+from sparsedet.modeling.stages import DetectorOutput
 
 DINO = "dino_r50_4scale_12ep"
 SPARSE = "sparse_detr_r50_rho30_50ep"
@@ -59,68 +56,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     """The ways to run a model."""
     add = parser.add_argument
-    add("--reference", action="store_true", help="beside each its form with grid_sample")
-    add("--unprepared", action="store_true", help="without prepare_for_inference")
-    add("--autocast", action="store_true", help="half precision by autocast, weights in fp32")
-    add("--compile", action="store_true", help="by torch.compile")
     add("--cuda-graphs", action="store_true", help="beside each as a replayed CUDA graph")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Row:
     """Time the cases, those of one size and batch in turns.
 
     Raises:
         ValueError: an input is wrong.
     """
-    rows: list[Row] = []
-    for group in groups([*product(args), *_peers(args)]):
-        rows += _time_group(group, args)
-        args.record.save({"rows": rows})
-        print_table(table({"rows": rows[-len(group) :]}))
-    return {"rows": rows}
+    counts: dict[Case, Row] = defaultdict(dict)
+
+    def facts(case: Case, _: Rounds) -> Row:
+        flops = gflops(case) if case.form != PEER else None
+        costs = None if flops is None else {**flops.stages, "total": flops.total}
+        memory = None if args.no_memory else _peak_memory(case)
+        return {"gflops": costs, **counts[case], "memory": memory}
+
+    def make(case: Case, stack: ExitStack) -> Callable[[], Parts]:
+        if case.form == PEER:
+            return inference_pass(case, peer_call(case), stack)
+        return inference_pass(case, detect_call(case, counts[case]), stack, load_model(case))
+
+    return run_cases(args, product(args), make, facts, table)
 
 
-def _peers(args: argparse.Namespace) -> list[Case]:
-    return [
-        Case(
-            path, image_size=size, batch=batch, dtype=dtype, device=args.device, form=PEER,
-            autocast=args.autocast, graphs=graphs,
-        )
-        for size in args.image_size
-        for batch in args.batch
-        for path in args.peer
-        for dtype in args.dtype
-        for graphs in ([False, True] if args.cuda_graphs else [False])
-    ]  # fmt: skip
-
-
-def _time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
-    with ExitStack() as contexts:
-        timings, errors = time_cases(
-            cases, lambda case: _timed_pass(case, contexts), Turns.of(args)
-        )
-    rows = []
-    for case in cases:
-        row = timing_row(case, cases, timings, errors)
-        if case.name in timings:
-            row |= model_facts(case) if case.form != PEER else {}
-            row["memory"] = None if args.no_memory else _peak_memory(case)
-        rows.append(row)
-    return rows
-
-
-def _timed_pass(case: Case, contexts: ExitStack) -> Callable[[], Parts]:
-    if case.form == PEER:
-        return inference_pass(case, peer_call(case), contexts)
-    model = load_model(case)
-    return inference_pass(case, detect_call(case), contexts, model)
-
-
-def detect_call(case: Case) -> Callable[[], object]:
-    """``detect`` on a batch of noise."""
+def detect_call(case: Case, counts: Row | None = None) -> Callable[[], object]:
+    """``detect`` on a batch of noise, which puts what ``token_counts`` says into ``counts``."""
     model = load_model(case)
     images, sizes = noise(case, model)
-    return lambda: model.detect(images, sizes)
+
+    def call() -> object:
+        output = model.detect(images, sizes)
+        if counts is not None and isinstance(output, DetectorOutput):
+            counts.update(token_counts(output))
+        return output
+
+    return call
+
+
+def token_counts(output: DetectorOutput) -> Row:
+    """Tokens of the first image, and those that a layer of the encoder updates (mean)."""
+    kept = [selection.counts[0] for selection in output.selections]
+    return {"tokens": output.features.num_valid[0], "kept_tokens": sum(kept) / len(kept)}
 
 
 def peer_call(case: Case) -> Callable[[], object]:
@@ -132,46 +110,11 @@ def peer_call(case: Case) -> Callable[[], object]:
     module = locate(case.config)()
     if not isinstance(module, nn.Module):
         raise ValueError(f"--peer {case.config} must return a module, got {type(module).__name__}.")
-    dtype = torch.float32 if case.autocast else DTYPES[case.dtype]
-    module = module.to(case.device, dtype).eval()
-    images = torch.randn(
-        case.batch, 3, *case.image_size, generator=torch.Generator().manual_seed(0)
-    ).to(case.device, dtype)
+    generator = torch.Generator().manual_seed(SEED)
+    images = torch.randn(case.batch, 3, *case.image_size, generator=generator)
+    images = images.to(case.device, DTYPES[case.dtype])
+    module = module.to(images).eval()
     return lambda: module(images)
-
-
-def model_facts(case: Case) -> Row:
-    """GFLOPs of one image, and the tokens that the encoder's layers update."""
-    flops = gflops(case)
-    costs: Row = {"gflops": None if flops is None else {**flops.stages, "total": flops.total}}
-    model = load_model(case)
-    if not isinstance(model, TokenSparseDetector):
-        return costs
-    with torch.inference_mode():
-        output = model.detect_features(_features(case, model))
-    kept = [selection.counts[0] for selection in output.selections]
-    return {
-        **costs,
-        "tokens": output.features.num_valid[0],
-        "kept_tokens": sum(kept) / len(kept),
-    }
-
-
-def _features(case: Case, model: TokenSparseDetector) -> MultiScaleFeatures:
-    """Of one image: zeros, unless what is there depends on what is seen."""
-    if model.regions is not None:
-        return model.see(*noise(replace(case, batch=1), model))[0]
-    maps = [
-        torch.zeros(
-            1,
-            model.neck.embed_dim,
-            *level_size(case.image_size, stride),
-            device=model.device,
-            dtype=model.dtype,
-        )
-        for stride in model.strides
-    ]
-    return model.embed(maps, [case.image_size])
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -199,7 +142,7 @@ def prepare(case: Case) -> Callable[[], object]:
 # --- table ----------------------------------------------------------------------------------------
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Row) -> Table:
     """A line for each case; of batches, images a second as Sparse DETR's table has them: B4FPS."""
     batches = sorted({row["batch"] for row in result["rows"]} - {1})
     head = ["model", *CASE_HEAD, *(f"B{batch}FPS" for batch in batches)]
@@ -222,5 +165,5 @@ def _line(row: Row, batches: Sequence[int]) -> list[str]:
         *("" if stage is None else number(stage["median"] / batch) for stage in stages),
         number(flops.get("total"), 1),
         f"{row['kept_tokens']:.0f} of {row['tokens']}" if "tokens" in row else "",
-        number((row.get("memory") or {}).get("peak_mb"), 0),
+        peak_cell(row),
     ]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,48 +14,28 @@ from sparsedet.benchmark import (
     deploy,
     encoder,
     evaluation,
-    gpu,
+    gpu_op,
     large,
     model,
     op,
-    swap,
     train_step,
 )
 from sparsedet.benchmark.cases import positive
-from sparsedet.benchmark.report import Record, Table, environment, print_facts
+from sparsedet.benchmark.report import Record, Row, environment
 from sparsedet.config import trusting
 
-
-@dataclass(frozen=True)
-class Mode:
-    """One thing to measure.
-
-    Attributes:
-        add_arguments: adds its options to a parser.
-        run: measures, prints and returns the figures.
-        tables: the figures as tables.
-    """
-
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], dict[str, Any]]
-    tables: Sequence[Callable[[dict[str, Any]], Table]]
-
-
 MODES = {
-    name: Mode(each.add_arguments, each.run, getattr(each, "TABLES", (each.table,)))
-    for name, each in {
-        "op": op,
-        "encoder": encoder,
-        "model": model,
-        "large": large,
-        "deploy": deploy,
-        "train-step": train_step,
-        "dataloader": dataloader,
-        "eval": evaluation,
-        "gpu-op": gpu,
-        "swap": swap,
-    }.items()
+    "op": op,
+    "encoder": encoder,
+    "model": model,
+    "large": large,
+    "deploy": deploy,
+    "train-step": train_step,
+    "dataloader": dataloader,
+    "eval": evaluation,
+    "gpu-op": gpu_op,
 }
+"""Modules with ``add_arguments(parser)``, ``run(args)`` and ``table(result)``."""
 
 
 def parser(name: str) -> argparse.ArgumentParser:
@@ -66,7 +43,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     mode = MODES[name]
     made = argparse.ArgumentParser(
         prog=f"sparsedet benchmark {name}",
-        description=sys.modules[mode.run.__module__].__doc__,
+        description=mode.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mode.add_arguments(made)
@@ -81,7 +58,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     return made
 
 
-def run_mode(words: Sequence[str]) -> dict[str, Any]:
+def run_mode(words: Sequence[str]) -> Row:
     """Run one mode; what it measured with what that depends on.
 
     Raises:
@@ -97,17 +74,16 @@ def run_mode(words: Sequence[str]) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     facts = environment(args.device)
-    print_facts(facts)
-    args.record = Record(
-        args.json, {"mode": words[0], "command": list(words), "environment": facts}
-    )
+    print(" ".join(f"{key}={value}" for key, value in facts.items()), flush=True)
+    head = {"mode": words[0], "command": list(words), "environment": facts}
+    args.record = Record(args.json, head)
     with trusting(args.trust_config):
         return args.record.save(MODES[words[0]].run(args))
 
 
-def failures(result: dict[str, Any]) -> bool:
+def failures(result: Row) -> bool:
     """Whether something that a mode was to measure failed."""
-    return any("error" in row or "errors" in row for row in result["rows"])
+    return any("error" in row for row in result["rows"])
 
 
 def _check_device(device: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,20 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparsedet.files import file_digest
+
 SOURCE = Path(__file__).with_name("naive_ms_deform_attn.cu")
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 Shapes = Sequence[tuple[int, int]]
 
 
-def load_naive(
-    library: Path | None = None,
-) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+def load_naive() -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]:
     """Compile the naive kernels (once per machine; needs nvcc) and load them.
-
-    Args:
-        library: Where the compiled kernels are or shall be; a file in the temporary folder if
-            not given.
 
     Returns:
         ``forward(value, spatial_shapes, locations, weights)`` -> output, and
@@ -38,7 +33,7 @@ def load_naive(
     Raises:
         ValueError: If there is no nvcc, or it fails.
     """
-    functions = ctypes.CDLL(str(library if library and library.exists() else _compile(library)))
+    functions = ctypes.CDLL(str(_compile()))
 
     def forward(value: Tensor, spatial_shapes: Shapes, locations: Tensor, weights: Tensor):
         queries = locations.shape[1]
@@ -68,13 +63,11 @@ def load_naive(
     return forward, backward
 
 
-def _compile(library: Path | None) -> Path:
-    source = SOURCE.read_bytes()
-    if library is None:
-        name = f"naive_ms_deform_attn_{hashlib.sha256(source).hexdigest()[:16]}.so"
-        library = Path(tempfile.gettempdir()) / name
-        if library.exists():
-            return library
+def _compile() -> Path:
+    name = f"naive_ms_deform_attn_{file_digest(SOURCE)[:16]}.so"
+    library = Path(tempfile.gettempdir()) / name
+    if library.exists():
+        return library
     home = os.environ.get("CUDA_HOME")
     nvcc = str(Path(home) / "bin" / "nvcc") if home else shutil.which("nvcc")
     nvcc = nvcc or "/usr/local/cuda/bin/nvcc"

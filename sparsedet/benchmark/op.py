@@ -1,25 +1,22 @@
-"""Deformable attention alone, against the same by grid_sample and by a compiled embedding_bag.
+"""Deformable attention alone, against the same by grid_sample.
 
 Sampling locations are those of an encoder at its start: the reference points of the tokens plus the
 compass pattern of the initialization, with noise. Queries are all tokens, 30 % and 10 % of them in
 token order, and 900 at random as in a decoder. Ours reads the value head-major, as the projection
-of the attention module leaves it, and once more token-major, as the others read it.
+of the attention module leaves it, and once more token-major, as grid_sample reads it.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsedet.analysis import (
-    BILINEAR_READ,
     Clock,
     Parts,
     round_ratio,
@@ -27,15 +24,15 @@ from sparsedet.analysis import (
     time_in_turns,
     timed,
 )
-from sparsedet.benchmark.cases import DTYPES, GRID_SAMPLE, OURS, image_size, positive
+from sparsedet.benchmark.cases import DTYPES, GRID_SAMPLE, OURS, SEED, image_size, positive
+from sparsedet.benchmark.execution import turns_of
 from sparsedet.benchmark.memory import device_peak, process_peak
-from sparsedet.benchmark.reference import embedding_bag_attention, peer_attention
 from sparsedet.benchmark.report import (
+    Row,
     Table,
     milliseconds,
     number,
     print_table,
-    reason,
     spread,
     without_empty,
 )
@@ -50,10 +47,8 @@ from sparsedet.modeling.stages import Size
 STRIDES = (8, 16, 32, 64)
 HEADS, HEAD_CHANNELS, POINTS = 8, 32, 4
 OFFSET_NOISE = 0.5  # cells
-EMBEDDING_BAG = "embedding_bag"
 TOKEN_MAJOR = f"{OURS}, token-major"
 Op = Callable[..., Tensor]
-Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,20 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of the values")
     add("--batch", type=positive, default=1)
     add("--image-size", type=image_size, default=(800, 1333), metavar="HxW")
-    add(
-        "--against",
-        nargs="*",
-        choices=(GRID_SAMPLE, EMBEDDING_BAG),
-        default=[GRID_SAMPLE, EMBEDDING_BAG],
-        help="default: both; embedding_bag is compiled, which takes a while",
-    )
-    add(
-        "--peer",
-        nargs="+",
-        default=[],
-        metavar="MODULE:CALLABLE",
-        help="ops with our four arguments, or with the six of the original op",
-    )
     add("--scaling", nargs="+", type=positive, default=[], metavar="N", help="also on N threads")
     add("--no-memory", action="store_true", help="do not measure peak memory")
 
@@ -133,7 +114,7 @@ def level_shapes(size: Size) -> list[Size]:
     return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
 
 
-def cell_centers(spatial_shapes: list[Size]) -> Tensor:
+def cell_centers(spatial_shapes: Sequence[Size]) -> Tensor:
     """Centres (N, 2) of all tokens, x and y in [0, 1]."""
     centers = []
     for height, width in spatial_shapes:
@@ -146,7 +127,7 @@ def cell_centers(spatial_shapes: list[Size]) -> Tensor:
 
 def query_sets(tokens: int) -> dict[str, Tensor]:
     """Names and token indices of the queries."""
-    order = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(tokens, generator=torch.Generator().manual_seed(SEED))
     return {
         "all tokens": torch.arange(tokens),
         "30 % of them": order[: int(0.3 * tokens)].sort().values,
@@ -155,24 +136,38 @@ def query_sets(tokens: int) -> dict[str, Tensor]:
     }
 
 
+def sampling(queries: Tensor, spatial_shapes: Sequence[Size]) -> tuple[Tensor, Tensor]:
+    """Locations (B, Q, M, L, P, 2) and weights (B, Q, M, L, P) of an encoder at its start.
+
+    Args:
+        queries: (B, Q), indices of tokens.
+        spatial_shapes: (height, width) per level.
+    """
+    module = MultiScaleDeformableAttention(
+        HEADS * HEAD_CHANNELS, HEADS, num_levels=len(spatial_shapes), num_points=POINTS
+    )
+    pattern = module.sampling_offsets.bias.detach().to(queries.device)
+    samples = (*queries.shape, HEADS, len(spatial_shapes), POINTS)
+    noise = torch.randn(*samples, 2, device=queries.device)
+    offsets = pattern.view(*samples[2:], 2) + OFFSET_NOISE * noise
+    sizes = [(width, height) for height, width in spatial_shapes]
+    cells = torch.tensor(sizes, device=queries.device)[:, None]
+    centers = cell_centers(spatial_shapes).to(queries.device)
+    locations = centers[queries][:, :, None, None, None] + offsets / cells
+    weights = torch.randn(samples, device=queries.device).flatten(3).softmax(-1).view(samples)
+    return locations, weights
+
+
 def make_inputs(problem: Problem) -> Inputs:
     """Encoder-like arguments, token-major, the same ones for the same problem."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     shapes, dtype = level_shapes(problem.image_size), DTYPES[problem.dtype]
     precise = torch.float64 if dtype == torch.float64 else torch.float32
-    centers = cell_centers(shapes)
-    queries = query_sets(len(centers))[problem.queries]
-    module = MultiScaleDeformableAttention(
-        HEADS * HEAD_CHANNELS, HEADS, num_levels=len(shapes), num_points=POINTS
-    )
-    pattern = module.sampling_offsets.bias.detach().view(HEADS, len(shapes), POINTS, 2)
-    samples = (problem.batch, len(queries), HEADS, len(shapes), POINTS)
-    offsets = pattern + OFFSET_NOISE * torch.randn(*samples, 2)
-    cells = torch.tensor([(width, height) for height, width in shapes])[:, None]
-    locations = centers[queries][None, :, None, None, None] + offsets / cells
-    weights = torch.randn(samples).flatten(3).softmax(-1).view(samples)
-    value = torch.randn(problem.batch, len(centers), HEADS, HEAD_CHANNELS)
-    grad_output = torch.randn(problem.batch, len(queries), HEADS * HEAD_CHANNELS)
+    tokens = sum(height * width for height, width in shapes)
+    queries = query_sets(tokens)[problem.queries].expand(problem.batch, -1)
+    locations, weights = sampling(queries, shapes)
+    value = torch.randn(problem.batch, tokens, HEADS, HEAD_CHANNELS)
+    grad_output = torch.randn(*queries.shape, HEADS * HEAD_CHANNELS)
     device = problem.device
     return Inputs(
         value.to(device, dtype).requires_grad_(),
@@ -186,11 +181,11 @@ def make_inputs(problem: Problem) -> Inputs:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Row:
     """Time all forms in turns, for every set of queries.
 
     Raises:
-        ValueError: there is nothing to compare, or a peer cannot be imported.
+        ValueError: there is nothing to compare.
     """
     if not has_compiled_kernel(args.device):
         raise ValueError(
@@ -198,12 +193,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "Reinstall sparsedet where torch and a compiler are."
         )
     instruction_set = limit_instruction_set()
-    others: dict[str, Op] = {}
-    if GRID_SAMPLE in args.against:
-        others[GRID_SAMPLE] = ms_deform_attn_reference
-    if EMBEDDING_BAG in args.against:
-        others[EMBEDDING_BAG] = torch.compile(embedding_bag_attention, dynamic=True)
-    others |= {path: peer_attention(path) for path in args.peer}
     rows: list[Row] = []
     tokens = sum(height * width for height, width in level_shapes(args.image_size))
     for dtype in args.dtype:
@@ -211,7 +200,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             problem = Problem(
                 args.image_size, args.batch, dtype, args.device, queries, backward=backward
             )
-            rows.append(_measure(problem, others, args))
+            rows.append(_measure(problem, args))
             args.record.save({"rows": rows})
             print_table(table({"rows": rows[-1:]}))
     return {"tokens": tokens, "instruction_set": instruction_set, "rows": rows}
@@ -230,53 +219,39 @@ def limit_instruction_set() -> str | None:
     return ("portable", "AVX2", "AVX512")[limit(most)]
 
 
-def _measure(problem: Problem, others: dict[str, Op], args: argparse.Namespace) -> Row:
-    device, threads = torch.device(problem.device), torch.get_num_threads()
-    inputs = make_inputs(problem)
-    head_major = inputs.head_major()
-    passes = {OURS: _pass(ms_deform_attn, head_major, problem, device)}
-    passes[TOKEN_MAJOR] = _pass(ms_deform_attn, inputs, problem, device)
-    errors = {}
-    for name, op in others.items():
-        measured = _pass(op, inputs, problem, device)
-        try:
-            measured()
-        except Exception as error:
-            errors[name] = reason(error)
-            print(f"failed: {name}: {errors[name]}", file=sys.stderr)
-        else:
-            passes[name] = measured
+def _measure(problem: Problem, args: argparse.Namespace) -> Row:
+    inputs, threads = make_inputs(problem), torch.get_num_threads()
+    passes = {
+        OURS: _pass(ms_deform_attn, inputs.head_major(), problem),
+        TOKEN_MAJOR: _pass(ms_deform_attn, inputs, problem),
+        GRID_SAMPLE: _pass(ms_deform_attn_reference, inputs, problem),
+    }
     for count in args.scaling:
         passes[f"{OURS}, {count} threads"] = _with_threads(count, threads, passes[OURS])
-    timings = time_in_turns(passes, seconds=args.seconds, rounds=args.rounds, warm_up=args.warm_up)
+    timings = time_in_turns(passes, **turns_of(args))
     row = {
         **asdict(problem),
         "direction": "backward" if problem.backward else "forward",
         "num_queries": inputs.locations.shape[1],
-        "gflops": BILINEAR_READ * inputs.weights.numel() * HEAD_CHANNELS / 1e9,
         "ms": {name: asdict(summarize(parts)["total"]) for name, parts in timings.items()},
         "speedup": {
-            name: round_ratio(timings[name], timings[OURS])
-            for name in (TOKEN_MAJOR, *others)
-            if name in timings
+            name: round_ratio(timings[name], timings[OURS]) for name in (TOKEN_MAJOR, GRID_SAMPLE)
         },
         "scaling": {
             str(count): round_ratio(timings[OURS], timings[f"{OURS}, {count} threads"])
             for count in args.scaling
         },
     }
-    if errors:
-        row["errors"] = errors
     if problem.queries == "all tokens" and not args.no_memory:
-        forms = [name for name in (OURS, GRID_SAMPLE) if name in passes]
+        forms = (OURS, GRID_SAMPLE)
         row["memory"] = {form: _peak_memory(replace(problem, form=form)) for form in forms}
     return row
 
 
-def _pass(op: Op, inputs: Inputs, problem: Problem, device: torch.device) -> Callable[[], Parts]:
+def _pass(op: Op, inputs: Inputs, problem: Problem) -> Callable[[], Parts]:
     """The forward without a graph, or the backward of a forward that is not timed."""
     value, locations, weights = inputs.tensors
-    clock = Clock(device)
+    clock = Clock(torch.device(problem.device))
 
     def forward() -> Tensor:
         return op(value, inputs.spatial_shapes, locations, weights)
@@ -322,15 +297,15 @@ def prepare(problem: Problem) -> Callable[[], object]:
 def _pass_of_form(problem: Problem, inputs: Inputs) -> Callable[[], object]:
     op = ms_deform_attn if problem.form == OURS else ms_deform_attn_reference
     inputs = inputs.head_major() if problem.form == OURS else inputs
-    return _pass(op, inputs, problem, torch.device(problem.device))
+    return _pass(op, inputs, problem)
 
 
 # --- table ----------------------------------------------------------------------------------------
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Row) -> Table:
     """A line for each set of queries and direction; how many times longer the others take."""
-    names = list(dict.fromkeys(name for row in result["rows"] for name in row["speedup"]))
+    names = (TOKEN_MAJOR, GRID_SAMPLE)
     counts = list(dict.fromkeys(count for row in result["rows"] for count in row["scaling"]))
     head = ["queries", "direction", "dtype", f"{OURS} ms (p10..p90)"]
     head += [*(f"{name} ms" for name in names), *(f"{name} / {OURS}" for name in names)]
@@ -346,8 +321,8 @@ def table(result: dict[str, Any]) -> Table:
                 row["direction"],
                 row["dtype"],
                 spread(row["ms"][OURS]),
-                *(milliseconds(row["ms"].get(name, {}).get("median")) for name in names),
-                *(number(row["speedup"].get(name)) for name in names),
+                *(milliseconds(row["ms"][name]["median"]) for name in names),
+                *(number(row["speedup"][name]) for name in names),
                 *(number(row["scaling"].get(count)) for count in counts),
                 *(number(peak, 0) for peak in peaks),
             ]

@@ -7,25 +7,26 @@ optimizer and its gradient clipping.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from sparsedet.analysis import Clock, Parts, timed
 from sparsedet.analysis.passes import Detector
-from sparsedet.benchmark.cases import Case, build_model, groups, noise, product, read_config
+from sparsedet.benchmark.cases import SEED, Case, build_model, noise, product, read_config
 from sparsedet.benchmark.cases import add_arguments as add_case_arguments
-from sparsedet.benchmark.execution import Row, Turns, precision, time_cases, timing_row
+from sparsedet.benchmark.execution import Rounds, precision, run_cases
 from sparsedet.benchmark.memory import device_peak, process_peak
 from sparsedet.benchmark.model import FOCUS
 from sparsedet.benchmark.report import (
     CASE_HEAD,
+    Row,
     Table,
     case_cells,
     number,
-    print_table,
+    peak_cell,
     without_empty,
 )
 from sparsedet.config import ConfigError, instantiate
@@ -40,40 +41,27 @@ CLIP_NORM = 0.1  # where a config does not say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this mode."""
     add_case_arguments(parser, config=(FOCUS,), image_sizes=((640, 640),))
-    parser.add_argument("--reference", action="store_true", help="beside each with grid_sample")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.set_defaults(keep_ratio=["dense", "0.3"], batch=[2], autocast=True)
+    parser.set_defaults(keep_ratio=["dense", "0.3"], batch=[2])
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Row:
     """Time the steps, those of one size and batch in turns.
 
     Raises:
         ValueError: an input is wrong.
     """
-    rows: list[Row] = []
-    for group in groups(product(args)):
-        rows += _time_group(group, args)
-        args.record.save({"rows": rows})
-        print_table(table({"rows": rows[-len(group) :]}))
-    return {"rows": rows}
+    steps: dict[Case, Step] = {}
 
+    def make(case: Case, stack: ExitStack) -> Callable[[], Parts]:
+        stack.callback(steps.clear)
+        steps[case] = Step(case)
+        return timed(steps[case], steps[case].clock, PARTS[0])
 
-def _time_group(cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
-    steps: dict[str, Step] = {}
+    def facts(case: Case, _: Rounds) -> Row:
+        return {} if args.no_memory else {"memory": _peak_memory(case, steps[case])}
 
-    def make(case: Case) -> Callable[[], Parts]:
-        steps[case.name] = Step(case)
-        return steps[case.name].timed()
-
-    timings, errors = time_cases(cases, make, Turns.of(args))
-    rows = []
-    for case in cases:
-        row = timing_row(case, cases, timings, errors)
-        if not args.no_memory and case.name in timings:
-            row["memory"] = _peak_memory(case, steps[case.name])
-        rows.append(row)
-    return rows
+    return run_cases(args, product(args, training=True), make, facts, table)
 
 
 class Step:
@@ -99,10 +87,6 @@ class Step:
         self.images, self.sizes = noise(case, self.model)
         self.targets = random_targets(case, self.model)
         self.clock = Clock(torch.device(case.device))
-
-    def timed(self) -> Callable[[], Parts]:
-        """One step by its parts."""
-        return timed(self, self.clock, PARTS[0])
 
     def __call__(self) -> None:
         """One step."""
@@ -138,7 +122,7 @@ class Step:
 
 def random_targets(case: Case, model: Detector) -> Targets:
     """Objects of many sizes, the same ones for the same batch."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     boxes, labels = [], []
     for _ in range(case.batch):
         centers = 0.2 + 0.6 * torch.rand(OBJECTS, 2, generator=generator)
@@ -155,7 +139,7 @@ def _peak_memory(case: Case, step: Step) -> dict[str, float]:
     return device_peak(step, step.owned(), torch.device(case.device))
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Row) -> Table:
     """A line for each case; milliseconds are those of an image, as everywhere."""
     head = ["training step of", *CASE_HEAD, "speedup", "over grid_sample"]
     head += [*(f"{part} ms per step" for part in PARTS), "peak MB"]
@@ -168,7 +152,7 @@ def table(result: dict[str, Any]) -> Table:
                 number(row.get("speedup")),
                 number(row.get("speedup_over_grid_sample")),
                 *("" if part is None else number(part["median"], 1) for part in parts),
-                number(row.get("memory", {}).get("peak_mb"), 0),
+                peak_cell(row),
             ]
         )
     return without_empty([head, *rows])

@@ -34,6 +34,14 @@ def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
     )
 
 
+def make_list_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
+    """A parser of a command that lists what has all of some words."""
+    parser = make_parser(doc, prog)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="show lines with all of these")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
 def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
     """Add the config and its overrides.
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sparsedet.cli.common import answer, make_parser, names_with
+from sparsedet.cli.common import answer, make_list_parser, names_with
 from sparsedet.config import ConfigError
 from sparsedet.config.packaged import config_index
 from sparsedet.tables import format_table
@@ -26,10 +26,7 @@ _HEAD = ["method", "config", "backbone", "keep", "epochs", "AP", "params M"]
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse the command line and list."""
-    parser = make_parser(__doc__, prog)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only lines with all these words")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return answer(run, parser.parse_args(argv))
+    return answer(run, make_list_parser(__doc__, prog).parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

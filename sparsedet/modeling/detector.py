@@ -275,15 +275,7 @@ class TokenSparseDetector(ImageDetector):
         if self.regions is None:
             maps = self._maps(images, len(self.neck.strides))
             return self.embed(maps, image_sizes), None
-        return self.regions(
-            images,
-            image_sizes,
-            see=self._maps_of_any_size,
-            embed=self.embed,
-            strides=self.neck.strides,
-            heads=self.heads,
-            targets=targets,
-        )
+        return self.regions(images, image_sizes, targets=targets, **self._seeing())
 
     def glance(
         self,
@@ -305,15 +297,16 @@ class TokenSparseDetector(ImageDetector):
             raise ValueError(
                 "TokenSparseDetector.glance needs regions, got None. Set model.regions."
             )
-        return self.regions.glance(
-            images,
-            image_sizes,
-            see=self._maps_of_any_size,
-            embed=self.embed,
-            strides=self.neck.strides,
-            heads=self.heads,
-            targets=targets,
-        )[1]
+        return self.regions.glance(images, image_sizes, targets=targets, **self._seeing())[1]
+
+    def _seeing(self) -> dict[str, Any]:
+        """What regions see with."""
+        return {
+            "see": self._maps_of_any_size,
+            "embed": self.embed,
+            "strides": self.neck.strides,
+            "heads": self.heads,
+        }
 
     def _maps_of_any_size(self, images: Float[Tensor, "b 3 h w"], num_levels: int) -> list[Tensor]:
         """The neck's finest maps, from images that are padded as the backbone needs it."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import json
+import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
-from pathlib import Path
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,69 +14,31 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sparsedet.layers import has_compiled_kernel, ms_deform_attn_reference
+from sparsedet.benchmark import (
+    cases,
+    evaluation,
+    execution,
+    gpu_op,
+    memory,
+    model,
+    modes,
+    op,
+    train_step,
+)
+from sparsedet.cli import benchmark
+from sparsedet.layers import has_compiled_kernel, ms_deform_attn
 
 QUICKSTART = "configs/quickstart.py"
 SMALL = ("model.encoder.feedforward_dim=64", "model.decoder.num_layers=1")
 BRIEF = ("--seconds", "0", "--rounds", "2", "--threads", "1")
-SHAPES = [(6, 9), (3, 5)]
-
-
-@pytest.fixture
-def tool() -> Any:
-    return importlib.import_module("sparsedet.cli.benchmark")
-
-
-@pytest.fixture
-def part():
-    return lambda name: importlib.import_module(f"sparsedet.benchmark.{name}")
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-def run(tool: Any, tmp_path: Path, *words: str) -> dict[str, Any]:
-    """The JSON of a command that must succeed."""
-    target = tmp_path / "new" / "figures.json"
-    assert tool.main([*words, "--json", str(target)]) == 0
-    return json.loads(target.read_text())
-
-
-def op_arguments() -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
-    """With locations outside of the map."""
-    tokens = sum(h * w for h, w in SHAPES)
-    value = torch.randn(2, tokens, 4, 3, requires_grad=True)
-    locations = (torch.rand(2, 7, 4, 2, 3, 2) * 1.6 - 0.3).requires_grad_()
-    weights = torch.rand(2, 7, 4, 2, 3, requires_grad=True)
-    return value, SHAPES, locations, weights
 
 
 # --- what is compared with ours -------------------------------------------------------------------
 
 
-def test_embedding_bag_is_the_same_op(part):
-    value, shapes, locations, weights = op_arguments()
-    ours = ms_deform_attn_reference(value, shapes, locations, weights)
-    theirs = part("reference").embedding_bag_attention(value, shapes, locations, weights)
-    assert_close(theirs, ours)
-    grad = torch.randn_like(ours)
-    inputs = (value, locations, weights)
-    for mine, other in zip(
-        torch.autograd.grad(ours, inputs, grad),
-        torch.autograd.grad(theirs, inputs, grad),
-        strict=True,
-    ):
-        assert_close(other, mine, rtol=1e-4, atol=1e-5)
-
-
-def test_grid_sample_form_is_the_same_model(part):
-    cases = part("cases")
+def test_grid_sample_form_is_the_same_model():
     case = cases.Case(QUICKSTART, SMALL, image_size=(64, 96))
-    twin = cases.replace(case, form=cases.GRID_SAMPLE)
+    twin = replace(case, form=cases.GRID_SAMPLE)
     ours, theirs = cases.load_model(case), cases.load_model(twin)
     assert any(type(each).__name__ == "GridSampleAttention" for each in theirs.modules())
     images, sizes = cases.noise(case, ours)
@@ -86,29 +46,6 @@ def test_grid_sample_form_is_the_same_model(part):
         mine, other = ours.detect(images, sizes), theirs.detect(images, sizes)
     assert_close(other.memory.tokens, mine.memory.tokens, rtol=1e-4, atol=1e-4)
     assert_close(other.decoder[-1].boxes, mine.decoder[-1].boxes, rtol=1e-3, atol=1e-4)
-
-
-def six_arguments(
-    value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor, step: int
-) -> Tensor:
-    """An op as it is usually called; it believes the level starts that it gets."""
-    assert step > 0 and starts.tolist() == [0, 54]
-    pairs = [(int(h), int(w)) for h, w in shapes]
-    return ms_deform_attn_reference(value, pairs, locations, weights)
-
-
-@pytest.mark.parametrize("name", ["six_arguments", "ms_deform_attn_reference"])
-def test_peers_are_called_as_they_want(part, name, monkeypatch):
-    monkeypatch.setitem(sys.modules, "peer", sys.modules[__name__])
-    arguments = op_arguments()
-    peer = part("reference").peer_attention(f"peer:{name}")
-    assert_close(peer(*arguments), ms_deform_attn_reference(*arguments))
-
-
-@pytest.mark.parametrize("path", ["nothing", "nowhere:f", "math:nothing"])
-def test_peer_that_is_not_there(tool, path, capsys):
-    assert tool.main(["op", "--peer", path, "--against"]) == 2
-    assert "--peer" in capsys.readouterr().err
 
 
 class Peer(nn.Module):
@@ -123,59 +60,43 @@ class Peer(nn.Module):
 # --- cases ----------------------------------------------------------------------------------------
 
 
-def parsed(part, *words: str) -> list[Any]:
-    modes = part("modes")
-    return part("cases").product(modes.parser("model").parse_intermixed_args(words))
+def parsed(*words: str) -> list[Any]:
+    return cases.product(modes.parser("model").parse_intermixed_args(words))
 
 
-def test_product_of_everything(part):
-    cases = parsed(
-        part, *SMALL, "--config-file", QUICKSTART, "--variant", "", "--variant",
+def test_product_of_everything():
+    found = parsed(
+        *SMALL, "--config-file", QUICKSTART, "--variant", "", "--variant",
         "model.selector.layer_ratios=[1.0,1.0] model.encoder.num_objects=9",
         "--keep-ratio", "dense", "0.2", "--image-size", "64x96", "96x64",
         "--dtype", "float32", "bfloat16", "--reference",
     )  # fmt: skip
-    assert len({(case.name, case.image_size) for case in cases}) == len(cases) == 2**5
-    assert {case.image_size for case in cases} == {(64, 96), (96, 64)}
-    assert all(case.overrides[:2] == SMALL for case in cases)
-    assert cases[0].name == "quickstart, dense"
-    assert all(case.prepared == (case.form == "sparsedet") for case in cases)
-    names = [case.name for case in cases]
+    assert len({(case.name, case.image_size) for case in found}) == len(found) == 2**5
+    assert {case.image_size for case in found} == {(64, 96), (96, 64)}
+    assert all(case.overrides[:2] == SMALL for case in found)
+    assert found[0].name == "quickstart, dense"
+    assert all(case.prepared == (case.form == "sparsedet") for case in found)
+    names = [case.name for case in found]
     assert (
         "quickstart, keep 0.2, model.selector.layer_ratios=[1.0,1.0], model.encoder.num_objects=9, "
         "grid_sample, bfloat16" in names
     )
-    assert [len(group) for group in part("cases").groups(cases)] == [16, 16]
 
 
-def test_a_config_without_a_ratio_is_there_once(part):
+def test_a_config_without_a_ratio_is_there_once():
     dino = "projects/dino/configs/dino_r50_4scale_12ep.py"
-    cases = parsed(part, "--config-file", dino, QUICKSTART, "--keep-ratio", "0.1", "0.2")
-    assert [case.keep for case in cases] == ["config", "0.1", "0.2"]
+    found = parsed("--config-file", dino, QUICKSTART, "--keep-ratio", "0.1", "0.2")
+    assert [case.keep for case in found] == ["config", "0.1", "0.2"]
 
 
 @pytest.mark.parametrize("ratio", ["0.3", "0.05", "dense"])
-def test_keep_ratio_is_the_mean_over_the_layers(part, ratio):
-    case = part("cases").Case(QUICKSTART, SMALL, keep=ratio, image_size=(160, 160))
-    facts = part("model").model_facts(case)
-    wanted = facts["tokens"] * (1.0 if ratio == "dense" else float(ratio))
-    assert facts["kept_tokens"] == pytest.approx(wanted, abs=1.5)
-    assert facts["gflops"]["total"] > 0
-
-
-def test_facts_of_a_model_need_no_picture(part, monkeypatch):
-    """They are those of a pass, also where the backbone pads what it sees."""
-    model, cases = part("model"), part("cases")
-    case = cases.Case(QUICKSTART, (*SMALL, "model.max_detections=9"), image_size=(70, 90))
-    detector = cases.load_model(case)
-    detector.backbone.size_divisibility = 32
+def test_keep_ratio_is_the_mean_over_the_layers(ratio):
+    counts: dict[str, Any] = {}
+    case = cases.Case(QUICKSTART, SMALL, keep=ratio, image_size=(160, 160))
     with torch.inference_mode():
-        output = detector.detect(*cases.noise(case, detector))
-    monkeypatch.setattr(model, "noise", None)
-    facts = model.model_facts(case)
-    kept = [selection.counts[0] for selection in output.selections]
-    assert facts["tokens"] == output.features.num_valid[0] < output.features.num_tokens
-    assert facts["kept_tokens"] == sum(kept) / len(kept)
+        model.detect_call(case, counts)()
+    wanted = counts["tokens"] * (1.0 if ratio == "dense" else float(ratio))
+    assert counts["kept_tokens"] == pytest.approx(wanted, abs=1.5)
 
 
 @pytest.mark.parametrize(
@@ -186,17 +107,16 @@ def test_facts_of_a_model_need_no_picture(part, monkeypatch):
         ("half", "--keep-ratio must be dense, config or a number, got 'half'"),
     ],
 )
-def test_keep_ratio_that_cannot_be_had(tool, ratio, message, capsys):
-    assert tool.main(["model", "--config-file", QUICKSTART, "--keep-ratio", ratio]) == 2
+def test_keep_ratio_that_cannot_be_had(ratio, message, capsys):
+    assert benchmark.main(["model", "--config-file", QUICKSTART, "--keep-ratio", ratio]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_scores_of_objects_are_in_blobs(part):
+def test_scores_of_objects_are_in_blobs():
     """Neighbours of a kept token are kept too, unlike those of random scores."""
-    cases = part("cases")
-    model = cases.load_model(cases.Case(QUICKSTART, SMALL))
-    maps = [torch.zeros(1, 64, 160 // stride, 160 // stride) for stride in model.neck.strides]
-    features = model.embed(maps, [(160, 160)])
+    detector = cases.load_model(cases.Case(QUICKSTART, SMALL))
+    maps = [torch.zeros(1, 64, 160 // stride, 160 // stride) for stride in detector.neck.strides]
+    features = detector.embed(maps, [(160, 160)])
     scores = cases.object_scores(features)
     assert scores.shape == (1, features.num_tokens) and torch.equal(
         scores, cases.object_scores(features)
@@ -207,22 +127,20 @@ def test_scores_of_objects_are_in_blobs(part):
     assert beside > 0.5
 
 
-def test_scorer_keeps_its_gradient_under_given_scores(part):
-    cases = part("cases")
-    model = cases.build_model(cases.Case(QUICKSTART, SMALL)).train()
-    maps = [torch.randn(1, 64, 160 // stride, 160 // stride) for stride in model.neck.strides]
-    features = model.embed(maps, [(160, 160)])
-    logits = model.scorer(features, model.heads).logits
+def test_scorer_keeps_its_gradient_under_given_scores():
+    detector = cases.build_model(cases.Case(QUICKSTART, SMALL)).train()
+    maps = [torch.randn(1, 64, 160 // stride, 160 // stride) for stride in detector.neck.strides]
+    features = detector.embed(maps, [(160, 160)])
+    logits = detector.scorer(features, detector.heads).logits
     assert_close(logits, cases.object_scores(features))
     logits.sum().backward()
-    assert any(p.grad is not None and p.grad.any() for p in model.scorer.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in detector.scorer.parameters())
 
 
 # --- running --------------------------------------------------------------------------------------
 
 
-def test_a_case_that_fails_leaves_the_others(part, capsys):
-    execution, cases = part("execution"), part("cases")
+def test_a_case_that_fails_leaves_the_others(capsys):
     good, bad = cases.Case("good"), cases.Case("bad")
 
     def make(case: Any) -> Any:
@@ -233,7 +151,7 @@ def test_a_case_that_fails_leaves_the_others(part, capsys):
 
         return work
 
-    turns = execution.Turns(seconds=0, rounds=2, warm_up=1)
+    turns = argparse.Namespace(seconds=0, rounds=2, warm_up=1)
     timings, errors = execution.time_cases([bad, good], make, turns)
     assert timings == {"good": [{"a": 1.0, "b": 2.0}] * 2}
     assert errors == {"bad": "OutOfMemoryError: no room"}
@@ -243,69 +161,7 @@ def test_a_case_that_fails_leaves_the_others(part, capsys):
     assert "no room" in capsys.readouterr().err
 
 
-def test_a_recording_that_fails_is_ended(part, monkeypatch):
-    """Also where the device has ended it before: then torch leaves its allocator in it."""
-    execution, calls = part("execution"), []
-
-    class Graph:
-        def capture_begin(self, pool: int) -> None:
-            calls.append(f"begin {pool}")
-
-        def capture_end(self) -> None:
-            calls.append("end")
-            if "synchronize" in calls[-2]:
-                raise RuntimeError("the recording has ended")
-
-    pools, stream = iter(range(1, 9)), SimpleNamespace(device_index=0)
-    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        monkeypatch.setattr(
-            torch._C, name, lambda *given, name=name: calls.append(f"{name} {given}")
-        )
-    execution._pool.cache_clear()
-    with pytest.raises(ValueError, match="the cause"), execution._recording(Graph(), stream):
-        calls.append("synchronize")
-        raise ValueError("the cause")
-    with execution._recording(Graph(), stream):
-        calls.append("work")
-    execution._pool.cache_clear()
-    assert calls == [
-        "begin 1", "synchronize", "end", "_cuda_endAllocateToPool (0, 1)",
-        "_cuda_releasePool (0, 1)", "begin 2", "work", "end",
-    ]  # fmt: skip
-
-
-@pytest.mark.gpu
-def test_a_case_whose_recording_fails_leaves_the_others(part):
-    execution, cases = part("execution"), part("cases")
-    x = torch.ones(1000, device="cuda")
-    works = {
-        "waits": lambda: x.sum().item(),
-        "copies": lambda: torch.ones(3).to("cuda"),
-        "adds": lambda: x + torch.rand_like(x),
-    }
-    turns = execution.Turns(seconds=0, rounds=2, warm_up=1)
-    for name in [*works, *works]:
-        case = cases.Case(name, device="cuda", graphs=True)
-        with ExitStack() as contexts:
-            timings, errors = execution.time_cases(
-                [case],
-                lambda case, contexts=contexts: execution.inference_pass(
-                    case, works[case.config], contexts
-                ),
-                turns,
-            )
-        assert list(timings) == ([case.name] if case.config == "adds" else [])
-        assert list(errors) == ([] if case.config == "adds" else [case.name])
-        assert torch.rand(3, device="cuda").sum().item() > 0
-        assert torch.cuda.current_stream() == torch.cuda.default_stream()
-
-
-def test_peak_memory_of_a_process(part):
-    memory = part("memory")
+def test_peak_memory_of_a_process():
     peak = memory.process_peak(fill, 200)
     assert peak["peak_mb"] - peak["before_mb"] == pytest.approx(200, abs=20)
     with pytest.raises(RuntimeError, match="ValueError: no"):
@@ -327,10 +183,10 @@ def check_timing(timing: dict[str, Any]) -> None:
     assert 0 < timing["p10"] <= timing["median"] <= timing["p90"]
 
 
-def test_model_mode(tool, part, tmp_path, capsys, monkeypatch):
+def test_model_mode(measure, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "peer", sys.modules[__name__])
-    result = run(
-        tool, tmp_path, "model", *SMALL, "--config-file", QUICKSTART, "--image-size", "64x96",
+    result = measure(
+        "model", *SMALL, "--config-file", QUICKSTART, "--image-size", "64x96",
         "--keep-ratio", "dense", "0.2", "--reference", "--no-memory", "--peer", "peer:Peer", *BRIEF,
     )  # fmt: skip
     names = [row["name"] for row in result["rows"]]
@@ -350,28 +206,29 @@ def test_model_mode(tool, part, tmp_path, capsys, monkeypatch):
     assert sparse["ms"]["median"] > max(part["median"] for part in sparse["parts"].values())
     assert sparse["gflops"]["encoder"] < dense["gflops"]["encoder"]
     assert dense["speedup"] == 1 and "speedup_over_grid_sample" in sparse
+    assert sparse["kept_tokens"] < dense["kept_tokens"] == dense["tokens"] and "tokens" not in peer
     facts = result["environment"]
     assert facts["threads"] == 1 and facts["allocator"] and facts["cpu_capability"]
     assert "peak MB" not in capsys.readouterr().out
 
 
-def test_batches_have_a_column_of_images_a_second(part):
+def test_batches_have_a_column_of_images_a_second():
     """Named as in the table of Sparse DETR; of one image a pass, the milliseconds say it."""
     timing = {"median": 200.0, "p10": 190.0, "p90": 210.0}
     rows = [
         {"name": "a", "image_size": [64, 96], "batch": batch, "ms": timing} for batch in (1, 4, 8)
     ]
-    head, *lines = part("model").table({"rows": rows})
+    head, *lines = model.table({"rows": rows})
     assert head[3:6] == ["ms per image (p10..p90)", "B4FPS", "B8FPS"]
     assert [line[4:6] for line in lines] == [["", ""], ["20.0", ""], ["", "40.0"]]
     failed = {"name": "b", "image_size": [64, 96], "batch": 4, "error": "no memory"}
-    assert part("model").table({"rows": [rows[1], failed]})[2][3:5] == ["failed", ""]
-    assert not any("FPS" in name for name in part("model").table({"rows": rows[:1]})[0])
+    assert model.table({"rows": [rows[1], failed]})[2][3:5] == ["failed", ""]
+    assert not any("FPS" in name for name in model.table({"rows": rows[:1]})[0])
 
 
-def test_encoder_mode_compares_time_and_flops(tool, tmp_path):
-    result = run(
-        tool, tmp_path, "encoder", *SMALL, "--config-file", QUICKSTART, "--image-size", "64x96",
+def test_encoder_mode_compares_time_and_flops(measure):
+    result = measure(
+        "encoder", *SMALL, "--config-file", QUICKSTART, "--image-size", "64x96",
         "--keep-ratio", "dense", "0.2", *BRIEF,
     )  # fmt: skip
     dense, sparse = result["rows"]
@@ -380,18 +237,17 @@ def test_encoder_mode_compares_time_and_flops(tool, tmp_path):
     assert sparse["time_over_flops"] == pytest.approx(sparse["time_ratio"] / sparse["flop_ratio"])
 
 
-def test_train_step_mode(tool, part, tmp_path):
-    result = run(
-        tool, tmp_path, "train-step", *SMALL, "--config-file", QUICKSTART, "--image-size", "64x96",
+def test_train_step_mode(measure):
+    result = measure(
+        "train-step", *SMALL, "--config-file", QUICKSTART, "--image-size", "64x96",
         "--keep-ratio", "0.2", "--batch", "2", "--dtype", "bfloat16", "--no-memory", *BRIEF,
     )  # fmt: skip
     (row,) = result["rows"]
-    assert list(row["parts"]) == list(part("train_step").PARTS)
+    assert list(row["parts"]) == list(train_step.PARTS)
     assert row["name"].endswith("bfloat16 autocast")
 
 
-def test_train_step_trains(part):
-    cases, train_step = part("cases"), part("train_step")
+def test_train_step_trains():
     step = train_step.Step(cases.Case(QUICKSTART, SMALL, image_size=(64, 96), batch=2))
     before = {name: p.clone() for name, p in step.model.named_parameters()}
     step()
@@ -399,59 +255,54 @@ def test_train_step_trains(part):
     assert {name.split(".")[0] for name in moved} >= {"backbone", "encoder", "decoder", "scorer"}
 
 
-def test_dataloader_mode(tool, tmp_path):
-    result = run(
-        tool, tmp_path, "dataloader", "dataset.short_sides=[64]", "--config-file", QUICKSTART,
+def test_dataloader_mode(measure):
+    result = measure(
+        "dataloader", "dataset.short_sides=[64]", "--config-file", QUICKSTART,
         "--max-images", "3", "--shapes-size", "64x96", "--batch", "2", *BRIEF,
     )  # fmt: skip
     (row,) = result["rows"]
-    assert result["set"] == {"annotations": "shapes", "size": [64, 96], "images": 3}
     check_timing(row["ms"])
-    assert row["images_per_second"] == row["images_per_second_and_core"] > 0
+    assert row["ms"]["passes"] == 2
+    slowest = 2e3 / (2 * row["ms"]["p90"])
+    assert row["images_per_second"] == row["images_per_second_and_core"] > slowest
 
 
-def test_eval_mode_on_a_set_of_ones_own(tool, tmp_path):
-    from sparsedet.data.shapes import ShapesOptions, write_shapes
+def test_eval_mode(measure, monkeypatch):
+    slow = evaluation.evaluate
 
-    options = ShapesOptions(size=(64, 96))
-    write_shapes(tmp_path / "set", num_train=1, num_val=4, options=options)
-    result = run(
-        tool, tmp_path, "eval", *SMALL, "dataset.test_short_side=64", "--config-file", QUICKSTART,
-        "--annotations", str(tmp_path / "set/annotations/instances_val.json"),
-        "--images", str(tmp_path / "set/val"), "--max-images", "3", *BRIEF,
+    def paced(detector: Any, loader: Any, evaluator: Any) -> dict[str, Any]:
+        detector.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+        return slow(detector, loader, evaluator)
+
+    monkeypatch.setattr(evaluation, "evaluate", paced)
+    result = measure(
+        "eval", *SMALL, "dataset.test_short_side=64", "--config-file", QUICKSTART,
+        "--shapes-size", "64x96", "--max-images", "3", *BRIEF,
     )  # fmt: skip
     assert [row["keep"] for row in result["rows"]] == ["dense", "config"]
     for row in result["rows"]:
         assert row["images"] == 3
-        total = sum(row["ms_per_image"].values())
-        assert row["images_per_second"] == pytest.approx(1e3 / total, rel=1e-6)
-
-
-def test_half_of_a_set_is_an_error(tool, capsys):
-    assert tool.main(["eval", "--annotations", "a.json"]) == 2
-    assert "--annotations and --images go together" in capsys.readouterr().err
+        parts = row["ms_per_image"]
+        assert row["images_per_second"] == pytest.approx(1e3 / sum(parts.values()), rel=1e-6)
+        assert parts["model"] > 200 / 3 > parts["reading"] > 0 < parts["evaluator"]
 
 
 @pytest.mark.skipif(not has_compiled_kernel(), reason="needs the compiled CPU kernels")
-def test_op_mode(tool, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "peer", sys.modules[__name__])
-    result = run(
-        tool, tmp_path, "op", "--image-size", "64x96", "--against", "grid_sample", "--peer",
-        "peer:ms_deform_attn_reference", "--scaling", "2", "--no-memory", *BRIEF,
-    )  # fmt: skip
+def test_op_mode(measure):
+    words = ("op", "--image-size", "64x96", "--scaling", "2", "--no-memory")
+    result = measure(*words, *BRIEF)
     assert result["tokens"] == 128 == result["rows"][0]["num_queries"]
     assert [row["direction"] for row in result["rows"]] == ["forward", "backward"] * 4
     for row in result["rows"]:
         for timing in row["ms"].values():
             check_timing(timing)
-        others = {"sparsedet, token-major", "grid_sample", "peer:ms_deform_attn_reference"}
+        others = {"sparsedet, token-major", "grid_sample"}
         assert row["speedup"].keys() == others
         assert row["ms"].keys() == others | {"sparsedet", "sparsedet, 2 threads"}
     assert torch.get_num_threads() == 1
 
 
-def test_op_of_the_papers_size_has_its_tokens(part):
-    op = part("op")
+def test_op_of_the_papers_size_has_its_tokens():
     shapes = op.level_shapes((800, 1333))
     assert shapes == [(100, 167), (50, 84), (25, 42), (13, 21)]
     assert [len(q) for q in op.query_sets(22223).values()] == [22223, 6666, 2222, 900]
@@ -460,17 +311,16 @@ def test_op_of_the_papers_size_has_its_tokens(part):
     assert_close(centers[168], torch.tensor([1.5 / 167, 1.5 / 100]))
 
 
-def test_head_major_values_are_the_same_values(part):
-    op = part("op")
+def test_head_major_values_are_the_same_values():
     inputs = op.make_inputs(op.Problem((64, 96), 1, "float32", "cpu", "all tokens"))
     head_major = inputs.head_major()
     assert torch.equal(inputs.value, head_major.value)
     assert head_major.value.transpose(1, 2).is_contiguous() and inputs.value.is_contiguous()
 
 
-def test_refuses_to_time_the_reference_against_itself(tool, part, monkeypatch, capsys):
-    monkeypatch.setattr(part("op"), "has_compiled_kernel", lambda _device: False)
-    assert tool.main(["op"]) == 2
+def test_refuses_to_time_the_reference_against_itself(monkeypatch, capsys):
+    monkeypatch.setattr(op, "has_compiled_kernel", lambda _device: False)
+    assert benchmark.main(["op"]) == 2
     assert "no compiled kernel for cpu" in capsys.readouterr().err
 
 
@@ -481,158 +331,65 @@ def test_refuses_to_time_the_reference_against_itself(tool, part, monkeypatch, c
         (["model", "--config-file", "configs/common/train.py"], "has no model"),
         (["model", "--config-file", QUICKSTART, "--cuda-graphs"], "needs --device cuda"),
         (["--suite", "cpu", "--only", "nothing"], "--only must name sections"),
-        (["--render", "pyproject.toml"], "is not the JSON of this tool"),
-        (["--render", "projects/focus_detr/results.json"], "is not the result of a suite"),
+        (["model", "--peer", "nothing"], "--peer must be dotted.module:name, got 'nothing'"),
+        (["model", "--peer", "nowhere:f"], "--peer nowhere:f cannot be imported"),
+        (["model", "--peer", "math:nothing"], "--peer math:nothing cannot be imported"),
+        (["eval", "--config-file", "configs/common/models/dino.py"], "Use a training config"),
+        (["gpu-op", "--device", "cpu"], "gpu-op needs --device cuda, got cpu"),
         (["ops", "--threads", "1"], "There is no mode 'ops'"),
         (["op", "--device", "nothing"], "--device nothing cannot be used here"),
-        (
-            ["eval", "--annotations", "projects/focus_detr/results.json", "--images", "docs"],
-            "'images' is missing at the top level",
-        ),
-        (["eval", "--annotations", "pyproject.toml", "--images", "docs"], "is not valid JSON"),
     ],
 )
-def test_bad_arguments(tool, root, words, message, capsys, monkeypatch):
+def test_bad_arguments(root, words, message, capsys, monkeypatch):
     monkeypatch.chdir(root)
-    assert tool.main(words) == 2
+    assert benchmark.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("queries", ["all", "900", "10 %"])
+def test_arguments_of_the_op_on_a_gpu(queries):
+    inputs = gpu_op.make_arguments(gpu_op.Case(queries, 2, "bfloat16", "head-major"), "cpu")
+    count = inputs.locations.shape[1]
+    assert count == {"all": 22223, "900": 900, "10 %": 2222}[queries]
+    assert inputs.value.dtype == torch.bfloat16
+    assert inputs.value.transpose(1, 2).is_contiguous()
+    output = ms_deform_attn(inputs.value, gpu_op.SHAPES, inputs.locations, inputs.weights)
+    assert output.shape == inputs.grad_output.shape == (2, count, 256)
+    if queries == "10 %":
+        assert torch.equal(inputs.order.sort().values, torch.arange(count).expand(2, -1))
+    else:
+        assert inputs.order is None
+
+
+def test_lines_of_the_op_on_a_gpu(monkeypatch):
+    """A part of the tokens has a line for each order; naive kernels know one order and layout."""
+    took = iter([8.0, 4.0, 12.0, 6.0, 10.0, 2.0, 3.0, 5.0])  # two images at a time
+    monkeypatch.setattr(gpu_op, "make_arguments", lambda case: SimpleNamespace(
+        locations=torch.zeros(2, 7), order=torch.zeros(2, 7)))  # fmt: skip
+    monkeypatch.setattr(gpu_op, "time_calls", lambda call, sets: next(took))
+    monkeypatch.setattr(gpu_op, "floor", lambda case, queries: 1.0)
+    rows = gpu_op.measure(gpu_op.Case("10 %", 2, "float32"), (None, None))
+    head, first, second = gpu_op.table({"rows": rows})
+    assert first[0] == "10 % (7)" and second[0] == "10 % in tiles (7)"
+    assert first[4:] == ["4.0", "2.0", "2.00", "1.0", "0.50", "6.0", "3.0", "2.00", "5.0"]
+    assert second[4:] == ["4.0", "1.0", "4.00", "1.0", "1.00", "6.0", "1.5", "4.00", "2.5"]
+    took = iter([4.0, 6.0, 10.0] * 2)
+    rows = gpu_op.measure(gpu_op.Case("10 %", 2, "float32", "head-major"), (None, None))
+    shown = dict(zip(head[4:8], gpu_op.table({"rows": rows})[1][4:8], strict=True))
+    assert shown == {"naive us": "", "ours us": "2.0", "ratio": "", "floor us": "1.0"}
 
 
 @pytest.mark.parametrize("option", ["--batch", "--scaling", "--threads"])
 @pytest.mark.parametrize("number", ["0", "-1", "1.5"])
-def test_numbers_that_must_be_positive(tool, option, number, capsys):
+def test_numbers_that_must_be_positive(option, number, capsys):
     with pytest.raises(SystemExit) as ended:
-        tool.main(["op", option, number])
+        benchmark.main(["op", option, number])
     assert ended.value.code == 2
     assert "at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not has_compiled_kernel(), reason="needs the compiled CPU kernels")
-def test_a_peer_that_fails_leaves_the_other_forms(tool, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "peer", sys.modules[__name__])
-    figures = tmp_path / "op.json"
-    words = ["op", "--image-size", "64x96", "--against", "grid_sample", "--peer", "peer:broken"]
-    assert tool.main([*words, "--no-memory", "--json", str(figures), *BRIEF]) == 1
-    for row in json.loads(figures.read_text())["rows"]:
-        assert row["errors"] == {"peer:broken": "RuntimeError: out of order"}
-        assert row["speedup"].keys() == {"sparsedet, token-major", "grid_sample"}
-    assert "failed: peer:broken" in capsys.readouterr().err
-
-
-def broken(value, spatial_shapes, locations, weights):
-    raise RuntimeError("out of order")
-
-
-def test_changes_may_follow_the_configs(part):
+def test_changes_may_follow_the_configs():
     words = ["--config-file", QUICKSTART, "model.embed_dim=64", "--rounds", "1"]
-    args = part("modes").parser("model").parse_intermixed_args(words)
-    (case,) = part("cases").product(args)
+    args = modes.parser("model").parse_intermixed_args(words)
+    (case,) = cases.product(args)
     assert (case.config, case.overrides) == (QUICKSTART, ("model.embed_dim=64",))
-
-
-# --- suites ---------------------------------------------------------------------------------------
-
-
-def test_later_options_take_the_place_of_earlier_ones(part):
-    merged = part("suites").merged
-    words = ["model", "a=1", "--batch", "1", "8", "--reference", "--seconds", "3"]
-    assert merged(words, ["--batch", "2", "--no-memory"]) == [
-        "model", "a=1", "--reference", "--seconds", "3", "--batch", "2", "--no-memory"
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("suite", ["cpu", "gpu", "large", "deploy"])
-@pytest.mark.parametrize("quick", [False, True])
-def test_every_section_is_a_command_of_the_tool(tool, part, suite, quick):
-    modes, suites = part("modes"), part("suites")
-    words = ["--suite", suite, *(["--quick"] if quick else [])]
-    args = tool.parser().parse_args(words)
-    for section in suites.chosen_sections(args):
-        line = suites.command(section, args)
-        modes.parser(line[0]).parse_intermixed_args(line[1:])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suite", ["cpu", "gpu", "large", "deploy"])
-def test_dry_run(tool, suite, tmp_path):
-    """Every section runs; on the CPU also where it is meant for a GPU."""
-    target, page = tmp_path / "suite.json", tmp_path / "page.md"
-    words = ["--suite", suite, "--dry-run", "--device", "cpu", "--json", str(target)]
-    assert tool.main([*words, "--markdown", str(page)]) == 0
-    sections = json.loads(target.read_text())["sections"]
-    rows = [row for section in sections for row in section["result"]["rows"]]
-    assert rows and not any("error" in row for row in rows)
-    assert page.read_text().count("### ") == len(sections)
-
-
-def fake(words: Sequence[str]) -> dict[str, Any]:
-    if words[0] == "encoder":
-        raise RuntimeError("broken")
-    return {"mode": "model", "environment": {}, "rows": []}
-
-
-@pytest.mark.skipif(not has_compiled_kernel(), reason="needs the compiled CPU kernels")
-def test_a_form_that_fails_in_a_section_leaves_what_was_measured(tool, part, monkeypatch):
-    suites, pages = part("suites"), part("pages")
-    words = ("op", "--image-size", "64x96", "--against", "--peer", "math:floor", "--no-memory")
-    section = suites.Section("op", "The op", (*words, *BRIEF))
-    monkeypatch.setitem(suites.SUITES, "cpu", (section,))
-    args = tool.parser().parse_args(["--suite", "cpu"])
-    suite = suites.run_suite(args, None)
-    (entry,) = suite["sections"]
-    assert entry["status"] == "done" and len(entry["result"]["rows"]) == 8
-    assert pages.page(suite).count("Failed: math:floor: TypeError") == 1
-
-
-def test_a_section_that_fails_leaves_the_others(tool, part, tmp_path, monkeypatch):
-    monkeypatch.setattr(part("modes"), "run_mode", fake)
-    target, page = tmp_path / "gpu.json", tmp_path / "page.md"
-    words = ["--suite", "gpu", "--json", str(target), "--markdown", str(page)]
-    assert tool.main(words) == 1
-    sections = json.loads(target.read_text())["sections"]
-    status = {section["name"]: section["status"] for section in sections}
-    assert status == {each.name: "done" for each in part("suites").GPU} | {"encoder": "failed"}
-    assert "Failed: RuntimeError: broken." in page.read_text()
-
-
-def test_a_budget_that_is_spent(tool, part, tmp_path, monkeypatch):
-    monkeypatch.setattr(part("modes"), "run_mode", fake)
-    target = tmp_path / "gpu.json"
-    assert tool.main(["--suite", "gpu", "--budget-s", "0", "--json", str(target)]) == 0
-    sections = json.loads(target.read_text())["sections"]
-    assert {section["status"] for section in sections} == {"left out"}
-
-
-def rows_to_draw() -> list[dict[str, Any]]:
-    timing = {"median": 5.0, "p10": 4.0, "p90": 6.0, "passes": 3}
-    shared = {"batch": 1, "ms": timing, "parts": {}, "speedup": 1.0, "tokens": 90}
-    return [
-        {"name": f"a, keep {keep}", "keep": keep, "image_size": [side, side], **shared}
-        | {"kept_tokens": 90 * float(keep), "memory": {"peak_mb": 800.0}}
-        for keep, side in (("0.1", 320), ("0.3", 640))
-    ]
-
-
-def test_pages_and_plots(tool, part, tmp_path):
-    result = {"mode": "model", "environment": {"threads": 2}, "rows": rows_to_draw()}
-    result["rows"].append({"name": "b", "image_size": [9, 9], "batch": 1, "error": "no room"})
-    section = {"title": "T", "command": "python x", "status": "done", "result": result}
-    suite = {"sections": [{"name": name, **section} for name in ("sizes", "kept")]}
-    source = tmp_path / "suite.json"
-    source.write_text(json.dumps(suite))
-    page, plot = tmp_path / "page.md", tmp_path / "plot.png"
-    words = ["--render", str(source), "--markdown", str(page), "--plot", str(plot)]
-    assert tool.main(words) == 0
-    text = page.read_text()
-    assert "| a, keep 0.1 | 320x320 | 1 | 5.00 (4.00..6.00) |" in text
-    assert "```bash\npython x\n```" in text and "Failed: b: no room." in text
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    lines = part("pages")._lines(rows_to_draw(), part("pages")._time_by_tokens)
-    assert lines == {"a": [(9.0, 5.0), (27.0, 5.0)]}
-
-
-def test_nothing_to_draw(tool, tmp_path, capsys):
-    source = tmp_path / "suite.json"
-    source.write_text('{"sections": []}')
-    assert tool.main(["--render", str(source), "--plot", str(tmp_path / "x.png")]) == 2
-    assert "--plot needs the sections" in capsys.readouterr().err

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sparsedet.allocator import TUNED
+from sparsedet.benchmark import deploy
 from sparsedet.benchmark.cases import SMALL_MODEL
 from tests.predictor.trained import write_checkpoint, write_pictures
 
 BRIEF = ("--seconds", "0", "--rounds", "3", "--warm-up", "1", "--threads", "1")
 TINY = ("--image-size", "64x96", "--config-file", "focus_detr_r50_12ep", *BRIEF)
-
-
-@pytest.fixture
-def tool() -> Any:
-    return importlib.import_module("sparsedet.cli.benchmark")
-
-
-@pytest.fixture
-def deploy() -> Any:
-    return importlib.import_module("sparsedet.benchmark.deploy")
-
-
-def measure(tool: Any, folder: Path, *words: str, code: int = 0) -> list[dict[str, Any]]:
-    target = folder / "deploy.json"
-    assert tool.main(["deploy", *words, "--json", str(target)]) == code
-    return json.loads(target.read_text())["rows"]
 
 
 class Clock:
@@ -59,30 +41,31 @@ class Clock:
         Clock.log.append(f"end of {self.case.form}")
 
 
-def test_forms_take_turns_with_the_eager_model(tool, deploy, tmp_path, monkeypatch, capsys):
+def test_forms_take_turns_with_the_eager_model(measure, monkeypatch, capsys):
     Clock.log, Clock.times = [], {"torch.compile": 1.0, "eager, allocator tuned": 1.5}
     monkeypatch.setattr(deploy, "Worker", Clock)
     forms = ("torch.compile", "bfloat16", "eager, allocator tuned")
-    rows = measure(tool, tmp_path, *SMALL_MODEL, *TINY, "--forms", *forms, code=1)
+    rows = measure("deploy", *SMALL_MODEL, *TINY, "--forms", *forms, code=1)["rows"]
     assert [row["form"] for row in rows] == ["eager", *forms]
-    turns = ["eager", "torch.compile", "torch.compile", "eager", "eager", "torch.compile"]
-    assert Clock.log[4:11] == ["torch.compile", *turns]  # after a warm-up
-    assert Clock.log[11] == "end of torch.compile" and Clock.log[-1] == "end of eager"
+    assert Clock.log[:4] == ["eager"] * 4  # a warm-up and three rounds
+    for begin in (4, 6, 8, 10):
+        assert sorted(Clock.log[begin : begin + 2]) == ["eager", "torch.compile"]
+    assert Clock.log[12] == "end of torch.compile" and Clock.log[-1] == "end of eager"
     ratios = [row.get("time_over_eager") for row in rows]
     assert ratios == [1.0, 0.5, None, 0.75]
     assert "no memory" in rows[2]["error"]
     assert rows[1]["memory"]["peak_mb"] == 10.0
     assert rows[1]["differences"] is None  # of random weights
-    assert "failed: focus_detr_r50_12ep, bfloat16" in capsys.readouterr().err
+    assert "failed: bfloat16: no memory" in capsys.readouterr().err
 
 
-def test_answers_of_trained_weights_are_compared(tool, deploy, tmp_path, monkeypatch):
+def test_answers_of_trained_weights_are_compared(measure, tmp_path, monkeypatch):
     Clock.log, Clock.times = [], {"torch.compile": 1.0}
     monkeypatch.setattr(deploy, "Worker", Clock)
     (tmp_path / "photos").mkdir()
     path = write_checkpoint(tmp_path / "photos")
     words = ("--config-file", str(path), "--forms", "torch.compile", *BRIEF)
-    rows = measure(tool, tmp_path, *words)
+    rows = measure("deploy", *words)["rows"]
     assert [row["name"] for row in rows] == ["photos, eager", "photos, torch.compile"]
     assert [row["differences"]["scores"] for row in rows] == pytest.approx([0, 0.001])
     table = deploy.table({"rows": rows})
@@ -90,7 +73,7 @@ def test_answers_of_trained_weights_are_compared(tool, deploy, tmp_path, monkeyp
     assert table[2][table[0].index("scores differ by")] == "1e-03"
 
 
-def test_inputs_are_pictures_of_the_test_set(deploy, tmp_path):
+def test_inputs_are_pictures_of_the_test_set(tmp_path):
     (tmp_path / "run").mkdir()
     path = write_checkpoint(tmp_path / "run")
     write_pictures(tmp_path / "run")
@@ -104,24 +87,11 @@ def test_inputs_are_pictures_of_the_test_set(deploy, tmp_path):
     assert not np.array_equal(*drawn)
 
 
-def test_the_suite_measures_trained_weights_in_place_of_the_photo_config(tool):
-    suites = importlib.import_module("sparsedet.benchmark.suites")
-    words = ["--suite", "deploy", "--weights", "best.pth", "--files", "exported"]
-    args = tool.parser().parse_args(words)
-    lines = [suites.command(section, args) for section in suites.chosen_sections(args)]
-    modes = importlib.import_module("sparsedet.benchmark.modes")
-    parsed = [modes.parser("deploy").parse_args(line[1:]) for line in lines]
-    configs = [each.config_file for each in parsed]
-    assert configs == [["best.pth"]] * 2 + [["focus_detr_r50_12ep"]] * 2
-    assert {str(each.files) for each in parsed} == {"exported"}
-    assert {each.threads for each in parsed} == {2}
-
-
 @pytest.mark.slow
-def test_each_form_has_a_process_with_its_own_allocator_and_file(tool, tmp_path):
+def test_each_form_has_a_process_with_its_own_allocator_and_file(measure, tmp_path):
     forms = ("eager, allocator tuned", ".pt2")
     words = (*SMALL_MODEL, *TINY, "--forms", *forms, "--files", str(tmp_path / "files"))
-    rows = measure(tool, tmp_path, *words)
+    rows = measure("deploy", *words)["rows"]
     assert [row["allocator"] for row in rows] == [
         "default", " ".join(f"{name}={value}" for name, value in TUNED.items()), "default",
     ]  # fmt: skip
@@ -129,5 +99,5 @@ def test_each_form_has_a_process_with_its_own_allocator_and_file(tool, tmp_path)
     assert rows[2]["file_mb"] == pytest.approx(path.stat().st_size / 1e6)
     assert all(row["memory"]["peak_mb"] > 100 and row["start_s"] > 0 for row in rows)
     written = path.stat().st_mtime_ns
-    assert len(measure(tool, tmp_path, *words)) == 3
+    assert len(measure("deploy", *words)["rows"]) == 3
     assert path.stat().st_mtime_ns == written  # it is taken as it is

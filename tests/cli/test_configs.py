@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,15 +11,12 @@ import pytest
 from sparsedet.cli.main import main
 from sparsedet.config import ConfigError, find_config, get_config, packaged_configs
 from sparsedet.config.packaged import config_index
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def indexer(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("indexer", root / "tools/index_configs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(root / "tools/index_configs.py")
 
 
 def test_a_name_for_every_config_of_a_model(root: Path) -> None:

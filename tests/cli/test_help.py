@@ -62,6 +62,7 @@ END = "=== end ==="
 PROGRAM = """
 import sys
 from sparsedet.cli.main import main
+from tests.scripts import load_script
 for words in {lines}:
     try:
         code = main(words)
@@ -139,11 +140,7 @@ def test_components_are_those_of_the_registries(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(("name", "command"), TOOLS.items())
 def test_a_tool_is_a_face_of_a_command(root: Path, name: str, command: str) -> None:
     path = root / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.main is importlib.import_module(COMMANDS[command][0]).main
+    assert load_script(path).main is importlib.import_module(COMMANDS[command][0]).main
     assert len(path.read_text().splitlines()) < 20
 
 

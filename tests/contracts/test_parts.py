@@ -74,45 +74,26 @@ MISFITS = {
         dict(neck=neck(embed_dim=64)),
         r"neck: embed_dim.*32.*64.*model\.neck\.embed_dim",
     ),
-    "encoder width": (
-        dict(encoder=small.build(DeformableEncoder, embed_dim=64)),
-        r"encoder: embed_dim.*64.*model\.encoder\.embed_dim",
-    ),
-    "decoder width": (
-        dict(decoder=small.build(DeformableDecoder, embed_dim=64)),
-        r"decoder: embed_dim.*64.*model\.decoder\.embed_dim",
-    ),
-    "position width": (
-        dict(position_embedding=SinePositionEmbedding(64)),
-        r"position_embedding: embed_dim.*64.*model\.position_embedding\.embed_dim",
-    ),
-    "scorer width": (
-        dict(scorer=DAMPredictor(64)),
-        r"scorer: embed_dim.*64.*model\.scorer\.embed_dim",
-    ),
-    "learned queries width": (
-        dict(query_initializer=LearnedQueries(64, 5)),
-        r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
-    ),
-    "proposal queries width": (
-        dict(query_initializer=EfficientQueries(64, 5)),
-        r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
-    ),
-    "mixed queries width": (
-        dict(query_initializer=MixedQueries(64, 5)),
-        r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
-    ),
-    "anchor queries width": (
-        dict(query_initializer=AnchorQueries(64, 5)),
-        r"query_initializer: embed_dim.*64.*model\.query_initializer\.embed_dim",
-    ),
+    **{
+        f"{type(part).__name__} width": (
+            {family: part},
+            rf"{family}: embed_dim.*64.*model\.{family}\.embed_dim",
+        )
+        for family, part in (
+            ("encoder", small.build(DeformableEncoder, embed_dim=64)),
+            ("decoder", small.build(DeformableDecoder, embed_dim=64)),
+            ("position_embedding", SinePositionEmbedding(64)),
+            ("scorer", DAMPredictor(64)),
+            ("scorer", ForegroundTokenSelector(64)),
+            ("query_initializer", LearnedQueries(64, 5)),
+            ("query_initializer", EfficientQueries(64, 5)),
+            ("query_initializer", MixedQueries(64, 5)),
+            ("query_initializer", AnchorQueries(64, 5)),
+        )
+    },
     "denoising width": (
         dict(denoising=ContrastiveDenoising(64, 3)),
         r"denoising: embed_dim.*32.*64.*model\.denoising\.embed_dim",
-    ),
-    "foreground scorer width": (
-        dict(scorer=ForegroundScorer(64)),
-        r"scorer: embed_dim.*64.*model\.scorer\.embed_dim",
     ),
     "queries without positions": (
         dict(query_initializer=MixedQueries(32, 5)),

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
+
+from sparsedet.engine import Trainer
 
 
 class TinyModel(nn.Module):
@@ -53,3 +56,17 @@ class TinyLoader:
             indices = range(first + self.rank, first + self.batch_size, self.world_size)
             yield [self.sample(index) for index in indices]
             iteration += 1
+
+
+def tiny_trainer(
+    model: nn.Module, max_iter: int, *, loader: TinyLoader | None = None, **options: Any
+) -> Trainer:
+    """A trainer with AdamW at one rate."""
+    return Trainer(
+        model,
+        (loader or TinyLoader()).iter_from,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
+        lr_multiplier=ConstantParamScheduler(1.0),
+        max_iter=max_iter,
+        **options,
+    )

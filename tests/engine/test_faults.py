@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,7 +27,7 @@ from sparsedet.engine.faults import BROKEN_OFF, DIVERGED, REFUSED, explain, repo
 from sparsedet.engine.lock import locked
 from sparsedet.engine.signals import undisturbed
 from sparsedet.events import JsonWriter
-from tests.engine.fakes import TinyLoader, TinyModel
+from tests.engine.fakes import TinyModel, tiny_trainer
 
 FULL = Path("/dev/full")  # every write to it finds the disk full
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -269,17 +268,8 @@ def test_the_file_of_the_lock_names_its_present_holder_alone(tmp_path: Path) -> 
 
 def make_trainer(max_iter: int = 6, model: nn.Module | None = None, **options: Any) -> Trainer:
     model = model if model is not None else TinyModel()
-    loader = options.pop("loader", None) or TinyLoader()
-    return Trainer(
-        model,
-        loader.iter_from,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
-        lr_multiplier=ConstantParamScheduler(1.0),
-        max_iter=max_iter,
-        ema=ModelEma(model, decay=0.9),
-        accumulation_steps=2,
-        **options,
-    )
+    ema = ModelEma(model, decay=0.9)
+    return tiny_trainer(model, max_iter, ema=ema, accumulation_steps=2, **options)
 
 
 class Losses(Hook):

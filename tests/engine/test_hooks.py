@@ -12,26 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
 from sparsedet.checkpoint import CheckpointStore, load_checkpoint
 from sparsedet.engine import CheckpointHook, EvalHook, Hook, LogHook, ModelEma, Trainer
 from sparsedet.engine.hooks import flatten_metrics
 from sparsedet.events import ConsoleWriter, JsonWriter, log_scalar
-from tests.engine.fakes import TinyLoader, TinyModel
+from tests.engine.fakes import TinyModel, tiny_trainer
 
 
 def make_trainer(max_iter: int, ema: bool = False) -> Trainer:
     model = TinyModel()
-    return Trainer(
-        model,
-        TinyLoader().iter_from,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
-        lr_multiplier=ConstantParamScheduler(1.0),
-        max_iter=max_iter,
-        ema=ModelEma(model) if ema else None,
-    )
+    return tiny_trainer(model, max_iter, ema=ModelEma(model) if ema else None)
 
 
 class Scores:

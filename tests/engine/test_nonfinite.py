@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
 from sparsedet import comm
@@ -18,7 +17,7 @@ from sparsedet.engine import CheckpointHook, Hook, ModelEma, NonFiniteError, Tra
 from sparsedet.engine.launch import launch
 from sparsedet.engine.nonfinite import NonFiniteSteps
 from sparsedet.structures import Boxes, Instances
-from tests.engine.fakes import TinyLoader, TinyModel
+from tests.engine.fakes import TinyLoader, TinyModel, tiny_trainer
 
 NAN = float("nan")
 
@@ -42,12 +41,10 @@ class Poisoned(TinyLoader):
 def make_trainer(loader: TinyLoader, limit: int, folder: Path | None = None, **options: Any):
     torch.manual_seed(0)
     model = options.pop("model", None) or TinyModel(dropout=0.0)
-    return Trainer(
+    return tiny_trainer(
         model,
-        loader.iter_from,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
-        lr_multiplier=ConstantParamScheduler(1.0),
-        max_iter=8,
+        8,
+        loader=loader,
         ema=None if comm.get_world_size() > 1 else ModelEma(model, decay=0.9),
         nonfinite=NonFiniteSteps(folder, max_in_row=limit),
         **options,

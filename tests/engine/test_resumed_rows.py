@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from fvcore.common.param_scheduler import ConstantParamScheduler
 
 from sparsedet.checkpoint import CheckpointStore, load_checkpoint
 from sparsedet.engine import CheckpointHook, Hook, LogHook, Trainer
 from sparsedet.events import JsonWriter, log_scalar
-from tests.engine.fakes import TinyLoader, TinyModel
+from tests.engine.fakes import TinyModel, tiny_trainer
 
 
 class Telling(TinyModel):
@@ -38,20 +37,10 @@ class StopAt(Hook):
         trainer.stop_requested = trainer.iteration == self.iteration
 
 
-def make_trainer(max_iter: int, model: TinyModel) -> Trainer:
-    return Trainer(
-        model,
-        TinyLoader().iter_from,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
-        lr_multiplier=ConstantParamScheduler(1.0),
-        max_iter=max_iter,
-    )
-
-
 def run(folder: Path, fails_at: int | None = None, stops_at: int = 0) -> list[dict]:
     """Train for eight iterations, or until it ends, with a row for every four."""
     torch.manual_seed(0)
-    trainer, store = make_trainer(8, Telling(fails_at)), CheckpointStore(folder)
+    trainer, store = tiny_trainer(Telling(fails_at), 8), CheckpointStore(folder)
     last = store.load_last()
     if last is not None:
         trainer.load_state_dict(*last)
@@ -90,7 +79,7 @@ def test_a_run_of_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return [scalars, {name: value + 4.0 for name, value in scalars.items()}]
 
     monkeypatch.setattr("sparsedet.engine.hooks.comm.all_gather", of_two_processes)
-    trainer = make_trainer(2, Telling())
+    trainer = tiny_trainer(Telling(), 2)
     trainer.hooks = [CheckpointHook(CheckpointStore(tmp_path), 0)]
     trainer.train()
     saved = load_checkpoint(tmp_path / "checkpoint_0000002.pth")["recorded"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import importlib.util
 import io
 import json
 import signal
@@ -23,6 +22,7 @@ from PIL import Image
 
 from sparsedet import Predictor
 from tests.predictor.trained import write_run
+from tests.scripts import load_script
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -31,11 +31,7 @@ LIMITS = ("--max-bytes", "200000", "--max-pixels", "1000000", "--upload-timeout"
 
 
 def module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"serving_{name}", EXAMPLE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    return load_script(EXAMPLE / f"{name}.py")
 
 
 @pytest.fixture(scope="module")

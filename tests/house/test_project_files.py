@@ -95,6 +95,18 @@ def test_the_citation_is_of_this_version_and_of_papers_on_our_pages(project):
         assert str(paper["year"]) in about
 
 
+def test_the_newest_notes_are_those_of_this_version():
+    """Until it is released they have no date, and neither has the citation."""
+    notes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, when = re.findall(r"^## \[(.+?)\] - (.+)$", notes, re.M)[0]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert version == __version__.removesuffix(".dev0")
+    if __version__.endswith(".dev0"):
+        assert when == "Unreleased" and "date-released" not in citation
+    else:
+        assert when == str(citation["date-released"])
+
+
 def test_addresses_are_those_of_the_pages(project):
     text = "".join(path.read_text(encoding="utf-8") for path in pages())
     for address in project["urls"].values():

@@ -32,7 +32,6 @@ FOREIGN_SIGNATURES = {  # those of torch, detectron2, detrex and transformers
 }
 MOST_LINES = 500
 LONG_TESTS = {
-    "tests/benchmark/test_benchmark.py",
     "tests/data/test_formats.py",
     "tests/modeling/test_losses.py",
     "tests/modeling/test_selection.py",

@@ -12,7 +12,7 @@ import pytest
 from sparsedet.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.hub import save_pretrained
 from sparsedet.weights import folders
-from tests.hub.fake_hub import FakeHub, hub_running
+from tests.hub.fake_hub import FakeHub, hub_running, use_hub
 from tests.predictor.trained import write_checkpoint, write_pictures
 
 ROW = {
@@ -69,11 +69,7 @@ def files(written: Path) -> dict[str, bytes]:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """Empty; the user of this process owns what "owner" has."""
     with hub_running() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.address)
-        pattern = running.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", pattern)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        use_hub(running.address, tmp_path / "hub", monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import urlsplit
+
+import huggingface_hub.constants as constants
+import pytest
 
 from tests.weights.serving import listening
 
@@ -75,6 +79,15 @@ class FakeHub:
     def fetched(self, file: str) -> int:
         """How often the content of a file was sent."""
         return sum(call.startswith("GET") and call.endswith(f"/{file}") for call in self.asked)
+
+
+def use_hub(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client of Hugging Face ask at an address of this machine."""
+    pattern = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", pattern)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @contextmanager

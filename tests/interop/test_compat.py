@@ -55,6 +55,17 @@ def gradients(output: Tensor, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple
     return torch.autograd.grad(output, [inputs[i] for i in (0, 3, 4)], grad)
 
 
+def check_output(output, inputs):
+    """It and its gradients are those of grid_sample."""
+    reference = expected(*inputs)
+    grad = torch.randn_like(reference)
+    torch.testing.assert_close(output, reference)
+    for got, want in zip(
+        gradients(output, inputs, grad), gradients(reference, inputs, grad), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
 LAYOUTS = [
     pytest.param({}, id="one_after_the_other"),
     pytest.param(dict(starts=[4, 45, 40], tokens=60), id="gaps_and_another_order"),
@@ -69,13 +80,7 @@ LAYOUTS = [
 def test_apply_and_its_gradients_are_those_of_grid_sample(function, layout):
     inputs = arguments(**layout)
     output = function.apply(*inputs, 64)
-    reference = expected(*inputs)
-    grad = torch.randn_like(reference)
-    torch.testing.assert_close(output, reference)
-    for got, want in zip(
-        gradients(output, inputs, grad), gradients(reference, inputs, grad), strict=True
-    ):
-        torch.testing.assert_close(got, want)
+    check_output(output, inputs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -173,13 +178,7 @@ def test_code_that_wraps_the_extension_runs_unchanged(package, name):
     assert compat.stand_in_for_extension(name) is module
     inputs = arguments()
     output = importlib.import_module(f"{package.name}.ops").Wrapped.apply(*inputs, 64)
-    reference = expected(*inputs)
-    grad = torch.randn_like(reference)
-    torch.testing.assert_close(output, reference)
-    for got, want in zip(
-        gradients(output, inputs, grad), gradients(reference, inputs, grad), strict=True
-    ):
-        torch.testing.assert_close(got, want)
+    check_output(output, inputs)
 
 
 def test_another_module_is_not_replaced():

@@ -40,6 +40,7 @@ from tests.interop.hosts import (
     samples,
     wake,
 )
+from tests.parity.released import without_dropout
 
 HOSTS = {"dino": DINO, "deformable_detr": DEFORMABLE, "two_stage": TWO_STAGE}
 LEARNED = {
@@ -70,15 +71,6 @@ def with_sparse_encoder(parts, host, *, ratio=0.3, learned="dam", encoder=Deform
         losses=[loss],
     )
     return L(parts.connect)(model=node)
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(module, nn.MultiheadAttention):
-            module.dropout = 0.0
-    return model
 
 
 def sparse_encoder(model: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from sparsedet.interop.transformers import (  # noqa: E402
     use_sparsedet_kernel,
 )
 from sparsedet.interop.transformers.kernel import where_it_samples  # noqa: E402
-from sparsedet.interop.transformers.models import (  # noqa: E402
+from tests.interop.transformers_models import (  # noqa: E402
     MODELS,
     Case,
     deformable_detr,

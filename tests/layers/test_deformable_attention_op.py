@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 from torch import nn
@@ -15,6 +13,7 @@ from sparsedet.layers import (
     ms_deform_attn_reference,
 )
 from sparsedet.layers.deformable_attention import operator, reference
+from tests.scripts import load_script
 
 BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
 
@@ -100,10 +99,8 @@ def test_second_derivative_raises():
 
 
 def test_second_definition_raises():
-    spec = importlib.util.spec_from_file_location("again", operator.__file__)
-    assert spec is not None and spec.loader is not None
     with pytest.raises(RuntimeError, match="sparsedet"):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        load_script(Path(operator.__file__))
 
 
 class Pyramid(nn.Module):

@@ -10,6 +10,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tests.scripts import load_script
+
 VERSION_FILE = """\
 __version__ = '{version}'
 debug = False
@@ -21,11 +23,7 @@ hip: Optional[str] = None
 
 @pytest.fixture(scope="module")
 def setup(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sparsedet_setup", root / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(root / "setup.py")
 
 
 @pytest.fixture

@@ -34,6 +34,17 @@ from tests.parity.recipe import FILES
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = ROOT.parent / "shared" / "parity" / "fixtures"
 
+SMALL_THEIRS = dict(  # of a configuration of transformers
+    use_timm_backbone=True,
+    use_pretrained_backbone=False,
+    backbone="resnet18",
+    encoder_layers=2,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=48,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    num_queries=20,
+)
 DEFORMABLE = "projects/deformable_detr/configs/released/deformable_detr_r50_{}.py"
 EFFICIENT = "projects/efficient_detr/configs/released/efficient_detr_r50.py"
 SPARSE = "projects/sparse_detr/configs/released/sparse_detr_r50_rho30.py"
@@ -86,6 +97,16 @@ MODELS = {
     r"hf_plain": (DEFORMABLE.format("plain"), "hf_plain", "huggingface"),
     r"hf_two_stage": (DEFORMABLE.format("two_stage"), "hf_two_stage", "huggingface"),
 }
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Let nothing in a model drop out."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    return model
 
 
 @dataclass
@@ -166,12 +187,7 @@ class Released:
                 if key.endswith(ending):
                     state[key] *= factor
         model.load_state_dict(convert(state, self.source))
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            if isinstance(module, nn.MultiheadAttention):
-                module.dropout = 0.0
-        return model
+        return without_dropout(model)
 
     def inputs(self, case: str) -> tuple[Tensor, tuple[tuple[int, int], ...], Targets]:
         """Normalized images padded with zeros, their sizes and the targets of a case."""

@@ -16,7 +16,7 @@ from sparsedet.checkpoint import load_checkpoint, model_weights
 from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import convert, left_out
 from tests.modeling.small import randomize
-from tests.parity.released import ROOT
+from tests.parity.released import ROOT, SMALL_THEIRS
 
 transformers = pytest.importorskip(
     "transformers", reason="needs transformers: pip install 'sparsedet[parity]'"
@@ -82,17 +82,9 @@ def released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def theirs(kind: str) -> torch.nn.Module:
     width = "hidden_size" if kind == "dab_detr" else "d_model"
     config = getattr(transformers, f"{KINDS[kind]}Config")(
-        use_timm_backbone=True,
-        use_pretrained_backbone=False,
-        backbone="resnet18",
+        **SMALL_THEIRS,
         num_labels=CLASSES,
-        encoder_layers=2,
         decoder_layers=3,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        num_queries=20,
         **{width: 32},
     )
     model = getattr(transformers, f"{KINDS[kind]}ForObjectDetection")(config).eval()

@@ -7,7 +7,6 @@ none, but for models of global attention, with sizes that divide into cells.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from tests.parity import recipe
 from tests.parity.recipe import sample
 from tests.parity.released import Released, Seen, fixtures
+from tests.scripts import load_script
 
 LOGITS, BOXES, LOSSES, GRADIENTS = 5e-4, 1e-4, 1e-4, 1e-3
 EQUAL_SCORES = 1e-6
@@ -125,9 +125,7 @@ def test_what_is_compared_is_stored():
 
 
 def test_the_recipe_is_the_one_that_the_cases_were_made_by(shared):
-    spec = importlib.util.spec_from_file_location("fill", shared / "parity/fill.py")
-    theirs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(theirs)
+    theirs = load_script(shared / "parity/fill.py")
     keys = ("a.weight", "norm.weight", "bn.running_var", "bn.running_mean", "in_proj_bias", "alpha")
     for key in (*keys, "self_attn.sampling_offsets.bias", "head.bias"):
         for shape in ((7,), (5, 3, 2, 2)):

@@ -8,7 +8,7 @@ import torch
 from sparsedet.config import LazyConfig, instantiate
 from sparsedet.conversion import convert
 from tests.modeling.small import randomize
-from tests.parity.released import DEFORMABLE, ROOT
+from tests.parity.released import DEFORMABLE, ROOT, SMALL_THEIRS
 
 transformers = pytest.importorskip(
     "transformers", reason="needs transformers: pip install 'sparsedet[parity]'"
@@ -21,18 +21,10 @@ SIZES = [(96, 128), (100, 75)]  # the second one does not divide into cells
 
 def theirs(*, refine: bool, two_stage: bool) -> torch.nn.Module:
     config = transformers.DeformableDetrConfig(
-        use_timm_backbone=True,
-        use_pretrained_backbone=False,
-        backbone="resnet18",
+        **SMALL_THEIRS,
         num_labels=CLASSES,
         d_model=32,
-        encoder_layers=2,
         decoder_layers=2,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        num_queries=20,
         two_stage_num_proposals=20,
         with_box_refine=refine,
         two_stage=two_stage,

@@ -191,6 +191,12 @@ DAB = CONDITIONAL | {
     "global": BOXES | {"patterns": 0},
 }
 THREE_PATTERNS = {"global": BOXES | {"patterns": 3, "indicator": False}}
+KINDS = {
+    "": {},
+    "_dc5": DC5,
+    "_3pat": THREE_PATTERNS,
+    "_dc5_3pat": DC5 | THREE_PATTERNS,
+}
 DN = DAB | {"denoising": ("Denoising", 5, 0.2, 0.4), "global": BOXES | {"patterns": 1}}
 
 # IMFA (CVPR 2023), section 3, on DAB-DETR: every encoder layer before a decoder layer,
@@ -281,12 +287,7 @@ TRAINED: dict[str, Facts] = {
             ("dab_detr", DAB),
             ("dn_detr", DN),
         )
-        for kind, change in (
-            ("", {}),
-            ("_dc5", DC5),
-            ("_3pat", THREE_PATTERNS),
-            ("_dc5_3pat", DC5 | THREE_PATTERNS),
-        )
+        for kind, change in KINDS.items()
         if "3pat" not in kind or name == "dab_detr"
     },
     "imfa_detr_r50_50ep": imfa(DETR, 20) | OF_DETR,
@@ -422,12 +423,7 @@ RELEASED: dict[str, Facts] = {
             ("dab_detr", DAB),
             ("dn_detr", DN),
         )
-        for kind, change in (
-            ("", {}),
-            ("_dc5", DC5),
-            ("_3pat", THREE_PATTERNS),
-            ("_dc5_3pat", DC5 | THREE_PATTERNS),
-        )
+        for kind, change in KINDS.items()
         if "3pat" not in kind or name == "dab_detr"
     },
     "deformable_detr_r50_refine": DEFORMABLE | REFINE,

@@ -16,9 +16,9 @@ import sparsedet.cli.analyze
 from sparsedet import published as costs
 from sparsedet.analysis import calibrate_selector, tile_recall
 from sparsedet.checkpoint import save_checkpoint
-from sparsedet.config import LazyCall, LazyConfig, instantiate
+from sparsedet.config import LazyConfig, instantiate
 from sparsedet.loading import load_detector
-from sparsedet.modeling import TimmBackbone
+from tests.predictor.trained import shrink
 from tests.smoke.looking import write_run
 
 CONFIG = "projects/sparse_detr/configs/sparse_detr_r50_rho30_50ep.py"
@@ -28,17 +28,8 @@ SIZES = [(64, 96), (64, 96), (128, 96)]  # become 64 x 96 and 85 x 64
 
 def small(cfg: Any) -> Any:
     """Sparse DETR's config with as little of everything as there can be."""
-    model = cfg.model
-    model.embed_dim, model.num_levels = 32, 3
-    model.backbone = LazyCall(TimmBackbone)(name="test_resnet")
-    model.neck.in_channels, model.neck.strides = dict(res3=48, res4=192, res5=96), [8, 16, 32]
-    model.encoder.num_layers, model.decoder.num_layers = 2, 1
-    model.query_initializer.num_queries = 10
-    model.selector.keep_ratio = 0.25
-    cfg.dataset.test_short_side, cfg.dataset.max_size = 64, 128
-    cfg.dataset.class_names, cfg.dataset.num_classes = ["cat", "dog"], 2
+    cfg = shrink(cfg, ["cat", "dog"])
     cfg.dataloader.test.num_workers = 0
-    cfg.train.device = "cpu"
     return cfg
 
 

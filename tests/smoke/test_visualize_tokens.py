@@ -17,23 +17,15 @@ from sparsedet.cli.visualize import distinct_names, main
 from sparsedet.config import LazyCall, LazyConfig, instantiate
 from sparsedet.modeling import TimmBackbone
 from sparsedet.predictor import Predictor
+from tests.predictor.trained import shrink
 
 NAMELESS = ("dataset.class_names=null", "dataset.num_classes=null")
 
 
 def small(cfg: Any) -> Any:
     """The quickstart's config with as little of everything as there can be."""
-    model = cfg.model
-    model.embed_dim, model.num_levels = 32, 3
-    model.backbone = LazyCall(TimmBackbone)(name="test_resnet")
-    model.neck.in_channels, model.neck.strides = dict(res3=48, res4=192, res5=96), [8, 16, 32]
-    model.encoder.num_layers, model.decoder.num_layers = 2, 1
-    model.query_initializer.num_queries = 10
-    model.selector.keep_ratio, model.selector.layer_ratios = 0.25, None
-    model.criterion.unmatched[0].size_ranges = model.criterion.unmatched[0].size_ranges[1:]
-    cfg.dataset.test_short_side, cfg.dataset.max_size = 64, 128
-    cfg.dataset.class_names, cfg.dataset.num_classes = ["cat", "dog"], 2
-    cfg.train.device = "cpu"
+    cfg = shrink(cfg, ["cat", "dog"])
+    cfg.model.selector.layer_ratios = None
     return cfg
 
 

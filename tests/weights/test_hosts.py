@@ -16,6 +16,7 @@ from sparsedet.checkpoint import CheckpointError
 from sparsedet.conversion import contiguous_classes
 from sparsedet.weights import table
 from sparsedet.weights.cache import weights_file
+from tests.hub.fake_hub import use_hub
 from tests.weights.made import entry, ours, pth, safetensors, write_table
 from tests.weights.serving import Served, Server, serving
 
@@ -37,11 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with serving() as server:
-        monkeypatch.setattr(hub, "ENDPOINT", server.address)
-        pattern = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", pattern)
-        monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+        use_hub(server.address, tmp_path / "hub", monkeypatch)
         server.absent = {"X-Error-Code": "EntryNotFound", **HEADERS}
         yield server
 

@@ -4,8 +4,7 @@ from sparsedet.config import get_config
 
 _recipe = get_config("common/coco_50ep.py")
 dataset, dataloader, train = _recipe.dataset, _recipe.dataloader, _recipe.train
-optimizer = get_config("common/optim.py").detr_optimizer
-lr_multiplier = _recipe.lr_multiplier
+optimizer, lr_multiplier = get_config("common/optim.py").detr_optimizer, _recipe.lr_multiplier
 
 model = get_config("common/models/detr.py").model
 

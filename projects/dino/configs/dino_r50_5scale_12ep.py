@@ -1,13 +1,6 @@
 """DINO, ResNet-50, five levels (strides 4 to 64), 12 epochs."""
 
-from .dino_r50_4scale_12ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .dino_r50_4scale_12ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 model.num_levels = 5
 model.backbone.out_features = ["res2", "res3", "res4", "res5"]

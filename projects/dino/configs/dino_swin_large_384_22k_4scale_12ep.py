@@ -3,14 +3,7 @@
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import TimmBackbone
 
-from .dino_r50_4scale_12ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .dino_r50_4scale_12ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 model.backbone = L(TimmBackbone)(
     name="swin_large_patch4_window12_384.ms_in22k_ft_in1k",

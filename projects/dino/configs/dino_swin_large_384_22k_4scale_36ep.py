@@ -1,22 +1,6 @@
 """DINO, Swin-L (384 px, ImageNet-22k, then 1k), four levels, 36 epochs."""
 
-from sparsedet.config import LazyCall as L
-from sparsedet.modeling import TimmBackbone
+from .dino_r50_4scale_36ep import dataloader, dataset, lr_multiplier, optimizer, train
+from .dino_swin_large_384_22k_4scale_12ep import model
 
-from .dino_r50_4scale_36ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
-
-model.backbone = L(TimmBackbone)(
-    name="swin_large_patch4_window12_384.ms_in22k_ft_in1k",
-    pretrained=True,
-    norm_maps=True,
-    model_args=dict(drop_path_rate=0.2),
-)
-model.neck.in_channels = dict(res3=384, res4=768, res5=1536)
 train.output_dir = "output/dino_swin_large_384_22k_4scale_36ep"

@@ -3,14 +3,7 @@
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import TimmBackbone
 
-from .dino_r50_4scale_12ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .dino_r50_4scale_12ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 model.backbone = L(TimmBackbone)(
     name="swin_small_patch4_window7_224.ms_in1k",

@@ -2,14 +2,7 @@
 
 from sparsedet.modeling import DualAttentionEncoder
 
-from .focus_detr_dn_sparse_50ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .focus_detr_dn_sparse_50ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 model.encoder._target_ = DualAttentionEncoder
 train.output_dir = "output/focus_detr_dn_sparse_dual_50ep"

@@ -1,13 +1,6 @@
 """Focus-DETR, ResNet-101, 24 epochs."""
 
-from .focus_detr_r50_24ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .focus_detr_r50_24ep import dataloader, dataset, lr_multiplier, optimizer, train
+from .focus_detr_r101_12ep import model
 
-model.backbone.name = "resnet101"
 train.output_dir = "output/focus_detr_r101_24ep"

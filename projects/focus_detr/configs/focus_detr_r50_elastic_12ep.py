@@ -3,14 +3,7 @@
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import ElasticSelector
 
-from .focus_detr_r50_12ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .focus_detr_r50_12ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 model.selector = L(ElasticSelector)(
     keep_ratio=0.3,

@@ -3,14 +3,7 @@
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import TimmBackbone
 
-from .focus_detr_r50_36ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .focus_detr_r50_36ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 model.backbone = L(TimmBackbone)(
     name="swin_base_patch4_window12_384.ms_in22k",

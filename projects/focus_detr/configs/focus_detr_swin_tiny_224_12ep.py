@@ -1,22 +1,9 @@
 """Focus-DETR, Swin-T (224 px, ImageNet-1k), 12 epochs."""
 
-from sparsedet.config import LazyCall as L
-from sparsedet.modeling import TimmBackbone
+from sparsedet.config import get_config
 
-from .focus_detr_r50_12ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .focus_detr_r50_12ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
-model.backbone = L(TimmBackbone)(
-    name="swin_tiny_patch4_window7_224.ms_in1k",
-    pretrained=True,
-    norm_maps=True,
-    model_args=dict(drop_path_rate=0.1),
-)
-model.neck.in_channels = dict(res3=192, res4=384, res5=768)
+_swin = get_config("projects/dino/configs/dino_swin_tiny_224_4scale_12ep.py").model
+model.backbone, model.neck.in_channels = _swin.backbone, _swin.neck.in_channels
 train.output_dir = "output/focus_detr_swin_tiny_224_12ep"

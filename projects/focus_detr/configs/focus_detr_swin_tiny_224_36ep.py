@@ -1,22 +1,6 @@
 """Focus-DETR, Swin-T (224 px, ImageNet-1k), 36 epochs."""
 
-from sparsedet.config import LazyCall as L
-from sparsedet.modeling import TimmBackbone
+from .focus_detr_r50_36ep import dataloader, dataset, lr_multiplier, optimizer, train
+from .focus_detr_swin_tiny_224_12ep import model
 
-from .focus_detr_r50_36ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
-
-model.backbone = L(TimmBackbone)(
-    name="swin_tiny_patch4_window7_224.ms_in1k",
-    pretrained=True,
-    norm_maps=True,
-    model_args=dict(drop_path_rate=0.1),
-)
-model.neck.in_channels = dict(res3=192, res4=384, res5=768)
 train.output_dir = "output/focus_detr_swin_tiny_224_36ep"

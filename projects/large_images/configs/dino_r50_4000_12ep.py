@@ -1,12 +1,6 @@
 """DINO with ResNet-50 on pictures of 4000 pixels: every token of the whole picture."""
 
-from sparsedet.config import get_config
-
-_recipe = get_config("common/large_12ep.py")
-dataset, dataloader, train = _recipe.dataset, _recipe.dataloader, _recipe.train
-optimizer, lr_multiplier = _recipe.optimizer, _recipe.lr_multiplier
-
-model = get_config("common/models/dino.py").model
+from .dino_r50_2560_12ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 dataset.max_size = 4000
 train.output_dir = "output/dino_r50_4000_12ep"

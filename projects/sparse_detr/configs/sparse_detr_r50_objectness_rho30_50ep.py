@@ -3,14 +3,7 @@
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import ObjectnessScorer
 
-from .sparse_detr_r50_rho30_50ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .sparse_detr_r50_rho30_50ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 model.scorer = L(ObjectnessScorer)()
 model.criterion.unmatched = []

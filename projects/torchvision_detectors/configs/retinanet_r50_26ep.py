@@ -1,13 +1,6 @@
 """RetinaNet (ICCV 2017), ResNet-50: torchvision's recipe."""
 
-from .faster_rcnn_r50_26ep import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from .faster_rcnn_r50_26ep import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 model.name = "retinanet_resnet50_fpn"
 model.backbone.out_features = ["res3", "res4", "res5"]

@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import cast
+from typing import TypeVar, cast
 from xml.etree.ElementTree import Element
 
 from sparsedet.data.errors import DatasetError
 
 Box = list[float]
+Entry = TypeVar("Entry")
+Class = TypeVar("Class")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,27 @@ def supervision_parsers() -> Parsers:
         parse_objects=lambda element: _objects(pascal_voc, element),
         parse_rows=lambda rows: _rows(yolo, rows),
     )
+
+
+def parse_all(
+    parse: Callable[[list[Entry]], tuple[list[Box], list[Class]]], entries: list[Entry]
+) -> tuple[list[tuple[Box, Class] | None], dict[int, ValueError]]:
+    """Box and class of each entry; None, and the error by its index, where it has none.
+
+    All are parsed at once, and one by one only if that fails.
+    """
+    try:
+        return list(zip(*parse(entries), strict=True)), {}
+    except ValueError as error:
+        if len(entries) == 1:
+            return [None], {0: error}
+    found, errors = [], {}
+    for index, entry in enumerate(entries):
+        one, failed = parse_all(parse, [entry])
+        found += one
+        if failed:
+            errors[index] = failed[0]
+    return found, errors
 
 
 def _objects(pascal_voc: ModuleType, element: Element) -> tuple[list[Box], list[str]]:

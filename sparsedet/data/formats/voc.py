@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from sparsedet.data.errors import DatasetError
-from sparsedet.data.formats.extra import Box, supervision_parsers
+from sparsedet.data.formats.extra import Box, parse_all, supervision_parsers
 from sparsedet.data.formats.source import (
     SPLITS,
     Source,
@@ -277,22 +277,21 @@ class _XmlReader:
 
     def _parse(self, entries: list[Element], labels: list[str]) -> Sequence[tuple[Box, str] | None]:
         """Box and class of each object; for an invalid object, None and an error is added."""
-        alone = Element("annotation")
+
+        def parse(some: Sequence[Element]) -> tuple[list[Box], list[str]]:
+            alone = Element("annotation")
+            alone.extend(some)
+            return self._parsers.parse_objects(alone)
+
         for entry in entries:
-            alone.append(entry)
             for name in entry.findall("name"):
                 name.text = (name.text or "").strip()  # whitespace of the XML's layout
             for polygon in entry.findall("polygon"):
                 entry.remove(polygon)  # only boxes are used, and a polygon may be invalid
-        try:
-            boxes, names = self._parsers.parse_objects(alone)
-            return list(zip(boxes, names, strict=True))
-        except ValueError as error:
-            if len(entries) > 1:  # which one is it?
-                pairs = zip(entries, labels, strict=True)
-                return [found for entry, name in pairs for found in self._parse([entry], [name])]
-            self._findings.error(labels[0], f"{error} Correct or delete the object.")
-            return [None]
+        found, errors = parse_all(parse, entries)
+        for index, error in errors.items():
+            self._findings.error(labels[index], f"{error} Correct or delete the object.")
+        return found
 
 
 def _number(element: Element, corner: str) -> float:

@@ -13,7 +13,7 @@ import yaml
 from sparsedet.config.naming import ConfigError
 from sparsedet.config.yaml_bounds import read_bounded, read_start
 from sparsedet.data.errors import DatasetError
-from sparsedet.data.formats.extra import Box, Parsers, supervision_parsers
+from sparsedet.data.formats.extra import Box, Parsers, parse_all, supervision_parsers
 from sparsedet.data.formats.source import (
     SPLITS,
     Source,
@@ -331,16 +331,11 @@ class _RowReader:
 
     def _parse(self, rows: list[str], labels: list[str]) -> Sequence[tuple[Box, int] | None]:
         """Box and class of each row; for an invalid row, None and an error is added."""
-        try:
-            boxes, classes = self._parsers.parse_rows(rows)
-            return list(zip(boxes, classes, strict=True))
-        except ValueError as error:
-            if len(rows) > 1:  # which one is it?
-                pairs = zip(rows, labels, strict=True)
-                return [found for row, label in pairs for found in self._parse([row], [label])]
+        found, errors = parse_all(self._parsers.parse_rows, rows)
+        for index, error in errors.items():
             fault = "cannot be read. Correct or delete the row."
-            self._findings.error(f"{labels[0]} ({error})", fault)
-            return [None]
+            self._findings.error(f"{labels[index]} ({error})", fault)
+        return found
 
     def _add(self, box: Box, class_index: int, image_id: int, label: str) -> None:
         count = len(self._source.categories)

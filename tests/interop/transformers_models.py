@@ -1,4 +1,4 @@
-"""Models of transformers with random weights and random images, for timing and for tests.
+"""Models of transformers with random weights and random images.
 
 Nothing is downloaded. ``small`` models have all parts of the real ones, with few channels and
 layers; the others have the default configuration of their class.
@@ -7,15 +7,12 @@ layers; the others have the default configuration of their class.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-
-from sparsedet.interop.transformers.kernel import use_sparsedet_kernel
 
 hf: Any = transformers  # its configurations accept more arguments than they declare
 SWIN = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4)
@@ -65,10 +62,6 @@ class Case:
             loss = torch.stack([each.square().mean() for each in found]).sum()
         loss.backward()
         return loss.detach()
-
-    def swap(self) -> AbstractContextManager[Any]:
-        """Use this library's op inside a ``with`` block."""
-        return use_sparsedet_kernel(self.model)
 
 
 def _labels(batch: int) -> dict[str, Any]:
