@@ -12,6 +12,7 @@ import pytest
 
 from sparsedet.cli import benchmark, convert_weights
 from sparsedet.cli.main import COMMANDS, main
+from tests.scripts import load_script
 
 HEAVY = ("torch", "torchvision", "timm", "scipy", "numpy", "PIL", "matplotlib")
 TOOLS = {
@@ -62,7 +63,6 @@ END = "=== end ==="
 PROGRAM = """
 import sys
 from sparsedet.cli.main import main
-from tests.scripts import load_script
 for words in {lines}:
     try:
         code = main(words)

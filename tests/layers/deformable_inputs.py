@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import sparsedet.layers  # noqa: F401 (registers the operator)
+
 OP = torch.ops.sparsedet.ms_deform_attn.default
 LEVELS = ((5, 7), (3, 4))
 

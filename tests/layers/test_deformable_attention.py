@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from layers.deformable_inputs import LEVELS, make_inputs, make_order
 from sparsedet.layers import (
     MultiScaleDeformableAttention,
     ms_deform_attn,
@@ -18,6 +17,7 @@ from sparsedet.layers import (
 )
 from sparsedet.layers.deformable_attention import module as attention_module
 from sparsedet.layers.placing import whole_maps
+from tests.layers.deformable_inputs import LEVELS, make_inputs, make_order
 
 TOKENS = sum(height * width for height, width in LEVELS)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from layers.deformable_inputs import Inputs, gradients, make_inputs, make_order
 from sparsedet.layers import ms_deform_attn_reference
+from tests.layers.deformable_inputs import Inputs, gradients, make_inputs, make_order
 
 SOURCE = Path(__file__).with_name("cuda_on_host.cpp")
 SEVEN_LEVELS = tuple((2 + n, 9 - n) for n in range(7))

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layers.deformable_inputs import Inputs, gradients, make_inputs
 from sparsedet.layers import has_compiled_kernel, ms_deform_attn, ms_deform_attn_reference
+from tests.layers.deformable_inputs import Inputs, gradients, make_inputs
 
 pytestmark = pytest.mark.skipif(
     not has_compiled_kernel("cpu"), reason="sparsedet is installed without compiled kernels"

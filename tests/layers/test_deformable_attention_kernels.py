@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layers.deformable_inputs import LEVELS, OP, Inputs, gradients, make_inputs, make_order
 from sparsedet.layers import (
     has_compiled_kernel,
     ms_deform_attn,
     ms_deform_attn_reference,
 )
 from sparsedet.layers.deformable_attention import operator
+from tests.layers.deformable_inputs import LEVELS, OP, Inputs, gradients, make_inputs, make_order
 
 pytestmark = pytest.mark.skipif(
     not has_compiled_kernel("cpu"), reason="sparsedet is installed without compiled kernels"

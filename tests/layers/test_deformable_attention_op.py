@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from layers.deformable_inputs import LEVELS, OP, gradients, make_inputs, make_order
 from sparsedet.layers import (
     MultiScaleDeformableAttention,
     ms_deform_attn,
     ms_deform_attn_reference,
 )
 from sparsedet.layers.deformable_attention import operator, reference
+from tests.layers.deformable_inputs import LEVELS, OP, gradients, make_inputs, make_order
 from tests.scripts import load_script
 
 BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
