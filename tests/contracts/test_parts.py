@@ -110,7 +110,7 @@ MISFITS = {
             query_initializer=points_without_positions(),
             decoder=small.build(DeformableDecoder, makes_pos=True),
         ),
-        r"makes positions from boxes, the references of LearnedQueries are points.*"
+        r"makes positions from boxes, but the references of LearnedQueries are points.*"
         r"model\.query_initializer",
     ),
     "classes of a first stage that is not there": (
@@ -149,7 +149,7 @@ MISFITS = {
             backbone=TorchvisionResNet("resnet50", dilation=True),
             neck=ChannelMapper(dict(res3=512, res4=1024, res5=2048), (8, 16, 32), embed_dim=32),
         ),
-        r"strides must be \[8, 16, 16\] as those of TorchvisionResNet, got \[8, 16, 32\]",
+        r"strides must be \[8, 16, 16\] as in TorchvisionResNet, got \[8, 16, 32\]",
     ),
     "scorer levels": (
         dict(
@@ -333,7 +333,7 @@ def test_maps_that_the_backbone_does_not_give():
     with pytest.raises(ValueError, match=r"\{'res3': 48, 'res4': 192, 'res5': 96\}.*in_channels"):
         TokenSparseDetector(**arguments).detect(images, sizes)
     arguments["backbone"] = TimmBackbone("test_resnet", out_features=("res3", "res5"))
-    with pytest.raises(ValueError, match=r"names \['res4'\], the backbone gives.*in_channels"):
+    with pytest.raises(ValueError, match=r"names \['res4'\], but the backbone has.*in_channels"):
         TokenSparseDetector(**arguments).detect(images, sizes)
 
 

@@ -24,7 +24,7 @@ WRONG = [
     ([{"image": torch.full((3, 8, 9), 0.7)}], "got a float image in [0.7, 0.7]. Multiply it by"),
     ([{"image": torch.full((3, 8, 9), -1.0)}], "got values in [-1, -1]. Leave normalization out"),
     ([{"image": torch.full((3, 8, 9), 256.0)}], "got values in [256, 256]"),
-    ([{"image": torch.full((3, 8, 9), torch.nan)}], "got values that are no numbers (NaN)"),
+    ([{"image": torch.full((3, 8, 9), torch.nan)}], "got values that are not numbers (NaN)"),
     ([{"image": torch.zeros(4, 8, 9)}], "with an alpha channel of shape (4, 8, 9)"),
     ([{"image": torch.zeros(1, 8, 9)}], "Repeat the channel three times"),
     ([{"image": torch.zeros(8, 9, 3)}], "with the channels last of shape (8, 9, 3)"),

@@ -337,7 +337,7 @@ BAD = {
             **{**small.parts(small.NAMED["global_sparse"]), "selector": TopKSelector(0.4),
                "encoder": GlobalEncoder(32, 4, num_layers=0)}
         ),
-        r"GlobalEncoder\.num_layers must be positive where TopKSelector chooses .*got 0",
+        r"GlobalEncoder\.num_layers must be positive if TopKSelector chooses .*got 0",
     ),
 }  # fmt: skip
 

@@ -383,7 +383,9 @@ def test_without_calibration_it_says_how_to_get_one(features, scores, compiling)
     kind = RuntimeError if compiling else ValueError  # on a device, what it was told to check
     with (
         mock.patch.object(torch.compiler, "is_compiling", return_value=compiling),
-        pytest.raises(kind, match=r"^AdaptiveSelector must know.*calibrate_selector\(model, bat"),
+        pytest.raises(
+            kind, match=r"^AdaptiveSelector derives its threshold.*calibrate_selector\(model, bat"
+        ),
     ):
         selector(scores, features, 1)
     selector.keep_ratio = 1.0

@@ -156,7 +156,7 @@ def test_maps_are_taken_by_their_names():
     assert list(model.detector.backbone(torch.zeros(1, 3, 64, 96))) == [*three, "p6", "p7"]
     backbone = TorchvisionResNet("resnet18")
     model = TorchvisionDetector(RCNN, in_channels=WIDTHS, num_classes=3, backbone=backbone)
-    with pytest.raises(ValueError, match=r"names \['res2'\], the backbone gives \['res3'"):
+    with pytest.raises(ValueError, match=r"names \['res2'\], but the backbone has \['res3'"):
         model(small.samples([(64, 96)], [2]))
     wide = {name: width + 1 for name, width in three.items()}
     model = TorchvisionDetector(RCNN, in_channels=wide, num_classes=3, backbone=backbone)
