@@ -61,7 +61,7 @@ help:
 	@echo "make clean        remove build results (not the environment, data or output)"
 	@echo
 	@echo "PYTHON=python3.12      the Python for the environment (3.10 or later)"
-	@echo "VENV=.venv             folder of the environment; that of make interop is next to it"
+	@echo "VENV=.venv             folder of the environment; make interop has another, next to it"
 	@echo "SYSTEM_TORCH=1         use the torch and torchvision that PYTHON already has"
 	@echo "TORCH='--index-url U'  more pip arguments for torch, here the index of its CPU-only build"
 	@echo "                       (see Get Started at pytorch.org)"

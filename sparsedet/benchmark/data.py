@@ -35,7 +35,7 @@ def config_with_set(args: argparse.Namespace) -> Iterator[tuple[Any, dict[str, A
     """The config with a set of at most so many images, and what the set is.
 
     Raises:
-        ConfigError: the config is not that of a training run, or one of two options is missing.
+        ConfigError: the config is not a config of a training run, or one of two options is missing.
         DatasetError: the set cannot be used.
     """
     if bool(args.annotations) != bool(args.images):

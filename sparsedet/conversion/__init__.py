@@ -306,6 +306,6 @@ def num_classes(state: Mapping[str, Tensor]) -> int:
     if len(rows) != 1:
         raise ValueError(
             f"num_classes: the class heads must have the same number of rows, got {sorted(rows)}. "
-            "The file is damaged or not that of a whole detector."
+            "The file is damaged, or it is not a whole detector."
         )
     return rows.pop()
