@@ -211,7 +211,9 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         names = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
         if absent := [name for name in names if name not in state]:
-            raise ValueError(f"convert: {key!r} needs {absent}, too. The file is damaged.")
+            raise ValueError(
+                f"convert: the file has {key!r}, but not {', '.join(absent)}. It is damaged."
+            )
         parts = [state[name] for name in names]
         if len({part.shape for part in parts}) > 1 or not tensor.ndim:
             raise ValueError(f"convert: {names} must have the same shape. The file is damaged.")
