@@ -48,12 +48,17 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--naive-library", metavar="FILE", help="for the section that measures the op on a GPU")
     add("--weights", metavar="FILE", help="deploy: a trained model instead of the photos config")
     add("--files", metavar="DIR", help="deploy: keep exported files here and reuse them")
-    add("--dry-run", action="store_true", help="tiny images, one round: does everything run?")
+    add("--dry-run", action="store_true", help="only try everything: tiny images, one round")
     add("--json", type=Path, metavar="FILE", help="write the results here after every section")
     add("--resume", action="store_true", help="keep the results that are already in --json")
     add("--markdown", type=Path, metavar="FILE", help="write the tables here as Markdown")
     add(
-        "--fill", type=Path, nargs="+", default=[], metavar="PAGE", help="put the tables into these"
+        "--fill",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PAGE",
+        help="put the tables into these pages",
     )
     add("--plot", type=Path, metavar="FILE", help="plot time and memory here (needs matplotlib)")
     return made
