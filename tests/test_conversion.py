@@ -81,7 +81,7 @@ def test_the_error_of_a_file_names_the_sources_that_know_it(key, answer):
 def test_a_projection_that_lacks_a_part_is_refused():
     name = "model.decoder.layers.0.self_attn.{}_proj.weight"
     state = {name.format(part): torch.zeros(4, 4) for part in "qk"}
-    with pytest.raises(ValueError, match=r"without .*in_proj\.v\.weight"):
+    with pytest.raises(ValueError, match=r"but not .*in_proj\.v\.weight"):
         convert(state, "huggingface")
 
 

@@ -342,7 +342,7 @@ def test_figures_say_into_how_many_tokens_the_others_are_pooled(words: list[str]
         token_figure(*pictures, detections(), image=image)
         assert words[-1] == summary
         layer_figure(*pictures, detections(), image=image)
-        assert f"{summary};  the finest level with a kept token:" in words
+        assert f"{summary};  color: the finest level with a kept token:" in words
         level_figure(pictures[0], {"pnp": output}, image=image)
         assert words[-1] == f"pnp: {summary}  "
 

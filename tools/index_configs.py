@@ -1,6 +1,7 @@
-"""Write configs/index.json, which `sparsedet configs` shows: run it after a change of a config.
+"""Write configs/index.json, which `sparsedet configs` shows; run this after changing a config.
 
-Everything is read from the configs, but for the published AP, which is that of the projects' pages.
+Everything is read from the configs, except the published AP, which is read from the pages of the
+projects.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sparsedet.files import write_json
 from sparsedet.loading import build_on_meta
 
 ROOT = Path(__file__).resolve().parents[1]
-COCO_CLASSES = 80  # where the data set has to tell
+COCO_CLASSES = 80  # for configs whose number of classes depends on the data set
 BACKBONES = (
     (r"resnet(\d+)", r"R\1"),
     (r"swin_t(iny_.*)?", "Swin-T"),
@@ -33,10 +34,10 @@ def main() -> int:
 
 
 def entry(name: str) -> dict[str, Any]:
-    """What the table shows of a config.
+    """The entry of a config in the table.
 
     Args:
-        name: as `packaged_configs` has it.
+        name: name of the config in `packaged_configs`.
     """
     path = packaged_configs()[name]
     cfg = LazyConfig.load(path)
@@ -53,12 +54,12 @@ def entry(name: str) -> dict[str, Any]:
 
 
 def title(page: Path) -> str:
-    """The method that a project's page describes."""
+    """The method of a project, from the title of its page."""
     return page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
 def backbone(name: str) -> str:
-    """How tables call it."""
+    """The name of a backbone in tables."""
     for pattern, short in BACKBONES:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, short, name, count=1)
@@ -66,7 +67,7 @@ def backbone(name: str) -> str:
 
 
 def keep_ratio(model: Any) -> float | None:
-    """Mean share of the tokens over the encoder layers; None where it is not one number."""
+    """Mean share of kept tokens over the encoder layers; None if it is not a single number."""
     if "encoder" not in model:
         return None
     selector = model.get("selector")

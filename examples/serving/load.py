@@ -1,10 +1,10 @@
-"""Load of the server on this machine: pictures a second, latencies, memory, bad uploads refused.
+"""Load test of the server on this machine: pictures per second, latencies, memory, bad uploads.
 
     python examples/serving/load.py model_best.pth pictures/ --clients 1 2 4 8 16 --requests 500
 
-Starts the server, and as many clients as are asked for, each of which sends the next picture when
-it has its answer. One upload of ten is bad: it must be refused, and changes nothing for the others.
-The clients need some of the processor as well. Exit code 1 = an answer was none that was expected.
+It starts the server and the clients; each client sends the next picture when it has received a
+response. One upload in ten is bad: the server must refuse it without affecting the others. The
+clients use part of the processor, too. Exit code 1 = a response was not the expected one.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def bad_uploads(picture: bytes) -> list[tuple[bytes, int]]:
-    """Uploads that must be refused, and the status of the answer."""
+    """Uploads that must be refused, each with the expected status."""
     bomb = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
     return [
@@ -45,7 +45,7 @@ def bad_uploads(picture: bytes) -> list[tuple[bytes, int]]:
 
 
 class Server:
-    """The server in a process of its own; use it as a context manager.
+    """The server in its own process; a context manager.
 
     Args:
         words: its command line, without the port.
@@ -72,19 +72,19 @@ class Server:
         self.process.wait()
 
     def healthy(self) -> dict:
-        """What the server says of itself."""
+        """The server's status."""
         with closing(self.connect()) as connection:
             return self.send(connection, "GET", "/healthy")[1]
 
     def connect(self) -> http.client.HTTPConnection:
-        """A connection, of which a client needs one."""
+        """A new connection; each client needs one."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
 
     @staticmethod
     def send(
         connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None
     ) -> tuple[int, dict]:
-        """Status and answer of a request; 413 where the server hung up on a large body."""
+        """Status and content of a response; 413 if the server closed the connection."""
         try:
             connection.request(method, path, body)
             with connection.getresponse() as response:
@@ -96,14 +96,14 @@ class Server:
             return 413, {}
 
     def resident_mb(self) -> float:
-        """Memory that the process has."""
+        """Resident memory of the process in MB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         return int(found[1]) * 1024 / 1e6 if found else float("nan")
 
 
 def measure(server: Server, good: Sequence[bytes], clients: int, requests: int) -> dict:
-    """Send so many requests by so many clients."""
+    """Send `requests` requests from `clients` clients."""
     bad = bad_uploads(good[0])
     numbers, seconds, statuses, wrong = itertools.count(), [], Counter(), []
 
@@ -146,7 +146,7 @@ def main() -> int:
     add("pictures", type=Path, help="a folder of pictures")
     add("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     add("--requests", type=int, default=500, help="for each number of clients (%(default)s)")
-    add("--json", type=Path, help="also write the figures here")
+    add("--json", type=Path, help="also write the results here")
     args, words = parser.parse_known_args()  # other options are those of the server
     paths = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in SUFFIXES)
     good = [path.read_bytes() for path in paths[:100]]

@@ -1,11 +1,12 @@
-"""Serve a detector over HTTP; requests that wait while the model runs form the next batch.
+"""Serve a detector over HTTP; requests that arrive while the model runs form the next batch.
 
     pip install 'sparsedet[serve]'
     python examples/serving/server.py model_best.pth --port 8000
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/detect?score_threshold=0.5'
 
-The body of a request is a picture file. The answer has width, height, and objects with name, score
-and box (x1, y1, x2, y2 in pixels). A checkpoint and a file of `sparsedet export` both serve.
+The body of a request is a picture file. The response has width, height, and objects with name,
+score and box (x1, y1, x2, y2 in pixels). The weights are a checkpoint or a file of `sparsedet
+export`.
 """
 
 import argparse
@@ -29,14 +30,14 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class Batches:
-    """A queue in front of a predictor, which takes up to `batch_size` pictures at a time."""
+    """A queue for a predictor, which processes up to `batch_size` pictures at a time."""
 
     def __init__(self, predictor: Predictor, max_waiting: int) -> None:
         self.predictor = predictor
         self.queue: asyncio.Queue[tuple[Picture, asyncio.Future]] = asyncio.Queue(max_waiting)
 
     async def detect(self, picture: Picture) -> Detections:
-        """Detections of a picture, when its turn has come."""
+        """Queue a picture and wait for its detections."""
         answer = asyncio.get_running_loop().create_future()
         self.queue.put_nowait((picture, answer))
         return await answer
@@ -50,7 +51,7 @@ class Batches:
             pictures = [picture for picture, _ in entries]
             try:
                 found = await asyncio.to_thread(self.predictor, pictures, score_threshold=0.0)
-            except Exception as error:  # of the model; the next batch may succeed
+            except Exception as error:  # the model failed; the next batch may succeed
                 found = [error] * len(entries)
             for (_, answer), each in zip(entries, found, strict=True):
                 if answer.done():  # the client has left
@@ -74,7 +75,7 @@ async def receive(request: Request, max_bytes: int) -> bytes:
 
 
 def decode(predictor: Predictor, data: bytes, max_pixels: int) -> Picture:
-    """Decode an upload, unless its header says that it has too many pixels."""
+    """Decode an upload, unless its header declares too many pixels."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
@@ -92,13 +93,13 @@ def decode(predictor: Predictor, data: bytes, max_pixels: int) -> Picture:
 def make_app(predictor: Predictor, limits: argparse.Namespace) -> FastAPI:
     """The application; `limits` come from the command line."""
     batches = Batches(predictor, limits.max_waiting)
-    decoders = ThreadPoolExecutor(2)  # each may hold a whole picture
+    decoders = ThreadPoolExecutor(2)  # each thread may have a whole picture in memory
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         running = asyncio.create_task(batches.run())
         yield
-        running.cancel()  # every accepted request has its answer
+        running.cancel()  # every accepted request has been answered
 
     app = FastAPI(lifespan=lifespan)
 
@@ -143,7 +144,7 @@ def main() -> None:
         "--max-pixels", type=int, default=50_000_000, help="largest picture in pixels (%(default)s)"
     )
     add("--max-waiting", type=int, default=32, help="longest queue (%(default)s)")
-    add("--upload-timeout", type=float, default=30.0, help="in seconds (%(default)s)")
+    add("--upload-timeout", type=float, default=30.0, help="timeout in seconds (%(default)s)")
     args = parser.parse_args()
     if args.max_waiting < 1 or not 0 <= args.port < 65536:
         parser.error("--max-waiting must be at least 1, and --port below 65536")
@@ -155,7 +156,7 @@ def main() -> None:
         make_app(predictor, args),
         host=args.host,
         port=args.port,
-        limit_concurrency=4 * args.max_waiting,  # connections, each of which may hold an upload
+        limit_concurrency=4 * args.max_waiting,  # connections; each may have an upload in memory
         timeout_graceful_shutdown=60,
         access_log=False,
     )

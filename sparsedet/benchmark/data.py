@@ -31,7 +31,7 @@ def config_with_set(args: argparse.Namespace) -> Iterator[Any]:
     """The config, with the set of shapes for training and for the test.
 
     Raises:
-        ConfigError: the config is not that of a training run.
+        ConfigError: the config is not a config of a training run.
     """
     cfg = read_config(args.config_file, tuple(args.overrides))
     absent = [name for name in ("dataloader", "dataset", "optimizer") if name not in cfg]

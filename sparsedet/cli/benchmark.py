@@ -42,7 +42,12 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--files", metavar="DIR", help="deploy: keep exported files here and reuse them")
     add("--json", type=Path, metavar="FILE", help="write the results here after every section")
     add(
-        "--fill", type=Path, nargs="+", default=[], metavar="PAGE", help="put the tables into these"
+        "--fill",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PAGE",
+        help="put the tables into these pages",
     )
     return made
 

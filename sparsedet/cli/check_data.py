@@ -10,7 +10,7 @@
     sparsedet check-data mine/data.yaml --preview 9
 
 SOURCE is a value of `dataset.path` or `dataset.train_json`; all parts of the set are reported. The
-input sizes are those of the config `photos`, or of --config-file, with the key=value overrides.
+input sizes come from the config `photos`, or from --config-file, with the key=value overrides.
 Instead of SOURCE, give the arguments of `sparsedet train`: CONFIG key=value, with the data set.
 CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file; write ./NAME for a folder.
 

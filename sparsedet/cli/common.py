@@ -80,7 +80,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how to read a data set."""
     add = parser.add_argument
     add("--images", metavar="DIR", help="folder of the pictures, if SOURCE does not name it")
-    add("--split", metavar="NAME", help="which part of a set with several: train, val, ...")
+    add("--split", metavar="NAME", help="part of the data set: train, val, ...")
     add("--format", default="auto", metavar="F", help="coco, voc or yolo (default: from SOURCE)")
     add("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
 

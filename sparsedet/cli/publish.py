@@ -39,7 +39,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add(
         "--name",
         metavar="NAME",
-        help="the model's name in the card (default: that of --push, or the name of FOLDER)",
+        help="the model's name in the card (default: the one in --push, or the name of FOLDER)",
     )
     add("--private", action="store_true", help="make the model private if it is new")
     add("--license", metavar="ID", help="apache-2.0, mit, other, ...")

@@ -12,8 +12,8 @@ images, which is a little higher because the number of tokens is rounded up. --b
 to sweep as well; --fixed adds models that are evaluated unchanged, dense or trained for one ratio.
 Overrides apply to all models. Results that `sweep.json` already has for the same weights and
 settings are not measured again, so the same command resumes an interrupted sweep.
-
 The results are written as JSON, a table and a plot.
+
 --look sweeps model.regions.look_ratio instead: the share of the tiles that a model with regions
 processes. Its rows also have the share of objects whose center is in a chosen tile (tile_recall),
 that share for the best choice of as many tiles (oracle) and for a random choice (random).
@@ -90,10 +90,14 @@ def _add_shares(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["0.05", "0.1", "0.2", "0.3", "0.5"],
         metavar="R",
-        help="values of model.selector.keep_ratio, the mean over encoder layers (%(default)s)",
+        help="values of model.selector.keep_ratio, the mean over encoder layers "
+        "(0.05 0.1 0.2 0.3 0.5)",
     )
     shares.add_argument(
-        "--look", nargs="+", metavar="R", help="values of model.regions.look_ratio, not --ratios"
+        "--look",
+        nargs="+",
+        metavar="R",
+        help="values of model.regions.look_ratio, instead of --ratios",
     )
 
 

@@ -211,7 +211,9 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         names = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
         if absent := [name for name in names if name not in state]:
-            raise ValueError(f"convert: {key!r} needs {absent}, too. The file is damaged.")
+            raise ValueError(
+                f"convert: the file has {key!r}, but not {', '.join(absent)}. It is damaged."
+            )
         parts = [state[name] for name in names]
         if len({part.shape for part in parts}) > 1 or not tensor.ndim:
             raise ValueError(f"convert: {names} must have the same shape. The file is damaged.")
@@ -306,6 +308,6 @@ def num_classes(state: Mapping[str, Tensor]) -> int:
     if len(rows) != 1:
         raise ValueError(
             f"num_classes: the class heads must have the same number of rows, got {sorted(rows)}. "
-            "The file is damaged or not that of a whole detector."
+            "The file is damaged, or it is not a whole detector."
         )
     return rows.pop()

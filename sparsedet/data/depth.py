@@ -42,12 +42,12 @@ class Depth:
     Args:
         kind: the values in words, such as "16-bit integers".
         declared: the values (black, white) that the file declares; None if it does not.
-        color: whether there are several channels, of which Pillow gives only the upper 8 bits.
+        color: whether there are several channels; Pillow gives only the upper 8 bits of these.
         inverted: whether low values are white.
         shown: the range of values that Pillow's 8 bits of several channels cover.
         only_shown: whether the lower bits cannot be read.
-        unit: the factor by which Pillow's numbers are larger than those of the file.
-        significant: bits of PNG's sBIT, if they are fewer than those of the file.
+        unit: the factor by which Pillow's numbers are larger than the numbers in the file.
+        significant: bits of PNG's sBIT, if they are fewer than the bits of the file.
         stored: numpy dtype of the values, if Pillow misinterprets it.
     """
 
@@ -218,9 +218,9 @@ _OTHER_BYTE = {
 
 
 def _aligned(values: np.ndarray, depth: Depth) -> Range:
-    """The declared range, or that of PNG's sBIT if values are not scaled up.
+    """The declared range, or the range of PNG's sBIT if values are not scaled up.
 
-    The standard demands that they are scaled up to 16 bits, in one of three ways; then the lower
+    The standard demands that values are scaled up to 16 bits, in one of three ways; then the lower
     bits are 0 or repeat the upper ones.
     """
     assert depth.declared is not None

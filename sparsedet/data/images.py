@@ -193,7 +193,7 @@ OTHER_SIZE = (
 
 
 def size_mismatch(path: str, found: tuple[int, int], expected: tuple[int, int]) -> str:
-    """Sentence about a file whose size is not that of the annotation file."""
+    """Sentence about a file whose size differs from the annotation file."""
     return (
         f"image file {path!r} is {found[0]}x{found[1]} pixels, but the annotation file says "
         f"{expected[0]}x{expected[1]}; {OTHER_SIZE}"

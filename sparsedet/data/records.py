@@ -1,4 +1,4 @@
-"""Records in a form that processes share."""
+"""Records in memory that processes share."""
 
 import pickle
 from collections.abc import Iterable, Sequence
@@ -8,13 +8,13 @@ import numpy as np
 
 
 class Records(Sequence[dict[str, Any]]):
-    """Records of a set, read-only: each access makes a new dict.
+    """Read-only records of a data set; each access makes a new dict.
 
-    They are held packed in one array, so that worker processes share them instead of copying them
-    one by one.
+    They are packed in one array, so that worker processes share the memory instead of copying each
+    record.
 
     Args:
-        records: dicts with `annotations`, whose `category_id` counts the classes.
+        records: dicts with `annotations`, whose `category_id` is a class index.
     """
 
     def __init__(self, records: Iterable[dict[str, Any]]) -> None:
@@ -45,7 +45,7 @@ class Records(Sequence[dict[str, Any]]):
         return record
 
     def with_classes(self, classes: Sequence[int]) -> "Records":
-        """The same records with other class numbers: `classes[number]` for each."""
+        """The same records with `classes[index]` instead of each class index."""
         if self._classes is not None:
             classes = [classes[number] for number in self._classes]
         return self._view(self._places, tuple(classes))

@@ -302,10 +302,10 @@ class EvalHook(Hook):
         value = metrics.get(self._best_metric)
         if value is None:
             logger.warning(
-                "the evaluation has no metric %s (it has %s): no best weights are saved. Set "
-                "train.best_metric.",
+                "the evaluation has no metric %s (its metrics: %s): no best weights are "
+                "saved. Set train.best_metric.",
                 self._best_metric,
-                ", ".join(metrics) or "nothing",
+                ", ".join(metrics) or "none",
             )
         elif best is None or value > best["value"]:
             best = {"metric": self._best_metric, "value": value, "iteration": trainer.iteration}

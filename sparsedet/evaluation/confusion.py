@@ -1,7 +1,7 @@
 """Detections matched with objects, and a confusion matrix of them.
 
-The counting is our own because that of `supervision` does not know ignore regions: detections in a
-crowd would count as false positives.
+The counting is our own because `supervision` does not know ignore regions: it would count
+detections in a crowd as false positives.
 """
 
 from __future__ import annotations

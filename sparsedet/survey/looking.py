@@ -94,7 +94,7 @@ def wanted_look(seen: Seen) -> float:
 
 
 def wanted_ranges(bound: float, levels: int, *, glance: bool) -> list[list[int]]:
-    """Size ranges of levels, of which the first level is for objects below a bound.
+    """Size ranges of levels; the first level is for objects below a bound.
 
     Args:
         bound: the bound in pixels of the input.

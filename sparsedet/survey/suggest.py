@@ -352,7 +352,7 @@ def _look(part: Part, settings: Settings, sizes: Sizes | None) -> list[Override]
     strides = settings.strides
     levels = looking.levels + sum(stride < factor * strides[0] for stride in strides)
     if overrides:
-        reason = "tiles add levels that are finer than those of the glance"
+        reason = "tiles add finer levels than the glance has"
         overrides.append(Override("model.num_levels", levels, reason))
     for ranges in settings.ranges:
         glance = ranges.key.startswith("model.criterion.regions")

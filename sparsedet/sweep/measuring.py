@@ -102,7 +102,7 @@ def load_subject(config: str, weights: str, overrides: Sequence[str]) -> Subject
     """Load a model with its weights, ready to detect.
 
     Raises:
-        ConfigError: the config cannot be read, or is not that of a training run.
+        ConfigError: the config cannot be read, or is not a config of a training run.
         CheckpointError: the weights cannot be read or do not fit.
         DatasetError: the test set cannot be used.
     """

@@ -177,7 +177,7 @@ def _draw_costs(axes: Any, models: Sequence[dict[str, Any]], column: str, share:
 
 
 def _draw_recall(axes: Any, models: Sequence[dict[str, Any]]) -> None:
-    """Plot the recall of tiles against their share, with that of an oracle and of chance."""
+    """Plot the recall of tiles against their share, with an oracle's recall and that of chance."""
     styles = {"tile_recall": "-", "oracle": "--", "random": ":"}
     for number, model in enumerate(models):
         rows = [row for row in model["rows"] if row.get("tile_recall") is not None]

@@ -93,7 +93,10 @@ def test_the_data_of_a_config_at_its_sizes(shapes, capsys):
 
 def test_another_config_for_a_data_set(shapes, capsys):
     assert main(["check-data", str(shapes), "--config-file", "quickstart"]) == 0
-    assert "100 detections per picture; a picture has" in capsys.readouterr().out
+    assert (
+        "100 detections per picture and class in the evaluation; a picture has"
+        in capsys.readouterr().out
+    )
     assert main(["check-data", str(shapes), "--config-file", "focus_detr_r50_12ep"]) == 0
     assert "900 queries, 300 detections per picture" in capsys.readouterr().out
 

@@ -48,7 +48,7 @@ def test_a_coco_file_keeps_its_ids(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["{yolo}", "{out}"], "it has the parts train, val, and which is meant is not said"),
+        (["{yolo}", "{out}"], "it has the parts train, val, but none was chosen"),
         (["{yolo}", "{yolo}", "--split", "val"], "is also the source"),
         (["{yolo}", "{out}", "--split", "val", "--format", "pascal"], "must be auto, coco"),
         (["nowhere", "{out}"], "annotation file 'nowhere': No such file"),

@@ -386,7 +386,7 @@ def top(key, value):
         ),
         (
             top("annotations", [{"image_id": 1, "category_id": 1, "keypoints": [1, 2, 2]}]),
-            r"annotations\[0\] .*no box is made of keypoints",
+            r"annotations\[0\] .*Keypoints do not replace it",
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_folders_that_are_no_set(tmp_path, names, words):
         open_dataset(str(tmp_path))
 
 
-# --- files that are no JSON, or not that of a set ---------------------------------------------
+# --- files that are not JSON, or not data sets ------------------------------------------------
 
 PREDICTION = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
 FILES = {

@@ -49,11 +49,14 @@ def test_centers_and_swapped_axes_are_told(tmp_path, caplog):
     boxes = sound_boxes()
     center = np.hstack([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]])
     open_dataset(written(tmp_path, center.tolist()))
-    assert "leave their image, but all fit as [center x, center y, width, height]" in caplog.text
+    assert (
+        "leave their image, but all fit if read as [center x, center y, width, height]"
+        in caplog.text
+    )
     caplog.clear()
     inside = boxes[boxes[:, 0] < 80][:, [1, 0, 3, 2]]  # else half of them would be lost
     open_dataset(written(tmp_path, inside.tolist()))
-    assert "leave their image, but all fit as [y, x, height, width]" in caplog.text
+    assert "leave their image, but all fit if read as [y, x, height, width]" in caplog.text
 
 
 def test_single_boxes_that_leave_their_image_are_told_by_themselves(tmp_path, caplog):

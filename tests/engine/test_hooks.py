@@ -219,7 +219,7 @@ def test_a_metric_that_does_not_exist(caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_trainer(1)
     trainer.hooks = [EvalHook(0, Scores(0.1), best_metric="segm/AP")]
     trainer.train()
-    assert "gives no segm/AP (it gives bbox/AP)" in caplog.text
+    assert "has no metric segm/AP (its metrics: bbox/AP)" in caplog.text
 
 
 def test_flatten_metrics() -> None:
@@ -239,7 +239,7 @@ def test_a_metric_that_is_not_a_number_is_never_the_best(
     writer.close()
     assert trainer.hook_state["eval"]["best"]["value"] == 20.0
     assert load_checkpoint(tmp_path / "model_best.pth")["best"]["iteration"] == 2
-    assert caplog.text.count("gives no bbox/AP") == 2
+    assert caplog.text.count("has no metric bbox/AP") == 2
     values = [row.get("eval/bbox/AP", "none") for row in _rows(tmp_path / "metrics.json")]
     assert values == ["none", 20.0, "none", 10.0]
 

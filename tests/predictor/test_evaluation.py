@@ -68,4 +68,4 @@ def test_other_classes_are_refused(run: Path) -> None:
 
 def test_tiles_need_named_weights(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run / "config.yaml"), "--tiles", "64"]) == 2
-    assert "--tiles evaluates named weights" in capsys.readouterr().err
+    assert "--tiles evaluates given weights" in capsys.readouterr().err

@@ -287,7 +287,7 @@ def test_a_config_in_a_checkpoint_calls_nothing_foreign(
         (dict(whole=True), r"whole needs tiles"),
         (dict(device=None), "device must be auto or a device"),
         (dict(config=5), "config must be a config, its file or its name, got int"),
-        (dict(config=OmegaConf.create({"a": 1})), "config has no model, dataset, dataloader"),
+        (dict(config=OmegaConf.create({"a": 1})), "config must have model, dataset, dataloader"),
     ],
 )
 def test_refused_settings(run: Path, arguments: dict[str, Any], words: str) -> None:

@@ -79,7 +79,7 @@ def test_boxes_that_are_small_altogether(tmp_path):
     assert "projects/large_images" in large
     assert text.startswith("60 % of the training boxes are below 8 pixels at the model's input")
     assert "elongated" not in text
-    assert re.search(r"for [\d.]+ times the pixels and time", text)
+    assert re.search(r"at [\d.]+ times the pixels and time", text)
     left = misfits(parts, "quickstart", *overrides_in(text))
     assert all("projects/large_images" in each for each in left)
 

@@ -82,4 +82,4 @@ def test_a_transform_that_needs_pixels_is_named_as_the_reason(tmp_path):
     part = make_part(tmp_path, [(100, 100, [(50, 50, 0)])])
     found = input_sizes(part, DetectionMapper([brighten, ResizeShortSide(40, 80)]))
     assert isinstance(found, str) and "needs pixels" in found
-    assert input_sizes(part, lambda record, rng: record) == "function does not tell"
+    assert input_sizes(part, lambda record, rng: record) == "function does not give them"

@@ -49,7 +49,7 @@ def test_what_is_too_dear_is_not_suggested(tmp_path):
 def test_pictures_are_not_blown_up_where_objects_are_large(tmp_path):
     found = suggestion_for(tmp_path, [(96, 128, [(60, 60, 0)])] * 4)
     assert values(found)["dataset.test_short_side"] == 96
-    assert "enlarged" in reason(found, "dataset.test_short_side")
+    assert "enlarges" in reason(found, "dataset.test_short_side")
     small = suggestion_for(tmp_path, [(96, 128, [(8, 8, 0)])] * 4)
     assert small.sizes.short_side >= 192, "here enlarging has a reason"
 

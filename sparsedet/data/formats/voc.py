@@ -229,7 +229,7 @@ class _XmlReader:
         width, height = (whole(_text(tree, f"size/{side}")) for side in ("width", "height"))
         if width and height and min(width, height) > 0:
             return {"width": width, "height": height}
-        fault = "it gives no size in whole pixels; that of the picture is used."
+        fault = "it gives no size in whole pixels; the size of the picture is used."
         self._findings.warn(f"file {label!r}", fault)
         return {}
 

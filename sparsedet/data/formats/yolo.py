@@ -72,7 +72,7 @@ def read_yolo(path: str, images: str | None, split: str | None, findings: Findin
     if not any(map(os.path.exists, pictures)):
         raise DatasetError(
             f"{path}: none of its {len(pictures)} pictures exists; the first would be "
-            f"{pictures[0]!r}. Write paths in the list relative to its folder or to that of {path}."
+            f"{pictures[0]!r}. Write paths relative to the folder of the list or of {path}."
         )
     if len({os.path.isabs(picture) for picture in pictures}) > 1:
         pictures = [os.path.abspath(picture) for picture in pictures]

@@ -17,15 +17,15 @@ class Chance:
         return (self._bits.random_raw() >> 11) * _TWO_TO_MINUS_53
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """From low (included) to high."""
+        """A float from low (included) to high (excluded)."""
         return low + (high - low) * self._unit()
 
     def color(self) -> list[float]:
-        """Three channels in [0, 255)."""
+        """A color: three channels in [0, 255)."""
         return [self.uniform(0, 255) for _ in range(3)]
 
     def integer(self, low: int, high: int) -> int:
-        """From low to high, both included."""
+        """An integer from low to high, both included."""
         return low + int(self._unit() * (high - low + 1))
 
     def grid(self, *shape: int) -> np.ndarray:
@@ -34,14 +34,14 @@ class Chance:
         return (raw * (2 * _TWO_TO_MINUS_53) - 1).astype(np.float32).reshape(shape)
 
     def bells(self, *shape: int) -> np.ndarray:
-        """Nearly normal, standard deviation 1: sums of four random bytes."""
+        """Nearly normal numbers with standard deviation 1: sums of four random bytes."""
         count = math.prod(shape)
         raw = np.asarray(self._bits.random_raw(-(-count // 2))).astype("<u8").view(np.uint8)
         total = raw[: 4 * count].reshape(4, count).sum(axis=0, dtype=np.int16)
         return ((total - 510) * np.float32(1 / 147.8)).reshape(shape)
 
     def poisson(self, mean: float) -> int:
-        """By inversion."""
+        """A Poisson number, by inversion."""
         probability = math.exp(-mean)
         left, count = self.uniform() - probability, 0
         while left > 0 and count < 1000:
@@ -60,7 +60,7 @@ class Chance:
                 return x / norm, y / norm
 
     def log_uniform(self, low: float, high: float) -> float:
-        """Log-uniform on 65 steps, by square roots alone."""
+        """A log-uniform number out of 65 steps, computed from square roots only."""
         step = high / low
         value = low
         place = self.integer(0, 64)

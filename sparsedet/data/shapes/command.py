@@ -1,4 +1,4 @@
-"""What the command lines of the procedural sets share."""
+"""The command lines of the procedural sets."""
 
 import argparse
 import logging
@@ -9,13 +9,13 @@ _logger = logging.getLogger("sparsedet.data.shapes")
 
 
 def set_parser(name: str, description: str, *, train: int, val: int) -> argparse.ArgumentParser:
-    """The command line of a set, with the options that all sets have but for the size.
+    """The command line of a set, with the options that all sets have; `--size` is not one of them.
 
     Args:
-        name: of the set.
+        name: name of the set.
         description: what the command does.
-        train: pictures for training, unless told otherwise.
-        val: pictures for validation, unless told otherwise.
+        train: default number of pictures for training.
+        val: default number of pictures for validation.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m sparsedet.data.{name}", description=description
@@ -23,9 +23,9 @@ def set_parser(name: str, description: str, *, train: int, val: int) -> argparse
     parser.add_argument(
         "--output", default=f"datasets/{name}", help="folder (default: %(default)s)"
     )
-    parser.add_argument("--train", type=int, default=train, help="pictures for training")
-    parser.add_argument("--val", type=int, default=val, help="pictures for validation")
-    parser.add_argument("--seed", type=int, default=0, help="of the training pictures")
+    parser.add_argument("--train", type=int, default=train, help="number of training pictures")
+    parser.add_argument("--val", type=int, default=val, help="number of validation pictures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training pictures")
     return parser
 
 
@@ -38,10 +38,10 @@ def write_as_told(
     """Writes the set that the arguments describe; returns the exit status.
 
     Args:
-        parser: of `set_parser`, with `--size`.
-        arguments: words of the command line; None = those of the process.
-        options: what the pictures look like, from the parsed arguments.
-        write: as `write_shapes`.
+        parser: the result of `set_parser`, with `--size` added.
+        arguments: words of the command line; None = the arguments of the process.
+        options: makes the options of the pictures from the parsed arguments.
+        write: writes the set, with the arguments of `write_shapes`.
     """
     args = parser.parse_args(arguments)
     if len(args.size) > 2:

@@ -16,12 +16,12 @@ _SIN36 = (0.0, 0.587785, 0.951057, 0.951057, 0.587785, 0.0)
 
 @dataclass(frozen=True)
 class Shape:
-    """A thing to draw.
+    """A shape to draw.
 
     Args:
-        name: of its class; empty for a distractor without one.
+        name: its class; empty for a distractor without a class.
         center: (x, y) in pixels.
-        diameter: in pixels.
+        diameter: the diameter in pixels.
     """
 
     name: str
@@ -64,7 +64,11 @@ def draw_line(canvas: np.ndarray, chance: Chance) -> None:
 def draw_shape(
     canvas: np.ndarray, owner: np.ndarray, place: int, shape: Shape, chance: Chance, gray: bool
 ) -> int:
-    """Paints a shape, notes its pixels in `owner`; returns how many it has, also outside."""
+    """Paints a shape and marks its pixels in `owner`.
+
+    Returns:
+        The number of its pixels, including those outside of the picture.
+    """
     height, width = owner.shape
     reach = int(shape.diameter * 0.5) + 2
     left, top = int(shape.center[0]) - reach, int(shape.center[1]) - reach
@@ -83,7 +87,7 @@ def draw_shape(
 
 
 def rasterize(shape: Shape, chance: Chance, left: int, top: int, side: int) -> np.ndarray:
-    """Covered share of the pixels (side, side) of a window, by 2 x 2 samples each."""
+    """Covered share of each pixel of a window (side, side), from 2 x 2 samples per pixel."""
     place = (np.arange(2 * side) + 0.5) * 0.5
     x, y = place + (left - shape.center[0]), place + (top - shape.center[1])
     radius = 0.5 * shape.diameter
@@ -104,7 +108,7 @@ def rasterize(shape: Shape, chance: Chance, left: int, top: int, side: int) -> n
 
 
 def _fill(corners: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Points of a grid inside of a polygon, by the even-odd rule: (len(y), len(x))."""
+    """Which points of a grid are inside of a polygon (even-odd rule): (len(y), len(x))."""
     inside = np.zeros((len(y), len(x)), dtype=bool)
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         rows = np.flatnonzero((y0 <= y) != (y1 <= y))
@@ -139,7 +143,7 @@ def _paint(
 
 
 def _contrasting(behind: np.ndarray, chance: Chance, gray: bool) -> np.ndarray:
-    """A random color whose channels differ from those behind by the contrast floor on average."""
+    """A random color; on average its channels differ from the ground by the least contrast."""
     for _ in range(30):
         color = np.array([chance.uniform(0, 255)] * 3 if gray else chance.color())
         if np.abs(color - behind).sum() >= 3 * CONTRAST_FLOOR / 0.85:
@@ -148,7 +152,7 @@ def _contrasting(behind: np.ndarray, chance: Chance, gray: bool) -> np.ndarray:
 
 
 def _star(points: Sequence[float]) -> list[tuple[float, float]]:
-    """Ten corners, every second at the radius points[1]."""
+    """Ten corners; every second one is at the radius points[1]."""
     angles = [*range(6), *range(4, 0, -1)]
     signs = [1] * 6 + [-1] * 4
     return [

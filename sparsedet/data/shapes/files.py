@@ -16,12 +16,12 @@ from sparsedet.data.shapes.scene import CLASS_NAMES, ShapesOptions, ShapesSample
 
 @dataclass(frozen=True)
 class ProceduralSet:
-    """What a folder of drawn pictures is made of.
+    """A kind of drawn pictures.
 
     Args:
-        name: of the set, for messages and for the file that tells what the folder holds.
-        version: of the pictures; raised with every change of what is drawn.
-        class_names: by class index.
+        name: name of the set, for messages and for the file that describes the folder.
+        version: version of the pictures; raised with every change of the drawing.
+        class_names: names by class index.
         draw: maps (seed, split, index, options) to a picture.
     """
 
@@ -32,7 +32,7 @@ class ProceduralSet:
 
     @property
     def marker(self) -> str:
-        """The file that tells what the folder holds."""
+        """The name of the file that describes the folder."""
         return f"{self.name}.json"
 
 
@@ -51,17 +51,17 @@ def write_shapes(
 
     Args:
         output: folder; gets `annotations/instances_{train,val}.json`, `train/` and `val/`.
-        num_train: pictures for training.
-        num_val: pictures for validation.
-        seed: of the training split.
+        num_train: number of training pictures.
+        num_val: number of validation pictures.
+        seed: seed of the training split.
         options: what the pictures look like.
 
     Returns:
         Whether anything was written.
 
     Raises:
-        DatasetError: `output` is there and is no set of shapes.
-        ValueError: a count or an option outside of its range.
+        DatasetError: `output` exists and is not a set of shapes.
+        ValueError: a count or an option is out of its range.
     """
     options = options or ShapesOptions()
     return write_set(_SHAPES, output, {"train": num_train, "val": num_val}, seed, options)
@@ -76,28 +76,28 @@ def write_set(
 ) -> bool:
     """Writes a set as PNG files and COCO JSON.
 
-    The folder appears whole or not at all. One that holds what is asked for is left alone, one
-    that holds another request is replaced, and any other folder is never touched.
+    The folder appears only once it is complete. A folder that already has this set is kept, a set
+    of this kind with other options is replaced, and any other folder is not touched.
 
     Args:
-        kind: which set.
+        kind: kind of the pictures.
         output: folder; gets `annotations/instances_<split>.json` and `<split>/`.
-        counts: pictures of each split.
-        seed: of the training split.
+        counts: number of pictures of each split.
+        seed: seed of the training split.
         options: what the pictures look like, a dataclass with `size`.
 
     Returns:
         Whether anything was written.
 
     Raises:
-        DatasetError: `output` is there and is no such set.
-        ValueError: a split without a picture.
+        DatasetError: `output` exists and is not a set of this kind.
+        ValueError: a split without pictures.
     """
     if min(counts.values()) < 1:
         numbers = " and ".join(map(str, counts.values()))
-        raise ValueError(f"write_{kind.name} needs at least one picture each, got {numbers}.")
+        raise ValueError(f"write_{kind.name} needs at least one picture per split, got {numbers}.")
     folder = Path(output)
-    drawn = json.loads(json.dumps(asdict(options)))  # as it is read again
+    drawn = json.loads(json.dumps(asdict(options)))  # as JSON returns it
     request = {"version": kind.version, **counts, "seed": seed, "options": drawn}
     if _is_finished(folder, request, kind):
         return False
@@ -120,8 +120,8 @@ def _is_finished(folder: Path, request: dict, kind: ProceduralSet) -> bool:
         return json.loads((folder / kind.marker).read_text()) == request
     except (OSError, ValueError):
         raise DatasetError(
-            f"{str(folder)!r} is there and is not a set of {kind.name} ({kind.marker} is missing "
-            "or broken). Give another --output, or remove it."
+            f"{str(folder)!r} exists and is not a set of {kind.name} ({kind.marker} is missing "
+            "or broken). Give another --output, or remove the folder."
         ) from None
 
 
@@ -135,7 +135,7 @@ def _write_split(
     for index in range(count):
         sample = kind.draw(seed, split, index, options)
         name = f"{index:06d}.png"
-        # Noise hardly compresses; stored pixels are read in half the time.
+        # Noise hardly compresses; uncompressed pixels are read in half the time.
         Image.fromarray(sample.image).save(folder / split / name, compress_level=0)
         images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
         for box, label in zip(sample.boxes_xywh.tolist(), sample.classes.tolist(), strict=True):

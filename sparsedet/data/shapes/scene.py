@@ -1,4 +1,4 @@
-"""What is to be seen on a picture: classes, sizes, places, occlusion, boxes."""
+"""The contents of a picture: classes, sizes, places, occlusion, boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sparsedet.data.shapes.chance import Chance
 from sparsedet.data.shapes.drawing import Shape, draw_line, draw_shape, smooth_noise, without_color
 
 _SPLITS = {"train": 0, "val": 1}
-_VAL_SEED = 0  # validation numbers stay comparable whatever the seed of training is
+_VAL_SEED = 0  # the same for every training seed, so that validation numbers stay comparable
 
 # name: least and greatest diameter in pixels
 _BANDS = {
@@ -33,15 +33,15 @@ class ShapesOptions:
 
     Args:
         size: (height, width) in pixels.
-        objects: mean number of objects beside the first one.
-        scale: factor on all bands of sizes.
+        objects: mean number of objects in addition to the first one.
+        scale: factor on the sizes of all classes.
         clutter: share of lines and unlabeled distractors, in [0, 1].
         scene: "mixed"; "sparse" has one or two small objects on calm ground, the best case for
             keeping few tokens; "dense" is crowded, the worst case.
-        gray: three equal channels.
+        gray: whether the three channels are equal.
 
     Raises:
-        ValueError: a value outside of its range.
+        ValueError: a value is out of its range.
     """
 
     size: tuple[int, int] = (160, 160)
@@ -63,7 +63,7 @@ class ShapesOptions:
 
 
 def require(options: object, checks: Sequence[tuple[str, bool, str]]) -> None:
-    """Refuse options outside of their ranges.
+    """Refuse options that are out of their ranges.
 
     Args:
         options: what the pictures of a set look like.
@@ -86,7 +86,7 @@ class ShapesSample:
     Args:
         image: uint8 RGB (height, width, 3).
         boxes_xywh: (N, 4) integers, tight around the visible pixels.
-        classes: (N,) places in `CLASS_NAMES`.
+        classes: (N,) indices into `CLASS_NAMES`.
     """
 
     image: np.ndarray
@@ -100,7 +100,7 @@ def shapes_sample(
     """Makes one picture; the same arguments give the same pixels everywhere.
 
     Args:
-        seed: of the training split; the validation split has its own fixed one.
+        seed: the seed of the training split; the validation split has its own fixed one.
         split: "train" or "val".
         index: which picture, from 0.
         options: what the pictures look like.
@@ -123,10 +123,10 @@ def shapes_sample(
 
 
 def stream(seed: int, split: str, index: int) -> list[int]:
-    """What the random numbers of a picture start from.
+    """The seeds of the random numbers of a picture.
 
     Args:
-        seed: of the training split; the validation split has its own fixed one.
+        seed: the seed of the training split; the validation split has its own fixed one.
         split: "train" or "val".
         index: which picture, from 0.
 
@@ -203,7 +203,7 @@ def _make(chance: Chance, options: ShapesOptions, label: int, center: tuple[floa
 def _visible_objects(
     owner: np.ndarray, shapes: list[Shape], whole: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tight boxes and classes of the labeled shapes of which enough is to be seen."""
+    """Tight boxes and classes of the labeled shapes that are visible enough."""
     boxes, classes = [], []
     for place, (shape, total) in enumerate(zip(shapes, whole, strict=True)):
         if not shape.name:
@@ -224,9 +224,9 @@ def develop(canvas: np.ndarray, chance: Chance, *, noise: float, gray: bool = Fa
 
     Args:
         canvas: float32 (height, width, 3).
-        chance: for the gain and the noise.
-        noise: most of its standard deviation.
-        gray: three equal channels.
+        chance: random numbers for the gain and the noise.
+        noise: the largest standard deviation of the noise.
+        gray: whether the three channels are equal.
     """
     gain, sigma = chance.uniform(0.75, 1.2), chance.uniform(0, noise)
     image = canvas * np.float32(gain) + np.float32(sigma) * chance.bells(*canvas.shape)

@@ -1,4 +1,4 @@
-"""Boxes: four numbers, clipped to their image, and whether a whole set has them in another form."""
+"""Check boxes, clip them to their images, and recognize data sets with boxes of another format."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import numpy as np
 from sparsedet.data.validate.fields import number, similar_key
 from sparsedet.data.validate.findings import Effect, Findings
 
-# Boxes may leave the image by this many pixels (rounding in exporters) without a word.
+# Boxes may leave the image by this many pixels without a warning: exporters round.
 _ROUNDING = 1.0
 _REMEDY = "Correct or delete the annotation."
-_MANY = 20  # boxes of which none touches a side by chance
+_MANY = 20  # with this many boxes, a common pattern is no coincidence
 _SUSPICIOUS = 0.05  # share of boxes that leave their image
 _LOOK = "Look at them with sparsedet check-data --preview 9."
 
 
 def read_box(value: Any) -> list[float] | None:
-    """Four finite numbers, or texts of numbers; None where it is anything else."""
+    """Four finite numbers, which may be written as strings; None if `value` is anything else."""
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
     numbers = [number(each) for each in value]
@@ -24,17 +24,17 @@ def read_box(value: Any) -> list[float] | None:
 
 
 def fault_of_box(entry: dict) -> str:
-    """What is wrong with the `bbox` of an entry that `read_box` does not take."""
+    """What is wrong with the `bbox` of an entry for which `read_box` returns None."""
     value = entry.get("bbox")
     if isinstance(value, dict):
         return (
-            "'bbox' must be a list [x, y, width, height], not an object. Write the list; x and y "
-            "are the upper left corner in pixels."
+            "'bbox' must be a list [x, y, width, height], not an object. Write a list; x and y are "
+            "the upper left corner in pixels."
         )
     if not value and entry.get("keypoints") and not entry.get("segmentation"):
         return (
-            "'bbox' must be four finite numbers; no box is made of keypoints, which lie inside "
-            "of their object. Add 'bbox', or delete the annotation."
+            "'bbox' must be four finite numbers. Keypoints do not replace it, since they lie "
+            "inside of their object. Add 'bbox', or delete the annotation."
         )
     hint = similar_key(entry, "bbox")
     return f"'bbox' must be four finite numbers [x, y, width, height].{hint} {_REMEDY}"
@@ -46,7 +46,7 @@ def clip_boxes(
     labels: list[str],
     findings: Findings,
 ) -> list[list[float] | None]:
-    """Boxes as they are, clipped, or None where there is nothing left to use."""
+    """The boxes, clipped to their images; None for a box of which nothing is left."""
     if not boxes:
         return []
     xywh, limit = np.array(boxes), np.array(sizes)
@@ -54,7 +54,7 @@ def clip_boxes(
     _check_format(xywh, limit, findings)
     over = np.maximum(-low, high - limit).max(axis=1)
     inner_low, inner_high = np.maximum(low, 0), np.minimum(high, limit)
-    no_size = np.any((xywh[:, 2:] <= 0) | (high <= low), axis=1)  # or less than floats can tell
+    no_size = np.any((xywh[:, 2:] <= 0) | (high <= low), axis=1)  # or too small for floats
     outside = np.any(inner_high <= inner_low, axis=1)
     _check_loss(np.logical_or(no_size, outside), findings)
     cleaned: list[list[float] | None] = list(boxes)
@@ -76,8 +76,8 @@ def _check_loss(lost: np.ndarray, findings: Findings) -> None:
     if len(lost) >= 4 and lost.mean() >= 0.5:
         findings.error(
             f"{lost.sum()} of {len(lost)} boxes",
-            "they have no width or height, or are outside of their image. Look for another unit "
-            "or order: COCO boxes are [x, y, width, height] in pixels.",
+            "they have no width or height, or are outside of their image. They may be in another "
+            "unit or order: COCO boxes are [x, y, width, height] in pixels.",
             whole=True,
         )
 
@@ -100,8 +100,8 @@ def _check_format(xywh: np.ndarray, limit: np.ndarray, findings: Findings) -> No
     if leaves.mean() >= 0.25 and fits_as_corners:
         findings.error(
             "all boxes",
-            f"{leaves.mean():.0%} leave their image, but all fit as corners [x1, y1, x2, y2]. "
-            "Write them as [x, y, width, height].",
+            f"{leaves.mean():.0%} leave their image, but all fit if read as corners "
+            "[x1, y1, x2, y2]. Write them as [x, y, width, height].",
             whole=True,
         )
     elif len(xywh) >= _MANY:
@@ -111,7 +111,7 @@ def _check_format(xywh: np.ndarray, limit: np.ndarray, findings: Findings) -> No
 def _compare_readings(
     xywh: np.ndarray, limit: np.ndarray, leaving: float, findings: Findings
 ) -> None:
-    """Says what all of many boxes have in common that another order or unit explains."""
+    """Warns if all boxes have a pattern that another order or unit would explain."""
     center, size = xywh[:, :2], xywh[:, 2:]
     readings = {
         "[center x, center y, width, height]": (center - size / 2, center + size / 2),
@@ -122,12 +122,12 @@ def _compare_readings(
         if leaving >= _SUSPICIOUS and fits:
             findings.warn(
                 "all boxes",
-                f"{leaving:.0%} leave their image, but all fit as {form}. {_LOOK}",
+                f"{leaving:.0%} leave their image, but all fit if read as {form}. {_LOOK}",
             )
     across, down = ((center + size) / limit).max(axis=0)
     if max(across, down) <= 0.5:
         findings.warn(
             "all boxes",
-            f"they lie in the upper left {across:.0%} x {down:.0%} of their images, as percent and "
-            f"pixels of smaller pictures do. {_LOOK}",
+            f"they lie in the upper left {across:.0%} x {down:.0%} of their images. Boxes in "
+            f"percent, or in pixels of smaller pictures, do that. {_LOOK}",
         )

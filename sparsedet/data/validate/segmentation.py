@@ -1,4 +1,4 @@
-"""Polygons and run-length masks of COCO files: their box and their area."""
+"""Boxes and areas of the polygons and run-length masks in COCO files."""
 
 from array import array
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ _FAULTS = (TypeError, ValueError, KeyError, IndexError, OverflowError)
 
 
 def box_of_segmentation(segmentation: Any) -> list[float] | None:
-    """Box (xywh) around polygons or a run-length mask; None where it is neither.
+    """Box (xywh) around polygons or a run-length mask; None if `segmentation` is neither.
 
     Args:
-        segmentation: a list of polygons [x1, y1, x2, y2, ...] or a dict with `counts`, a list or
-            a compressed text, and `size` (h, w).
+        segmentation: a list of polygons [x1, y1, x2, y2, ...] or a dict with `counts` (a list or
+            a compressed string) and `size` (h, w).
     """
     if isinstance(segmentation, dict):
         return _of_mask(segmentation, lambda runs: [float(v) for v in mask.toBbox(runs)])
@@ -31,13 +31,13 @@ def box_of_segmentation(segmentation: Any) -> list[float] | None:
 
 
 def pack_polygons(segmentation: Any, *, exactly: bool = False) -> Any:
-    """The same polygons in a quarter of the memory; anything else as it is.
+    """The same polygons in a quarter of the memory; anything else is returned unchanged.
 
-    Outlines are most of what COCO's own files take.
+    Polygons take most of the memory of COCO's own files.
 
     Args:
-        segmentation: of an annotation.
-        exactly: leave those that have whole numbers, which would become 5.0 from 5.
+        segmentation: the field of an annotation.
+        exactly: leave polygons with integers unchanged, since 5 would become 5.0.
     """
     if not isinstance(segmentation, list):
         return segmentation
@@ -52,7 +52,7 @@ def pack_polygons(segmentation: Any, *, exactly: bool = False) -> Any:
 
 
 def area_of_segmentation(segmentation: Any) -> float | None:
-    """Area of polygons, each by itself, or of a run-length mask; None where it is neither."""
+    """Sum of the areas of polygons, or the area of a run-length mask; None if it is neither."""
     if isinstance(segmentation, dict):
         return _of_mask(segmentation, lambda runs: float(mask.area(runs)))
     polygons = _polygons(segmentation)
@@ -66,7 +66,7 @@ def _polygon_area(polygon: Sequence[float]) -> float:
 
 
 def _of_mask(segmentation: dict, measure: Any) -> Any:
-    codec: Any = mask  # its types leave out the form that files have
+    codec: Any = mask  # its types lack the format of the files
     try:
         if isinstance(segmentation["counts"], list):
             segmentation = codec.frPyObjects(segmentation, *segmentation["size"])

@@ -190,7 +190,7 @@ class SparseDeformableDetrEncoder(DeformableDetrEncoder):
 
 
 class SparseDeformableDetrModel(DeformableDetrModel):
-    """``DeformableDetrModel`` with a sparse encoder: the same keys and those of the scorer."""
+    """``DeformableDetrModel`` with a sparse encoder; its keys, plus the keys of the scorer."""
 
     config_class = SparseDeformableDetrConfig
 
@@ -211,7 +211,7 @@ class _Seen:
 class SparseDeformableDetrForObjectDetection(DeformableDetrForObjectDetection):
     """``DeformableDetrForObjectDetection`` with a sparse encoder.
 
-    It has the same keys and those of the scorer. With ``labels`` the scorer's loss is part of
+    It has the same keys, plus the keys of the scorer. With ``labels`` the scorer's loss is part of
     ``loss``, and is ``loss_scorer`` in ``loss_dict``.
     """
 
