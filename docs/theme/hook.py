@@ -122,8 +122,8 @@ def shape_table() -> str:
     """The tensors of what the stages of a detector hand to each other, with their shapes."""
     rows = []
     for path in exports(package()[STAGES.removeprefix("sparsedet.")]):
-        members = package()[path.removeprefix("sparsedet.")].members.values()
-        found = {each.name: SHAPE.match(str(each.annotation)) for each in members if each.is_attribute}
+        members = package()[path.removeprefix("sparsedet.")].attributes.values()
+        found = {each.name: SHAPE.match(str(each.annotation)) for each in members}
         listed = ", ".join(f"`{name}` `[{shape[1]}]`" for name, shape in found.items() if shape)
         if listed:
             rows.append(f"| [`{path.rpartition('.')[2]}`][{path}] | {listed} |")
