@@ -106,7 +106,7 @@ $(VENV)/.lint: $(VENV)/.parity
 	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" lint)
 	@touch $@
 
-# mkdocs-material, mkdocstrings, nbclient and ipykernel, about 60 MB
+# mkdocs-material and mkdocstrings, about 120 MB
 $(VENV)/.docs: $(VENV)/.installed
 	$(PIP) --quiet $$($(PY) -c "$(EXTRA)" docs)
 	@touch $@

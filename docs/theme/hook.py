@@ -34,7 +34,9 @@ SOURCES = (
 )
 BOOSTS = {"docs/troubleshooting.md": 8}
 PROTOCOLS = "sparsedet.modeling.parts"
+STAGES = "sparsedet.modeling.stages"
 PLACE = re.compile(r"^<!-- components: (\w+) -->$", re.M)
+SHAPE = re.compile(r"""\w+\[Tensor, ["'] ?(.+?) ?["']\]""")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -75,6 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """
     path = page.file.src_uri
     page.meta["search"] = {"boost": 0.5 if path.startswith("api/") else BOOSTS.get(path, 1)}
+    markdown = markdown.replace("<!-- shapes -->", shape_table())
     return messages.with_messages(PLACE.sub(lambda found: component_table(found[1]), markdown))
 
 
@@ -113,6 +116,18 @@ def component_table(family: str) -> str:
         path = component_path(name)
         rows.append(f"| [`{name}`][{path}] | {first_line(path)} |")
     return "\n".join(["| component | what it is |", "|---|---|", *rows])
+
+
+def shape_table() -> str:
+    """The tensors of what the stages of a detector hand to each other, with their shapes."""
+    rows = []
+    for path in exports(package()[STAGES.removeprefix("sparsedet.")]):
+        members = package()[path.removeprefix("sparsedet.")].attributes.values()
+        found = {each.name: SHAPE.match(str(each.annotation)) for each in members}
+        listed = ", ".join(f"`{name}` `[{shape[1]}]`" for name, shape in found.items() if shape)
+        if listed:
+            rows.append(f"| [`{path.rpartition('.')[2]}`][{path}] | {listed} |")
+    return "\n".join(["| class | tensors |", "|---|---|", *rows])
 
 
 def exports(module: griffe.Module) -> list[str]:

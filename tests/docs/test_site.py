@@ -55,6 +55,7 @@ def test_components_lead_to_their_arguments(site):
             anchor = re.search(rf'href="api/{family}\.html#(sparsedet\.[\w.]+\.{name})"', page)
             assert anchor, f"{name} has no link"
             assert f'id="{anchor[1]}"' in own
+    assert "<code>logits</code> <code>[B N]</code>" in page, "the shapes of TokenScores"
 
 
 @pytest.mark.slow
