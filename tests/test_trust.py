@@ -85,7 +85,7 @@ def test_a_file_cannot_name_foreign_code(tmp_path, foreign, text):
         "fvcore.common.checkpoint.Checkpointer",
         "sparsedet.config.naming.locate",
         "sparsedet.config.LazyConfig.load",
-        "sparsedet.training.platform.system",
+        "sparsedet.analysis.timing.platform.system",
         "sparsedet.__main__.main",
         "sparsedet.data.dataset.os.remove",
         "sparsedet.data.shapes.write_shapes",

@@ -6,7 +6,8 @@
     sparsedet train CONFIG --resume=auto           the same, or a new run if there is none
     torchrun --nproc-per-node 8 -m sparsedet train CONFIG
 
-CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file.
+CONFIG is a name that `sparsedet configs` lists, or a .py or .yaml file. The results are in
+results.json and, as a page with curves and pictures, in report.html in train.output_dir.
 Exit codes:
   0        done
   1        more than train.max_nonfinite_steps steps in a row had non-finite losses or gradients

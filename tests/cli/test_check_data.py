@@ -299,7 +299,7 @@ def test_the_report_as_json(shapes, tmp_path, capsys):
     run = ["check-data", str(shapes), "--json", str(tmp_path / "report.json"), "--strict"]
     assert main(run) == 1
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report) == {"version", "exit_code", "error", "parts", "misfits"}
+    assert set(report) == {"version", "exit_code", "error", "parts", "survey", "misfits"}
     assert (report["exit_code"], report["error"]) == (1, None)
     training, validation = report["parts"]
     keys = ["name", "source", "format", "pictures", "usable", "images", "usable_images"]
@@ -310,6 +310,11 @@ def test_the_report_as_json(shapes, tmp_path, capsys):
     assert list(finding) == ["effect", "fault", "count", "entries"]
     assert (finding["effect"], finding["count"]) == ("left out", 1)
     assert validation["findings"] == []
+    seen = report["survey"][0]
+    assert (seen["name"], seen["pictures"]) == ("training", 3)
+    assert seen["boxes"] == training["usable_annotations"]
+    assert sum(each["boxes"] for each in seen["classes"]) == seen["boxes"]
+    assert seen["input"]["box_size"] == sorted(seen["input"]["box_size"])
     (shapes / "annotations/instances_train.json").write_text("[")
     assert main(run) == 2
     report = json.loads((tmp_path / "report.json").read_text())

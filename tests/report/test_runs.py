@@ -205,12 +205,28 @@ def test_what_is_missing_or_damaged_is_said(tmp_path, file, says, damaged):
     assert "Traceback" not in shown and "Accuracy" in shown
 
 
-def test_a_file_of_another_form_takes_its_section_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content", "stays"),
+    [
+        ("curves.json", {"recall": [0]}, "Cost by stage"),
+        ("confusion.json", {"matrix": [1, 2], "classes": ["a"]}, "Cost by stage"),
+        ("worst.json", {"totals": None}, "Cost by stage"),
+        ("data.json", {"survey": [1], "misfits": 3}, "Confusion matrix"),
+        ("analysis.json", {"gflops": 3}, "Confusion matrix"),
+        ("results.json", {"metrics": {"bbox": [1]}, "iterations": 20}, "Confusion matrix"),
+        ("results.json", {"metrics": "x"}, "Confusion matrix"),
+        ("run.json", {"versions": 1, "starts": [1]}, "Confusion matrix"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_file_of_another_form_takes_its_own_part_alone(tmp_path, file, content, stays, several):
     folder = make_run(tmp_path / "run", evaluated=True)
-    (folder / "curves.json").write_text('{"recall": [0]}')
-    shown = words(write_report([folder]).path)
-    assert any("another form than this version writes (KeyError" in line for line in shown)
-    assert "Cost by stage" in shown and "AP by class, the lowest first" in shown
+    (folder / file).write_text(json.dumps(content))
+    folders = [folder, *([make_run(tmp_path / "other")] if several else [])]
+    shown = words(write_report(folders).path)
+    says = "has another form than this version writes ("
+    assert any(says in line for line in shown)
+    assert several or stays in shown
 
 
 def test_a_run_that_was_interrupted_shows_what_its_log_has(tmp_path):

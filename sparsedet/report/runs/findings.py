@@ -9,7 +9,7 @@ from statistics import median
 from sparsedet.report.runs.accuracy import class_rows, sizes_of
 from sparsedet.report.runs.folder import DATA, RunFolder
 from sparsedet.report.runs.mistakes import confused_pairs
-from sparsedet.report.runs.parts import share
+from sparsedet.report.runs.parts import FORM_ERRORS, other_form, share
 from sparsedet.report.runs.series import points
 
 __all__ = ["Finding", "findings"]
@@ -26,7 +26,7 @@ class Finding:
     Attributes:
         text: what.
         mend: what to try; empty where there is nothing.
-        weight: "bad", "fair" or "good".
+        weight: "bad" or "fair".
     """
 
     text: str
@@ -36,8 +36,15 @@ class Finding:
 
 def findings(run: RunFolder) -> list[Finding]:
     """What stands out in a run, the most pressing first."""
-    found = [finding for rule in _RULES if (finding := rule(run)) is not None]
-    return sorted(found, key=lambda each: ("bad", "fair", "good").index(each.weight))
+    found = [finding for rule in _RULES if (finding := _checked(rule, run)) is not None]
+    return sorted(found, key=lambda each: ("bad", "fair").index(each.weight))
+
+
+def _checked(rule: Callable[[RunFolder], Finding | None], run: RunFolder) -> Finding | None:
+    try:
+        return rule(run)
+    except FORM_ERRORS as error:
+        return Finding(f"A rule could not be checked. {other_form(error)}", "", "bad")
 
 
 def _unfinished(run: RunFolder) -> Finding | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
+    "FORM_ERRORS",
     "Bar",
     "Box",
     "Cell",
@@ -19,11 +20,21 @@ __all__ = [
     "Shown",
     "Table",
     "number",
+    "other_form",
     "share",
 ]
 
 NONE = "-"
+FORM_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What is raised where a file has another form than this version writes."""
 _WIDE = 7  # columns of a table that fits beside another one
+
+
+def other_form(error: Exception) -> str:
+    """A sentence about a file that has another form than this version writes."""
+    return (
+        f"A file of it has another form than this version writes ({type(error).__name__}: {error})."
+    )
 
 
 def number(value: object, digits: int = 1) -> str:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from sparsedet.report.runs.accuracy import sizes_of
 from sparsedet.report.runs.findings import Finding, findings
 from sparsedet.report.runs.folder import RunFolder
-from sparsedet.report.runs.parts import NONE, Bar, Cell, Table, number, share
+from sparsedet.report.runs.parts import (
+    FORM_ERRORS,
+    NONE,
+    Bar,
+    Cell,
+    Table,
+    number,
+    other_form,
+    share,
+)
 from sparsedet.report.runs.series import points
 from sparsedet.report.runs.tokens import gflops_of
 
@@ -53,11 +62,25 @@ class Summary:
 
 def summary(run: RunFolder) -> Summary:
     """A run in a few lines."""
+    found, notes = findings(run), []
+    try:
+        state, cards = _state(run), _cards(run)
+    except FORM_ERRORS as error:
+        state, cards, notes = NONE, [], [f"There is no summary. {other_form(error)}"]
+    if run.is_evaluated_since:
+        notes.append(
+            "sparsedet eval has run in this folder since the run ended. Precision, confusion and "
+            "pictures are those of that evaluation; the numbers above are those of the run."
+        )
+    return Summary(run.name, str(run.path), state, cards, found, notes)
+
+
+def _cards(run: RunFolder) -> list[Card]:
     best = _best(run)
     ap75 = "" if run.metric("bbox/AP75") is None else f"AP75 {number(run.metric('bbox/AP75'))}"
     kept = run.metric("keep_ratio")
     sizes = sizes_of(run)
-    cards = [
+    return [
         Card("AP", number(run.metric("bbox/AP")), "best " + best if best else ""),
         Card("AP50", number(run.metric("bbox/AP50")), ap75),
         Card("AP by size", " / ".join(map(number, sizes.values())) or NONE, " / ".join(sizes)),
@@ -65,14 +88,6 @@ def summary(run: RunFolder) -> Summary:
         Card("Cost of a picture", _cost(run), _speed(run)),
         Card("Training", _duration(run), _pace(run)),
     ]
-    notes = []
-    if run.is_evaluated_since:
-        notes.append(
-            "sparsedet eval has run in this folder since the run ended. Precision, confusion and "
-            "pictures are those of that evaluation; the numbers above are those of the run."
-        )
-    path = str(run.path)
-    return Summary(run.name, path, _state(run), cards, findings(run), notes)
 
 
 def comparison(runs: Sequence[RunFolder]) -> Table:
@@ -81,22 +96,27 @@ def comparison(runs: Sequence[RunFolder]) -> Table:
     top = max((each for each in values if each is not None), default=None)
     rows: list[Sequence[Cell]] = []
     for run, ap in zip(runs, values, strict=True):
-        cell = number(ap) if ap is None else Bar(number(ap), max(ap, 0.0) / 100)
-        rows.append(
-            [
-                f"{run.name} (highest AP)" if ap is not None and ap == top else run.name,
-                cell,
-                *(number(run.metric(f"bbox/{name}")) for name in ("AP50", "AP75")),
-                *(number(run.metric(f"bbox/{name}")) for name in ("APs", "APm", "APl")),
-                number(run.metric("keep_ratio"), 3),
-                number(gflops_of(run), 2),
-                _milliseconds(run),
-                _duration(run),
-                _state(run),
-            ]
-        )
+        name = f"{run.name} (highest AP)" if ap is not None and ap == top else run.name
+        try:
+            rows.append([name, *_compared(run, ap)])
+        except FORM_ERRORS as error:
+            rows.append([name, *[NONE] * 10, other_form(error)])
     head = ["run", "AP", "AP50", "AP75", "APs", "APm", "APl", "keep ratio", "GFLOPs"]
     return Table("Beside each other", [*head, "ms per picture", "training", "state"], rows)
+
+
+def _compared(run: RunFolder, ap: float | None) -> list[Cell]:
+    cell = number(ap) if ap is None else Bar(number(ap), max(ap, 0.0) / 100)
+    return [
+        cell,
+        *(number(run.metric(f"bbox/{name}")) for name in ("AP50", "AP75")),
+        *(number(run.metric(f"bbox/{name}")) for name in ("APs", "APm", "APl")),
+        number(run.metric("keep_ratio"), 3),
+        number(gflops_of(run), 2),
+        _milliseconds(run),
+        _duration(run),
+        _state(run),
+    ]
 
 
 def _best(run: RunFolder) -> str:

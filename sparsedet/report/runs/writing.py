@@ -15,7 +15,7 @@ from sparsedet.report.runs.accuracy import accuracy
 from sparsedet.report.runs.charts import COLORS, can_draw, draw
 from sparsedet.report.runs.folder import RunFolder, find_runs, read_run
 from sparsedet.report.runs.mistakes import mistakes
-from sparsedet.report.runs.parts import Chart, Note, Section
+from sparsedet.report.runs.parts import FORM_ERRORS, Chart, Note, Section, other_form
 from sparsedet.report.runs.progress import progress
 from sparsedet.report.runs.settings import commands, data, environment, settings
 from sparsedet.report.runs.summary import comparison, summary
@@ -120,21 +120,13 @@ def _section(
     """A section with its charts drawn; one whose files have another form says so."""
     try:
         made = make(runs)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        made = make_unreadable(title, error)
-    if not can_draw():
-        return made
-    blocks = [replace(b, svg=draw(b)) if isinstance(b, Chart) else b for b in made.blocks]
-    return replace(made, blocks=blocks)
-
-
-def make_unreadable(title: str, error: Exception) -> Section:
-    """What stands in place of a section whose files are not as they are written here."""
-    text = (
-        f"This section cannot be shown: a file of it has another form than this version writes "
-        f"({type(error).__name__}: {error})."
-    )
-    return Section(title.split()[0].strip(",").lower(), title, [Note(text)])
+        if not can_draw():
+            return made
+        blocks = [replace(b, svg=draw(b)) if isinstance(b, Chart) else b for b in made.blocks]
+        return replace(made, blocks=blocks)
+    except FORM_ERRORS as error:
+        text = f"This section cannot be shown. {other_form(error)}"
+        return Section(title.split()[0].strip(",").lower(), title, [Note(text)])
 
 
 def _lacking(section: Section, runs: Sequence[RunFolder]) -> list[str]:
