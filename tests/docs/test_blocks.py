@@ -32,6 +32,7 @@ ELSEWHERE = {
     "docs/configs.md": "tests/house/test_readme.py",
     "docs/deployment.md": "tests/docs/test_deployment.py",
     "docs/explain.md": "tests/docs/test_explain.py",
+    "docs/report.md": "tests/docs/test_report.py",
     "docs/interop.md": "tests/interop/test_page_blocks.py",
     "docs/own_scorer.md": "tests/docs/test_own_scorer.py",
     "docs/sharing.md": "tests/hub/test_page.py",

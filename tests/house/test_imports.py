@@ -86,7 +86,7 @@ THIRD_PARTY = {
     "torch": EVERYWHERE,
     "numpy": EVERYWHERE,
     "jaxtyping": EVERYWHERE,
-    "torchvision": {"modeling", "data", "training", "agreement", "report.record"},
+    "torchvision": {"modeling", "data", "agreement", "report.record"},
     "timm": {"modeling"},
     "scipy": {"modeling"},
     "omegaconf": {"config"},
