@@ -46,5 +46,5 @@ def test_the_loss_of_the_quickstart_teaches_it(own: str):
 
 
 def test_without_a_loss_it_is_refused(own: str):
-    with pytest.raises(ValueError, match="OwnScorer is trained by ForegroundLoss"):
+    with pytest.raises(ValueError, match=r"OwnScorer.+ForegroundLoss"):
         build("model.criterion.unmatched=[]")
