@@ -412,7 +412,7 @@ BAD = {
     "halo": (dict(halo=8), r"halo must be a multiple of 16.*got 8"),
     "negative halo": (dict(halo=-16), r"halo must be an integer of at least 0"),
     "switch for a halo": (dict(halo=True), r"halo must be an integer of at least 0, got True"),
-    "two shares": (dict(selector=TopKSelector(0.1)), r"look_ratio must be given without a sel"),
+    "two shares": (dict(selector=TopKSelector(0.1)), r"must be given without a selector.*both"),
     "no share": (dict(look_ratio=None), r"look_ratio must be given.*got neither"),
     "share": (
         dict(look_ratio=1.5),
