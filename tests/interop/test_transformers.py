@@ -246,9 +246,7 @@ def test_attention_of_an_unknown_form_is_left_and_named(case):
     case.model.other = WindowMultiscaleDeformableAttention()
     swap = use_sparsedet_kernel(case.model)
     assert len(swap.changed) == 4
-    assert swap.left == {
-        "other": "WindowMultiscaleDeformableAttention samples in a way that is not known"
-    }
+    assert swap.left == {"other": "WindowMultiscaleDeformableAttention samples in an unknown way"}
 
 
 # --- the sparse encoder ---------------------------------------------------------------------------

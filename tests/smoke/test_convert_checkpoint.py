@@ -276,7 +276,7 @@ def test_a_damaged_file_is_one_sentence(
             ["--classes=contiguous", "{folder}/80.pth", "{out}/b.pth"],
             "deformable-detr",
             CONFIG,
-            "contiguous already",
+            "already contiguous",
         ),
     ],
 )

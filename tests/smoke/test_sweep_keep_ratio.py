@@ -302,7 +302,7 @@ def test_an_adaptive_model_is_calibrated_and_swept(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--output", "{work}/run"], ("/run holds a run", "--output")),
+        (["--output", "{work}/run"], ("/run already holds a run", "--output")),
         (["--images", "0"], ("--images", "got 0")),
         (["model.selector._target_=TopKSelector"], ("TopKSelector", "AdaptiveSelector")),
         (["--weights", "{work}/none.pth"], ("none.pth", "does not exist")),
