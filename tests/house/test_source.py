@@ -38,7 +38,6 @@ LONG_TESTS = {
     "tests/projects/test_published.py",
     "tests/smoke/test_train_net.py",
     "tests/test_config.py",
-    "tests/test_lazyconfig.py",
 }
 DEVICE_NAMES = {"layers"}  # an operator registers its kernels by device
 
