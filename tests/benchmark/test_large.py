@@ -244,7 +244,7 @@ def test_a_system_that_fails_leaves_the_others(measure, here, uncounted, monkeyp
     [
         (["--look-ratio", "0"], "--look-ratio must be in (0, 1], got 0"),
         (["--look-ratio", "1.5"], "--look-ratio must be in (0, 1], got 1.5"),
-        (["--tile", "0"], "must be a side in pixels, got 0"),
+        (["--tile", "0"], "must be a number of pixels, got 0"),
         (["--keep-ratio", "half"], "--keep-ratio must be dense, config or a number"),
         (["model.nothing=1"], "nothing"),
     ],

@@ -36,7 +36,7 @@ def test_several_runs_go_into_the_folder_that_they_share(tmp_path, monkeypatch, 
         (["nowhere"], "nowhere does not exist. Name the folder of a run"),
         (["empty"], "empty has no metrics.json"),
         (["run/metrics.json"], "is a file. Name the folder of a run"),
-        (["run", "--output", "page.txt"], "is no .html file. Name a file that ends in .html."),
+        (["run", "--output", "page.txt"], "is not a .html file. Name a file that ends in .html."),
     ],
 )
 def test_wrong_input_is_one_sentence(tmp_path: Path, monkeypatch, capsys, words, says):
