@@ -222,7 +222,7 @@ def test_tokens_and_keep_ratios_of_pictures_are_refused(run, capsys):
     words = ["predict", f"{run}/whole/model_final.pth", f"{run}/set/images/0.png"]
     for option, message in (
         (["--tokens"], "no tokens"),
-        (["--keep-ratio", "0.3"], "selects tokens"),
+        (["--keep-ratio", "0.3"], "selector has a keep_ratio"),
     ):
         assert main([*words, *option, "--device", "cpu", "--output", f"{run}/none"]) == 2
         assert f"{message}" in capsys.readouterr().err
