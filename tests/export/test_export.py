@@ -153,7 +153,7 @@ def test_what_cannot_be_exported_is_said_by_name(tmp_path, run, predictor):
         export(Other(), tmp_path / "a.pt2", **facts)
     oracle = small.detector(small.NAMED["sparse"])
     oracle.scorer = small.build(small.SCORERS.get("OracleScorer"))
-    with pytest.raises(ExportError, match=r"model\.scorer cannot be exported: OracleScorer looks"):
+    with pytest.raises(ExportError, match=r"model\.scorer cannot be exported: OracleScorer needs"):
         export(oracle, tmp_path / "a.pt2", **facts)
     with pytest.raises(ExportError, match=r"a\.engine must end in \.onnx, \.pt2 or \.aoti\.pt2"):
         predictor.export(tmp_path / "a.engine", SIZE)

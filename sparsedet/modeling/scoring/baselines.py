@@ -50,7 +50,7 @@ class OracleScorer(nn.Module):
     needs_token_embedding = False
     needs_head = False
     learns = None
-    not_exportable = "needs the objects that are to be found. Set another scorer."
+    not_exportable = "needs the ground truth. Set another scorer."
 
     def forward(
         self,
