@@ -84,7 +84,7 @@ MISFITS = {
             ("decoder", small.build(DeformableDecoder, embed_dim=64)),
             ("position_embedding", SinePositionEmbedding(64)),
             ("scorer", DAMPredictor(64)),
-            ("scorer", ForegroundTokenSelector(64)),
+            ("scorer", ForegroundScorer(64)),
             ("query_initializer", LearnedQueries(64, 5)),
             ("query_initializer", EfficientQueries(64, 5)),
             ("query_initializer", MixedQueries(64, 5)),
