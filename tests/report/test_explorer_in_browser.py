@@ -13,16 +13,10 @@ from PIL import Image
 from sparsedet import Predictor
 from sparsedet.report import explain
 from tests.predictor.trained import config
-from tests.report.browsing import chromium, opened
+from tests.report.browsing import opened
 from tests.report.made import CLASSES, Opened, blocks, draw_picture, small, write_detector
 
 GRAY = 200
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

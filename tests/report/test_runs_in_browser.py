@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,8 @@ from typing import Any
 import pytest
 
 from sparsedet.report import write_report
-from tests.report.browsing import chromium, opened
+from tests.report.browsing import opened
 from tests.report.made_runs import make_run
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
