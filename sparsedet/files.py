@@ -1,4 +1,4 @@
-"""Write files atomically: a file is either the old one or the complete new one."""
+"""Read JSON files; write files atomically: a file is either the old one or the complete new one."""
 
 from __future__ import annotations
 
@@ -121,6 +121,37 @@ def _digest(path: Path, stamp: tuple[int, ...]) -> str:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is no file.
+
+    Raises:
+        ValueError: the file holds something else, or cannot be read.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path.name} is damaged ({reason}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is damaged (it holds no object).")
+    return content
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in the lines of a log; none if there is no file.
+
+    Other lines are left out: a killed run may have left an incomplete last one.
+    """
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield row
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:

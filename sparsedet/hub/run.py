@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from sparsedet.config import setting
 from sparsedet.config.files import raw_values
 from sparsedet.config.naming import join
 from sparsedet.config.trust import require_trusted
+from sparsedet.files import read_object, read_rows
 from sparsedet.loading import name_classes, stored_config
 from sparsedet.weights.table import CONFIG, WEIGHTS
 
@@ -120,26 +119,19 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    with suppress(ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-    raise CheckpointError(f"{path} is damaged. Delete it, or create it again.")
+    try:
+        return read_object(path) or {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged. Delete it, or create it again.") from error
 
 
 def _metrics(path: Path, iteration: int | None) -> dict[str, float]:
     """The metrics of the last evaluation at an iteration, from the rows of a run."""
     found: dict[str, float] = {}
-    if not path.is_file():
-        return found
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # a killed run may have left an incomplete last line
-            row = json.loads(line)
-            if isinstance(row, dict) and row.get("iteration") == iteration:
-                values = {k: v for k, v in row.items() if k.startswith(_EVALUATED)}
-                found = {k.removeprefix(_EVALUATED): v for k, v in values.items()} or found
+    for row in read_rows(path):
+        if row.get("iteration") == iteration:
+            values = {k: v for k, v in row.items() if k.startswith(_EVALUATED)}
+            found = {k.removeprefix(_EVALUATED): v for k, v in values.items()} or found
     return found
 
 

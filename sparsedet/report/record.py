@@ -21,9 +21,9 @@ from sparsedet.analysis import count_flops, count_parameters, depends_on_image, 
 from sparsedet.config import trusting
 from sparsedet.data import AnnotatedDataset
 from sparsedet.engine import Trainer
-from sparsedet.files import write_json
+from sparsedet.files import read_object, write_json
 from sparsedet.report.runs import write_report
-from sparsedet.report.runs.folder import COSTS, DATA, RUN, read_object
+from sparsedet.report.runs.folder import COSTS, DATA, RUN
 
 __all__ = ["describe_run", "finish_run", "start_run"]
 
@@ -72,7 +72,7 @@ def start_run(folder: Path, about: Mapping[str, Any], trainer: Trainer, survey: 
     """
     if not comm.is_main_process():
         return
-    before = read_object(folder / RUN) if trainer.iteration else None
+    before = _before(folder / RUN) if trainer.iteration else {}
     start = {
         "config": about.get("config"),
         "overrides": about.get("overrides", []),
@@ -80,11 +80,20 @@ def start_run(folder: Path, about: Mapping[str, Any], trainer: Trainer, survey: 
         "iteration": trainer.iteration,
     }
     machine = {"system": platform.platform(), **machine_facts(trainer.device)}
-    starts = [*(before or {}).get("starts", []), start]
+    starts = [*before.get("starts", []), start]
     content = {**about, "max_iter": trainer.max_iter, "machine": machine, "starts": starts}
     write_json(folder / RUN, content)
     if survey is not None:
         write_json(folder / DATA, {"version": __version__, **survey.facts()})
+
+
+def _before(path: Path) -> dict[str, Any]:
+    """What earlier starts wrote; a damaged file does not keep a run from resuming."""
+    try:
+        return read_object(path) or {}
+    except ValueError as error:
+        logger.warning("%s The report will not have the earlier starts of this run.", error)
+        return {}
 
 
 def finish_run(folder: Path, model: nn.Module, loader: Any) -> None:

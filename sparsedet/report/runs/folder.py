@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -10,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sparsedet.files import read_object, read_rows
 
 __all__ = [
     "COSTS",
@@ -19,7 +20,6 @@ __all__ = [
     "RunFolder",
     "find_runs",
     "is_run",
-    "read_object",
     "read_run",
 ]
 
@@ -203,7 +203,7 @@ def read_run(folder: Path, name: str) -> RunFolder:
         lacking[_OF_EVALUATION[0]] = (
             f"{', '.join(_OF_EVALUATION)} are missing: no evaluation has been written yet."
         )
-    rows = _log_rows(folder / _LOG)
+    rows = [row for row in read_rows(folder / _LOG) if isinstance(row.get("iteration"), int)]
     if not rows:
         lacking[_LOG] = f"{_LOG} is missing or empty: there are no losses and no rates."
     text = folder / "config.yaml"
@@ -213,38 +213,6 @@ def read_run(folder: Path, name: str) -> RunFolder:
     training = [row for row in rows if not _is_evaluation(row)]
     evaluations = [_plain(row) for row in rows if _is_evaluation(row)]
     return RunFolder(folder, name, training, evaluations, config, files, lacking)
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no file.
-
-    Raises:
-        ValueError: the file holds something else, or cannot be read.
-    """
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path.name} is damaged ({reason}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is damaged (it holds no object).")
-    return content
-
-
-def _log_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; lines that were cut off are left out."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-                rows.append(row)
-    return rows
 
 
 def _is_evaluation(row: Mapping[str, Any]) -> bool:
