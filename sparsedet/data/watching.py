@@ -17,6 +17,8 @@ from typing import Any
 # Seconds without a batch after which a warning names the loader.
 _LONG = 300.0
 _LOOK = 1.0
+# Seconds that a worker whose connection broke has for ending, so that its exit code tells why.
+_ENDING = 10.0
 # Exit code of a worker that has run out of file handles.
 _NO_HANDLES = 91
 
@@ -54,7 +56,7 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
             except Exception as error:
                 if workers and isinstance(error, (EOFError, ConnectionError)):  # a worker is ending
                     with suppress(RuntimeError):  # torch may raise when it ends
-                        wait([worker.sentinel for worker in workers], _LOOK)
+                        wait([worker.sentinel for worker in workers], _ENDING)
                 without_handles = any(worker.exitcode == _NO_HANDLES for worker in workers)
                 _end(workers)
                 if watch.expired:  # with torch's message
