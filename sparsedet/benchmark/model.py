@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> Row:
     Raises:
         ValueError: an input is wrong.
     """
+    for path in args.peer:
+        locate(path)
     counts: dict[Case, Row] = defaultdict(dict)
 
     def facts(case: Case, _: Rounds) -> Row:
