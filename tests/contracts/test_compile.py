@@ -15,7 +15,7 @@ from tests.modeling import small
 
 SIZES = ((64, 96), (96, 70))
 NAMED = pytest.mark.parametrize("name", small.NAMED)
-QUICK = ("deformable_plain", "sparse", "focus")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("deformable_plain", "sparse")]
 # Compiled code draws other numbers. The draws themselves are compiled too.
 NO_NOISE = dict(label_noise=0.0, box_noise=0.0)
 # Compiled, these compute as many tokens as they may keep, and use those that they do keep.
@@ -70,7 +70,7 @@ def compiled_equals_eager(combination: small.Combination, backend: str, *, train
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", ["focus", *SLOW])
 def test_the_host_and_sparse_systems_compile(name):
     compiled_equals_eager(small.NAMED[name], "aot_eager", training=True)
 

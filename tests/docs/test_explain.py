@@ -38,6 +38,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "explorer.html").is_file()
 
 
+@pytest.mark.slow
 def test_shell_blocks_run(page: Path, tmp_path: Path) -> None:
     lines = [line for text in blocks(page, "bash") for line in text.splitlines()]
     commands = [line for line in lines if line.startswith("sparsedet explain ")]

@@ -46,13 +46,16 @@ def _run(folder: Path, kind: str, place: str) -> tuple[int, list[str]]:
         ("raise", "apart", 3, [f"0: process 1 {HERE} failed: {MISSING}"]),
         ("raise", "main", 3, [f"0: process 0 {HERE} failed: {MISSING}"]),
         ("raise", "alike", 3, [f"0: {MISSING}"]),
-        ("return 2", "apart", 2, [f"0: process 1 {HERE} failed: it ended with exit code 2."]),
+        pytest.param(
+            "return 2", "apart", 2, [f"0: process 1 {HERE} failed: it ended with exit code 2."],
+            marks=pytest.mark.slow,
+        ),
         ("kill", "together", 137, [f"0: process 1 {GONE}", KILLED]),
         ("kill", "apart", 137, [f"0: process 1 {GONE}", KILLED]),
         ("kill", "main", 137, [f"1: process 0 {GONE}", "parent: process 0 was killed by SIGKILL"]),
         ("crash", "apart", 139, [f"0: process 1 {GONE}", KILLED.replace("KILL", "SEGV")]),
         ("exit 0", "together", 3, [f"0: process 1 {GONE}"]),
-        ("exit 7", "apart", 7, [f"0: process 1 {GONE}"]),
+        pytest.param("exit 7", "apart", 7, [f"0: process 1 {GONE}"], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_faults(tmp_path: Path, kind: str, place: str, code: int, says: list[str]) -> None:

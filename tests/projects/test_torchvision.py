@@ -233,6 +233,10 @@ def test_costs_by_stage(run: Path, capsys) -> None:
     assert main([*words, "--repetitions", "2"]) == 0
     stages = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
     assert {"backbone", "neck", "rpn", "roi_heads", "total"} <= set(stages)
+
+
+@pytest.mark.slow
+def test_they_are_measured_by_stage(run: Path, capsys) -> None:
     for mode in ("model", "train-step"):
         words = ["benchmark", mode, "--config-file", f"{run}/whole/config.yaml", "--no-memory"]
         assert main([*words, "--image-size", "64x96", "--rounds", "2", "--seconds", "0"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,9 +41,9 @@ def stopped(drawn: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -
 def run(stopped: Path, tmp_path: Path) -> Callable[..., int]:
     """Go on with a copy of the run in `tmp_path`."""
     for name in ("config.yaml", "metrics.json", "last_checkpoint"):
-        (tmp_path / name).write_bytes((stopped / name).read_bytes())
+        shutil.copy(stopped / name, tmp_path)
     for path in stopped.glob("checkpoint_*.pth"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+        shutil.copy(path, tmp_path)
 
     def resume(*arguments: str, option: str = "--resume") -> int:
         config = str(tmp_path / "config.yaml")
