@@ -1,4 +1,4 @@
-"""A Focus-DINO small enough for a CPU; it takes another backbone with the ranges that fit it."""
+"""A Focus-DETR small enough for a CPU, for configs that set the backbone and matching size ranges."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import (

@@ -1,6 +1,6 @@
 """Glance and look for a CPU: large photographs of your own, a backbone that needs no network.
 
-Beside `configs/photos.py`: its backbone, and a Focus-DINO as small. Your set takes the four
+With the backbone of `configs/photos.py`, and a Focus-DETR of the same size. Your set takes the four
 overrides that it takes. Pictures keep the size that they have, in training as well: boxes are
 learned as shares of the picture, so what crops teach does not hold in whole pictures.
 """

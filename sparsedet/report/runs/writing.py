@@ -38,7 +38,7 @@ _SECTIONS: Mapping[str, Callable[[Sequence[RunFolder]], Section]] = {
 }
 _NO_CHARTS = (
     "Charts are tables here, because matplotlib is not installed. Run: pip install "
-    "'sparsedet[plot]', and make this page anew."
+    "'sparsedet[plot]', and write this page again."
 )
 
 
@@ -60,7 +60,7 @@ class Report:
 def write_report(
     folders: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str] | None = None
 ) -> Report:
-    """Write the report of one run, or of several beside each other.
+    """Write the report of one run, or of several side by side.
 
     The numbers come from the files that training and evaluation have written. What is missing is
     named in the page, with the command that makes it.
