@@ -1,4 +1,4 @@
-"""A Focus-DETR small enough for a CPU, for configs that set the backbone and matching size ranges."""
+"""A Focus-DETR small enough for a CPU; configs set its backbone and the size ranges that fit."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import (
