@@ -319,7 +319,7 @@ class ObjectScores:
 def object_scores(features: MultiScaleFeatures) -> Tensor:
     """Scores (B, N): minus the distance to the nearest of some objects, in their half sizes.
 
-    Centres are drawn evenly, sides between 3 % and 60 % of the image, small ones more often.
+    Centers are drawn evenly, sides between 3 % and 60 % of the image, small ones more often.
     """
     points = features.reference_points
     generator = torch.Generator().manual_seed(SEED)

@@ -115,7 +115,7 @@ def level_shapes(size: Size) -> list[Size]:
 
 
 def cell_centers(spatial_shapes: Sequence[Size]) -> Tensor:
-    """Centres (N, 2) of all tokens, x and y in [0, 1]."""
+    """Centers (N, 2) of all tokens, x and y in [0, 1]."""
     centers = []
     for height, width in spatial_shapes:
         rows = (torch.arange(height) + 0.5) / height

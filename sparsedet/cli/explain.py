@@ -6,9 +6,9 @@
     sparsedet explain CONFIG:weights.pth photo.jpg
     sparsedet explain focus_detr_r50_36ep photo.jpg
 
-DIR gets explorer.html, which needs no network and opens in a browser from disk. Each model is a
-column, and the same weights with all tokens (keep ratio 1) are another one beside it. Keep ratios
-are computed now, those of --ratios, the model's own one and 1, and chosen by a slider in the page.
+DIR gets explorer.html, which needs no network and opens in a browser from disk. Each model has a
+column, next to one of the same weights with all tokens (keep ratio 1). The keep ratios are computed
+now: those of --ratios, the model's own and 1. A slider in the page chooses one of them.
 WEIGHTS are a checkpoint with its config, published weights that `sparsedet weights` lists, a file
 of `sparsedet export`, or CONFIG:FILE for weights without a config. Folders include their
 subfolders.
@@ -54,7 +54,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WEIGHTS",
-        help="another model, in a column of its own; may be given several times",
+        help="also show another model, in a column of its own; may be given several times",
     )
     parser.add_argument(
         "--ratios",
