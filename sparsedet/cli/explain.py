@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """
     models = [args.weights, *args.beside]
     if not args.paths:
-        raise ValueError(f"No picture is given beside {args.weights}. Name one or more.")
+        raise ValueError(f"No picture is given for {args.weights}. Name one or more.")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file. Name a folder.")
     ratios = args.ratios and [read_ratio(word, "--ratios") for word in args.ratios]
@@ -136,7 +136,7 @@ def _files(paths: Sequence[str]) -> list[str]:
     files = list(dict.fromkeys(file for path in paths for file in find_files(path)))
     moving = [file for file in files if is_live(file) or is_video(file)]
     if moving:
-        raise ValueError(f"{moving[0]} is no picture. `sparsedet predict` takes videos.")
+        raise ValueError(f"{moving[0]} is not a picture. `sparsedet predict` takes videos.")
     if len(files) > _MOST:
         raise ValueError(
             f"{len(files)} pictures are too many for one page. Name at most {_MOST} of them."

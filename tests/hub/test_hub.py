@@ -195,7 +195,7 @@ def test_settings_of_a_run_may_name_it() -> None:
         train.init_checkpoint = name
         assert run_settings(train).init_checkpoint == name
     train.init_checkpoint = f"https://huggingface.co/{NAME}"
-    with pytest.raises(ConfigError, match="Addresses are not fetched"):
+    with pytest.raises(ConfigError, match="URLs are not fetched"):
         run_settings(train)
 
 
