@@ -170,8 +170,8 @@ def index_page() -> str:
             "|---|---|",
             *rows,
             "",
-            "Each component is on the page of its family. The protocols that your own components must",
-            f"follow are on the page of [{PROTOCOLS}]({PROTOCOLS}.md).",
+            "Each component is on the page of its family. The protocols for components of your own",
+            f"are on the page of [{PROTOCOLS}]({PROTOCOLS}.md).",
             *(f"\n::: {each}" for each in api_modules()["sparsedet"]),
         ]
     )
