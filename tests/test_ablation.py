@@ -213,4 +213,4 @@ def test_a_report_that_fails_does_not_take_the_table(tmp_path, capsys, monkeypat
     assert main(command) == 0
     printed = capsys.readouterr()
     assert str(output / "ablation.json") in printed.out
-    assert f"(no space left). Mend this, then run: sparsedet report {output}" in printed.err
+    assert f"(no space left). Fix this, then run: sparsedet report {output}" in printed.err

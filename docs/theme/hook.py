@@ -164,14 +164,14 @@ def index_page() -> str:
         [
             "# API",
             "",
-            "These pages are made from the docstrings. `from sparsedet import ...` gives:",
+            "These pages are made from the docstrings. `from sparsedet import ...` imports:",
             "",
             "| name | what it is |",
             "|---|---|",
             *rows,
             "",
-            "A component is on the page of its family. The protocols that a component of your own",
-            f"has to fit are on the page of [{PROTOCOLS}]({PROTOCOLS}.md).",
+            "Each component is on the page of its family. The protocols for components of your own",
+            f"are on the page of [{PROTOCOLS}]({PROTOCOLS}.md).",
             *(f"\n::: {each}" for each in api_modules()["sparsedet"]),
         ]
     )

@@ -107,7 +107,7 @@ def share_by_content(shares: Sequence[ImageShare]) -> dict[str, dict[str, float 
 def blank_share(
     model: TokenSparseDetector, image_size: Size, share: Measure = _keep_ratio
 ) -> float:
-    """The share that a grey picture of this size (h, w) keeps: of its tokens, or another share."""
+    """The share that a gray picture of this size (h, w) keeps: of its tokens, or another share."""
     sample: Mapping[str, Any] = {"image": torch.full((3, *image_size), _GREY, dtype=torch.uint8)}
     with evaluating(model), torch.inference_mode():
         return share(model([sample])[0])

@@ -124,34 +124,44 @@ def add_arguments(
 ) -> None:
     """The options that say what is compared."""
     add = parser.add_argument
-    add("--config-file", nargs="+", default=list(config), metavar="F", help="default: %(default)s")
+    add(
+        "--config-file",
+        nargs="+",
+        default=list(config),
+        metavar="F",
+        help=f"default: {' '.join(config)}",
+    )
     add(
         "--variant",
         action="append",
         default=[],
         metavar="'key=value ...'",
-        help="changes of the configs to compare; give it once for each, '' for none",
+        help="overrides to compare; give the option once for each variant, '' for no override",
     )
     add(
         "--keep-ratio",
         nargs="+",
         default=["config"],
         metavar="R",
-        help="dense, config, or keep_ratio of the selector: the share of the tokens that a layer "
-        "updates, the mean over the layers (default: config)",
+        help="dense, config, or a keep_ratio of the selector: the share of the tokens that a layer "
+        "updates, averaged over the layers",
     )
     add("--image-size", nargs="+", type=image_size, default=list(image_sizes), metavar="HxW")
-    add("--batch", nargs="+", type=positive, default=[1], metavar="N", help="images at a time")
+    add("--batch", nargs="+", type=positive, default=[1], metavar="N", help="images per batch")
     add(
         "--dtype",
         nargs="+",
         choices=PRECISIONS,
         default=["float32"],
-        help="of the weights; in training of autocast",
+        help="dtype of the weights; in training, of autocast",
     )
     add("--device", default="cpu")
-    add("--reference", action="store_true", help="beside each its form with grid_sample")
-    add("overrides", nargs="*", metavar="key=value", help="changes of all configs")
+    add(
+        "--reference",
+        action="store_true",
+        help="also measure each with grid_sample instead of our operator",
+    )
+    add("overrides", nargs="*", metavar="key=value", help="overrides of all configs")
 
 
 def configs_and_changes(args: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
@@ -319,7 +329,7 @@ class ObjectScores:
 def object_scores(features: MultiScaleFeatures) -> Tensor:
     """Scores (B, N): minus the distance to the nearest of some objects, in their half sizes.
 
-    Centres are drawn evenly, sides between 3 % and 60 % of the image, small ones more often.
+    Centers are drawn evenly, sides between 3 % and 60 % of the image, small ones more often.
     """
     points = features.reference_points
     generator = torch.Generator().manual_seed(SEED)

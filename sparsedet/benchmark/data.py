@@ -19,11 +19,23 @@ from sparsedet.data.shapes import ShapesOptions, write_shapes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the set, and of the config that says how it is read."""
     add = parser.add_argument
-    add("--config-file", default=FOCUS, metavar="F", help="of a training run (%(default)s)")
-    add("--max-images", type=positive, default=100, metavar="N", help="(%(default)s)")
-    add("--shapes-size", type=image_size, default=(480, 640), metavar="HxW", help="of a picture")
+    add("--config-file", default=FOCUS, metavar="F", help="config of a training run (%(default)s)")
+    add(
+        "--max-images",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="use at most N images (%(default)s)",
+    )
+    add(
+        "--shapes-size",
+        type=image_size,
+        default=(480, 640),
+        metavar="HxW",
+        help="size of the pictures",
+    )
     add("--device", default="cpu")
-    add("overrides", nargs="*", metavar="key=value", help="changes of the config")
+    add("overrides", nargs="*", metavar="key=value", help="overrides of the config")
 
 
 @contextmanager

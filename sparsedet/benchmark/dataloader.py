@@ -1,7 +1,7 @@
-"""The training data: images per second that one core reads, augments and packs.
+"""The training loader: images per second that are read, augmented and batched.
 
-With 0 workers the pictures are read in this process, on one thread: images/s per core. With more,
-images/s of all, and per worker.
+With 0 workers, this process reads the pictures on one thread, which gives images/s per core. With
+workers, the table has images/s in total and per worker.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ WARM_UP_BATCHES = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this mode."""
     data.add_arguments(parser)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--batch", type=positive, default=4, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0], metavar="N", help="worker processes (0)"
+    )
+    parser.add_argument(
+        "--batch", type=positive, default=4, metavar="N", help="images per batch (%(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> Row:

@@ -1,11 +1,11 @@
-"""Ways to run one detector where it is deployed, each in a process of its own.
+"""Ways to run one detector in deployment, each in a process of its own.
 
-Every form answers the same picture in turns with the eager model, in rounds, after a warm-up; `time
-/ eager` is the median of the ratios within a round. `start s` is what it takes from a process with
-torch to the first answer: reading or building, and compiling. Differences are the largest from the
-eager model in fp32. Peak memory is that of the whole process. Exports are written before, and
+Every form takes turns with the eager model on the same picture, in rounds, after a warm-up; `time /
+eager` is the median of the ratios within a round. `start s` is the time from the end of the imports
+to the first result: reading or building, and compiling. Differences are the largest ones from the
+eager model in fp32. Peak memory is that of the whole process. Files are exported before, and
 --files keeps them for the next run. A model is a config, with random weights, or a checkpoint,
-whose answers are compared as well, on a picture of its test set.
+whose results are also compared, on a picture of its validation set.
 """
 
 from __future__ import annotations
@@ -131,12 +131,18 @@ class Deployed:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this mode."""
     add = parser.add_argument
-    add("--config-file", nargs="+", default=["photos"], metavar="F", help="configs, or checkpoints")
+    add(
+        "--config-file",
+        nargs="+",
+        default=["photos"],
+        metavar="F",
+        help="configs or checkpoints (photos)",
+    )
     add("--image-size", nargs="+", type=image_size, default=[(640, 640)], metavar="HxW")
     add("--forms", nargs="+", choices=tuple(FORMS), default=list(FORMS), metavar="FORM")
-    add("--files", type=Path, metavar="DIR", help="keep exports here, and take those that are here")
-    add("--device", choices=("cpu",), default="cpu", help="memory is that of a process")
-    add("overrides", nargs="*", metavar="key=value", help="changes of all configs")
+    add("--files", type=Path, metavar="DIR", help="keep exported files here and reuse them")
+    add("--device", choices=("cpu",), default="cpu", help="peak memory is that of the process")
+    add("overrides", nargs="*", metavar="key=value", help="overrides of all configs")
 
 
 def run(args: argparse.Namespace) -> Row:

@@ -1,4 +1,4 @@
-"""The encoder alone: time beside GFLOPs, sparse against dense."""
+"""The encoder alone: its time and GFLOPs at several keep ratios, relative to the dense encoder."""
 
 from __future__ import annotations
 

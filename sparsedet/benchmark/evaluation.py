@@ -22,8 +22,16 @@ READING, MODEL, EVALUATOR = PARTS = ("reading", "model", "evaluator")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this mode."""
     data.add_arguments(parser)
-    parser.add_argument("--keep-ratio", nargs="+", default=["dense", "config"], metavar="R")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="that read ahead")
+    parser.add_argument(
+        "--keep-ratio",
+        nargs="+",
+        default=["dense", "config"],
+        metavar="R",
+        help="dense, config or a number (dense config)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="worker processes that read ahead (0)"
+    )
     parser.set_defaults(max_images=20)
 
 

@@ -1,8 +1,9 @@
-"""Deformable attention on a GPU, beside the op as it is usually written.
+"""Deformable attention on a GPU, compared with naive kernels.
 
-Encoder shapes of an 800 x 1333 image (22,223 tokens, 8 heads of 32 channels, 4 levels, 4 points)
-with locations as an encoder has them at its start; all tokens as queries, a part of them in random
-order with and without ``query_order``, and the 900 queries of a decoder; microseconds per image.
+The shapes are those of an encoder for an 800 x 1333 image (22,223 tokens, 8 heads of 32 channels,
+4 levels, 4 points), with the locations of an untrained encoder. Queries are all tokens, some of
+them in random order with and without ``query_order``, and the 900 queries of a decoder. Times are
+in microseconds per image.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ BACKWARD = torch.ops.sparsedet.ms_deform_attn_backward.default
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this mode."""
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true", help="only with all tokens as queries")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure only with all tokens as queries"
+    )
 
 
 def run(args: argparse.Namespace) -> Row:

@@ -1,9 +1,9 @@
-"""Large pictures, system by system: seconds by stage, GFLOPs, tokens, peak memory.
+"""Models on large pictures: seconds by stage, GFLOPs, tokens, peak memory.
 
-The systems of a size take turns. Each has a process of its own, whose peak memory is that of the
-very passes that are timed; a small picture has gone through it before. `slices` is the dense model
-on the overlapping tiles of the predictor, `half` the dense model on the picture at half its sides.
-Weights are random, so shares are fixed ones: which tiles and tokens they are, made-up objects say.
+The systems take turns at each size. Each has a process of its own, whose peak memory is that of the
+timed passes; the only warm-up is a small picture. `slices` is the dense model on the overlapping
+tiles of the predictor, `half` the dense model on the picture at half its sides. Weights are random,
+so the shares of tiles and tokens are fixed, and artificial objects determine which ones are chosen.
 """
 
 from __future__ import annotations
@@ -87,20 +87,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--keep-ratio", nargs="+", default=["0.3", "0.1"], metavar="R",
-        help="of focus: share of the tokens that a layer updates (%(default)s)",
+        help="for focus: share of the tokens that a layer updates (0.3 0.1)",
     )  # fmt: skip
     add(
         "--look-ratio", nargs="+", type=float, default=[0.1], metavar="R",
-        help="of glance: share of the tiles that are looked at (%(default)s)",
+        help="for glance: share of the tiles that are chosen (0.1)",
     )  # fmt: skip
     add(
         "--look-tiles", type=positive, metavar="N",
-        help="of glance: so many tiles at every size, instead of a share",
+        help="for glance: this number of tiles at every size, instead of a share",
     )  # fmt: skip
     add("--tile", type=int, default=1024, help="side of slices in pixels (%(default)s)")
     add("--small", action="store_true", help="with a small backbone, few layers and channels")
-    add("--device", choices=("cpu",), default="cpu", help="memory is that of a process")
-    add("overrides", nargs="*", metavar="key=value", help="changes of all configs")
+    add("--device", choices=("cpu",), default="cpu", help="peak memory is that of the process")
+    add("overrides", nargs="*", metavar="key=value", help="overrides of all configs")
 
 
 def run(args: argparse.Namespace) -> Row:

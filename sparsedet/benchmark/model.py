@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="MODULE:CALLABLE",
-        help="callables that return a module which takes the same batch of images",
+        help="also measure the modules that these callables return, on the same batch of images",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
 
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     """The ways to run a model."""
     add = parser.add_argument
-    add("--cuda-graphs", action="store_true", help="beside each as a replayed CUDA graph")
+    add("--cuda-graphs", action="store_true", help="also measure each as a replayed CUDA graph")
 
 
 def run(args: argparse.Namespace) -> Row:

@@ -49,10 +49,18 @@ def parser(name: str) -> argparse.ArgumentParser:
     mode.add_arguments(made)
     add = made.add_argument
     add("--trust-config", action="store_true", help="let a .yaml config call any Python code")
-    add("--threads", type=positive, metavar="N", help="of the CPU (default: torch's)")
-    add("--seconds", type=float, default=10.0, help="for what is run in turns (%(default)s)")
-    add("--rounds", type=int, default=5, metavar="N", help="at least (%(default)s)")
-    add("--warm-up", type=int, default=1, metavar="N", help="rounds before (%(default)s)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
+    add("--seconds", type=float, default=10.0, help="shortest duration of the rounds (%(default)s)")
+    add(
+        "--rounds", type=int, default=5, metavar="N", help="smallest number of rounds (%(default)s)"
+    )
+    add(
+        "--warm-up",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rounds before the timed ones (%(default)s)",
+    )
     add("--json", type=Path, metavar="FILE", help="also write the figures here")
     add_allocator(made)
     return made

@@ -1,9 +1,10 @@
-"""Deformable attention alone, against the same by grid_sample.
+"""Deformable attention alone, compared with grid_sample.
 
-Sampling locations are those of an encoder at its start: the reference points of the tokens plus the
+Sampling locations are those of an untrained encoder: the reference points of the tokens plus the
 compass pattern of the initialization, with noise. Queries are all tokens, 30 % and 10 % of them in
-token order, and 900 at random as in a decoder. Ours reads the value head-major, as the projection
-of the attention module leaves it, and once more token-major, as grid_sample reads it.
+token order, and 900 at random as in a decoder. Our operator is measured with head-major values, as
+the projection of the attention module leaves them, and with token-major ones, as grid_sample reads
+them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this mode."""
     add = parser.add_argument
     add("--device", default="cpu")
-    add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of the values")
+    add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="dtype of the values")
     add("--batch", type=positive, default=1)
     add("--image-size", type=image_size, default=(800, 1333), metavar="HxW")
     add("--scaling", nargs="+", type=positive, default=[], metavar="N", help="also on N threads")
@@ -115,7 +116,7 @@ def level_shapes(size: Size) -> list[Size]:
 
 
 def cell_centers(spatial_shapes: Sequence[Size]) -> Tensor:
-    """Centres (N, 2) of all tokens, x and y in [0, 1]."""
+    """Centers (N, 2) of all tokens, x and y in [0, 1]."""
     centers = []
     for height, width in spatial_shapes:
         rows = (torch.arange(height) + 0.5) / height

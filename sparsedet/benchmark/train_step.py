@@ -1,7 +1,7 @@
 """One training step: forward, criterion, backward and optimizer, with its peak memory.
 
-Images are noise with seven random objects each; what the step needs of the config is its model, its
-optimizer and its gradient clipping.
+Images are noise with seven random objects each. From the config, the step takes the model, the
+optimizer and the gradient clipping.
 """
 
 from __future__ import annotations

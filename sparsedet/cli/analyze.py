@@ -8,9 +8,10 @@
     sparsedet analyze --paper-table                                    ours beside published numbers
 
 A multiply-add is 1 FLOP; docs/analysis.md states the formulas. --tokens runs the model on images
-of the config's test set. It reports the tokens kept in each encoder layer and level, and Corr: the
-share of the decoder's cross-attention that falls on the 10 % of tokens with the highest scores.
---referred reports how many tokens hold 99 % of that attention, in total and in each level.
+of the config's validation set. It reports the tokens kept in each encoder layer and level, and
+Corr: the share of the decoder's cross-attention that falls on the 10 % of the tokens with the
+highest scores. --referred reports how many tokens receive 99 % of that attention, in total and in
+each level.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
@@ -95,15 +96,16 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--repetitions", type=int, default=20, metavar="N", help="passes of --latency (%(default)s)"
     )
-    parser.add_argument("--tokens", action="store_true", help="kept tokens and Corr (test set)")
+    parser.add_argument("--tokens", action="store_true", help="kept tokens, Corr (validation set)")
     parser.add_argument(
-        "--referred", action="store_true", help="tokens that the decoder refers to (test set)"
+        "--referred", action="store_true", help="tokens that the decoder refers to (validation set)"
     )
     parser.add_argument(
         "--look",
         nargs="*",
         metavar="R",
-        help=f"recall of tiles at these look ratios (test set; default {' '.join(LOOK_RATIOS)})",
+        help="recall of tiles at these look ratios (validation set; default "
+        f"{' '.join(LOOK_RATIOS)})",
     )
     parser.add_argument(
         "--images",
@@ -124,7 +126,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--coco-sizes",
         metavar="FILE",
-        help="mean GFLOPs over the images of an annotation file, resized as in the config's test",
+        help="mean GFLOPs over the images of an annotation file, after the test transforms",
     )
     size.add_argument(
         "--image", metavar="FILE", help="GFLOPs for this picture (for adaptive models)"
@@ -189,7 +191,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_images(model: Any, loader: Any, args: argparse.Namespace, bounds: Any) -> dict[str, Any]:
-    """The figures that need the images of the test set."""
+    """The figures that need the images of the validation set."""
     from sparsedet.analysis import tile_recall, token_statistics
 
     figures: dict[str, Any] = {}
@@ -296,7 +298,7 @@ def load_config(path: str | Path, overrides: Sequence[str], *, uses_set: bool = 
     Args:
         path: name or file of the config.
         overrides: overrides of the config.
-        uses_set: whether the images of the test set are needed.
+        uses_set: whether the images of the validation set are needed.
 
     Raises:
         ConfigError: the config cannot be read, or lacks what is needed here.
@@ -352,7 +354,7 @@ def input_sizes(cfg: Any, args: argparse.Namespace) -> list[Size]:
 
 
 def _sample(cfg: Any, path: str) -> dict[str, Any]:
-    """A picture as a sample with the transforms of the test set."""
+    """A picture as a sample, after the test transforms."""
     from sparsedet.predictor.pictures import make_sample, read_picture
 
     mapper = instantiate(cfg.dataloader.test.mapper)

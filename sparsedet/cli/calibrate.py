@@ -4,8 +4,8 @@ r"""Calibrate the threshold of an adaptive selector for trained weights.
         model.selector._target_=AdaptiveSelector
 
 A model with `AdaptiveSelector` keeps the tokens that score above a threshold. Calibration derives
-the threshold for each keep ratio from the scores on training images, which are resized as the
-config resizes its test set. NEW gets `config.yaml`, with the overrides, and `model_calibrated.pth`.
+the threshold for each keep ratio from the scores on training images, which are resized by the
+config's test transform. NEW gets `config.yaml`, with the overrides, and `model_calibrated.pth`.
 Any keep ratio can be set afterwards.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
@@ -83,7 +83,7 @@ def _load_config(args: argparse.Namespace) -> Any:
 
 
 def _training_images(cfg: Any, count: int) -> Any:
-    """A loader of about `count` training images, with the transforms of the test set."""
+    """A loader of about `count` training images, with the test transforms."""
     shown = cfg.copy()
     shown.dataloader.test.dataset = cfg.dataloader.train.dataset
     loader = instantiate(shown.dataloader.test)

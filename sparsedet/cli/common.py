@@ -54,9 +54,12 @@ def add_config(parser: argparse.ArgumentParser, *others: str) -> None:
         metavar="F",
         help="the same as CONFIG: a name that `sparsedet configs` lists, or a .py or .yaml file",
     )
-    metavar = "|".join([*others, "key=value"])
+    follow = [*others, "key=value"]
     parser.add_argument(
-        "words", nargs="*", metavar=f"CONFIG {metavar}", help="the config and its overrides"
+        "words",
+        nargs="*",
+        metavar=f"CONFIG {'|'.join(follow)}",
+        help=f"the config, then {' and '.join(follow)} as often as needed",
     )
     add_trust(parser)
 

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     rows = {name: _row(name, entry) for name, entry in index.items()}
     found = names_with(rows, args.words)
     if not found:
-        raise ConfigError(f"No config has {' and '.join(args.words)} in its line. Leave one out.")
+        raise ConfigError(f"No config has {' and '.join(args.words)} in its line. Use fewer words.")
     if args.json:
         print(json.dumps({name: index[name] for name in found}, indent=2))
     else:

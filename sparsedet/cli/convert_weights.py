@@ -5,9 +5,9 @@
     sparsedet convert-weights --source detrex in.pth out.pth --config-file F key=value ...
 
 Published heads have either 91 rows, one per COCO category id with gaps, or 80, one per class.
-``--classes contiguous`` picks the 80 of 91, so that the result fits configs of COCO's 80 classes.
+--classes contiguous picks the 80 of 91, so that the result fits configs of COCO's 80 classes.
 Every tensor of the file is used, or an error names it. The result must have every tensor of the
-model, with the right shape. The model comes from ``--config-file`` or, without it, from one of the
+model, with the right shape. The model comes from --config-file or, without it, from one of the
 released configs that `sparsedet configs released` lists.
 docs/published_weights.md lists the known files. Exit codes: 0 done; 2 an input is wrong (one
 sentence says which), and nothing is written.

@@ -1,4 +1,4 @@
-"""Evaluate weights on the test set of a config.
+"""Evaluate weights on the validation set of a config.
 
     sparsedet eval DIR/model_best.pth                     with the config in the file
     sparsedet eval CONFIG --weights W.pth dataset.val_json=FILE ...
@@ -9,7 +9,7 @@
     sparsedet eval W.pth --tiles 512                      in tiles, as `sparsedet predict --tiles`
     sparsedet eval W.pth --dtype bfloat16                 as `sparsedet predict --dtype`
     sparsedet eval detector.onnx dataset.val_json=FILE dataset.val_images=DIR      an exported file
-    sparsedet eval CONFIG --weights detector.onnx         the same, on the test set of CONFIG
+    sparsedet eval CONFIG --weights detector.onnx         the same, on the data of CONFIG
 
 The output folder gets predictions.json, curves.json, confusion.json, worst.json and
 eval_results.json; `sparsedet report` shows them.

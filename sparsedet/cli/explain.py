@@ -6,9 +6,9 @@
     sparsedet explain CONFIG:weights.pth photo.jpg
     sparsedet explain focus_detr_r50_36ep photo.jpg
 
-DIR gets explorer.html, which needs no network and opens in a browser from disk. Each model is a
-column, and the same weights with all tokens (keep ratio 1) are another one beside it. Keep ratios
-are computed now, those of --ratios, the model's own one and 1, and chosen by a slider in the page.
+DIR gets explorer.html, which needs no network and opens in a browser from disk. Each model has a
+column, next to one of the same weights with all tokens (keep ratio 1). The keep ratios are computed
+now: those of --ratios, the model's own and 1. A slider in the page chooses one of them.
 WEIGHTS are a checkpoint with its config, published weights that `sparsedet weights` lists, a file
 of `sparsedet export`, or CONFIG:FILE for weights without a config. Folders include their
 subfolders.
@@ -54,7 +54,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WEIGHTS",
-        help="another model, in a column of its own; may be given several times",
+        help="also show another model, in a column of its own; may be given several times",
     )
     parser.add_argument(
         "--ratios",
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """
     models = [args.weights, *args.beside]
     if not args.paths:
-        raise ValueError(f"No picture is given beside {args.weights}. Name one or more.")
+        raise ValueError(f"No picture is given for {args.weights}. Name one or more.")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file. Name a folder.")
     ratios = args.ratios and [read_ratio(word, "--ratios") for word in args.ratios]
@@ -136,7 +136,7 @@ def _files(paths: Sequence[str]) -> list[str]:
     files = list(dict.fromkeys(file for path in paths for file in find_files(path)))
     moving = [file for file in files if is_live(file) or is_video(file)]
     if moving:
-        raise ValueError(f"{moving[0]} is no picture. `sparsedet predict` takes videos.")
+        raise ValueError(f"{moving[0]} is not a picture. `sparsedet predict` takes videos.")
     if len(files) > _MOST:
         raise ValueError(
             f"{len(files)} pictures are too many for one page. Name at most {_MOST} of them."

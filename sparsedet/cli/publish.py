@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, prog)
     add = parser.add_argument
-    add("run", metavar="RUN", help="folder of a run, a checkpoint, or a folder written before")
+    add("run", metavar="RUN", help="folder of a run, checkpoint, or folder that publish wrote")
     add("folder", nargs="?", type=Path, metavar="FOLDER", help="folder to write; new or empty")
     add("--push", metavar="NAME", help="upload to Hugging Face as owner/model")
     add(

@@ -1,14 +1,14 @@
-"""Write the report of a training run, or of several beside each other: one HTML file.
+"""Write the report of a training run, or of several side by side: one HTML file.
 
     sparsedet report output/quickstart
     sparsedet report output/a output/b --output compared.html
     sparsedet report output/quickstart_grid        all runs in this folder
 
-DIR is the train.output_dir of a run, also of one that has not ended, or a folder with runs in it.
+DIR is the train.output_dir of a run, which need not have ended, or a folder with runs in it.
 The report needs no network and opens in a browser from disk. It goes to report.html in the folder
-of the run, or in the folder that all runs share. Its numbers come from the files that `train`,
-`eval`, `analyze`, `sweep` and `check-data` have written; nothing is measured. What is missing is
-named in the page, with the command that writes it.
+of the run, or in the folder that contains all runs. Its numbers come from the files that `train`,
+`eval`, `analyze`, `sweep` and `check-data` have written; nothing is measured. The page names what
+is missing, and the command that writes it.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         "--output",
         type=Path,
         metavar="F.html",
-        help="the page (default: report.html in DIR, or in the folder that all DIRs share)",
+        help="the page (default: report.html in DIR, or in the folder that contains all DIRs)",
     )
     add_trust(parser)
     return answer(run, parser.parse_args(argv))

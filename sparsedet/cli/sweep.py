@@ -16,9 +16,9 @@ The results are written as JSON, a table and a plot.
 
 --look sweeps model.regions.look_ratio instead: the share of the tiles that a model with regions
 processes. Its rows also have the share of objects whose center is in a chosen tile (tile_recall),
-that share for the best choice of as many tiles (oracle) and for a random choice (random).
+the same share for the best choice of as many tiles (oracle) and for a random choice (random).
 
-`AdaptiveSelector` keeps a different share of each image. Its cost is the mean over a few test
+`AdaptiveSelector` keeps a different share of each image. Its cost is the mean over a few validation
 images, and `kept.png` plots the share of each image against the area and number of its objects.
 Exit codes: 0 done; 2 an input is wrong (one sentence says which).
 """
@@ -64,7 +64,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="CONFIG:WEIGHTS",
-        help="models to show in comparison, evaluated unchanged",
+        help="models to compare with, evaluated unchanged",
     )
     parser.add_argument(
         "--output",

@@ -2,15 +2,15 @@ r"""Train a config at every point of a grid of overrides, with several seeds, an
 
     sparsedet sweep-config CONFIG --grid model.selector.keep_ratio=0.1,0.3 \
         model.criterion.unmatched.0.weight=0.5,1.5 --seeds 3 --output DIR key=value
-    sparsedet sweep-config ... --table                     only print the table of finished runs
+    sparsedet sweep-config ... --table                     only make the table of finished runs
     sparsedet sweep-config ... --script slurm > array.sh   a job for each run
 
 The runs are trained one after the other, each in its own folder in DIR. The same command resumes
 an interrupted sweep: it skips finished runs and resumes a stopped run from its last checkpoint. If
 a run fails, the others still run.
 `ablation.json` has the metrics of every run. The table, also in `ablation.md`, has a line for each
-point: mean (lowest to highest) over the seeds, AP in percent. `report.html` shows the runs beside
-each other. Without --grid, the config is trained once with each seed.
+point: mean (lowest to highest) over the seeds, AP in percent. `report.html` shows the runs side by
+side. Without --grid, the config is trained once with each seed.
 Exit codes: 0 done; 1 a run failed; 2 an input is wrong (one sentence says which); 128 + n stopped
 by signal n.
 """
@@ -109,7 +109,7 @@ def _report(output: Path, runs: Sequence[Run]) -> None:
         print(write_report(begun, output / "report.html").path)
     except Exception as error:
         print_error(
-            f"the report could not be written ({error}). Mend this, then run: sparsedet report "
+            f"the report could not be written ({error}). Fix this, then run: sparsedet report "
             f"{output}"
         )
 

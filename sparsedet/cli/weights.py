@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     rows = {name: _row(entry) for name, entry in table.items()}
     found = names_with(rows, args.words)
     if not found:
-        raise ConfigError(f"No line has {' and '.join(args.words)}. Leave one out.")
+        raise ConfigError(f"No line has {' and '.join(args.words)}. Use fewer words.")
     if args.json:
         print(json.dumps([_facts(table[name]) for name in found], indent=2))
     else:

@@ -122,7 +122,7 @@ def _check(settings: Any, key: str, value: Any, rule: Rule, where: str) -> None:
     is_fetched = rule.fetched is not None and str(value).startswith(rule.fetched)
     if rule.here and isinstance(value, str) and ADDRESS.match(value) and not is_fetched:
         raise ConfigError(
-            f"{where} must be on this machine, got the address {shown(value)}. Addresses are not "
+            f"{where} must be on this machine, got the URL {shown(value)}. URLs are not "
             f"fetched: download the file, and set {where} to its path."
         )
 

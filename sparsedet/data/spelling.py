@@ -29,7 +29,7 @@ _WHY = {
     "backslash": "it contains backslashes",
     "suffix": "the suffix or the number of leading zeros differs",
     "prefix": "the beginning of the name differs",
-    "tool": "a labelling tool changed its beginning or suffix",
+    "tool": "a labeling tool changed its beginning or suffix",
     "similar": "the names are only similar",
 }
 
@@ -125,14 +125,14 @@ def _without_signs(name: str) -> str:
 
 
 def _without_tool(name: str) -> list[str]:
-    """The name of a file before a labelling program renamed it, if one did."""
+    """The name of a file before a labeling program renamed it, if one did."""
     prefixed, exported = _TOOL_PREFIX.fullmatch(name), _EXPORTED.fullmatch(name)
     named = [prefixed[1]] if prefixed else []
     return [*named, f"{exported[1]}.{exported[2]}"] if exported else named
 
 
 def _parts(name: str) -> list[str]:
-    """Folders and name of a path, of a URL, of Windows or of a labelling tool."""
+    """Folders and name of a path, of a URL, of Windows or of a labeling tool."""
     text = name.strip()
     address = urlsplit(text) if is_address(text) or "?" in text else None
     if address is not None:

@@ -251,8 +251,8 @@ class RandomCrop:
 class DETRAugmentation:
     """Training augmentation of DETR (Carion et al. 2020, appendix A.4) and its successors.
 
-    A horizontal flip, then either a resize; or a resize to one of `crop_short_sides`, a crop, and a
-    resize.
+    A horizontal flip, then either one resize, or a resize to one of `crop_short_sides`, a crop and
+    another resize.
 
     Args:
         short_sides: short sides of the result, in pixels; one is drawn for each image.

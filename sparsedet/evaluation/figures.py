@@ -75,7 +75,7 @@ def _ap50(curve: dict[str, list[float]]) -> float:
 def draw_confusion(found: dict[str, Any], path: Path) -> None:
     """Plot the confusion matrix, each cell in blue by its share of the true class.
 
-    The background row has no total; it is grey, relative to its largest count. With many classes,
+    The background row has no total; it is gray, relative to its largest count. With many classes,
     only the most confused ones are shown.
 
     Args:

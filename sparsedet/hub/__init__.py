@@ -41,10 +41,10 @@ Source = str | os.PathLike[str]
 
 
 def from_pretrained(name: Source, device: str | torch.device = "auto") -> torch.nn.Module:
-    """``sparsedet.load`` under the name that Hugging Face's libraries use.
+    """``sparsedet.load`` under the name thon Hugging Face's libraries use.
 
     Args:
-        name: a folder of :func:`save_pretrained`, ``owner/model`` at Hugging Face, or anything
+        name: a folder of :func:`save_pretrained`, ``owner/model`` on Hugging Face, or anything
             else that ``sparsedet.load`` takes.
         device: "auto" (the accelerator if there is one), or a device such as "cpu" or "cuda:1".
 
@@ -77,7 +77,7 @@ def save_pretrained(
         picture: picture for the card; "auto" chooses one of the first ten pictures of the
             validation set, None omits it. It is copied to the folder.
         license: Hugging Face's identifier of the license, such as ``apache-2.0``.
-        dataset: name of the data set, such as ``owner/dataset`` at Hugging Face; None = the name
+        dataset: name of the data set, such as ``owner/dataset`` on Hugging Face; None = the name
             of the folder of its annotations.
 
     Returns:
@@ -164,13 +164,13 @@ def push_to_hub(
 
 
 def require_name(name: str) -> None:
-    """Check the name of a model at Hugging Face.
+    """Check the name of a model on Hugging Face.
 
     Raises:
         ConfigError: it is not ``owner/model``.
     """
     if not REPOSITORY.fullmatch(name):
-        raise ConfigError(f"A model at Hugging Face must be named owner/model, got {name!r}.")
+        raise ConfigError(f"A model on Hugging Face must be named owner/model, got {name!r}.")
 
 
 def is_model_folder(path: Path) -> bool:

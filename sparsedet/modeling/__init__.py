@@ -1,4 +1,4 @@
-"""The detector, its interchangeable parts, and what they hand to each other.
+"""The detector, its interchangeable parts, and what they pass to each other.
 
 The protocols of the families are in ``sparsedet.modeling.parts``.
 """

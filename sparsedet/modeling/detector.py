@@ -51,8 +51,7 @@ from sparsedet.structures import cxcywh_to_xyxy
 class TokenSparseDetector(ImageDetector):
     """Backbone, neck, token scorer, selector, encoder, query initializer, decoder.
 
-    Deformable DETR, Efficient DETR, DN-Deformable-DETR, DINO, Sparse DETR and Focus-DETR are this
-    class with different parts; see ``projects/``.
+    All methods in ``projects/`` except torchvision's detectors are this class with different parts.
 
     Args:
         backbone: images to named maps.

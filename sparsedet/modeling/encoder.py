@@ -436,7 +436,7 @@ def _encode(
 def _orders(
     selections: Sequence[TokenSelection], features: MultiScaleFeatures
 ) -> list[Int[Tensor, "B K"] | None]:
-    """Spatial orders of the kept tokens: neighbours sample similar places."""
+    """Spatial orders of the kept tokens: neighbors sample similar places."""
     orders: list[Tensor | None] = [None] * len(selections)
     if all(selection.indices is None for selection in selections):
         return orders

@@ -144,7 +144,7 @@ class MultiScaleFeatures:
         if padding_mask is not None:
             found = sizes_in_mask(padding_mask, shapes, tokens)
             if images is not None:
-                # masks resized by nearest neighbour round differently
+                # masks resized by nearest neighbor round differently
                 require_fit(sizes, found, steps, lambda own, there: abs(own - there) <= 1)
             sizes = found
         elif images is not None:

@@ -467,7 +467,7 @@ def check_part(part: Any, assembly: Assembly) -> None:
     """
     if isinstance(part, type):
         raise ValueError(
-            f"TokenSparseDetector takes built parts, got the class {part.__name__}. Call it."
+            f"TokenSparseDetector takes built parts, got the class {part.__name__}. Build it."
         )
     check = getattr(part, "check", None)
     if check is None:

@@ -53,12 +53,13 @@ class Predictor:
 
     Args:
         weights: a checkpoint of a training run, converted weights, the name of published weights
-            (``sparsedet weights`` lists them), which are downloaded on first use, or a model at
+            (``sparsedet weights`` lists them), which are downloaded on first use, or a model on
             Hugging Face (``owner/model``). If the run kept averaged weights, these are used, as in
             its evaluation. Or a file of ``sparsedet export``, which runs on the CPU with the
             preprocessing that is stored in the file.
         config: a config, its file, or a name that ``sparsedet configs`` lists. None = the config
-            in the checkpoint, which may only use classes of this package and of torch.
+            in the checkpoint, which may only name parts of known libraries, see
+            ``sparsedet.config.trusting``.
         device: "auto" (the accelerator if there is one), or a device such as "cpu" or "cuda:1".
         dtype: "float32", "bfloat16" or "float16", the type of the weights.
         batch_size: maximum number of pictures, or tiles, per batch. More than 1 is faster on
@@ -170,8 +171,8 @@ class Predictor:
             dynamic_size: the file takes pictures of any size that the test transform produces.
             half: store weights in float16.
             custom_op: see ``sparsedet.export.export``.
-            quantize: pictures, as for ``stream``, to calibrate an ONNX file in int8 on, such as
-                those of the training set. None = no quantization.
+            quantize: pictures, as for ``stream``, on which the int8 ranges of an ONNX file are
+                calibrated, such as those of the training set. None = no quantization.
             keep_ratio: as in a call; it is fixed in the file.
             score_threshold: default threshold of the file in ``sparsedet predict``.
 
@@ -331,7 +332,7 @@ class Predictor:
         score_threshold: float | None = None,
         on_error: Callable[[DatasetError | StorageError], None] | None = None,
     ) -> Iterator[tuple[Picture, Detections]]:
-        """``stream`` with each picture, to draw on frames that cannot be read again."""
+        """As ``stream``, but with each picture, to draw on frames that cannot be read again."""
         score_threshold = self._check(keep_ratio, score_threshold)
         return self._run(
             read_pictures(sources, on_error, self._settings, self._shrink),

@@ -40,7 +40,7 @@ class ExportedDetector(nn.Module):
         path: the file; a ``.onnx`` one runs by onnxruntime.
 
     Attributes:
-        contract: what the file says of itself.
+        contract: what the file says about itself.
 
     Raises:
         ExportError: the file cannot be read, or predicts a label without a class name.

@@ -34,7 +34,7 @@ class Explorer:
 
     Attributes:
         path: the HTML file.
-        pictures: how many are in it.
+        pictures: number of pictures in it.
         num_bytes: its size.
     """
 
@@ -58,11 +58,11 @@ def explain(
     Args:
         models: a predictor, or several by the names that they get on the page.
         pictures: paths or pictures, or an iterable of these.
-        path: of the HTML file; a file that is there is replaced.
-        ratios: keep ratios to compute, in (0, 1]; a model's own one and 1 are added.
-        score_threshold: detections below are hidden at first, in [0, 1].
+        path: the HTML file; an existing one is replaced.
+        ratios: keep ratios to compute, in (0, 1]; a model's own and 1 are added.
+        score_threshold: detections with lower scores are hidden at first, in [0, 1].
         repetitions: timed passes for each input size and ratio; 0 = no milliseconds.
-        on_error: gets what is wrong with a file, which is left out then. None = it is raised.
+        on_error: called with the error of a file, which is then left out. None = raise it.
 
     Raises:
         DatasetError: a picture cannot be read, or none can.

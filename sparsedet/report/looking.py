@@ -178,7 +178,7 @@ def missing(model: ExplainedModel) -> dict[str, str]:
         absent["tiles"] = "This model looks at the whole picture, not at tiles of it."
     if not (shows_points(parts.decoder) or shows_maps(parts.decoder)):
         kind = type(parts.decoder).__name__
-        absent["attention"] = f"Where the queries of {kind} look is not known here."
+        absent["attention"] = f"It is not known where the queries of {kind} look."
     if isinstance(parts.selector, DenseSelector):
         absent["ratio"] = "This model has no keep ratio, so the slider does not change it."
         absent["dense"] = "This model does not choose tokens, so no dense form of it is shown."

@@ -121,7 +121,7 @@ def finish_run(folder: Path, model: nn.Module, loader: Any) -> None:
         logger.info("the report is in %s", path)
     except Exception as error:
         logger.warning(
-            "the report could not be written (%s). Mend this, then run: sparsedet report %s",
+            "the report could not be written (%s). Fix this, then run: sparsedet report %s",
             error,
             folder,
         )

@@ -237,7 +237,7 @@ def draw_kept(models: Sequence[dict[str, Any]], share: Share, path: Path) -> Non
         plot.set_ylabel(f"chosen share of the {share.of}")
         plot.grid(alpha=0.3)
     handles, names = axes[0].get_legend_handles_labels()
-    title = f"model and {share.column.replace('_', ' ')}; dotted: a grey picture"
+    title = f"model and {share.column.replace('_', ' ')}; dotted: a gray picture"
     figure.legend(handles, names, title=title, loc="outside lower left", ncols=6, fontsize="small")
     for model in models:
         x, y = zip(*sorted((row[share.column], row["AP"]) for row in model["rows"]), strict=True)

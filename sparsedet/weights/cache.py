@@ -50,12 +50,12 @@ _Given = TypeVar("_Given")
 def weights_file(weights: _Given) -> Path | _Given:
     """The file of weights that a user names; a path is returned unchanged.
 
-    Published weights and models at Hugging Face are downloaded if necessary. All code that takes a
+    Published weights and models on Hugging Face are downloaded if necessary. All code that takes a
     checkpoint from a user calls this function, so that names work everywhere.
 
     Args:
         weights: a name from the table, the path of a file, a folder of `sparsedet publish`, or a
-            model at Hugging Face.
+            model on Hugging Face.
 
     Raises:
         ConfigError: it looks like a name, but there are no published weights of that name.

@@ -1,4 +1,4 @@
-"""Models written by `sparsedet publish`: in a local folder, or at Hugging Face."""
+"""Models written by `sparsedet publish`: in a local folder, or on Hugging Face."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsedet.weights.table import CONFIG, HUB, WEIGHTS, find_published
 
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
 REPOSITORY = re.compile(f"{_PART}/{_PART}", re.ASCII)
-"""The name of a model at Hugging Face: owner/model."""
+"""The name of a model on Hugging Face: owner/model."""
 _NAME = re.compile(rf"({HUB})?({REPOSITORY.pattern})(?:@([\w.-][\w./-]*))?", re.ASCII)
 _FILES = re.compile(r"\.(pth?|safetensors|bin|onnx|pt2|ya?ml|py|zip)$")
 _VERSION = re.compile(r"# Written by sparsedet (\S+)\n")
@@ -31,9 +31,9 @@ class ModelFolder:
 
     Attributes:
         name: the name that the user gave.
-        folder: folder of the files. For a model at Hugging Face, it has the files of one commit
+        folder: folder of the files. For a model on Hugging Face, it has the files of one commit
             that were downloaded so far, and is named after the commit.
-        repository: owner/model at Hugging Face; empty for a local folder.
+        repository: owner/model on Hugging Face; empty for a local folder.
     """
 
     name: str
@@ -81,9 +81,9 @@ def telling_versions(weights: Any) -> Any:
 
 
 def find_folder(weights: Any) -> ModelFolder | None:
-    """The model in a folder or at Hugging Face; None for anything else.
+    """The model in a folder or on Hugging Face; None for anything else.
 
-    Published weights and existing paths take precedence over models at Hugging Face. A name that
+    Published weights and existing paths take precedence over models on Hugging Face. A name that
     starts with ``hf://`` is never a path.
 
     Args:
@@ -92,7 +92,7 @@ def find_folder(weights: Any) -> ModelFolder | None:
 
     Raises:
         ConfigError: it looks like the name of published weights, but there are none of that name.
-        CheckpointError: it is not a model at Hugging Face, or cannot be downloaded.
+        CheckpointError: it is not a model on Hugging Face, or cannot be downloaded.
     """
     if not isinstance(weights, (str, os.PathLike)) or find_published(weights) is not None:
         return None
@@ -104,7 +104,7 @@ def find_folder(weights: Any) -> ModelFolder | None:
     found = _NAME.fullmatch(name)
     if found is None and name.startswith(HUB):
         raise CheckpointError(
-            f"{name} is not a model at Hugging Face. Write {HUB}owner/model, or "
+            f"{name} is not a model on Hugging Face. Write {HUB}owner/model, or "
             f"{HUB}owner/model@revision."
         )
     if found is None or os.path.exists(name):
@@ -114,7 +114,7 @@ def find_folder(weights: Any) -> ModelFolder | None:
         return None
     if not explicit and os.path.isdir(os.path.dirname(name)):
         raise CheckpointError(
-            f"{name} is neither a file nor a folder. If it is a model at Hugging Face, write "
+            f"{name} is neither a file nor a folder. If it is a model on Hugging Face, write "
             f"{HUB}{name}."
         )
     return ModelFolder(name, _snapshot(name, repository, revision), repository)

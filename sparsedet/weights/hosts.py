@@ -17,7 +17,7 @@ class NoNetworkError(DownloadError):
 
 
 def hub_page(name: str) -> str:
-    """The URL of a model at Hugging Face.
+    """The URL of a model on Hugging Face.
 
     Args:
         name: owner/model.
@@ -26,7 +26,7 @@ def hub_page(name: str) -> str:
 
 
 def fetch_from_hub(name: str, file: str, revision: str | None = None) -> Path | None:
-    """Download a file of a model at Hugging Face to Hugging Face's cache.
+    """Download a file of a model on Hugging Face to Hugging Face's cache.
 
     Args:
         name: owner/model, such as ``SenseTime/deformable-detr``.

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from sparsedet.config.naming import ConfigError, close_matches, nearest
 
 TABLE = Path(__file__).with_name("published.json")
-HUB = "hf://"  # prefix of a model at Hugging Face, to distinguish its name from a path
+HUB = "hf://"  # prefix of a model on Hugging Face, to distinguish its name from a path
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"  # files of a model folder
 CATEGORY_IDS = 91  # rows of class heads with one row per COCO category id
 _EPOCHS = re.compile(r"_(\d+)ep$")
@@ -38,8 +38,8 @@ class Published:
         ap: AP on COCO val2017, as published; None = not published.
         config: name of the config whose model they fit.
         overrides: overrides of that config.
-        address: URL of the file; empty for a model at Hugging Face.
-        hub: whether the name is that of a model at Hugging Face.
+        address: URL of the file; empty for a model on Hugging Face.
+        hub: whether the name is that of a model on Hugging Face.
         by_hand: whether only a browser can download the file.
         sha256: the first digits of the file's SHA-256, if the page gives it.
         megabytes: size of the file, if the page gives it.
@@ -62,7 +62,7 @@ class Published:
 
     @property
     def where(self) -> str:
-        """The URL of the file, or of the model at Hugging Face."""
+        """The URL of the file, or of the model on Hugging Face."""
         return f"https://huggingface.co/{self.name}" if self.hub else self.address
 
     @property
@@ -122,7 +122,7 @@ def find_published(weights: Any) -> Published | None:
                 _logger.info("using the %s %s, not the published weights of that name", what, name)
                 return None
     elif not os.path.exists(name) and _looks_like_a_name(name, table):
-        elsewhere = f" For a model at Hugging Face, write {HUB}{name}." if "/" in name else ""
+        elsewhere = f" For a model on Hugging Face, write {HUB}{name}." if "/" in name else ""
         raise ConfigError(
             f"There are no published weights '{name}', and no such file. {nearest(name, table)} "
             "`sparsedet weights` lists all; the name of a file ends in .pth or .safetensors."

@@ -55,11 +55,11 @@ def test_pictures_that_cannot_be_read_are_named_and_counted(run, tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["W"], "No picture is given beside"),
+        (["W"], "No picture is given for"),
         (["W", "nowhere.png"], "there is no file 'nowhere.png'"),
         (["W", "A", "--ratios", "0"], "--ratios must be numbers in (0, 1], got '0'"),
         (["W", "A", "--output", "A"], "is a file. Name a folder."),
-        (["W", "film.mp4"], "film.mp4 is no picture. `sparsedet predict` takes videos."),
+        (["W", "film.mp4"], "film.mp4 is not a picture. `sparsedet predict` takes videos."),
         (["W", "A", "--beside", "W"], "is given twice. Name other weights for --beside."),
         (["W", "A", "--score-threshold", "7"], "score_threshold must be in [0, 1], got 7.0"),
         (["W", "A", "--repetitions", "-2"], "repetitions must be at least 0, got -2"),

@@ -54,7 +54,7 @@ WRONG = [
     ),
     (["benchmark", "modell"], "There is no mode 'modell'. Nearest: model."),
     (["configs", "yolo"], "No config has yolo"),
-    (["weights", "yolo"], "No line has yolo. Leave one out."),
+    (["weights", "yolo"], "No line has yolo. Use fewer words."),
     (["predict", "a.png"], "No picture is given for a.png."),
     (["predict", "--model", "focus_detr_r50_36e", "a.png"], "Nearest: focus_detr_r50_36ep,"),
 ]

@@ -60,4 +60,4 @@ def test_a_recipe_of_ones_own_needs_trust(tmp_path, capsys):
         assert main(["report", str(run), *more]) == 0
         pages.append((run / "report.html").read_text())
     assert "Add --trust-config to run it." in pages[0]
-    assert "Add --trust-config" not in pages[1] and "Changes of the recipe" in pages[1]
+    assert "Add --trust-config" not in pages[1] and "Changes to the recipe" in pages[1]

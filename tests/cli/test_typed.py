@@ -47,7 +47,7 @@ def test_runs(config, tmp_path, monkeypatch, words, folder):
             "train.init_checkpoint=12345",
             "There are no published weights '12345', and no such file.",
         ),
-        ("train.init_checkpoint=https://host.example/x.pth", "Addresses are not fetched"),
+        ("train.init_checkpoint=https://host.example/x.pth", "URLs are not fetched"),
         ("train.max_iter=many", "train.max_iter must be a number, got 'many'"),
         ("dataset.short_sides='[64]'", "must be one or more whole sizes >= 1, got ['[64]']"),
         ("dataset.max_size=null", "(config: dataset.max_size)"),

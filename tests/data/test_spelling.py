@@ -60,8 +60,8 @@ FILES = [
         ("photo+one.jpg", "'photo one.jpg'", "characters"),
         ("my file.png", "'my%20file.png'", "characters"),
         ("flowers.jpg", "'flower.jpg'", "similar"),
-        ("under.png", "'0123abcd__under.png'", "labelling tool"),
-        ("leaf.png", "'leaf_png.rf.0123456789abcdef.jpg'", "labelling tool"),
+        ("under.png", "'0123abcd__under.png'", "labeling tool"),
+        ("leaf.png", "'leaf_png.rf.0123456789abcdef.jpg'", "labeling tool"),
     ],
 )
 def test_what_a_name_means(name, meant, why):

@@ -178,14 +178,14 @@ def test_names_that_are_paths(hub: FakeHub, tmp_path: Path, monkeypatch) -> None
     monkeypatch.chdir(tmp_path)
     Path("output").mkdir()
     assert "output/mine is neither a file nor a folder." in refused("output/mine")
-    assert "at Hugging Face, write hf://output/mine." in refused("output/mine")
+    assert "on Hugging Face, write hf://output/mine." in refused("output/mine")
     for path in ("other/model.pth", "other/weights.safetensors", "a/b/c"):
         assert "does not exist" in refused(path)
     assert not hub.asked, "nobody is asked for a path"
     assert "cannot be downloaded from Hugging Face" in refused("hf://output/mine")
     for name in ("hf://a/b/c", "hf://mine", "hf://output/mine.", "hf://output/mine@"):
         assert "Write hf://owner/model, or hf://owner/model@revision." in refused(name), name
-    with pytest.raises(ConfigError, match=r"For a model at Hugging Face, write hf://Sense"):
+    with pytest.raises(ConfigError, match=r"For a model on Hugging Face, write hf://Sense"):
         sparsedet.load("SenseTime/deformable-dter")
 
 
@@ -195,7 +195,7 @@ def test_settings_of_a_run_may_name_it() -> None:
         train.init_checkpoint = name
         assert run_settings(train).init_checkpoint == name
     train.init_checkpoint = f"https://huggingface.co/{NAME}"
-    with pytest.raises(ConfigError, match="Addresses are not fetched"):
+    with pytest.raises(ConfigError, match="URLs are not fetched"):
         run_settings(train)
 
 

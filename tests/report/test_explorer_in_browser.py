@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(browser: Any, folder: Path) -> Iterator[Any]:
     with opened(browser, folder / "page.html") as page:
-        page.get_by_label("Dense model beside").check()
+        page.get_by_label("Show the dense model").check()
         yield page
 
 
@@ -116,8 +116,8 @@ def test_the_columns_are_the_models_and_the_dense_form(page):
     assert page.title() == "Token explorer"
     titles = page.locator("h2").all_inner_texts()
     assert titles == ["sparse, keep ratio 0.25", "sparse, all tokens", "<i>other"]
-    assert "It is the model's own keep ratio." in text(page, ".column header p")
-    page.get_by_label("Dense model beside").uncheck()
+    assert "This is the model's own keep ratio." in text(page, ".column header p")
+    page.get_by_label("Show the dense model").uncheck()
     assert page.locator("h2").all_inner_texts() == ["sparse, keep ratio 0.25", "<i>other"]
     assert "These models have no tiles to show." in text(page, "#legend")
 

@@ -126,7 +126,7 @@ def test_costs_data_settings_and_commands_are_shown(run, lines):
     assert after(lines, "total", 2) == ["2.000", "2.500"]
     assert after(lines, "size of a box, at the model's input") == ["7 / 14 / 40"]
     assert "A misfit." in lines
-    assert after(lines, "Changes of the recipe quickstart", 6) == [
+    assert after(lines, "Changes to the recipe quickstart", 6) == [
         *("setting", "recipe", "run"),
         *("optimizer.lr", "0.0016", "0.002"),
     ]
@@ -224,7 +224,7 @@ def test_a_file_of_another_form_takes_its_own_part_alone(tmp_path, file, content
     (folder / file).write_text(json.dumps(content))
     folders = [folder, *([make_run(tmp_path / "other")] if several else [])]
     shown = words(write_report(folders).path)
-    says = "has another form than this version writes ("
+    says = "does not have the form that this version writes ("
     assert any(says in line for line in shown)
     assert several or stays in shown
 
@@ -296,7 +296,7 @@ def test_several_runs_stand_beside_each_other(tmp_path):
     written = write_report([tmp_path / "a", tmp_path / "b"])
     assert written.runs == 3 and written.path == tmp_path / "report.html"
     shown = words(written.path)
-    table = shown.index("Beside each other")
+    table = shown.index("Side by side")
     rows = shown[table : table + 60]
     assert after(rows, "a/two (highest AP)", 2) == ["30.0", "60.0"]
     assert after(rows, "a/one", 1) == ["20.0"] and after(rows, "b", 1) == ["10.0"]
@@ -349,7 +349,7 @@ def test_a_recipe_that_is_code_is_run_only_if_it_is_trusted(tmp_path):
     assert "a .py file is code. Add --trust-config to run it." in shown and not mark.exists()
     with trusting():
         shown = recipe_of(folder, str(recipe))
-    assert mark.exists() and f"Changes of the recipe {recipe}" in shown
+    assert mark.exists() and f"Changes to the recipe {recipe}" in shown
 
 
 def test_a_config_that_names_foreign_code_is_not_imported(tmp_path):

@@ -1,4 +1,4 @@
-"""A Focus-DINO small enough for a CPU; it takes another backbone with the ranges that fit it."""
+"""A Focus-DETR small enough for a CPU; configs set its backbone and the size ranges that fit."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import (

@@ -1,4 +1,4 @@
-"""Focus-DINO with ResNet-50 that glances at a large picture and looks at a tenth of its tiles."""
+"""Focus-DETR with ResNet-50 that glances at a large picture and looks at a tenth of its tiles."""
 
 from sparsedet.config import LazyCall as L
 from sparsedet.modeling import (

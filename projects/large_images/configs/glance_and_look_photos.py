@@ -1,8 +1,8 @@
 """Glance and look for a CPU: large photographs of your own, a backbone that needs no network.
 
-Beside `configs/photos.py`: its backbone, and a Focus-DINO as small. Your set takes the four
-overrides that it takes. Pictures keep the size that they have, in training as well: boxes are
-learned as shares of the picture, so what crops teach does not hold in whole pictures.
+It has the backbone of `configs/photos.py` and a Focus-DETR of the same size, and takes the same
+overrides for your data set. Pictures keep their size, in training as well: boxes are learned
+relative to the picture, so what a model learns from crops does not hold in whole pictures.
 """
 
 from sparsedet.config import LazyCall as L

@@ -55,7 +55,7 @@ def read_coco(path: str, images: str | None, split: str | None, findings: Findin
     if any(key in image for image in document["images"][:1] for key in _FEDERATED):
         findings.warn(
             "'neg_category_ids' and 'not_exhaustive_category_ids'",
-            "not used: COCO's AP assumes that every image is labelled for every class, so it is "
+            "not used: COCO's AP assumes that every image is labeled for every class, so it is "
             "lower than LVIS's own AP. For that, evaluate predictions.json with the lvis package.",
         )
     _box_segmentations(document, findings)

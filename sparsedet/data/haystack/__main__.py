@@ -11,7 +11,7 @@ from sparsedet.data.shapes.command import set_parser, write_as_told
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the set that the arguments describe; returns the exit status."""
-    parser = set_parser("haystack", "Writes large pictures with small objects.", train=200, val=50)
+    parser = set_parser("haystack", "Write large pictures with small objects.", train=200, val=50)
     defaults = HaystackOptions()
     parser.add_argument(
         "--size", type=int, nargs="+", default=[1024], help="side, or height and width, in pixels"

@@ -17,7 +17,7 @@ _FLAGS = ("iscrowd", "ignore")
 _LIKE_FLAGS = {
     *("iscrowd", "crowd", "ignore", "ignored", "isignore", "isignored", "gtignore", "difficult")
 }
-_INNER = ("attributes", "extra")  # objects in which labelling programs write additional fields
+_INNER = ("attributes", "extra")  # objects in which labeling programs write additional fields
 _IGNORED = "an ignore region, which is neither trained on nor evaluated."
 
 

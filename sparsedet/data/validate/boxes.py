@@ -128,6 +128,6 @@ def _compare_readings(
     if max(across, down) <= 0.5:
         findings.warn(
             "all boxes",
-            f"they lie in the upper left {across:.0%} x {down:.0%} of their images. Boxes in "
-            f"percent, or in pixels of smaller pictures, do that. {_LOOK}",
+            f"they lie in the upper left {across:.0%} x {down:.0%} of their images. They may "
+            f"be in percent, or in pixels of smaller pictures. {_LOOK}",
         )

@@ -25,7 +25,7 @@ def ms_deform_attn(
     """Sample every level of a feature pyramid bilinearly and sum with attention weights.
 
     Deformable DETR, equation 3, without the projections. A location ``x`` reads at the continuous
-    column ``x * W - 0.5`` of its level (pixel centres); places outside the level, and locations
+    column ``x * W - 0.5`` of its level (pixel centers); places outside the level, and locations
     that are not finite, read zero.
 
     Args:
@@ -40,7 +40,7 @@ def ms_deform_attn(
             float64 if ``value`` is float64; sums have the same precision.
         query_order: (B, Q) int64, for each image a permutation of its queries: the order in which
             they are processed. It only changes the speed (and the last bits of the backward, where
-            float sums depend on their order): queries that sample neighbouring places should follow
+            float sums depend on their order): queries that sample neighboring places should follow
             each other (see :func:`tile_order`). Without it, queries that are all tokens are
             processed by tiles of the levels, and other queries in the given order. An order that is
             not a permutation is an error on the CPU; CUDA does not check it, and leaves the rows of

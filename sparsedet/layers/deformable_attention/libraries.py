@@ -42,7 +42,7 @@ def load_libraries() -> set[str]:
             warnings.warn(
                 f"sparsedet: {library.name} was built for {made_for} and does not fit "
                 f"{_versions(torch.__version__, torch.version.cuda)}: {error.__cause__ or error}. "
-                f"Plain PyTorch runs instead (slower, more memory). To mend it, {_SOURCE}.",
+                f"Plain PyTorch runs instead (slower, more memory). To fix this, {_SOURCE}.",
                 MissingKernelWarning,
                 stacklevel=3,
             )

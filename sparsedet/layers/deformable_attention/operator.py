@@ -56,7 +56,7 @@ def _warn_of_missing_kernel(device: torch.device) -> None:
         return
     _warned_devices.add(device.type)
     warnings.warn(
-        f"sparsedet: no compiled deformable attention for {device.type}, plain PyTorch runs "
+        f"sparsedet: no compiled deformable attention for {device.type}; plain PyTorch runs "
         f"instead (slower, more memory). {why_missing(device.type)}",
         MissingKernelWarning,
         stacklevel=2,

@@ -45,7 +45,7 @@ def mistakes(runs: Sequence[RunFolder]) -> Section:
     blocks: list[Block] = [*_curves(runs)]
     several = len(runs) > 1
     if len(runs) > _FEW_RUNS:
-        text = "Confusion and pictures of so many runs are in the report of each."
+        text = "Confusion matrices and pictures are only in the report of each run."
         return Section("mistakes", "Mistakes", [*blocks, Note(text)], files=("curves.json",))
     for run in runs:
         prefix = f"{run.name}: " if several else ""

@@ -26,14 +26,14 @@ __all__ = [
 
 NONE = "-"
 FORM_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What is raised where a file has another form than this version writes."""
+"""What is raised where a file does not have the form that this version writes."""
 _WIDE = 7  # columns of a table that fits beside another one
 
 
 def other_form(error: Exception) -> str:
-    """A sentence about a file that has another form than this version writes."""
+    """A sentence about a file that does not have the form that this version writes."""
     return (
-        f"A file of it has another form than this version writes ({type(error).__name__}: {error})."
+        f"A file does not have the form that this version writes ({type(error).__name__}: {error})."
     )
 
 

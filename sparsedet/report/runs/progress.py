@@ -27,7 +27,7 @@ def progress(runs: Sequence[RunFolder]) -> Section:
         ),
         _times(runs),
         chart(
-            "Memory of the accelerator",
+            "Accelerator memory",
             "MB",
             of_runs(runs, lambda run: points(run.rows, "memory_mb")),
             digits=5,
@@ -42,7 +42,7 @@ def _terms(runs: Sequence[RunFolder]):
     terms = [loss_terms(run.rows) for run in runs]
     if len(runs) == 1:
         lines = [(kind, line, color) for color, (kind, line) in enumerate(terms[0].items())]
-        note = "Each term is weighted and summed over the stages, as the loss has it."
+        note = "Each term is weighted and summed over the stages, as in the loss."
         return [chart("Terms of the loss", "loss", lines, digits=4, log=True, note=note)]
     kinds = dict.fromkeys(kind for each in terms for kind in each)
     return [

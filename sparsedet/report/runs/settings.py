@@ -70,7 +70,7 @@ def _parts(parts: Sequence[Mapping[str, Any]], prefix: str) -> Table:
         for where, words in (("file", "in the file"), ("input", "at the model's input")):
             cells = [_spread((part[where] or {}).get(key)) for part in parts]
             rows.append([f"{title}, {words}", *cells])
-    rows.append(["boxes below 8 pixels there", *(_small(part) for part in parts)])
+    rows.append(["boxes below 8 pixels at the input", *(_small(part) for part in parts)])
     note = (
         "Sizes are the 10th, 50th and 90th percentile in pixels; that of a box is the square root "
         "of its area."
@@ -140,9 +140,9 @@ def _to_recipe(run: RunFolder, several: bool) -> Block:
         return Note(f"{prefix}The config cannot be compared with its recipe {name}: {error}")
     found = [each for each in found if not _follows(*each[:2])]
     if not found:
-        return Note(f"{prefix}The config is that of its recipe {name}.")
+        return Note(f"{prefix}The config is that of the recipe {name}, unchanged.")
     rows = [[key, _short(before), _short(now)] for key, before, now in found]
-    title = f"{prefix}Changes of the recipe {name}"
+    title = f"{prefix}Changes to the recipe {name}"
     head = ["setting", "recipe", "run"]
     return Table(title, head, rows, words=True, folded=several or len(rows) > _OPEN)
 
@@ -250,7 +250,7 @@ def commands(runs: Sequence[RunFolder]) -> Section:
 
 def _next(run: RunFolder) -> list[tuple[str, str]]:
     folder, place = run.path, run.place
-    again = [("Make this page anew", f"sparsedet report {place}")]
+    again = [("Write this page again", f"sparsedet report {place}")]
     best = next((n for n in ("model_best.pth", "model_final.pth") if (folder / n).is_file()), None)
     if best is None:
         return again
@@ -266,4 +266,4 @@ def _next(run: RunFolder) -> list[tuple[str, str]]:
 
 def _beside(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
     places = shlex.join(str(run.path) for run in runs)
-    return [("Make this page anew", f"sparsedet report {places}")]
+    return [("Write this page again", f"sparsedet report {places}")]

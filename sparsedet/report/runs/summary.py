@@ -102,7 +102,7 @@ def comparison(runs: Sequence[RunFolder]) -> Table:
         except FORM_ERRORS as error:
             rows.append([name, *[NONE] * 10, other_form(error)])
     head = ["run", "AP", "AP50", "AP75", "APs", "APm", "APl", "keep ratio", "GFLOPs"]
-    return Table("Beside each other", [*head, "ms per picture", "training", "state"], rows)
+    return Table("Side by side", [*head, "ms per picture", "training", "state"], rows)
 
 
 def _compared(run: RunFolder, ap: float | None) -> list[Cell]:

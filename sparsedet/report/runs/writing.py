@@ -38,7 +38,7 @@ _SECTIONS: Mapping[str, Callable[[Sequence[RunFolder]], Section]] = {
 }
 _NO_CHARTS = (
     "Charts are tables here, because matplotlib is not installed. Run: pip install "
-    "'sparsedet[plot]', and make this page anew."
+    "'sparsedet[plot]', and write this page again."
 )
 
 
@@ -48,7 +48,7 @@ class Report:
 
     Attributes:
         path: the HTML file.
-        runs: how many are in it.
+        runs: number of runs in it.
         num_bytes: its size.
     """
 
@@ -60,18 +60,18 @@ class Report:
 def write_report(
     folders: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str] | None = None
 ) -> Report:
-    """Write the report of one run, or of several beside each other.
+    """Write the report of one run, or of several side by side.
 
-    The numbers come from the files that training and evaluation have written. What is missing is
-    named in the page, with the command that makes it.
+    The numbers come from the files that training and evaluation have written. The page names what
+    is missing, and the command that writes it.
 
     Args:
-        folders: of runs, or with runs in them.
-        path: of the HTML file, which is replaced; None = `report.html` in the folder of the run,
-            or in the one that all of them share.
+        folders: folders of runs, or folders with runs in them.
+        path: the HTML file; an existing one is replaced. None = `report.html` in the folder of the
+            run, or in the folder that contains all runs.
 
     Raises:
-        RunError: a folder is not there, or has no run in it.
+        RunError: a folder does not exist, or has no run in it.
         OSError: the file cannot be written.
     """
     found = find_runs(folders)

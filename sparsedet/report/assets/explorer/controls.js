@@ -90,7 +90,7 @@ function setDense(dense) {
   state.held = state.hovered = null;
   state.dense = dense;
   buildColumns();
-  set({}, dense ? "dense model beside" : "without the dense model");
+  set({}, dense ? "dense model shown" : "dense model hidden");
 }
 
 function setOverlay(place) {
@@ -139,7 +139,7 @@ function stepDetection(step) {
 
 function release() {
   state.held = state.hovered = null;
-  control("status").textContent = "no detection";
+  control("status").textContent = "no detection selected";
   updateActive();
 }
 

@@ -6,7 +6,7 @@ function foundList(number) {
   const shownOnes = visible(pass);
   const heading = element("h3", { id: `found-${number}` }, several(shownOnes.length, "detection"));
   if (!shownOnes.length) {
-    const words = "No detection reaches the least score. Move its slider to the left.";
+    const words = "No detection reaches the minimum score. Move its slider to the left.";
     return [heading, element("p", { class: "note" }, words)];
   }
   const other = otherPass(column);
@@ -55,7 +55,7 @@ function foundRow(number, index, { words, chosen, reachable }) {
   return element("li", {}, button);
 }
 
-/** Hold a detection, or let it go. */
+/** Select a detection, or deselect it. */
 function choose(number, index) {
   const held = state.held;
   const same = held && held.column === number && held.index === index;
@@ -73,7 +73,7 @@ function stepInList(event) {
   if (next) next.focus();
 }
 
-/** Mark the active detection in the lists that stand, without building them anew. */
+/** Mark the active detection in the lists without rebuilding them. */
 function markFound(number) {
   const chosen = activeIn(number);
   for (const button of PANELS[number].found.querySelectorAll("button")) {
@@ -166,7 +166,7 @@ function costTable(number) {
   const heading = element("h3", {}, "Cost by stage");
   const stages = [...new Set([...Object.keys(ms || {}), ...Object.keys(gflops || {})])];
   if (!stages.length) {
-    const words = "An exported file does not tell its stages, and its time was not measured.";
+    const words = "The stages of an exported file are not known, and its time was not measured.";
     return [heading, element("p", { class: "absent" }, words)];
   }
   const most = Math.max(...stages.map((name) => (ms || gflops)[name] || 0));
@@ -193,7 +193,7 @@ function figure(values, name) {
 
 function costNote(column, gflops, ms) {
   const bars = ms ? "Bars: milliseconds." : "Bars: GFLOPs.";
-  const stages = gflops ? "" : " An exported file does not tell its stages, so GFLOPs are not known.";
+  const stages = gflops ? "" : " The stages of an exported file are not known, nor are its GFLOPs.";
   const heads = gflops && gflops.heads && ms && !ms.heads ? " The heads' time is part of the decoder's." : "";
   return `${column.model.protocol} ${bars}${stages}${heads}`;
 }

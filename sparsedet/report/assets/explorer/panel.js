@@ -72,7 +72,7 @@ function titleOf(column, pass) {
 function factsOf(column, pass, view) {
   const size = view.input ? `, model input ${view.input[1]} x ${view.input[0]}` : "";
   const own = !column.dense && pass.ratio !== null && pass.ratio === column.model.ownRatio;
-  const words = own ? " It is the model's own keep ratio." : "";
+  const words = own ? " This is the model's own keep ratio." : "";
   if (pass.keptShare === undefined) return `${column.model.parts}${size}`;
   return `Updates ${keptWords(pass, view)}${size}.${words}`;
 }

@@ -70,7 +70,7 @@ function sayInstead(words) {
 
 function start() {
   if (typeof DecompressionStream === "undefined") {
-    sayInstead("This browser is too old to unpack the page. Open it in one of 2023 or later.");
+    sayInstead("This browser is too old to unpack the page. Open it in a browser of 2023 or later.");
     return;
   }
   const own = FACTS.models.map((model) => model.ownRatio).find((ratio) => ratio !== null);
@@ -82,7 +82,7 @@ function start() {
   buildStrip();
   buildColumns();
   addEventListener("resize", () => PANELS.forEach((_, number) => shown && paintPanel(number)));
-  show(0).catch((error) => sayInstead(`The page is damaged (${error.message}). Make it anew.`));
+  show(0).catch((error) => sayInstead(`The page is damaged (${error.message}). Write it again.`));
 }
 
 start();

@@ -18,10 +18,10 @@ const STAGES = {
   decoder: "decoder",
   heads: "heads of the decoder",
   rpn: "region proposals",
-  roi_heads: "heads of the regions",
+  roi_heads: "box heads",
   head: "head",
   other: "other",
-  whole: "whole",
+  whole: "whole model",
 };
 
 function percent(share) {
@@ -41,11 +41,11 @@ function layerWords(layer) {
   return layer === 0 ? "all" : String(layer);
 }
 
-/** What is to be seen of the tokens, for the chosen layer and level. */
+/** What the cells show, for the chosen layer and level. */
 function keptLegend(layer, level, layers) {
   const where = layer === 0 ? "at least one encoder layer updates" : `encoder layer ${layer} updates`;
-  const start = `Bright cells hold the tokens that ${where}; the others stay as the backbone made them.`;
-  if (level === 0) return `${start} The color is the finest level that is kept in a place, by its stride in pixels:`;
+  const start = `Bright cells hold the tokens that ${where}; the others stay as the neck made them.`;
+  if (level === 0) return `${start} The color is the stride (in pixels) of the finest level that is kept in a place:`;
   if (layer === 0 && layers > 1) return `${start} The color is the number of layers that update the token:`;
   return start;
 }
@@ -55,13 +55,13 @@ const SCORE_LEGEND = {
   1: "The color is the score of each token, from the lowest to the highest of the picture (logits). The selector keeps the tokens with the best scores.",
 };
 const OBJECT_LEGEND =
-  "Red dots are the object tokens: kept tokens, rated best for some class, that attend to each other before an encoder layer.";
+  "Red dots are the object tokens: the kept tokens that look most like an object of some class. They attend to each other before an encoder layer.";
 const TILE_LEGEND =
-  "The model saw the whole picture at a fraction of its size, then the outlined tiles as they are. Dark tiles were not looked at. The color is the score of each tile, from the lowest to the highest.";
+  "The model saw the whole picture at a fraction of its size, then the outlined tiles at full size. It did not look at the dark tiles. The color is the score of each tile, from the lowest to the highest.";
 const BOX_LEGEND =
-  "Boxes are detections. Move the pointer over one, or choose it in the list, to see where its query reads in the last decoder layer.";
+  "Boxes are detections. Move the pointer over one, or choose it in the list, to see where its query looks in the last decoder layer.";
 const POINT_LEGEND =
-  "Circles are the sampling points of the chosen detection: the larger, the more attention; the color is the level that is read, by its stride in pixels:";
+  "Circles are the sampling points of the chosen detection. Larger circles have more attention. The color is the stride (in pixels) of the level that is sampled:";
 const MAP_LEGEND =
   "The color shows how much attention the query of the chosen detection pays to each token, in the last decoder layer, from none to most.";
 
