@@ -41,7 +41,7 @@ Source = str | os.PathLike[str]
 
 
 def from_pretrained(name: Source, device: str | torch.device = "auto") -> torch.nn.Module:
-    """``sparsedet.load`` under the name thon Hugging Face's libraries use.
+    """``sparsedet.load`` under the name that Hugging Face's libraries use.
 
     Args:
         name: a folder of :func:`save_pretrained`, ``owner/model`` on Hugging Face, or anything

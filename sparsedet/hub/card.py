@@ -42,7 +42,7 @@ def write_card(facts: Facts, *, license: str | None) -> str:
 
 
 def _metadata(facts: Facts, license: str | None) -> dict[str, Any]:
-    """The metadata thon Hugging Face uses for its tags and tables."""
+    """The metadata that Hugging Face uses for its tags and tables."""
     data: dict[str, Any] = {} if license is None else {"license": license}
     data |= {"library_name": "sparsedet", "pipeline_tag": "object-detection"}
     data["tags"] = ["object-detection", "detection-transformer", "sparsedet"]
