@@ -113,8 +113,9 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
     """The input sizes of a program that takes pictures of any size.
 
     Sides are multiples of the coarsest stride, so that all levels cover the same area without
-    padding. They are large enough to have a token for every query and more than one row and column
-    in every level. Then one program is valid for all of these sizes.
+    padding. They are large enough to have a token for every query, more than one row and column
+    in every level, and the ``least_side`` of the backbone. Then one program is valid for all of
+    these sizes.
 
     Args:
         model: the detector.
@@ -139,7 +140,8 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
     multiple = math.lcm(model.size_divisibility, *model.strides)
     cells = sum((multiple // stride) ** 2 for stride in model.strides)
     blocks = math.isqrt(getattr(model.query_initializer, "num_queries", 0) // cells) + 1
-    return AnySize(short_side, max_size, multiple, max(2, blocks) * multiple)
+    blocks = max(2, blocks, math.ceil(getattr(model.backbone, "least_side", 1) / multiple))
+    return AnySize(short_side, max_size, multiple, blocks * multiple)
 
 
 def trace(

@@ -178,15 +178,17 @@ class TorchvisionSwin(nn.Module):
         self.out_features = tuple(out_features)
         assert isinstance(model.head, nn.Linear)
         width = model.head.in_features // 8
-        self.norms = nn.ModuleDict(
-            {
-                f"res{i + 2}": nn.LayerNorm(width * 2**i)
-                for i in range(4)
-                if f"res{i + 2}" in self.out_features
-            }
-        )
+        widths = {f"res{i + 2}": width * 2**i for i in range(4)}
+        norms = {name: nn.LayerNorm(widths[name]) for name in widths if name in self.out_features}
+        self.norms = nn.ModuleDict(norms)
         if freeze_at > 0:
             _freeze(list(self.body)[: 2 * freeze_at - 1])
+
+    @property
+    def least_side(self) -> int:
+        """Pixels from which every map has several windows; torchvision does not shift a single."""
+        (block, *_) = (each for each in self.body.modules() if hasattr(each, "window_size"))
+        return 32 * (int(block.window_size[0]) + 1)
 
     def forward(self, images: Tensor, *, coarsest: str | None = None) -> dict[str, Tensor]:
         """Map normalized ``[B 3 H W]``, sides divisible by 4, to the named ``[B c h w]``.

@@ -12,6 +12,7 @@ from sparsedet.data import PictureSettings
 from sparsedet.export import AnySize, ExportError, export
 from sparsedet.export.formats import read
 from sparsedet.export.graph import DeployedDetector, any_size, trace
+from tests.export.systems import systems
 from tests.modeling import small
 from tests.predictor.trained import NAMES
 
@@ -34,6 +35,13 @@ def test_sizes_are_multiples_of_every_stride_and_hold_every_query():
     assert sizes == AnySize(800, 1333, multiple=64, least=256)  # 85 cells in each 64 x 64
     assert sizes.canvas(800, 1067) == (832, 1088)
     assert sizes.canvas(10, 1333) == (256, 1344)
+
+
+def test_sizes_hold_more_than_a_window_of_swin_in_every_map():
+    """torchvision's Swin shifts no single window: other steps than those that a program has."""
+    model = systems()["backbone swin"]()
+    assert any_size(model, 800, 1333).canvas(100, 1333) == (256, 1344)  # 8 cells of the coarsest
+    assert any_size(model, 800, 1333).canvas(800, 1067) == (832, 1088)
 
 
 def test_what_is_made_for_one_size_is_said_by_name(tmp_path):
