@@ -11,20 +11,10 @@ from typing import Any
 import pytest
 
 from sparsedet.benchmark import modes, suites
-from sparsedet.benchmark.cases import SMALL_MODEL
 from sparsedet.cli import benchmark
+from tests.benchmark.tiny import tiny
 
 SUITES = tuple(suites.SUITES)
-TINY = {
-    "op": "--image-size 64x96 --no-memory",
-    "encoder": "--image-size 64x96 --batch 1 --keep-ratio dense 0.3",
-    "model": "--image-size 64x96 --batch 1 --keep-ratio 0.3 --no-memory",
-    "train-step": "--image-size 64x96 --batch 1 --dtype float32 --no-memory",
-    "large": "--small --image-size 256x384 --tile 256",
-    "deploy": "--image-size 64x96 --forms eager .pt2",
-    "dataloader": "--max-images 2 --shapes-size 64x96",
-    "eval": "--max-images 2 --shapes-size 64x96",
-}
 TIMING = {"median": 5.0, "p10": 4.0, "p90": 6.0, "passes": 3}
 ROW = {"name": "a|b", "image_size": [320, 320], "batch": 1, "ms": TIMING, "parts": {}}
 FAILED = {"name": "c", "image_size": [9, 9], "batch": 1, "error": "no room"}
@@ -71,12 +61,8 @@ def test_tiny_run(suite):
     for name, (mode, *words) in sections_of(suite, "--device", "cpu"):
         if mode == "gpu-op":
             continue
-        small = [] if mode in ("op", "large") or "photos" in words else SMALL_MODEL
-        tiny = f"{TINY[mode]} --seconds 0 --rounds 1 --warm-up 0".split()
         words = [word for word in words if word != "--cuda-graphs"]
-        if "--look-ratio" in words:
-            tiny += ["--look-ratio", "0.5"]
-        result = modes.run_mode([mode, *small, *words, *tiny])
+        result = modes.run_mode(tiny(mode, *words))
         assert result["rows"] and not modes.failures(result), name
 
 

@@ -35,6 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for number in range(3):
         pixels.rotate(30 * number).save(folder / "photos" / f"{number}.png")
+    (folder / "output/photos").mkdir(parents=True)
+    (folder / "output/photos/model_best.pth").hardlink_to(folder / "model_best.pth")
     return folder
 
 

@@ -1,14 +1,16 @@
 """What the README and the other pages say can be run as it stands.
 
 Python blocks run one after the other in one namespace and an empty folder. In shell blocks, the
-files, flags, make targets and overrides must exist. A block after ``<!-- not run: reason -->`` is
-left out.
+files, flags, make targets and overrides must exist; tests/docs/test_blocks.py runs them. A block
+after ``<!-- not run: reason -->`` is left out.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,14 +26,14 @@ PAGES = [path for path in [README, ROOT / "CONTRIBUTING.md"] if path.is_file()]
 PAGES += [*files("docs", suffix=".md"), *files("projects", suffix="README.md")]
 
 BLOCK = re.compile(
-    r"(?P<skip><!-- not run: .+? -->\s*)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S
+    r"(?P<skip><!-- not run: .+? -->\s*)?^ *```(?P<language>\w+)\n(?P<text>.*?)^ *```", re.M | re.S
 )
 ASSIGNMENT = re.compile(r"^\w+=")
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
     return [
-        each["text"]
+        textwrap.dedent(each["text"])
         for each in BLOCK.finditer(path.read_text(encoding="utf-8"))
         if each["language"] in languages and not each["skip"]
     ]
@@ -80,7 +82,7 @@ def test_shell_lines_name_what_exists(page, command):
     scripts = [i for i, word in enumerate(words) if re.fullmatch(r"(tools|projects)/.+\.py", word)]
     if scripts and words[0] in ("python", "python3", "torchrun"):
         check_script(words[scripts[0]], words[scripts[0] + 1 :])
-    if words[:1] == ["sparsedet"] or "-m sparsedet " in " ".join(words):  # also after torchrun's
+    if words[:1] == ["sparsedet"] or ("-m", "sparsedet") in pairwise(words):  # torchrun's
         check_command(words[words.index("sparsedet") + 1 :])
     elif words[1:2] == ["-m"] and words[2].startswith("sparsedet."):
         check_module(words[2], words[3:])
@@ -163,5 +165,9 @@ def check_script(script: str, arguments: list[str]) -> None:
         if config.startswith(MADE):
             return
         assert (ROOT / config).is_file(), f"there is no {config}"
-        overrides = [each for each in arguments if re.match(r"\+?[\w.]+=", each)]
+        overrides = [
+            word
+            for before, word in pairwise(arguments)
+            if re.match(r"\+?[\w.]+=", word) and before != "--variant"
+        ]
         LazyConfig.apply_overrides(LazyConfig.load(ROOT / config), overrides)

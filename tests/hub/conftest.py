@@ -6,13 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants as constants
 import pytest
 
 from sparsedet.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.hub import save_pretrained
-from sparsedet.weights import folders
-from tests.hub.fake_hub import FakeHub, hub_running, use_hub
+from tests.hub.fake_hub import FakeHub, hub_for
 from tests.predictor.trained import write_checkpoint, write_pictures
 
 ROW = {
@@ -67,12 +65,5 @@ def files(written: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """Empty; the user of this process owns what "owner" has."""
-    with hub_running() as running:
-        use_hub(running.address, tmp_path / "hub", monkeypatch)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        folders._snapshot.cache_clear()
+    with hub_for(tmp_path / "hub", monkeypatch) as running:
         yield running
-        folders._snapshot.cache_clear()

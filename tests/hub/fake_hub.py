@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import huggingface_hub.constants as constants
 import pytest
 
+from sparsedet.weights import folders
 from tests.weights.serving import listening
 
 TOKEN = "hf_owner"
@@ -91,12 +92,18 @@ def use_hub(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def hub_running() -> Iterator[FakeHub]:
-    """A server until the block ends."""
+def hub_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """An empty hub, which the client asks; the user of this process owns what "owner" has."""
     with listening(_Handler) as http:
         hub = FakeHub(f"http://127.0.0.1:{http.server_port}")
         http.hub = hub  # pyright: ignore[reportAttributeAccessIssue]
+        use_hub(hub.address, cache, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        folders._snapshot.cache_clear()
         yield hub
+        folders._snapshot.cache_clear()
 
 
 class _Handler(BaseHTTPRequestHandler):

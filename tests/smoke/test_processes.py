@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sparsedet.cli.train import Command, start
+from tests.processes import free_port, wait_for
 from tests.smoke.test_train_net import CONFIG, SMALL, draw_set, set_overrides
 
 pytestmark = pytest.mark.slow
@@ -127,12 +128,6 @@ def test_a_fault_of_one_process_ends_the_run(
 # --- two machines: two agents of torchrun here
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Agents:
     """Two agents of torchrun with one process each, and what they write."""
 
@@ -141,7 +136,7 @@ class Agents:
         torchrun = [
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
             *("--nproc-per-node", "1", "--rdzv-backend", "c10d"),
-            *("--rdzv-endpoint", f"localhost:{_free_port()}", *options),
+            *("--rdzv-endpoint", f"localhost:{free_port()}", *options),
         ]
         self.logs = [folder / f"agent-{i}.txt" for i in range(2)]
         self.processes = []
@@ -166,13 +161,6 @@ class Agents:
         return int(children[-1])
 
 
-def _wait_for(path: Path, seconds: float) -> None:
-    latest = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < latest, f"{path} does not come"
-        time.sleep(0.02)
-
-
 def test_a_killed_process_comes_back(root: Path, drawn: Path, tmp_path: Path) -> None:
     """Both machines start again, and go on as if nothing had been."""
     words = [str(root / CONFIG), *SMALL, *set_overrides(drawn), *COMPARABLE, "train.max_iter=30"]
@@ -183,7 +171,7 @@ def test_a_killed_process_comes_back(root: Path, drawn: Path, tmp_path: Path) ->
     whole = Agents(root, plain, [*words, f"train.output_dir={plain}"])
     assert whole.wait(300) == [0, 0], whole.texts()
     agents = Agents(root, output, [*words, f"train.output_dir={output}"], "--max-restarts", "3")
-    _wait_for(output / "checkpoint_0000010.pth", 200)
+    wait_for(output / "checkpoint_0000010.pth", 200)
     os.kill(agents.worker(1), signal.SIGKILL)
     assert agents.wait(300) == [0, 0], agents.texts()
     assert re.search(r"process [01] on \S+ ended without a message", "".join(agents.texts()))
