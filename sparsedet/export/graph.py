@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -125,23 +126,34 @@ def any_size(model: TokenSparseDetector, short_side: int, max_size: int) -> AnyS
     Raises:
         ExportError: a part of the model works only with one size.
     """
-    if model.regions is not None:
+    for name, reason in _fixed_to_one_size(model):
         raise ExportError(
-            f"model.regions cannot be exported for any size: {type(model.regions).__name__} cuts "
-            "pictures into tiles, whose number is fixed in a program. Leave --dynamic size out and "
-            "export a file for each --size."
-        )
-    if not getattr(model.selector, "one_more", True):
-        raise ExportError(
-            f"model.selector cannot be exported for any size: {type(model.selector).__name__} with "
-            "one_more=False rounds numbers of tokens in single precision, which programs cannot do "
-            "with sizes. Leave --dynamic size out and export a file for each --size."
+            f"model.{name} cannot be exported for any size: {type(getattr(model, name)).__name__} "
+            f"{reason}. Leave --dynamic size out and export a file for each --size."
         )
     multiple = math.lcm(model.size_divisibility, *model.strides)
     cells = sum((multiple // stride) ** 2 for stride in model.strides)
     blocks = math.isqrt(getattr(model.query_initializer, "num_queries", 0) // cells) + 1
     blocks = max(2, blocks, math.ceil(getattr(model.backbone, "least_side", 1) / multiple))
     return AnySize(short_side, max_size, multiple, blocks * multiple)
+
+
+def _fixed_to_one_size(model: TokenSparseDetector) -> Iterator[tuple[str, str]]:
+    """The parts that work with one size only, and why."""
+    if model.regions is not None:
+        yield "regions", "cuts pictures into tiles, whose number is fixed in a program"
+    if not getattr(model.selector, "one_more", True):
+        yield (
+            "selector",
+            "with one_more=False rounds numbers of tokens in single precision, which programs "
+            "cannot do with sizes",
+        )
+    if getattr(model.backbone, "pads_windows", False):
+        yield (
+            "backbone",
+            "pads the maps of timm's Swin to whole windows, whose sizes torch.export does not work "
+            "out in reasonable time",
+        )
 
 
 def trace(

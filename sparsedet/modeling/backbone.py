@@ -265,7 +265,8 @@ class TimmBackbone(nn.Module):
         if weights is not None:
             _fill_(self.body, name, arguments, weights)
         # Swin: whole patches; windows and merged patches are padded within
-        self.size_divisibility = 4 if is_model_in_modules(name, _SWIN_MODULES) else 32
+        self.pads_windows = is_model_in_modules(name, _SWIN_MODULES)
+        self.size_divisibility = 4 if self.pads_windows else 32
         reductions = list(self.body.feature_info.reduction())
         missing = [f for f in out_features if _STRIDES.get(f) not in reductions]
         if missing:
@@ -470,8 +471,7 @@ def _torchvision_model(name: str, weights: str | None, **arguments: Any) -> nn.M
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"torchvision has no model {name!r} with weights {weights!r} ({error}). Set "
-            "model.backbone.name and "
-            "model.backbone.weights."
+            "model.backbone.name and model.backbone.weights."
         ) from error
     except OSError as error:
         raise ValueError(

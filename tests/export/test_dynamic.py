@@ -53,6 +53,11 @@ def test_what_is_made_for_one_size_is_said_by_name(tmp_path):
     single.selector.one_more = False
     with pytest.raises(ExportError, match=r"model\.selector cannot be exported for any size"):
         export(single, tmp_path / "a.pt2", size=(64, 96), resize=(64, 128), **FACTS)
+    swin = systems()["backbone timm_swin"]()
+    with pytest.raises(
+        ExportError, match=r"model\.backbone cannot .* pads the maps of timm's Swin"
+    ):
+        export(swin, tmp_path / "a.pt2", size=(64, 96), resize=(64, 128), **FACTS)
     assert list(tmp_path.iterdir()) == []
 
 
