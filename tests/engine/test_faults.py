@@ -142,17 +142,22 @@ def missing_handles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "says"),
+    ("action", "timeout", "says"),
     [
-        (own_component, r"KeyError: 'colour' \(.*test_faults\.py, line \d+, in own_component\)"),
-        (missing_handles, r"Too many files are open .*some\.png could"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"[Ww]orker process .*memory ran out"),
-        (lambda: signal.pause(), r"gave no batch for 1 s"),
+        (
+            own_component,
+            60,
+            r"KeyError: 'colour' \(.*test_faults\.py, line \d+, in own_component\)",
+        ),
+        (missing_handles, 60, r"Too many files are open .*some\.png could"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 60, r"[Ww]orker process .*memory ran out"),
+        (lambda: signal.pause(), 1, r"gave no batch for 1 s"),
     ],
     ids=["error", "handles", "killed", "hangs"],
 )
-def test_data_workers(action: Callable[[], Any], says: str) -> None:
-    loader = DataLoader(_Breaking(action), num_workers=1, timeout=1, multiprocessing_context="fork")
+def test_data_workers(action: Callable[[], Any], timeout: int, says: str) -> None:
+    options = dict(num_workers=1, timeout=timeout, multiprocessing_context="fork")
+    loader = DataLoader(_Breaking(action), **options)
     with undisturbed(forget=True):  # torch may tell of a dead worker at any later line, too
         fault = explain(raised(lambda: list(loader)))
     assert re.search(says, fault.sentence), fault.sentence

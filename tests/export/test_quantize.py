@@ -172,7 +172,8 @@ def test_what_cannot_be_quantized_is_refused_before_any_work(predictor, run, tmp
         (["out.pt2", "--int8", "{run}/val"], "int8 needs an .onnx file"),
     ],
 )
-def test_the_command_says_what_is_wrong(run, tmp_path, words, sentence, capsys):
+def test_the_command_says_what_is_wrong(run, tmp_path, words, sentence, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without the training set of the quickstart
     (tmp_path / "films").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "films" / "a.mp4").write_bytes(b"film")

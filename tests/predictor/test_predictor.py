@@ -328,7 +328,8 @@ def test_bfloat16(run: Path, predictor: Predictor, files: list[str]) -> None:
 
 def test_classes_that_are_nowhere(run: Path) -> None:
     cfg = LazyConfig.load(run / "config.yaml")
-    cfg.dataset.update(class_names=None, num_classes=None, val_json="none.json")
+    nowhere = dict(train_json="none.json", val_json="none.json")
+    cfg.dataset.update(class_names=None, num_classes=None, **nowhere)
     with pytest.raises(ConfigError, match="does not name the classes"):
         Predictor(run / "model_best.pth", cfg)
 

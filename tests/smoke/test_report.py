@@ -57,7 +57,7 @@ def test_a_run_leaves_its_report_and_what_it_is_made_of(root, drawn, tmp_path):
     assert run["max_iter"] == 2 and [each["iteration"] for each in run["starts"]] == [0]
     shown = words(tmp_path / "report.html")
     assert not [line for line in shown if "missing" in line or "cannot be" in line]
-    assert any(line.startswith("Changes of the recipe ") for line in shown), "its config was run"
+    assert any(line.startswith("Changes to the recipe ") for line in shown), "its config was run"
     assert "2 iterations" in " ".join(shown)
 
 
