@@ -145,7 +145,7 @@ def test_the_map_is_that_of_the_land():
     rooms |= {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
     assert FLOORS.keys() == rooms - {"__init__"}
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (drawn,) = re.findall(r"^```\n(6  .*?)^```$", page, re.M | re.S)
+    (drawn,) = re.findall(r"^```text\n(6  .*?)^```$", page, re.M | re.S)
     floors = {
         room: int(floor)
         for floor, *names in (line.split() for line in drawn.splitlines())
