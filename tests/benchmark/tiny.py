@@ -23,6 +23,7 @@ _ONE = {
     "encoder": "--keep-ratio 0.3",
     "train-step": "--keep-ratio 0.3",
     "large": "--systems glance",
+    "deploy": "--forms eager",
     "model": "--config-file focus_detr_r50_12ep",
 }
 _SMALL = re.compile("photos|quickstart")  # configs of models that are small by themselves
