@@ -187,8 +187,8 @@ class TorchvisionSwin(nn.Module):
     @property
     def least_side(self) -> int:
         """Pixels from which every map has several windows; torchvision does not shift a single."""
-        (block, *_) = (each for each in self.body.modules() if hasattr(each, "window_size"))
-        return 32 * (int(block.window_size[0]) + 1)
+        blocks: Any = (each for each in self.body.modules() if hasattr(each, "window_size"))
+        return 32 * (next(blocks).window_size[0] + 1)
 
     def forward(self, images: Tensor, *, coarsest: str | None = None) -> dict[str, Tensor]:
         """Map normalized ``[B 3 H W]``, sides divisible by 4, to the named ``[B c h w]``.
