@@ -1,15 +1,16 @@
-"""Batches of worker processes, with a timeout."""
+"""Batches of worker processes, with a timeout; and the error that torch raises when one dies."""
 
 import errno
 import logging
 import multiprocessing
 import multiprocessing.queues
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,27 @@ _ENDING = 10.0
 _NO_HANDLES = 91
 
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def undisturbed(*, forget: bool = False) -> Iterator[None]:
+    """Delay the error that torch raises at any line of Python when a worker process dies.
+
+    Args:
+        forget: Drop the error; otherwise it is raised after the block, unless the block failed.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "SIGCHLD"):  # torch raises nothing in these cases
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    if held and callable(before) and not forget:
+        before(held[0], None)
 
 
 def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
@@ -54,34 +76,33 @@ def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:
             except StopIteration:
                 return
             except Exception as error:
-                if workers and isinstance(error, (EOFError, ConnectionError)):  # a worker is ending
-                    with suppress(RuntimeError):  # torch may raise when it ends
-                        wait([worker.sentinel for worker in workers], _ENDING)
-                without_handles = any(worker.exitcode == _NO_HANDLES for worker in workers)
-                _end(workers)
-                if watch.expired:  # with torch's message
-                    raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
-                if without_handles:
-                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
-                raise
+                with undisturbed(forget=True):
+                    reason = _failed(error, watch)
+                if reason is error:
+                    raise
+                raise reason from error
             watch.since = None
             yield batch
     finally:
         watch.done.set()
 
 
-def _end(workers: list[Any]) -> None:
-    """Kill the remaining workers after one has failed.
-
-    torch raises an error in the main thread when it sees the first worker end, wherever that thread
-    is, and then ignores the other workers.
-    """
-    for _ in range(2):
-        with suppress(RuntimeError):
-            for worker in workers:
-                worker.kill()
-            for worker in workers:
-                worker.join()
+def _failed(error: Exception, watch: "_Watch") -> Exception:
+    """The error that says why there is no batch, after the end of all workers."""
+    workers = watch.workers
+    if workers and isinstance(error, (EOFError, ConnectionError)):  # a worker is ending
+        ended = wait([worker.sentinel for worker in workers], _ENDING)
+        for worker in workers:
+            if worker.sentinel in ended:
+                worker.join()  # its files are closed before it has an exit code
+    without_handles = any(worker.exitcode == _NO_HANDLES for worker in workers)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+    if watch.expired:  # with torch's message
+        return RuntimeError(f"DataLoader timed out after {watch.timeout:g} seconds")
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE)) if without_handles else error
 
 
 def end_without_handles(worker: int) -> None:
@@ -113,9 +134,9 @@ class _Watch(threading.Thread):
         self.since: float | None = None
         self.expired = False
         self.done = threading.Event()
-        self._workers = workers
+        self.workers = workers
+        self.timeout = timeout if workers else 0.0
         self._loader = name
-        self._timeout = timeout if workers else 0.0
 
     def run(self) -> None:
         told = False
@@ -129,8 +150,8 @@ class _Watch(threading.Thread):
                     self._loader,
                     _LONG,
                 )
-            if 0 < self._timeout < waited:
+            if 0 < self.timeout < waited:
                 self.expired = True
-                for worker in self._workers:
+                for worker in self.workers:
                     worker.kill()
                 return

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from sparsedet.data.watching import undisturbed
 from sparsedet.engine.nonfinite import NonFiniteError
-from sparsedet.engine.signals import undisturbed
 
 __all__ = [
     "BROKEN_OFF",

@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsedet import comm
 from sparsedet.checkpoint import CheckpointError, describe, non_finite, restore_model
+from sparsedet.data.watching import undisturbed
 from sparsedet.engine.ema import ModelEma
 from sparsedet.engine.faults import is_end_of_worker
 from sparsedet.engine.nonfinite import NonFiniteError, NonFiniteSteps
 from sparsedet.engine.random_state import batch_seed, seed_everything
-from sparsedet.engine.signals import StopTraining, undisturbed
+from sparsedet.engine.signals import StopTraining
 from sparsedet.events import Recorder
 
 if TYPE_CHECKING:

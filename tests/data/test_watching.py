@@ -18,6 +18,7 @@ from sparsedet.data import DatasetError, watching
 from sparsedet.data.loader import DetectionDataset, _in_shared_memory
 from sparsedet.data.watching import end_without_handles, watched
 from sparsedet.engine.faults import explain
+from tests.processes import forked
 
 
 class Numbers(Dataset):
@@ -44,6 +45,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_LOOK", 0.05)
 
 
+@forked
 def test_nothing_is_changed_where_all_goes_well() -> None:
     found = [int(batch["image"][0, 0]) for batch in watched(loader_of(int), "x", 60.0)]
     assert found == list(range(8))
@@ -54,6 +56,7 @@ def test_nothing_is_changed_where_all_goes_well() -> None:
     [lambda: time.sleep(600), lambda: os.kill(os.getpid(), signal.SIGSTOP)],
     ids=["sleeps", "stopped"],
 )
+@forked
 def test_a_worker_that_hangs(action) -> None:
     """One that is stopped does not even take signals but one; nothing waits for it afterwards."""
     with pytest.raises(RuntimeError, match=r"timed out after 1\.5 seconds") as caught:
@@ -68,6 +71,7 @@ def test_a_worker_that_hangs(action) -> None:
     assert not multiprocessing.active_children()
 
 
+@forked
 def test_other_errors_pass() -> None:
     def fail() -> None:
         raise DatasetError("image file 'x' cannot be read.")
@@ -95,6 +99,7 @@ def test_a_batch_that_is_long_in_coming_is_told_once(
     assert list(watched(slow(), "dataloader.test", 0.0)) == [0, 1, 2] and not caplog.messages
 
 
+@forked
 def test_a_worker_without_shared_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch tells nobody, and the batch never comes."""
     text = "unable to allocate shared memory(shm) for file </x>: No space left on device (28)"
@@ -109,6 +114,7 @@ def test_a_worker_without_shared_memory_says_so(monkeypatch: pytest.MonkeyPatch)
     assert explain(caught.value).sentence.startswith("Shared memory (/dev/shm) is full")
 
 
+@forked
 def test_a_worker_without_file_handles_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """And torch, which raises when it sees that, does so for nobody afterwards."""
     unraisable: list[object] = []
@@ -118,11 +124,10 @@ def test_a_worker_without_file_handles_ends(monkeypatch: pytest.MonkeyPatch) -> 
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 
     loader = loader_of(limit, worker_init_fn=end_without_handles)
-    before = set(multiprocessing.active_children())  # of loaders that nobody has thrown away yet
     with pytest.raises(OSError, match="Too many open files") as caught:
         list(watched(loader, "dataloader.train", 60.0))
     assert explain(caught.value).sentence.startswith("Too many files are open (the limit is")
-    assert before.issuperset(multiprocessing.active_children())
+    assert not multiprocessing.active_children()
     del caught
     gc.collect()
     assert not unraisable

@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader
 from sparsedet.checkpoint import CheckpointStore, save_checkpoint
 from sparsedet.data import DatasetError
 from sparsedet.data.images import read_image
+from sparsedet.data.watching import watched
 from sparsedet.engine import CheckpointHook, EvalHook, Hook, ModelEma, NonFiniteError, Trainer
 from sparsedet.engine.faults import BROKEN_OFF, DIVERGED, REFUSED, explain, report
 from sparsedet.engine.lock import locked
-from sparsedet.engine.signals import undisturbed
 from sparsedet.events import JsonWriter
 from tests.engine.fakes import TinyModel, tiny_trainer
+from tests.processes import forked
 
 FULL = Path("/dev/full")  # every write to it finds the disk full
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -142,24 +143,18 @@ def missing_handles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "timeout", "says"),
+    ("action", "says"),
     [
-        (
-            own_component,
-            60,
-            r"KeyError: 'colour' \(.*test_faults\.py, line \d+, in own_component\)",
-        ),
-        (missing_handles, 60, r"Too many files are open .*some\.png could"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), 60, r"[Ww]orker process .*memory ran out"),
-        (lambda: signal.pause(), 1, r"gave no batch for 1 s"),
+        (own_component, r"KeyError: 'colour' \(.*test_faults\.py, line \d+, in own_component\)"),
+        (missing_handles, r"Too many files are open .*some\.png could"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"[Ww]orker process .*memory ran out"),
     ],
-    ids=["error", "handles", "killed", "hangs"],
+    ids=["error", "handles", "killed"],
 )
-def test_data_workers(action: Callable[[], Any], timeout: int, says: str) -> None:
-    options = dict(num_workers=1, timeout=timeout, multiprocessing_context="fork")
-    loader = DataLoader(_Breaking(action), **options)
-    with undisturbed(forget=True):  # torch may tell of a dead worker at any later line, too
-        fault = explain(raised(lambda: list(loader)))
+@forked
+def test_data_workers(action: Callable[[], Any], says: str) -> None:
+    loader = DataLoader(_Breaking(action), num_workers=1, multiprocessing_context="fork")
+    fault = explain(raised(lambda: list(watched(loader, "dataloader.train", 60.0))))
     assert re.search(says, fault.sentence), fault.sentence
     assert fault.code == BROKEN_OFF
 
