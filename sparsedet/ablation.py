@@ -224,7 +224,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Column names, then a line for each point: mean (lowest to highest) over the seeds."""
     names = short_names(dict.fromkeys(rows[0]["point"], ()))
     shown = [m for m in (*METRICS, "keep_ratio") if any(_values(row, m) for row in rows)]
-    lines = [[*names.values(), "seeds", *shown]]
+    heads = ["tokens kept" if m == "keep_ratio" else m for m in shown]  # the key may be an axis
+    lines = [[*names.values(), "seeds", *heads]]
     for row in rows:
         done = sum("ended" in entry for entry in row["runs"])
         cells = [_cell(_values(row, m), 3 if m == "keep_ratio" else 1) for m in shown]

@@ -144,7 +144,7 @@ def test_the_table_has_mean_and_range_over_the_seeds(runs):
     for index, ap in enumerate((20.0, 30.0, 25.0)):
         write_results(runs[index], ap)
     head, *lines = table(collect("quickstart", runs))
-    assert head == ["keep_ratio", "weight", "seeds", "AP", "AP50", "keep_ratio"]
+    assert head == ["keep_ratio", "weight", "seeds", "AP", "AP50", "tokens kept"]
     assert lines[0] == ["0.1", "0.5", "2/2", "25.0 (20.0 to 30.0)", "50.0 (40.0 to 60.0)", "0.290"]
     assert lines[1] == ["0.1", "1.5", "1/2", "25.0", "50.0", "0.290"]
     assert lines[2] == ["0.3", "0.5", "0/2", "-", "-", "-"]
@@ -181,6 +181,14 @@ def test_a_grid_is_checked_before_anything_is_trained(words, message, tmp_path, 
     assert main(["sweep-config", "quickstart", *words, *out]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "grid").exists()
+
+
+def test_a_renamed_key_is_told_once(tmp_path, caplog):
+    earlier = "model.criterion.stage.0.weight"
+    grid = ["--grid", "model.selector.keep_ratio=0.1,0.3", f"{earlier}=0.5,1.5"]
+    assert main(["sweep-config", "quickstart", *grid, "--output", str(tmp_path), "--table"]) == 0
+    (line,) = (message for message in caplog.messages if earlier in message)
+    assert line.endswith("is called model.criterion.unmatched.0.weight now")
 
 
 def test_the_command_writes_the_table(tmp_path, capsys):

@@ -18,6 +18,7 @@ by signal n.
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import subprocess
 import sys
@@ -77,9 +78,10 @@ def run(args: argparse.Namespace) -> int:
     take_config(args)
     from sparsedet import ablation
 
-    output = args.output or Path(f"{_output_dir(args)}_grid")
-    runs = ablation.plan(ablation.read_grid(grid), args.seeds, output, args.overrides)
-    _check(args, runs)
+    with _each_line_once():
+        output = args.output or Path(f"{_output_dir(args)}_grid")
+        runs = ablation.plan(ablation.read_grid(grid), args.seeds, output, args.overrides)
+        _check(args, runs)
     if args.script:
         print(_script(args, grid, runs, output), end="")
         return 0
@@ -127,6 +129,23 @@ def _grid_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _output_dir(args: argparse.Namespace) -> str:
     return read_config(args.config_file, args.overrides).train.output_dir
+
+
+@contextmanager
+def _each_line_once() -> Iterator[None]:
+    """Log what reading a config reports once, not for every run."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        return line not in said and not said.add(line)
+
+    logger = logging.getLogger("sparsedet.config.overrides")
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 def _check(args: argparse.Namespace, runs: Sequence[Run]) -> None:
