@@ -248,7 +248,7 @@ def run(device: torch.device, cfg: Any, command: Command) -> int:
 def _ended(error: BaseException, job: Job | None, *, otherwise: int) -> int:
     """Report why the run ended; return the exit code."""
     from sparsedet import comm
-    from sparsedet.data.watching import undisturbed
+    from sparsedet.child_signals import undisturbed
     from sparsedet.engine.peers import conclude
 
     with undisturbed(forget=True):

@@ -1,19 +1,19 @@
-"""Batches of worker processes, with a timeout; and the error that torch raises when one dies."""
+"""Batches of worker processes, with a timeout."""
 
 import errno
 import logging
 import multiprocessing
 import multiprocessing.queues
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
+
+from sparsedet.child_signals import undisturbed
 
 # Seconds without a batch after which a warning names the loader.
 _LONG = 300.0
@@ -24,27 +24,6 @@ _ENDING = 10.0
 _NO_HANDLES = 91
 
 _logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def undisturbed(*, forget: bool = False) -> Iterator[None]:
-    """Delay the error that torch raises at any line of Python when a worker process dies.
-
-    Args:
-        forget: Drop the error; otherwise it is raised after the block, unless the block failed.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or not hasattr(signal, "SIGCHLD"):  # torch raises nothing in these cases
-        yield
-        return
-    held: list[int] = []
-    before = signal.signal(signal.SIGCHLD, lambda number, frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-    if held and callable(before) and not forget:
-        before(held[0], None)
 
 
 def watched(batches: Iterable[Any], name: str, timeout: float) -> Iterator[Any]:

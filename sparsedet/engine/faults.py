@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from sparsedet.data.watching import undisturbed
+from sparsedet.child_signals import undisturbed
 from sparsedet.engine.nonfinite import NonFiniteError
 
 __all__ = [

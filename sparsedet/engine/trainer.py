@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsedet import comm
 from sparsedet.checkpoint import CheckpointError, describe, non_finite, restore_model
-from sparsedet.data.watching import undisturbed
+from sparsedet.child_signals import undisturbed
 from sparsedet.engine.ema import ModelEma
 from sparsedet.engine.faults import is_end_of_worker
 from sparsedet.engine.nonfinite import NonFiniteError, NonFiniteSteps

@@ -13,6 +13,7 @@ FLOORS = {
     "allocator": 0,
     "config": 0,
     "registry": 0,
+    "child_signals": 0,
     "comm": 0,
     "events": 0,
     "files": 0,
