@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.report import made
 from tests.report.browsing import opened
 from tests.report.made import blocks, draw_picture, write_detector
 
-SAME = 5  # pictures of the same name; a narrow strip does not hold them
+SAME = 4  # pictures of the same name; a narrow strip does not hold them
 LONG = "a class with a very long name " * 20
 RECORD = """() => {
 window.written = [];
@@ -68,14 +69,12 @@ def test_thin_pictures_can_be_seen(browser, folder, width):
 
 
 def test_the_current_thumbnail_stays_in_view(browser, folder):
-    size = {"width": 400, "height": 700}
+    size = {"width": 300, "height": 700}
     with opened(browser, folder / "page.html", viewport=size) as page:
-        for _ in range(SAME + 1):
-            page.keyboard.press("n")
+        page.evaluate("document.querySelector('#strip button:last-child').click()")
         page.wait_for_selector(f"html[data-picture='{SAME + 1}']")
         assert share_in_view(page) > 0.95
-        for _ in range(SAME + 1):
-            page.keyboard.press("p")
+        page.evaluate("document.querySelector('#strip button').click()")
         page.wait_for_selector("html[data-picture='0']")
         assert share_in_view(page) > 0.95
         assert page.evaluate("scrollY") == 0
@@ -103,11 +102,20 @@ def test_long_class_names_are_cut_on_the_picture_alone(browser, folder):
         assert page.locator(".found .name").first.inner_text().startswith(LONG)
 
 
-def test_no_detection_at_the_lowest_threshold_names_no_slider(browser, folder):
-    with opened(browser, folder / "page.html") as page:
-        slider = page.locator("#threshold")
-        slider.press("End")
-        assert "Move its slider to the left" in page.locator(".column").first.inner_text()
+@pytest.mark.parametrize(
+    ("threshold", "says"),
+    [("0.05", "No detection has a score of 0.05 or more."), ("0.3", "Move its slider to the left")],
+)
+def test_without_a_detection_the_slider_is_named_where_it_can_help(
+    browser, folder, tmp_path, threshold, says
+):
+    text = (folder / "page.html").read_text(encoding="utf-8")
+    none = '"detections":{"boxes":[],"scores":[],"labels":[]}'
+    text = re.sub(r'"detections":\{.*?\}', none, text)
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    with opened(browser, tmp_path / "page.html") as page:
+        page.locator("#threshold").fill(threshold)
+        assert says in page.locator(".column").first.inner_text()
 
 
 def test_a_low_window_is_not_filled_by_the_controls(browser, folder):
