@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from sparsedet.config import ConfigError
+from sparsedet.config.overrides import Override
 from sparsedet.files import atomic_write, write_json
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -56,13 +57,28 @@ def read_grid(words: Sequence[str]) -> dict[str, list[str]]:
         values = _split(text)
         if not equals or not key or "" in values:
             raise ConfigError(f"--grid must be key=value,value,..., got {word!r}.")
-        if key in _RESERVED:
-            raise ConfigError(f"--grid must not set {key}. Use {_RESERVED[key]}.")
-        twice = next((each for each in values if values.count(each) > 1), None)
-        if key in grid or twice is not None:
-            raise ConfigError(f"--grid has {key if twice is None else f'{key}={twice}'} twice.")
+        name = _bare(key)
+        if name in _RESERVED:
+            raise ConfigError(f"--grid must not set {name}. Use {_RESERVED[name]}.")
+        if name in map(_bare, grid):
+            raise ConfigError(f"--grid has {name} twice. Give all of its values in one word.")
+        _check_different(key, values)
         grid[key] = values
     return grid
+
+
+def _bare(key: str) -> str:
+    """The key without the signs that add it."""
+    return key.strip().lstrip("+")
+
+
+def _check_different(key: str, values: Sequence[str]) -> None:
+    """Check that no two values are the same one, however they are written."""
+    for first, second in itertools.combinations(values, 2):
+        a, b = (Override.parse(f"{key}={value}").value for value in (first, second))
+        if a == b and isinstance(a, bool) == isinstance(b, bool):
+            also = "" if first == second else f", the second time as {second}"
+            raise ConfigError(f"--grid has {key}={first} twice{also}. Leave one out.")
 
 
 def _split(text: str) -> list[str]:
@@ -96,8 +112,8 @@ def plan(grid: Grid, seeds: int, output: Path, overrides: Sequence[str] = ()) ->
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}.")
     for word in overrides:
-        key = word.lstrip("+").partition("=")[0].strip()
-        if key in _RESERVED or key in grid:
+        key = _bare(word.partition("=")[0])
+        if key in _RESERVED or key in map(_bare, grid):
             option = _RESERVED.get(key, "--grid")
             raise ConfigError(f"{key} is given as an override. {option} sets it in every run.")
     names = short_names(grid)
@@ -264,12 +280,13 @@ def slurm_script(command: Sequence[str], runs: Sequence[Run], output: Path, num_
         output: folder of the sweep, which also gets the logs.
         num_gpus: GPUs of each task.
     """
+    logs = f"{output}/slurm-".replace("%", "%%") + "%A_%a.log"
     return f"""#!/bin/bash
-#SBATCH --job-name={output.name}
+#SBATCH --job-name={shlex.quote(output.name)}
 #SBATCH --array=0-{len(runs) - 1}
 #SBATCH --ntasks=1
 #SBATCH --gpus-per-task={num_gpus}
-#SBATCH --output={output}/slurm-%A_%a.log
+#SBATCH --output={shlex.quote(logs)}
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
 mkdir -p {shlex.quote(str(output))}
@@ -277,14 +294,14 @@ srun {shlex.join(command)} --only "$SLURM_ARRAY_TASK_ID"
 """
 
 
-def torchrun_script(config: str, runs: Sequence[Run], num_gpus: int) -> str:
+def torchrun_script(config: Sequence[str], runs: Sequence[Run], num_gpus: int) -> str:
     """A `torchrun` line for each run.
 
     Args:
-        config: name or file of the config.
+        config: name or file of the config, and options of `sparsedet train` that all runs have.
         runs: the runs of :func:`plan`.
         num_gpus: processes of each run.
     """
     start = ("torchrun", "--standalone", f"--nproc-per-node={num_gpus}", "-m", "sparsedet", "train")
-    lines = [shlex.join([*start, config, "--resume=auto", *run.overrides]) for run in runs]
+    lines = [shlex.join([*start, *config, "--resume=auto", *run.overrides]) for run in runs]
     return "\n".join(["#!/bin/bash", *lines, ""])

@@ -124,7 +124,7 @@ def _digest(path: Path, stamp: tuple[int, ...]) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no file.
+    """The object in a JSON file; None if there is no file. Numbers that are not finite are None.
 
     Raises:
         ValueError: the file holds something else, or cannot be read.
@@ -132,7 +132,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_nothing)
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path.name} is damaged ({reason}).") from error
@@ -144,14 +144,19 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects in the lines of a log; none if there is no file.
 
-    Other lines are left out: a killed run may have left an incomplete last one.
+    Other lines are left out: a killed run may have left an incomplete last one. Numbers that are
+    not finite are None, as `write_json` writes them.
     """
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError):
-                row = json.loads(line)
+                row = json.loads(line, parse_constant=_nothing)
                 if isinstance(row, dict):
                     yield row
+
+
+def _nothing(_: str) -> None:
+    """What stands for NaN and Infinity, which are not JSON."""
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,10 @@ def test_commas_in_brackets_and_quotes_belong_to_a_value():
     }
 
 
+def test_true_is_another_value_than_one():
+    assert read_grid(["model.x=true,1"]) == {"model.x": ["true", "1"]}
+
+
 def test_values_that_look_alike_as_folders_have_folders_of_their_own(tmp_path):
     grid = read_grid(["a=[1 2],[1/2],{1 2}", "b=" + ",".join(x * 200 for x in "xy")])
     folders = {run.folder for run in plan(grid, 1, tmp_path)}
@@ -86,6 +91,10 @@ def test_names_are_as_short_as_they_can_be():
         (["model.x=1,2,1"], [], 1, "model.x=1 twice"),
         (["model.x=1,2", "model.x=3,4"], [], 1, "model.x twice"),
         (["train.seed=0,1"], [], 1, "Use --seeds"),
+        (["++train.seed=0,1"], [], 1, "Use --seeds"),
+        (["model.x=1,2", "+model.x=3,4"], [], 1, "model.x twice"),
+        (["model.x=0.1,3,1e-1"], [], 1, "model.x=0.1 twice, the second time as 1e-1"),
+        (["+model.x=1,2"], ["model.x=3"], 1, "--grid sets it"),
         (["model.x=1,2"], ["++train.output_dir=a"], 1, "--output sets it"),
         (["model.x=1,2"], ["model.x=3"], 1, "--grid sets it"),
         (["model.x=1,2"], [], 0, "--seeds must be at least 1"),
@@ -166,6 +175,22 @@ def test_scripts_start_each_run(tmp_path, capsys):
     assert not (tmp_path / "a b").exists()
 
 
+def test_a_script_holds_any_path_and_the_trust(capsys):
+    output = "it's 5% #1"
+    command = ["sweep-config", "quickstart", "--grid", *GRID, "--output", output]
+    command += ["--trust-config"]
+    assert main([*command, "--script=slurm"]) == 0
+    script = capsys.readouterr().out.splitlines()
+    told = [line.removeprefix("#SBATCH ") for line in script if line.startswith("#SBATCH")]
+    words = [shlex.split(line) for line in told]
+    assert [f"--job-name={output}"] in words
+    assert ["--output=it's 5%% #1/slurm-%A_%a.log"] in words
+    assert "--trust-config" in script[-1]
+    assert main([*command, "--script=torchrun"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert all(" train quickstart --trust-config --resume=auto " in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -173,6 +198,8 @@ def test_scripts_start_each_run(tmp_path, capsys):
         (["--grid", "model.selector.keep_ratio=0.1,many"], "many"),
         (["--only", "4", "--grid", *GRID], "--only must be from 0 to 3"),
         (["--grid", "model"], "--grid must be key=value"),
+        (["--grid", *GRID, "--num-gpus", "0"], "--num-gpus must be at least 1"),
+        (["--grid", *GRID], "No run of this grid is finished in"),
     ],
 )
 def test_a_grid_is_checked_before_anything_is_trained(words, message, tmp_path, capsys):
@@ -183,10 +210,20 @@ def test_a_grid_is_checked_before_anything_is_trained(words, message, tmp_path, 
     assert not (tmp_path / "grid").exists()
 
 
+@pytest.mark.parametrize("place", ["a.txt", "a.txt/grid"])
+def test_an_output_that_is_no_folder_is_refused_before_a_run_starts(place, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("")
+    command = ["sweep-config", "quickstart", "--grid", *GRID, "--output", str(tmp_path / place)]
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert "a file. Name a folder." in printed.err and not printed.out
+
+
 def test_a_renamed_key_is_told_once(tmp_path, caplog):
     earlier = "model.criterion.stage.0.weight"
     grid = ["--grid", "model.selector.keep_ratio=0.1,0.3", f"{earlier}=0.5,1.5"]
-    assert main(["sweep-config", "quickstart", *grid, "--output", str(tmp_path), "--table"]) == 0
+    command = ["sweep-config", "quickstart", *grid, "--output", str(tmp_path)]
+    assert main([*command, "--script=torchrun"]) == 0
     (line,) = (message for message in caplog.messages if earlier in message)
     assert line.endswith("is called model.criterion.unmatched.0.weight now")
 

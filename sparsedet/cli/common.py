@@ -220,6 +220,29 @@ def check_output(path: Path, suffix: str, option: str = "--output") -> None:
         raise ConfigError(f"{option} {error}") from error
 
 
+def check_folder(path: Path, option: str = "--output") -> None:
+    """Check that files can be written in a folder, before any work starts.
+
+    Args:
+        path: the folder; missing ones are created later.
+        option: the option that names the folder, for the message.
+
+    Raises:
+        ConfigError: the path or a part of it is a file, or nothing can be written there.
+    """
+    known = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not known.is_dir():
+        which = f"{path} is" if known == path else f"{path} is in {known}, which is"
+        raise ConfigError(f"{option} {which} a file. Name a folder.")
+    try:
+        require_writable(path / "a")
+    except OSError as error:
+        reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
+        raise ConfigError(
+            f"{option} {path} cannot be written to: {reason}. Name another folder."
+        ) from error
+
+
 def print_error(error: Exception | str) -> None:
     """Print one sentence to stderr."""
     print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)

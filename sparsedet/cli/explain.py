@@ -24,7 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsedet.cli.common import add_trust, answer, make_parser, print_error, read_ratio
+from sparsedet.cli.common import (
+    add_trust,
+    answer,
+    check_folder,
+    make_parser,
+    print_error,
+    read_ratio,
+)
 from sparsedet.weights import find_published
 
 if TYPE_CHECKING:
@@ -90,8 +97,11 @@ def run(args: argparse.Namespace) -> int:
     models = [args.weights, *args.beside]
     if not args.paths:
         raise ValueError(f"No picture is given for {args.weights}. Name one or more.")
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file. Name a folder.")
+    check_folder(args.output)
+    if not 0 <= args.score_threshold <= 1:
+        raise ValueError(f"--score-threshold must be in [0, 1], got {args.score_threshold}.")
+    if args.repetitions < 0:
+        raise ValueError(f"--repetitions must be at least 0, got {args.repetitions}.")
     ratios = args.ratios and [read_ratio(word, "--ratios") for word in args.ratios]
     for model in models:
         find_published(_split(model)[1])
@@ -154,9 +164,9 @@ def _load(models: Sequence[str], device: str) -> dict[str, Predictor]:
     if len(models) == 1:
         names = ["/".join(Path(pairs[0][1]).parts[-2:])]
     loaded: dict[str, Predictor] = {}
-    for name, (config, weights) in zip(names, pairs, strict=True):
+    for model, name, (config, weights) in zip(models, names, pairs, strict=True):
         if name in loaded:
-            raise ValueError(f"{name} is given twice. Name other weights for --beside.")
+            raise ValueError(f"{model} is given twice. Name other weights for --beside.")
         loaded[name] = Predictor(weights, config, device=device)
     return loaded
 

@@ -32,6 +32,7 @@ from sparsedet.cli.common import (
     add_tiles,
     add_trust,
     answer,
+    check_folder,
     make_parser,
     print_error,
     take_tiles,
@@ -151,8 +152,7 @@ def _take_weights(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, files: Sequence[str]) -> None:
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file. Name a folder.")
+    check_folder(args.output)
     paths = [Path(file) for file in files]
     folders = {place for path in paths for place in (path.resolve().parent, path.parent.resolve())}
     if args.output.resolve() in folders:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from sparsedet.cli.common import (
     add_config,
     answer,
+    check_folder,
     make_parser,
     print_error,
     split_overrides,
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     with _each_line_once():
         output = args.output or Path(f"{_output_dir(args)}_grid")
         runs = ablation.plan(ablation.read_grid(grid), args.seeds, output, args.overrides)
-        _check(args, runs)
+        _check(args, runs, output)
     if args.script:
         print(_script(args, grid, runs, output), end="")
         return 0
@@ -148,16 +149,25 @@ def _each_line_once() -> Iterator[None]:
         logger.removeFilter(is_new)
 
 
-def _check(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+def _check(args: argparse.Namespace, runs: Sequence[Run], output: Path) -> None:
     """Check every run of the grid before the first one starts."""
     from sparsedet.ablation import finished
 
     if args.only is not None and not 0 <= args.only < len(runs):
         raise ConfigError(f"--only must be from 0 to {len(runs) - 1}, got {args.only}.")
+    if args.num_gpus < 1:
+        raise ConfigError(f"--num-gpus must be at least 1, got {args.num_gpus}.")
+    if not args.script:
+        check_folder(output)
     for each in runs:
         if each.seed == 0:
             read_config(args.config_file, each.overrides)
-        finished(each, args.config_file)
+    done = [finished(each, args.config_file) is not None for each in runs]
+    if args.table and not any(done):
+        raise ConfigError(
+            f"No run of this grid is finished in {output}, so there is no table. Name the --output "
+            "of the sweep, or leave --table out to train the runs."
+        )
 
 
 def _script(
@@ -165,10 +175,11 @@ def _script(
 ) -> str:
     from sparsedet.ablation import slurm_script, torchrun_script
 
+    trust = ["--trust-config"] if args.trust_config else []
     if args.script == "torchrun":
-        return torchrun_script(args.config_file, runs, args.num_gpus)
+        return torchrun_script([args.config_file, *trust], runs, args.num_gpus)
     command = ["sparsedet", "sweep-config", args.config_file, *(["--grid", *grid] if grid else ())]
-    command += ["--trust-config"] if args.trust_config else []
+    command += trust
     command += ["--seeds", str(args.seeds), "--output", str(output)]
     command += ["--num-gpus", str(args.num_gpus), *args.overrides]
     return slurm_script(command, runs, output, args.num_gpus)

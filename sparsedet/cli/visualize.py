@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsedet.cli.common import add_config, answer, make_parser, take_config
+from sparsedet.cli.common import add_config, answer, check_folder, make_parser, take_config
 from sparsedet.config import ConfigError, check_overrides, read_config
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
     for path in args.words:
         check_picture(path, cfg.dataset)
     output = args.output or Path(cfg.get("train", {}).get("output_dir", "output")) / "tokens"
+    check_folder(output)
     names = distinct_names([(args.config_file, args.weights), *args.beside])
     drawers = [Drawer(cfg, args.weights, name=names[0])]
     drawers += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -137,7 +138,7 @@ class _Writer:
         path = f"picture {len(self.entries) + 1}" if read[0].path is None else read[0].path
         words = readable(path)
         thumbnail = data_uri(shown, _THUMBNAIL_SIDE)
-        self.entries.append({"name": Path(words).name, "path": words, "thumbnail": thumbnail})
+        self.entries.append({"path": words, "thumbnail": thumbnail})
         views = []
         for (model, ratios), costs, picture in zip(self._models, self._costs, read, strict=True):
             looks = [model.look(picture, ratio, _MOST_ATTENTION) for ratio in ratios]
@@ -145,8 +146,11 @@ class _Writer:
         return {"size": [height, width], "image": data_uri(shown, _PICTURE_SIDE), "views": views}
 
     def _facts(self) -> dict[str, Any]:
+        names = _shortest_names([entry["path"] for entry in self.entries])
         return {
-            "pictures": self.entries,
+            "pictures": [
+                {**entry, "name": name} for entry, name in zip(self.entries, names, strict=True)
+            ],
             "threshold": self._threshold,
             "models": [
                 {
@@ -162,6 +166,18 @@ class _Writer:
                 for (model, ratios), costs in zip(self._models, self._costs, strict=True)
             ],
         }
+
+
+def _shortest_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of each path, as few as tell it from the other paths."""
+    parts = [Path(path).parts for path in paths]
+    most = max(map(len, parts))
+    ends = [["/".join(each[-count:]) for count in range(1, most + 1)] for each in parts]
+    shared = [Counter(column) for column in zip(*ends, strict=True)]
+    return [
+        next((end for end, count in zip(each, shared, strict=True) if count[end] == 1), each[0])
+        for each in ends
+    ]
 
 
 def _hex(label: int) -> str:

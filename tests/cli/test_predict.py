@@ -146,6 +146,7 @@ def test_tiles_and_keep_ratio(run: Path, tmp_path: Path) -> None:
         (["{run}/val", "--output", "{run}/val"], "the folder of the pictures"),
         (["{run}/val", "--tokens", "--tiles", "50"], "Leave out --tiles or --tokens"),
         (["{run}/val", "--output", "{run}/val.json"], "val.json is a file. Name a folder"),
+        (["{run}/val", "--output", "{run}/val.json/a"], "val.json, which is a file. Name a folder"),
         (["{run}/val", "--whole"], "whole needs tiles"),
         (["{run}/val", "--overlap", "0.2"], "--overlap needs --tiles"),
         (["{run}/val", "--config-file", "{run}/none.yaml"], "none.yaml"),

@@ -57,6 +57,9 @@ def test_a_chart_takes_its_colors_from_the_page():
         "var(--line-7)",
     }
     assert svg.count("stroke-dasharray") == 1, "the ninth line has the first color, and dashes"
+    third = drawn([Line("run", [(0.0, 1.0), (1.0, 2.0)], number) for number in (8, 16)])
+    dashes = re.findall(r"stroke-dasharray: ([^;\"]*)", third)
+    assert len(set(dashes)) == 2, "the 17th line has the first color again, and other dashes"
     assert "#0" not in svg.replace('href="#', ""), "no color of its own is left"
     assert "font-family" not in svg and "<metadata" not in svg and "<style" not in svg
 

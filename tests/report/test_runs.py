@@ -259,6 +259,19 @@ def test_a_run_that_was_resumed_has_not_ended_yet(tmp_path):
     assert "The run has not ended: its log stops at iteration 21 of 20." in shown
 
 
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_not_finite_are_none(tmp_path, name):
+    """Other programs write them into JSON; they are no values that could be compared."""
+    folder = make_run(tmp_path / "run")
+    log = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(log.replace("31.5", name).replace("4.0", name))
+    results = (folder / "results.json").read_text()
+    (folder / "results.json").write_text(results.replace("31.5", name))
+    shown = words(write_report([folder]).path)
+    assert not [line for line in shown if "nan" in line.lower() or "inf" in line.lower()]
+    assert "The loss or a gradient was not finite in 1 step." in shown
+
+
 def test_a_picture_that_is_gone_is_named(tmp_path):
     folder = make_run(tmp_path / "run", evaluated=True)
     (folder / "set" / "1.png").unlink()
@@ -287,6 +300,45 @@ def test_without_matplotlib_numbers_stand_in_tables(tmp_path, monkeypatch):
 
 
 # --- several runs --------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_form_takes_no_section_from_the_others(tmp_path):
+    for name in ("a", "b"):
+        make_run(tmp_path / name, evaluated=True)
+    content = json.loads((tmp_path / "a/curves.json").read_text())
+    (tmp_path / "b/curves.json").write_text(json.dumps({key: None for key in content}))
+    page = write_report([tmp_path]).path
+    shown = words(page)
+    (left,) = (line for line in shown if " is left out here. " in line)
+    assert left.startswith("b is left out here. A file does not have the form")
+    assert "a: Confusion matrix" in shown and "b: Confusion matrix" not in shown
+    assert not any("This section cannot be shown" in line for line in shown)
+
+
+def test_a_folder_that_is_named_twice_is_one_run(tmp_path):
+    folder = make_run(tmp_path / "run")
+    again = tmp_path / "run/../run"
+    assert write_report([folder, again, tmp_path]).runs == 1
+
+
+def test_what_many_runs_lack_is_said_of_those_that_lack_it(tmp_path):
+    for name in "abcd":
+        make_run(tmp_path / name)
+        (tmp_path / name / "results.json").unlink()
+    (tmp_path / "a/results.json").write_text("{")
+    shown = words(write_report([tmp_path]).path)
+    (damaged,) = (line for line in shown if "results.json is damaged" in line)
+    assert damaged.startswith("a: ") and f"{tmp_path}/a/config.yaml" in damaged
+    (missing,) = (line for line in shown if "results.json is missing" in line)
+    assert missing.startswith("b, c, d: ") and "train DIR/config.yaml --resume" in missing
+
+
+def test_what_is_to_be_known_of_a_run_is_said_beside_others_too(tmp_path):
+    make_run(tmp_path / "a")
+    folder = make_run(tmp_path / "b", evaluated=True)
+    (folder / "eval_results.json").write_text('{"metrics": {"bbox": {"AP": 1.0}}}')
+    shown = words(write_report([tmp_path]).path)
+    assert sum(line.startswith("sparsedet eval has run in this folder") for line in shown) == 1
 
 
 def test_several_runs_stand_beside_each_other(tmp_path):

@@ -7,13 +7,14 @@ import re
 from importlib.util import find_spec
 from typing import Any
 
-from sparsedet.report.runs.parts import Chart
+from sparsedet.report.runs.parts import Chart, Line
 
 __all__ = ["COLORS", "can_draw", "draw"]
 
 COLORS = 8
-"""How many colors the page has for lines; further lines are dashed."""
+"""How many colors the page has for lines; further lines are dashed, then dotted."""
 
+_DASHES: Any = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _SIZE = (5.6, 3.0)  # inches of 72 units
 _INK, _QUIET, _GRID = "#010101", "#020202", "#030303"  # what stands for colors of the page
 _NAMES = {_INK: "var(--ink)", _QUIET: "var(--quiet)", _GRID: "var(--line)"}
@@ -50,7 +51,7 @@ def draw(chart: Chart) -> str:
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for line in chart.lines:
-            _add(axes, line, dashed=line.dashed or line.color >= COLORS)
+            _add(axes, line)
         axes.set(xlabel=chart.x, ylabel=chart.y)
         axes.grid(axis="y")
         if chart.log:
@@ -67,7 +68,7 @@ def draw(chart: Chart) -> str:
     return _of_page(content.getvalue().decode("utf-8"), chart.title)
 
 
-def _add(axes: Any, line: Any, *, dashed: bool) -> None:
+def _add(axes: Any, line: Line) -> None:
     x, y = zip(*line.points, strict=True)
     alone = line.dots or len(x) == 1
     axes.plot(
@@ -75,7 +76,7 @@ def _add(axes: Any, line: Any, *, dashed: bool) -> None:
         y,
         color=f"#0a0a{line.color % COLORS:02x}",
         linewidth=1.6,
-        linestyle=(0, (4, 2)) if dashed else "solid",
+        linestyle=_DASHES[min(max(line.color // COLORS, line.dashed), 2)],
         marker="o" if alone else None,
         markersize=4,
     )

@@ -143,12 +143,12 @@ class RunFolder:
 
 
 def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The folders of runs that are named, or that lie in the folders that are named.
+    """The folders of runs that are named, or that lie in the folders that are named, each once.
 
     Raises:
         RunError: a path is no folder, or there is no run in it.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for each in map(Path, folders):
         if not each.is_dir():
             what = "is a file" if each.exists() else "does not exist"
@@ -159,8 +159,9 @@ def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
                 f"{each} has no {' and no '.join(_MARKS)}, and neither has a folder in it, so "
                 "there is no run to report. Name the train.output_dir of a run that has begun."
             )
-        found.update(dict.fromkeys(runs))
-    return list(found)
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
 
 
 def is_run(folder: Path) -> bool:

@@ -36,6 +36,7 @@ _SECTIONS: Mapping[str, Callable[[Sequence[RunFolder]], Section]] = {
     "Environment": environment,
     "Commands": commands,
 }
+_ANY = "DIR"  # stands for the folder of each run in a sentence about several
 _NO_CHARTS = (
     "Charts are tables here, because matplotlib is not installed. Run: pip install "
     "'sparsedet[plot]', and write this page again."
@@ -117,31 +118,66 @@ def _shared(folders: Sequence[Path]) -> Path:
 def _section(
     title: str, make: Callable[[Sequence[RunFolder]], Section], runs: Sequence[RunFolder]
 ) -> Section:
-    """A section with its charts drawn; one whose files have another form says so."""
+    """A section; runs whose files have another form are left out of it, and it says so."""
     try:
-        made = make(runs)
-        if not can_draw():
-            return made
-        blocks = [replace(b, svg=draw(b)) if isinstance(b, Chart) else b for b in made.blocks]
-        return replace(made, blocks=blocks)
+        return _drawn(make(runs))
     except FORM_ERRORS as error:
         text = f"This section cannot be shown. {other_form(error)}"
+    faults = [_fault(make, run) for run in runs]
+    sound = [_emptied(run) if why else run for run, why in zip(runs, faults, strict=True)]
+    try:
+        made = None if all(faults) else _drawn(make(sound))
+    except FORM_ERRORS:
+        made = None
+    if made is None:
         return Section(title.split()[0].strip(",").lower(), title, [Note(text)])
+    left = [
+        Note(f"{run.name} is left out here. {why}")
+        for run, why in zip(runs, faults, strict=True)
+        if why
+    ]
+    return replace(made, blocks=[*left, *made.blocks])
+
+
+def _emptied(run: RunFolder) -> RunFolder:
+    """The run without content; it keeps its name, and so its color."""
+    return replace(run, rows=(), evaluations=(), config=None, files={})
+
+
+def _drawn(section: Section) -> Section:
+    """The section with its charts drawn, if they can be."""
+    if not can_draw():
+        return section
+    blocks = [replace(b, svg=draw(b)) if isinstance(b, Chart) else b for b in section.blocks]
+    return replace(section, blocks=blocks)
+
+
+def _fault(make: Callable[[Sequence[RunFolder]], Section], run: RunFolder) -> str:
+    """Why a run alone cannot be in a section; empty where it can."""
+    try:
+        _drawn(make([run]))
+    except FORM_ERRORS as error:
+        return other_form(error)
+    return ""
 
 
 def _lacking(section: Section, runs: Sequence[RunFolder]) -> list[str]:
     """What is said of the files that a section lacks; the same sentence of many runs once."""
     found = []
     for file in section.files:
-        lacking = [run for run in runs if file in run.lacking]
-        if len(lacking) > 2:
+        alike: dict[str, list[RunFolder]] = {}
+        for run in runs:
+            if file in run.lacking:
+                alike.setdefault(run.lacking[file].replace(run.place, _ANY), []).append(run)
+        for text, lacking in alike.items():
             names = ", ".join(run.name for run in lacking)
-            found.append(f"{names}: {lacking[0].lacking[file]}")
-        else:
-            prefix = len(runs) > 1
-            found += [
-                f"{r.name}: {r.lacking[file]}" if prefix else r.lacking[file] for r in lacking
-            ]
+            if len(lacking) > 2:
+                found.append(f"{names}: {text}")
+            else:
+                prefix = len(runs) > 1
+                found += [
+                    f"{r.name}: {r.lacking[file]}" if prefix else r.lacking[file] for r in lacking
+                ]
     return found
 
 

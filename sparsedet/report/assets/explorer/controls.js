@@ -69,6 +69,13 @@ function updateControls() {
   [...control("strip").children].forEach((button, index) => {
     button.setAttribute("aria-current", String(index === state.picture));
   });
+  keepInView(control("strip"), control("strip").children[state.picture]);
+}
+
+/** Scroll a row sideways, and nothing else, until a child of it is seen. */
+function keepInView(strip, child) {
+  const [row, own] = [strip.getBoundingClientRect(), child.getBoundingClientRect()];
+  strip.scrollLeft += Math.min(own.left - row.left, 0) + Math.max(own.right - row.right, 0);
 }
 
 function options(id, names, chosen) {

@@ -6,7 +6,11 @@ function foundList(number) {
   const shownOnes = visible(pass);
   const heading = element("h3", { id: `found-${number}` }, several(shownOnes.length, "detection"));
   if (!shownOnes.length) {
-    const words = "No detection reaches the minimum score. Move its slider to the left.";
+    const least = Number(control("threshold").min);
+    const words =
+      state.threshold > least
+        ? "No detection reaches the minimum score. Move its slider to the left."
+        : `No detection has a score of ${least} or more.`;
     return [heading, element("p", { class: "note" }, words)];
   }
   const other = otherPass(column);

@@ -4,13 +4,20 @@ const DIM = 0.72;
 const TINT = 0.3;
 const BORDER_FROM = 5; // sides of cells, in pixels of the screen, whose groups get a border
 
+const THINNEST = 8; // long side over short side from which a picture is stretched
+
+/** Width over height of the canvas: that of the picture, unless there would be nothing to see. */
+function shapeOf([height, width]) {
+  return Math.min(Math.max(width / height, 1 / THINNEST), THINNEST);
+}
+
 /** Make a canvas as large as it is shown; its context is in units of the picture's width, 1. */
 function prepare(canvas) {
-  const [height, width] = shown.size;
+  const shape = shapeOf(shown.size);
   const scale = window.devicePixelRatio || 1;
-  canvas.style.setProperty("--shape", String(width / height));
+  canvas.style.setProperty("--shape", String(shape));
   const across = Math.max(1, Math.round(canvas.clientWidth * scale));
-  const down = Math.max(1, Math.round((across * height) / width));
+  const down = Math.max(1, Math.round(across / shape));
   if (canvas.width !== across || canvas.height !== down) {
     canvas.width = across;
     canvas.height = down;
@@ -226,13 +233,22 @@ function paintBox(area, column, pass, index, highlighted) {
   context.strokeRect(...place);
 }
 
+/** A name, cut where it would be wider than `most`; the list has it in full. */
+function shortened(context, name, most) {
+  if (context.measureText(name).width <= most) return name;
+  const letters = [...name];
+  while (letters.length > 1 && context.measureText(`${letters.join("")}…`).width > most) letters.pop();
+  return `${letters.join("")}…`;
+}
+
 /** Class and score at a box, where no better detection's label is. */
 function paintLabel(area, column, pass, index, taken) {
   const { context, width, scale } = area;
   const label = pass.detections.labels[index];
-  const words = `${column.model.classes[label]} ${pass.detections.scores[index].toFixed(2)}`;
   const size = 12 * scale;
   context.font = `${size}px system-ui, "DejaVu Sans", sans-serif`;
+  const score = pass.detections.scores[index].toFixed(2);
+  const words = `${shortened(context, column.model.classes[label], width / 2)} ${score}`;
   const across = context.measureText(words).width + 8 * scale;
   const line = size + 5 * scale;
   const [left, top, , down] = boxOf(area, pass.detections.boxes[index]);

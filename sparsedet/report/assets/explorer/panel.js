@@ -89,6 +89,10 @@ function absentOf(column, pass) {
   if (state.level && viewOf(column).levels.length && !levelIn(viewOf(column))) {
     sentences.push(`This model has no level of stride ${strides()[state.level - 1]}; all of its levels are shown.`);
   }
+  const [height, width] = shown.size;
+  if (shapeOf(shown.size) !== width / height) {
+    sentences.push(`The picture has ${width} x ${height} pixels. It is stretched here, so that it can be seen.`);
+  }
   const different = [...new Set(sentences.filter(Boolean))];
   return different.map((text) => element("p", { class: "absent" }, text));
 }
