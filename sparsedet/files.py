@@ -74,10 +74,10 @@ def expand_home(path: str | os.PathLike[str], key: str) -> Path:
 
 
 def require_writable(path: Path) -> None:
-    """Check that a file can be written, before the work that creates it.
+    """Check that a file, or a new folder, can be written, before the work that creates it.
 
     Args:
-        path: the file; missing folders are created later.
+        path: the file or the folder; missing folders above it are created later.
 
     Raises:
         OSError: the path is a folder, or cannot be written.
@@ -90,7 +90,7 @@ def require_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise type(error)(
-            f"{path} cannot be written: {folder}: {error.strerror}. Name another file."
+            f"{path} cannot be written: {folder}: {error.strerror}. Name another path."
         ) from error
 
 
