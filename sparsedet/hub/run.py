@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,14 @@ _ELSEWHERE = {
 }
 _LOCAL = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|(?!hf:)[a-z][a-z0-9+.-]+://")
 _EVALUATED = "eval/"
+_NUMBER = (int, float)
 # what the card takes from results.json
 _KINDS = {
     "config": str,
     "device": str,
-    "keep_ratio": Real,
+    "keep_ratio": _NUMBER,
     "overrides": list,
-    "seconds_training": Real,
+    "seconds_training": _NUMBER,
     "versions": dict,
 }
 _logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _metrics(path: Path, iteration: int | None) -> dict[str, float]:
             values = {
                 key: value
                 for key, value in row.items()
-                if key.startswith(_EVALUATED) and isinstance(value, Real) and isfinite(value)
+                if key.startswith(_EVALUATED) and isinstance(value, _NUMBER) and isfinite(value)
             }
             found = {k.removeprefix(_EVALUATED): v for k, v in values.items()} or found
     return found
