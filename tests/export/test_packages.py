@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from sparsedet import Predictor
 from sparsedet.cli.main import main
 from sparsedet.export import ExportError
-from sparsedet.export.formats import kind_of
+from sparsedet.export.contract import Contract
+from sparsedet.export.formats import kind_of, read, write
 
 SIZE = (64, 96)
 
@@ -64,7 +66,7 @@ def test_places_where_nothing_can_be_written_are_refused_first(tmp_path, run, ca
 
 @pytest.mark.slow
 def test_a_package_answers_as_the_model_does(run, predictor, tmp_path):
-    made = predictor.export(run / "ours.aoti.pt2", SIZE, dynamic_batch=True)
+    made = predictor.export(run / "ours.AOTI.Pt2", SIZE, dynamic_batch=True)
     assert made.differences.small and made.compared == 5, made.differences
     renamed = tmp_path / "renamed.pt2"
     os.link(made.path, renamed)
@@ -81,3 +83,23 @@ def test_a_package_answers_as_the_model_does(run, predictor, tmp_path):
         broken = tmp_path / "broken.aoti.pt2"
         broken.write_bytes(made.path.read_bytes()[:100_000])
         Predictor(broken)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    """And not the end of the process."""
+    program = torch.export.export(torch.nn.Linear(500, 500), (torch.zeros(1, 500),))
+    contract = Contract(
+        size=(2, 3), any_size=None, dynamic_batch=False, fill=(1.0, 2.0, 3.0), class_names=("a",),
+        score_threshold=0.5, precision="float32", custom_op=False, value_range=None, max_pixels=5,
+        version="1",
+    )  # fmt: skip
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.pt2'$"):
+            write(program, tmp_path / "a.pt2", contract)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    write(program, tmp_path / "A.PT2", contract)
+    assert read(tmp_path / "A.PT2")[0] == contract
