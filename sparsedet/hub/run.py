@@ -121,7 +121,7 @@ def _weights_in(folder: Path) -> Path:
     if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{folder} is not a training run, but an already written model. Copy the folder, or "
-            "upload it with --push."
+            "upload it with --push, for which it needs a README.md."
         )
     raise CheckpointError(
         f"{folder} has no {' and no '.join(_WEIGHTS)}. Name the folder of a training run that was "

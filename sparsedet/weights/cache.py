@@ -87,7 +87,7 @@ def _alone(place: Place, entry: Published) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _logger.info("another process is downloading %s; waiting for it", entry.name)
+        _logger.warning("another process is downloading %s; waiting for it", entry.name)
         lock.acquire()
     try:
         yield

@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -381,6 +383,19 @@ def test_two_processes_at_once(server: Server, home: Path, listed: Listed, root:
     assert other.communicate(timeout=60)[0] == f"{count}\n"
     assert len(server.asked) == 1, "one fetches, the other waits"
     assert left(home) == {"weights.safetensors", "origin.json"}
+
+
+def test_who_waits_for_another_process_says_so(small: Server, home: Path, caplog) -> None:
+    home.mkdir(parents=True)
+    other = FileLock(home / "lock", thread_local=False)
+    other.acquire()
+    later = threading.Timer(0.3, other.release)
+    later.start()
+    weights_file("small")
+    later.join()
+    (said,) = caplog.records
+    assert said.levelname == "WARNING", "which every program shows"
+    assert said.getMessage() == "another process is downloading small; waiting for it"
 
 
 def test_names(listed: Listed, tmp_path: Path, monkeypatch, caplog) -> None:
