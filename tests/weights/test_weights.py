@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -387,12 +388,18 @@ def test_two_processes_at_once(server: Server, home: Path, listed: Listed, root:
 
 def test_who_waits_for_another_process_says_so(small: Server, home: Path, caplog) -> None:
     home.mkdir(parents=True)
-    other = FileLock(home / "lock", thread_local=False)
-    other.acquire()
-    later = threading.Timer(0.3, other.release)
-    later.start()
+    held = threading.Event()
+
+    def hold() -> None:
+        with FileLock(home / "lock"):
+            held.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
     weights_file("small")
-    later.join()
+    other.join()
     (said,) = caplog.records
     assert said.levelname == "WARNING", "which every program shows"
     assert said.getMessage() == "another process is downloading small; waiting for it"
