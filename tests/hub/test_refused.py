@@ -46,7 +46,7 @@ CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
         (WEIGHTS, damage, "model.safetensors is damaged: its tensors do not match their checksum"),
         (WEIGHTS, cut, "model.safetensors is not a safetensors file"),
         (CONFIG, lambda path: path.write_text("a: [\n"), "line 2: not YAML"),
-        (CONFIG, lambda path: path.write_bytes(b"\xff\xfe\x00"), "unacceptable character"),
+        (CONFIG, lambda path: path.write_bytes(b"\0"), ", position 0. Give its config"),
         (CONFIG, lambda path: change(path, "num_queries: 20", "num_queries: 21"), "does not fit"),
         (CONFIG, lambda path: change(path, "[cat, dog, owl]", "[cat, dog]"), "3 classes"),
         (
