@@ -55,11 +55,29 @@ def is_exported(path: Any) -> bool:
     return isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() in EXPORTED
 
 
-def require_writable(path: Path) -> None:
-    """Check that a file can be written, before the work that creates it.
+def expand_home(path: str | os.PathLike[str], key: str) -> Path:
+    """A path with the home folder in place of its ``~``.
 
     Args:
-        path: the file; missing folders are created later.
+        path: the path.
+        key: the setting that names the path, for the message.
+
+    Raises:
+        ValueError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} begins with ~, but this home folder is unknown. Set {key} to a path without ~."
+        ) from error
+
+
+def require_writable(path: Path) -> None:
+    """Check that a file, or a new folder, can be written, before the work that creates it.
+
+    Args:
+        path: the file or the folder; missing folders above it are created later.
 
     Raises:
         OSError: the path is a folder, or cannot be written.
@@ -72,7 +90,7 @@ def require_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise type(error)(
-            f"{path} cannot be written: {folder}: {error.strerror}. Name another file."
+            f"{path} cannot be written: {folder}: {error.strerror}. Name another path."
         ) from error
 
 
@@ -102,7 +120,8 @@ def _name_file(error: BaseException | None, path: Path) -> OSError | None:
     """The system error that an error is or was caused by, with the file added."""
     while error is not None:
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2  # the message would end in "-> None"
             return error
         error = error.__cause__ or error.__context__
     return None

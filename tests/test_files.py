@@ -1,5 +1,6 @@
 """Files that are the old one or the whole new one."""
 
+import errno
 import hashlib
 import json
 import math
@@ -29,6 +30,16 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
         write_json(path, [object()])
     assert path.read_text() == "[1]\n"
     assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_an_error_of_the_disk_names_the_file(tmp_path, full):
+    path = tmp_path / "a.json"
+    if not full:
+        path.mkdir()
+    with pytest.raises(OSError, match=rf"{path}'$"), atomic_write(path):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_file_is_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):

@@ -114,7 +114,11 @@ def measure(server: Server, good: Sequence[bytes], clients: int, requests: int) 
                 if number % 10 == 9:
                     body, expected = bad[number // 10 % len(bad)]
                 begin = time.perf_counter()
-                status, answer = server.send(connection, "POST", "/detect", body)
+                try:
+                    status, answer = server.send(connection, "POST", "/detect", body)
+                except (OSError, ValueError, http.client.HTTPException) as error:
+                    connection.close()
+                    status, answer = 0, {"error": repr(error)}
                 if status == 200:
                     seconds.append(time.perf_counter() - begin)
                 statuses[status] += 1
@@ -128,6 +132,8 @@ def measure(server: Server, good: Sequence[bytes], clients: int, requests: int) 
     for each in threads:
         each.join()
     spent = time.perf_counter() - begin
+    if len(seconds) < 2:
+        raise SystemExit(f"error: got fewer than 2 answers. The last one was {wrong[-1:]}.")
     hundredths = statistics.quantiles(seconds, n=100, method="inclusive")
     return {
         "clients": clients, "requests": requests, "pictures_per_s": len(seconds) / spent,
@@ -148,7 +154,13 @@ def main() -> int:
     add("--requests", type=int, default=500, help="for each number of clients (%(default)s)")
     add("--json", type=Path, help="also write the results here")
     args, words = parser.parse_known_args()  # other options are those of the server
+    if args.requests < 2 or min(args.clients) < 1:
+        parser.error("--requests must be at least 2, and --clients at least 1")
+    if not args.pictures.is_dir():
+        parser.error(f"{args.pictures} is not a folder")
     paths = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        parser.error(f"{args.pictures} has no pictures ({', '.join(SUFFIXES)})")
     good = [path.read_bytes() for path in paths[:100]]
     head = ("clients", "requests", "pictures/s", "p50 ms", "p99 ms", "refused", "resident MB")
     rows = []

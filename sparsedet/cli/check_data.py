@@ -45,6 +45,7 @@ from sparsedet.cli.common import (
     make_parser,
 )
 from sparsedet.config import ConfigError, packaged_configs, read_config
+from sparsedet.files import expand_home
 
 if TYPE_CHECKING:
     from sparsedet.data import AnnotatedDataset, Audit, PictureDecoder
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 _NEEDS = ("dataset", "train", "dataloader.train.mapper", "dataloader.test.mapper")
 _NAMES = {"train": "training", "val": "validation"}
 _DEFAULT_CONFIG = "photos"
-_DEFAULT_CACHE = Path.home() / ".cache/sparsedet/sound.sqlite"
+_DEFAULT_CACHE = "~/.cache/sparsedet/sound.sqlite"
 
 _Sets = dict[str, "tuple[AnnotatedDataset, Any]"]
 
@@ -78,10 +79,9 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--headers", action="store_true", help="read only the headers of the pictures")
     add(
         "--cache",
-        type=Path,
         metavar="F",
         default=_DEFAULT_CACHE,
-        help="cache of intact pictures (default: ~/.cache/sparsedet/sound.sqlite)",
+        help="cache of intact pictures (default: %(default)s)",
     )
     add("--no-cache", action="store_true", help="decode every picture again")
     add("--suggest", action="store_true", help="print overrides that fit the data, not the report")
@@ -253,7 +253,8 @@ def _audit(
     audits = {}
     decoder = None
     if not args.headers:
-        decoder = PictureDecoder(None if args.no_cache else PictureCache(args.cache))
+        cache = None if args.no_cache else PictureCache(expand_home(args.cache, "--cache"))
+        decoder = PictureDecoder(cache)
     out = sys.stderr if args.suggest else sys.stdout
     for name, arguments in parts.items():
         audits[name] = audit = audit_dataset(**arguments, inspect=decoder)

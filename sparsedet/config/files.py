@@ -234,7 +234,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not YAML: {one_line(error.problem)}.") from error
     except (yaml.YAMLError, ConfigError) as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+        raise ConfigError(f"{path}: {one_line(error).rstrip('.')}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, got {type(content).__name__}.")
     return in_present_terms(content)

@@ -10,13 +10,13 @@ import re
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote
 
 from sparsedet.data.cache import FileCache
 from sparsedet.data.errors import DatasetError, StorageError
+from sparsedet.files import expand_home
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # Files on this machine need no copy.
@@ -185,5 +185,5 @@ def _protocols(address: str) -> list[str]:
 
 @cache
 def _cache(folder: str | None, gigabytes: float) -> FileCache:
-    place = Path(folder or "~/.cache/sparsedet/pictures").expanduser()
+    place = expand_home(folder or "~/.cache/sparsedet/pictures", "dataset.cache_dir")
     return FileCache(place, int(gigabytes * 1e9))

@@ -13,6 +13,7 @@ import numpy as np
 
 from sparsedet.export.contract import OUTPUTS, ExportError
 from sparsedet.export.formats import Kind
+from sparsedet.files import atomic_write
 from sparsedet.modeling.stages import Size
 
 BOX_LIMIT, SCORE_LIMIT = 1e-3, 1e-4
@@ -103,7 +104,8 @@ def run_afresh(
     code = (_WITH if custom_op else _WITHOUT) + _CODE[kind] + _MAIN
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder, "given.npz"), Path(folder, "got.npz")
-        np.savez(given, *inputs)
+        with atomic_write(given) as file:
+            np.savez(file, *inputs)
         command = [sys.executable, "-c", code, str(path), str(given), str(got)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sparsedet.config.kinds import wrong_kind
 from sparsedet.modeling.stages import Size
 
 KEY = "sparsedet.json"
@@ -15,6 +16,7 @@ OUTPUTS = ("scores", "labels", "boxes", "kept_tokens")
 CONTRACT = 1
 """Version of the contract's format; files with a higher one need a newer sparsedet."""
 _INPUT = "RGB, float32 in 0..255; the program normalizes"
+_PIXELS = ("short_side", "max_size", "multiple", "least", "max_pixels")
 _FIT = (
     "to the largest size that fits inside `size` with the same aspect ratio, bilinear with "
     "antialiasing, at the top left; the rest is filled with `fill`"
@@ -117,7 +119,9 @@ class Contract:
         """
         try:
             read: Mapping[str, Any] = json.loads(text or "")
-            number = int(read["contract"])
+            number = read["contract"]
+            if type(number) is not int or number < 1:
+                raise ValueError(number)
             if number > CONTRACT:
                 raise ExportError(
                     f"{path} was exported by sparsedet {read.get('version')} with contract version "
@@ -128,7 +132,9 @@ class Contract:
             if (given["any_size"] is None) == (given["size"] is None):
                 raise ValueError("one of size and any_size is set")
             if given["any_size"] is not None:
+                _require_valid(AnySize, given["any_size"], path)
                 given["any_size"] = AnySize(**given["any_size"])
+            _require_valid(cls, given, path)
         except ExportError:
             raise
         except (ValueError, KeyError, TypeError) as error:
@@ -137,6 +143,30 @@ class Contract:
                 "checkpoint again."
             ) from error
         return cls(**given)
+
+
+def _require_valid(made: type, given: Mapping[str, Any], path: str) -> None:
+    """Check the values of a contract, which nothing that uses them checks.
+
+    Raises:
+        ExportError: one is of another kind, or out of range.
+    """
+    wrong = wrong_kind(made, given)
+    said = wrong.sentence if wrong is not None else _out_of_range(given)
+    if said:
+        raise ExportError(f"{path} has a damaged contract: {said}. Export the checkpoint again.")
+
+
+def _out_of_range(given: Mapping[str, Any]) -> str:
+    """What is wrong with values of the right kinds; empty if nothing is."""
+    pixels = [*(given.get("size") or ()), *(given[key] for key in _PIXELS if key in given)]
+    if min(pixels) < 1:
+        return f"numbers of pixels must be at least 1, got {min(pixels)}"
+    score = given.get("score_threshold", 0.0)
+    if not 0 <= score <= 1:
+        return f"score_threshold must be in [0, 1], got {score}"
+    black, white = given.get("value_range") or (0, 1)
+    return "" if black < white else f"value_range must ascend, got {black} and {white}"
 
 
 def _hashable(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from torch.export import ExportedProgram
 
 from sparsedet.export.contract import KEY, OUTPUTS, Contract, ExportError
 from sparsedet.export.quantize import quantize
-from sparsedet.files import is_exported
+from sparsedet.files import atomic_write, is_exported
 
 OPSET = 18
 PACKAGE = ".aoti.pt2"
@@ -95,28 +96,32 @@ def write(
 
     Raises:
         ExportError: the format does not support a step of the program.
+        OSError: the file cannot be written.
     """
     kind = kind_of(path)
     if kind == "onnx":
         _write_onnx(program, path, contract, calibration)
     elif kind == "program":
-        torch.export.save(program, path, extra_files={KEY: contract.to_json()})
+        content = io.BytesIO()  # on a full disk, torch's own writer ends the process
+        torch.export.save(program, content, extra_files={KEY: contract.to_json()})
+        _write_bytes(path, content.getvalue())
     else:
         _write_package(program, path, contract)
 
 
 def _write_package(program: ExportedProgram, path: Path, contract: Contract) -> None:
-    facts = {"aot_inductor.metadata": {KEY: contract.to_json()}}
+    content, facts = io.BytesIO(), {"aot_inductor.metadata": {KEY: contract.to_json()}}
     try:
         with _quiet():
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=facts
+                program, package_path=content, inductor_configs=facts
             )
     except Exception as error:  # inductor and the compiler may raise any class of error
         raise ExportError(
             f"{path.name} was not written: AOTInductor failed ({_cause(error)}). Export a .pt2 "
             "file instead."
         ) from error
+    _write_bytes(path, content.getvalue())
 
 
 def _write_onnx(
@@ -132,7 +137,12 @@ def _write_onnx(
     proto.metadata_props.add(key=KEY, value=contract.to_json())
     for node in proto.graph.node:  # the source lines of nodes are larger than the weights
         del node.metadata_props[:]
-    path.write_bytes(proto.SerializeToString())
+    _write_bytes(path, proto.SerializeToString())
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
 
 
 def _to_onnx(program: ExportedProgram, path: Path) -> Any:

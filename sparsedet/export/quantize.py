@@ -36,7 +36,7 @@ def require_int8(path: Path, pictures: Sequence[np.ndarray] | None, *, half: boo
     """
     if pictures is None:
         return
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         raise ExportError(f"int8 needs an .onnx file, got {path}. Choose that suffix.")
     if half:
         raise ExportError("--half and --int8 exclude each other. Leave one of them out.")

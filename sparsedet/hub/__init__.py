@@ -17,7 +17,7 @@ import torch
 from sparsedet.checkpoint import CheckpointError, model_weights, save_checkpoint
 from sparsedet.config import ConfigError
 from sparsedet.config.files import dump_yaml
-from sparsedet.files import atomic_write
+from sparsedet.files import atomic_write, require_writable
 from sparsedet.hub.card import PICTURE, write_card
 from sparsedet.hub.facts import gather
 from sparsedet.hub.picture import draw, find_picture
@@ -87,6 +87,7 @@ def save_pretrained(
         CheckpointError: there are no weights, they have no config, or they do not load.
         ConfigError: the folder is not empty, or the license is not an identifier.
         DatasetError: the picture cannot be read.
+        OSError: the folder cannot be written.
     """
     target = Path(os.path.realpath(folder))
     _check_target(target)
@@ -185,6 +186,8 @@ def _check_target(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty. Name a new folder.")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file. Name a new folder.")
+    if not folder.exists():
+        require_writable(folder)
 
 
 def _reload(folder: Path, run: Run) -> Predictor:

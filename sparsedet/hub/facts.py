@@ -167,10 +167,10 @@ def _analysed(run: Run, parameters: int) -> Cost | None:
         latency = figures["latency"] or {"total": None, "protocol": {}}
         cost = Cost(
             figures["parameters"]["total"],
-            figures["gflops"]["total"],
+            float(figures["gflops"]["total"]),
             (height, width),
-            latency["total"],
-            latency["protocol"],
+            None if latency["total"] is None else float(latency["total"]),
+            dict(latency["protocol"]),
         )
     except (LookupError, TypeError, ValueError):
         cost = None

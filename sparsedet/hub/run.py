@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from sparsedet.checkpoint import CheckpointError, leave_out_pretrained, load_checkpoint
 from sparsedet.config import setting
 from sparsedet.config.files import raw_values
-from sparsedet.config.naming import join
+from sparsedet.config.naming import join, shown
 from sparsedet.config.trust import require_trusted
 from sparsedet.files import read_object, read_rows
 from sparsedet.loading import name_classes, stored_config
@@ -38,6 +39,16 @@ _ELSEWHERE = {
 }
 _LOCAL = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|(?!hf:)[a-z][a-z0-9+.-]+://")
 _EVALUATED = "eval/"
+_NUMBER = (int, float)
+# what the card takes from results.json
+_KINDS = {
+    "config": str,
+    "device": str,
+    "keep_ratio": _NUMBER,
+    "overrides": list,
+    "seconds_training": _NUMBER,
+    "versions": dict,
+}
 _logger = logging.getLogger(__name__)
 
 
@@ -98,7 +109,7 @@ def read_run(source: str | os.PathLike[str]) -> Run:
         cfg,
         iteration,
         metrics=_metrics(path.parent / "metrics.json", iteration),
-        results=_json(path.parent / "results.json"),
+        results=_results(path.parent / "results.json"),
         analysis=_json(path.parent / ANALYSIS),
     )
 
@@ -110,7 +121,7 @@ def _weights_in(folder: Path) -> Path:
     if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{folder} is not a training run, but an already written model. Copy the folder, or "
-            "upload it with --push."
+            "upload it with --push, for which it needs a README.md."
         )
     raise CheckpointError(
         f"{folder} has no {' and no '.join(_WEIGHTS)}. Name the folder of a training run that was "
@@ -125,12 +136,26 @@ def _json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged. Delete it, or create it again.") from error
 
 
+def _results(path: Path) -> dict[str, Any]:
+    found = {key: value for key, value in _json(path).items() if value is not None}
+    for key, kind in _KINDS.items():
+        if key in found and not isinstance(found[key], kind):
+            raise CheckpointError(
+                f"{path} is damaged: {key} is {shown(found[key])}. Delete it, or create it again."
+            )
+    return found
+
+
 def _metrics(path: Path, iteration: int | None) -> dict[str, float]:
     """The metrics of the last evaluation at an iteration, from the rows of a run."""
     found: dict[str, float] = {}
     for row in read_rows(path):
         if row.get("iteration") == iteration:
-            values = {k: v for k, v in row.items() if k.startswith(_EVALUATED)}
+            values = {
+                key: value
+                for key, value in row.items()
+                if key.startswith(_EVALUATED) and isinstance(value, _NUMBER) and isfinite(value)
+            }
             found = {k.removeprefix(_EVALUATED): v for k, v in values.items()} or found
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsedet.config.naming import first_line
 from sparsedet.data import DetectionMapper, PictureSettings
 from sparsedet.data.transforms import FitInside, ResizeShortSide
 from sparsedet.export import ExportError
@@ -72,7 +73,7 @@ class ExportedDetector(nn.Module):
         inputs = [self.fill(sample["image"]) for sample in batched_inputs]
         if self.contract.dynamic_batch and len({each.shape for each in inputs}) == 1:
             inputs = [np.concatenate(inputs)]
-        answers = zip(*(self._run(each)[:3] for each in inputs), strict=True)
+        answers = zip(*map(self._answer, inputs), strict=True)
         rows = zip(*(torch.from_numpy(np.concatenate(each)) for each in answers), strict=True)
         outputs = [
             {"instances": _instances(sample, *row)}
@@ -80,6 +81,25 @@ class ExportedDetector(nn.Module):
         ]
         self._require_names([each["instances"].pred_classes for each in outputs])
         return outputs
+
+    def _answer(self, images: np.ndarray) -> Sequence[np.ndarray]:
+        """Scores, labels and boxes of pictures.
+
+        Raises:
+            ExportError: the program does not run, or gives something else: another tool has
+                changed the file.
+        """
+        try:
+            found = self._run(images)[:3]
+        except Exception as error:  # errors of the runtimes have no common class
+            raise ExportError(
+                f"{self._path} does not run ({first_line(error)}). Export the checkpoint again."
+            ) from error
+        if [each.ndim for each in found] != [2, 2, 3]:
+            raise ExportError(
+                f"{self._path} does not give scores, labels and boxes. Export the checkpoint again."
+            )
+        return found
 
     def _require_names(self, labels: Sequence[Tensor]) -> None:
         """Check that every predicted label has a class name."""

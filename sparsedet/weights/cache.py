@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +41,7 @@ from sparsedet.weights.table import (
 _PAGE = (b"<!doctype html", b"<html")
 _BLANK = b"\xef\xbb\xbf \r\n\t"  # bytes that may precede a web page
 _CHECKPOINTS = (".pth", ".pt", ".safetensors")
-_UNUSABLE = (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+_UNUSABLE = (ValueError, RuntimeError, EOFError, zipfile.BadZipFile)
 _logger = logging.getLogger(__name__)
 _Given = TypeVar("_Given")
 
@@ -59,18 +58,25 @@ def weights_file(weights: _Given) -> Path | _Given:
 
     Raises:
         ConfigError: it looks like a name, but there are no published weights of that name.
-        CheckpointError: the weights cannot be downloaded, or the file is not the one in the table.
+        CheckpointError: the weights cannot be downloaded or kept, or the file is not the one in
+            the table.
     """
     entry = find_published(weights)
     if entry is None:
         folder = find_folder(weights)
         return weights if folder is None else folder.file(WEIGHTS)
     place = Place(entry)
-    if not place.converted.is_file():
-        place.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(place, entry):
-            if not place.converted.is_file():  # another process may have written it meanwhile
-                _fill(place, entry)
+    try:
+        if not place.converted.is_file():
+            place.folder.mkdir(parents=True, exist_ok=True)
+            with _alone(place, entry):
+                if not place.converted.is_file():  # another process may have written it meanwhile
+                    _fill(place, entry)
+    except OSError as error:
+        raise CheckpointError(
+            f"Weights {entry.name} cannot be kept in {place.folder} ({first_line(error)}). Set "
+            "SPARSEDET_HOME to a folder that can be written and has space for them."
+        ) from error
     return place.converted
 
 
@@ -81,7 +87,7 @@ def _alone(place: Place, entry: Published) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _logger.info("another process is downloading %s; waiting for it", entry.name)
+        _logger.warning("another process is downloading %s; waiting for it", entry.name)
         lock.acquire()
     try:
         yield
@@ -204,8 +210,8 @@ def _unpacked(path: Path, folder: Path) -> Iterator[Path]:
     """The checkpoint in an archive; the file itself if it is not an archive.
 
     Raises:
-        CheckpointError: the archive has no checkpoint or several.
-        BadZipFile: the archive is damaged.
+        CheckpointError: the archive has no checkpoint or several, or cannot be unpacked.
+        BadZipFile: the archive has no list of its files.
     """
     names = _checkpoints_in(path)
     if names is None:
@@ -215,15 +221,24 @@ def _unpacked(path: Path, folder: Path) -> Iterator[Path]:
         raise CheckpointError(f"it must hold one checkpoint, got {', '.join(names) or 'none'}")
     inside = folder / f"unpacked{Path(names[0]).suffix}"
     try:
-        with (
-            zipfile.ZipFile(path) as archive,
-            archive.open(names[0]) as source,
-            inside.open("wb") as target,
-        ):
-            shutil.copyfileobj(source, target, 1 << 20)
+        _unpack(path, names[0], inside)
         yield inside
     finally:
         inside.unlink(missing_ok=True)
+
+
+def _unpack(path: Path, name: str, target: Path) -> None:
+    try:
+        with (
+            zipfile.ZipFile(path) as archive,
+            archive.open(name) as source,
+            target.open("wb") as written,
+        ):
+            shutil.copyfileobj(source, written, 1 << 20)
+    except Exception as error:  # each kind of compression has its own
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
+        raise CheckpointError(f"{name} in it cannot be unpacked: {first_line(error)}") from error
 
 
 def _checkpoints_in(path: Path) -> list[str] | None:

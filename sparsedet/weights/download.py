@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sparsedet import __version__
+from sparsedet.config.naming import one_line
 from sparsedet.files import write_json
 
 _BLOCK = 1 << 18
@@ -98,7 +100,7 @@ class _Transfer:
             response = self._open()
         except urllib.error.HTTPError as error:
             return self._refused(error)
-        except _BROKEN as error:
+        except (*_BROKEN, ValueError) as error:  # the latter for a redirection to no URL
             if not self._answered:  # no network: waiting does not help
                 raise DownloadError(_reason(error)) from error
             self.reason = _reason(error)
@@ -134,7 +136,7 @@ class _Transfer:
         if self._answered and error.code >= 500:
             self.reason = f"the server answered {error.code}"
             return False
-        raise DownloadError(f"the server answered {error.code} {error.reason}".rstrip())
+        raise DownloadError(f"the server answered {error.code} {one_line(error.reason)}".rstrip())
 
     def _forget(self, reason: str) -> bool:
         """Restart the download; returns False, since the file is not complete."""
@@ -200,12 +202,16 @@ def _extent(headers: Any, *, partial: bool) -> tuple[int, int | None]:
     """The offset of the response in the file, and the size of the whole file."""
     if not partial:
         length = headers.get("Content-Length", "")
-        return 0, int(length) if length.isdigit() else None
+        return 0, _number(length)
     unit, _, rest = headers.get("Content-Range", "").partition(" ")
-    start, total = rest.partition("-")[0], rest.partition("/")[2]
-    if unit != "bytes" or not start.isdigit():
+    start = _number(rest.partition("-")[0])
+    if unit != "bytes" or start is None:
         raise DownloadError("the server does not say which part of the file it sends")
-    return int(start), int(total) if total.isdigit() else None
+    return start, _number(rest.partition("/")[2])
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,99}", text) else None
 
 
 def _reason(error: BaseException) -> str:
@@ -215,4 +221,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"no data for {_SECONDS} seconds"
     text = getattr(error, "strerror", None) or str(error)
-    return (text or type(error).__name__).rstrip(".")
+    return one_line(text or type(error).__name__).rstrip(".")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sparsedet.files import expand_home
 from sparsedet.weights.table import Published
 
 
 def cache_folder() -> Path:
-    """The folder of all weights: in `SPARSEDET_HOME` if it is set, else in `~/.cache/sparsedet`."""
-    home = os.environ.get("SPARSEDET_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache/sparsedet") / "weights"
+    """The folder of all weights: in `SPARSEDET_HOME` if it is set, else in `~/.cache/sparsedet`.
+
+    Raises:
+        ValueError: the home folder is unknown.
+    """
+    home = os.environ.get("SPARSEDET_HOME") or "~/.cache/sparsedet"
+    return expand_home(home, "SPARSEDET_HOME") / "weights"
 
 
 class Place:

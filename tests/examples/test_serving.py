@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,3 +191,43 @@ def test_the_load_test_counts_what_was_refused(run, tmp_path, capsys, monkeypatc
     assert (row["refused"], row["wrong"]) == (6, [])
     assert row["p99_ms"] >= row["p50_ms"] > 0 and row["pictures_per_s"] > 0
     assert "| 2 | 60 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["none"], "none is not a folder"),
+        (["."], "has no pictures (.jpg, "),
+        ([".", "--clients", "1", "0"], "--clients at least 1"),
+        ([".", "--requests", "1"], "--requests must be at least 2"),
+    ],
+)
+def test_the_load_test_refuses_before_the_server_starts(
+    words, says, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["load.py", "weights.pth", *words])
+    with pytest.raises(SystemExit) as ended:
+        module("load").main()
+    assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_server_that_dies_fails_the_load_test(monkeypatch) -> None:
+    load = module("load")
+    server = load.Server.__new__(load.Server)
+    monkeypatch.setattr(load.Server, "connect", lambda self: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(load.Server, "resident_mb", lambda self: 0.0)
+    sent, answered = [], 3
+
+    def send(connection, method, path, body):
+        sent.append(body)
+        if len(sent) > answered:
+            raise ConnectionRefusedError("refused")
+        return 200, {}
+
+    monkeypatch.setattr(load.Server, "send", staticmethod(send))
+    row = load.measure(server, [picture((8, 8))], 1, 5)
+    assert [status for _, status, _ in row["wrong"]] == [0, 0] and row["refused"] == 2
+    answered = 0
+    with pytest.raises(SystemExit, match=r"fewer than 2 answers.*refused"):
+        load.measure(server, [picture((8, 8))], 1, 5)

@@ -211,6 +211,34 @@ def test_the_contract_is_read_as_it_was_written():
     assert "x1, y1, x2, y2" in json.loads(contract.to_json())["boxes"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("contract", float("inf"), "no valid contract"),
+        ("size", [64.5, 96], "Contract.size must be"),
+        ("size", [0, 96], "pixels must be at least 1, got 0"),
+        ("fill", [1, 2], "Contract.fill must be"),
+        ("class_names", None, "Contract.class_names must be"),
+        ("score_threshold", "high", "Contract.score_threshold must be a number"),
+        ("score_threshold", float("nan"), r"score_threshold must be in \[0, 1\], got nan"),
+        ("value_range", [5, 5], "value_range must ascend, got 5 and 5"),
+        ("max_pixels", "x", "Contract.max_pixels must be a whole number"),
+        ("any_size", {"short_side": 8, "max_size": 9, "multiple": 2, "least": "x"}, "AnySize"),
+        ("any_size", {"short_side": 8, "max_size": 9, "multiple": 0, "least": 1}, "at least 1"),
+    ],
+)
+def test_a_damaged_contract_is_refused(key, value, says):
+    contract = Contract(
+        size=(2, 3), any_size=None, dynamic_batch=False, fill=(1.0, 2.0, 3.0), class_names=("a",),
+        score_threshold=0.5, precision="float32", custom_op=False, value_range=None, max_pixels=5,
+        version="1",
+    )  # fmt: skip
+    changed = {"size": None} if key == "any_size" else {}
+    text = json.dumps(json.loads(contract.to_json()) | changed | {key: value})
+    with pytest.raises(ExportError, match=rf"^a\.onnx has .*{says}.*\. Export the checkpoint"):
+        Contract.from_json(text, "a.onnx")
+
+
 def test_labels_without_class_names_are_an_error(run, ours, tmp_path, capsys):
     crafted = tmp_path / "crafted.pt2"
     with zipfile.ZipFile(ours.path) as source, zipfile.ZipFile(crafted, "w") as target:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sparsedet import Predictor
 from sparsedet.cli.main import main
 from sparsedet.export import ExportError
-from sparsedet.export.formats import kind_of
+from sparsedet.export.contract import KEY, Contract
+from sparsedet.export.formats import kind_of, read, write
 
 SIZE = (64, 96)
+CONTRACT = Contract(
+    size=(2, 3), any_size=None, dynamic_batch=False, fill=(1.0, 2.0, 3.0), class_names=("a",),
+    score_threshold=0.5, precision="float32", custom_op=False, value_range=None, max_pixels=5,
+    version="1",
+)  # fmt: skip
 
 
 def test_the_name_says_the_kind():
@@ -64,7 +74,7 @@ def test_places_where_nothing_can_be_written_are_refused_first(tmp_path, run, ca
 
 @pytest.mark.slow
 def test_a_package_answers_as_the_model_does(run, predictor, tmp_path):
-    made = predictor.export(run / "ours.aoti.pt2", SIZE, dynamic_batch=True)
+    made = predictor.export(run / "ours.AOTI.Pt2", SIZE, dynamic_batch=True)
     assert made.differences.small and made.compared == 5, made.differences
     renamed = tmp_path / "renamed.pt2"
     os.link(made.path, renamed)
@@ -81,3 +91,43 @@ def test_a_package_answers_as_the_model_does(run, predictor, tmp_path):
         broken = tmp_path / "broken.aoti.pt2"
         broken.write_bytes(made.path.read_bytes()[:100_000])
         Predictor(broken)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    """And not the end of the process."""
+    program = torch.export.export(torch.nn.Linear(500, 500), (torch.zeros(1, 500),))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.pt2'$"):
+            write(program, tmp_path / "a.pt2", CONTRACT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    write(program, tmp_path / "A.PT2", CONTRACT)
+    assert read(tmp_path / "A.PT2")[0] == CONTRACT
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "says"),
+    [
+        ("FLOAT16", [1, 3, *SIZE], r"a\.onnx does not run \(.*expected: \(tensor\(float16\)\)"),
+        ("FLOAT", [1, 3, *SIZE], r"a\.onnx does not give scores, labels and boxes\. Export"),
+    ],
+)
+def test_a_file_that_another_tool_has_changed(kind, shape, says, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    number = getattr(onnx.TensorProto, kind)
+    image = onnx.helper.make_tensor_value_info("images", number, shape)
+    scores = onnx.helper.make_tensor_value_info("scores", number, None)
+    node = onnx.helper.make_node("Identity", ["images"], ["scores"])
+    opset = onnx.helper.make_opsetid("", 18)
+    graph = onnx.helper.make_graph([node], "a", [image], [scores])
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9)
+    model.metadata_props.add(key=KEY, value=replace(CONTRACT, size=SIZE).to_json())
+    onnx.save(model, tmp_path / "a.onnx")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    words = [str(tmp_path / "a.onnx"), str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
+    assert main(["predict", *words]) == 2
+    assert re.search(says, capsys.readouterr().err)

@@ -150,8 +150,9 @@ def test_what_cannot_be_quantized_is_refused_before_any_work(predictor, run, tmp
         predictor.export(tmp_path / "a.pt2", SIZE, quantize=run / "val")
     with pytest.raises(ExportError, match="--half and --int8 exclude each other"):
         predictor.export(tmp_path / "a.onnx", SIZE, quantize=run / "val", half=True)
-    with pytest.raises(ExportError, match="needs pictures to calibrate on"):
-        predictor.export(tmp_path / "a.onnx", SIZE, quantize=[])
+    for name in ("a.onnx", "A.ONNX"):
+        with pytest.raises(ExportError, match="needs pictures to calibrate on"):
+            predictor.export(tmp_path / name, SIZE, quantize=[])
     broken = tmp_path / "broken.png"
     broken.write_bytes((run / "val" / "plain.png").read_bytes()[:200])
     with pytest.raises(DatasetError, match=r"broken\.png"):

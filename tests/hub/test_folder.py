@@ -253,10 +253,13 @@ def test_figures_of_analyze(run: Path, tmp_path: Path, caplog) -> None:
     text = body(save_pretrained(other, tmp_path / "a", picture=None))
     assert f"| {figures['gflops']['total']:.2f} | 12.3 |" in text
     assert "For one picture of 96 x 64 pixels" in text and "of the time: threads 2." in text
-    figures["parameters"]["total"] += 1
-    (other / "analysis.json").write_text(json.dumps(figures))
-    assert "| ms |" not in body(save_pretrained(other, tmp_path / "b", picture=None))
-    assert "analysis.json is not used: it is of another model" in caplog.text
+    gflops = {**figures["gflops"], "total": "many"}
+    parameters = {"total": figures["parameters"]["total"] + 1}
+    for name, part in (("b", {"gflops": gflops}), ("c", {"parameters": parameters})):
+        (other / "analysis.json").write_text(json.dumps({**figures, **part}))
+        caplog.clear()
+        assert "| ms |" not in body(save_pretrained(other, tmp_path / name, picture=None))
+        assert "analysis.json is not used: it is of another model" in caplog.text
     (other / "analysis.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"analysis\.json is damaged"):
-        save_pretrained(other, tmp_path / "c", picture=None)
+        save_pretrained(other, tmp_path / "d", picture=None)

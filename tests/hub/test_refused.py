@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -45,7 +46,7 @@ CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
         (WEIGHTS, damage, "model.safetensors is damaged: its tensors do not match their checksum"),
         (WEIGHTS, cut, "model.safetensors is not a safetensors file"),
         (CONFIG, lambda path: path.write_text("a: [\n"), "line 2: not YAML"),
-        (CONFIG, lambda path: path.write_bytes(b"\xff\xfe\x00"), "unacceptable character"),
+        (CONFIG, lambda path: path.write_bytes(b"\0"), ", position 0. Give its config"),
         (CONFIG, lambda path: change(path, "num_queries: 20", "num_queries: 21"), "does not fit"),
         (CONFIG, lambda path: change(path, "[cat, dog, owl]", "[cat, dog]"), "3 classes"),
         (
@@ -162,6 +163,33 @@ def test_what_is_there_stays(run: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert (save_pretrained(run, empty, picture=None) / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("overrides", 5), ("seconds_training", "abc"), ("versions", [1]), ("config", 5)],
+)
+def test_results_of_another_kind(run: Path, tmp_path: Path, key: str, value: object) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    (other / "results.json").write_text(json.dumps({"device": None, key: value}))
+    says = rf"results\.json is damaged: {key} is {re.escape(repr(value))}\. Delete it, or create"
+    with pytest.raises(CheckpointError, match=says):
+        save_pretrained(other, tmp_path / "made", picture=None)
+
+
+def test_metrics_that_are_no_numbers_are_left_out(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    row = '{"iteration": 20, "eval/bbox/AP": "x", "eval/bbox/AP50": NaN, "eval/bbox/AP75": 31.5}'
+    (other / "metrics.json").write_text(row)
+    text = (save_pretrained(other, tmp_path / "made", picture=None) / "README.md").read_text()
+    assert "| AP75 |\n| --- |\n| 31.5 |" in text
+
+
+def test_a_file_in_the_way_is_said_before_any_work(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(OSError, match=r"cannot be written: .*file: Not a directory\. Name another"):
+        save_pretrained(tmp_path / "no run", file / "made")
 
 
 def test_all_or_nothing(run: Path, tmp_path: Path, monkeypatch) -> None:

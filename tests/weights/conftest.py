@@ -18,5 +18,6 @@ def whole_server() -> Iterator[Server]:
 @pytest.fixture
 def server(whole_server: Server) -> Server:
     whole_server.files.clear()
+    whole_server.absent.clear()
     whole_server.asked.clear()
     return whole_server

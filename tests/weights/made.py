@@ -113,10 +113,10 @@ def safetensors(source: str = "deformable-detr", seed: int = 0) -> bytes:
     return save(published(source, seed))
 
 
-def zipped(**members: bytes) -> bytes:
+def zipped(method: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
     """An archive; the names have an underscore for their dot."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(f"weights/{name.replace('_', '.')}", content)
         archive.writestr("__MACOSX/weights/._a.pth", b"what macOS adds")

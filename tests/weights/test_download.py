@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -137,6 +138,42 @@ def test_a_server_that_refuses(server: Server, tmp_path: Path, status: int) -> N
     with pytest.raises(DownloadError, match=f"^the server answered {status} "):
         download(serve(server, status=status), tmp_path / "a.pth")
     assert len(server.asked) == 1 and not left(tmp_path)
+
+
+def test_a_redirection_that_leads_nowhere(server: Server, tmp_path: Path) -> None:
+    for target, says in (
+        (PATH, r"^the server answered 302 .* infinite loop\. .*$"),
+        ("http://[bad", "^Invalid IPv6 URL$"),
+        ("http://a:port/", "nonnumeric port"),
+        (f"http://{'a' * 70}.invalid/", "label"),
+        ("file:///etc/passwd", "is not allowed"),
+    ):
+        server.absent = {"Location": target}
+        with pytest.raises(DownloadError, match=says) as error:
+            download(serve(server, status=302), tmp_path / "a.pth")
+        assert "\n" not in str(error.value) and not left(tmp_path)
+
+
+@pytest.mark.parametrize("length", ["-5", "\u00b2", "many", "9" * 5000])
+def test_a_length_that_is_no_number(server: Server, tmp_path: Path, length: str) -> None:
+    address = serve(server, length=False, headers={"Content-Length": length})
+    download(address, tmp_path / "a.pth")
+    assert (tmp_path / "a.pth").read_bytes() == CONTENT
+
+
+def test_what_does_not_speak_http(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as other:
+                other.recv(10_000)
+                other.sendall(b"SSH-2.0-hello\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DownloadError, match=r"^SSH-2\.0-hello$"):
+            download(f"http://127.0.0.1:{listener.getsockname()[1]}/a.pth", tmp_path / "a.pth")
+        thread.join()
 
 
 def test_a_page_in_place_of_a_file(server: Server, tmp_path: Path) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import subprocess
 import sys
+import threading
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -230,6 +235,41 @@ def test_archives_that_do_not_hold_one_checkpoint(server: Server, listed: Listed
         assert says in refused()
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_is_fetched_again(
+    server: Server, home: Path, listed: Listed, method: int
+) -> None:
+    listed(small=entry(f"{server.address}/a.zip"))
+    whole = zipped(method, a_pth=pth())
+    server.files["/a.zip"] = Served(whole[:3000] + bytes(99) + whole[3099:])
+    assert "(weights/a.pth in it cannot be unpacked: " in refused()
+    assert not left(home)
+    server.files["/a.zip"] = Served(whole)
+    assert weights_file("small").is_file()
+
+
+def test_a_cache_that_cannot_be_written(small: Server, home: Path, monkeypatch) -> None:
+    home.mkdir(parents=True)
+    (home / "fetched-a.pth.part").symlink_to("/dev/full")
+    says = rf"^Weights small cannot be kept in {home} \(.*No space left.*\)\. Set SPARSEDET_HOME to"
+    assert re.search(says, refused())
+    file = home.parents[1] / "file"
+    file.touch()
+    monkeypatch.setenv("SPARSEDET_HOME", str(file))
+    assert "Set SPARSEDET_HOME to a folder that can be written" in refused()
+
+
+def test_a_home_folder_that_is_unknown(small: Server, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("SPARSEDET_HOME", "~nobody-has-this-name/a")
+    assert main(["weights"]) == 2
+    says = "error: ~nobody-has-this-name/a begins with ~, but this home folder is unknown. Set "
+    assert capsys.readouterr().err == f"{says}SPARSEDET_HOME to a path without ~.\n"
+    monkeypatch.setattr(Path, "expanduser", Path("~nobody-has-this-name").expanduser)
+    monkeypatch.delenv("SPARSEDET_HOME")
+    with pytest.raises(ValueError, match=r"^~/\.cache/sparsedet begins with ~, but"):
+        weights_file("small")
+
+
 def test_a_model_of_other_sizes(server: Server, home: Path, listed: Listed) -> None:
     server.files["/a.pth"] = Served(pth())
     other = entry(f"{server.address}/a.pth")
@@ -344,6 +384,25 @@ def test_two_processes_at_once(server: Server, home: Path, listed: Listed, root:
     assert other.communicate(timeout=60)[0] == f"{count}\n"
     assert len(server.asked) == 1, "one fetches, the other waits"
     assert left(home) == {"weights.safetensors", "origin.json"}
+
+
+def test_who_waits_for_another_process_says_so(small: Server, home: Path, caplog) -> None:
+    home.mkdir(parents=True)
+    held = threading.Event()
+
+    def hold() -> None:
+        with FileLock(home / "lock"):
+            held.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    weights_file("small")
+    other.join()
+    (said,) = caplog.records
+    assert said.levelname == "WARNING", "which every program shows"
+    assert said.getMessage() == "another process is downloading small; waiting for it"
 
 
 def test_names(listed: Listed, tmp_path: Path, monkeypatch, caplog) -> None:
