@@ -149,8 +149,11 @@ def _tell(made: Exported, files: list[str] | None, *, half: bool) -> int:
     if files is not None:
         print(f"int8, calibrated on {len(files)} pictures")
     rounded = half or files is not None  # the user asked for rounding
-    which = f", scores of at least {made.contract.score_threshold}" if rounded else ""
-    print(f"differences from the model, {made.compared} pictures{which}: {made.differences}")
+    which = f" with scores of at least {made.contract.score_threshold}" if rounded else ""
+    print(
+        f"differences from the model, {made.compared} pictures, {made.differences.detections} "
+        f"detections{which}: {made.differences}"
+    )
     if rounded:
         print(
             f"to measure the AP of the file: sparsedet eval {made.path} dataset.val_json=FILE ..."

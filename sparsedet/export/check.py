@@ -54,12 +54,14 @@ class Differences:
         boxes: difference of box sides, as a share of the picture.
         labels: share of the detections with another label.
         tokens: share of the kept tokens that differ; None if all tokens are kept.
+        detections: number of detections that were compared.
     """
 
     scores: float
     boxes: float
     labels: float
     tokens: float | None
+    detections: int
 
     @property
     def small(self) -> bool:
@@ -83,6 +85,8 @@ class Differences:
     def __str__(self) -> str:
         tokens = "" if self.tokens is None else f", kept tokens {100 * self.tokens:.2g} % different"
         labels = f", labels {100 * self.labels:.2g} % different" if self.labels else ""
+        if not self.detections:
+            return f"none of them to compare{tokens}"
         return f"scores {self.scores:.1e}, boxes {self.boxes:.1e} of the sides{labels}{tokens}"
 
 
@@ -149,6 +153,7 @@ def compare(
         boxes=max(each.boxes for each in pairs),
         labels=max(each.labels for each in pairs),
         tokens=max(tokens) if tokens else None,
+        detections=sum(each.detections for each in pairs),
     )
 
 
@@ -173,4 +178,5 @@ def _compare(
         boxes=float(np.abs((boxes - own_boxes[nearest]) / sides)[found].max(initial=0.0)),
         labels=float(1 - found.mean()) if len(found) else 0.0,
         tokens=tokens,
+        detections=count,
     )
