@@ -40,7 +40,8 @@ def test_killed_while_a_checkpoint_is_written(root: Path, tmp_path: Path) -> Non
         process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        assert not list(tmp_path.glob(".*.tmp"))  # those of the one before
+        left = [each.name for each in tmp_path.glob(".*.tmp")]
+        assert all(f".{process.pid}." in name for name in left)  # none of the process before
         deadline = time.monotonic() + moments.uniform(0.0, 0.3)
         while time.monotonic() < deadline or not list(tmp_path.glob(".checkpoint_*.tmp")):
             time.sleep(0.0005)
