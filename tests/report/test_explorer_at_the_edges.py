@@ -97,7 +97,7 @@ def test_long_class_names_are_cut_on_the_picture_alone(browser, folder):
         written = page.evaluate("window.written")
         assert written
         for words, width, most in written:
-            assert words.startswith("a class with") and words[-6:-4] == "… "
+            assert words.startswith("a class with") and words[-6:-4] == "\u2026 "
             assert width < most
         assert page.locator(".found .name").first.inner_text().startswith(LONG)
 
