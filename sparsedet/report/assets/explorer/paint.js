@@ -237,8 +237,8 @@ function paintBox(area, column, pass, index, highlighted) {
 function shortened(context, name, most) {
   if (context.measureText(name).width <= most) return name;
   const letters = [...name];
-  while (letters.length > 1 && context.measureText(`${letters.join("")}…`).width > most) letters.pop();
-  return `${letters.join("")}…`;
+  while (letters.length > 1 && context.measureText(`${letters.join("")}\u2026`).width > most) letters.pop();
+  return `${letters.join("")}\u2026`;
 }
 
 /** Class and score at a box, where no better detection's label is. */
