@@ -74,8 +74,8 @@ def _bare(key: str) -> str:
 
 def _check_different(key: str, values: Sequence[str]) -> None:
     """Check that no two values are the same one, however they are written."""
-    for first, second in itertools.combinations(values, 2):
-        a, b = (Override.parse(f"{key}={value}").value for value in (first, second))
+    read = [(value, Override.parse(f"{key}={value}").value) for value in values]
+    for (first, a), (second, b) in itertools.combinations(read, 2):
         if a == b and isinstance(a, bool) == isinstance(b, bool):
             also = "" if first == second else f", the second time as {second}"
             raise ConfigError(f"--grid has {key}={first} twice{also}. Leave one out.")

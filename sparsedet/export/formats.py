@@ -104,7 +104,7 @@ def write(
     elif kind == "program":
         content = io.BytesIO()  # on a full disk, torch's own writer ends the process
         torch.export.save(program, content, extra_files={KEY: contract.to_json()})
-        _write_bytes(path, content.getvalue())
+        _write_bytes(path, content.getbuffer())
     else:
         _write_package(program, path, contract)
 
@@ -121,7 +121,7 @@ def _write_package(program: ExportedProgram, path: Path, contract: Contract) -> 
             f"{path.name} was not written: AOTInductor failed ({_cause(error)}). Export a .pt2 "
             "file instead."
         ) from error
-    _write_bytes(path, content.getvalue())
+    _write_bytes(path, content.getbuffer())
 
 
 def _write_onnx(
@@ -140,7 +140,7 @@ def _write_onnx(
     _write_bytes(path, proto.SerializeToString())
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
+def _write_bytes(path: Path, content: bytes | memoryview) -> None:
     with atomic_write(path) as file:
         file.write(content)
 
